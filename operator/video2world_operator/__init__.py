@@ -1,0 +1,1 @@
+"""Control side: the API, the plan and the engines that carry it out; never imports torch."""

@@ -1,0 +1,87 @@
+"""Files that appear under their final name only when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["atomic_path", "atomic_write", "read_json", "sync_folder", "write_json", "write_text"]
+
+PARTIAL_PREFIX = ".partial-"  # leftovers of a killed writer are recognised by it and ignored
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``final``; rename it into place if the block succeeds.
+
+    The temporary file keeps the suffix of ``final`` (encoders choose the format by it). On an
+    exception it is removed and ``final`` is left as it was.
+
+    Raises:
+        OSError: what the block or the rename raised (disk full, read-only volume, ...).
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f"{PARTIAL_PREFIX}{final.stem[:80]}-", suffix=final.suffix, dir=final.parent
+    )
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        # mkstemp makes private files; the volume's other readers are other users of the group
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(final.parent)
+
+
+def atomic_write(final: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``write`` with a binary stream whose content becomes ``final`` at once."""
+    with atomic_path(final) as partial, partial.open("wb") as stream:
+        write(stream)
+
+
+def write_text(final: Path, text: str) -> None:
+    """Write UTF-8 text to ``final`` at once."""
+    atomic_write(final, lambda stream: stream.write(text.encode()))
+
+
+def write_json(final: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``final`` at once."""
+    write_text(final, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in ``path``, or None where there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error

@@ -1,0 +1,114 @@
+"""The frame every worker command runs in: skip what is done, mark what is finished, explain errors.
+
+A stage pod has ``V2W_STAGE``, ``V2W_RESOURCE`` and ``V2W_INPUTS_HASH`` in its environment and the
+volume's root as its working directory. Run by hand, without them, a command simply does its work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .events import emit, say
+from .files import read_json, write_json
+
+__all__ = [
+    "EXIT_FAILURE", "EXIT_PREEMPTED", "EXIT_USER_ERROR", "STATE_FOLDER", "Marker", "UserError",
+    "run_stage", "stop_on_sigterm",
+]
+
+EXIT_FAILURE = 1  # a defect or the machine's fault: worth another attempt
+EXIT_USER_ERROR = 2  # the input's fault: another attempt would end the same way
+EXIT_PREEMPTED = 143  # SIGTERM: state saved, to be continued without charge
+
+STATE_FOLDER = Path(".video2world")  # our own files on the volume, beside the guide's folders
+
+
+class UserError(Exception):
+    """Bad input. The message names the field or file, what is wrong, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The record that a stage's inputs, named by their hash, have been worked off on this volume."""
+
+    stage: str
+    inputs_hash: str
+
+    @property
+    def path(self) -> Path:
+        """Where the record lies, relative to the volume's root."""
+        return STATE_FOLDER / "stages" / f"{self.stage}-{self.inputs_hash}.json"
+
+    def read(self) -> dict[str, Any] | None:
+        """The record, or None while the stage is not finished or an output has since gone."""
+        record = read_json(self.path)
+        if record is None or not all(Path(output).exists() for output in record["outputs"]):
+            return None
+        return dict(record)
+
+    def write(self, outputs: list[str], summary: Mapping[str, Any]) -> None:
+        """Record that the stage is finished; ``outputs`` are paths relative to the volume."""
+        write_json(self.path, {
+            "stage": self.stage, "inputsHash": self.inputs_hash, "outputs": outputs,
+            "resource": os.environ.get("V2W_RESOURCE", ""), "summary": dict(summary),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        })
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"the volume is full while writing {error.filename or 'a file'}: enlarge " \
+               "spec.storage.size or delete what is not needed; finished files are kept"
+    if error.errno == errno.EROFS:
+        return f"the volume is mounted read-only ({error.filename}): mount it writable"
+    return str(error)
+
+
+def stop_on_sigterm() -> None:
+    """Turn SIGTERM into SystemExit(143), so that ``finally`` blocks run and partial files go."""
+    def stop(signum: int, frame: object) -> None:
+        raise SystemExit(EXIT_PREEMPTED)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def run_stage(work: Callable[[], tuple[list[str], Mapping[str, Any]]], *, stage: str) -> int:
+    """Run ``work`` once per inputs hash and return the exit code of the command.
+
+    ``work`` returns the paths it made (relative to the volume) and a summary for the log. A
+    :class:`UserError` or an ``OSError`` becomes one clear line on stderr instead of a traceback;
+    any other exception is a defect and is raised.
+    """
+    stop_on_sigterm()
+    stage = os.environ.get("V2W_STAGE", stage)
+    inputs_hash = os.environ.get("V2W_INPUTS_HASH")
+    marker = Marker(stage, inputs_hash) if inputs_hash else None
+    try:
+        if marker is not None and (record := marker.read()) is not None:
+            say(f"{stage}: nothing to do, finished {record['finished']} by {record['resource']}")
+            emit("skipped", stage, inputsHash=inputs_hash)
+            return 0
+        outputs, summary = work()
+        if marker is not None:
+            marker.write(outputs, summary)
+        emit("finished", stage, **summary)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="UserError", message=str(error))
+        return EXIT_USER_ERROR
+    except OSError as error:
+        print(f"error: {_explain(error)}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="IOError", message=_explain(error))
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; run it again to go on", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT

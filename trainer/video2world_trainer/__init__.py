@@ -1,0 +1,1 @@
+"""Model side: the Video2World DiT, its training and its inference."""
