@@ -1,0 +1,52 @@
+# Set-up lands in .venv inside the checkout; nothing else outside it is touched but package caches.
+PYTHON ?= python3
+UV     := .venv/bin/uv
+UV_VERSION := 0.9
+BIN    := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format generate constraints clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready ## Create .venv with everything the other targets need (done by them when needed)
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=$(UV_VERSION)'
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,dev]'
+	@touch $@
+
+demo: .venv/ready ## Post-train a tiny model on robot video made here, and show what it generates
+	$(BIN)/python tools/demo.py
+
+test: .venv/ready ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/ready ## Check style, types and generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m video2world_operator.crd --check
+
+format: .venv/ready ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: .venv/ready ## Write manifests/crd.yaml from the API's models
+	$(BIN)/python -m video2world_operator.crd
+
+constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
+	{ sed -n '/^#/p' constraints.txt; \
+	  $(UV) pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
+	  --extra operator --extra trainer --extra dev pyproject.toml; } > .constraints.new
+	mv .constraints.new constraints.txt
+
+clean: ## Remove everything made here: .venv, the demo's volume, caches
+	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
