@@ -1,0 +1,304 @@
+"""Writes manifests/crd.yaml: the CustomResourceDefinition, generated from the API's models.
+
+``python -m video2world_operator.crd`` writes it, ``--check`` fails if it is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .experiments import EXPERIMENTS, OVERRIDES
+from .models import (
+    GROUP,
+    KIND,
+    MAX_NAME,
+    PLURAL,
+    RESERVED_ENV,
+    SIZES,
+    VERSION,
+    Spec,
+    Status,
+    Video2WorldPostTrain,
+)
+
+__all__ = ["PATH", "build", "main", "render"]
+
+PATH = Path(__file__).parents[2] / "manifests" / "crd.yaml"
+
+Schema = dict[str, Any]
+
+_COLUMNS = (
+    ("Phase", "string", ".status.phase", 0, "Summary of the conditions."),
+    ("Stage", "string", ".status.stage", 0, "The stage at work."),
+    ("Progress", "string", ".status.progress.text", 0, "Iterations done and wanted."),
+    ("ETA", "string", ".status.progress.eta", 0, "Time until training ends."),
+    ("Restarts", "integer", ".status.restarts", 0, "Restarts of the train group."),
+    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since it was made."),
+    ("Loss", "number", ".status.progress.loss", 1, "Training loss."),
+    ("Checkpoint", "integer", ".status.checkpoint.iteration", 1, "Iteration last saved."),
+    ("Message", "string", ".status.message", 1, "What is going on."),
+)
+_MAP_LISTS = {"status.conditions": "type", "status.stages": "name"}
+_KEPT = {"type", "description", "enum", "pattern", "format", "minimum", "maximum", "default",
+         "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}  # fmt: skip
+
+
+def _given(choices: Any, prefix: str) -> set[str]:
+    if not isinstance(choices, dict):
+        return {prefix}
+    return set().union(*(_given(v, f"{prefix}.{k}") for k, v in choices.items()))
+
+
+_UNSET: set[str] = {f"spec.{override.field}" for override in OVERRIDES.values()}.union(
+    *(_given(meaning, "spec") for meaning in EXPERIMENTS.values())
+)
+"""Fields that an experiment or override may set: a default put in by the API server would hide
+whether the user gave them, so theirs is told in the description and applied by the operator."""
+
+
+def build() -> dict[str, Any]:
+    """The CustomResourceDefinition as an object."""
+    spec, status = _schema(Spec, "spec"), _schema(Status, "status")
+    # The experiment may give the model, an override the data set: rules ask for them below.
+    spec["required"] = ["training"]
+    model = spec["properties"]["model"]
+    model.pop("required")
+    dataset = spec["properties"]["dataset"]
+    dataset["x-kubernetes-validations"] = [_rule(
+        "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
+        "give exactly one of agibot, prepared, videos",
+    )]  # fmt: skip
+    spec["x-kubernetes-validations"] = _spec_rules()
+    root: Schema = {
+        "type": "object",
+        "description": (Video2WorldPostTrain.__doc__ or "").strip(),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+            "status": status,
+        },
+        "x-kubernetes-validations": [_rule(
+            f"size(self.metadata.name) <= {MAX_NAME} && "
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            f"metadata.name: at most {MAX_NAME} small letters, digits and dashes, a letter first, "
+            "since pods and Services are named after it",
+        )],
+    }  # fmt: skip
+    columns = [
+        {"name": n, "type": t, "jsonPath": p, "priority": priority, "description": d}
+        for n, t, p, priority, d in _COLUMNS
+    ]
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": root},
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": columns,
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["v2w"],
+                "categories": ["all"],
+            },
+            "versions": [version],
+        },
+    }
+
+
+def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
+    return {"rule": rule, "message": message, **more}
+
+
+def _by_size(field: str) -> str:
+    """A CEL expression: the default of ``field`` for the model's size."""
+    values = {name: getattr(size, field) for name, size in SIZES.items()}
+    size = "self.model.size"
+    return f"({size} == 'Tiny' ? {values['Tiny']} : {size} == '2B' ? {values['2B']} : " + (
+        f"{values['14B']})"
+    )
+
+
+def _or_default(field: str, default: str) -> str:
+    return f"(has(self.training.{field}) ? self.training.{field} : {default})"
+
+
+def _overridden(name: str) -> str:
+    overrides = "self.training.overrides"
+    return f"(has({overrides}) && {overrides}.exists(o, o.startsWith('{name}=')))"
+
+
+def _spec_rules() -> list[dict[str, str]]:
+    sized = "has(self.model) && has(self.model.size)"
+    named = "has(self.training.experiment)"
+    # What experiment and overrides decide is checked by the operator, which knows them.
+    plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
+    parallel = _or_default("contextParallelSize", _by_size("context_parallel"))
+    nodes = _or_default("nodes", _by_size("nodes"))
+    processes = _or_default("gpusPerNode", _by_size("processes"))
+    queue, old = "self.scheduling.queueName", "oldSelf.scheduling.queueName"
+    queued, was_queued = (f"(has({o}.scheduling) && has({o}.scheduling.queueName))"
+                          for o in ("self", "oldSelf"))  # fmt: skip
+    return [
+        _rule(f"({sized}) || {named}",
+              "model.size is missing; use Tiny, 2B or 14B, or name training.experiment"),
+        _rule(f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
+              "dataset is missing; give one of agibot, prepared, videos"),
+        _rule(f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
+              "training.iterations is missing; give the number of steps to train"),
+        _rule(f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
+              f"{_by_size('heads')} % {parallel} == 0)",
+              "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
+              "heads (Tiny 6, 2B 16, 14B 40)"),
+        _rule(f"!({sized}) || self.model.size == 'Tiny' || !has(self.training.device) || "
+              "self.training.device != 'CPU'",
+              "training.device: CPU can train model.size Tiny only"),
+        _rule("!has(self.storage) || !has(self.storage.accessMode) || "
+              "self.storage.accessMode != 'ReadWriteOncePod' || "
+              "!has(self.training.nodes) || self.training.nodes == 1",
+              "storage.accessMode: ReadWriteOncePod cannot be shared by several nodes; "
+              "use ReadWriteMany"),
+        _rule(f"self.suspend || oldSelf.suspend || ({queued} == {was_queued} && "
+              f"(!{queued} || {queue} == {old}))",
+              "scheduling.queueName can be changed only while suspend is true"),
+    ]  # fmt: skip
+
+
+def _schema(model: type[Spec] | type[Status], path: str) -> Schema:
+    raw = model.model_json_schema(by_alias=True, mode="validation")
+    return _structural(raw, raw.get("$defs", {}), path)
+
+
+def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
+    """One node as Kubernetes wants it: no $ref, no null, every list with its type."""
+    raw = _inlined(raw, definitions)
+    branches = [b for b in raw.pop("anyOf", []) if b.get("type") != "null"]
+    if len(branches) == 1:
+        raw = _inlined(branches[0], definitions) | raw
+        branches = []
+    if branches:  # quantities: 500m or 2
+        text = next(b for b in branches if b["type"] == "string")
+        return {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": text["pattern"],
+            "maxLength": text["maxLength"],
+        }
+    node = {name: value for name, value in raw.items() if name in _KEPT and value is not None}
+    if "const" in raw:
+        node["enum"] = [raw["const"]]
+    if "exclusiveMinimum" in raw:
+        node |= {"minimum": raw["exclusiveMinimum"], "exclusiveMinimum": True}
+    if "enum" in node:
+        node.setdefault("type", "integer" if isinstance(node["enum"][0], int) else "string")
+    if path in _UNSET and "default" in node:
+        value = node.pop("default")
+        shown = str(value).lower() if isinstance(value, bool) else value
+        node["description"] = f"{node['description']} Default: {shown}."
+    if node.get("default") in ([], {}):
+        del node["default"]
+    if node["type"] == "array":
+        _array(node, raw, definitions, path)
+    elif node["type"] == "object":
+        _object(node, raw, definitions, path)
+    elif node["type"] == "string":
+        _string(node)
+    return node
+
+
+def _inlined(raw: Schema, definitions: Schema) -> Schema:
+    if "$ref" not in raw:
+        return dict(raw)
+    target = definitions[raw["$ref"].rpartition("/")[2]]
+    return dict(target) | {name: value for name, value in raw.items() if name != "$ref"}
+
+
+def _array(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
+    node["items"] = _structural(raw["items"], definitions, path)
+    key = "name" if path.endswith(".env") else _MAP_LISTS.get(path)
+    if key:
+        node |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+        if path.endswith(".env"):
+            prefixes = [r for r in RESERVED_ENV if r.endswith("_")]
+            words = [r for r in RESERVED_ENV if not r.endswith("_")]
+            refused = [f"!self.startsWith('{p}')" for p in prefixes]
+            node["items"]["properties"]["name"]["x-kubernetes-validations"] = [_rule(
+                " && ".join([*refused, f"!(self in {words})"]),
+                "this variable is set by the plan itself; remove it",
+            )]  # fmt: skip
+    else:
+        node["x-kubernetes-list-type"] = "atomic"
+
+
+def _object(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
+    if "properties" not in raw:
+        values = raw.get("additionalProperties", True)
+        if values is True:
+            node["x-kubernetes-preserve-unknown-fields"] = True
+        else:
+            node["additionalProperties"] = _structural(values, definitions, f"{path}.*")
+        return
+    node["properties"] = {}
+    required = raw.get("required", [])
+    for name, inner in raw["properties"].items():
+        child = _structural(inner, definitions, f"{path}.{name}")
+        # An object left out still gets the defaults of its fields.
+        if "properties" in child and name not in required and inner.get("default", 0) is not None:
+            defaults = ("default" in field for field in child["properties"].values())
+            if any(defaults):
+                child["default"] = {}
+        node["properties"][name] = child
+    if required:
+        node["required"] = required
+
+
+def _string(node: Schema) -> None:
+    # Paths on the volume are the strings whose pattern ends in an optional slash.
+    if node.get("pattern", "").endswith("/?$"):
+        node["x-kubernetes-validations"] = [_rule(
+            "!self.split('/').exists(part, part == '..')",
+            "leaves the volume; give a path without ..",
+        )]  # fmt: skip
+
+
+def render() -> str:
+    """The text of manifests/crd.yaml."""
+    import yaml
+
+    head = "# Generated from operator/video2world_operator/models.py by `make generate`.\n"
+    return head + yaml.safe_dump(build(), sort_keys=False, width=100, allow_unicode=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the file, or with ``--check`` return 1 if it is not up to date."""
+    flags = argparse.ArgumentParser(prog="video2world_operator.crd", description=__doc__)
+    flags.add_argument("--check", action="store_true", help="only compare")
+    if flags.parse_args(arguments).check:
+        if PATH.exists() and PATH.read_text(encoding="utf-8") == render():
+            return 0
+        print(f"error: {PATH} is not up to date; run make generate", file=sys.stderr)
+        return 1
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    PATH.write_text(render(), encoding="utf-8")
+    print(f"wrote {PATH}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Errors in a resource file, as lines of: field path, what is wrong, remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+__all__ = ["InvalidResource", "Problem", "nearest"]
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One mistake: ``path`` as the user wrote it (``spec.training.nodes``) and what to do."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class InvalidResource(ValueError):
+    """A resource that cannot be accepted; ``str()`` lists all its ``problems``."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The remedy for an unknown word: `` did you mean X?`` or the list of what is known."""
+    known = sorted(known)
+    by_lower = {name.lower(): name for name in known}
+    found = get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    if found:
+        return f"did you mean {by_lower[found[0]]}?"
+    return "known here: " + ", ".join(known) if known else "remove it"

@@ -1,0 +1,769 @@
+"""The resource ``Video2WorldPostTrain``: its spec and status as typed, bounded fields.
+
+The CRD is generated from these models (:mod:`.crd`). Optional fields without a default are decided
+by the model's size; the properties at the end of :class:`Spec` say what then applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "PLURAL",
+    "SIZES",
+    "STAGES",
+    "Condition",
+    "Sample",
+    "Spec",
+    "StagePatch",
+    "StageStatus",
+    "Status",
+    "Video2WorldPostTrain",
+]
+
+GROUP, VERSION = "video2world.dev", "v1alpha1"
+API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
+STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
+RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+class Size(NamedTuple):
+    """What a model size decides (reference/cosmos-predict2.md, sections 1.1 and 2.3)."""
+
+    nodes: int
+    processes: int
+    context_parallel: int
+    heads: int
+    device: str
+    rope: tuple[float, float, float]  # height, width, time
+    learning_rate: float
+    warmup: int
+
+
+SIZES: Mapping[str, Size] = {
+    "Tiny": Size(1, 1, 1, 6, "CPU", (1.0, 1.0, 1.0), 1e-3, 50),
+    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000),
+    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000),
+}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        extra="forbid",
+        populate_by_name=True,
+        defer_build=True,  # validators are built at first use: importing stays quick
+    )
+
+
+def _text(maximum: int, pattern: str | None = None) -> StringConstraints:
+    return StringConstraints(min_length=1, max_length=maximum, pattern=pattern)
+
+
+Text = Annotated[str, _text(253)]
+DNSName = Annotated[str, _text(253, r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+# Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
+VolumePath = Annotated[str, _text(512, r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$")]
+FolderName = Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Quantity = Annotated[str, _text(32, r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?|[mk])?$")]
+RepoID = Annotated[str, _text(200, r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
+EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
+FreeObject = dict[str, Any]
+
+
+class ModelSpec(_Model):
+    """Which Cosmos-Predict2 Video2World model is post-trained."""
+
+    size: Literal["Tiny", "2B", "14B"] = Field(
+        description="Parameters of the base model; Tiny is a small one of the same classes that "
+        "trains on two CPU cores, for demonstrations. Required, unless the experiment gives it."
+    )
+    resolution: Literal["480p", "720p"] = Field(
+        default="720p",
+        description="Picture size in pixels: 720p is 704x1280, 480p is 432x768 (height x width). "
+        "Tiny is always 96x128.",
+    )
+    fps: Literal[10, 16] = Field(
+        default=16,
+        description="Frames per second of the base weights: 16 trains on clips of 93 frames, 10 on "
+        "clips of 61. Tiny always trains on 17.",
+    )
+    geometry: Literal["Crop", "Stretch"] = Field(
+        default="Crop",
+        description="How a video is brought to the picture size: scaled to cover and cropped at "
+        "the centre, or stretched. The guide's experiments stretch.",
+    )
+    rope_ratio: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=16,
+        description="Extrapolation ratio of the rotary position embedding over height and width; "
+        "default as the base weights: 3 for 2B, 2 for 14B, 1 for Tiny.",
+    )
+    weights: VolumePath | None = Field(
+        default=None,
+        description="Transformer weights on the volume to start from (.pt or .safetensors); "
+        "default the downloaded base weights.",
+    )
+
+
+class AgiBotDataset(_Model):
+    """Episodes of AgiBotWorld-Alpha, cut into windows with captions."""
+
+    task_ids: list[Annotated[int, Field(ge=0, le=1_000_000)]] = Field(
+        default=[327],
+        alias="taskIDs",
+        min_length=1,
+        max_length=64,
+        description="Numbers of the AgiBotWorld tasks to take.",
+    )
+    validation_episode_ids: list[EpisodeID] = Field(
+        default=[],
+        alias="validationEpisodeIDs",
+        max_length=1024,
+        description="Episodes held out of training, put under val/.",
+    )
+    window_seconds: float = Field(
+        default=5,
+        ge=0.5,
+        le=60,
+        description="Length of one window in seconds, at the source's 30 fps.",
+    )
+    camera: Literal[
+        "head_center_fisheye_color",
+        "head_color",
+        "head_left_fisheye_color",
+        "head_right_fisheye_color",
+        "back_left_fisheye_color",
+        "back_right_fisheye_color",
+        "hand_left_color",
+        "hand_right_color",
+    ] = Field(
+        default="head_center_fisheye_color",
+        description="The one camera whose videos are extracted.",
+    )
+    repo_id: RepoID = Field(
+        default="agibot-world/AgiBotWorld-Alpha",
+        alias="repoID",
+        description="Dataset repository on the Hugging Face Hub.",
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="Commit, tag or branch of the repository; default its newest state.",
+    )
+    caption_file: VolumePath | None = Field(
+        default=None,
+        description="JSON file of captions on the volume; default captions composed from AgiBot's "
+        "own task_info.",
+    )
+    path: VolumePath | None = Field(
+        default=None,
+        description="Folder on the volume that holds the AgiBotWorld-Alpha tree already; with it "
+        "nothing is downloaded, and its archives are left as they are.",
+    )
+    keep_archives: bool = Field(
+        default=False, description="Keep downloaded archives once their videos are extracted."
+    )
+    name: FolderName | None = Field(
+        default=None, description="Folder of the result under datasets/; default agibot_<camera>."
+    )
+
+
+class PreparedDataset(_Model):
+    """A data set in the guide's layout that is on the volume already."""
+
+    path: VolumePath = Field(
+        description="Folder with train/{metas,videos} and val/{metas,videos}, relative to the "
+        "volume's root, such as datasets/mine."
+    )
+
+
+class VideosDataset(_Model):
+    """Your own videos, each with its caption beside it: clip.mp4 and clip.txt."""
+
+    path: VolumePath = Field(
+        description="Folder of videos and captions, relative to the volume's root."
+    )
+    validation_names: list[Annotated[str, _text(200, r"^[^-/$\x00][^/$\x00]*$")]] = Field(
+        default=[],
+        max_length=1024,
+        description="Videos held out of training, by file name without the ending.",
+    )
+    window_seconds: float = Field(
+        default=5,
+        ge=0.5,
+        le=60,
+        description="Length in seconds of the windows that videos are cut into.",
+    )
+    name: FolderName | None = Field(
+        default=None,
+        description="Folder of the result under datasets/; default the resource's name.",
+    )
+
+
+class DatasetSpec(_Model):
+    """Where the training videos come from: exactly one of agibot, prepared, videos."""
+
+    agibot: AgiBotDataset | None = Field(default=None, description="Tasks of AgiBotWorld-Alpha.")
+    prepared: PreparedDataset | None = Field(
+        default=None, description="A folder in the guide's layout, on the volume already."
+    )
+    videos: VideosDataset | None = Field(default=None, description="A folder of your own videos.")
+
+
+class CheckpointSpec(_Model):
+    """When checkpoints are written and how many stay."""
+
+    every_iterations: int = Field(
+        default=500, ge=1, le=10_000_000, description="Iterations between two checkpoints."
+    )
+    keep: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Newest checkpoints that stay; older ones are deleted.",
+    )
+
+
+class LoRASpec(_Model):
+    """Low-rank adapters, used when the architecture is LoRA."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapters.")
+    alpha: float = Field(
+        default=16, ge=0.001, le=4096, description="Adapters are scaled by alpha divided by rank."
+    )
+
+
+class TrainingSpec(_Model):
+    """How the model is trained, and on what."""
+
+    experiment: Text | None = Field(
+        default=None,
+        description="A named experiment of the guide, which sets model and training as the guide "
+        "does; fields given here stand against it.",
+    )
+    overrides: list[Annotated[str, _text(512)]] = Field(
+        default=[],
+        max_length=64,
+        description="Overrides of the guide's command line, as name=value; each means the field "
+        "of this resource that does the same.",
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps to train in all; raise it to train on. Required, unless the "
+        "experiment gives it (100000).",
+    )
+    nodes: int | None = Field(
+        default=None, ge=1, le=1024, description="Pods of the train group; default 1, for 14B 4."
+    )
+    gpus_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="Processes per node, one GPU each (none each if the device is CPU); default "
+        "8, for Tiny 1.",
+    )
+    device: Literal["Auto", "CPU", "GPU"] = Field(
+        default="Auto",
+        description="What the model runs on; Auto is CPU for Tiny and GPU for the others.",
+    )
+    context_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Processes that share one clip; default 2, for 14B 8, for Tiny 1.",
+    )
+    architecture: Literal["Base", "LoRA"] = Field(
+        default="Base", description="Train all weights, or low-rank adapters only."
+    )
+    lora: LoRASpec = Field(default_factory=lambda: LoRASpec(), description="Adapters for LoRA.")
+    attention: Literal[
+        "Auto",
+        "FlashAttention4",
+        "FlashAttention3",
+        "FlashAttention2",
+        "TransformerEngine",
+        "Torch",
+    ] = Field(default="Auto", description="Attention kernel; Auto takes the best that the GPU has.")
+    batch_size: int = Field(
+        default=1, ge=1, le=1024, description="Clips per step in each context-parallel group."
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Base learning rate of AdamW; default 2^-15.5, for Tiny 0.001.",
+    )
+    warmup_iterations: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Iterations over which the learning rate rises; default 2000, for Tiny 50.",
+    )
+    clips_per_window: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Clips encoded from each window, at different first frames.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Seed of noise, data order and clip positions."
+    )
+    ema: bool = Field(
+        default=True,
+        description="Keep an exponential moving average of the weights in checkpoints.",
+    )
+    checkpoint: CheckpointSpec = Field(
+        default_factory=lambda: CheckpointSpec(),
+        description="When checkpoints are written and kept.",
+    )
+    max_restarts: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="Restarts after a crash of the trainer before the resource fails; lost nodes "
+        "and preemption are not counted.",
+    )
+    rendezvous_port: int = Field(
+        default=29500,
+        ge=1024,
+        le=65534,
+        description="TCP port at which the nodes meet; the next port is used too.",
+    )
+    job_name: FolderName | None = Field(
+        default=None,
+        description="Folder of the run under checkpoints/posttraining/video2world/ and results/; "
+        "default the resource's name, with an experiment the guide's.",
+    )
+
+
+class Sample(_Model):
+    """One video to generate."""
+
+    input: VolumePath = Field(
+        description="Picture or video to continue: a path on the volume, or under the data set's "
+        "folder if it begins with val/ or train/."
+    )
+    prompt: Annotated[str, StringConstraints(max_length=4096)] = Field(
+        default="",
+        description="Caption of the video to generate; empty takes the caption of the input.",
+    )
+    output: FolderName | None = Field(
+        default=None,
+        description="File name of the result, ending in .mp4; default sample-<number>.mp4.",
+    )
+
+
+class InferenceSpec(_Model):
+    """Videos generated from the post-trained checkpoint; without samples, none."""
+
+    samples: list[Sample] = Field(default=[], max_length=64, description="Videos to generate.")
+    checkpoint: Annotated[str, _text(512, r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$")] = Field(
+        default="latest",
+        description="What generates: latest, the number of an iteration, or a weights file on the "
+        "volume.",
+    )
+    num_conditional_frames: Literal[1, 5] = Field(
+        default=1, description="Frames of the input that the video continues."
+    )
+    guidance: float = Field(
+        default=7, ge=0, le=100, description="Weight of classifier-free guidance; 0 is without."
+    )
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the first noise.")
+    steps: int = Field(default=35, ge=1, le=1000, description="Steps of the sampler.")
+
+
+class SecretKey(_Model):
+    """A key of a Secret in the resource's namespace."""
+
+    name: DNSName = Field(description="Name of the Secret.")
+    key: Annotated[str, _text(253, r"^[-._a-zA-Z0-9]+$")] = Field(
+        default="token", description="Key within the Secret."
+    )
+
+
+class CredentialsSpec(_Model):
+    """Secrets that stages read."""
+
+    hugging_face_token_secret: SecretKey | None = Field(
+        default=None, description="Hugging Face token, for gated weights and data sets."
+    )
+
+
+class StorageSpec(_Model):
+    """The volume on which everything lies."""
+
+    size: Quantity = Field(default="500Gi", description="Size of the claim that is made, in bytes.")
+    claim_name: DNSName | None = Field(
+        default=None,
+        description="An existing claim to use; without it <resource>-data is made.",
+    )
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] | None = Field(
+        default=None,
+        description="Access mode of the claim; default ReadWriteMany for several nodes, else "
+        "ReadWriteOnce.",
+    )
+    storage_class_name: DNSName | None = Field(
+        default=None, description="Storage class of the claim; default the cluster's."
+    )
+    sub_path: VolumePath | None = Field(
+        default=None,
+        description="Folder of the claim that is the volume's root; default the whole claim.",
+    )
+
+
+class SchedulingSpec(_Model):
+    """How the train group is placed."""
+
+    queue_name: DNSName | None = Field(
+        default=None, description="Kueue's local queue for the GPU stages."
+    )
+    gang: Literal["Auto", "None"] = Field(
+        default="Auto", description="Start all nodes together or none, where the cluster can."
+    )
+    priority_class_name: DNSName | None = Field(
+        default=None, description="Priority class of all pods."
+    )
+    scheduler_name: DNSName | None = Field(
+        default=None, description="Scheduler of all pods; default the cluster's."
+    )
+    topology_key: Annotated[str, _text(316, r"^[A-Za-z0-9][-A-Za-z0-9_./]*$")] | None = Field(
+        default=None,
+        description="Node label within one value of which the train group prefers to lie.",
+    )
+
+
+class ImagesSpec(_Model):
+    """Container images."""
+
+    preprocess: Text = Field(
+        default="ghcr.io/video2world/preprocess:0.1.0",
+        description="Image of the stages download, dataset, embeddings and latents.",
+    )
+    trainer: Text = Field(
+        default="ghcr.io/video2world/trainer:0.1.0",
+        description="Image of the stages train and inference.",
+    )
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        default="IfNotPresent", description="When images are pulled."
+    )
+    pull_secrets: list[DNSName] = Field(
+        default=[], max_length=16, description="Names of Secrets to pull images with."
+    )
+
+
+class ResourcesSpec(_Model):
+    """Resources of one pod, as in Kubernetes."""
+
+    requests: dict[str, Quantity | int] = Field(
+        default={}, max_length=32, description="What is reserved, by resource name."
+    )
+    limits: dict[str, Quantity | int] = Field(
+        default={}, max_length=32, description="What may be used at most, by resource name."
+    )
+
+
+class EnvVar(_Model):
+    """One environment variable."""
+
+    name: Annotated[str, _text(128, r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="Name of the variable; those of torchrun and of the plan are refused."
+    )
+    value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        default=None, description="Value of the variable."
+    )
+    value_from: FreeObject | None = Field(
+        default=None, description="Source of the value, as in Kubernetes (secretKeyRef and so on)."
+    )
+
+
+class StagePatch(_Model):
+    """What one stage's pods get beside the plan's own."""
+
+    resources: ResourcesSpec | None = Field(
+        default=None, description="Resources of each pod, laid over the stage's defaults."
+    )
+    node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
+        default={}, max_length=32, description="Node labels that are required."
+    )
+    tolerations: list[FreeObject] = Field(
+        default=[], max_length=32, description="Tolerations, as in Kubernetes."
+    )
+    affinity: FreeObject | None = Field(default=None, description="Affinity, as in Kubernetes.")
+    env: list[EnvVar] = Field(
+        default=[], max_length=64, description="Further environment variables of the container."
+    )
+    image: Text | None = Field(default=None, description="Image instead of the one in spec.images.")
+    pod_template: FreeObject | None = Field(
+        default=None,
+        description="Merge patch (RFC 7386) laid over the pod template last; lists of containers, "
+        "volumes, mounts and env are merged by name.",
+    )
+
+
+class StagesSpec(_Model):
+    """Settings of single stages."""
+
+    download: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Fetching the weights."
+    )
+    dataset: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Making the data set."
+    )
+    embeddings: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Encoding captions."
+    )
+    latents: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Encoding videos."
+    )
+    train: StagePatch = Field(default_factory=lambda: StagePatch(), description="Training.")
+    inference: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Generating samples."
+    )
+
+
+class Spec(_Model):
+    """What is wanted."""
+
+    model: ModelSpec = Field(description="The model that is post-trained.")
+    dataset: DatasetSpec = Field(description="The training videos.")
+    training: TrainingSpec = Field(description="How it is trained.")
+    inference: InferenceSpec = Field(
+        default_factory=lambda: InferenceSpec(), description="Videos to generate afterwards."
+    )
+    storage: StorageSpec = Field(default_factory=lambda: StorageSpec(), description="The volume.")
+    credentials: CredentialsSpec = Field(
+        default_factory=lambda: CredentialsSpec(), description="Secrets that stages read."
+    )
+    scheduling: SchedulingSpec = Field(
+        default_factory=lambda: SchedulingSpec(), description="Queue, gang and placement."
+    )
+    images: ImagesSpec = Field(
+        default_factory=lambda: ImagesSpec(), description="Container images."
+    )
+    stages: StagesSpec = Field(
+        default_factory=lambda: StagesSpec(), description="Settings of single stages."
+    )
+    suspend: bool = Field(
+        default=False,
+        description="Save a checkpoint, end all pods and wait until it is false again.",
+    )
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the demonstration model is meant, whose picture and clip are fixed."""
+        return self.model.size == "Tiny"
+
+    @property
+    def iterations(self) -> int:
+        """Optimizer steps in all."""
+        return self.training.iterations or 0
+
+    @property
+    def nodes(self) -> int:
+        """Pods of the train group."""
+        return self.training.nodes or SIZES[self.model.size].nodes
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes that torchrun starts on each node."""
+        return self.training.gpus_per_node or SIZES[self.model.size].processes
+
+    @property
+    def context_parallel(self) -> int:
+        """Processes that share one clip."""
+        return self.training.context_parallel_size or SIZES[self.model.size].context_parallel
+
+    @property
+    def device(self) -> str:
+        """CPU or GPU."""
+        chosen = self.training.device
+        return SIZES[self.model.size].device if chosen == "Auto" else chosen
+
+    @property
+    def rope_ratios(self) -> tuple[float, float, float]:
+        """Extrapolation ratios over height, width and time."""
+        height, width, time = SIZES[self.model.size].rope
+        ratio = self.model.rope_ratio
+        return (height, width, time) if ratio is None else (ratio, ratio, time)
+
+    @property
+    def learning_rate(self) -> float:
+        """Base learning rate of AdamW."""
+        return self.training.learning_rate or SIZES[self.model.size].learning_rate
+
+    @property
+    def warmup_iterations(self) -> int:
+        """Iterations over which the learning rate rises."""
+        given = self.training.warmup_iterations
+        return SIZES[self.model.size].warmup if given is None else given
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames of one clip."""
+        return 17 if self.tiny else {16: 93, 10: 61}[self.model.fps]
+
+    @property
+    def video_size(self) -> tuple[int, int]:
+        """Height and width of one frame in pixels."""
+        return (
+            (96, 128)
+            if self.tiny
+            else {"720p": (704, 1280), "480p": (432, 768)}[self.model.resolution]
+        )
+
+
+State = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped", "Suspended"]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class StageStatus(_Model):
+    """How far one stage is."""
+
+    name: Literal["download", "dataset", "embeddings", "latents", "train", "inference"] = Field(
+        description="Name of the stage."
+    )
+    state: State = Field(default="Pending", description="Where the stage stands.")
+    attempt: int = Field(default=0, ge=0, description="Number of the running or last attempt.")
+    inputs_hash: str = Field(default="", description="Hash of what the stage's result depends on.")
+    start_time: Time | None = Field(default=None, description="When its first pod started.")
+    completion_time: Time | None = Field(default=None, description="When it ended.")
+    desired: int = Field(default=0, ge=0, description="Pods wanted.")
+    active: int = Field(default=0, ge=0, description="Pods that run or start.")
+    ready: int = Field(default=0, ge=0, description="Pods that are ready.")
+    succeeded: int = Field(default=0, ge=0, description="Pods that ended well.")
+    failed: int = Field(default=0, ge=0, description="Pods that failed.")
+    done: int | None = Field(default=None, ge=0, description="Items worked off.")
+    total: int | None = Field(default=None, ge=0, description="Items to work off.")
+    message: str = Field(default="", description="For people: what is going on, or why it failed.")
+
+
+class ProgressStatus(_Model):
+    """How far training is."""
+
+    iteration: int = Field(default=0, ge=0, description="Iterations done.")
+    iterations: int = Field(default=0, ge=0, description="Iterations wanted.")
+    loss: float | None = Field(
+        default=None, description="Training loss, the mean since the last report."
+    )
+    seconds_per_iteration: float | None = Field(
+        default=None, ge=0, description="Seconds per iteration."
+    )
+    eta_seconds: float | None = Field(
+        default=None, ge=0, description="Seconds until training ends."
+    )
+    text: str = Field(default="", description="For people: iteration/iterations.")
+    eta: str = Field(default="", description="For people: time until training ends.")
+
+
+class CheckpointStatus(_Model):
+    """The newest whole checkpoint."""
+
+    iteration: int = Field(default=0, ge=0, description="Iteration at which it was saved.")
+    path: str = Field(default="", description="Its model file, relative to the volume's root.")
+    time: Time | None = Field(default=None, description="When it was saved.")
+
+
+class GPUSeconds(_Model):
+    """What became of the GPU time, in GPU seconds."""
+
+    useful: float = Field(default=0, ge=0, description="Spent on iterations that were kept.")
+    lost: float = Field(default=0, ge=0, description="Spent on iterations that a restart repeated.")
+    idle: float = Field(default=0, ge=0, description="Held without training.")
+
+
+class Condition(_Model):
+    """A state as machines read it (metav1.Condition)."""
+
+    type: Annotated[str, _text(316)] = Field(description="Name of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: Annotated[str, _text(1024, r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")] = Field(
+        description="Why, as one CamelCase word."
+    )
+    message: Annotated[str, StringConstraints(max_length=32768)] = Field(
+        default="", description="Why, for people."
+    )
+    last_transition_time: Time = Field(description="When the status last changed.")
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="Generation of the spec that it speaks of."
+    )
+
+
+class Status(_Model):
+    """What is."""
+
+    phase: Literal["Pending", "Running", "Suspended", "Restarting", "Succeeded", "Failed"] = Field(
+        default="Pending", description="For people: a summary of the conditions."
+    )
+    stage: str = Field(default="", description="The stage at work.")
+    message: str = Field(default="", description="For people: what is going on, or why it failed.")
+    observed_generation: int = Field(
+        default=0, ge=0, description="Generation of the spec acted on."
+    )
+    conditions: list[Condition] = Field(
+        default=[], max_length=32, description="States, for machines."
+    )
+    stages: list[StageStatus] = Field(default=[], max_length=16, description="Every stage.")
+    progress: ProgressStatus | None = Field(default=None, description="How far training is.")
+    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest checkpoint.")
+    attempt: int = Field(default=0, ge=0, description="Number of the train group's attempt.")
+    restarts: int = Field(default=0, ge=0, description="Restarts of the train group.")
+    charged_restarts: int = Field(
+        default=0, ge=0, description="Restarts that count against spec.training.maxRestarts."
+    )
+    gpu_seconds: GPUSeconds | None = Field(default=None, description="Where the GPU time went.")
+    start_time: Time | None = Field(default=None, description="When work began.")
+    completion_time: Time | None = Field(default=None, description="When all was done or failed.")
+
+
+class Metadata(BaseModel):
+    """The part of the object's metadata that matters here; the rest passes through."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, _text(MAX_NAME, r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    namespace: DNSName | None = None
+    uid: str | None = None
+    generation: int | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class Video2WorldPostTrain(_Model):
+    """Post-trains a Cosmos-Predict2 Video2World model and generates videos with it."""
+
+    api_version: Literal["video2world.dev/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["Video2WorldPostTrain"] = KIND  # type: ignore[assignment]
+    metadata: Metadata
+    spec: Spec
+    status: Status | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the resource."""
+        return self.metadata.name
+
+    @property
+    def job_name(self) -> str:
+        """Folder of the run under checkpoints/posttraining/video2world/ and results/."""
+        return self.spec.training.job_name or self.name
+
+    @property
+    def dataset_dir(self) -> str:
+        """Folder of the data set, relative to the volume's root."""
+        dataset = self.spec.dataset
+        if dataset.prepared:
+            return dataset.prepared.path.rstrip("/")
+        if dataset.agibot:
+            return f"datasets/{dataset.agibot.name or f'agibot_{dataset.agibot.camera}'}"
+        return f"datasets/{(dataset.videos and dataset.videos.name) or self.name}"

@@ -1,0 +1,477 @@
+"""From the resource to its ordered stages and their Kubernetes manifests: a pure function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .commands import CADENCE, LENGTH, Command, commands, samples
+from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
+
+__all__ = ["CONFIG_DIR", "VOLUME_DIR", "Plan", "Stage", "make_plan", "to_yaml"]
+
+Manifest = dict[str, Any]
+
+VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
+EXIT_USER_ERROR = 2  # as the workers have it: the input's fault, not worth another attempt
+GPU = "nvidia.com/gpu"
+USER = 1000
+
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "download": (),
+    "dataset": (),
+    # Not download: what they take from it stands in their own command lines, so that another
+    # model size alone does not encode everything again.
+    "embeddings": ("dataset",),
+    "latents": ("dataset",),
+    "train": ("embeddings", "latents"),
+    "inference": ("train",),
+}
+_NETWORK = ("download", "dataset")  # the stages that may fetch, and so get the token
+_REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod (train: per GPU)
+    "download": (2, 4),
+    "dataset": (4, 8),
+    "embeddings": (4, 48),
+    "latents": (8, 32),
+    "train": (8, 96),
+    "inference": (8, 128),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the plan.
+
+    ``manifests`` are applied to start it (train: those of attempt 1); ``inputs_hash`` names all
+    that its result depends on: a stage whose hash stands on the volume is skipped; ``outputs`` are
+    the paths, relative to the volume's root, that exist once it is done.
+    """
+
+    name: str
+    manifests: tuple[Manifest, ...]
+    inputs_hash: str
+    outputs: tuple[str, ...]
+    argv: tuple[str, ...]
+
+    @property
+    def job(self) -> Manifest:
+        """The batch/v1 Job among the manifests."""
+        return next(m for m in self.manifests if m["kind"] == "Job")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a resource asks for. ``shared`` (claim, ConfigMap) is applied before any stage."""
+
+    name: str
+    namespace: str
+    resource: Video2WorldPostTrain
+    shared: tuple[Manifest, ...]
+    stages: tuple[Stage, ...]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; KeyError if the plan has none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def train_manifests(self, attempt: int) -> tuple[Manifest, ...]:
+        """The headless Service and the Indexed Job of one attempt (1, 2, ...) at training."""
+        stage = self.stage("train")
+        return _train(self.resource, self.namespace, stage.inputs_hash, stage.argv, attempt)
+
+
+def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
+    """Plan a resource; its own ``metadata.namespace`` stands against ``namespace``."""
+    namespace = resource.metadata.namespace or namespace
+    hashes: dict[str, str] = {}
+    stages = []
+    for name, command in commands(resource).items():
+        hashes[name] = _inputs_hash(resource, name, command, hashes)
+        argv = tuple(command.argv)
+        if name == "train":
+            manifests = _train(resource, namespace, hashes[name], argv, 1)
+        else:
+            manifests = (_job(resource, namespace, name, hashes[name], argv),)
+        stages.append(Stage(name, manifests, hashes[name], command.outputs, argv))
+    shared = (*_claim(resource, namespace), _config(resource, namespace))
+    return Plan(resource.name, namespace, resource, shared, tuple(stages))
+
+
+def to_yaml(plan: Plan) -> str:
+    """All manifests as one multi-document YAML text, the same for the same plan."""
+    import yaml  # here, so that importing the plan stays quick
+
+    class Dumper(yaml.SafeDumper):
+        """Writes a list that occurs twice twice, not as an alias."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    documents = [*plan.shared, *(m for stage in plan.stages for m in stage.manifests)]
+    return yaml.dump_all(
+        documents,
+        Dumper=Dumper,
+        sort_keys=False,
+        explicit_start=True,
+        width=100,
+        allow_unicode=True,
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _inputs_hash(
+    resource: Video2WorldPostTrain, stage: str, command: Command, hashes: Mapping[str, str]
+) -> str:
+    inputs: dict[str, Any] = {
+        "argv": [a for a in command.argv if not a.startswith(CADENCE)],
+        "needs": [hashes[need] for need in _NEEDS[stage]],
+    }
+    if stage == "train":
+        inputs["world"] = [resource.spec.nodes, resource.spec.processes_per_node]
+    if stage == "inference":
+        inputs["samples"] = samples(resource)
+    return _digest(inputs)
+
+
+def _run_hash(argv: tuple[str, ...], needs: list[str]) -> str:
+    kept = [a for a in argv if not a.startswith((*CADENCE, LENGTH))]
+    return _digest([kept, needs])
+
+
+def _labels(resource: Video2WorldPostTrain, stage: str | None = None) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "video2world",
+        "app.kubernetes.io/instance": resource.name,
+        "app.kubernetes.io/managed-by": "video2world-operator",
+        f"{GROUP}/resource": resource.name,
+    }
+    if stage:
+        labels |= {"app.kubernetes.io/component": stage, f"{GROUP}/stage": stage}
+    return labels
+
+
+def _object(
+    version: str, kind: str, name: str, namespace: str, labels: dict[str, str], **body: Any
+) -> Manifest:
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **body}
+
+
+def _claim_name(resource: Video2WorldPostTrain) -> str:
+    return resource.spec.storage.claim_name or f"{resource.name}-data"
+
+
+def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ...]:
+    storage = resource.spec.storage
+    if storage.claim_name:
+        return ()
+    mode = storage.access_mode or ("ReadWriteMany" if resource.spec.nodes > 1 else "ReadWriteOnce")
+    spec: dict[str, Any] = {
+        "accessModes": [mode],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name:
+        spec["storageClassName"] = storage.storage_class_name
+    name = _claim_name(resource)
+    return (_object("v1", "PersistentVolumeClaim", name, namespace, _labels(resource), spec=spec),)
+
+
+def _config(resource: Video2WorldPostTrain, namespace: str) -> Manifest:
+    text = json.dumps(samples(resource), indent=2, ensure_ascii=False) + "\n"
+    return _object(
+        "v1",
+        "ConfigMap",
+        f"{resource.name}-config",
+        namespace,
+        _labels(resource),
+        data={"samples.json": text},
+    )
+
+
+def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
+    if resource.spec.device == "CPU" or stage in _NETWORK:
+        return 0
+    return resource.spec.processes_per_node if stage == "train" else 1
+
+
+def _job(
+    resource: Video2WorldPostTrain,
+    namespace: str,
+    stage: str,
+    inputs_hash: str,
+    argv: tuple[str, ...],
+    attempt: int = 1,
+    **group: Any,
+) -> Manifest:
+    """The Job of a stage; ``group`` has what the train group adds: name, env, spec, pod."""
+    labels = _labels(resource, stage) | {f"{GROUP}/attempt": str(attempt)}
+    pod = _pod(resource, stage, inputs_hash, argv, group.get("env", {}))
+    pod |= group.get("pod", {})
+    template: dict[str, Any] = {"metadata": {"labels": dict(labels)}, "spec": pod}
+    patch: StagePatch = getattr(resource.spec.stages, stage)
+    if patch.pod_template:
+        template = _merge(template, patch.pod_template)
+    spec: dict[str, Any] = {
+        "backoffLimit": 3,
+        "podFailurePolicy": {
+            "rules": [
+                _rule(
+                    "FailJob",
+                    onExitCodes={
+                        "containerName": stage,
+                        "operator": "In",
+                        "values": [EXIT_USER_ERROR],
+                    },
+                ),
+                _rule("Ignore", onPodConditions=[{"type": "DisruptionTarget", "status": "True"}]),
+            ]
+        },
+        "template": template,
+    } | group.get("spec", {})
+    queue = resource.spec.scheduling.queue_name
+    if queue and (stage == "train" or _gpus(resource, stage)):  # on the Job, not its pods
+        labels["kueue.x-k8s.io/queue-name"] = queue
+    name = group.get("name", f"{resource.name}-{stage}")
+    job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
+    job["metadata"]["annotations"] = {f"{GROUP}/inputs-hash": inputs_hash}
+    return job
+
+
+def _rule(action: str, **when: Any) -> dict[str, Any]:
+    return {"action": action, **when}
+
+
+def _train(
+    resource: Video2WorldPostTrain,
+    namespace: str,
+    inputs_hash: str,
+    argv: tuple[str, ...],
+    attempt: int,
+) -> tuple[Manifest, ...]:
+    """Service and Indexed Job; every node runs one torchrun agent, which meet at node 0."""
+    spec, port = resource.spec, resource.spec.training.rendezvous_port
+    service, name = f"{resource.name}-train", f"{resource.name}-train-{attempt}"
+    host = f"{name}-0.{service}"
+    env = {
+        "PET_NNODES": str(spec.nodes),
+        "PET_NPROC_PER_NODE": str(spec.processes_per_node),
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": f"{host}:{port}",
+        "PET_RDZV_ID": name,
+        # Nodes come up minutes apart when images are pulled; torchrun waits ten minutes otherwise.
+        "PET_RDZV_CONF": "join_timeout=1800",
+        "PET_MAX_RESTARTS": "0",  # a lost process restarts the whole group, as a new attempt
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port + 1),
+        # Names a run whose checkpoints may be gone on from: all but its length and cadence.
+        "V2W_RUN_HASH": _run_hash(argv, [resource.dataset_dir]),
+        "V2W_ATTEMPT": str(attempt),
+    }
+    fail = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    user = {"containerName": "train", "operator": "In", "values": [EXIT_USER_ERROR]}
+    job = _job(
+        resource,
+        namespace,
+        "train",
+        inputs_hash,
+        argv,
+        attempt,
+        name=name,
+        env=env,
+        pod={"subdomain": service} | _topology(resource),
+        spec={
+            "completionMode": "Indexed",
+            "completions": spec.nodes,
+            "parallelism": spec.nodes,
+            "backoffLimit": 0,
+            # One lost node ends the attempt at once: the others could not go on without it.
+            "podFailurePolicy": {
+                "rules": [_rule("FailJob", onExitCodes=user), _rule("FailJob", **fail)]
+            },
+        },
+    )
+    ports = [{"name": "rendezvous", "port": port}, {"name": "master", "port": port + 1}]
+    selector = {f"{GROUP}/resource": resource.name, f"{GROUP}/stage": "train"}
+    body = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": selector,
+        "ports": ports,
+    }
+    labels = _labels(resource, "train")
+    return (_object("v1", "Service", service, namespace, labels, spec=body), job)
+
+
+def _topology(resource: Video2WorldPostTrain) -> dict[str, Any]:
+    key, affinity = resource.spec.scheduling.topology_key, resource.spec.stages.train.affinity
+    if not key or affinity:
+        return {}
+    selector = {f"{GROUP}/resource": resource.name, f"{GROUP}/stage": "train"}
+    term = {"labelSelector": {"matchLabels": selector}, "topologyKey": key}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    name = "preferredDuringSchedulingIgnoredDuringExecution"
+    return {"affinity": {"podAffinity": {name: preferred}}}
+
+
+def _pod(
+    resource: Video2WorldPostTrain,
+    stage: str,
+    inputs_hash: str,
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+) -> dict[str, Any]:
+    spec, patch = resource.spec, getattr(resource.spec.stages, stage)
+    trainer = stage in ("train", "inference")
+    image = patch.image or (spec.images.trainer if trainer else spec.images.preprocess)
+    data: dict[str, Any] = {"name": "data", "mountPath": VOLUME_DIR}
+    if spec.storage.sub_path:
+        data["subPath"] = spec.storage.sub_path
+    shared_memory = "1Gi" if spec.tiny else "64Gi"
+    container = {
+        "name": stage,
+        "image": image,
+        "imagePullPolicy": spec.images.pull_policy,
+        "command": list(argv),
+        "workingDir": VOLUME_DIR,
+        "env": _env(resource, stage, inputs_hash, env),
+        "resources": _resources(resource, stage),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            data,
+            {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        # Long enough to save a checkpoint: SIGTERM first, and only then the end.
+        "terminationGracePeriodSeconds": 600 if stage == "train" and not spec.tiny else 60,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": _claim_name(resource)}},
+            {"name": "config", "configMap": {"name": f"{resource.name}-config"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    optional = {
+        "nodeSelector": patch.node_selector,
+        "tolerations": patch.tolerations,
+        "affinity": patch.affinity,
+        "priorityClassName": spec.scheduling.priority_class_name,
+        "schedulerName": spec.scheduling.scheduler_name,
+        "imagePullSecrets": [{"name": name} for name in spec.images.pull_secrets],
+    }
+    return pod | {name: value for name, value in optional.items() if value}
+
+
+def _env(
+    resource: Video2WorldPostTrain, stage: str, inputs_hash: str, group: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    values = {
+        "V2W_STAGE": stage,
+        "V2W_RESOURCE": resource.name,
+        "V2W_INPUTS_HASH": inputs_hash,
+        "V2W_CONFIG_DIR": CONFIG_DIR,
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",  # the root file system is read-only
+        **group,
+    }
+    if resource.spec.device == "CPU":
+        values["CUDA_VISIBLE_DEVICES"] = ""
+    env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
+    token = resource.spec.credentials.hugging_face_token_secret
+    if token and stage in _NETWORK:
+        reference = {"name": token.name, "key": token.key}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    patch: StagePatch = getattr(resource.spec.stages, stage)
+    given = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
+    return _merge_named(env, given, "name")
+
+
+def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
+    gpus = _gpus(resource, stage)
+    cpus, memory = (1, 2) if resource.spec.tiny else _REQUESTS[stage]
+    if stage == "train":
+        cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
+    requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
+    limits: dict[str, Any] = {GPU: str(gpus)} if gpus else {}
+    patch: StagePatch = getattr(resource.spec.stages, stage)
+    if patch.resources:
+        requests |= {name: str(value) for name, value in patch.resources.requests.items()}
+        limits |= {name: str(value) for name, value in patch.resources.limits.items()}
+        # A GPU's request must equal its limit: the one that is given holds for both.
+        if GPU in patch.resources.requests and GPU not in patch.resources.limits:
+            limits[GPU] = requests[GPU]
+        if limits.get(GPU) == "0":
+            limits.pop(GPU)
+            requests.pop(GPU, None)
+    return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+    "imagePullSecrets": "name",
+}
+
+
+def _merge(base: Any, patch: Any) -> Any:
+    """RFC 7386, but lists of things with names are merged by name, as kubectl does."""
+    if not isinstance(base, dict) or not isinstance(patch, dict):
+        return patch
+    merged = dict(base)
+    for field, value in patch.items():
+        if value is None:
+            merged.pop(field, None)
+        elif field in _KEYS and isinstance(merged.get(field), list) and isinstance(value, list):
+            merged[field] = _merge_named(merged[field], value, _KEYS[field])
+        else:
+            merged[field] = _merge(merged.get(field, {}), value)
+    return merged
+
+
+def _merge_named(base: list[Any], patch: list[Any], key: str) -> list[Any]:
+    merged = {item[key]: item for item in base}
+    for item in patch:
+        merged[item[key]] = _merge(merged.get(item[key], {}), item)
+    return list(merged.values())
+
+
+def owner_reference(resource: Video2WorldPostTrain) -> dict[str, Any]:
+    """The owner reference that the operator puts on what it applies; needs the object's uid."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": resource.name,
+        "uid": resource.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }

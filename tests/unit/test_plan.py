@@ -1,0 +1,342 @@
+"""The plan: ordered stages, manifests a restricted cluster admits, hashes that follow inputs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from video2world_operator.api import load_resource, parse
+from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, to_yaml
+
+SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
+STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
+
+
+def plan(name="run", **spec):
+    base = {
+        "model": {"size": "Tiny"},
+        "dataset": {"agibot": {"path": "datasets/agibot", "validationEpisodeIDs": [685393]}},
+        "training": {"iterations": 1000, "nodes": 2},
+        "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
+    }
+    merged = {k: base.get(k, {}) | spec.get(k, {}) for k in {**base, **spec}}
+    return make_plan(parse({
+        "apiVersion": "video2world.dev/v1alpha1",
+        "kind": "Video2WorldPostTrain",
+        "metadata": {"name": name},
+        "spec": merged,
+    }))  # fmt: skip
+
+
+def hashes(**spec):
+    return {stage.name: stage.inputs_hash for stage in plan(**spec).stages}
+
+
+def pod(stage):
+    return stage.job["spec"]["template"]["spec"]
+
+
+def env(stage):
+    return {v["name"]: v.get("value") for v in pod(stage)["containers"][0]["env"]}
+
+
+def changed(**spec):
+    before, after = hashes(), hashes(**spec)
+    return [name for name in before if before[name] != after.get(name)]
+
+
+def test_stages_in_order():
+    assert [s.name for s in plan().stages] == STAGES
+
+
+def test_without_samples_no_inference():
+    made = plan(inference={"samples": []})
+    assert [s.name for s in made.stages] == STAGES[:-1]
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_rendering_is_deterministic_and_reads_back(path):
+    text = to_yaml(make_plan(load_resource(path)))
+    assert text == to_yaml(make_plan(load_resource(path)))
+    documents = list(yaml.safe_load_all(text))
+    made = make_plan(load_resource(path))
+    assert documents == [*made.shared, *(m for s in made.stages for m in s.manifests)]
+    assert "&id" not in text
+
+
+def test_dataset_command_of_the_guide():
+    (stage,) = [s for s in plan(model={"size": "2B"}, training={"nodes": 1}).stages
+                if s.name == "dataset"]  # fmt: skip
+    assert list(stage.argv) == [
+        "python",
+        "-m",
+        "video2world_preprocess.agibot",
+        "--task_ids",
+        "327",
+        "--data_dir",
+        "datasets/agibot",
+        "--repo_id",
+        "agibot-world/AgiBotWorld-Alpha",
+        "--camera",
+        "head_center_fisheye_color",
+        "--val_episode_ids",
+        "685393",
+        "--window-size",
+        "5",
+        "--min-last-window",
+        "7.5",
+        "--min_frames",
+        "94",
+        "--dataset_dir",
+        "datasets/agibot_head_center_fisheye_color",
+        "--prepare",
+        "--local",
+    ]
+
+
+def test_train_group():
+    service, job = plan().stage("train").manifests
+    assert (service["metadata"]["name"], job["metadata"]["name"]) == ("run-train", "run-train-1")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 2, 2)
+    assert spec["backoffLimit"] == 0
+    assert spec["template"]["spec"]["subdomain"] == "run-train"
+    values = env(plan().stage("train"))
+    assert values["PET_RDZV_ENDPOINT"] == "run-train-1-0.run-train:29500"
+    assert (values["PET_NNODES"], values["PET_NPROC_PER_NODE"]) == ("2", "1")
+    assert (values["MASTER_ADDR"], values["MASTER_PORT"]) == ("run-train-1-0.run-train", "29501")
+    command = spec["template"]["spec"]["containers"][0]["command"]
+    assert command[:4] == ["torchrun", "-m", "video2world_trainer.train", "--"]
+
+
+def test_attempts_differ_in_name_and_rendezvous_only():
+    first, third = (json.dumps(plan().train_manifests(n)) for n in (1, 3))
+    assert "run-train-3-0.run-train:29500" in third
+    renamed = first.replace("run-train-1", "run-train-3").replace('attempt": "1"', 'attempt": "3"')
+    renamed = renamed.replace('"V2W_ATTEMPT", "value": "1"', '"V2W_ATTEMPT", "value": "3"')
+    assert renamed == third
+    assert plan().stage("train").manifests == plan().train_manifests(1)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_pods_fit_the_restricted_profile(path):
+    for stage in make_plan(load_resource(path)).stages:
+        spec = pod(stage)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        (container,) = spec["containers"]
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert all("hostPath" not in volume for volume in spec["volumes"])
+        mounts = {m["name"] for m in container["volumeMounts"]}
+        assert mounts == {v["name"] for v in spec["volumes"]}
+
+
+def test_every_worker_gets_its_place_and_its_hash():
+    for stage in plan().stages:
+        values = env(stage)
+        assert values["V2W_STAGE"] == stage.name
+        assert values["V2W_RESOURCE"] == "run"
+        assert values["V2W_INPUTS_HASH"] == stage.inputs_hash
+        assert values["V2W_CONFIG_DIR"] == CONFIG_DIR
+        (container,) = pod(stage)["containers"]
+        assert container["workingDir"] == VOLUME_DIR
+        assert all(isinstance(word, str) for word in container["command"])
+        assert container["command"][0] in ("python", "torchrun")  # never a shell
+        assert stage.job["metadata"]["annotations"]["video2world.dev/inputs-hash"] == (
+            stage.inputs_hash
+        )
+
+
+def test_user_errors_are_not_retried():
+    for stage in plan().stages:
+        rule = stage.job["spec"]["podFailurePolicy"]["rules"][0]
+        assert rule["action"] == "FailJob"
+        assert rule["onExitCodes"]["values"] == [2]
+        assert rule["onExitCodes"]["containerName"] == pod(stage)["containers"][0]["name"]
+        assert pod(stage)["restartPolicy"] == "Never"  # the policy requires it
+
+
+def test_the_token_is_a_reference_and_only_where_it_is_needed():
+    made = plan(credentials={"huggingFaceTokenSecret": {"name": "hf", "key": "t"}})
+    holders = []
+    for stage in made.stages:
+        for variable in pod(stage)["containers"][0]["env"]:
+            if variable["name"] == "HF_TOKEN":
+                holders.append(stage.name)
+                assert variable["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "t"}}
+                assert "value" not in variable
+    assert holders == ["download", "dataset"]
+
+
+def test_gpus_are_held_by_the_stages_that_use_them():
+    made = make_plan(load_resource(next(p for p in SAMPLES if p.stem == "agibot-14b")))
+    held = {
+        s.name: pod(s)["containers"][0]["resources"].get("limits", {}).get("nvidia.com/gpu")
+        for s in made.stages
+    }
+    assert held == {"download": None, "dataset": None, "embeddings": "1", "latents": "1",
+                    "train": "8", "inference": "1"}  # fmt: skip
+    assert "nvidia.com/gpu" not in to_yaml(plan())
+    assert all(env(s)["CUDA_VISIBLE_DEVICES"] == "" for s in plan().stages)
+
+
+def test_a_stage_may_do_without_its_gpu():
+    made = plan(
+        model={"size": "2B"},
+        training={"nodes": 1},
+        stages={"embeddings": {"resources": {"limits": {"nvidia.com/gpu": 0, "cpu": 4}}}},
+    )
+    limits = pod(made.stage("embeddings"))["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "4"}
+
+
+def test_samples_file():
+    second = {"input": "x.mp4", "prompt": "é", "output": "y.mp4"}
+    made = plan(inference={"samples": [{"input": "val/videos/a.mp4"}, second]})
+    (config,) = [m for m in made.shared if m["kind"] == "ConfigMap"]
+    assert json.loads(config["data"]["samples.json"]) == [
+        {
+            "input_video": "datasets/agibot_head_center_fisheye_color/val/videos/a.mp4",
+            "prompt": "",
+            "output_video": "results/run/sample-0.mp4",
+        },
+        {"input_video": "x.mp4", "prompt": "é", "output_video": "results/run/y.mp4"},
+    ]
+    assert made.stage("inference").outputs == ("results/run/sample-0.mp4", "results/run/y.mp4")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "path"),
+    [
+        ("latest", "checkpoints/posttraining/video2world/run/checkpoints"),
+        (
+            "1000",
+            "checkpoints/posttraining/video2world/run/checkpoints/model/iter_000001000.pt",
+        ),
+        ("mine/w.pt", "mine/w.pt"),
+    ],
+)
+def test_checkpoint_for_inference(checkpoint, path):
+    argv = plan(inference={"checkpoint": checkpoint}).stage("inference").argv
+    assert argv[argv.index("--dit_path") + 1] == path
+
+
+def test_claim():
+    (claim,) = [m for m in plan().shared if m["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]  # two nodes share it
+    mine = plan(storage={"claimName": "mine", "subPath": "a/b"})
+    assert [m["kind"] for m in mine.shared] == ["ConfigMap"]
+    spec = pod(mine.stages[0])
+    assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "mine"}
+    assert spec["containers"][0]["volumeMounts"][0]["subPath"] == "a/b"
+
+
+def test_queue_label_is_on_one_level_only():
+    made = plan(scheduling={"queueName": "q"})
+    for stage in made.stages:
+        queued = stage.job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+        assert queued == ("q" if stage.name == "train" else None)
+        template = stage.job["spec"]["template"]["metadata"]["labels"]
+        assert "kueue.x-k8s.io/queue-name" not in template
+
+
+def test_stage_settings_and_patch():
+    patch = {
+        "spec": {
+            "runtimeClassName": "nvidia",
+            "containers": [{"name": "train", "tty": True}],
+            "volumes": [{"name": "shm", "emptyDir": {"sizeLimit": "2Gi"}},
+                        {"name": "extra", "emptyDir": {}}],
+            "terminationGracePeriodSeconds": None,
+        }
+    }  # fmt: skip
+    made = plan(stages={"train": {
+        "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+        "nodeSelector": {"gpu": "h100"},
+        "image": "mine:1",
+        "podTemplate": patch,
+    }})  # fmt: skip
+    spec = pod(made.stage("train"))
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["nodeSelector"] == {"gpu": "h100"}
+    assert "terminationGracePeriodSeconds" not in spec
+    (container,) = spec["containers"]
+    assert (container["tty"], container["image"]) == (True, "mine:1")
+    assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
+    shm = next(v for v in spec["volumes"] if v["name"] == "shm")
+    assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    assert [v["name"] for v in spec["volumes"]] == ["data", "config", "shm", "tmp", "extra"]
+    assert "tty" not in pod(made.stage("latents"))["containers"][0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "stages"),
+    [
+        ({"training": {"iterations": 2000}}, ["train", "inference"]),
+        ({"training": {"checkpoint": {"everyIterations": 7, "keep": 1}}}, []),
+        ({"training": {"maxRestarts": 1}}, []),
+        ({"training": {"learningRate": 1e-4}}, ["train", "inference"]),
+        ({"training": {"clipsPerWindow": 2}}, ["latents", "train", "inference"]),
+        ({"inference": {"guidance": 3}}, ["inference"]),
+        ({"inference": {"samples": [{"input": "val/videos/b.mp4"}]}}, ["inference"]),
+        ({"model": {"geometry": "Stretch"}}, ["latents", "train", "inference"]),
+        ({"model": {"size": "2B"}, "training": {"nodes": 1}}, STAGES),
+        ({"dataset": {"agibot": {"windowSeconds": 4}}}, STAGES[1:]),
+        ({"storage": {"size": "9Gi"}}, []),
+        ({"suspend": True}, []),
+        ({"images": {"trainer": "x:2"}}, []),
+    ],
+)
+def test_a_change_runs_again_only_what_depends_on_it(spec, stages):
+    if "suspend" in spec:
+        base = plan().resource.model_dump(by_alias=True, exclude_none=True)
+        base["spec"]["suspend"] = True
+        after = {s.name: s.inputs_hash for s in make_plan(parse(base)).stages}
+        assert after == hashes()
+    else:
+        assert changed(**spec) == stages
+
+
+def test_the_resource_name_alone_does_not_prepare_again():
+    a, b = plan("one"), plan("two")
+    same = [x.name for x, y in zip(a.stages, b.stages, strict=True)
+            if x.inputs_hash == y.inputs_hash]  # fmt: skip
+    assert same == ["download", "dataset", "embeddings", "latents"]
+
+
+def test_a_longer_run_goes_on_from_the_same_checkpoints():
+    def run_hash(**training):
+        return env(plan(training=training).stage("train"))["V2W_RUN_HASH"]
+
+    assert run_hash() == run_hash(iterations=9000) == run_hash(checkpoint={"keep": 9})
+    assert run_hash() != run_hash(learningRate=0.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.from_regex(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", fullmatch=True),
+    st.integers(1, 64),
+    st.integers(1, 99_999),
+)
+def test_names_stay_within_what_dns_allows(name, nodes, attempt):
+    made = plan(name, training={"nodes": nodes})
+    for manifest in [*made.shared, *(m for s in made.stages for m in s.manifests)]:
+        assert len(manifest["metadata"]["name"]) <= 63
+        for value in manifest["metadata"]["labels"].values():
+            assert len(value) <= 63
+    _, job = made.train_manifests(attempt)
+    assert len(f"{job['metadata']['name']}-{nodes - 1}") <= 63
+
+
+def test_namespace():
+    made = make_plan(load_resource(SAMPLES[0]), namespace="team")
+    assert {m["metadata"]["namespace"] for s in made.stages for m in s.manifests} == {"team"}
