@@ -32,7 +32,12 @@ class Progress:
     """
 
     def __init__(
-        self, stage: str, total: int, unit: str, *, every_seconds: float = 5.0,
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        *,
+        every_seconds: float = 5.0,
         terminal: TextIO | None = None,
     ) -> None:
         self.stage, self.total, self.unit = stage, total, unit
@@ -56,8 +61,14 @@ class Progress:
             self._last = now
             elapsed = now - self._started
             remaining = max(self.total - self.done, 0) * elapsed / max(self.done, 1)
-            emit("progress", self.stage, done=self.done, total=self.total, unit=self.unit,
-                 eta_seconds=round(remaining, 1))
+            emit(
+                "progress",
+                self.stage,
+                done=self.done,
+                total=self.total,
+                unit=self.unit,
+                eta_seconds=round(remaining, 1),
+            )
 
     def _draw(self, now: float) -> None:
         share = min(self.done / self.total, 1.0) if self.total else 1.0

@@ -20,8 +20,14 @@ from .events import emit, say
 from .files import read_json, write_json
 
 __all__ = [
-    "EXIT_FAILURE", "EXIT_PREEMPTED", "EXIT_USER_ERROR", "STATE_FOLDER", "Marker", "UserError",
-    "run_stage", "stop_on_sigterm",
+    "EXIT_FAILURE",
+    "EXIT_PREEMPTED",
+    "EXIT_USER_ERROR",
+    "STATE_FOLDER",
+    "Marker",
+    "UserError",
+    "run_stage",
+    "stop_on_sigterm",
 ]
 
 EXIT_FAILURE = 1  # a defect or the machine's fault: worth another attempt
@@ -56,17 +62,25 @@ class Marker:
 
     def write(self, outputs: list[str], summary: Mapping[str, Any]) -> None:
         """Record that the stage is finished; ``outputs`` are paths relative to the volume."""
-        write_json(self.path, {
-            "stage": self.stage, "inputsHash": self.inputs_hash, "outputs": outputs,
-            "resource": os.environ.get("V2W_RESOURCE", ""), "summary": dict(summary),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        })
+        write_json(
+            self.path,
+            {
+                "stage": self.stage,
+                "inputsHash": self.inputs_hash,
+                "outputs": outputs,
+                "resource": os.environ.get("V2W_RESOURCE", ""),
+                "summary": dict(summary),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
 
 
 def _explain(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return f"the volume is full while writing {error.filename or 'a file'}: enlarge " \
-               "spec.storage.size or delete what is not needed; finished files are kept"
+        return (
+            f"the volume is full while writing {error.filename or 'a file'}: enlarge "
+            "spec.storage.size or delete what is not needed; finished files are kept"
+        )
     if error.errno == errno.EROFS:
         return f"the volume is mounted read-only ({error.filename}): mount it writable"
     return str(error)
@@ -74,6 +88,7 @@ def _explain(error: OSError) -> str:
 
 def stop_on_sigterm() -> None:
     """Turn SIGTERM into SystemExit(143), so that ``finally`` blocks run and partial files go."""
+
     def stop(signum: int, frame: object) -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
