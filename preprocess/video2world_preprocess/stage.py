@@ -43,7 +43,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Marker:
-    """The record that a stage's inputs, named by their hash, have been worked off on this volume."""
+    """The record that a stage's inputs, named by a hash, are worked off on this volume."""
 
     stage: str
     inputs_hash: str
