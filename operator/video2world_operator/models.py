@@ -49,7 +49,7 @@ class Size(NamedTuple):
 
 
 SIZES: Mapping[str, Size] = {
-    "Tiny": Size(1, 1, 1, 6, "CPU", (1.0, 1.0, 1.0), 1e-3, 50),
+    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50),
     "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000),
     "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000),
 }
@@ -302,7 +302,7 @@ class TrainingSpec(_Model):
         default=None,
         gt=0,
         le=1,
-        description="Base learning rate of AdamW; default 2^-15.5, for Tiny 0.001.",
+        description="Base learning rate of AdamW; default 2^-15.5, for Tiny 0.002.",
     )
     warmup_iterations: int | None = Field(
         default=None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from video2world_operator.api import InvalidResource, load_resource, parse
 from video2world_operator.models import SIZES
 

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+
 from video2world_operator.crd import PATH, build, main, render
 from video2world_operator.models import STAGES
 

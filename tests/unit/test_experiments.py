@@ -1,6 +1,7 @@
 """The guide's experiments and overrides mean the same fields here."""
 
 import pytest
+
 from video2world_operator.api import InvalidResource, parse
 from video2world_operator.commands import run_folder
 from video2world_operator.experiments import EXPERIMENTS, OVERRIDES, expand

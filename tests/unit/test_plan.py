@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from video2world_operator.api import load_resource, parse
 from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, to_yaml
 

@@ -1,0 +1,250 @@
+"""A small AgiBotWorld-Alpha task, drawn: a robot arm in the data set's true on-disk layout.
+
+Archives with several cameras and depth images, a task_info file, and as the last episode the
+guide's validation episode. Every arm goes round the same closed loop at the same speed in the
+same direction (reach, grasp, lift, put down), so what follows can be told from a single frame;
+colours, places and the starting phase differ by episode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import io
+import itertools
+import json
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .events import Progress, say
+from .files import atomic_write, write_text
+from .stage import run_stage
+from .video import write_video
+
+__all__ = ["Scene", "draw_episode", "main", "make_task", "scene"]
+
+TASK, FIRST_EPISODE, VALIDATION_EPISODE = 327, 685_372, 685_393
+FPS = 30
+HEIGHT, WIDTH = 96, 128
+PERIOD = 72  # frames once round the loop
+GRASPED = (0.25, 0.75)  # share of the loop during which the gripper holds the object
+CAMERAS = ("head_center_fisheye_color", "head_color", "head_left_fisheye_color", "hand_left_color")
+GOODS = ("cucumber", "tomato", "corn cob", "aubergine", "carrot", "bell pepper", "lemon", "plum")
+ACTIONS = (
+    (0.75, "Retrieve the {} from the shelf.", "Pick"),
+    (0.25, "Place the held {} into the basket.", "Place"),
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What differs between episodes. Places in pixels (x, y), colours as RGB in [0, 1]."""
+
+    good: str
+    good_colour: np.ndarray
+    arm_colour: np.ndarray
+    wall_colour: np.ndarray
+    centre: np.ndarray
+    phase: float
+    frames: int
+
+
+def scene(episode: int, seed: int = 0) -> Scene:
+    """The scene of an episode, the same for the same arguments."""
+    random = np.random.default_rng([seed, episode])
+    kind = int(random.integers(len(GOODS)))
+
+    def colour(hue: float, saturation: float, value: float) -> np.ndarray:
+        return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+
+    return Scene(
+        good=GOODS[kind],
+        good_colour=colour(kind / len(GOODS), 0.85, 0.9),
+        arm_colour=colour(random.uniform(0.55, 0.65), random.uniform(0.05, 0.3), 0.92),
+        wall_colour=colour(random.uniform(0.05, 0.15), 0.25, random.uniform(0.25, 0.4)),
+        centre=np.array([58.0, 44.0]) + random.uniform(-3, 3, 2),
+        phase=float(random.uniform()),
+        frames=int(random.integers(290, 311)),
+    )
+
+
+def _on_loop(what: Scene, phase: np.ndarray) -> np.ndarray:
+    """Where the gripper is: [..., 2]. It is at the shelf at 0.25, over the basket at 0.75."""
+    angle = 2 * np.pi * phase
+    return what.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
+
+
+def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Distance of the pixels ``grid`` [H, W, 2] to the segments ``start``-``end`` [T, 2]."""
+    along = (end - start)[:, None, None].astype(np.float32)
+    offset = grid - start[:, None, None].astype(np.float32)
+    x, y = along[..., 0], along[..., 1]
+    share = (offset[..., 0] * x + offset[..., 1] * y) / np.maximum(x * x + y * y, 1e-6)
+    share = np.clip(share, 0, 1)
+    return np.hypot(offset[..., 0] - share * x, offset[..., 1] - share * y)
+
+
+def _paint(image: np.ndarray, distance: np.ndarray, radius: float, colour: np.ndarray) -> None:
+    """Cover what is nearer than ``radius`` with ``colour``; the edge is two pixels soft."""
+    cover = np.broadcast_to(np.clip((radius - distance) / 2 + 0.5, 0, 1), image.shape[:3])
+    touched = cover > 0  # a small part of the picture, so that the rest costs nothing
+    share = cover[touched][:, None].astype(np.float32)
+    image[touched] += share * (colour.astype(np.float32) - image[touched])
+
+
+def draw_episode(what: Scene) -> np.ndarray:
+    """Frames uint8 [T, 96, 128, 3] of a scene, as its head camera sees it."""
+    time = np.arange(what.frames)
+    phase = (what.phase + time / PERIOD) % 1.0
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
+    grid = np.stack([x, y], axis=-1)
+
+    image = np.empty((what.frames, HEIGHT, WIDTH, 3), np.float32)
+    shade = 1.15 - 0.35 * (y / HEIGHT)
+    image[:] = what.wall_colour * shade[..., None]
+    for centre, half, colour in (
+        ((26, 58), (26, 5), np.array([0.55, 0.4, 0.25])),  # the shelf
+        ((98, 70), (18, 12), np.array([0.75, 0.2, 0.2])),  # the basket
+    ):
+        outside = np.maximum(np.abs(grid - centre) - half, 0)
+        _paint(image, np.linalg.norm(outside, axis=-1)[None], 2.0, colour)
+
+    hand = _on_loop(what, phase)
+    shelf = _on_loop(what, np.array(GRASPED[0]))
+    held = (phase >= GRASPED[0]) & (phase < GRASPED[1])
+    good = np.where(held[:, None], hand, shelf) + np.array([0.0, 6.0])
+
+    # the arm's two links from the shoulder, the elbow on the outer side
+    shoulder = np.broadcast_to(np.array([118.0, 104.0]), hand.shape)
+    reach = hand - shoulder
+    length = np.linalg.norm(reach, axis=-1, keepdims=True)
+    bend = np.sqrt(np.maximum(62.0**2 - (length / 2) ** 2, 0.0))
+    normal = np.stack([-reach[:, 1], reach[:, 0]], axis=-1) / length
+    elbow = shoulder + reach / 2 + normal * bend
+    _paint(image, _segment(grid, shoulder, elbow), 9.0, what.arm_colour * 0.8)
+    _paint(image, _segment(grid, elbow, hand), 7.0, what.arm_colour)
+    _paint(image, _segment(grid, good, good), 8.0, what.good_colour)
+    _paint(image, _segment(grid, hand, hand), 6.0, np.array([0.15, 0.15, 0.18]))
+
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _actions(what: Scene) -> list[dict[str, Any]]:
+    """The loop's actions as task_info lists them, frames at 30 fps."""
+    edges = sorted(
+        (int(np.ceil((lap + at - what.phase) * PERIOD)), text, skill)
+        for at, text, skill in ACTIONS
+        for lap in range(-1, what.frames // PERIOD + 3)
+    )
+    actions = []
+    for (start, text, skill), (end, _, _) in itertools.pairwise(edges):
+        first, last = max(start, 0), min(end, what.frames)
+        if first < last:
+            actions.append(
+                {
+                    "start_frame": first,
+                    "end_frame": last,
+                    "action_text": text.format(what.good),
+                    "skill": skill,
+                }
+            )
+    return actions
+
+
+def _info(episode: int, what: Scene) -> dict[str, Any]:
+    return {
+        "episode_id": episode,
+        "task_id": TASK,
+        "task_name": "Picking items in Supermarket",
+        "init_scene_text": f"The robot is in front of a supermarket shelf with a {what.good}.",
+        "label_info": {"action_config": _actions(what)},
+    }
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no time, no owner: the same task gives the same bytes
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _add_episode(archive: tarfile.TarFile, episode: int, what: Scene) -> None:
+    for number in range(0, what.frames, 100):
+        picture = io.BytesIO()
+        Image.new("I;16", (WIDTH // 4, HEIGHT // 4), 1000 + number).save(picture, "png")
+        _add(archive, f"{episode}/depth/head_depth_{number:06d}.png", picture.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        frames = draw_episode(what)
+        for camera in CAMERAS:
+            path = Path(folder) / f"{camera}.mp4"
+            write_video(path, frames if camera == CAMERAS[0] else frames[:, ::2, ::-2], FPS)
+            _add(archive, f"{episode}/videos/{camera}.mp4", path.read_bytes())
+
+
+def make_task(data_dir: Path, *, episodes: int = 12, seed: int = 0) -> list[Path]:
+    """Write ``observations/327/*.tar`` and ``task_info/task_327.json`` below ``data_dir``.
+
+    Archives that are there already are kept. Returns the paths in use.
+    """
+    numbers = [FIRST_EPISODE + i for i in range(episodes - 1)] + [VALIDATION_EPISODE]
+    scenes = {number: scene(number, seed) for number in numbers}
+    half = (len(numbers) + 1) // 2
+    archives = []
+    progress = Progress("demo data", len(numbers), "episodes")
+    for part in (numbers[:half], numbers[half:]):
+        if not part:
+            continue
+        path = data_dir / "observations" / str(TASK) / f"{part[0]}-{part[-1]}.tar"
+        archives.append(path)
+        if path.exists():
+            progress.advance(len(part))
+            continue
+
+        def write(stream: Any, part: list[int] = part) -> None:
+            with tarfile.open(fileobj=stream, mode="w") as archive:
+                for number in part:
+                    _add_episode(archive, number, scenes[number])
+                    progress.advance()
+
+        atomic_write(path, write)
+    info = data_dir / "task_info" / f"task_{TASK}.json"
+    content = json.dumps([_info(number, scenes[number]) for number in numbers], indent=1) + "\n"
+    if not info.exists() or info.read_text(encoding="utf-8") != content:
+        write_text(info, content)
+    return [*archives, info]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(
+        prog="python -m video2world_preprocess.demo", description=__doc__.splitlines()[0]
+    )
+    flags.add_argument("--data_dir", type=Path, default=Path("datasets/agibot"))
+    flags.add_argument("--episodes", type=int, default=12, help="how many, 2 or more (12)")
+    flags.add_argument("--seed", type=int, default=0)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    flags = parser()
+    args = flags.parse_args(argv)
+    if not 2 <= args.episodes <= VALIDATION_EPISODE - FIRST_EPISODE + 1:
+        flags.error("--episodes: from 2 (one of them for validation) to 22")
+
+    def work() -> tuple[list[str], dict[str, Any]]:
+        made = make_task(args.data_dir, episodes=args.episodes, seed=args.seed)
+        say(f"AgiBotWorld-Alpha task {TASK}: {args.episodes} episodes in {args.data_dir}")
+        return [str(path) for path in made], {"episodes": args.episodes}
+
+    return run_stage(work, stage="demo-data")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,227 @@
+"""The latents stage: clips of every window through the VAE once, instead of in every step."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .events import Progress, emit, say
+from .files import PARTIAL_PREFIX, atomic_path
+from .report import Report
+from .stage import UserError, run_stage
+from .vae import VideoVAE, load_vae
+from .video import Geometry, fit, probe, read_frames
+
+__all__ = ["clip_starts", "main", "parser"]
+
+FOLDER = "latents"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    flags = argparse.ArgumentParser(
+        prog="python -m video2world_preprocess.latents", description=__doc__
+    )
+    flags.add_argument(
+        "--dataset_path", type=Path, nargs="+", required=True, metavar="FOLDER",
+        help="folders with videos/*.mp4, the one to train on first",
+    )  # fmt: skip
+    flags.add_argument("--vae_path", type=Path, required=True, help="folder of the VAE")
+    flags.add_argument("--num_frames", type=int, default=93, help="frames of a clip (93)")
+    flags.add_argument(
+        "--video_size", type=int, nargs=2, default=(704, 1280), metavar=("HEIGHT", "WIDTH"),
+        help="pixels the frames are fitted to (704 1280)",
+    )  # fmt: skip
+    flags.add_argument("--geometry", choices=get_args(Geometry), default="crop")
+    flags.add_argument(
+        "--clips_per_window", type=int, default=4,
+        help="clips cut from each window at different first frames (4)",
+    )  # fmt: skip
+    flags.add_argument("--seed", type=int, default=0, help="seed of the first frames (0)")
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return flags
+
+
+def clip_starts(stem: str, frames: int, num_frames: int, clips: int, seed: int) -> list[int]:
+    """First frames of up to ``clips`` different clips in a window of ``frames`` frames, ascending.
+
+    They depend on ``seed`` and the window's name only, not on what else is in the dataset. A
+    window with fewer different clips gives all it has.
+    """
+    offsets = frames - num_frames + 1
+    digest = hashlib.sha256(f"{seed}:{stem}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    return sorted(int(n) for n in rng.choice(offsets, min(clips, offsets), replace=False))
+
+
+@dataclass(frozen=True)
+class _Window:
+    video: Path
+    target: Path
+    frames: int
+    starts: list[int]
+    metadata: dict[str, str]
+
+
+def _windows(
+    split: Path, args: argparse.Namespace, vae: VideoVAE, report: Report
+) -> Iterator[_Window]:
+    """The usable windows of ``split``; the others are named in ``report``."""
+    for video in sorted((split / "videos").glob("[!.]*.mp4")):
+        try:
+            info = probe(video)
+        except UserError as error:
+            report.drop("window", str(video), str(error))
+            continue
+        if info.frames < args.num_frames:
+            report.drop(
+                "window", str(video),
+                f"has {info.frames} frames, a clip needs {args.num_frames}",
+            )  # fmt: skip
+            continue
+        starts = clip_starts(
+            video.stem, info.frames, args.num_frames, args.clips_per_window, args.seed
+        )
+        height, width = args.video_size
+        metadata = {
+            "num_frames": args.num_frames, "height": height, "width": width,
+            "geometry": args.geometry, "vae": vae.name, "seed": args.seed,
+            "clips": len(starts), "source_frames": info.frames,
+            "source_bytes": video.stat().st_size,
+        }  # fmt: skip
+        yield _Window(
+            video, split / FOLDER / f"{video.stem}.safetensors", info.frames, starts,
+            {key: str(value) for key, value in metadata.items()},
+        )  # fmt: skip
+
+
+def _is_done(window: _Window) -> bool:
+    try:
+        with safe_open(window.target, "pt") as file:
+            return dict(file.metadata() or {}) == window.metadata
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """uint8 clips [T, H, W, 3] of ``window``, fitted to the training size."""
+
+    def cut(frames: np.ndarray, start: int) -> np.ndarray:
+        clip = frames[start : start + args.num_frames]
+        if len(clip) < args.num_frames:
+            raise UserError(f"{window.video} ends before its header says: cut it again")
+        return fit(clip, tuple(args.video_size), args.geometry)
+
+    if window.frames <= args.num_frames * len(window.starts):
+        frames = read_frames(window.video)  # overlapping clips of a short window: decode once
+        yield from (cut(frames, start) for start in window.starts)
+    else:
+        for start in window.starts:
+            yield cut(read_frames(window.video, start, args.num_frames), 0)
+
+
+def _encode(window: _Window, args: argparse.Namespace, vae: VideoVAE) -> None:
+    latents = []
+    for clip in _clips(window, args):
+        video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(vae.device)
+        latents.append(vae.encode_latents(video.float() / 127.5 - 1)[0].cpu())
+    tensors = {
+        "latents": torch.stack(latents).contiguous(),
+        "starts": torch.tensor(window.starts, dtype=torch.int64),
+    }
+    with atomic_path(window.target) as partial:
+        save_file(tensors, partial, metadata=window.metadata)
+
+
+def _announce(windows: list[_Window], args: argparse.Namespace, vae: VideoVAE) -> None:
+    """Say what will be written, and stop now if the volume has no room for it."""
+    height, width = args.video_size
+    cells = (1 + (args.num_frames - 1) // 4) * (height // 8) * (width // 8)
+    clips = sum(len(window.starts) for window in windows)
+    size = clips * vae.channels * cells * vae.dtype.itemsize
+    say(f"latents: {clips} clips of {len(windows)} windows, {size / 2**20:.1f} MiB on disk")
+    emit("size", "latents", bytes=size, clips=clips)
+    for window in windows[:1]:
+        folder = window.target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise UserError(
+                f"latents need {size / 2**30:.1f} GiB, the volume has {free / 2**30:.1f} GiB "
+                "free: enlarge spec.storage.size, or lower --clips_per_window"
+            )
+
+
+def _check(args: argparse.Namespace) -> None:
+    height, width = args.video_size
+    if args.num_frames < 1 or (args.num_frames - 1) % 4:
+        raise UserError(f"--num_frames {args.num_frames}: the VAE takes 1 + 4k frames, as 93")
+    if min(height, width) < 8 or height % 8 or width % 8:
+        raise UserError(f"--video_size {height} {width}: both must be multiples of 8")
+    if args.clips_per_window < 1:
+        raise UserError(f"--clips_per_window {args.clips_per_window}: at least 1 is needed")
+    if not (args.dataset_path[0] / "videos").is_dir():
+        raise UserError(
+            f"--dataset_path {args.dataset_path[0]}: the folder videos/ is missing: run the "
+            "dataset stage first"
+        )
+
+
+def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    _check(args)
+    report = Report("latents")
+    vae = load_vae(args.vae_path, args.device)
+    splits = {split: list(_windows(split, args, vae, report)) for split in args.dataset_path}
+    for split, windows in splits.items():
+        names = {window.target.name for window in windows}
+        for path in (split / FOLDER).glob("*.safetensors"):
+            if path.name not in names:  # of a window that is gone, or a killed run's leftover
+                path.unlink()
+                if not path.name.startswith(PARTIAL_PREFIX):
+                    report.note("latents", str(path), "belonged to no usable window: removed")
+    todo = [w for windows in splits.values() for w in windows if not _is_done(w)]
+    _announce(todo, args, vae)
+    progress = Progress("latents", len(todo), "windows")
+    failed: set[Path] = set()
+    for window in todo:
+        try:
+            _encode(window, args, vae)
+        except UserError as error:
+            report.drop("window", str(window.video), str(error))
+            window.target.unlink(missing_ok=True)
+            failed.add(window.target)
+        progress.advance()
+    good = {s: [w for w in ws if w.target not in failed] for s, ws in splits.items()}
+    windows = sum(map(len, good.values()))
+    report.counts |= {
+        "windows": windows, "clips": sum(len(w.starts) for ws in good.values() for w in ws),
+        "made": len(todo) - len(failed), "kept": windows - (len(todo) - len(failed)),
+    }  # fmt: skip
+    report.show()
+    first = args.dataset_path[0]
+    if not good[first]:
+        raise UserError(
+            f"--dataset_path {first}: none of its windows can be used (see above); a window needs "
+            f"at least {args.num_frames} readable frames"
+        )
+    return [str(split / FOLDER) for split in splits if good[split]], report.summary()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    args = parser().parse_args(argv)
+    return run_stage(lambda: _work(args), stage="latents")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Small seeded stand-ins for the weights that the Tiny preset would otherwise have to download.
+
+The T5 encoder is a real one, untrained: embeddings of different captions differ, and equal ones
+are equal, which is all that a model trained from scratch on a handful of captions needs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from .files import PARTIAL_PREFIX, sync_folder
+from .transform_vae import TransformVAE
+
+__all__ = ["TINY_T5", "TINY_VAE", "write_tiny_t5", "write_tiny_vae"]
+
+TINY_VAE = Path("video2world/Cosmos-Predict2-Tiny-Video2World/tokenizer")  # below --checkpoint_dir
+TINY_T5 = Path("video2world/t5-tiny")
+WIDTH = 1024  # of an embedding, as T5-11B's: the DiT's cross attention expects it
+
+_WORDS = (
+    "the a an of in on to and with is are from at it its this that robot arm arms hand gripper "
+    "left right moves move moving video captures humanoid positioned front item shelf table cart "
+    "shopping picks pick up places place bag supermarket red green blue yellow white black object "
+    "box ball grasps lifts toward towards down into frame scene task camera retrieve cup kitchen"
+)
+
+
+def write_tiny_vae(folder: Path) -> None:
+    """Write the analytic VAE's folder, at once; cheap enough to be repeated."""
+    TransformVAE().save_pretrained(folder)
+
+
+def write_tiny_t5(folder: Path, seed: int = 0) -> bool:
+    """Write a small T5 encoder with tokenizer unless it is there; the same bytes for one seed.
+
+    ``config.json`` appears last, so a folder that has it is whole. Returns whether it was made.
+    """
+    if (folder / "config.json").is_file():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder.parent) as partial:
+        _save(Path(partial), seed)
+        for path in sorted(Path(partial).iterdir(), key=lambda p: p.name == "config.json"):
+            path.chmod(0o644)  # the library makes the weights private
+            path.replace(folder / path.name)
+    sync_folder(folder)
+    return True
+
+
+def _save(folder: Path, seed: int) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = _tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, num_heads=4, d_ff=64, num_layers=1,
+        dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = T5EncoderModel(config)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def _tokenizer():  # type: ignore[no-untyped-def]  # the library's types arrive with the import
+    """A Unigram tokenizer as T5's: words, characters, and single bytes for all other text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "</s>", "<unk>"]
+    pieces = [(piece, 0.0) for piece in specials]
+    # a character costs 6, a byte 12: a whole word at 7 wins over its letters
+    pieces += [(f"<0x{byte:02X}>", -12.0) for byte in range(256)]
+    pieces += [("▁", -6.0), *((chr(code), -6.0) for code in range(33, 127))]
+    pieces += [("▁" + word, -7.0) for word in dict.fromkeys(_WORDS.split()) if len(word) > 1]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=512,
+    )  # fmt: skip

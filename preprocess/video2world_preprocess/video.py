@@ -1,0 +1,279 @@
+"""Video files in and out: what is in one, its frames, a new one, and windows cut from a long one.
+
+Everything goes through PyAV. A file that cannot be used raises :class:`UserError` naming it; the
+writer works through a Python file, so that a full disk is an ``OSError`` instead of a short video.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+
+from .files import atomic_path
+from .stage import UserError
+
+__all__ = ["Geometry", "VideoInfo", "cut", "fit", "probe", "read_frames", "write_video"]
+
+Geometry = Literal["crop", "stretch"]
+
+# The bytes that x264 makes depend on its number of threads, which by default is the machine's:
+# fixed here, the same frames give the same file everywhere.
+ENCODER_THREADS = 4
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video's header says: number of frames, frames per second, size in pixels."""
+
+    frames: int
+    fps: Fraction
+    width: int
+    height: int
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds at the nominal frame rate."""
+        return float(self.frames / self.fps)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream; every decoding error becomes a UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such video file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the video file is empty; copy or download it again")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path}: the file has no video stream; give a video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{path}: the video is truncated or corrupt ({error.strerror}); "
+            "copy or download it again"
+        ) from error
+
+
+def _rate(stream: Any, path: Path) -> Fraction:
+    rate = stream.average_rate or stream.base_rate or stream.guessed_rate
+    if not rate:
+        raise UserError(f"{path}: the video states no frame rate; re-encode it")
+    return Fraction(rate)
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """What the file's header says, without decoding a frame.
+
+    Raises:
+        UserError: missing, empty, corrupt or frameless file.
+    """
+    path = Path(path)
+    with _opened(path) as (container, stream):
+        # Some containers (Matroska) do not state the count: then packets are counted, which
+        # reads the file but decodes nothing.
+        frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        if frames == 0:
+            raise UserError(f"{path}: the video has no frames; copy or download it again")
+        return VideoInfo(frames, _rate(stream, path), stream.width, stream.height)
+
+
+def read_frames(path: Path | str, start: int = 0, count: int | None = None) -> np.ndarray:
+    """Frames ``start .. start + count`` (to the end without ``count``) as uint8 RGB [T, H, W, 3].
+
+    Raises:
+        UserError: unusable file, or one that ends before the last frame asked for.
+    """
+    path = Path(path)
+    frames = []
+    with _opened(path) as (container, stream):
+        for index, frame in enumerate(container.decode(stream)):
+            if count is not None and index >= start + count:
+                break
+            if index >= start:
+                frames.append(frame.to_ndarray(format="rgb24"))
+    if not frames or (count is not None and len(frames) < count):
+        wanted = "one frame" if count is None else f"{count} frames"
+        raise UserError(
+            f"{path}: {wanted} from frame {start} on wanted, {len(frames)} are there; "
+            "the video is too short or truncated"
+        )
+    return np.stack(frames)
+
+
+class _Writer:
+    """Encodes frames one by one to ``final``, which appears when the ``with`` block succeeds."""
+
+    def __init__(self, final: Path, fps: Fraction, width: int, height: int, crf: int) -> None:
+        self.final, self.fps, self.crf = final, fps, crf
+        # chroma of yuv420p is halved: an odd last row or column cannot be coded
+        self.width, self.height = width - width % 2, height - height % 2
+        if self.width < 2 or self.height < 2:
+            raise UserError(f"{final}: {width}x{height} is too small for a video")
+        self.count = 0
+
+    def __enter__(self) -> _Writer:
+        self._stack = contextlib.ExitStack()
+        partial = self._stack.enter_context(atomic_path(self.final))
+        try:
+            self._file = self._stack.enter_context(partial.open("wb"))
+            self._container = av.open(self._file, "w", format="mp4")
+            self._stream = self._container.add_stream(
+                "libx264",
+                rate=self.fps,
+                options={"crf": str(self.crf), "threads": str(ENCODER_THREADS)},
+            )
+            self._stream.width, self._stream.height = self.width, self.height
+            self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = 1 / self.fps
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def like(self, source: Any) -> None:
+        """Carry the colour tags of a decoder over, so that players show the same colours."""
+        target = self._stream.codec_context
+        for tag in ("color_range", "colorspace", "color_primaries", "color_trc"):
+            setattr(target, tag, getattr(source, tag))
+
+    def add(self, frame: Any) -> None:
+        """Encode one frame of the source's or the writer's size."""
+        frame = frame.reformat(format="yuv420p")
+        if (frame.width, frame.height) != (self.width, self.height):
+            frame = frame.reformat(width=self.width, height=self.height)
+        frame.pts, frame.time_base = self.count, 1 / self.fps
+        frame.pict_type = 0  # let the encoder choose; the source's key frames mean nothing here
+        self.count += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if error is None:
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            else:
+                with contextlib.suppress(Exception):
+                    self._container.close()
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._stack.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def _writing(final: Path, fps: Fraction, width: int, height: int, crf: int) -> Iterator[_Writer]:
+    """A writer whose failures to write are OSErrors that name ``final``."""
+    try:
+        with _Writer(final, fps, width, height, crf) as writer:
+            yield writer
+    except OSError as error:
+        # also what PyAV raises for an encoder that fails: its errors are OSErrors, too
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
+        raise
+
+
+def write_video(path: Path | str, frames: np.ndarray, fps: Fraction | float, crf: int = 18) -> None:
+    """Write uint8 RGB ``frames`` [T, H, W, 3] as H.264 yuv420p MP4; the file appears when whole.
+
+    The same frames give the same bytes. An odd last row or column is scaled away. ``crf`` is
+    x264's constant rate factor (0 lossless .. 51).
+
+    Raises:
+        ValueError: ``frames`` are not as described.
+        OSError: the disk is full, or the like; nothing is left behind.
+    """
+    path = Path(path)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
+    rate = Fraction(fps).limit_denominator(100_000)
+    with _writing(path, rate, frames.shape[2], frames.shape[1], crf) as writer:
+        for frame in frames:
+            pixels = np.ascontiguousarray(frame)
+            writer.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+
+
+def cut(
+    source: Path | str, parts: Sequence[tuple[int, int, Path]], crf: int = 18
+) -> Iterator[Path]:
+    """Cut ``parts`` = (first frame, frame after the last, target) from ``source``, re-encoded.
+
+    Exact to the frame, in one pass of decoding; each target is yielded once it is whole. Parts
+    must not overlap.
+
+    Raises:
+        UserError: unusable source, or one that ends (truncated) before the last part does; the
+            targets already yielded are good.
+        OSError: the disk is full, or the like.
+    """
+    source = Path(source)
+    waiting = sorted(parts)
+    for (_, stop, _), (start, _, _) in itertools.pairwise(waiting):
+        if start < stop:
+            raise ValueError(f"{source}: parts overlap at frame {start}")
+    if not waiting:
+        return
+    with _opened(source) as (container, stream):
+        fps = _rate(stream, source)
+        decoded = enumerate(container.decode(stream))
+        for start, stop, target in waiting:
+            with _writing(Path(target), fps, stream.width, stream.height, crf) as writer:
+                writer.like(stream.codec_context)
+                for index, frame in decoded:
+                    if index >= start:
+                        writer.add(frame)
+                    if index == stop - 1:
+                        break
+                if writer.count < stop - start:
+                    raise UserError(
+                        f"{source}: the video is truncated or corrupt: frames {start}-{stop - 1} "
+                        f"wanted, it ends after {start + writer.count}; copy or download it again"
+                    )
+            yield Path(target)
+
+
+def fit(frames: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """Resize uint8 ``frames`` [T, h, w, 3] to ``size`` = (H, W), antialiased bilinear.
+
+    ``crop`` scales to cover and cuts the centre (upstream's inference); ``stretch`` ignores the
+    aspect ratio (upstream's training).
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    if geometry not in ("crop", "stretch"):
+        raise UserError(f"geometry: {geometry!r} is unknown; use crop or stretch")
+    height, width = size
+    source_height, source_width = frames.shape[1:3]
+    inner = (height, width)
+    if geometry == "crop":
+        scale = max(height / source_height, width / source_width)
+        # ceil(x - tiny): 96 * (128 / 128) must not become 97 through rounding
+        inner = (math.ceil(source_height * scale - 1e-6), math.ceil(source_width * scale - 1e-6))
+    top, left = (inner[0] - height) // 2, (inner[1] - width) // 2
+    output = np.empty((len(frames), height, width, 3), np.uint8)
+    for index, frame in enumerate(frames):  # one at a time: floats are four times the memory
+        if inner != (source_height, source_width):
+            pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+            pixels = interpolate(
+                pixels, inner, mode="bilinear", align_corners=False, antialias=True
+            )
+            frame = pixels[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        output[index] = frame[top : top + height, left : left + width]
+    return output

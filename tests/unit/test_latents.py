@@ -1,0 +1,152 @@
+"""The latents stage: which clips, what is kept, removed, skipped and refused."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from video2world_preprocess import latents
+from video2world_preprocess.latents import clip_starts
+from video2world_preprocess.transform_vae import TransformVAE
+from video2world_preprocess.vae import load_vae
+from video2world_preprocess.video import fit, read_frames, write_video
+
+torch.set_num_threads(1)
+
+
+def scene(frames, seed=0, height=32, width=48):
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([x * 4, y * 5, (x + y) * 2], -1)
+    moves = [np.roll(base, seed + t, axis=1) for t in range(frames)]
+    return np.stack(moves).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("V2W_INPUTS_HASH", raising=False)
+    TransformVAE().save_pretrained(tmp_path / "vae")
+    for index in range(2):
+        write_video(tmp_path / f"D/train/videos/w{index}.mp4", scene(20, index), 16)
+    write_video(tmp_path / "D/val/videos/v.mp4", scene(40, 5), 16)
+    return tmp_path / "D"
+
+
+def run(dataset, *extra, num_frames=9):
+    return latents.main(
+        ["--dataset_path", str(dataset / "train"), str(dataset / "val"),
+         "--vae_path", "vae", "--num_frames", str(num_frames), "--video_size", "32", "32",
+         "--clips_per_window", "3", "--device", "cpu", *extra]
+    )  # fmt: skip
+
+
+def test_starts_are_different_in_range_and_depend_on_the_name_only():
+    starts = clip_starts("a", 150, 93, 4, 0)
+    assert starts == clip_starts("a", 150, 93, 4, 0)
+    assert starts != clip_starts("b", 150, 93, 4, 0)
+    assert starts != clip_starts("a", 150, 93, 4, 1)
+    assert len(set(starts)) == 4
+    assert all(0 <= start <= 57 for start in starts)
+    assert clip_starts("a", 93, 93, 4, 0) == [0]
+    assert clip_starts("a", 95, 93, 4, 0) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("geometry", ["crop", "stretch"])
+def test_each_clip_is_the_encoded_cut(dataset, capsys, geometry):
+    assert run(dataset, "--geometry", geometry) == 0
+    assert "9 clips of 3 windows" in capsys.readouterr().out
+    vae = load_vae("vae")
+    for video in (dataset / "train/videos/w1.mp4", dataset / "val/videos/v.mp4"):
+        path = video.parents[1] / "latents" / f"{video.stem}.safetensors"
+        tensors = load_file(path)
+        assert tensors["latents"].shape == (3, 16, 3, 4, 4)
+        frames = read_frames(video)
+        starts = tensors["starts"].tolist()
+        assert starts == clip_starts(video.stem, len(frames), 9, 3, 0)
+        for clip, start in zip(tensors["latents"], starts, strict=True):
+            pixels = fit(frames[start : start + 9], (32, 32), geometry)
+            expected = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1
+            torch.testing.assert_close(clip, vae.encode_latents(expected)[0])
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        assert metadata.items() >= {
+            "num_frames": "9", "height": "32", "width": "32", "geometry": geometry,
+            "vae": "TransformVAE", "seed": "0",
+        }.items()  # fmt: skip
+
+
+def times(dataset):
+    return {path.name: path.stat().st_mtime_ns for path in dataset.rglob("*.safetensors")}
+
+
+def test_equal_metadata_is_kept_and_other_or_damaged_made_anew(dataset):
+    assert run(dataset) == 0
+    first = times(dataset)
+    assert run(dataset) == 0
+    assert times(dataset) == first
+    (dataset / "train/latents/w0.safetensors").write_bytes(b"torn")
+    write_video(dataset / "train/videos/w1.mp4", scene(30, 3), 16)
+    assert run(dataset) == 0
+    second = times(dataset)
+    assert {name for name in first if first[name] != second[name]} == {
+        "w0.safetensors", "w1.safetensors",
+    }  # fmt: skip
+    assert run(dataset, "--seed", "1") == 0
+    assert not set(times(dataset).values()) & set(second.values())
+
+
+def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys):
+    assert run(dataset) == 0
+    write_video(dataset / "train/videos/short.mp4", scene(5), 16)
+    (dataset / "train/videos/broken.mp4").write_bytes(b"no video")
+    (dataset / "train/videos/empty.mp4").write_bytes(b"")
+    (dataset / "train/videos/w0.mp4").unlink()
+    (dataset / "train/latents/.partial-x.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert run(dataset) == 0
+    out = capsys.readouterr().out
+    assert "short.mp4: has 5 frames, a clip needs 9" in out
+    assert "broken.mp4" in out
+    assert "empty.mp4" in out
+    assert '"dropped": {"window": 3}' in out
+    assert [p.name for p in (dataset / "train/latents").iterdir()] == ["w1.safetensors"]
+
+
+def test_a_video_that_ends_early_loses_only_itself(dataset, capsys):
+    video = dataset / "train/videos/w0.mp4"
+    write_video(video, scene(20, 0, 128, 128), 16)
+    whole = video.read_bytes()
+    # the index stays whole (it lies first or last), the pictures at the end are destroyed
+    at = whole.index(b"mdat") + 4
+    end = whole.index(b"moov") - 4 if whole.index(b"moov") > at else len(whole)
+    middle = (at + end) // 2
+    video.write_bytes(whole[:middle] + bytes(end - middle) + whole[end:])
+    code = run(dataset)
+    out = capsys.readouterr().out
+    assert code == 0
+    assert (dataset / "train/latents/w1.safetensors").is_file()
+    if "w0.mp4" in out:
+        assert not (dataset / "train/latents/w0.safetensors").exists()
+
+
+def test_nothing_usable_is_the_users_error(dataset, capsys):
+    assert run(dataset, num_frames=21) == 2
+    captured = capsys.readouterr()
+    assert "none of its windows can be used" in captured.err
+    assert "w0.mp4: has 20 frames" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--num_frames", "10"], "--num_frames 10"),
+        (["--video_size", "30", "32"], "--video_size 30 32"),
+        (["--clips_per_window", "0"], "--clips_per_window 0"),
+        (["--vae_path", "nowhere"], "nowhere holds no VAE"),
+        (["--dataset_path", "nowhere"], "nowhere: the folder videos/ is missing"),
+    ],
+)
+def test_wrong_flags_are_explained(dataset, capsys, extra, message):
+    assert run(dataset, *extra) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from video2world_trainer.optim import Ema, LinearSchedule, MasterAdamW, ema_beta, ema_exponent
+from video2world_trainer.presets import PRESETS
+
+
+def schedule(size):
+    p = PRESETS[size]
+    return p.learning_rate, LinearSchedule(
+        p.warm_up_steps, p.cycle_length, p.f_max, p.f_min, p.f_start
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "rate"),
+    [
+        ("2B", 500, 5.34e-6), ("2B", 2000, 2.136e-5), ("2B", 10_000, 2.093e-5),
+        ("2B", 100_000, 1.610e-5), ("14B", 500, 1.079e-6), ("14B", 2000, 4.316e-6),
+        ("14B", 10_000, 3.597e-6), ("14B", 50_000, 0.0),
+    ],
+)  # fmt: skip
+def test_learning_rates_are_upstreams(size, step, rate):
+    base, law = schedule(size)
+    assert base * law.factor(step) == pytest.approx(rate, rel=1e-3, abs=1e-12)
+
+
+def test_the_floor_holds_after_the_cycle():
+    """Upstream raises TypeError at 50,001 of the 14B experiment's 100,000 iterations."""
+    assert schedule("14B")[1].factor(50_001) == 0.0
+    assert LinearSchedule(10, 100, 1.0, 0.4).factor(10**6) == 0.4
+    assert LinearSchedule(0, 100, 1.0, 0.0).factor(0) == 1.0
+
+
+def test_ema_law():
+    exponent = ema_exponent()
+    assert exponent == pytest.approx(6.93720, abs=1e-5)
+    betas = [ema_beta(step, exponent) for step in (0, 10, 100, 1000, 10_000)]
+    assert betas == pytest.approx([0, 0.469, 0.924, 0.9921, 0.99921], abs=5e-4)
+
+
+def test_ema_follows_the_law_in_float32():
+    net = nn.Linear(3, 2).bfloat16()
+    ema = Ema(net.named_parameters())
+    expected = net.weight.detach().float()
+    for step in range(4):
+        with torch.no_grad():
+            net.weight += 0.5
+        ema.update(step)
+        beta = ema_beta(step, ema_exponent())
+        expected = beta * expected + (1 - beta) * net.weight.detach().float()
+    assert ema.average["weight"].dtype == torch.float32
+    assert torch.allclose(ema.average["weight"], expected)
+
+
+def train(net, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(4, 3, generator=generator).to(next(net.parameters()).dtype)
+        net(x).float().square().mean().backward()
+        optimizer.step(1e-3)
+
+
+def test_one_step_by_hand_and_decay_on_norms_too():
+    net = nn.LayerNorm(2)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
+    net.weight.grad, net.bias.grad = torch.tensor([2.0, -3.0]), torch.zeros(2)
+    optimizer.step(0.01)
+    # the first step's update is the gradient's sign; decay comes on top: 1 - 0.01 * 0.1 -/+ 0.01
+    assert torch.allclose(net.weight, torch.tensor([0.989, 1.009]))
+    assert net.bias.eq(0).all()
+
+
+def test_small_steps_are_not_lost_in_bfloat16():
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.0)
+    for _ in range(100):
+        net.weight.grad = torch.ones_like(net.weight)
+        optimizer.step(1e-4)  # a bfloat16 at 1.0 moves in steps of 0.004
+    assert float(optimizer.masters["weight"]) == pytest.approx(0.99, abs=1e-5)
+    assert net.weight.item() == pytest.approx(0.99, abs=4e-3)
+    assert net.weight.item() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_restores_to_the_last_bit(dtype):
+    torch.manual_seed(0)
+    one, two = nn.Linear(3, 5).to(dtype), nn.Linear(3, 5).to(dtype)
+    first = MasterAdamW(one.named_parameters(), weight_decay=0.1)
+    train(one, first, 5)
+    second = MasterAdamW(two.named_parameters(), weight_decay=0.1)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(one.weight, two.weight)
+    train(one, first, 5, seed=1)
+    train(two, second, 5, seed=1)
+    assert torch.equal(one.weight, two.weight)
+    assert torch.equal(first.masters["bias"], second.masters["bias"])
+
+
+def test_frozen_parameters_are_left_alone():
+    net = nn.Linear(2, 2)
+    net.bias.requires_grad_(False)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.5)
+    assert list(optimizer.parameters) == ["weight"]
+    assert list(Ema(net.named_parameters()).average) == ["weight"]

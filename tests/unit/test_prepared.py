@@ -1,0 +1,53 @@
+"""A prepared dataset folder is checked, never changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from video2world_preprocess import prepared
+from video2world_preprocess.report import Report
+from video2world_preprocess.stage import UserError
+from video2world_preprocess.video import write_video
+
+
+def clip(folder: Path, split: str, name: str, frames: int = 20) -> None:
+    write_video(
+        folder / split / "videos" / f"{name}.mp4", np.zeros((frames, 32, 32, 3), np.uint8), 10
+    )
+    meta = folder / split / "metas" / f"{name}.txt"
+    meta.parent.mkdir(exist_ok=True)
+    meta.write_text("What it shows.")
+
+
+def test_usable_clips_are_counted_and_others_named(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("train", "b"), ("train", "c"), ("train", "d"),
+                        ("val", "e")):  # fmt: skip
+        clip(tmp_path, split, name)
+    clip(tmp_path, "train", "short", 5)
+    (tmp_path / "train" / "metas" / "b.txt").unlink()
+    (tmp_path / "train" / "metas" / "c.txt").write_text("\n")
+    (tmp_path / "train" / "videos" / "d.mp4").write_bytes(b"")
+    (tmp_path / "val" / "metas" / "lonely.txt").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    report = Report("dataset")
+    assert prepared.check(tmp_path, report, 10) == {"train": 1, "val": 1}
+    assert [p.item for p in report.dropped] == [
+        "train/b", "train/c", "train/d", "train/short", "val/metas/lonely.txt",
+    ]  # fmt: skip
+    assert report.counts["frames"] == 40
+    assert sorted(tmp_path.rglob("*")) == before
+    assert prepared.main(["--dataset_dir", str(tmp_path)]) == 0
+
+
+def test_wrong_layouts_are_user_errors(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError, match="is missing"):
+        prepared.check(tmp_path / "none", Report("dataset"))
+    (tmp_path / "train" / "videos").mkdir(parents=True)
+    assert prepared.main(["--dataset_dir", str(tmp_path)]) == 2
+    assert "train/metas is missing" in capfd.readouterr().err
+    (tmp_path / "train" / "metas").mkdir()
+    assert prepared.main(["--dataset_dir", str(tmp_path)]) == 2
+    assert "no usable clip in train" in capfd.readouterr().err

@@ -1,0 +1,177 @@
+"""The T5 encoder, the tiny stand-in for it, and the embeddings stage."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from video2world_preprocess import embeddings
+from video2world_preprocess.pickles import read_embedding
+from video2world_preprocess.stage import UserError
+from video2world_preprocess.text import TextEncoder
+from video2world_preprocess.tiny_weights import write_tiny_t5
+
+torch.set_num_threads(1)
+
+LONG = "The robot arm moves to the red box. " * 40
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t5") / "t5-tiny"
+    assert write_tiny_t5(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(t5):
+    return TextEncoder.load(t5)
+
+
+def test_tiny_t5_is_deterministic_and_made_once(t5, tmp_path):
+    assert not write_tiny_t5(t5)
+    assert write_tiny_t5(tmp_path / "again")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (t5 / name).read_bytes()
+    assert write_tiny_t5(tmp_path / "other", seed=1)
+    weights = (tmp_path / "other" / "model.safetensors").read_bytes()
+    assert weights != (t5 / "model.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "other"]
+
+
+@pytest.mark.parametrize("text", ["Robot arm 7!", "żółw 机器人 🤖", "tab\tand\nline", "x" * 300])
+def test_any_text_tokenizes_and_comes_back(encoder, text):
+    ids = encoder.tokenizer(text)["input_ids"]
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.tokenizer.unk_token_id not in ids
+    assert encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+
+
+def test_encoding_equals_the_padded_model(encoder):
+    """As upstream computes it: every caption padded to 512, rows beyond its length cut off."""
+    captions = ["the robot", "a much longer caption about a shelf with mushrooms", "", "the robot"]
+    arrays = encoder.encode(captions, max_length=512)
+    assert arrays[0] is arrays[3]
+    for caption, array in zip(captions, arrays, strict=True):
+        batch = encoder.tokenizer(
+            caption, padding="max_length", truncation=True, max_length=512, return_tensors="pt"
+        )
+        with torch.no_grad():
+            hidden = encoder.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).last_hidden_state[0]
+        tokens = int(batch.attention_mask.sum())
+        assert array.shape == (tokens, 1024)
+        assert array.dtype == np.float16
+        np.testing.assert_allclose(array, hidden[:tokens].numpy(), atol=4e-3)
+    assert not np.allclose(arrays[0][0], arrays[1][0])
+
+
+def test_long_captions_are_cut_with_their_end_token(encoder):
+    (array,) = encoder.encode([LONG], max_length=16)
+    assert array.shape == (16, 1024)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/google-t5/nowhere", "/nowhere"])
+def test_missing_encoder_is_explained(name):
+    with pytest.raises(UserError, match=r"nowhere.*download stage"):
+        TextEncoder.load(name)
+
+
+def test_damaged_encoder_is_explained(t5, tmp_path):
+    for path in t5.iterdir():
+        data = path.read_bytes()
+        (tmp_path / path.name).write_bytes(data[:1000] if "model" in path.name else data)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        TextEncoder.load(tmp_path)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("V2W_INPUTS_HASH", raising=False)
+    for split, count in (("train", 3), ("val", 1)):
+        for folder in ("metas", "videos"):
+            (tmp_path / "D" / split / folder).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / f"D/{split}/metas/w{index}.txt").write_text(f"robot {index // 2}\n")
+            (tmp_path / f"D/{split}/videos/w{index}.mp4").touch()
+    return tmp_path / "D"
+
+
+def run(dataset: Path, t5: Path, *extra: str) -> int:
+    return embeddings.main(
+        ["--dataset_path", str(dataset / "train"), str(dataset / "val"),
+         "--cache_dir", str(t5), "--device", "cpu", *extra]
+    )  # fmt: skip
+
+
+def times(dataset):
+    return {str(p.relative_to(dataset)): p.stat().st_mtime_ns for p in dataset.rglob("*.pickle")}
+
+
+def test_writes_the_guides_pickles(dataset, t5, encoder):
+    assert run(dataset, t5) == 0
+    assert sorted(times(dataset)) == [
+        "train/t5_xxl/w0.pickle", "train/t5_xxl/w1.pickle", "train/t5_xxl/w2.pickle",
+        "val/t5_xxl/w0.pickle",
+    ]  # fmt: skip
+    with (dataset / "train/t5_xxl/w2.pickle").open("rb") as stream:
+        content = pickle.load(stream)  # noqa: S301  the guide's loader, on our own file
+    assert len(content) == 1
+    np.testing.assert_array_equal(content[0], encoder.encode(["robot 1"])[0])
+
+
+def test_valid_ones_are_kept_damaged_and_changed_made_anew(dataset, t5, encoder, capsys):
+    assert run(dataset, t5) == 0
+    first = times(dataset)
+    assert run(dataset, t5) == 0
+    assert times(dataset) == first
+    damaged = dataset / "train/t5_xxl/w0.pickle"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (dataset / "train/metas/w1.txt").write_text("another caption")
+    (dataset / "train/metas/w2.txt").unlink()
+    assert run(dataset, t5) == 0
+    second = times(dataset)
+    assert "w0.pickle is damaged" in capsys.readouterr().out
+    assert "train/t5_xxl/w2.pickle" not in second
+    assert second["val/t5_xxl/w0.pickle"] == first["val/t5_xxl/w0.pickle"]
+    np.testing.assert_array_equal(
+        read_embedding(dataset / "train/t5_xxl/w1.pickle"), encoder.encode(["another caption"])[0]
+    )
+    np.testing.assert_array_equal(read_embedding(damaged), encoder.encode(["robot 0"])[0])
+
+
+def test_another_encoder_replaces_ours_but_not_foreign_ones(dataset, t5, tmp_path):
+    foreign = dataset / "train/t5_xxl/w0.pickle"
+    foreign.parent.mkdir()
+    foreign.write_bytes(pickle.dumps([np.ones((2, 1024), np.float16)]))
+    assert run(dataset, t5) == 0
+    ours = (dataset / "train/t5_xxl/w1.pickle").read_bytes()
+    write_tiny_t5(tmp_path / "t5-other", seed=1)
+    assert run(dataset, tmp_path / "t5-other") == 0
+    assert (dataset / "train/t5_xxl/w1.pickle").read_bytes() != ours
+    np.testing.assert_array_equal(read_embedding(foreign), np.ones((2, 1024)))
+
+
+def test_missing_and_empty_captions_are_named_and_counted(dataset, t5, capsys):
+    (dataset / "train/metas/w0.txt").unlink()
+    (dataset / "train/metas/w1.txt").write_text(" \n")
+    (dataset / "train/metas/w2.txt").write_bytes(b"\xff\xfe\xff")
+    assert run(dataset, t5) == 0
+    out = capsys.readouterr().out
+    assert "w0.mp4: has no caption" in out
+    assert "w1.txt: is empty" in out
+    assert "w2.txt: cannot be read" in out
+    assert '"dropped": {"caption": 3}' in out
+    assert list(times(dataset)) == ["val/t5_xxl/w0.pickle"]
+
+
+def test_no_captions_at_all_is_the_users_error(dataset, t5, capsys):
+    for meta in dataset.rglob("*.txt"):
+        meta.unlink()
+    assert run(dataset, t5) == 2
+    assert "no captions in metas/*.txt" in capsys.readouterr().err
+    assert run(dataset, t5, "--max_length", "0") == 2

@@ -1,0 +1,153 @@
+"""Video files written and read back, cut to the frame, and refused by name when broken."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from video2world_preprocess import video
+from video2world_preprocess.stage import UserError
+
+
+def ramp(frames: int = 40, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frame number i has the grey level 6 i, so that each frame is recognised."""
+    levels = (6 * np.arange(frames)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def test_round_trip_and_same_bytes_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    video.write_video(path, ramp(), 30)
+    first = path.read_bytes()
+    video.write_video(path, ramp(), 30)
+    assert path.read_bytes() == first
+    assert video.probe(path) == video.VideoInfo(40, Fraction(30), 64, 48)
+    assert video.probe(path).seconds == pytest.approx(40 / 30)
+    back = video.read_frames(path)
+    assert back.shape == (40, 48, 64, 3)
+    assert np.abs(back.astype(int) - ramp()).max() <= 4
+    np.testing.assert_array_equal(video.read_frames(path, 10, 5), back[10:15])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_ordinary_players_open_it(tmp_path: Path) -> None:
+    video.write_video(tmp_path / "a.mp4", ramp(), Fraction(30000, 1001))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+
+
+def test_odd_size_loses_less_than_a_pixel(tmp_path: Path) -> None:
+    video.write_video(tmp_path / "a.mp4", ramp()[:, :47, :63], 30)
+    info = video.probe(tmp_path / "a.mp4")
+    assert (info.width, info.height) == (62, 46)
+
+
+def test_cut_is_exact_to_the_frame(tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    video.write_video(source, ramp(), 30)
+    parts = [(3, 17, tmp_path / "b.mp4"), (17, 40, tmp_path / "c.mp4")]
+    assert list(video.cut(source, parts)) == [tmp_path / "b.mp4", tmp_path / "c.mp4"]
+    for start, stop, path in parts:
+        assert video.probe(path) == video.VideoInfo(stop - start, Fraction(30), 64, 48)
+        levels = video.read_frames(path).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(levels, 6 * np.arange(start, stop), atol=2.5)
+
+
+def test_cut_keeps_the_parts_before_the_end_and_names_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    video.write_video(source, ramp(), 30)
+    made = video.cut(source, [(0, 20, tmp_path / "b.mp4"), (20, 60, tmp_path / "c.mp4")])
+    assert next(made) == tmp_path / "b.mp4"
+    with pytest.raises(UserError, match=r"a\.mp4.*ends after 40"):
+        next(made)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_overlapping_parts_are_a_defect(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        list(video.cut(tmp_path / "a.mp4", [(0, 9, tmp_path / "b"), (8, 12, tmp_path / "c")]))
+
+
+def test_broken_files_are_user_errors_that_name_them(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.mp4"
+    video.write_video(whole, ramp(), 30)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "truncated.mp4").write_bytes(whole.read_bytes()[:-800])
+    (tmp_path / "text.mp4").write_text("no video")
+    for name, words in {
+        "missing": "no such",
+        "empty": "empty",
+        "truncated": "truncated",
+        "text": "truncated",
+    }.items():
+        for use in (video.probe, video.read_frames):
+            with pytest.raises(UserError, match=rf"{name}\.mp4.*{words}"):
+                use(tmp_path / f"{name}.mp4")
+    with pytest.raises(UserError, match="50 frames from frame 0 on wanted, 40 are there"):
+        video.read_frames(whole, 0, 50)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 3), (2, 4, 4), (2, 4, 4, 1)])
+def test_arrays_that_are_no_video_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        video.write_video(tmp_path / "a.mp4", np.zeros(shape, np.uint8), 30)
+
+
+FULL_DISK = """
+import sys, resource, signal, numpy as np
+from video2world_preprocess.video import write_video
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = np.random.default_rng(0).integers(0, 255, (30, 96, 128, 3), dtype=np.uint8)
+try:
+    write_video(sys.argv[1], noise, 30)
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+def test_write_limit_leaves_nothing_and_is_an_os_error(tmp_path: Path) -> None:
+    target = tmp_path / "a.mp4"
+    output = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(target)], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.split() == [str(errno.EFBIG), str(target)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_crop_keeps_shapes_and_stretch_does_not() -> None:
+    frames = np.zeros((2, 40, 80, 3), np.uint8)
+    frames[:, :, 20:60] = 200  # the centre square is bright
+    crop = video.fit(frames, (20, 20), "crop")
+    assert crop.shape == (2, 20, 20, 3)
+    assert crop[:, :, 2:-2].min() >= 195
+    stretch = video.fit(frames, (20, 20), "stretch")
+    np.testing.assert_allclose(stretch[0, 10, [1, 10, 18], 0], [0, 200, 0], atol=5)
+    np.testing.assert_array_equal(video.fit(frames, (40, 80), "crop"), frames)
+    np.testing.assert_array_equal(video.fit(frames, (40, 40), "crop"), frames[:, :, 20:60])
+    with pytest.raises(UserError, match="geometry"):
+        video.fit(frames, (20, 20), "squeeze")  # type: ignore[arg-type]
+
+
+def test_fit_antialiases() -> None:
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    small = video.fit(stripes, (16, 16), "stretch")[0, :, 2:-2]
+    assert 110 < small.min() <= small.max() < 145
+
+
+def test_umask_applies_to_outputs(tmp_path: Path) -> None:
+    video.write_video(tmp_path / "a.mp4", ramp(4), 30)
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "a.mp4").stat().st_mode & 0o777 == 0o666 & ~umask

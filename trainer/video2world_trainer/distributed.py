@@ -1,0 +1,136 @@
+"""The ranks of a training group: joining, agreeing, averaging gradients.
+
+This path is plain data parallel: every rank holds the whole model. Without torchrun's environment
+there is one rank and nothing is communicated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from video2world_preprocess.stage import UserError
+
+__all__ = ["World", "join", "require_data_parallel"]
+
+T = TypeVar("T")
+BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of float32 on the wire at a time
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the ranks."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes files and log lines."""
+        return self.rank == 0
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean of ``tensor`` over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
+
+    def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the ranks, summed in float32, in fixed order."""
+        if self.size == 1:
+            return
+        bucket: list[torch.nn.Parameter] = []
+        elements = 0
+        for parameter in parameters:
+            if parameter.grad is None:  # every rank must send the same layout
+                parameter.grad = torch.zeros_like(parameter)
+            bucket.append(parameter)
+            elements += parameter.numel()
+            if elements >= BUCKET_ELEMENTS:
+                self._average_bucket(bucket)
+                bucket, elements = [], 0
+        if bucket:
+            self._average_bucket(bucket)
+
+    def _average_bucket(self, bucket: Sequence[torch.nn.Parameter]) -> None:
+        gradients = [one.grad for one in bucket if one.grad is not None]
+        flat = self.average(torch.cat([one.reshape(-1).float() for one in gradients]))
+        parts = flat.split([one.numel() for one in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` (plain Python data), in rank order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def leader_does(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives on rank 0 (plain Python data), on every rank.
+
+        Raises:
+            UserError: on every rank, if ``work`` raised it.
+        """
+        if self.size == 1:
+            return work()
+        box: list[Any] = [None, None]
+        if self.leads:
+            try:
+                box[0] = work()
+            except UserError as error:
+                box[1] = str(error)
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        if box[1] is not None:
+            raise UserError(box[1])
+        result: T = box[0]
+        return result
+
+    def leave(self) -> None:
+        """Close the group, if there is one."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join() -> World:
+    """Join the group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs.
+
+    A collective that waits longer than ``TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`` (upstream's variable,
+    seconds, default 1800) fails the run instead of hanging it.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size > 1:
+        seconds = int(os.environ.get("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "1800"))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds)
+        )
+    return World(rank, size, device)
+
+
+def require_data_parallel(context_parallel_size: int) -> None:
+    """Refuse what this path cannot do.
+
+    Raises:
+        UserError: a context parallel size above 1 was asked for.
+    """
+    if context_parallel_size != 1:
+        raise UserError(
+            f"model_parallel.context_parallel_size={context_parallel_size}: context parallel and "
+            "FSDP come with the multi-GPU trainer, which is not in this version; set it to 1 "
+            "(each rank then trains on clips of its own)"
+        )

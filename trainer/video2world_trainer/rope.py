@@ -1,0 +1,72 @@
+"""Rotary position embedding over time, height and width, as upstream's buffers make it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["VideoRope", "apply_rope"]
+
+
+class VideoRope(nn.Module):
+    """The table of rotations of a [T, H, W] grid of tokens (facts 1.5).
+
+    A head's channels are split into time, height and width; integer positions, fps plays no part.
+    The three buffers bear upstream's names. Upstream computes the frequencies in their dtype,
+    bfloat16, and the published weights were post-trained so: ``exact=False`` repeats that on any
+    device, ``exact=True`` is float32 throughout, as diffusers has it.
+    """
+
+    seq: Tensor
+    dim_spatial_range: Tensor
+    dim_temporal_range: Tensor
+
+    def __init__(
+        self,
+        head_dim: int,
+        longest: int,
+        *,
+        ratios: tuple[float, float, float],
+        exact: bool = False,
+    ) -> None:
+        super().__init__()
+        spatial = head_dim // 6 * 2
+        temporal = head_dim - 2 * spatial
+        self.exact = exact
+        self.thetas = tuple(
+            10_000.0 * ratio ** (dim / (dim - 2))
+            for ratio, dim in zip(ratios, (temporal, spatial, spatial), strict=True)
+        )
+        self.register_buffer("seq", torch.arange(longest).float())
+        for name, dim in (("dim_spatial_range", spatial), ("dim_temporal_range", temporal)):
+            self.register_buffer(name, torch.arange(0, dim, 2).float()[: dim // 2] / dim)
+
+    def forward(self, frames: int, height: int, width: int) -> Tensor:
+        """Angles [T * H * W, head_dim / 2] in float32, time slowest."""
+        dtype = torch.float32 if self.exact else torch.bfloat16
+        position = self.seq.to(dtype)
+        axes = []
+        ranges = (self.dim_temporal_range, self.dim_spatial_range, self.dim_spatial_range)
+        for theta, count, share in zip(self.thetas, (frames, height, width), ranges, strict=True):
+            frequency = 1.0 / (theta ** share.to(dtype))
+            axes.append(torch.outer(position[:count], frequency).float())
+        t, h, w = axes
+        grid = (frames, height, width)
+        return torch.cat(
+            [
+                t[:, None, None].expand(*grid, -1),
+                h[None, :, None].expand(*grid, -1),
+                w[None, None].expand(*grid, -1),
+            ],
+            dim=-1,
+        ).flatten(0, 2)
+
+
+def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + head_dim / 2) of ``x`` [B, L, heads, head_dim] by ``angles``.
+
+    Computed in float32, answered in the dtype of ``x``.
+    """
+    cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
