@@ -203,7 +203,7 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
-    argv = ["torchrun", "-m", "video2world_trainer.train", "--"]
+    argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
     argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
     return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
 

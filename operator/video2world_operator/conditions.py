@@ -66,15 +66,11 @@ class Phase(StrEnum):
     """One word for people."""
 
     PENDING = "Pending"
-    PREPARING = "Preparing"  # weights, data set, embeddings, latents
-    TRAINING = "Training"
-    GENERATING = "Generating"
+    RUNNING = "Running"
     SUSPENDED = "Suspended"
+    RESTARTING = "Restarting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-
-
-_PHASE_OF_STAGE = {"train": Phase.TRAINING, "inference": Phase.GENERATING}
 
 
 def find(conditions: Sequence[Mapping[str, Any]], kind: Type) -> Mapping[str, Any] | None:
@@ -130,7 +126,8 @@ def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[s
     ):
         if is_true(conditions, kind):
             return phase
-    running = next((s["name"] for s in stages if s.get("state") == "Running"), None)
-    if running is None:
-        return Phase.PENDING
-    return _PHASE_OF_STAGE.get(running, Phase.PREPARING)
+    progressing = find(conditions, Type.PROGRESSING)
+    if progressing is not None and progressing.get("reason") == Reason.RESTARTING:
+        return Phase.RESTARTING
+    begun = any(stage.get("state", "Pending") != "Pending" for stage in stages)
+    return Phase.RUNNING if begun else Phase.PENDING

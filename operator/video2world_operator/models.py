@@ -645,6 +645,7 @@ class StageStatus(_Model):
     failed: int = Field(default=0, ge=0, description="Pods that failed.")
     done: int | None = Field(default=None, ge=0, description="Items worked off.")
     total: int | None = Field(default=None, ge=0, description="Items to work off.")
+    unit: str = Field(default="", description="What is counted: windows, captions, steps, ...")
     message: str = Field(default="", description="For people: what is going on, or why it failed.")
 
 

@@ -179,7 +179,6 @@ def _observations(args: argparse.Namespace, task: int) -> Path:
 
 def _hub(args: argparse.Namespace, action: Any) -> Any:
     """Run ``action`` on the Hub; refusals are the user's to solve, outages are worth a retry."""
-    import httpx
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -190,6 +189,13 @@ def _hub(args: argparse.Namespace, action: Any) -> Any:
     )
 
     where = f"https://huggingface.co/datasets/{args.repo_id}"
+
+    def unreachable(error: Exception) -> ConnectionError:
+        return ConnectionError(
+            f"{args.repo_id}: the Hub cannot be reached ({error}); check the network, or put the "
+            f"archives into {args.data_dir}/observations/<task>/ and use --local"
+        )
+
     try:
         return action()
     except GatedRepoError as error:
@@ -205,11 +211,8 @@ def _hub(args: argparse.Namespace, action: Any) -> Any:
         raise UserError(
             f"--repo_id {args.repo_id}: no such data set, or HF_TOKEN may not see it; check {where}"
         ) from error
-    except (httpx.TransportError, LocalEntryNotFoundError) as error:
-        raise ConnectionError(
-            f"{args.repo_id}: the Hub cannot be reached ({error}); check the network, or put the "
-            f"archives into {args.data_dir}/observations/<task>/ and use --local"
-        ) from error
+    except LocalEntryNotFoundError as error:
+        raise unreachable(error) from error
     except EntryNotFoundError:  # no such folder in the data set: the caller's to explain
         raise
     except HfHubHTTPError as error:
@@ -220,6 +223,11 @@ def _hub(args: argparse.Namespace, action: Any) -> Any:
                 "and give a token of that account in HF_TOKEN"
             ) from error
         raise ConnectionError(f"{args.repo_id}: the Hub answers {status}; try again") from error
+    except Exception as error:
+        # the Hub's client hands transport errors through; its library is httpx or httpx2
+        if type(error).__module__.startswith("httpx"):
+            raise unreachable(error) from error
+        raise
 
 
 def _download_and_extract(args: argparse.Namespace, task: int, report: Report) -> None:

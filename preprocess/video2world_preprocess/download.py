@@ -97,11 +97,13 @@ def _fetch(repository: Repository, folder: Path) -> None:
             allow_patterns=list(repository.files) if repository.only else None,
             ignore_patterns=list(repository.ignore) or None,
         )  # fmt: skip
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            _explain_status(name, error.__cause__)
+        _explain_absence(name, folder, error)
     except errors.HfHubHTTPError as error:
         _explain_status(name, error)
         raise
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        _explain_absence(name, folder, error)
     missing = [file for file in repository.files if not (folder / file).is_file()]
     if missing:
         # where the Hub cannot be reached, snapshot_download settles for what lies there already
@@ -140,8 +142,9 @@ def _explain_absence(name: str, folder: Path, reason: object) -> None:
             f"{name} is not complete in {folder} and HF_HUB_OFFLINE forbids fetching it: unset "
             "HF_HUB_OFFLINE, or copy the files there"
         ) from None
+    first = str(reason).strip().splitlines()[0]
     raise ConnectionError(
-        f"{name}: the Hub cannot be reached or did not answer in full ({reason}): check the "
+        f"{name}: the Hub cannot be reached or did not answer in full ({first}): check the "
         f"network and HF_ENDPOINT, or copy the files to {folder}"
     ) from None
 

@@ -157,6 +157,16 @@ def test_refusals_are_explained(tmp_path, hub, status, code, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_gate_found_half_way_is_still_called_a_gate(tmp_path, hub):
+    assert fetch(tmp_path, address(hub)).returncode == 0
+    (tmp_path / "checkpoints" / PREDICT / "tokenizer/tokenizer.pth").unlink()
+    hub.status = (403, "GatedRepo")
+    done = fetch(tmp_path, address(hub))
+    assert done.returncode == 2, done.stderr
+    assert f"{PREDICT} is gated" in done.stderr
+
+
+@pytest.mark.slow  # the Hub's client tries five times
 def test_an_unreachable_hub_is_explained_and_worth_a_retry(tmp_path, hub):
     hub.shutdown()
     hub.server_close()

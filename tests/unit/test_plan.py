@@ -113,7 +113,7 @@ def test_train_group():
     assert (values["PET_NNODES"], values["PET_NPROC_PER_NODE"]) == ("2", "1")
     assert (values["MASTER_ADDR"], values["MASTER_PORT"]) == ("run-train-1-0.run-train", "29501")
     command = spec["template"]["spec"]["containers"][0]["command"]
-    assert command[:4] == ["torchrun", "-m", "video2world_trainer.train", "--"]
+    assert command[2:5] == ["video2world_trainer.launch", "-m", "video2world_trainer.train"]
 
 
 def test_attempts_differ_in_name_and_rendezvous_only():
@@ -151,7 +151,7 @@ def test_every_worker_gets_its_place_and_its_hash():
         (container,) = pod(stage)["containers"]
         assert container["workingDir"] == VOLUME_DIR
         assert all(isinstance(word, str) for word in container["command"])
-        assert container["command"][0] in ("python", "torchrun")  # never a shell
+        assert container["command"][0] == "python"  # never a shell
         assert stage.job["metadata"]["annotations"]["video2world.dev/inputs-hash"] == (
             stage.inputs_hash
         )

@@ -101,6 +101,11 @@ def dataset(tmp_path, monkeypatch):
     return tmp_path / "D"
 
 
+def assert_same(array: np.ndarray, expected: np.ndarray) -> None:
+    """Equal up to float16 rounding, which the company in a batch may tip."""
+    np.testing.assert_allclose(array, expected, rtol=2e-3, atol=2e-3, strict=True)
+
+
 def run(dataset: Path, t5: Path, *extra: str) -> int:
     return embeddings.main(
         ["--dataset_path", str(dataset / "train"), str(dataset / "val"),
@@ -121,7 +126,7 @@ def test_writes_the_guides_pickles(dataset, t5, encoder):
     with (dataset / "train/t5_xxl/w2.pickle").open("rb") as stream:
         content = pickle.load(stream)  # noqa: S301  the guide's loader, on our own file
     assert len(content) == 1
-    np.testing.assert_array_equal(content[0], encoder.encode(["robot 1"])[0])
+    assert_same(content[0], encoder.encode(["robot 1"])[0])
 
 
 def test_valid_ones_are_kept_damaged_and_changed_made_anew(dataset, t5, encoder, capsys):
@@ -138,10 +143,9 @@ def test_valid_ones_are_kept_damaged_and_changed_made_anew(dataset, t5, encoder,
     assert "w0.pickle is damaged" in capsys.readouterr().out
     assert "train/t5_xxl/w2.pickle" not in second
     assert second["val/t5_xxl/w0.pickle"] == first["val/t5_xxl/w0.pickle"]
-    np.testing.assert_array_equal(
-        read_embedding(dataset / "train/t5_xxl/w1.pickle"), encoder.encode(["another caption"])[0]
-    )
-    np.testing.assert_array_equal(read_embedding(damaged), encoder.encode(["robot 0"])[0])
+    changed = read_embedding(dataset / "train/t5_xxl/w1.pickle")
+    assert_same(changed, encoder.encode(["another caption"])[0])
+    assert_same(read_embedding(damaged), encoder.encode(["robot 0"])[0])
 
 
 def test_another_encoder_replaces_ours_but_not_foreign_ones(dataset, t5, tmp_path):

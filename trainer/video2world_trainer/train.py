@@ -50,12 +50,20 @@ class NonFiniteError(Exception):
 
 
 class _StopRequest:
-    """Remembers SIGTERM and SIGINT until the iteration at work is done."""
+    """Remembers SIGTERM and SIGINT, while entered, until the iteration at work is done."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
@@ -150,6 +158,16 @@ class Run:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         require_data_parallel(config.context_parallel_size)
+        if config.architecture == "lora":
+            raise UserError(
+                "model.config.train_architecture=lora: this version trains all weights only; "
+                "set it to base"
+            )
+        if config.attention not in ("minimal_a2a", "torch"):
+            raise UserError(
+                f"model.config.pipe_config.net.atten_backend={config.attention}: this version has "
+                "PyTorch's attention only; leave it out"
+            )
         self.config, self.world = config, world
         self.folder = CheckpointFolder(config.checkpoint_folder)
         self.dataset = LatentDataset(
@@ -158,8 +176,6 @@ class Run:
         )  # fmt: skip
         self.dataset.require(world.size)
         self.net = _network(config, world)
-        if config.architecture == "lora":
-            _add_lora(self.net, config)
         self.dtype = next(self.net.parameters()).dtype
         self.optimizer = MasterAdamW(self.net.named_parameters(), weight_decay=config.weight_decay)
         self.ema = Ema(self.net.named_parameters()) if config.ema else None
@@ -322,10 +338,6 @@ class Run:
         return True
 
 
-def _add_lora(net: VideoDiT, config: TrainConfig) -> None:
-    raise UserError("model.config.train_architecture=lora: not available")
-
-
 @torch.no_grad()
 def _all_finite(gradients: Sequence[Tensor | None]) -> bool:
     present = [one for one in gradients if one is not None]
@@ -407,17 +419,16 @@ def _failed(reason: str, message: str, code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (see :mod:`video2world_preprocess.stage`)."""
-    world = None
     try:
         overrides, dry = _parse(sys.argv[1:] if argv is None else argv)
         config = read_config(overrides)
         if dry:
             say(json.dumps(config.as_overrides(), indent=2))
             return 0
-        stop = _StopRequest()
-        world = join()
-        code = train(config, world, stop)
-        world.leave()
+        with _StopRequest() as stop:
+            world = join()
+            code = train(config, world, stop)
+            world.leave()
         return code
     except UserError as error:
         return _failed("UserError", str(error), EXIT_USER_ERROR)

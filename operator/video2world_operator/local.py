@@ -1,0 +1,438 @@
+"""The local engine: carries out a plan's manifests as processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from . import pod_init
+from .conditions import Reason, Type, phase_of, set_condition
+from .local_pod import Process, Surroundings, UnsupportedManifest, process
+from .plan import Plan, Stage
+from .progress import Event, Failed, Lines, parse, update_status
+from .terminal import Display
+
+__all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine", "RunRefused", "StateFolder"]
+
+EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+TAIL_LINES = 15
+DOWN_TOGETHER = 5.0  # seconds the rest of a group gets to end by itself after one pod failed
+
+
+class RunRefused(Exception):
+    """The run cannot begin; the message names the reason and the remedy."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class StateFolder:
+    """What the engine keeps of a resource on the volume: state, logs, lock."""
+
+    def __init__(self, volume: Path, resource: str) -> None:
+        self.volume, self.resource = volume, resource
+        self.folder = volume / ".video2world" / resource
+
+    def read(self) -> dict[str, Any]:
+        """The state of the last run; empty if there was none or its file is damaged."""
+        try:
+            state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Keep ``state``, at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / ".partial-state.json"
+        with partial.open("w", encoding="utf-8") as stream:
+            json.dump(state, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.folder / "state.json")
+
+    def log(self, stage: str, attempt: int, pod: int) -> Path:
+        """Where the output of a pod goes."""
+        return self.folder / "logs" / f"{stage}-{attempt}-{pod}.log"
+
+    def finished(self, stage: Stage) -> bool:
+        """Whether the stage's inputs have been worked off on this volume by any resource."""
+        marker = self.volume / ".video2world/stages" / f"{stage.name}-{stage.inputs_hash}.json"
+        try:
+            outputs = json.loads(marker.read_text(encoding="utf-8"))["outputs"]
+            return all((self.volume / output).exists() for output in outputs)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the resource's lock; another run of it on this volume is refused."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunRefused(
+                    f"{self.resource} is running on {self.volume} already: wait for it, or choose "
+                    "another metadata.name or --volume"
+                ) from None
+            yield
+
+
+@dataclass
+class _Pod:
+    """A started pod; its reader puts what it prints on the engine's queue."""
+
+    name: str
+    log: Path
+    child: subprocess.Popen[bytes]
+    reader: threading.Thread = field(init=False)
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How an attempt ended: exit code (None: stopped on request), whose log tells, in words."""
+
+    code: int | None
+    log: Path | None = None
+    message: str = ""
+
+
+class LocalEngine:
+    """Runs one plan on one volume folder."""
+
+    def __init__(self, plan: Plan, volume: Path, display: Display, source: Path) -> None:
+        self.plan, self.volume, self.display = plan, volume.resolve(), display
+        self.source = source.resolve()
+        self.state = StateFolder(self.volume, plan.name)
+        self._stop: int | None = None  # the signal that asks to end
+        self._hard = False  # asked a second time
+        self._events: queue.SimpleQueue[tuple[_Pod, bytes | None]] = queue.SimpleQueue()
+        self._kept: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ the run
+
+    def run(self) -> int:
+        """Carry out every stage that is not done yet; returns the command's exit code.
+
+        Raises:
+            RunRefused: the resource runs already, or its name belongs to another file.
+        """
+        self.volume.mkdir(parents=True, exist_ok=True)
+        with self.state.locked(), self._signals():
+            self._open()
+            for stage in self.plan.stages:
+                if self.state.finished(stage):
+                    self._set_stage(stage, "Skipped")
+                    self.display.skip(stage.name)
+                    continue
+                code = self._carry_out(stage)
+                if code:
+                    return code
+            self._condition(Type.PROGRESSING, False, Reason.FINISHED)
+            self._condition(Type.SUCCEEDED, True, Reason.FINISHED)
+            self._save(completionTime=_now(), message=Reason.FINISHED.text())
+        return 0
+
+    def _open(self) -> None:
+        """Take over what the last run of the same resource left."""
+        before = self.state.read()
+        owner = before.get("source")
+        if owner and owner != str(self.source) and Path(owner).exists():
+            raise RunRefused(
+                f"metadata.name: {self.plan.name} on {self.volume} belongs to {owner}; choose "
+                "another name or another --volume"
+            )
+        status = before.get("status", {})
+        self._kept = {
+            "source": str(self.source),
+            "attempts": before.get("attempts", {}),
+            "status": {
+                "restarts": status.get("restarts", 0),
+                "startTime": status.get("startTime") or _now(),
+                "conditions": [],
+                "stages": [
+                    {"name": stage.name, "state": "Pending", "inputsHash": stage.inputs_hash}
+                    for stage in self.plan.stages
+                ],
+            }
+            | {key: status[key] for key in ("progress", "checkpoint") if key in status},
+        }
+        self._condition(Type.ACCEPTED, True, Reason.VALID)
+        self._save()
+
+    def _carry_out(self, stage: Stage) -> int:
+        """Run one stage, attempt after attempt; 0, or the exit code that ends the run."""
+        limit = self.plan.resource.spec.training.max_restarts if stage.name == "train" else 0
+        restarts = 0
+        while True:
+            attempts = self._kept["attempts"]
+            attempt = attempts[stage.name] = int(attempts.get(stage.name, 0)) + 1
+            self._condition(
+                Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name, attempt=attempt
+            )
+            self._set_stage(stage, "Running", attempt=attempt, startTime=_now())
+            try:
+                outcome = self._attempt(stage, attempt)
+            except (UnsupportedManifest, OSError) as error:
+                return self._fail(stage, _Outcome(EXIT_FAILED, message=str(error)), restarts)
+            if outcome.code == 0:
+                self._set_stage(stage, "Succeeded", completionTime=_now())
+                self.display.end(stage.name, "done")
+                return 0
+            if outcome.code is None:
+                return self._interrupted(stage)
+            if outcome.code == EXIT_USER_ERROR or restarts >= limit:
+                return self._fail(stage, outcome, restarts)
+            restarts += 1
+            self._kept["status"]["restarts"] += 1
+            facts = {"stage": stage.name, "code": outcome.code, "attempt": attempt + 1}
+            facts |= {"restart": restarts, "limit": limit}
+            self._condition(Type.PROGRESSING, True, Reason.RESTARTING, **facts)
+            self._save(message=Reason.RESTARTING.text(**facts))
+            self.display.say(Reason.RESTARTING.text(**facts))
+
+    def _interrupted(self, stage: Stage) -> int:
+        text = Reason.INTERRUPTED.text(stage=stage.name)
+        self._condition(Type.PROGRESSING, False, Reason.INTERRUPTED, stage=stage.name)
+        self._condition(Type.SUSPENDED, True, Reason.INTERRUPTED, stage=stage.name)
+        self._set_stage(stage, "Pending", message=text)
+        self.display.say(text)
+        return 128 + (self._stop or signal.SIGTERM)
+
+    def _fail(self, stage: Stage, outcome: _Outcome, restarts: int) -> int:
+        """Keep and show why the stage failed."""
+        user_error = outcome.code == EXIT_USER_ERROR
+        reason = Reason.USER_ERROR if user_error else Reason.RESTARTS_EXHAUSTED
+        if outcome.log is None:
+            reason = Reason.ENGINE_ERROR
+        facts = {"stage": stage.name, "code": outcome.code, "restarts": restarts}
+        facts["message"] = outcome.message or "see its log"
+        self._condition(Type.PROGRESSING, False, reason, **facts)
+        self._condition(Type.FAILED, True, reason, **facts)
+        text = reason.text(**facts)
+        self._set_stage(stage, "Failed", completionTime=_now(), message=text)
+        self._save(message=text)
+        self.display.end(stage.name, f"failed (exit code {outcome.code})")
+        if outcome.log is not None:
+            self.display.say(f"last lines of {outcome.log}:")
+            for line in _tail(outcome.log):
+                self.display.say(f"  {line}")
+        if outcome.message:
+            self.display.say(f"error: {outcome.message}")
+        return EXIT_USER_ERROR if user_error else EXIT_FAILED
+
+    # ------------------------------------------------------------------ one attempt
+
+    def _attempt(self, stage: Stage, attempt: int) -> _Outcome:
+        """Start the stage's pods and wait for all of them."""
+        manifests = self.plan.train_manifests(attempt) if stage.name == "train" else stage.manifests
+        job = next(m for m in manifests if m["kind"] == "Job")
+        pod = job["spec"]["template"]["spec"]
+        count = int(job["spec"].get("parallelism", 1))
+        self.display.start(stage.name, f"{count} pods" if count > 1 else "")
+        with contextlib.ExitStack() as stack:
+            around = self._surroundings(stage, job, manifests, count)
+            pods: list[_Pod] = []
+            stack.callback(self._end_all, pods)
+            for index in range(count):
+                what = process(pod, around, index=index)
+                pods.append(self._start(stage, attempt, index, what, count))
+            return self._watch(pods)
+
+    def _surroundings(
+        self, stage: Stage, job: Mapping[str, Any], manifests: tuple[Any, ...], count: int
+    ) -> Surroundings:
+        config_maps = {
+            m["metadata"]["name"]: m["data"] for m in self.plan.shared if m["kind"] == "ConfigMap"
+        }
+        pod = job["spec"]["template"]["spec"]
+        volumes: dict[str, Path] = {}
+        for volume in pod.get("volumes", []):
+            if "persistentVolumeClaim" in volume:
+                volumes[volume["name"]] = self.volume
+            elif "configMap" in volume:
+                folder = self.state.folder / "config"
+                folder.mkdir(parents=True, exist_ok=True)
+                for name, text in config_maps[volume["configMap"]["name"]].items():
+                    (folder / name).write_text(text, encoding="utf-8")
+                volumes[volume["name"]] = folder
+            elif volume.get("emptyDir", {}).get("medium") != "Memory":
+                folder = self.state.folder / "scratch" / stage.name
+                folder.mkdir(parents=True, exist_ok=True)
+                volumes[volume["name"]] = folder
+        services = [m for m in manifests if m["kind"] == "Service"]
+        ports = {str(p["port"]): str(_free_port()) for s in services for p in s["spec"]["ports"]}
+        hosts = tuple(
+            f"{job['metadata']['name']}-{index}.{service['metadata']['name']}"
+            for service in services
+            for index in range(count)
+        )
+        return Surroundings(volumes, config_maps, os.environ, hosts, ports)
+
+    def _start(self, stage: Stage, attempt: int, index: int, what: Process, count: int) -> _Pod:
+        env = dict(what.env)
+        if count > 1:
+            # the pods share this machine: without limits each would use all of its cores
+            env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        what.cwd.mkdir(parents=True, exist_ok=True)
+        log = self.state.log(stage.name, attempt, index)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        init = [sys.executable, "-I", "-S", str(Path(pod_init.__file__))]
+        child = subprocess.Popen(
+            [*init, str(what.grace_seconds), str(os.getpid()), *what.argv],
+            env=env,
+            cwd=what.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        pod = _Pod(f"{stage.name}-{index}" if count > 1 else stage.name, log, child)
+        assert child.stdout is not None
+        pod.reader = threading.Thread(target=self._read, args=(pod, child.stdout), daemon=True)
+        pod.reader.start()
+        return pod
+
+    def _read(self, pod: _Pod, stream: IO[bytes]) -> None:
+        """Copy a pod's output to its log and to the engine, line by line (a thread of its own)."""
+        lines = Lines()
+        with pod.log.open("wb", buffering=0) as log:
+            while data := os.read(stream.fileno(), 1 << 16):
+                with contextlib.suppress(OSError):  # a full disk must not stop the worker
+                    log.write(data)
+                for line in lines.feed(data):
+                    self._events.put((pod, line))
+        for line in lines.end():
+            self._events.put((pod, line))
+        self._events.put((pod, None))
+
+    def _watch(self, pods: list[_Pod]) -> _Outcome:
+        """Follow the pods until all have ended; the first failure ends the group."""
+        running, message = len(pods), ""
+        failed: _Pod | None = None
+        deadline: float | None = None
+        asked = saved = 0.0
+        while running:
+            with contextlib.suppress(queue.Empty):
+                pod, line = self._events.get(timeout=0.2)
+                if line is None:
+                    running -= 1
+                    pod.code = pod.child.wait()
+                    if pod.code and failed is None:
+                        failed, deadline = pod, time.monotonic() + DOWN_TOGETHER
+                elif (event := parse(line)) is not None:
+                    if isinstance(event, Failed):
+                        message = message or event.message
+                    saved = self._note(event, saved)
+                else:
+                    self.display.line(pod.name, line.decode("utf-8", "replace").rstrip())
+            if self._stop is not None and not asked:
+                asked = time.monotonic()
+                self.display.say("stopping: the work so far is being saved (again to force)")
+                self._signal(pods, pod_init.STOP)
+            overdue = deadline is not None and time.monotonic() > deadline
+            if self._hard or (overdue and not asked):
+                self._signal(pods, pod_init.KILL)
+                deadline = None
+        if all(pod.code == 0 for pod in pods):
+            return _Outcome(0)
+        if self._stop is not None:
+            return _Outcome(None)
+        codes = [pod.code for pod in pods]
+        first = failed or pods[0]
+        code = EXIT_USER_ERROR if EXIT_USER_ERROR in codes else first.code
+        if code == EXIT_USER_ERROR:
+            first = next(pod for pod in pods if pod.code == EXIT_USER_ERROR)
+        return _Outcome(code, first.log, message)
+
+    def _note(self, event: Event, saved: float) -> float:
+        """Show an event and keep it in the status, on disk at most once a second."""
+        self.display.event(event)
+        self._kept["status"] = update_status(self._kept["status"], event, _now())
+        if time.monotonic() - saved < 1.0:
+            return saved
+        self._save()
+        return time.monotonic()
+
+    def _signal(self, pods: list[_Pod], number: int) -> None:
+        for pod in pods:
+            if pod.child.poll() is None:
+                pod.child.send_signal(number)
+
+    def _end_all(self, pods: list[_Pod]) -> None:
+        """Leave nothing running, whatever happened."""
+        self._signal(pods, pod_init.KILL)
+        for pod in pods:
+            pod.child.wait()
+            pod.reader.join(timeout=5)
+
+    # ------------------------------------------------------------------ signals and status
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While the block runs, SIGINT and SIGTERM ask to stop; the second one insists."""
+
+        def ask(number: int, frame: object) -> None:
+            self._hard = self._stop is not None
+            self._stop = number
+
+        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _condition(self, kind: Type, status: bool, reason: Reason, **facts: Any) -> None:
+        kept = self._kept["status"]
+        kept["conditions"] = set_condition(
+            kept["conditions"], kind, status, reason, _now(), **facts
+        )
+
+    def _set_stage(self, stage: Stage, state: str, **fields: Any) -> None:
+        status = self._kept["status"]
+        status["stages"] = [
+            entry | {"state": state} | fields if entry["name"] == stage.name else entry
+            for entry in status["stages"]
+        ]
+        self._save(stage=stage.name)
+
+    def _save(self, **fields: Any) -> None:
+        status = self._kept["status"] | fields
+        status["phase"] = str(phase_of(status["conditions"], status["stages"]))
+        self._kept["status"] = status
+        self.state.write(self._kept)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path) -> list[str]:
+    """The last plain lines of a log; events are for machines."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - (64 << 10)))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if parse(line) is None][-TAIL_LINES:]

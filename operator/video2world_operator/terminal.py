@@ -1,0 +1,102 @@
+"""What a person sees of a local run: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress
+
+__all__ = ["Display", "duration"]
+
+BAR = 28  # characters
+EVERY = 5.0  # seconds between plain lines of progress
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42s, 3m12s, 5h07m, 2d03h."""
+    whole = max(0, round(seconds))
+    for unit, below, small in ((86400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
+        if whole >= unit:
+            under = {3600: "h", 60: "m", 1: "s"}[small]
+            return f"{whole // unit}{below}{whole % unit // small:02d}{under}"
+    return f"{whole}s"
+
+
+def _text(event: Event) -> tuple[float, str] | None:
+    """How far (0 to 1) and in words, for events that tell."""
+    if isinstance(event, TrainProgress):
+        words = [f"{event.iteration}/{event.iterations}"]
+        if event.loss is not None:
+            words.append(f"loss {event.loss:.4f}")
+        if event.seconds_per_iteration is not None:
+            words.append(f"{event.seconds_per_iteration:.3g} s/iteration")
+        share = event.iteration / max(event.iterations, 1)
+    elif isinstance(event, ItemProgress):
+        words = [f"{event.done}/{event.total} {event.unit}".rstrip()]
+        share = event.done / max(event.total, 1)
+    else:
+        return None
+    if event.eta_seconds is not None and share < 1:
+        words.append(f"{duration(event.eta_seconds)} left")
+    return min(share, 1.0), "  ".join(words)
+
+
+class Display:
+    """Writes to ``out``; every line of the workers too if ``verbose``."""
+
+    def __init__(self, out: TextIO, *, verbose: bool = False) -> None:
+        self._out, self._verbose = out, verbose
+        self._bar = out.isatty() and not verbose
+        self._drawn = False
+        self._stage = ""
+        self._started = self._last = 0.0
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self._clear()
+        print(text, file=self._out, flush=True)
+
+    def start(self, stage: str, detail: str = "") -> None:
+        """A stage begins."""
+        self._stage, self._started = stage, time.monotonic()
+        self._last = self._started
+        if not self._bar:
+            self.say(f"{stage:<11} started{f' ({detail})' if detail else ''}")
+
+    def skip(self, stage: str) -> None:
+        """A stage is on the volume already."""
+        self.say(f"{stage:<11} done before, skipped")
+
+    def event(self, event: Event) -> None:
+        """A worker told something."""
+        if isinstance(event, CheckpointSaved) and not self._bar and self._verbose:
+            self.say(f"{event.stage:<11} checkpoint {event.iteration}")
+        shown = _text(event)
+        if shown is None:
+            return
+        share, words = shown
+        now = time.monotonic()
+        if self._bar:
+            full = round(share * BAR)
+            line = f"{self._stage:<11} [{'#' * full}{'.' * (BAR - full)}] {words}"
+            self._out.write(f"\r\x1b[K{line[:110]}")
+            self._out.flush()
+            self._drawn = True
+        elif share >= 1 or now - self._last >= EVERY:
+            self._last = now
+            self.say(f"{self._stage:<11} {words}")
+
+    def line(self, pod: str, text: str) -> None:
+        """A worker's plain line."""
+        if self._verbose:
+            self.say(f"{pod} | {text}")
+
+    def end(self, stage: str, outcome: str) -> None:
+        """A stage ended."""
+        self.say(f"{stage:<11} {outcome} in {duration(time.monotonic() - self._started)}")
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._out.write("\r\x1b[K")
+            self._drawn = False

@@ -1,0 +1,476 @@
+"""AgiBot's layout in, the guide's folders and names out; every kind of bad input named and counted.
+
+The videos are 10 frames/s and tiny, so a window of 5 s has 50 frames.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from video2world_preprocess import agibot
+from video2world_preprocess.video import probe, read_frames, write_video
+
+CAMERA = "head_center_fisheye_color"
+DATA = Path("datasets/agibot")
+OUT = Path(f"datasets/agibot_{CAMERA}")
+LOCAL = ("--prepare", "--local", "--min_frames", "30")
+
+
+@pytest.fixture(autouse=True)
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is an empty volume, as a worker finds it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@cache
+def clip_bytes(frames: int) -> bytes:
+    """An mp4 whose frame number i has the grey level i."""
+    path = Path(f"clip-{frames}.mp4")
+    levels = np.arange(frames).astype(np.uint8)
+    pixels = np.broadcast_to(levels[:, None, None, None], (frames, 32, 32, 3))
+    write_video(path, pixels, 10)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def tar(name: str, episodes: dict[int, bytes], extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
+    path = DATA / "observations" / "327" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for info in extra:
+            archive.addfile(info)
+        for episode, video in episodes.items():
+            members = {
+                "depth/0.png": b"png", f"videos/{CAMERA}.mp4": video, "videos/head_color.mp4": b"x",
+            }  # fmt: skip
+            for member, data in members.items():
+                info = tarfile.TarInfo(f"{episode}/{member}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def task_info(*episodes: int) -> None:
+    action = {"start_frame": 0, "end_frame": 150, "action_text": "Pick it up.", "skill": "Pick"}
+    entries = [
+        {"episode_id": e, "task_id": 327, "init_scene_text": "A shelf.",
+         "label_info": {"action_config": [action]}}
+        for e in episodes
+    ]  # fmt: skip
+    path = DATA / "task_info" / "task_327.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries))
+
+
+def run(*flags: str) -> int:
+    return agibot.main(list(flags))
+
+
+def report() -> dict:
+    return json.loads((OUT / "report.json").read_text())
+
+
+def stems(split: str, kind: str = "videos") -> list[str]:
+    return sorted(p.stem.replace("task_327_episode_", "") for p in (OUT / split / kind).iterdir())
+
+
+def dropped() -> list[tuple[str, str]]:
+    return [(p["kind"], p["item"].rsplit("/", 1)[-1]) for p in report()["dropped"]]
+
+
+TWO = ["101_window_0_frame_0-49", "101_window_1_frame_50-119"]
+VAL = ["102_window_0_frame_0-49", "102_window_1_frame_50-99"]
+
+
+def prepare_two() -> None:
+    tar("101-102.tar", {101: clip_bytes(120), 102: clip_bytes(100)})
+    task_info(101, 102)
+    assert run(*LOCAL, "--val_episode_ids", "102") == 0
+
+
+def test_prepare_makes_the_guides_folders_with_captions_for_val_too() -> None:
+    prepare_two()
+    assert stems("train") == stems("train", "metas") == TWO
+    assert stems("val") == stems("val", "metas") == VAL
+    prefix = f"{OUT}/train/metas/task_327_episode_"
+    assert Path(f"{prefix}{TWO[0]}.txt").read_text() == "A shelf. Pick it up."
+    assert Path(f"{prefix}{TWO[1]}.txt").read_text() == "A shelf."
+    window = OUT / "train" / "videos" / f"task_327_episode_{TWO[1]}.mp4"
+    assert (probe(window).frames, probe(window).fps) == (70, 10)
+    levels = read_frames(window).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(levels, np.arange(50, 120), atol=2)
+    counts = report()["counts"]
+    assert counts["episodes"] == 2
+    assert (counts["windows"], counts["train_windows"], counts["val_windows"]) == (4, 2, 2)
+    assert (counts["frames"], counts["seconds"]) == (220, 22.0)
+    assert report()["dropped"] == []
+    left = sorted(str(p) for p in DATA.rglob("*.*") if p.is_file() and not p.name.startswith("."))
+    assert left == [
+        f"{DATA}/observations/327/101-102.tar",  # the user's: not deleted
+        f"{DATA}/observations/327/101/videos/{CAMERA}.mp4",
+        f"{DATA}/observations/327/102/videos/{CAMERA}.mp4",
+        f"{DATA}/task_info/task_327.json",
+    ]
+
+
+def test_second_run_does_nothing_again_and_mends_what_is_gone() -> None:
+    prepare_two()
+    before = {p: p.stat().st_mtime_ns for p in OUT.rglob("*.*") if p.name != "report.json"}
+    victim = OUT / "val" / "videos" / f"task_327_episode_{VAL[0]}.mp4"
+    content = victim.read_bytes()
+    victim.write_bytes(content[:100])  # torn by something else than us
+    assert run(*LOCAL, "--val_episode_ids", "102") == 0
+    after = {p: p.stat().st_mtime_ns for p in OUT.rglob("*.*") if p.name != "report.json"}
+    assert {p for p in before if before[p] != after[p]} == {victim}
+    assert victim.read_bytes() == content
+    assert report()["counts"]["new_windows"] == 1
+
+
+def test_changed_windowing_removes_the_stale_windows_but_no_foreign_file() -> None:
+    prepare_two()
+    foreign = OUT / "train" / "videos" / "mine.mp4"
+    foreign.write_bytes(b"mine")
+    stale = OUT / "train" / "t5_xxl" / f"task_327_episode_{TWO[0]}.pickle"
+    stale.parent.mkdir()
+    stale.write_bytes(b"old")
+    flags = ("--window-size", "4", "--min-last-window", "4.5", "--val_episode_ids", "101")
+    assert run(*LOCAL, *flags) == 0
+    assert stems("val") == stems("val", "metas") == [
+        "101_window_0_frame_0-39", "101_window_1_frame_40-79", "101_window_2_frame_80-119",
+    ]  # fmt: skip
+    assert stems("train") == [
+        "102_window_0_frame_0-39",
+        "102_window_1_frame_40-99",
+        "mine",
+    ]
+    assert foreign.read_bytes() == b"mine"
+    assert not stale.exists()
+    assert report()["counts"]["removed_windows"] == 4
+    assert report()["notes"][0]["reason"].startswith("frames 80-99 (20 of at least 30) merged")
+
+
+def test_changed_caption_invalidates_its_embedding_only() -> None:
+    prepare_two()
+    pickles = [OUT / "train" / "t5_xxl" / f"task_327_episode_{s}.pickle" for s in TWO]
+    pickles[0].parent.mkdir()
+    for path in pickles:
+        path.write_bytes(b"x")
+    info = DATA / "task_info" / "task_327.json"
+    info.write_text(info.read_text().replace("Pick it up", "Put it down"))
+    assert run("--split-only", "--min_frames", "30", "--val_episode_ids", "102") == 0
+    assert [p.exists() for p in pickles] == [False, True]
+    assert report()["counts"]["new_windows"] == 0
+
+
+def test_caption_file_is_preferred_and_windows_without_a_line_are_named() -> None:
+    tar("a.tar", {101: clip_bytes(120)})
+    line = {"video_clip": f"task_327_episode_{TWO[0]}", "task_id": 327, "episode_id": 101,
+            "start_frame": 0, "end_frame": 49, "caption": "From the file."}  # fmt: skip
+    Path(f"datasets/agibot_{CAMERA}.jsonl").write_text(json.dumps(line) + "\nbroken\n")
+    assert run(*LOCAL) == 0
+    assert stems("train") == TWO[:1]
+    assert next((OUT / "train" / "metas").iterdir()).read_text() == "From the file."
+    assert dropped() == [
+        ("caption", f"agibot_{CAMERA}.jsonl:2"), ("window", f"task_327_episode_{TWO[1]}"),
+    ]  # fmt: skip
+
+
+def test_every_bad_episode_is_named_and_the_good_ones_kept(capfd: pytest.CaptureFixture) -> None:
+    link = tarfile.TarInfo(f"110/videos/{CAMERA}.mp4")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    escape = tarfile.TarInfo(f"../111/videos/{CAMERA}.mp4")
+    good = clip_bytes(120)
+    tar("a.tar", {101: good, 102: b"", 103: good[:-700], 104: clip_bytes(20), 105: good},
+        (link, escape))  # fmt: skip
+    corrupt = tar("b.tar", {106: good, 107: good})
+    corrupt.write_bytes(corrupt.read_bytes()[: len(good) + 8 * 512])
+    task_info(101, 102, 103, 104, 106, 107)
+    assert run(*LOCAL) == 0
+    assert sorted({s.split("_")[0] for s in stems("train")}) == ["101", "106"]
+    assert dropped() == [
+        ("archive member", f"{CAMERA}.mp4"), ("archive member", f"{CAMERA}.mp4"),
+        ("archive", "b.tar"),
+        ("episode", "task_327_episode_102"), ("episode", "task_327_episode_103"),
+        ("episode", "task_327_episode_104"), ("episode", "task_327_episode_105"),
+    ]  # fmt: skip
+    reasons = [p["reason"] for p in report()["dropped"]]
+    for reason, words in zip(
+        reasons, ["a link", "..", "truncated", "empty", "truncated", "shorter than one window",
+                  "task_327.json does not have it"], strict=True,
+    ):  # fmt: skip
+        assert words in reason
+    assert report()["dropped_by_kind"] == {"archive": 1, "archive member": 2, "episode": 4}
+    log = capfd.readouterr().out
+    assert all(f"task_327_episode_{e}" in log for e in (102, 103, 104, 105))
+
+
+def test_video_that_ends_before_its_header_says_keeps_its_whole_windows() -> None:
+    # moov first, then the tail of the frames cut off: what an interrupted copy looks like
+    import av
+
+    Path("slow.mp4").write_bytes(clip_bytes(200))
+    with (
+        av.open("slow.mp4") as source,
+        av.open("fast.mp4", "w", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    data = Path("fast.mp4").read_bytes()
+    body = data.index(b"mdat")
+    tar("a.tar", {101: clip_bytes(120), 102: data[: body + (len(data) - body) * 6 // 10]})
+    task_info(101, 102)
+    assert run(*LOCAL) == 0
+    kept = [s for s in stems("train") if s.startswith("102")]
+    lost = [item for kind, item in dropped() if kind == "window"]
+    # how far the decoder gets is the codec's affair; what it got and what it lost is all there is
+    assert kept[0] == "102_window_0_frame_0-49"
+    assert lost[-1] == "task_327_episode_102_window_3_frame_150-199"
+    assert len(kept) + len(lost) == 4
+    assert stems("train", "metas") == stems("train")
+
+
+def test_nothing_good_is_exit_2(capfd: pytest.CaptureFixture) -> None:
+    tar("a.tar", {101: b"", 102: clip_bytes(20)})
+    task_info(101, 102)
+    assert run(*LOCAL) == 2
+    assert "no window is left to train on (2 items dropped" in capfd.readouterr().err
+    assert report()["counts"]["windows"] == 0
+
+
+def test_empty_train_set_and_unknown_val_episode(capfd: pytest.CaptureFixture) -> None:
+    tar("a.tar", {101: clip_bytes(120), 102: clip_bytes(100)})
+    task_info(101, 102)
+    assert run(*LOCAL, "--val_episode_ids", "101", "999") == 2
+    assert "--val_episode_ids 999: not among the episodes, which are 101, 102" in (
+        capfd.readouterr().err
+    )
+    assert run(*LOCAL, "--val_episode_ids", "101", "102") == 2
+    assert "no window is left to train on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--camera", "nose"), "check --camera"),
+        (("--camera", "../x"), "--camera ../x"),
+        (("--task_ids", "5"), "--task_ids 5"),
+        (("--window-size", "0"), "--window-size"),
+        (("--min_frames", "0"), "--min_frames"),
+        (("--caption_file", "none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_flags_that_cannot_work(
+    flags: tuple[str, ...], words: str, capfd: pytest.CaptureFixture
+) -> None:
+    tar("a.tar", {101: clip_bytes(120)})
+    task_info(101)
+    assert run("--prepare", "--local", *flags) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_missing_task_info(capfd: pytest.CaptureFixture) -> None:
+    tar("a.tar", {101: clip_bytes(120)})
+    assert run(*LOCAL) == 2
+    assert "task_327.json is missing" in capfd.readouterr().err
+
+
+def test_delete_only_removes_what_the_camera_does_not_need() -> None:
+    outside = Path("outside")
+    outside.mkdir()
+    (outside / "precious").touch()
+    episode = DATA / "observations" / "327" / "101"
+    for name in (f"videos/{CAMERA}.mp4", "videos/head_color.mp4", "videos/notes.txt",
+                 "depth/0.png", "readme"):  # fmt: skip
+        (episode / name).parent.mkdir(parents=True, exist_ok=True)
+        (episode / name).touch()
+    (episode / "linked").symlink_to(outside.resolve())
+    assert run("--delete-only") == 0
+    left = sorted(str(p.relative_to(episode)) for p in episode.rglob("*") if p.is_file())
+    assert left == ["readme", f"videos/{CAMERA}.mp4", "videos/notes.txt"]
+    assert not (episode / "linked").exists()
+    assert (outside / "precious").exists()
+
+
+def test_full_volume_keeps_what_is_finished_and_goes_on_later(volume: Path) -> None:
+    """The write that does not fit fails in the kernel: a file size limit, or a full tmpfs."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (120, 96, 96, 3), dtype=np.uint8)
+    write_video("noise.mp4", noise, 10)
+    tar("a.tar", {101: clip_bytes(120), 102: Path("noise.mp4").read_bytes()})
+    task_info(101, 102)
+    assert run("--local", "--keep_tar") == 0
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from video2world_preprocess import agibot; sys.exit(agibot.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "--split-only", "--min_frames", "30"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "File too large" in result.stderr
+    assert "102_window_0" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert stems("train") == TWO
+    assert run("--split-only", "--min_frames", "30") == 0
+    assert report()["counts"]["windows"] == 4
+    assert report()["counts"]["new_windows"] == 2
+
+
+@pytest.fixture
+def small_disk(volume: Path) -> Iterator[Path]:
+    """A mounted file system of 300 kB, where the machine lets us mount one."""
+    folder = volume / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=300k", "v2w-test", str(folder)]
+    if (
+        os.geteuid() != 0
+        or mount is None
+        or subprocess.run([mount, *options], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounting a tmpfs needs root; the file size limit's test covers the rest")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_says_so(small_disk: Path, capfd: pytest.CaptureFixture) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (120, 96, 96, 3), dtype=np.uint8)
+    write_video("noise.mp4", noise, 10)
+    tar("a.tar", {101: clip_bytes(120), 102: Path("noise.mp4").read_bytes()})
+    task_info(101, 102)
+    assert run(*LOCAL, "--dataset_dir", str(small_disk / "set")) == 1
+    error = capfd.readouterr().err
+    assert "the volume is full while writing" in error
+    assert "102_window_0" in error
+    kept = sorted(p.name for p in (small_disk / "set" / "train" / "videos").iterdir())
+    assert kept == [f"task_327_episode_{s}.mp4" for s in TWO]
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as the command needs: a revision, a tree, and files; or a refusal."""
+
+    files: dict[str, bytes]
+    refusal: str | None
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        if self.refusal:
+            return self._send(403, b"{}", {"X-Error-Code": self.refusal}, body)
+        if "/tree/" in path:
+            folder = path.split("/tree/")[1].split("/", 1)[1].replace("%2F", "/")
+            entries = [{"type": "file", "path": n, "size": len(d), "oid": str(hash(d))}
+                       for n, d in self.files.items() if n.startswith(folder + "/")]  # fmt: skip
+            return self._send(200, json.dumps(entries).encode(), {}, body)
+        if path.startswith("/api/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            info = {"id": "a/b", "sha": "c" * 40, "siblings": siblings,
+                    "private": False, "downloads": 0, "likes": 0, "tags": []}  # fmt: skip
+            return self._send(200, json.dumps(info).encode(), {}, body)
+        name = path.split("/resolve/")[1].split("/", 1)[1]
+        served.append(name)
+        headers = {"ETag": f'"{len(self.files[name])}-{name.replace("/", "-")}"',
+                   "X-Repo-Commit": "c" * 40}  # fmt: skip
+        return self._send(200, self.files[name], headers, body)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self._answer(True)
+
+    def do_HEAD(self) -> None:
+        self._answer(False)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+served: list[str] = []
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[type[_Hub], dict[str, str]]]:
+    handler = type("Hub", (_Hub,), {"files": {}, "refusal": None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(Path("hf").resolve()), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+        "HF_HUB_OFFLINE": "0",
+    }  # fmt: skip
+    served.clear()
+    yield handler, environment
+    server.shutdown()
+
+
+def command(environment: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "video2world_preprocess.agibot", "--repo_id", "a/b", *flags],
+        env=environment, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+
+
+def test_download_from_a_hub_extracts_deletes_and_never_downloads_twice(
+    hub: tuple[type[_Hub], dict[str, str]],
+) -> None:
+    handler, environment = hub
+    archive = tar("101-102.tar", {101: clip_bytes(120), 102: clip_bytes(100)})
+    task_info(101, 102)
+    handler.files = {str(p.relative_to(DATA)): p.read_bytes() for p in DATA.rglob("*.*")}
+    shutil.rmtree("datasets")
+    flags = ("--prepare", "--min_frames", "30", "--val_episode_ids", "102")
+    first = command(environment, *flags)
+    assert first.returncode == 0, first.stderr
+    assert stems("train") == TWO
+    assert stems("val") == VAL
+    assert not archive.exists()
+    assert "observations/327/101-102.tar" in served
+    served.clear()
+    second = command(environment, *flags)
+    assert second.returncode == 0, second.stderr
+    assert "observations/327/101-102.tar" not in served
+    assert report()["counts"]["new_windows"] == 0
+
+
+def test_gated_dataset_is_explained(hub: tuple[type[_Hub], dict[str, str]]) -> None:
+    handler, environment = hub
+    handler.refusal = "GatedRepo"
+    result = command(environment, "--prepare")
+    assert result.returncode == 2
+    assert "gated" in result.stderr
+    assert "https://huggingface.co/datasets/a/b" in result.stderr
+    assert "HF_TOKEN" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unreachable_hub_is_worth_another_attempt(
+    hub: tuple[type[_Hub], dict[str, str]],
+) -> None:
+    result = command({**hub[1], "HF_ENDPOINT": "http://127.0.0.1:9"}, "--prepare")
+    assert result.returncode == 1, result.stderr
+    assert "cannot be reached" in result.stderr
+    assert "Traceback" not in result.stderr

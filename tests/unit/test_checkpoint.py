@@ -1,0 +1,214 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from video2world_preprocess.stage import UserError
+from video2world_trainer.checkpoint import PARTS, CheckpointFolder, newest_whole, read_latest
+
+
+def contents(value):
+    return {
+        "model": {"net.w": torch.full((1000,), float(value)).bfloat16()},
+        "optim": {"masters": {"w": torch.full((1000,), float(value))}},
+        "scheduler": {"last_epoch": value},
+        "trainer": {"iteration": value},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    for iteration in (10, 20, 30):
+        checkpoints.save(iteration, contents(iteration))
+    return checkpoints
+
+
+def latest_file(folder):
+    return folder.folder / "latest_checkpoint.txt"
+
+
+def test_the_guides_tree(folder):
+    assert latest_file(folder).read_text() == "iter_000000030.pt\n"
+    for part in PARTS:
+        assert (folder.folder / part / "iter_000000030.pt").is_file()
+        assert folder.load(part, 30).keys() == contents(30)[part].keys()
+    assert folder.load("model", 20)["net.w"].eq(20).all()
+    assert torch.load(folder.path("optim", 20), weights_only=True)["masters"]["w"].eq(20).all()
+    assert newest_whole(folder.folder) == 30
+
+
+def test_nothing_there(tmp_path):
+    assert newest_whole(tmp_path / "none") is None
+    assert read_latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "empty"])
+def test_a_torn_file_falls_back_to_the_newest_whole_one(folder, part, harm, capsys):
+    path = folder.path(part, 30)
+    data = bytearray(path.read_bytes())
+    if harm == "gone":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes({"cut": data[:-7], "flip": data, "empty": b""}[harm])
+    assert newest_whole(folder.folder) == 20
+    out = capsys.readouterr().out
+    assert str(path) in out
+    assert "going on from iteration 20" in out
+
+
+@pytest.mark.parametrize("text", ["", "iter_9.pt", "../../../etc/passwd", "\x00\xff", "30"])
+def test_a_damaged_latest_falls_back(folder, text, capsys):
+    latest_file(folder).write_text(text)
+    assert newest_whole(folder.folder) == 30
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_latest_that_names_a_missing_checkpoint(folder, capsys):
+    latest_file(folder).write_text("iter_000000040.pt\n")
+    assert newest_whole(folder.folder) == 30
+    assert "iter_000000040.pt is missing" in capsys.readouterr().out
+
+
+def test_latest_chooses_an_older_one(folder):
+    latest_file(folder).write_text("iter_000000010.pt\n")
+    assert newest_whole(folder.folder) == 10
+
+
+def test_a_missing_latest_takes_the_newest_whole_one(folder):
+    latest_file(folder).unlink()
+    assert newest_whole(folder.folder) == 30
+
+
+def test_a_first_save_that_was_torn_starts_anew(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.save(5, contents(5))
+    latest_file(folder).unlink()
+    folder.path("trainer", 5).unlink()
+    assert newest_whole(tmp_path) is None
+
+
+def test_published_but_none_whole_is_an_error(folder):
+    for iteration in (10, 20, 30):
+        folder.path("optim", iteration).write_bytes(b"torn")
+    with pytest.raises(UserError, match="move this folder aside"):
+        newest_whole(folder.folder)
+
+
+def test_files_without_a_record_are_whole_if_they_load(folder):
+    for path in (folder.folder / "trainer").glob("*.json"):
+        path.unlink()
+    assert newest_whole(folder.folder) == 30
+    path = folder.path("model", 30)
+    path.write_bytes(path.read_bytes()[:-40])
+    assert newest_whole(folder.folder) == 20
+
+
+def test_a_pickle_that_would_run_code_is_not_whole(folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "made"), "w"))
+
+    torch.save({"x": Evil()}, folder.path("optim", 30))
+    (folder.folder / "trainer" / "iter_000000030.json").unlink()
+    assert newest_whole(folder.folder) == 20
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_pruning_keeps_the_newest(folder, keep):
+    folder.save(40, contents(40), keep=keep)
+    assert folder.iterations() == [40, 30, 20, 10][:keep]
+    assert newest_whole(folder.folder) == 40
+    assert len(list((folder.folder / "trainer").glob("*.json"))) == min(keep, 4)
+
+
+def test_pruning_never_takes_the_latest_even_if_older_numbers_are_higher(folder):
+    folder.save(15, contents(15), keep=1)  # trained again after going back
+    assert folder.iterations() == [15]
+    assert newest_whole(folder.folder) == 15
+
+
+def test_sweep_removes_what_killed_writers_left(folder):
+    left = folder.folder / "model" / ".partial-iter-x.pt"
+    left.write_bytes(b"half")
+    folder.sweep()
+    assert not left.exists()
+    assert newest_whole(folder.folder) == 30
+
+
+def description(**changes):
+    run = {"size": "Tiny", "architecture": "base", "dataset_dir": "datasets/a/train"} | changes
+    return {"size": run["size"], "run": run}
+
+
+def test_another_runs_folder_is_refused_with_every_difference(folder):
+    folder.claim(description())
+    folder.claim(description())
+    with pytest.raises(UserError) as error:
+        folder.claim(description(size="2B", dataset_dir="datasets/b/train"))
+    for text in ("size is 'Tiny' there and '2B' here", "datasets/b/train", "job.name"):
+        assert text in str(error.value)
+
+
+def test_a_folder_without_checkpoints_can_be_claimed_anew(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    folder.claim(description())
+    folder.claim(description(size="2B"))
+    assert '"2B"' in folder.config_path.read_text()
+
+
+def test_a_failing_write_publishes_nothing(folder):
+    broken = contents(40) | {"scheduler": {"x": Unwritable()}}
+    with pytest.raises(OSError, match="disk full"):
+        folder.save(40, broken)
+    assert read_latest(folder.folder) == 30
+    assert newest_whole(folder.folder) == 30
+    assert not list(folder.folder.glob("*/.partial-*"))
+
+
+class Unwritable:
+    def __reduce__(self):
+        raise OSError(28, "disk full")
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from video2world_trainer.checkpoint import CheckpointFolder
+torch.set_num_threads(1)
+folder, n = CheckpointFolder(Path(sys.argv[1])), int(sys.argv[2])
+print("ready", flush=True)
+while True:
+    n += 1
+    tensors = {"t": torch.full((200_000,), float(n))}
+    folder.save(n, {part: tensors for part in ("model", "optim", "scheduler", "trainer")}, keep=3)
+"""
+
+
+def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, capsys):
+    reached = 0
+    for delay in (0.01, 0.05, 0.11, 0.2, 0.31):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), str(reached)], stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        folder = CheckpointFolder(tmp_path)
+        latest = read_latest(tmp_path)
+        if latest is not None:
+            assert folder.fault(latest) is None
+            assert newest_whole(tmp_path) == latest
+            for part in PARTS:
+                assert folder.load(part, latest)["t"].eq(latest).all()
+            assert latest >= reached
+            reached = latest
+    assert reached > 0

@@ -1,0 +1,46 @@
+"""torchrun, but its exit code is that of the worker that ended first.
+
+``python -m video2world_trainer.launch`` takes torchrun's flags and ``PET_*`` environment. torchrun
+ends with 1 whatever its workers say, so that nobody could tell the user's mistake (2) and a saved
+preemption (143) from a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from video2world_preprocess.stage import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR
+
+__all__ = ["main"]
+
+GRACE_SECONDS = 600  # for saving, after SIGTERM; torchrun's own 30 s are too short for 2B and 14B
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Launch the workers and return the exit code of the whole."""
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
+    # the workers explain themselves; torchrun's tables would bury what they say
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    try:
+        run(parse_args(list(sys.argv[1:] if argv is None else argv)))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code in (EXIT_USER_ERROR, EXIT_PREEMPTED):
+            return code
+        print(f"error: rank {rank} ended with {code}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
+    except SignalException:
+        return EXIT_PREEMPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
