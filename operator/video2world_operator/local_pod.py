@@ -124,12 +124,15 @@ def process(
     base = os.environ if inherited is None else inherited
     env = {name: value for name, value in base.items() if not name.startswith(_OURS)}
     env["JOB_COMPLETION_INDEX"] = str(index)
+    rendered: dict[str, str] = {}  # references see these: a folder put in twice would be wrong
     for entry in container.get("env", []):
         value = _value(entry, around, index)
         if value is not None:
-            env[entry["name"]] = _addressed(_placed(_expanded(value, env), folders), around)
-    argv = [_expanded(text, env) for text in (*container["command"], *container.get("args", []))]
-    argv = [_placed(text, folders) for text in argv]
+            rendered[entry["name"]] = _expanded(value, rendered)
+    for name, value in rendered.items():
+        env[name] = _addressed(_placed(value, folders), around)
+    command = (*container["command"], *container.get("args", []))
+    argv = [_placed(_expanded(text, rendered), folders) for text in command]
     if argv[0] == "python":  # the image's interpreter; here the one that runs this
         argv[0] = sys.executable
     cwd = Path(_placed(container.get("workingDir", "/"), folders))

@@ -467,6 +467,7 @@ def test_gated_dataset_is_explained(hub: tuple[type[_Hub], dict[str, str]]) -> N
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow  # the Hub client itself tries several times first
 def test_unreachable_hub_is_worth_another_attempt(
     hub: tuple[type[_Hub], dict[str, str]],
 ) -> None:

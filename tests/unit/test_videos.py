@@ -57,7 +57,9 @@ def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
     assert {p["item"]: p["reason"].split(";")[0].split(": ")[-1] for p in report["dropped"]} == {
         "good.mp4": "good.mov has the same name",
         "empty.mp4": "the video file is empty",
-        "truncated.mp4": "the video is truncated or corrupt (Invalid data found when processing input)",
+        "truncated.mp4": (
+            "the video is truncated or corrupt (Invalid data found when processing input)"
+        ),
         "uncaptioned.mp4": "its caption uncaptioned.txt is missing",
         "silent.mp4": "its caption silent.txt is empty",
         "latin.mp4": "its caption latin.txt is not UTF-8 text",

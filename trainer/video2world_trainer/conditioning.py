@@ -81,7 +81,7 @@ def read_condition(
 def _read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))[None]
+            return np.array(image.convert("RGB"))[None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such image file") from None
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:

@@ -1,0 +1,303 @@
+"""The local engine with real processes: a rendered plan whose stages run a scripted worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from video2world_operator.api import load_resource
+from video2world_operator.local import StateFolder
+from video2world_operator.local_pod import Surroundings, UnsupportedManifest, process
+from video2world_operator.plan import make_plan
+
+V2W = (sys.executable, "-m", "video2world_operator.cli")
+STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+
+# Stands in for every worker: does what behave.json on the volume says of its stage.
+WORKER = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+stage, index = os.environ["V2W_STAGE"], os.environ["JOB_COMPLETION_INDEX"]
+attempt = os.environ.get("V2W_ATTEMPT", "1")
+with open("order.txt", "a") as order:
+    order.write(f"{stage} {index} {attempt}\\n")
+Path(f"env-{stage}-{index}.json").write_text(json.dumps(dict(os.environ)))
+Path(f"argv-{stage}-{index}.json").write_text(json.dumps(sys.argv))
+what = json.loads(Path("behave.json").read_text()).get(f"{stage}-{index}-{attempt}", "finish")
+print("plain words of", stage, flush=True)
+if what == "wait":  # until SIGTERM, then save
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
+                             start_new_session=True)
+    Path(f"pids-{stage}-{index}").write_text(f"{os.getpid()} {child.pid}")
+    def stop(*_):
+        Path(f"saved-{stage}-{index}").write_text("x")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    print(json.dumps({"event": "progress", "stage": stage, "iteration": 3, "iterations": 9,
+                      "loss": 0.5}), flush=True)
+    time.sleep(600)
+if what.startswith("exit"):
+    code = int(what.split()[1])
+    for number in range(30):
+        print(f"line {number}")
+    print(json.dumps({"event": "failed", "stage": stage, "reason": "x", "message": "no luck"}))
+    sys.exit(code)
+Path(f"out-{stage}").write_text("x")
+marker = Path(".video2world/stages") / f"{stage}-{os.environ['V2W_INPUTS_HASH']}.json"
+marker.parent.mkdir(parents=True, exist_ok=True)
+marker.write_text(json.dumps({"outputs": [f"out-{stage}"]}))
+"""
+
+
+@pytest.fixture
+def setup(tmp_path):
+    """Writes resource and behaviour; returns (file, volume)."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+
+    def write(behaviour=None, name="run", **training):
+        def patch(stage):
+            argv = ["python", "-c", WORKER, "$(V2W_CONFIG_DIR)/samples.json", "$$HOME", "/data/x"]
+            container = {"name": stage, "command": argv}
+            return {"podTemplate": {"spec": {"containers": [container]}}}
+
+        document = {
+            "apiVersion": "video2world.dev/v1alpha1",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": name},
+            "spec": {
+                "model": {"size": "Tiny"},
+                "dataset": {"prepared": {"path": "datasets/d"}},
+                "training": {"iterations": 9, "nodes": 2} | training,
+                "inference": {"samples": [{"input": "a.mp4", "prompt": "x"}]},
+                "stages": {stage: patch(stage) for stage in STAGES},
+            },
+        }
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(document))
+        (volume / "behave.json").write_text(json.dumps(behaviour or {}))
+        return file
+
+    return write, volume
+
+
+def start(file, volume, *flags):
+    return subprocess.Popen(
+        [*V2W, "run", "-f", str(file), "--volume", str(volume), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(file, volume, *flags):
+    engine = start(file, volume, *flags)
+    out, _ = engine.communicate(timeout=60)
+    return engine.returncode, out
+
+
+def order(volume):
+    path = volume / "order.txt"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_stages_run_in_order_and_once(setup):
+    write, volume = setup
+    file = write()
+    code, out = run(file, volume)
+    assert code == 0, out
+    lines = order(volume)
+    assert lines[:4] == ["download 0 1", "dataset 0 1", "embeddings 0 1", "latents 0 1"]
+    assert sorted(lines[4:6]) == ["train 0 1", "train 1 1"]
+    assert lines[6:] == ["inference 0 1"]
+    assert "plain words" not in out
+    code, out = run(file, volume)
+    assert code == 0
+    assert out.count("skipped") == 6
+    assert order(volume) == []
+    (volume / "out-latents").unlink()  # an output is gone: that stage runs again
+    assert run(file, volume)[0] == 0
+    assert order(volume) == ["latents 0 1"]
+    state = StateFolder(volume, "run").read()["status"]
+    assert state["phase"] == "Succeeded"
+    logs = volume / ".video2world/run/logs"
+    assert (logs / "dataset-1-0.log").read_text() == "plain words of dataset\n"
+
+
+def test_environment_and_paths_are_this_machines(setup):
+    write, volume = setup
+    assert run(write(), volume)[0] == 0
+    argv = json.loads((volume / "argv-inference-0.json").read_text())
+    samples, dollar, inside = argv[1:]
+    assert json.loads(Path(samples).read_text())[0]["input_video"] == "a.mp4"
+    assert dollar == "$HOME"
+    assert inside == str(volume / "x")
+    envs = [json.loads((volume / f"env-train-{i}.json").read_text()) for i in (0, 1)]
+    ends = {env["PET_RDZV_ENDPOINT"] for env in envs}
+    assert len(ends) == 1
+    host, port = ends.pop().split(":")
+    assert host == envs[0]["MASTER_ADDR"] == "127.0.0.1"
+    assert int(port) > 1024
+    assert port != "29500" or envs[0]["MASTER_PORT"] != "29501"
+    assert [env["JOB_COMPLETION_INDEX"] for env in envs] == ["0", "1"]
+    assert envs[0]["PET_NNODES"] == "2"
+    assert envs[0]["HOME"].startswith(str(volume))
+
+
+def test_a_failed_pod_restarts_the_whole_group_under_a_new_attempt(setup):
+    write, volume = setup
+    file = write({"train-1-1": "exit 1", "train-0-1": "wait"})
+    code, out = run(file, volume)
+    assert code == 0, out
+    trained = [line for line in order(volume) if line.startswith("train")]
+    assert sorted(trained) == ["train 0 1", "train 0 2", "train 1 1", "train 1 2"]
+    assert not any(alive(int(pid)) for pid in (volume / "pids-train-0").read_text().split())
+    state = StateFolder(volume, "run").read()
+    assert state["attempts"]["train"] == 2
+    assert state["status"]["restarts"] == 1
+
+
+def test_restarts_end_at_their_limit(setup):
+    write, volume = setup
+    file = write({f"train-0-{n}": "exit 1" for n in (1, 2, 3, 4)}, maxRestarts=2, nodes=1)
+    code, out = run(file, volume)
+    assert code == 1
+    assert [line for line in order(volume) if line.startswith("train")] == [
+        "train 0 1", "train 0 2", "train 0 3"
+    ]  # fmt: skip
+    assert "line 29" in out
+    assert "line 10" not in out  # only the last lines
+    assert str(volume / ".video2world/run/logs/train-3-0.log") in out
+    assert StateFolder(volume, "run").read()["status"]["phase"] == "Failed"
+
+
+def test_a_users_error_is_final_and_explained(setup):
+    write, volume = setup
+    code, out = run(write({"dataset-0-1": "exit 2"}), volume)
+    assert code == 2
+    assert order(volume) == ["download 0 1", "dataset 0 1"]
+    assert "error: no luck" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
+    write, volume = setup
+    file = write({"train-0-1": "wait", "train-1-1": "wait"})
+    engine = start(file, volume)
+    pids = [volume / f"pids-train-{i}" for i in (0, 1)]
+    state = StateFolder(volume, "run")
+    wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
+    wait_for(lambda: "progress" in state.read().get("status", {}))
+    assert state.read()["status"]["phase"] == "Running"
+    engine.send_signal(number)
+    out, _ = engine.communicate(timeout=60)
+    assert engine.returncode == 128 + number
+    assert "run the same command to resume" in out
+    assert all((volume / f"saved-train-{i}").exists() for i in (0, 1))
+    family = [int(pid) for path in pids for pid in path.read_text().split()]
+    assert not any(map(alive, family))
+    assert state.read()["status"]["phase"] == "Suspended"
+    code, out = run(file, volume)  # attempt 2: finishes
+    assert code == 0, out
+    assert state.read()["attempts"]["train"] == 2
+    assert state.read()["status"]["restarts"] == 0
+
+
+def test_a_killed_engine_takes_its_workers_along(setup):
+    write, volume = setup
+    engine = start(write({"train-0-1": "wait"}, nodes=1), volume)
+    path = volume / "pids-train-0"
+    wait_for(lambda: path.exists() and path.read_text())
+    engine.kill()
+    engine.wait()
+    family = [int(pid) for pid in path.read_text().split()]
+    wait_for(lambda: not any(map(alive, family)))
+    assert (volume / "saved-train-0").exists()
+
+
+def test_one_resource_runs_once_at_a_time(setup):
+    write, volume = setup
+    file = write({"train-0-1": "wait"}, nodes=1)
+    engine = start(file, volume)
+    try:
+        wait_for(lambda: (volume / "pids-train-0").exists())
+        code, out = run(file, volume)
+        assert code == 2
+        assert "running" in out
+    finally:
+        engine.terminate()
+        engine.communicate(timeout=60)
+
+
+def test_a_name_on_a_volume_belongs_to_one_file(setup, tmp_path):
+    write, volume = setup
+    file = write()
+    assert run(file, volume)[0] == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(file.read_text())
+    code, out = run(other, volume)
+    assert code == 2
+    assert "metadata.name: run" in out
+    assert str(file) in out
+    file.unlink()  # a file that moved takes its run along
+    assert run(other, volume)[0] == 0
+
+
+def test_dry_run_starts_nothing(setup):
+    write, volume = setup
+    code, out = run(write(), volume, "--dry-run")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["run", stage] for stage in STAGES]
+    assert order(volume) == []
+
+
+def test_secrets_come_from_the_users_environment(tmp_path):
+    token = {"name": "hf", "key": "token"}
+    pod = {"containers": [{"name": "a", "command": ["python", "-V"], "env": [
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}},
+        {"name": "MINE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+        {"name": "BOTH", "value": "$(MINE)-$(UNKNOWN)"},
+    ]}]}  # fmt: skip
+    around = Surroundings({}, {"c": {"k": "v"}}, {"HF_TOKEN": "hf_x"})
+    what = process(pod, around, inherited={"PET_NNODES": "7", "PATH": os.environ["PATH"]})
+    assert what.env["HF_TOKEN"] == "hf_x"
+    assert what.env["BOTH"] == "v-$(UNKNOWN)"
+    assert "PET_NNODES" not in what.env
+    assert what.argv == (sys.executable, "-V")
+    without = Surroundings({}, {}, {})
+    assert "HF_TOKEN" not in process(pod, without, inherited={}).env
+    with pytest.raises(UnsupportedManifest, match="several containers"):
+        process({"containers": pod["containers"] * 2}, around)
+
+
+def test_what_runs_is_what_is_rendered(setup):
+    write, volume = setup
+    file = write()
+    assert run(file, volume)[0] == 0
+    rendered = make_plan(load_resource(file)).stage("train").job
+    names = {e["name"] for e in rendered["spec"]["template"]["spec"]["containers"][0]["env"]}
+    env = json.loads((volume / "env-train-0.json").read_text())
+    assert names <= set(env)

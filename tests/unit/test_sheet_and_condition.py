@@ -1,0 +1,105 @@
+"""What a sample starts from, how it is scored, and the picture that shows it."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from video2world_preprocess.stage import UserError
+from video2world_preprocess.video import write_video
+from video2world_trainer.conditioning import read_condition
+from video2world_trainer.contact_sheet import HEADER, LABEL, contact_sheet, write_contact_sheet
+from video2world_trainer.metrics import psnr
+
+SIZE = (32, 48)
+
+
+def grey(levels, height=32, width=48):
+    frames = np.empty((len(levels), height, width, 3), np.uint8)
+    frames[:] = np.array(levels, np.uint8)[:, None, None, None]
+    return frames
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "v.mp4"
+    write_video(path, grey(range(20, 220, 10)), 30)  # 20 frames, each 10 brighter
+    return path
+
+
+def condition(path, **changes):
+    options = {"count": 1, "clip_frames": 9, "size": SIZE, "geometry": "crop"} | changes
+    return read_condition(path, **options)
+
+
+def test_first_frames_come_with_the_truth(video):
+    got = condition(video, count=5)
+    assert got.given.shape == (5, *SIZE, 3)
+    assert got.truth.shape == (9, *SIZE, 3)
+    assert [round(float(frame.mean()), -1) for frame in got.given] == [20, 30, 40, 50, 60]
+    clip = got.clip(9)
+    assert clip.shape == (9, *SIZE, 3)
+    assert np.array_equal(clip[8], got.given[4])
+
+
+def test_last_frames_are_upstreams_way_and_have_no_truth(video):
+    got = condition(video, frames="last")
+    assert got.given.mean() == pytest.approx(210, abs=3)
+    assert got.truth is None
+
+
+def test_a_short_video_conditions_but_proves_nothing(tmp_path):
+    path = tmp_path / "s.mp4"
+    write_video(path, grey([50, 60, 70]), 30)
+    assert condition(path).truth is None
+    with pytest.raises(UserError, match="5 frames"):
+        condition(path, count=5)
+    with pytest.raises(UserError, match="5 are needed"):
+        condition(path, count=5, frames="last")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp"])
+def test_images_of_any_size_and_case(tmp_path, suffix):
+    path = tmp_path / f"i{suffix}"
+    Image.new("RGB", (100, 100), (200, 100, 50)).save(path, "png")
+    got = condition(path)
+    assert got.given.shape == (1, *SIZE, 3)
+    assert tuple(got.given[0, 0, 0]) == (200, 100, 50)
+    with pytest.raises(UserError, match="num_conditional_frames 1"):
+        condition(path, count=5)
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.png"):
+        condition(tmp_path / "gone.png")
+    (tmp_path / "bad.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        condition(tmp_path / "bad.png")
+
+
+def test_psnr_of_known_errors():
+    a = grey([100])
+    assert psnr(a, a) == math.inf
+    assert psnr(grey([101]), a) == pytest.approx(20 * math.log10(255))
+    assert psnr(grey([0]), grey([255])) == pytest.approx(0)  # no wrap-around of bytes
+    with pytest.raises(ValueError, match="cannot compare"):
+        psnr(a, grey([1, 2]))
+
+
+def test_the_sheet_shows_rows_over_time(tmp_path):
+    rows = {"input": grey([10]), "truth": grey(range(0, 200, 10)), "generated": grey([99] * 20)}
+    sheet = contact_sheet(rows, 10.0)
+    pixels = np.asarray(sheet)
+    cell_width, cell_height = 48 * 4, 32 * 4
+    columns = [LABEL + i * (cell_width + 4) + 20 for i in range(6)]
+    tops = [HEADER + i * (cell_height + 4) + 20 for i in range(3)]
+    assert [int(pixels[tops[0], x, 0]) for x in columns] == [10] * 6
+    # evenly spaced, first and last frame included
+    assert [int(pixels[tops[1], x, 0]) for x in columns] == [0, 40, 80, 110, 150, 190]
+    assert [int(pixels[tops[2], x, 0]) for x in columns] == [99] * 6
+    write_contact_sheet(tmp_path / "s.png", rows, 10.0, title="a title")
+    with Image.open(tmp_path / "s.png") as titled:
+        assert titled.height == sheet.height + HEADER
+    with pytest.raises(ValueError, match="at least one row"):
+        contact_sheet({}, 10.0)
