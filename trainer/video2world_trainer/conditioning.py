@@ -23,7 +23,7 @@ class Condition:
     """``given``: the conditioning frames, uint8 [1 or 5, H, W, 3], fitted to the model's size.
 
     ``truth``: the input's own continuation including the given frames, uint8 [T, H, W, 3], where
-    the input has one (a video, conditioned on its first frames, at least a clip long).
+    the input has one: a video that goes on after its first frames, at most a clip long.
     """
 
     given: np.ndarray
@@ -70,12 +70,14 @@ def read_condition(
         if len(every) < count:
             raise UserError(f"{path} has {len(every)} frames, {count} are needed as condition")
         return Condition(fit(every[-count:], size, geometry), None)
-    wanted = max(count, clip_frames)
     try:
-        pixels = fit(read_frames(path, 0, wanted), size, geometry)
-        return Condition(pixels[:count], pixels[:clip_frames])
-    except UserError:  # shorter than a clip: no truth to compare with, but maybe a condition
-        return Condition(fit(read_frames(path, 0, count), size, geometry), None)
+        pixels = read_frames(path, 0, clip_frames)
+    except UserError:  # shorter than a clip, or unreadable, which reading all of it tells
+        pixels = read_frames(path)
+    if len(pixels) < count:
+        raise UserError(f"{path} has {len(pixels)} frames, {count} are needed as condition")
+    pixels = fit(pixels, size, geometry)
+    return Condition(pixels[:count], pixels if len(pixels) > count else None)
 
 
 def _read_image(path: Path) -> np.ndarray:

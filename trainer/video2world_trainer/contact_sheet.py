@@ -31,8 +31,9 @@ def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
     length = max(len(video) for video in rows.values())
     moments = np.linspace(0, length - 1, min(COLUMNS, length)).round().astype(int)
     height, width = next(iter(rows.values())).shape[1:3]
-    scale = max(1, -(-CELL_WIDTH // width)) if width < CELL_WIDTH else CELL_WIDTH * 2 / width
-    cell = (round(width * min(scale, 4)), round(height * min(scale, 4)))
+    # whole factors up, which stay crisp; large frames shrink to twice the least width
+    scale = -(-CELL_WIDTH // width) if width < CELL_WIDTH else min(1.0, CELL_WIDTH * 2 / width)
+    cell = (round(width * scale), round(height * scale))
     size = (
         LABEL + len(moments) * (cell[0] + GAP),
         HEADER * (2 if title else 1) + len(rows) * (cell[1] + GAP),

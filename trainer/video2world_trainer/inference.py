@@ -53,8 +53,13 @@ ASPECTS: dict[str, dict[str, tuple[int, int]]] = {  # height, width (facts sheet
 }  # fmt: skip
 ABSENT = (  # the guide's flags for parts that this project does not ship
     "disable_guardrail", "offload_guardrail", "disable_prompt_refiner", "offload_prompt_refiner",
-    "offload_text_encoder", "downcast_text_encoder",
 )  # fmt: skip
+SETTLED = {  # the guide's flags that choose what is chosen here anyway
+    "offload_text_encoder": "T5 is always released before the network is loaded",
+    "downcast_text_encoder": "T5 always runs in bfloat16 on a GPU",
+    "use_cuda_graphs": "CUDA graphs are not used",
+}
+BENCHMARK_RUNS = 4  # the first of them, which warms up, is not timed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         epilog="Beside every video: .png (contact sheet), .json (settings, timings, PSNR), .txt "
         "(prompt). There is no guardrail and no prompt refiner in this build; the guide's flags "
-        "about them are accepted and have no effect.",
+        "about them are accepted and have no effect, as are "
+        + ", ".join(f"--{name} ({why})" for name, why in SETTLED.items())
+        + ".",
     )
     add = flags.add_argument
     add("--model_size", choices=sorted(PRESETS), default="2B")
@@ -78,12 +85,12 @@ def parser() -> argparse.ArgumentParser:
         "checkpoints folder (the latest is taken); default: the published weights",
     )
     add("--load_ema", action="store_true", help="use the averaged weights of the checkpoint")
-    add("--prompt", default="", help="default: the caption in ../metas beside the input's folder")
+    add("--prompt", default="", help="default: the input's caption, in ../metas or beside it")
     add(
         "--negative_prompt",
         default=NEGATIVE_PROMPT,
-        help="what guidance leads away from; Tiny "
-        "uses the empty embedding that its training dropped texts to",
+        help="what guidance leads away from (a paragraph of our own on low quality, not "
+        "upstream's); Tiny uses the empty embedding that its training dropped texts to",
     )
     add("--input_path", type=Path, help="image or video to start from")
     add(
@@ -98,14 +105,16 @@ def parser() -> argparse.ArgumentParser:
     add("--geometry", choices=("crop", "stretch"), help="default: as the checkpoint was trained")
     add("--batch_input_json", type=Path, help='[{"input_video", "prompt", "output_video"}, ...]')
     add("--guidance", type=float, default=7.0, help="0: the prompt alone, half the work (7)")
-    add("--num_steps", type=int, default=35, help="solver steps (35)")
+    add("--num_steps", "--steps", type=int, default=35, help="solver steps (35)")
     add("--seed", type=int, default=0)
     add("--save_path", type=Path, default=Path("output/generated_video.mp4"))
     add("--vae_path", type=Path, help="folder of the VAE; default: beside the published weights")
     add("--text_encoder_path", help="folder or Hub id of the T5 encoder")
     add("--num_gpus", type=int, default=1, help="only 1 so far")
+    add("--natten", action="store_true", help="not in this build: refused")
+    add("--benchmark", action="store_true", help="generate 4 times, report the mean of the last 3")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name in ABSENT:
+    for name in (*ABSENT, *SETTLED):
         add(f"--{name}", action="store_true", help=argparse.SUPPRESS)
     return flags
 
@@ -123,7 +132,7 @@ def _items(args: argparse.Namespace) -> list[Item]:
     if args.batch_input_json is None:
         if args.input_path is None:
             raise UserError("--input_path: name the image or video to start from")
-        return [Item(args.input_path, args.prompt, args.save_path)]
+        return _checked([Item(args.input_path, args.prompt, args.save_path)], "--save_path")
     path = args.batch_input_json
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -133,7 +142,9 @@ def _items(args: argparse.Namespace) -> list[Item]:
         isinstance(one, dict) and isinstance(one.get("input_video"), str) for one in entries
     ):
         raise UserError(f"{path}: it must be a list of objects with input_video and prompt")
-    return [
+    if not entries:
+        raise UserError(f"{path}: the list is empty; name at least one input_video")
+    items = [
         Item(
             Path(one["input_video"]),
             str(one.get("prompt") or ""),
@@ -141,6 +152,23 @@ def _items(args: argparse.Namespace) -> list[Item]:
         )
         for number, one in enumerate(entries)
     ]
+    return _checked(items, f"{path}: output_video")
+
+
+def _checked(items: list[Item], where: str) -> list[Item]:
+    """``items``, if writing one can destroy neither an input nor another one's files."""
+    inputs = {item.source.resolve() for item in items}
+    taken: set[Path] = set()
+    for item in items:
+        target = item.target.resolve()
+        if item.target.suffix.lower() != ".mp4":
+            raise UserError(f"{where} {item.target}: the name must end in .mp4")
+        if target in inputs:
+            raise UserError(f"{where} {item.target}: this is an input; choose another name")
+        if target.with_suffix("") in taken:
+            raise UserError(f"{where} {item.target}: two samples have this name; rename one")
+        taken.add(target.with_suffix(""))
+    return items
 
 
 def _checkpoint(args: argparse.Namespace, chosen: Preset) -> tuple[Path, RunConfig]:
@@ -164,11 +192,14 @@ def _checkpoint(args: argparse.Namespace, chosen: Preset) -> tuple[Path, RunConf
 
 
 def _caption(source: Path) -> str:
-    meta = source.parent.parent / "metas" / f"{source.stem}.txt"
-    try:
-        return meta.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    """The caption of a data set's window, or of a user's own video; empty if there is none."""
+    name = f"{source.stem}.txt"
+    for path in (source.parent.parent / "metas" / name, source.parent / name):
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""
 
 
 class Texts:
@@ -177,13 +208,20 @@ class Texts:
     def __init__(self, encoder: str, device: str, length: int) -> None:
         self._folder, self._device, self._length = encoder, device, length
         self._known: dict[str, np.ndarray] = {}
+        self._refused: dict[str, UserError] = {}
 
     def prepare(self, prompts: Mapping[str, Path | None]) -> None:
-        """Encode all ``prompts`` (each with its data-set embedding, if any), loading T5 once."""
+        """Encode all ``prompts`` (each with its data-set embedding, if any), loading T5 once.
+
+        T5 is released on return. A bad embedding file is reported when its prompt is asked for.
+        """
         missing = []
         for prompt, cached in prompts.items():
             if cached is not None and cached.is_file():
-                self._known[prompt] = read_embedding(cached)
+                try:
+                    self._known[prompt] = read_embedding(cached)
+                except UserError as error:  # it must not cost the other prompts
+                    self._refused[prompt] = error
             else:
                 missing.append(prompt)
         if missing:
@@ -191,8 +229,14 @@ class Texts:
             self._known.update(zip(missing, encoder.encode(missing), strict=True))
 
     def padded(self, prompt: str | None) -> Tensor:
-        """[1, length, 1024] float32, zeros beyond the prompt; None is zeros throughout."""
+        """[1, length, 1024] float32, zeros beyond the prompt; None is zeros throughout.
+
+        Raises:
+            UserError: the prompt's embedding file is damaged or refused.
+        """
         text = torch.zeros(1, self._length, 1024)
+        if prompt in self._refused:
+            raise self._refused[prompt]
         if prompt is not None:
             rows = torch.from_numpy(self._known[prompt][: self._length]).float()
             text[0, : len(rows)] = rows
@@ -230,6 +274,11 @@ def _load(args: argparse.Namespace, items: Sequence[Item]) -> Engine:
         raise UserError(f"--num_steps {args.num_steps}: at least 1")
     if not math.isfinite(args.guidance) or args.guidance < 0:
         raise UserError(f"--guidance {args.guidance}: 0 or more")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: from 0 to 2**32 - 1")
+    if args.natten:
+        raise UserError("--natten: sparse attention is not part of this build; leave the flag out")
+    device = _device(args.device)
     chosen = PRESETS[args.model_size]
     checkpoint, run = _checkpoint(args, chosen)
     if run.size is not None and run.size != args.model_size:
@@ -237,7 +286,13 @@ def _load(args: argparse.Namespace, items: Sequence[Item]) -> Engine:
             f"--model_size {args.model_size}: {checkpoint} was trained as {run.size}; use that"
         )
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
-    device = torch.device(args.device)
+    clip_frames = run.num_frames or chosen.clip_frames[args.fps]
+    if args.num_conditional_frames >= clip_frames:
+        raise UserError(
+            f"--num_conditional_frames {args.num_conditional_frames}: {checkpoint} makes clips of "
+            f"{clip_frames} frames, so nothing would be left to generate"
+        )
+    texts = _texts(args, chosen, run, items)  # first, so that T5 and the network never coexist
     if device.type == "cpu" and chosen.size != "Tiny":
         say(f"warning: no GPU: a {chosen.size} sample takes hours on a CPU")
     net = VideoDiT(chosen.dit)
@@ -245,6 +300,33 @@ def _load(args: argparse.Namespace, items: Sequence[Item]) -> Engine:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     net = net.to(device, dtype).eval().requires_grad_(False)
     vae = load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", device)
+    return Engine(
+        args=args,
+        chosen=chosen,
+        run=run,
+        checkpoint=checkpoint,
+        size=_size(args, chosen, run),
+        clip_frames=clip_frames,
+        geometry=args.geometry or run.geometry or "crop",
+        net=net,
+        vae=vae,
+        texts=texts,
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here ({reason}); try cpu") from None
+
+
+def _texts(
+    args: argparse.Namespace, chosen: Preset, run: RunConfig, items: Sequence[Item]
+) -> Texts:
+    """The embeddings of every prompt that ``items`` need."""
     texts = Texts(
         args.text_encoder_path or chosen.text_encoder_folder,
         args.device,
@@ -255,24 +337,13 @@ def _load(args: argparse.Namespace, items: Sequence[Item]) -> Engine:
         prompt = _prompt(item)
         if not prompt:
             continue
-        own = prompt == _caption(item.source)
         embedding = item.source.parent.parent / "t5_xxl" / f"{item.source.stem}.pickle"
-        wanted[prompt] = embedding if own else wanted.get(prompt)
+        own = prompt == _caption(item.source) and embedding.is_file()
+        wanted[prompt] = wanted.get(prompt) or (embedding if own else None)
     if args.guidance and chosen.size != "Tiny" and args.negative_prompt:
         wanted[args.negative_prompt] = None
     texts.prepare(wanted)
-    return Engine(
-        args=args,
-        chosen=chosen,
-        run=run,
-        checkpoint=checkpoint,
-        size=_size(args, chosen, run),
-        clip_frames=run.num_frames or chosen.clip_frames[args.fps],
-        geometry=args.geometry or run.geometry or "crop",
-        net=net,
-        vae=vae,
-        texts=texts,
-    )
+    return texts
 
 
 def _prompt(item: Item) -> str:
@@ -294,8 +365,8 @@ def _make(engine: Engine, item: Item, progress: Progress) -> dict[str, Any]:
     prompt = _prompt(item)
     if not prompt:
         raise UserError(
-            f"{item.source}: give --prompt, as there is no caption in ../metas/{item.source.stem}"
-            ".txt"
+            f"{item.source}: give --prompt, as there is no caption {item.source.stem}.txt in "
+            "../metas or beside it"
         )
     condition = read_condition(
         item.source,
@@ -305,16 +376,21 @@ def _make(engine: Engine, item: Item, progress: Progress) -> dict[str, Any]:
         geometry=engine.geometry,
         frames=args.frames,
     )
-    started = time.perf_counter()
-    video = generate(
-        engine.net,
-        engine.vae,
-        condition.clip(engine.clip_frames),
-        args.num_conditional_frames,
-        _text(engine, prompt),
-        Settings(seed=args.seed, steps=args.num_steps, guidance=args.guidance),
-        after_step=progress.advance,
-    )
+    text = _text(engine, prompt)
+    seconds = []
+    for _ in range(BENCHMARK_RUNS if args.benchmark else 1):
+        started = time.perf_counter()
+        video = generate(
+            engine.net,
+            engine.vae,
+            condition.clip(engine.clip_frames),
+            args.num_conditional_frames,
+            text,
+            Settings(seed=args.seed, steps=args.num_steps, guidance=args.guidance),
+            after_step=progress.advance,
+        )
+        seconds.append(time.perf_counter() - started)
+    timed = seconds[1:] or seconds
     summary = {
         "prompt": prompt,
         "input": str(item.source),
@@ -326,7 +402,7 @@ def _make(engine: Engine, item: Item, progress: Progress) -> dict[str, Any]:
         "frames": len(video),
         "fps": args.fps,
         "size": list(engine.size),
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(sum(timed) / len(timed), 2),
         **_compare(video, condition, args.num_conditional_frames),
     }
     write_video(item.target, video, args.fps)
@@ -348,39 +424,53 @@ def _rows(video: np.ndarray, condition: Condition) -> dict[str, np.ndarray]:
     return rows | {"generated": video}
 
 
-def _compare(video: np.ndarray, condition: Condition, given: int) -> dict[str, float]:
-    """PSNR of the frames that were not given, against the truth; of holding the last given too."""
+def _compare(video: np.ndarray, condition: Condition, given: int) -> dict[str, float | None]:
+    """PSNR of the frames that were not given, against the truth; of holding the last given too.
+
+    As far as the truth goes; null where two videos are equal, as JSON has no infinity.
+    """
     if condition.truth is None:
         return {}
     truth = condition.truth[given:]
     held = np.broadcast_to(condition.given[-1:], truth.shape)
+    values = {
+        "psnr": psnr(video[given : given + len(truth)], truth),
+        "psnr_of_repeating_the_input": psnr(held, truth),
+    }
     return {
-        "psnr": round(psnr(video[given:], truth), 3),
-        "psnr_of_repeating_the_input": round(psnr(held, truth), 3),
+        "psnr_frames": len(truth),
+        **{name: round(db, 3) if math.isfinite(db) else None for name, db in values.items()},
     }
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     if any(getattr(args, name) for name in ABSENT):
         say("note: this build has no guardrail and no prompt refiner; flags about them do nothing")
+    for name, why in SETTLED.items():
+        if getattr(args, name):
+            say(f"note: --{name} has no effect: {why}")
     items = _items(args)
     engine = _load(args, items)
-    progress = Progress("inference", len(items) * (args.num_steps + 1), "steps")
+    steps = (BENCHMARK_RUNS if args.benchmark else 1) * (args.num_steps + 1)  # of one sample
+    progress = Progress("inference", len(items) * steps, "steps")
     outputs: list[str] = []
     failures: list[str] = []
     quality: dict[str, Any] = {}
-    for item in items:
+    for number, item in enumerate(items, start=1):
         try:
             summary = _make(engine, item, progress)
         except UserError as error:  # one bad input must not cost the others
-            say(f"left out: {error}")
-            failures.append(str(error))
+            say(f"left out: {item.source}: {error}")
+            failures.append(f"{item.source}: {error}")
+            progress.advance(number * steps - progress.done)
             continue
         outputs.append(str(item.target))
         quality = {key: summary[key] for key in summary if key.startswith("psnr")}
         emit("sample", "inference", path=str(item.target), seconds=summary["seconds"], **quality)
     if failures:
-        raise UserError(f"{len(failures)} of {len(items)} samples could not be made: {failures[0]}")
+        raise UserError(
+            f"{len(failures)} of {len(items)} samples could not be made: {'; '.join(failures)}"
+        )
     return outputs, {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
 
 

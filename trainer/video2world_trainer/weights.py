@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from video2world_preprocess.stage import UserError
 
+from .lora import merge_state
+
 __all__ = ["from_diffusers", "load_dit_weights", "read_weights", "to_diffusers"]
 
 # What a checkpoint may hold beyond parameters; recomputed here, so neither loaded nor missed.
@@ -130,20 +132,6 @@ def _select(state: Mapping[str, Tensor], path: Path, *, ema: bool) -> dict[str, 
     return {key: value for key, value in chosen.items() if not _DERIVED.search(key)}
 
 
-def _merge_lora(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """PEFT-layout adapters folded into their base weights: W + scale * B A."""
-    merged = {}
-    for key, value in state.items():
-        if key.endswith(".base_layer.weight"):
-            name = key.removesuffix(".base_layer.weight")
-            down = state[f"{name}.lora_A.default.weight"].float()
-            up = state[f"{name}.lora_B.default.weight"].float()
-            merged[f"{name}.weight"] = (value.float() + scale * (up @ down)).to(value.dtype)
-        elif ".lora_" not in key:
-            merged[key] = value
-    return merged
-
-
 def load_dit_weights(
     net: nn.Module, path: Path | str, *, ema: bool = False, lora_scale: float = 1.0
 ) -> None:
@@ -156,7 +144,7 @@ def load_dit_weights(
         UserError: names the first keys that are missing, unknown or of another shape.
     """
     path = Path(path)
-    state = _merge_lora(_select(read_weights(path), path, ema=ema), lora_scale)
+    state = merge_state(_select(read_weights(path), path, ema=ema), lora_scale)
     wanted = dict(net.named_parameters())
     wrong = [
         f"{key} is {list(state[key].shape)}, the model has {list(one.shape)}"

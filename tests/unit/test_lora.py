@@ -1,0 +1,150 @@
+"""LoRA: upstream's names and counts, a start that changes nothing, merging that changes nothing."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from video2world_preprocess.stage import UserError
+from video2world_trainer.lora import count_parameters, inject, merge, merge_state
+from video2world_trainer.model import VideoDiT
+from video2world_trainer.presets import PRESETS, DiTConfig
+from video2world_trainer.weights import load_dit_weights
+
+torch.set_num_threads(1)
+CONFIG = DiTConfig(
+    model_channels=64, num_blocks=2, num_heads=2, adaln_lora_dim=16, crossattn_dim=32,
+    max_height=16, max_width=16, max_frames=8,
+)  # fmt: skip
+
+
+def random_net() -> VideoDiT:
+    net = VideoDiT(CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=0.1, generator=generator)
+    return net
+
+
+def adapted(*, trained: bool, rank: int = 4, alpha: float = 8.0) -> VideoDiT:
+    net = random_net()
+    inject(net, rank=rank, alpha=alpha, generator=torch.Generator().manual_seed(1))
+    if trained:
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1, generator=generator)
+    return net
+
+
+def run(net: VideoDiT) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return net(
+        torch.randn(1, 16, 2, 4, 6, generator=generator),
+        torch.rand(1, 2, generator=generator),
+        torch.randn(1, 3, 32, generator=generator),
+        torch.zeros(1, 1, 2, 4, 6),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "trained", "tensors", "total"),
+    [("2B", 22_937_600, 560, 1_956_413_440), ("14B", 71_958_528, 720, 14_265_285_632)],
+)
+def test_counts_of_upstream_at_rank_16(size, trained, tensors, total):
+    with torch.device("meta"):
+        net = VideoDiT(PRESETS[size].dit)
+    names = inject(net)
+    assert len(names) == tensors / 2 == 10 * PRESETS[size].dit.num_blocks
+    assert count_parameters(net) == (trained, total + trained)
+    assert sum(one.requires_grad for one in net.parameters()) == tensors
+
+
+def test_names_and_shapes_are_pefts():
+    plain, state = random_net().state_dict(), adapted(trained=False).state_dict()
+    layer = "blocks.1.mlp.layer1"
+    assert state[f"{layer}.lora_A.default.weight"].shape == (4, 64)
+    assert state[f"{layer}.lora_B.default.weight"].shape == (256, 4)
+    assert torch.equal(state[f"{layer}.base_layer.weight"], plain[f"{layer}.weight"])
+    kept = {key.replace(".base_layer", "") for key in state if ".lora_" not in key}
+    assert kept == set(plain)
+    unadapted = {key for key in state if "adaln" in key or "embed" in key or "final" in key}
+    assert unadapted <= set(plain)
+
+
+def test_a_fresh_adapter_changes_nothing_and_repeats_from_its_seed():
+    with torch.no_grad():
+        assert torch.equal(run(adapted(trained=False)), run(random_net()))
+    a, b = (adapted(trained=False).state_dict() for _ in range(2))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    down = a["blocks.0.self_attn.q_proj.lora_A.default.weight"]
+    assert 0.9 / 8 < down.abs().max() <= 1 / 8  # uniform in +-1/sqrt(64)
+
+
+def test_only_adapters_learn():
+    net = adapted(trained=True)
+    run(net).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        if "lora_" in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_merged_equals_adapted():
+    net = adapted(trained=True)
+    with torch.no_grad():
+        before = run(net)
+        state = merge_state(net.state_dict(), scale=2.0)
+        merge(net)
+        torch.testing.assert_close(run(net), before, atol=2e-5, rtol=2e-5)
+        assert (before - run(random_net())).abs().max() > 1e-2
+    assert list(net.state_dict()) == list(random_net().state_dict())
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_file_with_adapters_is_merged_on_loading(tmp_path):
+    net = adapted(trained=True)
+    path = tmp_path / "iter_000000001.pt"
+    torch.save({f"net.{key}": value for key, value in net.state_dict().items()}, path)
+    loaded = VideoDiT(CONFIG)
+    load_dit_weights(loaded, path, lora_scale=2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(run(loaded), run(net), atol=2e-5, rtol=2e-5)
+
+
+def test_merge_keeps_the_dtype_and_rounds_once():
+    base = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)
+    down, up = torch.tensor([[2.0**-9, 0.5]]), torch.tensor([[1.0]])
+    state = {"a.base_layer.weight": base, "a.lora_A.default.weight": down,
+             "a.lora_B.default.weight": up}  # fmt: skip
+    merged = merge_state(state, 2.0)["a.weight"]
+    assert merged.dtype == torch.bfloat16
+    assert torch.equal(merged, (base.float() + 2 * down).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.0.mlp.layer1.lora_B.default.weight"),
+         r"blocks\.0\.mlp\.layer1\.lora_B\.default\.weight is missing"),
+        (lambda s: s.update({"blocks.0.mlp.layer1.lora_A.default.weight": torch.zeros(3, 64)}),
+         r"adapter of blocks\.0\.mlp\.layer1 does not fit: A \[3, 64\], B \[256, 4\]"),
+    ],
+)  # fmt: skip
+def test_broken_adapters_are_named(tmp_path, change, message):
+    state = adapted(trained=True).state_dict()
+    change(state)
+    path = tmp_path / "lora.safetensors"
+    save_file(state, path)
+    with pytest.raises(UserError, match=message):
+        load_dit_weights(VideoDiT(CONFIG), path)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(UserError, match=r"lora_rank=0: this must be at least 1"):
+        inject(random_net(), rank=0)
+    with pytest.raises(UserError, match=r"lora_target_modules: qkv names no linear layer"):
+        inject(random_net(), targets=("q_proj", "qkv"))
