@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -10,9 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_path", "atomic_write", "read_json", "sync_folder", "write_json", "write_text"]
+__all__ = [
+    "FULL",
+    "atomic_path",
+    "atomic_write",
+    "read_json",
+    "sync_folder",
+    "write_json",
+    "write_text",
+]
 
 PARTIAL_PREFIX = ".partial-"  # leftovers of a killed writer are recognised by it and ignored
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for the file
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,7 +42,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
     exception it is removed and ``final`` is left as it was.
 
     Raises:
-        OSError: what the block or the rename raised (disk full, read-only volume, ...).
+        OSError: what the block or the rename raised (disk full, read-only volume, ...); where
+            there was no room it names ``final``, which a failing write does not.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +61,11 @@ def atomic_path(final: Path) -> Iterator[Path]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)
         partial.replace(final)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
         raise
     sync_folder(final.parent)
 

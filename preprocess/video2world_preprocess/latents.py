@@ -14,10 +14,10 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .events import Progress, emit, say
-from .files import PARTIAL_PREFIX, atomic_path
+from .files import PARTIAL_PREFIX, atomic_write
 from .report import Report
 from .stage import UserError, run_stage
 from .vae import VideoVAE, load_vae
@@ -140,8 +140,9 @@ def _encode(window: _Window, args: argparse.Namespace, vae: VideoVAE) -> None:
         "latents": torch.stack(latents).contiguous(),
         "starts": torch.tensor(window.starts, dtype=torch.int64),
     }
-    with atomic_path(window.target) as partial:
-        save_file(tensors, partial, metadata=window.metadata)
+    # as bytes: the library's own writing to a file hides a full disk behind an error of its own
+    content = save(tensors, metadata=window.metadata)
+    atomic_write(window.target, lambda stream: stream.write(content))
 
 
 def _announce(windows: list[_Window], args: argparse.Namespace, vae: VideoVAE) -> None:

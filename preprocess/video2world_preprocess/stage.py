@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .events import emit, say
-from .files import read_json, write_json
+from .files import FULL, read_json, write_json
 
 __all__ = [
     "EXIT_FAILURE",
@@ -26,6 +26,7 @@ __all__ = [
     "STATE_FOLDER",
     "Marker",
     "UserError",
+    "explain",
     "run_stage",
     "stop_on_sigterm",
 ]
@@ -75,11 +76,12 @@ class Marker:
         )
 
 
-def _explain(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+def explain(error: OSError) -> str:
+    """What a failed read or write means to the volume's owner, and what to do."""
+    if error.errno in FULL:
         return (
-            f"the volume is full while writing {error.filename or 'a file'}: enlarge "
-            "spec.storage.size or delete what is not needed; finished files are kept"
+            f"the volume is full while writing {error.filename or 'a file'} ({error.strerror}): "
+            "enlarge spec.storage.size or delete what is not needed; finished files are kept"
         )
     if error.errno == errno.EROFS:
         return f"the volume is mounted read-only ({error.filename}): mount it writable"
@@ -93,6 +95,14 @@ def stop_on_sigterm() -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def _tell_later() -> None:
+    """Tell which of the stages that follow are on the volume already: they need no pod."""
+    for entry in filter(None, os.environ.get("V2W_LATER_STAGES", "").split(",")):
+        name, _, inputs_hash = entry.partition("=")
+        if Marker(name, inputs_hash).read() is not None:
+            emit("skipped", name, inputsHash=inputs_hash)
 
 
 def run_stage(work: Callable[[], tuple[list[str], Mapping[str, Any]]], *, stage: str) -> int:
@@ -110,19 +120,21 @@ def run_stage(work: Callable[[], tuple[list[str], Mapping[str, Any]]], *, stage:
         if marker is not None and (record := marker.read()) is not None:
             say(f"{stage}: nothing to do, finished {record['finished']} by {record['resource']}")
             emit("skipped", stage, inputsHash=inputs_hash)
+            _tell_later()
             return 0
         outputs, summary = work()
         if marker is not None:
             marker.write(outputs, summary)
         emit("finished", stage, **summary)
+        _tell_later()
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         emit("failed", stage, reason="UserError", message=str(error))
         return EXIT_USER_ERROR
     except OSError as error:
-        print(f"error: {_explain(error)}", file=sys.stderr, flush=True)
-        emit("failed", stage, reason="IOError", message=_explain(error))
+        print(f"error: {explain(error)}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="IOError", message=explain(error))
         return EXIT_FAILURE
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; run it again to go on", file=sys.stderr, flush=True)

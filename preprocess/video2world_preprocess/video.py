@@ -7,7 +7,6 @@ writer works through a Python file, so that a full disk is an ``OSError`` instea
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import math
 import os
@@ -176,19 +175,6 @@ class _Writer:
         self._stack.__exit__(kind, error, trace)
 
 
-@contextlib.contextmanager
-def _writing(final: Path, fps: Fraction, width: int, height: int, crf: int) -> Iterator[_Writer]:
-    """A writer whose failures to write are OSErrors that name ``final``."""
-    try:
-        with _Writer(final, fps, width, height, crf) as writer:
-            yield writer
-    except OSError as error:
-        # also what PyAV raises for an encoder that fails: its errors are OSErrors, too
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), str(final)) from error
-        raise
-
-
 def write_video(path: Path | str, frames: np.ndarray, fps: Fraction | float, crf: int = 18) -> None:
     """Write uint8 RGB ``frames`` [T, H, W, 3] as H.264 yuv420p MP4; the file appears when whole.
 
@@ -203,7 +189,7 @@ def write_video(path: Path | str, frames: np.ndarray, fps: Fraction | float, crf
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
     rate = Fraction(fps).limit_denominator(100_000)
-    with _writing(path, rate, frames.shape[2], frames.shape[1], crf) as writer:
+    with _Writer(path, rate, frames.shape[2], frames.shape[1], crf) as writer:
         for frame in frames:
             pixels = np.ascontiguousarray(frame)
             writer.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
@@ -233,7 +219,7 @@ def cut(
         fps = _rate(stream, source)
         decoded = enumerate(container.decode(stream))
         for start, stop, target in waiting:
-            with _writing(Path(target), fps, stream.width, stream.height, crf) as writer:
+            with _Writer(Path(target), fps, stream.width, stream.height, crf) as writer:
                 writer.like(stream.codec_context)
                 for index, frame in decoded:
                     if index >= start:

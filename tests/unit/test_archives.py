@@ -126,7 +126,7 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     assert not whole
 
 
-def test_full_disk_is_an_os_error_and_leaves_nothing_partial(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_an_os_error_and_leaves_nothing_partial(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", episode("1", 50) + episode("2", 50))
     target = tmp_path / "out" / "2"
     target.mkdir(parents=True)

@@ -163,20 +163,6 @@ def test_a_folder_without_checkpoints_can_be_claimed_anew(tmp_path):
     assert '"2B"' in folder.config_path.read_text()
 
 
-def test_a_failing_write_publishes_nothing(folder):
-    broken = contents(40) | {"scheduler": {"x": Unwritable()}}
-    with pytest.raises(OSError, match="disk full"):
-        folder.save(40, broken)
-    assert read_latest(folder.folder) == 30
-    assert newest_whole(folder.folder) == 30
-    assert not list(folder.folder.glob("*/.partial-*"))
-
-
-class Unwritable:
-    def __reduce__(self):
-        raise OSError(28, "disk full")
-
-
 WRITER = """
 import sys, torch
 from pathlib import Path

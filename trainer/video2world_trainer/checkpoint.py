@@ -35,12 +35,17 @@ class _Checksum:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.bytes = self.crc32 = 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
         self.bytes += view.nbytes
         self.crc32 = zlib.crc32(view, self.crc32)
-        return self._stream.write(view)
+        try:
+            return self._stream.write(view)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._stream.flush()
@@ -117,7 +122,12 @@ class CheckpointFolder:
             def write(stream: IO[bytes], content: Any = contents[part], into: Any = sums) -> None:
                 into.append(_Checksum(stream))
                 # the zip is written front to back, so that its sum can be taken on the way
-                torch.save(dict(content), into[0])
+                try:
+                    torch.save(dict(content), into[0])
+                except RuntimeError:  # torch, on a full disk, complains of a file position
+                    if into[0].error is not None:
+                        raise into[0].error from None
+                    raise
 
             atomic_write(self.path(part, iteration), write)
             record[part] = {"bytes": sums[0].bytes, "crc32": sums[0].crc32}

@@ -27,6 +27,7 @@ from video2world_preprocess.stage import (
     EXIT_USER_ERROR,
     Marker,
     UserError,
+    explain,
 )
 
 from .checkpoint import CheckpointFolder
@@ -438,7 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "lower dataloader_train.batch_size or the video size, or use larger GPUs"
         return _failed("OutOfMemory", f"the GPU's memory is full: {hint} ({error})", EXIT_FAILURE)
     except OSError as error:
-        return _failed("IOError", f"{error} (checkpoints published before are kept)", EXIT_FAILURE)
+        return _failed("IOError", explain(error), EXIT_FAILURE)
 
 
 if __name__ == "__main__":
