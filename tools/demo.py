@@ -6,15 +6,22 @@ same resource file that a user would write. What is finished is skipped the next
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from video2world_operator.progress import parse
+from video2world_operator.terminal import Display
 
 ROOT = Path(__file__).resolve().parent.parent
 VOLUME = ROOT / ".demo"
@@ -72,36 +79,59 @@ def _own_kib(pid: int) -> int:
     return 0
 
 
-def _run(*argv: str, cwd: Path = VOLUME, **environment: str) -> None:
-    """Run a command, or end with its exit code."""
-    code = subprocess.run(argv, cwd=cwd, env=os.environ | environment, check=False).returncode
+@contextlib.contextmanager
+def _child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that may end in its own time after Ctrl-C or SIGTERM; ends with its exit code."""
+    child = subprocess.Popen([sys.executable, "-m", *command], text=True, **options)
+    # The terminal gives the child its SIGINT itself; a second one would mean "at once".
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate()),
+    }
+    try:
+        yield child
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code:
-        print(f"demo: {' '.join(argv[:4])} ... ended with exit code {code}", file=sys.stderr)
+        print(f"demo: {command[0]} ended with exit code {code}", file=sys.stderr)
         raise SystemExit(code)
 
 
-def _python(module: str, *arguments: str, **environment: str) -> None:
-    _run(sys.executable, "-m", module, *arguments, **environment)
+def _worker(display: Display, title: str, module: str, *arguments: str) -> None:
+    """Run a worker on the volume by hand, and show it as ``v2w run`` shows a stage."""
+    display.start(title)
+    last = collections.deque[str](maxlen=15)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+    try:
+        with _child(module, *arguments, cwd=VOLUME, **options) as child:
+            for line in child.stdout or ():
+                if (event := parse(line)) is not None:
+                    display.event(event)
+                else:
+                    last.append(line.rstrip())
+    except SystemExit:
+        display.say("\n".join(last))
+        raise
+    display.end(title, "done")
 
 
-def _untrained() -> dict[str, Any]:
+def _untrained(display: Display) -> dict[str, Any]:
     """The demo's sample as the model gives it before training; its figures."""
     figures = VOLUME / BASELINE / "sample-0.json"
     if not figures.exists():
-        _python(
-            "video2world_trainer.train",
-            *("--", "model.size=Tiny", "job.project=untrained", "job.name=demo"),
-            *("trainer.max_iter=1", "optimizer.lr=0"),
-            "dataloader_train.dataset.dataset_dir=datasets/agibot_head_center_fisheye_color/train",
-        )
+        dataset = "datasets/agibot_head_center_fisheye_color/train"
+        job = ["--", "model.size=Tiny", "job.project=untrained", "job.name=demo"]
+        job += ["trainer.max_iter=1", "optimizer.lr=0"]
+        job += [f"dataloader_train.dataset.dataset_dir={dataset}"]
+        _worker(display, "untrained", "video2world_trainer.train", *job)
         trained = json.loads((VOLUME / SAMPLE).with_suffix(".json").read_text())
-        _python(
-            "video2world_trainer.inference",
-            *("--model_size", "Tiny", "--input_path", trained["input"]),
-            *("--dit_path", "checkpoints/untrained/video2world/demo/checkpoints"),
-            *("--guidance", str(trained["guidance"]), "--seed", str(trained["seed"])),
-            *("--save_path", str(BASELINE / "sample-0.mp4")),
-        )
+        flags = ["--model_size", "Tiny", "--input_path", trained["input"]]
+        flags += ["--dit_path", "checkpoints/untrained/video2world/demo/checkpoints"]
+        flags += ["--guidance", str(trained["guidance"]), "--seed", str(trained["seed"])]
+        flags += ["--save_path", str(BASELINE / "sample-0.mp4")]
+        _worker(display, "untrained", "video2world_trainer.inference", *flags)
     return json.loads(figures.read_text())
 
 
@@ -109,15 +139,15 @@ def main() -> int:
     """Run the demo; exit code 1 if the model did not learn what it should."""
     started = time.monotonic()
     VOLUME.mkdir(exist_ok=True)
+    display = Display(sys.stdout)
     with Meter() as meter:
-        _python("video2world_preprocess.demo", "--data_dir", "datasets/agibot")
-        resource, volume = str(RESOURCE), str(VOLUME)
-        _run(
-            *(sys.executable, "-m", "video2world_operator.cli"),
-            *("run", "-f", resource, "--volume", volume),
-            cwd=ROOT,
-        )
-        untrained = _untrained()
+        task = ("--data_dir", "datasets/agibot")
+        _worker(display, "demo data", "video2world_preprocess.demo", *task)
+        what = ("run", "-f", str(RESOURCE.relative_to(ROOT)))
+        where = ("--volume", str(VOLUME.relative_to(ROOT)))
+        with _child("video2world_operator.cli", *what, *where, cwd=ROOT):
+            pass
+        untrained = _untrained(display)
     trained = json.loads((VOLUME / SAMPLE).with_suffix(".json").read_text())
     seconds = time.monotonic() - started
     return _show(trained, untrained, seconds, meter.peak_kib / 1024)

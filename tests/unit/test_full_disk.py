@@ -81,7 +81,7 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
     # the stage's own look at the free room is right only while nothing else writes
     monkeypatch.setattr(latents, "_announce", lambda *_: None)
     command = ["--dataset_path", "D/train", "--vae_path", "vae", "--num_frames", "9",
-               "--video_size", "64", "64", "--clips_per_window", "8", "--device", "cpu"]  # fmt: skip
+               "--video_size", "64", "64", "--clips_per_window", "8"]  # fmt: skip
     assert latents.main(command) == 1
     error = capfd.readouterr().err
     assert "the volume is full while writing D/train/latents/w" in error
