@@ -128,11 +128,29 @@ class Item:
     target: Path
 
 
+def _meant(path: Path) -> Path:
+    """``path``, or what is there of what the guide's own command means by it.
+
+    Its example leaves ``videos/`` out of the input's path and names a run's folder by the whole
+    experiment (facts sheet 8.2).
+    """
+    if path.exists():
+        return path
+    for other in (
+        path.parent / "videos" / path.name,
+        Path(*(part.removeprefix("predict2_video2world_training_") for part in path.parts)),
+    ):
+        if other != path and other.exists():
+            say(f"note: there is no {path}: {other} is taken")
+            return other
+    return path
+
+
 def _items(args: argparse.Namespace) -> list[Item]:
     if args.batch_input_json is None:
         if args.input_path is None:
             raise UserError("--input_path: name the image or video to start from")
-        return _checked([Item(args.input_path, args.prompt, args.save_path)], "--save_path")
+        return _checked([Item(_meant(args.input_path), args.prompt, args.save_path)], "--save_path")
     path = args.batch_input_json
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +164,7 @@ def _items(args: argparse.Namespace) -> list[Item]:
         raise UserError(f"{path}: the list is empty; name at least one input_video")
     items = [
         Item(
-            Path(one["input_video"]),
+            _meant(Path(one["input_video"])),
             str(one.get("prompt") or ""),
             Path(one.get("output_video") or f"output_{number}.mp4"),
         )
@@ -179,6 +197,7 @@ def _checkpoint(args: argparse.Namespace, chosen: Preset) -> tuple[Path, RunConf
         if published is None:
             raise UserError("--dit_path: name the checkpoint; Tiny has no published weights")
         path = Path(published)
+    path = _meant(path)
     if path.is_dir() and (path / "model").is_dir():
         iteration = CheckpointFolder(path).newest_whole(("model",))
         if iteration is None:

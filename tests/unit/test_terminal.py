@@ -1,0 +1,120 @@
+"""What a person sees of a run: a bar on a real terminal, plain lines when piped."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from video2world_operator.progress import Failed, ItemProgress, TrainProgress
+from video2world_operator.terminal import Display, duration
+
+# One stage of 40 steps, as the engine shows it and as a worker run by hand does.
+ENGINE = """
+import sys
+from video2world_operator.progress import ItemProgress
+from video2world_operator.terminal import Display
+display = Display(sys.stdout)
+display.start("latents")
+for done in range(1, 41):
+    display.event(ItemProgress("latents", done, 40, "windows", 1.0))
+display.end("latents", "done")
+"""
+WORKER = """
+from video2world_preprocess.events import Progress
+progress = Progress("latents", 40, "windows")
+for _ in range(40):
+    progress.advance()
+"""
+
+
+def on_a_terminal(code):
+    main, side = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=side, stderr=side)
+    os.close(side)
+    shown = b""
+    while True:
+        try:
+            data = os.read(main, 1 << 16)
+        except OSError:  # the other side is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(main)
+    assert process.wait() == 0, shown
+    return shown.decode()
+
+
+@pytest.mark.parametrize("code", [ENGINE, WORKER], ids=["engine", "worker"])
+def test_a_bar_on_a_terminal_and_plain_lines_in_a_pipe(code):
+    shown = on_a_terminal(code)
+    bars = re.findall(r"\r(?:\x1b\[K)?latents +\[(#*)(\.*)\] ?(\d+)/40 windows", shown)
+    assert len(bars) == 40  # drawn over each other, in one line
+    assert [int(count) for *_, count in bars] == list(range(1, 41))
+    lengths = [len(full) for full, *_ in bars]
+    assert lengths == sorted(lengths)
+    assert (bars[-1][1], len({len(full) + len(rest) for full, rest, _ in bars})) == ("", 1)
+    assert '{"event"' not in shown
+
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text = piped.stdout + piped.stderr
+    assert "\r" not in text
+    assert "\x1b" not in text
+    assert "[#" not in text
+    assert "40" in text.splitlines()[-2 if code == ENGINE else -1]
+    assert len(text.splitlines()) <= 3  # not one line for each of the 40 steps
+
+
+class Pipe:
+    """A stream that is no terminal."""
+
+    def __init__(self):
+        self.text = ""
+
+    def isatty(self):
+        return False
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_training_tells_loss_pace_and_what_is_left():
+    out = Pipe()
+    display = Display(out)
+    display.start("train", "2 pods")
+    display.event(TrainProgress("train", 100, 100, 0.25, 1.5, 0.0))
+    display.event(Failed("train", "UserError", "told elsewhere"))
+    display.line("train-0", "a worker's own words")
+    display.skip("inference")
+    assert out.text.splitlines() == [
+        "train       started (2 pods)",
+        "train       100/100  loss 0.2500  1.5 s/iteration",
+        "inference   done before, skipped",
+    ]
+
+
+def test_verbose_shows_every_line():
+    out = Pipe()
+    display = Display(out, verbose=True)
+    display.start("dataset")
+    display.line("dataset", "a worker's own words")
+    display.event(ItemProgress("dataset", 2, 2, "windows"))
+    assert out.text.splitlines() == [
+        "dataset     started",
+        "dataset | a worker's own words",
+        "dataset     2/2 windows",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0s"), (59.4, "59s"), (60, "1m00s"), (192, "3m12s"), (18420, "5h07m"), (183600, "2d03h")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
