@@ -165,7 +165,7 @@ def _spec_rules() -> list[dict[str, str]]:
         _rule(f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
               f"{_by_size('heads')} % {parallel} == 0)",
               "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
-              "heads (Tiny 6, 2B 16, 14B 40)"),
+              "heads (Tiny 4, 2B 16, 14B 40)"),
         _rule(f"!({sized}) || self.model.size == 'Tiny' || !has(self.training.device) || "
               "self.training.device != 'CPU'",
               "training.device: CPU can train model.size Tiny only"),

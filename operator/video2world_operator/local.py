@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from . import pod_init
 from .conditions import Reason, Type, phase_of, set_condition
-from .local_pod import Process, Surroundings, UnsupportedManifest, process
+from .local_pod import Process, Surroundings, UnsupportedManifest, downward, process
 from .plan import Plan, Stage
 from .progress import Event, Failed, Lines, parse, update_status
 from .terminal import Display
@@ -242,7 +242,7 @@ class LocalEngine:
 
     def _attempt(self, stage: Stage, attempt: int) -> _Outcome:
         """Start the stage's pods and wait for all of them."""
-        manifests = self.plan.train_manifests(attempt) if stage.name == "train" else stage.manifests
+        manifests = self.plan.manifests(stage.name, attempt)
         job = next(m for m in manifests if m["kind"] == "Job")
         pod = job["spec"]["template"]["spec"]
         count = int(job["spec"].get("parallelism", 1))
@@ -259,19 +259,17 @@ class LocalEngine:
     def _surroundings(
         self, stage: Stage, job: Mapping[str, Any], manifests: tuple[Any, ...], count: int
     ) -> Surroundings:
-        config_maps = {
-            m["metadata"]["name"]: m["data"] for m in self.plan.shared if m["kind"] == "ConfigMap"
-        }
-        pod = job["spec"]["template"]["spec"]
+        template = job["spec"]["template"]
         volumes: dict[str, Path] = {}
-        for volume in pod.get("volumes", []):
+        for volume in template["spec"].get("volumes", []):
             if "persistentVolumeClaim" in volume:
                 volumes[volume["name"]] = self.volume
-            elif "configMap" in volume:
+            elif "downwardAPI" in volume:
                 folder = self.state.folder / "config"
                 folder.mkdir(parents=True, exist_ok=True)
-                for name, text in config_maps[volume["configMap"]["name"]].items():
-                    (folder / name).write_text(text, encoding="utf-8")
+                for item in volume["downwardAPI"]["items"]:
+                    text = downward(template["metadata"], item["fieldRef"]["fieldPath"])
+                    (folder / item["path"]).write_text(text, encoding="utf-8")
                 volumes[volume["name"]] = folder
             elif volume.get("emptyDir", {}).get("medium") != "Memory":
                 folder = self.state.folder / "scratch" / stage.name
@@ -284,7 +282,7 @@ class LocalEngine:
             for service in services
             for index in range(count)
         )
-        return Surroundings(volumes, config_maps, os.environ, hosts, ports)
+        return Surroundings(volumes, os.environ, hosts, ports)
 
     def _start(self, stage: Stage, attempt: int, index: int, what: Process, count: int) -> _Pod:
         env = dict(what.env)

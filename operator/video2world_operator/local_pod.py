@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-__all__ = ["Process", "Surroundings", "UnsupportedManifest", "process"]
+__all__ = ["Process", "Surroundings", "UnsupportedManifest", "downward", "process"]
 
 _REFERENCE = re.compile(r"\$(\$|\(([A-Za-z_][A-Za-z0-9_.-]*)\))")  # $(NAME), and $$ for a dollar
 _OURS = ("PET_", "V2W_", "MASTER_")  # never inherited: only the manifest may set them
@@ -29,12 +29,11 @@ class UnsupportedManifest(Exception):
 class Surroundings:
     """What a cluster would provide to a pod.
 
-    ``volumes`` maps a volume's name to its folder; ``config_maps`` and ``secrets`` map name to
-    data; ``hosts`` are names that mean this machine; ``ports`` replace the rendered ones.
+    ``volumes`` maps a volume's name to its folder; ``secrets`` maps a variable's name to its value;
+    ``hosts`` are names that mean this machine; ``ports`` replace the rendered ones.
     """
 
     volumes: Mapping[str, Path]
-    config_maps: Mapping[str, Mapping[str, str]]
     secrets: Mapping[str, str]  # by variable name: a user's environment stands in for the Secret
     hosts: tuple[str, ...] = ()
     ports: Mapping[str, str] | None = None
@@ -84,15 +83,25 @@ def _value(entry: Mapping[str, Any], around: Surroundings, index: int) -> str | 
     if "value" in entry:
         return str(entry["value"])
     source = entry.get("valueFrom", {})
-    if reference := source.get("configMapKeyRef"):
-        return around.config_maps.get(reference["name"], {}).get(reference["key"])
-    if reference := source.get("secretKeyRef"):
+    if source.get("secretKeyRef"):
         return around.secrets.get(entry["name"])
     if (field := source.get("fieldRef", {}).get("fieldPath")) is not None:
         if field.endswith("job-completion-index']"):
             return str(index)
         raise UnsupportedManifest(f"env {entry['name']}: the field {field} is known in a cluster")
-    return ""
+    raise UnsupportedManifest(f"env {entry['name']}: its source is known in a cluster only")
+
+
+def downward(metadata: Mapping[str, Any], field: str) -> str:
+    """What the downward API gives for an annotation or label of a pod with this ``metadata``.
+
+    Raises:
+        UnsupportedManifest: the field is known in a cluster only, such as the pod's IP address.
+    """
+    match = re.fullmatch(r"metadata\.(annotations|labels)\['([^']+)'\]", field)
+    if match is None:
+        raise UnsupportedManifest(f"downwardAPI: the field {field} is known in a cluster")
+    return str(metadata.get(match[1], {}).get(match[2], ""))
 
 
 def _expanded(text: str, env: Mapping[str, str]) -> str:

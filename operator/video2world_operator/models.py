@@ -334,6 +334,18 @@ class TrainingSpec(_Model):
         description="Restarts after a crash of the trainer before the resource fails; lost nodes "
         "and preemption are not counted.",
     )
+    restart_backoff_seconds: int = Field(
+        default=10,
+        ge=0,
+        le=3600,
+        description="Seconds before the first restart after a crash; doubled for each further one, "
+        "up to ten minutes. Restarts that are not counted do not wait.",
+    )
+    interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
+        default="Auto",
+        description="What NCCL uses between nodes; Auto leaves it to NCCL. Device resources of the "
+        "network (rdma/..., vpc.amazonaws.com/efa) go into stages.train.resources.",
+    )
     rendezvous_port: int = Field(
         default=29500,
         ge=1024,
@@ -420,6 +432,10 @@ class StorageSpec(_Model):
         default=None,
         description="Folder of the claim that is the volume's root; default the whole claim.",
     )
+    retention: Literal["Keep", "Delete"] = Field(
+        default="Keep",
+        description="What becomes of the claim that was made when the resource is deleted.",
+    )
 
 
 class SchedulingSpec(_Model):
@@ -428,8 +444,10 @@ class SchedulingSpec(_Model):
     queue_name: DNSName | None = Field(
         default=None, description="Kueue's local queue for the GPU stages."
     )
-    gang: Literal["Auto", "None"] = Field(
-        default="Auto", description="Start all nodes together or none, where the cluster can."
+    gang: Literal["Auto", "Native", "Volcano", "Coscheduling", "None"] = Field(
+        default="Auto",
+        description="Start all nodes together or none. Auto takes the first that the cluster has "
+        "of Kubernetes' own PodGroup, Volcano and coscheduling; with a queueName, Kueue does it.",
     )
     priority_class_name: DNSName | None = Field(
         default=None, description="Priority class of all pods."
@@ -558,6 +576,23 @@ class Spec(_Model):
         default=False,
         description="Save a checkpoint, end all pods and wait until it is false again.",
     )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="Seconds of work after which the resource fails, counted anew after each "
+        "resume; default without end.",
+    )
+    cleanup_policy: Literal["Running", "All", "None"] = Field(
+        default="Running",
+        description="Which Jobs are deleted at the end: those still running, all, or none.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="Seconds after its end at which the resource is deleted; default never.",
+    )
 
     @property
     def tiny(self) -> bool:
@@ -623,7 +658,7 @@ class Spec(_Model):
         )
 
 
-State = Literal["Pending", "Running", "Succeeded", "Failed", "Skipped", "Suspended"]
+State = Literal["Pending", "Running", "Restarting", "Succeeded", "Failed", "Skipped", "Suspended"]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
@@ -647,6 +682,28 @@ class StageStatus(_Model):
     total: int | None = Field(default=None, ge=0, description="Items to work off.")
     unit: str = Field(default="", description="What is counted: windows, captions, steps, ...")
     message: str = Field(default="", description="For people: what is going on, or why it failed.")
+    job_uid: str = Field(default="", alias="jobUID", description="UID of the attempt's Job.")
+    log_tail: str = Field(
+        default="", description="Last lines of the log of the pod that failed first."
+    )
+
+
+class AttemptStatus(_Model):
+    """One attempt at training, for people who ask why it was restarted."""
+
+    number: int = Field(ge=1, description="Number of the attempt.")
+    start_time: Time | None = Field(default=None, description="When its first pod started.")
+    end_time: Time | None = Field(default=None, description="When it ended.")
+    reason: str = Field(default="", description="Why it ended, as one CamelCase word.")
+    message: str = Field(default="", description="Why it ended, for people.")
+    charged: bool = Field(
+        default=False, description="Whether its end counts against spec.training.maxRestarts."
+    )
+    start_iteration: int = Field(default=0, ge=0, description="Iteration it went on from.")
+    end_iteration: int = Field(default=0, ge=0, description="Iteration it came to.")
+    held_gpu_seconds: float = Field(
+        default=0, ge=0, alias="heldGPUSeconds", description="GPU seconds that its pods held."
+    )
 
 
 class ProgressStatus(_Model):
@@ -722,8 +779,24 @@ class Status(_Model):
     charged_restarts: int = Field(
         default=0, ge=0, description="Restarts that count against spec.training.maxRestarts."
     )
-    gpu_seconds: GPUSeconds | None = Field(default=None, description="Where the GPU time went.")
+    attempts: list[AttemptStatus] = Field(
+        default=[], max_length=16, description="The newest attempts at training, oldest first."
+    )
+    next_attempt_time: Time | None = Field(
+        default=None, description="Before this time the next attempt does not start."
+    )
+    gpu_seconds: GPUSeconds | None = Field(
+        default=None, alias="gpuSeconds", description="Where the GPU time of training went."
+    )
+    closed_gpu_seconds: GPUSeconds | None = Field(
+        default=None,
+        alias="closedGPUSeconds",
+        description="The same of the attempts that have ended.",
+    )
     start_time: Time | None = Field(default=None, description="When work began.")
+    active_since: Time | None = Field(
+        default=None, description="When work began or was last resumed."
+    )
     completion_time: Time | None = Field(default=None, description="When all was done or failed.")
 
 

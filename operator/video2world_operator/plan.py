@@ -5,20 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .commands import CADENCE, LENGTH, Command, commands, samples
 from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
 
-__all__ = ["CONFIG_DIR", "VOLUME_DIR", "Plan", "Stage", "make_plan", "to_yaml"]
+__all__ = [
+    "ATTEMPT_LABEL",
+    "CONFIG_DIR",
+    "HASH_ANNOTATION",
+    "RESOURCE_LABEL",
+    "STAGE_LABEL",
+    "VOLUME_DIR",
+    "Plan",
+    "Stage",
+    "make_plan",
+    "owned",
+    "to_yaml",
+]
 
 Manifest = dict[str, Any]
+
+RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
+ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
+SAMPLES_ANNOTATION = f"{GROUP}/samples"
 
 VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
 EXIT_USER_ERROR = 2  # as the workers have it: the input's fault, not worth another attempt
 GPU = "nvidia.com/gpu"
 USER = 1000
+LOST_NODE_SECONDS = 30  # pods leave an unreachable node after so long, not Kubernetes' 300
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "download": (),
@@ -41,13 +58,23 @@ _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod 
 }
 
 
+# What NCCL is told of the network between nodes; Auto tells it nothing.
+_INTERCONNECT: Mapping[str, Mapping[str, str]] = {
+    "Auto": {},
+    "Ethernet": {"NCCL_IB_DISABLE": "1"},
+    "InfiniBand": {"NCCL_IB_DISABLE": "0", "NCCL_NET": "IB"},
+    "RoCE": {"NCCL_IB_DISABLE": "0", "NCCL_NET": "IB", "NCCL_IB_GID_INDEX": "3"},
+    "EFA": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1"},
+}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the plan.
 
-    ``manifests`` are applied to start it (train: those of attempt 1); ``inputs_hash`` names all
-    that its result depends on: a stage whose hash stands on the volume is skipped; ``outputs`` are
-    the paths, relative to the volume's root, that exist once it is done.
+    ``manifests`` are applied to start its first attempt; ``inputs_hash`` names all that its result
+    depends on: a stage whose hash stands on the volume is skipped; ``outputs`` are the paths,
+    relative to the volume's root, that exist once it is done.
     """
 
     name: str
@@ -64,7 +91,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a resource asks for. ``shared`` (claim, ConfigMap) is applied before any stage."""
+    """All that a resource asks for. ``shared`` (the claim) is applied before any stage."""
 
     name: str
     namespace: str
@@ -79,27 +106,26 @@ class Plan:
                 return stage
         raise KeyError(name)
 
-    def train_manifests(self, attempt: int) -> tuple[Manifest, ...]:
-        """The headless Service and the Indexed Job of one attempt (1, 2, ...) at training."""
-        stage = self.stage("train")
-        return _train(self.resource, self.namespace, stage.inputs_hash, stage.argv, attempt)
+    def manifests(self, name: str, attempt: int) -> tuple[Manifest, ...]:
+        """What one attempt (1, 2, ...) at a stage applies: its Job; at training its Service too."""
+        stage = self.stage(name)
+        later = list(self.stages[self.stages.index(stage) + 1 :])
+        return _manifests(self.resource, self.namespace, stage, later, attempt)
 
 
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
     """Plan a resource; its own ``metadata.namespace`` stands against ``namespace``."""
     namespace = resource.metadata.namespace or namespace
     hashes: dict[str, str] = {}
-    stages = []
+    bare = []
     for name, command in commands(resource).items():
         hashes[name] = _inputs_hash(resource, name, command, hashes)
-        argv = tuple(command.argv)
-        if name == "train":
-            manifests = _train(resource, namespace, hashes[name], argv, 1)
-        else:
-            manifests = (_job(resource, namespace, name, hashes[name], argv),)
-        stages.append(Stage(name, manifests, hashes[name], command.outputs, argv))
-    shared = (*_claim(resource, namespace), _config(resource, namespace))
-    return Plan(resource.name, namespace, resource, shared, tuple(stages))
+        bare.append(Stage(name, (), hashes[name], command.outputs, tuple(command.argv)))
+    stages = tuple(
+        replace(stage, manifests=_manifests(resource, namespace, stage, bare[number:], 1))
+        for number, stage in enumerate(bare, start=1)
+    )
+    return Plan(resource.name, namespace, resource, _claim(resource, namespace), stages)
 
 
 def to_yaml(plan: Plan) -> str:
@@ -151,10 +177,10 @@ def _labels(resource: Video2WorldPostTrain, stage: str | None = None) -> dict[st
         "app.kubernetes.io/name": "video2world",
         "app.kubernetes.io/instance": resource.name,
         "app.kubernetes.io/managed-by": "video2world-operator",
-        f"{GROUP}/resource": resource.name,
+        RESOURCE_LABEL: resource.name,
     }
     if stage:
-        labels |= {"app.kubernetes.io/component": stage, f"{GROUP}/stage": stage}
+        labels |= {"app.kubernetes.io/component": stage, STAGE_LABEL: stage}
     return labels
 
 
@@ -184,83 +210,83 @@ def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ..
     return (_object("v1", "PersistentVolumeClaim", name, namespace, _labels(resource), spec=spec),)
 
 
-def _config(resource: Video2WorldPostTrain, namespace: str) -> Manifest:
-    text = json.dumps(samples(resource), indent=2, ensure_ascii=False) + "\n"
-    return _object(
-        "v1",
-        "ConfigMap",
-        f"{resource.name}-config",
-        namespace,
-        _labels(resource),
-        data={"samples.json": text},
-    )
-
-
 def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
     if resource.spec.device == "CPU" or stage in _NETWORK:
         return 0
     return resource.spec.processes_per_node if stage == "train" else 1
 
 
+def _manifests(
+    resource: Video2WorldPostTrain, namespace: str, stage: Stage, later: list[Stage], attempt: int
+) -> tuple[Manifest, ...]:
+    """The manifests of an attempt at ``stage``; ``later`` are the stages that follow it."""
+    env = {
+        "V2W_STAGE": stage.name,
+        "V2W_RESOURCE": resource.name,
+        "V2W_INPUTS_HASH": stage.inputs_hash,
+        # so that the worker can tell which of them are on the volume already
+        "V2W_LATER_STAGES": ",".join(f"{s.name}={s.inputs_hash}" for s in later),
+        "V2W_CONFIG_DIR": CONFIG_DIR,
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",  # the root file system is read-only
+    }
+    if stage.name == "train":
+        return _train(resource, namespace, stage, env, attempt)
+    return (_job(resource, namespace, stage, env, attempt, {"backoffLimit": 3}, _disrupted),)
+
+
 def _job(
     resource: Video2WorldPostTrain,
     namespace: str,
-    stage: str,
-    inputs_hash: str,
-    argv: tuple[str, ...],
-    attempt: int = 1,
-    **group: Any,
+    stage: Stage,
+    env: Mapping[str, str],
+    attempt: int,
+    settings: Mapping[str, Any],
+    on_disruption: Manifest,
 ) -> Manifest:
-    """The Job of a stage; ``group`` has what the train group adds: name, env, spec, pod."""
-    labels = _labels(resource, stage) | {f"{GROUP}/attempt": str(attempt)}
-    pod = _pod(resource, stage, inputs_hash, argv, group.get("env", {}))
-    pod |= group.get("pod", {})
-    template: dict[str, Any] = {"metadata": {"labels": dict(labels)}, "spec": pod}
-    patch: StagePatch = getattr(resource.spec.stages, stage)
+    labels = _labels(resource, stage.name) | {ATTEMPT_LABEL: str(attempt)}
+    metadata: dict[str, Any] = {"labels": dict(labels)}
+    if stage.name == "inference":
+        text = json.dumps(samples(resource), ensure_ascii=False)
+        metadata["annotations"] = {SAMPLES_ANNOTATION: text}
+    template: dict[str, Any] = {"metadata": metadata, "spec": _pod(resource, stage, env)}
+    patch: StagePatch = getattr(resource.spec.stages, stage.name)
     if patch.pod_template:
         template = _merge(template, patch.pod_template)
-    spec: dict[str, Any] = {
-        "backoffLimit": 3,
-        "podFailurePolicy": {
-            "rules": [
-                _rule(
-                    "FailJob",
-                    onExitCodes={
-                        "containerName": stage,
-                        "operator": "In",
-                        "values": [EXIT_USER_ERROR],
-                    },
-                ),
-                _rule("Ignore", onPodConditions=[{"type": "DisruptionTarget", "status": "True"}]),
-            ]
-        },
-        "template": template,
-    } | group.get("spec", {})
+    codes = {"containerName": stage.name, "operator": "In", "values": [EXIT_USER_ERROR]}
+    rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
+    spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
     queue = resource.spec.scheduling.queue_name
-    if queue and (stage == "train" or _gpus(resource, stage)):  # on the Job, not its pods
-        labels["kueue.x-k8s.io/queue-name"] = queue
-    name = group.get("name", f"{resource.name}-{stage}")
+    if queue and (stage.name == "train" or _gpus(resource, stage.name)):
+        labels["kueue.x-k8s.io/queue-name"] = queue  # on the Job, not its pods
+    name = f"{resource.name}-{stage.name}-{attempt}"
     job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
-    job["metadata"]["annotations"] = {f"{GROUP}/inputs-hash": inputs_hash}
+    job["metadata"]["annotations"] = {HASH_ANNOTATION: stage.inputs_hash}
     return job
 
 
-def _rule(action: str, **when: Any) -> dict[str, Any]:
-    return {"action": action, **when}
+def _on_disruption(action: str) -> Manifest:
+    return {
+        "action": action,
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+
+
+_disrupted = _on_disruption("Ignore")
 
 
 def _train(
     resource: Video2WorldPostTrain,
     namespace: str,
-    inputs_hash: str,
-    argv: tuple[str, ...],
+    stage: Stage,
+    env: Mapping[str, str],
     attempt: int,
 ) -> tuple[Manifest, ...]:
     """Service and Indexed Job; every node runs one torchrun agent, which meet at node 0."""
     spec, port = resource.spec, resource.spec.training.rendezvous_port
     service, name = f"{resource.name}-train", f"{resource.name}-train-{attempt}"
     host = f"{name}-0.{service}"
-    env = {
+    group = {
         "PET_NNODES": str(spec.nodes),
         "PET_NPROC_PER_NODE": str(spec.processes_per_node),
         "PET_RDZV_BACKEND": "c10d",
@@ -272,76 +298,70 @@ def _train(
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port + 1),
         # Names a run whose checkpoints may be gone on from: all but its length and cadence.
-        "V2W_RUN_HASH": _run_hash(argv, [resource.dataset_dir]),
+        "V2W_RUN_HASH": _run_hash(stage.argv, [resource.dataset_dir]),
         "V2W_ATTEMPT": str(attempt),
+        **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
     }
-    fail = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    user = {"containerName": "train", "operator": "In", "values": [EXIT_USER_ERROR]}
+    settings = {
+        "completionMode": "Indexed",
+        "completions": spec.nodes,
+        "parallelism": spec.nodes,
+        "backoffLimit": 0,
+    }
+    # One lost node ends the attempt at once: the others could not go on without it.
     job = _job(
-        resource,
-        namespace,
-        "train",
-        inputs_hash,
-        argv,
-        attempt,
-        name=name,
-        env=env,
-        pod={"subdomain": service} | _topology(resource),
-        spec={
-            "completionMode": "Indexed",
-            "completions": spec.nodes,
-            "parallelism": spec.nodes,
-            "backoffLimit": 0,
-            # One lost node ends the attempt at once: the others could not go on without it.
-            "podFailurePolicy": {
-                "rules": [_rule("FailJob", onExitCodes=user), _rule("FailJob", **fail)]
-            },
-        },
+        resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
     )
     ports = [{"name": "rendezvous", "port": port}, {"name": "master", "port": port + 1}]
-    selector = {f"{GROUP}/resource": resource.name, f"{GROUP}/stage": "train"}
     body = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
-        "selector": selector,
+        "selector": {RESOURCE_LABEL: resource.name, STAGE_LABEL: "train"},
         "ports": ports,
     }
     labels = _labels(resource, "train")
     return (_object("v1", "Service", service, namespace, labels, spec=body), job)
 
 
-def _topology(resource: Video2WorldPostTrain) -> dict[str, Any]:
+def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
+    """What a pod of the train group has beside what every pod has."""
+    lost = [
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute",
+         "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in ("not-ready", "unreachable")
+    ]  # fmt: skip
+    given = resource.spec.stages.train.tolerations
+    lost = [t for t in lost if t["key"] not in {g.get("key") for g in given}]
+    fields: dict[str, Any] = {
+        "subdomain": f"{resource.name}-train",
+        "tolerations": [*given, *lost],
+    }
     key, affinity = resource.spec.scheduling.topology_key, resource.spec.stages.train.affinity
     if not key or affinity:
-        return {}
-    selector = {f"{GROUP}/resource": resource.name, f"{GROUP}/stage": "train"}
+        return fields
+    selector = {RESOURCE_LABEL: resource.name, STAGE_LABEL: "train"}
     term = {"labelSelector": {"matchLabels": selector}, "topologyKey": key}
     preferred = [{"weight": 100, "podAffinityTerm": term}]
     name = "preferredDuringSchedulingIgnoredDuringExecution"
-    return {"affinity": {"podAffinity": {name: preferred}}}
+    return fields | {"affinity": {"podAffinity": {name: preferred}}}
 
 
-def _pod(
-    resource: Video2WorldPostTrain,
-    stage: str,
-    inputs_hash: str,
-    argv: tuple[str, ...],
-    env: Mapping[str, str],
-) -> dict[str, Any]:
-    spec, patch = resource.spec, getattr(resource.spec.stages, stage)
+def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) -> dict[str, Any]:
+    spec, stage = resource.spec, step.name
+    patch: StagePatch = getattr(spec.stages, stage)
     trainer = stage in ("train", "inference")
     image = patch.image or (spec.images.trainer if trainer else spec.images.preprocess)
     data: dict[str, Any] = {"name": "data", "mountPath": VOLUME_DIR}
     if spec.storage.sub_path:
         data["subPath"] = spec.storage.sub_path
     shared_memory = "1Gi" if spec.tiny else "64Gi"
-    container = {
+    container: dict[str, Any] = {
         "name": stage,
         "image": image,
         "imagePullPolicy": spec.images.pull_policy,
-        "command": list(argv),
+        "command": list(step.argv),
         "workingDir": VOLUME_DIR,
-        "env": _env(resource, stage, inputs_hash, env),
+        "env": _env(resource, stage, env),
         "resources": _resources(resource, stage),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -351,7 +371,6 @@ def _pod(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             data,
-            {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
@@ -373,11 +392,17 @@ def _pod(
         "containers": [container],
         "volumes": [
             {"name": "data", "persistentVolumeClaim": {"claimName": _claim_name(resource)}},
-            {"name": "config", "configMap": {"name": f"{resource.name}-config"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if stage == "inference":
+        # The samples travel in the pod's own annotation: no ConfigMap to make, own and clean up.
+        path = f"metadata.annotations['{SAMPLES_ANNOTATION}']"
+        items = [{"path": "samples.json", "fieldRef": {"fieldPath": path}}]
+        pod["volumes"].append({"name": "config", "downwardAPI": {"items": items}})
+        mount = {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True}
+        container["volumeMounts"].append(mount)
     optional = {
         "nodeSelector": patch.node_selector,
         "tolerations": patch.tolerations,
@@ -386,21 +411,14 @@ def _pod(
         "schedulerName": spec.scheduling.scheduler_name,
         "imagePullSecrets": [{"name": name} for name in spec.images.pull_secrets],
     }
-    return pod | {name: value for name, value in optional.items() if value}
+    pod |= {name: value for name, value in optional.items() if value}
+    return pod | _group(resource) if stage == "train" else pod
 
 
 def _env(
-    resource: Video2WorldPostTrain, stage: str, inputs_hash: str, group: Mapping[str, str]
+    resource: Video2WorldPostTrain, stage: str, given: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    values = {
-        "V2W_STAGE": stage,
-        "V2W_RESOURCE": resource.name,
-        "V2W_INPUTS_HASH": inputs_hash,
-        "V2W_CONFIG_DIR": CONFIG_DIR,
-        "PYTHONUNBUFFERED": "1",
-        "HOME": "/tmp",  # the root file system is read-only
-        **group,
-    }
+    values = dict(given)
     if resource.spec.device == "CPU":
         values["CUDA_VISIBLE_DEVICES"] = ""
     env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
@@ -409,8 +427,8 @@ def _env(
         reference = {"name": token.name, "key": token.key}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     patch: StagePatch = getattr(resource.spec.stages, stage)
-    given = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
-    return _merge_named(env, given, "name")
+    more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
+    return _merge_named(env, more, "name")
 
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
@@ -465,13 +483,14 @@ def _merge_named(base: list[Any], patch: list[Any], key: str) -> list[Any]:
     return list(merged.values())
 
 
-def owner_reference(resource: Video2WorldPostTrain) -> dict[str, Any]:
-    """The owner reference that the operator puts on what it applies; needs the object's uid."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": resource.name,
-        "uid": resource.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
+def owned(manifest: Manifest, resource: Video2WorldPostTrain) -> Manifest:
+    """``manifest`` with the resource as its controller, so that it goes when the resource goes.
+
+    The claim stays without an owner unless ``spec.storage.retention`` is Delete. The owner does
+    not block on it, for which the operator would need rights on the resource's finalizers.
+    """
+    if manifest["kind"] == "PersistentVolumeClaim" and resource.spec.storage.retention == "Keep":
+        return manifest
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": resource.name}
+    owner |= {"uid": resource.metadata.uid, "controller": True}  # type: ignore[dict-item]
+    return manifest | {"metadata": manifest["metadata"] | {"ownerReferences": [owner]}}

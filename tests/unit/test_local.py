@@ -278,16 +278,15 @@ def test_secrets_come_from_the_users_environment(tmp_path):
     token = {"name": "hf", "key": "token"}
     pod = {"containers": [{"name": "a", "command": ["python", "-V"], "env": [
         {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}},
-        {"name": "MINE", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
-        {"name": "BOTH", "value": "$(MINE)-$(UNKNOWN)"},
+        {"name": "BOTH", "value": "$(HF_TOKEN)-$(UNKNOWN)"},
     ]}]}  # fmt: skip
-    around = Surroundings({}, {"c": {"k": "v"}}, {"HF_TOKEN": "hf_x"})
+    around = Surroundings({}, {"HF_TOKEN": "hf_x"})
     what = process(pod, around, inherited={"PET_NNODES": "7", "PATH": os.environ["PATH"]})
     assert what.env["HF_TOKEN"] == "hf_x"
-    assert what.env["BOTH"] == "v-$(UNKNOWN)"
+    assert what.env["BOTH"] == "hf_x-$(UNKNOWN)"
     assert "PET_NNODES" not in what.env
     assert what.argv == (sys.executable, "-V")
-    without = Surroundings({}, {}, {})
+    without = Surroundings({}, {})
     assert "HF_TOKEN" not in process(pod, without, inherited={}).env
     with pytest.raises(UnsupportedManifest, match="several containers"):
         process({"containers": pod["containers"] * 2}, around)

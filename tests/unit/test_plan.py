@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from video2world_operator.api import load_resource, parse
-from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, to_yaml
+from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, owned, to_yaml
 
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -117,12 +117,12 @@ def test_train_group():
 
 
 def test_attempts_differ_in_name_and_rendezvous_only():
-    first, third = (json.dumps(plan().train_manifests(n)) for n in (1, 3))
+    first, third = (json.dumps(plan().manifests("train", n)) for n in (1, 3))
     assert "run-train-3-0.run-train:29500" in third
     renamed = first.replace("run-train-1", "run-train-3").replace('attempt": "1"', 'attempt": "3"')
     renamed = renamed.replace('"V2W_ATTEMPT", "value": "1"', '"V2W_ATTEMPT", "value": "3"')
     assert renamed == third
-    assert plan().stage("train").manifests == plan().train_manifests(1)
+    assert plan().stage("train").manifests == plan().manifests("train", 1)
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
@@ -203,8 +203,13 @@ def test_a_stage_may_do_without_its_gpu():
 def test_samples_file():
     second = {"input": "x.mp4", "prompt": "é", "output": "y.mp4"}
     made = plan(inference={"samples": [{"input": "val/videos/a.mp4"}, second]})
-    (config,) = [m for m in made.shared if m["kind"] == "ConfigMap"]
-    assert json.loads(config["data"]["samples.json"]) == [
+    inference = made.stage("inference")
+    given = inference.job["spec"]["template"]["metadata"]["annotations"]
+    (volume,) = [v for v in pod(inference)["volumes"] if v["name"] == "config"]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["path"] == "samples.json"
+    name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    assert json.loads(given[name]) == [
         {
             "input_video": "datasets/agibot_head_center_fisheye_color/val/videos/a.mp4",
             "prompt": "",
@@ -235,7 +240,7 @@ def test_claim():
     (claim,) = [m for m in plan().shared if m["kind"] == "PersistentVolumeClaim"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]  # two nodes share it
     mine = plan(storage={"claimName": "mine", "subPath": "a/b"})
-    assert [m["kind"] for m in mine.shared] == ["ConfigMap"]
+    assert mine.shared == ()
     spec = pod(mine.stages[0])
     assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "mine"}
     assert spec["containers"][0]["volumeMounts"][0]["subPath"] == "a/b"
@@ -275,7 +280,7 @@ def test_stage_settings_and_patch():
     assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
     shm = next(v for v in spec["volumes"] if v["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
-    assert [v["name"] for v in spec["volumes"]] == ["data", "config", "shm", "tmp", "extra"]
+    assert [v["name"] for v in spec["volumes"]] == ["data", "shm", "tmp", "extra"]
     assert "tty" not in pod(made.stage("latents"))["containers"][0]
 
 
@@ -334,10 +339,63 @@ def test_names_stay_within_what_dns_allows(name, nodes, attempt):
         assert len(manifest["metadata"]["name"]) <= 63
         for value in manifest["metadata"]["labels"].values():
             assert len(value) <= 63
-    _, job = made.train_manifests(attempt)
-    assert len(f"{job['metadata']['name']}-{nodes - 1}") <= 63
+    for stage in made.stages:
+        job = made.manifests(stage.name, attempt)[-1]
+        suffix = f"{nodes - 1}" if stage.name == "train" else "x8k2p"
+        assert len(f"{job['metadata']['name']}-{suffix}") <= 63
 
 
 def test_namespace():
     made = make_plan(load_resource(SAMPLES[0]), namespace="team")
     assert {m["metadata"]["namespace"] for s in made.stages for m in s.manifests} == {"team"}
+
+
+def test_every_worker_knows_the_stages_that_follow():
+    made = plan()
+    for number, stage in enumerate(made.stages, start=1):
+        later = ",".join(f"{s.name}={s.inputs_hash}" for s in made.stages[number:])
+        assert env(stage)["V2W_LATER_STAGES"] == later
+
+
+def test_the_train_group_leaves_a_lost_node_soon():
+    mine = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    spec = pod(plan(stages={"train": {"tolerations": [mine]}}).stage("train"))
+    assert mine in spec["tolerations"]  # the user's own stands
+    (ours,) = [t for t in spec["tolerations"] if t != mine]
+    assert ours["key"] == "node.kubernetes.io/not-ready"
+    assert ours["tolerationSeconds"] == 30
+
+
+@pytest.mark.parametrize(
+    ("interconnect", "name", "value"),
+    [
+        ("Ethernet", "NCCL_IB_DISABLE", "1"),
+        ("InfiniBand", "NCCL_NET", "IB"),
+        ("RoCE", "NCCL_IB_GID_INDEX", "3"),
+        ("EFA", "FI_PROVIDER", "efa"),
+    ],
+)
+def test_interconnect(interconnect, name, value):
+    training = {"nodes": 2, "interconnect": interconnect}
+    made = plan(model={"size": "2B"}, training=training)
+    assert env(made.stage("train"))[name] == value
+    assert name not in env(made.stage("latents"))
+    assert name not in env(plan(training=training).stage("train"))  # Tiny has no GPU
+    assert not any(n.startswith("NCCL") for n in env(plan(model={"size": "2B"}).stage("train")))
+
+
+def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise():
+    def owners(**storage):
+        made = plan(storage=storage)
+        made.resource.metadata.uid = "u1"
+        every = [*made.shared, *(m for s in made.stages for m in s.manifests)]
+        return {
+            m["kind"]: owned(m, made.resource)["metadata"].get("ownerReferences", []) for m in every
+        }
+
+    kept, deleted = owners(), owners(retention="Delete")
+    assert kept["PersistentVolumeClaim"] == []
+    for references in (*deleted.values(), kept["Job"], kept["Service"]):
+        (reference,) = references
+        assert (reference["uid"], reference["controller"]) == ("u1", True)
+        assert "blockOwnerDeletion" not in reference
