@@ -17,7 +17,7 @@ from typing import Any
 
 from .archives import ARCHIVE_SUFFIXES, extract_camera, find_archives
 from .captions import CaptionFile, EpisodeInfo, read_task_info
-from .dataset import Clip, Source, publish
+from .dataset import Clip, Source, check_window_flags, publish, window_flags
 from .events import Progress, say
 from .files import read_json, write_json
 from .report import Report
@@ -44,40 +44,6 @@ example:
 """
 
 
-def _window_flags(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument(
-        "--window-size",
-        type=float,
-        default=5.0,
-        metavar="SECONDS",
-        help="length of a window (default: %(default)s)",
-    )
-    flags.add_argument(
-        "--min-last-window",
-        type=float,
-        default=7.5,
-        metavar="SECONDS",
-        help="a rest of at most this length is one last window (default: %(default)s)",
-    )
-    flags.add_argument(
-        "--min_frames",
-        type=int,
-        default=94,
-        metavar="N",
-        help="shorter windows are merged or dropped; training on 93 frames needs "
-        "94 with upstream's loader (default: %(default)s)",
-    )
-
-
-def _check_window_flags(args: argparse.Namespace) -> None:
-    if not args.window_size > 0:
-        raise UserError(f"--window-size {args.window_size}: give a length above 0 seconds")
-    if not args.min_last_window >= 0:
-        raise UserError(f"--min-last-window {args.min_last_window}: give 0 seconds or more")
-    if args.min_frames < 1:
-        raise UserError(f"--min_frames {args.min_frames}: give a number of 1 or more")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     flags = argparse.ArgumentParser(
@@ -85,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[window_flags()],
     )
     flags.add_argument(
         "--task_ids",
@@ -118,7 +85,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="episodes for validation (default: none)",
     )
-    _window_flags(flags)
     flags.add_argument(
         "--dataset_dir",
         type=Path,
@@ -473,7 +439,7 @@ def _reasons(report: Report) -> str:
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    _check_window_flags(args)
+    check_window_flags(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")
     args.task_ids = list(dict.fromkeys(args.task_ids))

@@ -6,6 +6,7 @@ and what the user put there is left alone.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from .stage import UserError
 from .video import VideoInfo, cut, probe
 from .windows import Window
 
-__all__ = ["SPLITS", "Clip", "Source", "publish"]
+__all__ = ["SPLITS", "Clip", "Source", "check_window_flags", "publish", "window_flags"]
 
 SPLITS = ("train", "val")
 DERIVED = (("t5_xxl", ".pickle"), ("latents", ".safetensors"))  # later stages' files of a clip
@@ -41,6 +42,48 @@ class Source:
     info: VideoInfo
     split: str
     clips: tuple[Clip, ...]
+
+
+def window_flags() -> argparse.ArgumentParser:
+    """The flags of every command that cuts videos, to be a parent of its parser."""
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "--window-size",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="length of a window (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--min-last-window",
+        type=float,
+        default=7.5,
+        metavar="SECONDS",
+        help="a rest of at most this length is one last window (default: %(default)s)",
+    )
+    flags.add_argument(
+        "--min_frames",
+        type=int,
+        default=94,
+        metavar="N",
+        help="shorter windows are merged or dropped; training on 93 frames needs "
+        "94 with upstream's loader (default: %(default)s)",
+    )
+    return flags
+
+
+def check_window_flags(args: argparse.Namespace) -> None:
+    """Refuse lengths that cut nothing.
+
+    Raises:
+        UserError: one of :func:`window_flags` is out of range.
+    """
+    if not args.window_size > 0:
+        raise UserError(f"--window-size {args.window_size}: give a length above 0 seconds")
+    if not args.min_last_window >= 0:
+        raise UserError(f"--min-last-window {args.min_last_window}: give 0 seconds or more")
+    if args.min_frames < 1:
+        raise UserError(f"--min_frames {args.min_frames}: give a number of 1 or more")
 
 
 def _video(folder: Path, split: str, name: str) -> Path:

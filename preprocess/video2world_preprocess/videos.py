@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import Clip, Source, publish
+from .dataset import Clip, Source, check_window_flags, publish, window_flags
 from .report import Report
 from .stage import UserError, run_stage
 from .video import probe
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python -m video2world_preprocess.videos --videos_dir my_videos "
         "--dataset_dir datasets/mine --val_names last_take",
+        parents=[window_flags()],
     )
     flags.add_argument(
         "--videos_dir",
@@ -40,27 +41,6 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="videos for validation, without suffix (default: none)",
-    )
-    flags.add_argument(
-        "--window-size",
-        type=float,
-        default=5.0,
-        metavar="SECONDS",
-        help="length of a window (default: %(default)s)",
-    )
-    flags.add_argument(
-        "--min-last-window",
-        type=float,
-        default=7.5,
-        metavar="SECONDS",
-        help="a rest of at most this length is one last window (default: %(default)s)",
-    )
-    flags.add_argument(
-        "--min_frames",
-        type=int,
-        default=94,
-        metavar="N",
-        help="shorter windows are merged or dropped (default: %(default)s)",
     )
     return flags
 
@@ -98,10 +78,7 @@ def _source(args: argparse.Namespace, video: Path, report: Report) -> Source:
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    if not args.window_size > 0 or args.min_last_window < 0 or args.min_frames < 1:
-        raise UserError(
-            "--window-size and --min_frames must be above 0, --min-last-window not below 0"
-        )
+    check_window_flags(args)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
