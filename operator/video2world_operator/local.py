@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -416,7 +417,12 @@ class LocalEngine:
         status = self._kept["status"] | fields
         status["phase"] = str(phase_of(status["conditions"], status["stages"]))
         self._kept["status"] = status
-        self.state.write(self._kept)
+        try:
+            self.state.write(self._kept)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # The workers meet the full volume themselves, save what they can and say what to do.
 
 
 def _free_port() -> int:

@@ -171,3 +171,31 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read_frames(tmp_path / "a.mp4").shape == NOISE.shape
     assert read_embedding(tmp_path / "a.pickle").shape == (400, 1024)
     assert CheckpointFolder(tmp_path).newest_whole() == 7
+
+
+@pytest.mark.slow
+def test_the_local_engine_reports_it_as_worth_another_attempt(small_disk):
+    disk = small_disk(400)
+    file = disk.parent / "full.yaml"
+    file.write_text(
+        "apiVersion: video2world.dev/v1alpha1\nkind: Video2WorldPostTrain\n"
+        "metadata: {name: full}\nspec: {model: {size: Tiny}, training: {iterations: 1}, "
+        "dataset: {videos: {path: my-videos}}}\n"
+    )
+    engine = [sys.executable, "-m", "video2world_operator.cli", "run", "-f", file]
+
+    def run():
+        return subprocess.run(
+            [*engine, "--volume", disk], capture_output=True, text=True, check=False
+        )
+
+    first = run()
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "error: the volume is full while writing" in first.stdout
+    assert "download-1-0.log" in first.stdout
+    assert "Traceback" not in first.stdout + first.stderr
+    small_disk(100_000)
+    second = run()
+    assert "download    done" in second.stdout
+    assert second.returncode == 2  # the next stage's turn: there are no videos
+    assert "my-videos" in second.stdout
