@@ -7,7 +7,7 @@ export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format generate constraints clean
+.PHONY: help setup demo cluster tools test lint format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ setup: .venv/ready ## Create .venv with everything the other targets need (done 
 
 demo: .venv/ready ## Post-train a tiny model on robot video made here, and show what it generates
 	$(BIN)/python tools/demo.py
+
+cluster: .venv/ready ## Open a shell with a Kubernetes cluster of fake 8-GPU nodes, until it is left
+	PYTHONPATH=tools $(BIN)/python -m control_plane
+
+tools: .venv/ready ## Build the cluster's binaries into ~/.cache (done when needed)
+	PYTHONPATH=tools $(BIN)/python -m control_plane build
 
 test: .venv/ready ## Run all tests
 	$(BIN)/python -m pytest

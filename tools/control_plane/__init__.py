@@ -1,0 +1,11 @@
+"""A real Kubernetes control plane on loopback, for tests, benchmarks and ``make cluster``.
+
+``with Cluster() as cluster:`` starts etcd, kube-apiserver and kube-controller-manager in a few
+seconds and leaves nothing behind, however the process ends. Linux only.
+"""
+
+from .api import Api, ApiError
+from .binaries import Unavailable
+from .cluster import Cluster
+
+__all__ = ["Api", "ApiError", "Cluster", "Unavailable"]

