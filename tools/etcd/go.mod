@@ -1,3 +1,4 @@
+// etcd, the test cluster's store.
 module video2world.dev/tools/etcd
 
 go 1.26.0

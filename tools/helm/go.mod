@@ -1,3 +1,4 @@
+// helm, for the chart's tests and the shell of `make cluster`.
 module video2world.dev/tools/helm
 
 go 1.26.0
