@@ -5,6 +5,8 @@ UV_VERSION := 0.9
 BIN    := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
+# where it is set, every process of every stage would compile torch's sources again
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo cluster tools test lint format generate constraints clean
