@@ -48,7 +48,7 @@ class Meter:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.5):
+        while not self._done.wait(1.0):
             self.peak_kib = max(self.peak_kib, _tree_kib(os.getpid()))
 
 
