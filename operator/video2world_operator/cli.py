@@ -168,7 +168,7 @@ def _state(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from .terminal import duration
+    from .progress import duration
 
     status = _state(args)["status"]
     if args.output == "json":
@@ -221,7 +221,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _checkpoints(args: argparse.Namespace) -> int:
-    from .terminal import duration
+    from .progress import duration
 
     found = sorted(args.volume.glob(f"checkpoints/*/*/{args.name}/checkpoints"))
     if not found:

@@ -17,6 +17,11 @@ class Type(StrEnum):
     """What can be true, false or unknown of a resource."""
 
     ACCEPTED = "Accepted"  # the spec is valid and the name is free on the volume
+    AUTHORIZED = "OperatorAuthorized"  # the operator has the rights that it needs
+    VOLUME_READY = "VolumeReady"  # the claim is there and can be shared as the pods need it
+    CHILDREN_APPLIED = "ChildrenApplied"  # the API server took every object that was made
+    PODS_STARTED = "PodsStarted"  # the pods of the stage at work run
+    GANG = "GangScheduled"  # the train group starts together or not at all
     PROGRESSING = "Progressing"  # a stage runs, or will without anybody's doing
     SUSPENDED = "Suspended"  # stopped on request; nothing is lost
     SUCCEEDED = "Succeeded"  # every stage is finished
@@ -29,37 +34,99 @@ class Reason(StrEnum):
     VALID = "Valid"
     INVALID = "Invalid"
     NAME_IN_USE = "NameInUse"
+    ALLOWED = "Allowed"
+    FORBIDDEN = "Forbidden"
+    CLAIM_FOUND = "ClaimFound"
+    CLAIM_MISSING = "ClaimMissing"
+    CLAIM_LOST = "ClaimLost"
+    CLAIM_NOT_SHARED = "ClaimNotShared"
+    APPLIED = "Applied"
+    REFUSED = "Refused"
+    NAME_TAKEN = "NameTaken"
+    PODS_RUNNING = "PodsRunning"
+    PODS_STARTING = "PodsStarting"
+    UNSCHEDULABLE = "Unschedulable"
+    QUEUED = "Queued"
+    CONTAINER_WAITS = "ContainerWaits"
+    NO_PODS = "NoPods"
+    GANG_NATIVE = "Native"
+    GANG_VOLCANO = "Volcano"
+    GANG_COSCHEDULING = "Coscheduling"
+    GANG_KUEUE = "Kueue"
+    GANG_OFF = "Off"
+    GANG_NOT_NEEDED = "NotNeeded"
+    GANG_UNAVAILABLE = "Unavailable"
     STAGE_RUNNING = "StageRunning"
     RESTARTING = "Restarting"
+    STOPPING = "Stopping"
     WAITING = "Waiting"
     INTERRUPTED = "Interrupted"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
     FINISHED = "Finished"
     USER_ERROR = "UserError"
+    STAGE_FAILED = "StageFailed"
     RESTARTS_EXHAUSTED = "RestartsExhausted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     ENGINE_ERROR = "EngineError"
 
     def text(self, **facts: Any) -> str:
-        """The message, with ``facts`` filled in."""
-        return _MESSAGES[self].format(**facts)
+        """The message, with ``facts`` filled in, of at most ``MAX_MESSAGE`` characters."""
+        text = _MESSAGES[self].format(**facts)
+        return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
 
 _MESSAGES: dict[Reason, str] = {
     Reason.VALID: "The resource is valid.",
     Reason.INVALID: "{problem}",
     Reason.NAME_IN_USE: "{problem}",
+    Reason.ALLOWED: "The operator has the rights it needs.",
+    Reason.FORBIDDEN: "The operator may not {missing}: apply manifests/rbac.yaml, or install the "
+    "chart with rbac.create=true.",
+    Reason.CLAIM_FOUND: "The claim {claim} is there.",
+    Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or leave out "
+    "spec.storage.claimName to have one made.",
+    Reason.CLAIM_LOST: "The claim {claim} has lost its volume: restore it from a backup.",
+    Reason.CLAIM_NOT_SHARED: "The claim {claim} is {modes}, but {nodes} nodes share it: use a "
+    "claim with ReadWriteMany; or, where all pods run on one machine, write "
+    "spec.storage.accessMode: ReadWriteOnce.",
+    Reason.APPLIED: "Every object was applied.",
+    Reason.REFUSED: "{problem}",
+    Reason.NAME_TAKEN: "{problem}",
+    Reason.PODS_RUNNING: "{ready} of {desired} pods of stage {stage} run.",
+    Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} run, the others start.",
+    Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
+    Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
+    Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}",
+    Reason.NO_PODS: "No stage is at work.",
+    Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes together.",
+    Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together.",
+    Reason.GANG_COSCHEDULING: "The coscheduling PodGroup starts the {nodes} nodes together.",
+    Reason.GANG_KUEUE: "Kueue admits the {nodes} nodes together (queue {queue}).",
+    Reason.GANG_OFF: "spec.scheduling.gang is None: nodes start one by one.",
+    Reason.GANG_NOT_NEEDED: "One node has nobody to wait for.",
+    Reason.GANG_UNAVAILABLE: "{problem}",
     Reason.STAGE_RUNNING: "Stage {stage} runs (attempt {attempt}).",
     Reason.RESTARTING: "Stage {stage} failed (exit code {code}); attempt {attempt} follows "
     "(restart {restart} of {limit}).",
-    Reason.WAITING: "Stage {stage} waits for another resource that does the same work.",
+    Reason.STOPPING: "Stage {stage}, attempt {attempt} follows once the last one's pods are gone. "
+    "It ended: {message}",
+    Reason.WAITING: "Stage {stage} waits for {peer}, which does the same work on this volume.",
     Reason.INTERRUPTED: "Stopped in stage {stage}; run the same command to resume.",
+    Reason.SUSPENDING: "Stage {stage} saves its work and ends its pods.",
     Reason.SUSPENDED: "Suspended in stage {stage}.",
+    Reason.RESUMED: "Resumed.",
     Reason.FINISHED: "All stages are finished.",
     Reason.USER_ERROR: "Stage {stage}: {message}",
+    Reason.STAGE_FAILED: "Stage {stage} failed: {message}",
     Reason.RESTARTS_EXHAUSTED: "Stage {stage} failed (exit code {code}) after {restarts} restarts: "
     "{message}",
+    Reason.DEADLINE_EXCEEDED: "Not finished within {seconds} seconds "
+    "(spec.activeDeadlineSeconds): raise it, and the work goes on where it was.",
     Reason.ENGINE_ERROR: "Stage {stage} could not be run: {message}",
 }
+MAX_MESSAGE = 1024  # characters of a message; what the API server or a worker says can be long
 
 
 class Phase(StrEnum):
@@ -96,7 +163,8 @@ def set_condition(
 ) -> list[dict[str, Any]]:
     """``conditions`` with ``kind`` set; ``lastTransitionTime`` moves only when the status does.
 
-    ``now`` is RFC 3339; ``facts`` fill the reason's message.
+    ``now`` is RFC 3339; ``facts`` fill the reason's message. Types of other writers are left out:
+    they are theirs to keep.
     """
     old = find(conditions, kind)
     value = "True" if status else "False"
@@ -110,8 +178,9 @@ def set_condition(
     }
     if generation is not None:
         new["observedGeneration"] = generation
-    kept = [dict(c) for c in conditions if c.get("type") != kind]
-    return sorted([*kept, new], key=lambda c: [str(t) for t in Type].index(c["type"]))
+    order = [str(t) for t in Type]
+    kept = [dict(c) for c in conditions if c.get("type") in order and c.get("type") != kind]
+    return sorted([*kept, new], key=lambda c: order.index(c["type"]))
 
 
 def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]) -> Phase:
@@ -127,7 +196,10 @@ def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[s
         if is_true(conditions, kind):
             return phase
     progressing = find(conditions, Type.PROGRESSING)
-    if progressing is not None and progressing.get("reason") == Reason.RESTARTING:
+    if progressing is not None and progressing.get("reason") in (
+        Reason.RESTARTING,
+        Reason.STOPPING,
+    ):
         return Phase.RESTARTING
     begun = any(stage.get("state", "Pending") != "Pending" for stage in stages)
     return Phase.RUNNING if begun else Phase.PENDING

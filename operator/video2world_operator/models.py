@@ -583,9 +583,10 @@ class Spec(_Model):
         description="Seconds of work after which the resource fails, counted anew after each "
         "resume; default without end.",
     )
-    cleanup_policy: Literal["Running", "All", "None"] = Field(
+    cleanup_policy: Literal["Running", "All"] = Field(
         default="Running",
-        description="Which Jobs are deleted at the end: those still running, all, or none.",
+        description="Which Jobs are deleted at the end: only those still running (so that the "
+        "others' logs can be read), or all.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,

@@ -21,6 +21,7 @@ __all__ = [
     "Lines",
     "Skipped",
     "TrainProgress",
+    "duration",
     "parse",
     "update_status",
 ]
@@ -65,9 +66,10 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Skipped:
-    """The stage's work was already on the volume."""
+    """The work of the stage was on the volume already; a worker may tell so of a later stage."""
 
     stage: str
+    inputs_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     "checkpoint": lambda stage, line: CheckpointSaved(
         stage, _count(line.get("iteration")), _text(line.get("path", ""))
     ),
-    "skipped": lambda stage, line: Skipped(stage),
+    "skipped": lambda stage, line: Skipped(stage, _text(line.get("inputsHash", ""))),
     "finished": _finished,
     "failed": lambda stage, line: Failed(
         stage, _text(line.get("reason", "")), _text(line.get("message", ""))
@@ -199,6 +201,16 @@ class Lines:
             yield rest
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42s, 3m12s, 5h07m, 2d03h."""
+    whole = max(0, round(seconds))
+    for unit, below, small in ((86400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
+        if whole >= unit:
+            under = {3600: "h", 60: "m", 1: "s"}[small]
+            return f"{whole // unit}{below}{whole % unit // small:02d}{under}"
+    return f"{whole}s"
+
+
 def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str, Any]:
     """``status`` (the API's form) after ``event``, seen at ``now`` (RFC 3339); a new mapping.
 
@@ -213,6 +225,8 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
                 loss=event.loss,
                 secondsPerIteration=event.seconds_per_iteration,
                 etaSeconds=None if event.eta_seconds is None else max(0, round(event.eta_seconds)),
+                text=f"{event.iteration}/{event.iterations}",
+                eta=None if event.eta_seconds is None else duration(event.eta_seconds),
             )
             if event.checkpoint:
                 _checkpoint(new, event.checkpoint, None, now)

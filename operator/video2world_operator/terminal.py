@@ -5,22 +5,12 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress
+from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress, duration
 
-__all__ = ["Display", "duration"]
+__all__ = ["Display"]
 
 BAR = 28  # characters
 EVERY = 5.0  # seconds between plain lines of progress
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m12s, 5h07m, 2d03h."""
-    whole = max(0, round(seconds))
-    for unit, below, small in ((86400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
-        if whole >= unit:
-            under = {3600: "h", 60: "m", 1: "s"}[small]
-            return f"{whole // unit}{below}{whole % unit // small:02d}{under}"
-    return f"{whole}s"
 
 
 def _text(event: Event) -> tuple[float, str] | None:

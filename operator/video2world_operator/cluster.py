@@ -1,0 +1,309 @@
+"""The edge to the API server: plain objects over HTTP, rate-limited, retried, counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import kopf
+
+from .models import API_VERSION, KIND, PLURAL
+
+__all__ = ["FIELD_MANAGER", "ApiError", "Cluster", "LoginFailed", "login", "path_of"]
+
+FIELD_MANAGER = "video2world-operator"
+Object = dict[str, Any]
+
+_PLURALS: Mapping[str, str] = {
+    "Event": "events",
+    "Job": "jobs",
+    "Lease": "leases",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "Pod": "pods",
+    "PodGroup": "podgroups",
+    "Service": "services",
+    KIND: PLURAL,
+}
+_RETRIED = (429, 500, 502, 503, 504)
+_DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
+_LOG_BYTES = 256 << 10
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """The API server refused: ``code`` as in HTTP, ``reason`` and message as it gave them."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message or reason or f"HTTP {code}")
+        self.code, self.reason = code, reason
+
+
+class LoginFailed(Exception):
+    """There is no way to reach a cluster; the message names the remedy."""
+
+
+def login() -> kopf.ConnectionInfo:
+    """Address and credentials: the pod's service account, else the kubeconfig.
+
+    Raises:
+        LoginFailed: there is neither.
+    """
+    settings = kopf.OperatorSettings()
+    try:
+        info = kopf.login_with_service_account(settings=settings)
+        info = info or kopf.login_with_kubeconfig(settings=settings)
+        if info and not (info.token or info.username or info.certificate_path
+                         or info.certificate_data):  # fmt: skip
+            # an exec plugin or another provider, which the official client understands
+            info = kopf.login_via_client(logger=log, settings=settings) or info
+    except (OSError, ValueError, KeyError, kopf.LoginError) as error:
+        raise LoginFailed(f"the kubeconfig cannot be used ({error})") from None
+    if info is None:
+        raise LoginFailed(
+            "no cluster is configured: set KUBECONFIG, or run inside a pod with a service account"
+        )
+    return info
+
+
+def path_of(version: str, kind: str, namespace: str | None, name: str = "") -> str:
+    """The URL path of an object, or of all objects of its kind if ``name`` is empty."""
+    base = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+    within = f"/namespaces/{quote(namespace)}" if namespace else ""
+    return f"{base}{within}/{_PLURALS[kind]}" + (f"/{quote(name)}" if name else "")
+
+
+class _Bucket:
+    """A token bucket: ``rate`` requests a second, ``burst`` at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, float(burst)
+        self._tokens, self._last = float(burst), time.monotonic()
+
+    async def take(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+        self._last = now
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._rate)
+
+
+class Cluster:
+    """A client of one API server. Use as an async context manager."""
+
+    def __init__(
+        self,
+        connect: Callable[[], kopf.ConnectionInfo] = login,
+        *,
+        requests_per_second: float = 100,
+        burst: int = 200,
+        parallel: int = 50,
+    ) -> None:
+        self._connect = connect
+        self._bucket = _Bucket(requests_per_second, burst)
+        self._parallel = asyncio.Semaphore(parallel)
+        self._session: aiohttp.ClientSession | None = None
+        self._logging_in = asyncio.Lock()
+        self.requests: Counter[tuple[str, str, int]] = Counter()  # (method, kind of path, code)
+        self.default_namespace = "default"
+
+    async def __aenter__(self) -> Cluster:
+        await self._log_in(None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _log_in(self, stale: aiohttp.ClientSession | None) -> None:
+        async with self._logging_in:
+            if self._session is not stale:
+                return  # somebody else has done so meanwhile
+            info = await asyncio.to_thread(self._connect)
+            self._server = info.server.rstrip("/")
+            self.default_namespace = info.default_namespace or "default"
+            ssl = info.as_ssl_context()
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=ssl, limit=0),
+                headers=info.as_http_headers(),
+                timeout=aiohttp.ClientTimeout(total=60, connect=10),
+            )
+            if stale is not None:
+                await stale.close()
+
+    # ------------------------------------------------------------------ requests
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Any:
+        """The answer's object (text for logs). What is worth it is tried again a few times.
+
+        Raises:
+            ApiError: the server refused, or failed each time.
+            OSError: it cannot be reached.
+        """
+        for number in range(len(_DELAYS) + 1):
+            last = number == len(_DELAYS)
+            wait = _DELAYS[min(number, len(_DELAYS) - 1)] * random.uniform(0.7, 1.3)
+            try:
+                return await self._once(method, path, params, body, content_type, accept)
+            except ApiError as error:
+                if last or error.code not in (*_RETRIED, 401):
+                    raise
+                if isinstance(error, _Throttled):
+                    wait = max(wait, error.after)
+                if error.code == 401:  # the service account's token has been renewed on disk
+                    await self._log_in(self._session)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if last:
+                    raise OSError(f"the API server cannot be reached: {error}") from error
+            await asyncio.sleep(wait)
+        raise AssertionError  # the last round returns or raises
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Any:
+        await self._bucket.take()
+        data = None if body is None else json.dumps(body).encode()
+        session = self._session
+        assert session is not None, "use the client as a context manager"
+        async with (
+            self._parallel,
+            session.request(
+                method, self._server + path, params=params, data=data,
+                headers={"Content-Type": content_type, "Accept": accept},
+            ) as answer,
+        ):  # fmt: skip
+            self.requests[method, _kind_of(path), answer.status] += 1
+            if answer.status < 300:
+                if "json" in answer.content_type:
+                    return await answer.json()
+                return await answer.text(errors="replace")
+            raise await _refusal(answer)
+
+    async def get(self, path: str, **params: str) -> Object | None:
+        """The object at ``path``, or None where there is none."""
+        try:
+            found: Object = await self.request("GET", path, params=params)
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+        return found
+
+    async def apply(self, manifest: Mapping[str, Any], *, subresource: str = "") -> Object:
+        """Server-side apply with our field manager; returns the object as it then is."""
+        metadata = manifest["metadata"]
+        path = path_of(
+            manifest["apiVersion"], manifest["kind"], metadata.get("namespace"), metadata["name"]
+        )
+        applied: Object = await self.request(
+            "PATCH",
+            path + (f"/{subresource}" if subresource else ""),
+            params={"fieldManager": FIELD_MANAGER, "force": "true"},
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+        )
+        return applied
+
+    async def apply_status(self, body: Object, status: Mapping[str, Any]) -> Object:
+        """Write the status of a resource, if nobody has changed the resource since ``body``."""
+        metadata = {k: body["metadata"][k] for k in ("name", "namespace", "resourceVersion")}
+        manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata}
+        return await self.apply(manifest | {"status": status}, subresource="status")
+
+    async def delete(
+        self, version: str, kind: str, namespace: str, name: str, uid: str, *, force: bool = False
+    ) -> None:
+        """Delete the object with this UID, if it is still there; what it owns goes with it."""
+        options: Object = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        if force:
+            options["gracePeriodSeconds"] = 0
+        try:
+            await self.request("DELETE", path_of(version, kind, namespace, name), body=options)
+        except ApiError as error:
+            # 404: gone already; 409: another object bears the name by now
+            if error.code not in (404, 409):
+                raise
+
+    async def pod_log(self, namespace: str, pod: str, container: str, **params: str) -> str:
+        """The end of a container's log; empty where there is none to be had."""
+        path = path_of("v1", "Pod", namespace, pod) + "/log"
+        options = {"container": container, "limitBytes": str(_LOG_BYTES), **params}
+        try:
+            text = await self._once("GET", path, options, None, accept="*/*")
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            log.debug("no log of %s/%s: %s", namespace, pod, error)
+            return ""
+        return str(text)
+
+    @asynccontextmanager
+    async def stream_log(
+        self, namespace: str, pod: str, container: str, **params: str
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """A container's log as it is written (``follow="true"``), without a time limit.
+
+        Raises:
+            ApiError: there is no such log.
+        """
+        assert self._session is not None
+        async with self._session.get(
+            self._server + path_of("v1", "Pod", namespace, pod) + "/log",
+            params={"container": container, **params},
+            timeout=aiohttp.ClientTimeout(total=None, connect=10),
+        ) as answer:
+            if answer.status >= 300:
+                raise await _refusal(answer)
+            yield answer.content
+
+
+class _Throttled(ApiError):
+    """The server asks to wait for ``after`` seconds."""
+
+    after = 0.0
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> ApiError:
+    text = await answer.text(errors="replace")
+    try:
+        status = json.loads(text)
+        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+    except (ValueError, AttributeError):
+        reason, message = answer.reason or "", text.strip()[:500]
+    if (after := answer.headers.get("Retry-After", "")).isdigit():
+        throttled = _Throttled(answer.status, reason, message)
+        throttled.after = min(float(after), 30.0)
+        return throttled
+    return ApiError(answer.status, reason, message)
+
+
+def _kind_of(path: str) -> str:
+    """``jobs``, ``pods/log`` and so on: what a path is about, without any name."""
+    parts = path.strip("/").split("/")
+    parts = parts[2:] if parts[0] == "api" else parts[3:]
+    if len(parts) > 2 and parts[0] == "namespaces":
+        parts = parts[2:]
+    return "/".join([*parts[:1], *parts[2:3]])

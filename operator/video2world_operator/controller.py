@@ -1,0 +1,404 @@
+"""Carries reconciliations out: gathers what is seen, writes the status, performs the actions."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from .actions import Apply, Decision, Delete
+from .cluster import ApiError, Cluster, path_of
+from .commands import run_folder
+from .conditions import Reason, Type, find, is_true
+from .models import API_VERSION, KIND
+from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
+from .plan import Plan
+from .progress import Event, parse
+from .reconcile import DONE, Policy, plan_of, reconcile
+from .workqueue import WorkQueue
+
+__all__ = ["Cache", "Controller", "Key", "Vital"]
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]  # namespace and name of a resource
+Object = Mapping[str, Any]
+
+_VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
+_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.PROGRESSING, Type.SUSPENDED, Type.SUCCEEDED,
+           Type.FAILED)  # fmt: skip
+
+
+class Cache(Protocol):
+    """What is known of the cluster, kept up to date by watches."""
+
+    def resource(self, key: Key) -> Object | None:
+        """The resource as the API server gave it last."""
+
+    def resources(self, namespace: str) -> Iterable[Object]:
+        """All resources of a namespace."""
+
+    def jobs(self, key: Key) -> Iterable[Job]:
+        """The Jobs that bear the resource's label."""
+
+    def pods(self, key: Key) -> Iterable[Pod]:
+        """The pods that bear the resource's label."""
+
+
+@dataclass
+class Vital:
+    """Signs of life, for the health checks and for whoever measures."""
+
+    reconciled: int = 0
+    last_reconciled: float = field(default_factory=time.monotonic)
+    writes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class _Log:
+    """How far a pod's log has been read."""
+
+    read_at: float = 0.0
+    since: str = ""
+    final: bool = False
+
+
+class Controller:
+    """Reconciles every resource that :attr:`queue` names."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        policy: Policy | None = None,
+        *,
+        poll_seconds: float = 10.0,
+        workers: int = 16,
+    ) -> None:
+        self.cluster, self.cache, self.policy = cluster, cache, policy or Policy()
+        self.poll_seconds = poll_seconds
+        self.capabilities = Capabilities()
+        self.queue: WorkQueue[Key] = WorkQueue(
+            self.work, workers=workers, expected=(ApiError, OSError)
+        )
+        self.vital = Vital()
+        self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
+        self._soft_written: dict[Key, float] = {}
+        self._problems: dict[Key, tuple[str, ...]] = {}
+        self._logs: dict[str, _Log] = {}
+        self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
+
+    # ------------------------------------------------------------------ one resource
+
+    async def work(self, key: Key) -> None:
+        """Reconcile the resource ``key`` once.
+
+        Raises:
+            ApiError, OSError: the API server refused or cannot be reached; worth another try.
+        """
+        body = self._body(key)
+        if body is None:
+            self._forget(key)
+            return
+        before = dict(body.get("status") or {})
+        observed = await self._observe(key, body)
+        decision = reconcile(body, observed, datetime.now(UTC), self.policy)
+        if decision.status is not None and self._due(key, before, decision):
+            try:
+                written = await self.cluster.apply_status(dict(body), decision.status)
+            except ApiError as error:
+                if error.code == 404:
+                    return  # it was deleted meanwhile
+                if error.code == 409:  # somebody wrote first; the watch will tell what
+                    self.queue.add(key, 0.2)
+                    return
+                raise
+            self._written[key] = (body["metadata"]["resourceVersion"], written)
+            self._soft_written[key] = time.monotonic()
+            self.vital.writes["status"] += 1
+            await self._announce(body, before, decision.status)
+        await self._perform(key, body, decision)
+        self.vital.reconciled += 1
+        self.vital.last_reconciled = time.monotonic()
+        self._plan_next(key, decision, observed)
+
+    def _body(self, key: Key) -> Object | None:
+        """The resource; what we wrote ourselves counts before the watch has brought it."""
+        body = self.cache.resource(key)
+        if body is None:
+            return None
+        over, outcome = self._written.get(key, ("", None))
+        if outcome is not None and body["metadata"]["resourceVersion"] == over:
+            return outcome
+        self._written.pop(key, None)
+        return body
+
+    def _forget(self, key: Key) -> None:
+        for store in (self._written, self._soft_written, self._problems):
+            store.pop(key, None)
+        self.queue.forget(key)
+
+    def _due(self, key: Key, before: Object, decision: Decision) -> bool:
+        """Whether the new status is written now: at once what matters, the rest now and then."""
+        after = decision.status or {}
+        if after == before:
+            return False
+        if urgent(before) != urgent(after):
+            return True
+        return time.monotonic() - self._soft_written.get(key, 0.0) >= self.poll_seconds
+
+    def _plan_next(self, key: Key, decision: Decision, observed: Observed) -> None:
+        if decision.wake is not None:
+            delay = (decision.wake - datetime.now(UTC)).total_seconds()
+            self.queue.add(key, max(delay, 0.05))
+        if any(not pod.over for pod in observed.pods):
+            self.queue.add(key, self.poll_seconds)
+
+    # ------------------------------------------------------------------ looking
+
+    async def _observe(self, key: Key, body: Object) -> Observed:
+        plan = self._plan(body)
+        pods = list(self.cache.pods(key))
+        return Observed(
+            jobs=list(self.cache.jobs(key)),
+            pods=pods,
+            claim=await self._claim(plan, body) if plan else None,
+            peers=self._peers(key, plan, body) if plan else (),
+            capabilities=self.capabilities,
+            events=await self._events(key, body, pods),
+            problems=self._problems.get(key, ()),
+        )
+
+    def _plan(self, body: Object) -> Plan | None:
+        metadata = body["metadata"]
+        known = (metadata["uid"], metadata["generation"])
+        if known not in self._plans:
+            if len(self._plans) > 20_000:
+                self._plans.clear()
+            self._plans[known] = plan_of(body)
+        return self._plans[known]
+
+    async def _claim(self, plan: Plan, body: Object) -> Claim | None:
+        """The claim, looked up until it is known to be fit."""
+        conditions = (body.get("status") or {}).get("conditions") or []
+        if is_true(conditions, Type.VOLUME_READY) or _ended(body):
+            return None
+        job = plan.stages[0].job["spec"]["template"]["spec"]
+        name = next(
+            v["persistentVolumeClaim"]["claimName"]
+            for v in job["volumes"]
+            if "persistentVolumeClaim" in v
+        )
+        path = path_of("v1", "PersistentVolumeClaim", plan.namespace, name)
+        return Claim.of(name, await self.cluster.get(path))
+
+    def _peers(self, key: Key, plan: Plan, body: Object) -> list[Peer]:
+        """Older resources on the same volume that still work."""
+        storage = plan.resource.spec.storage
+        if not storage.claim_name:
+            return []  # a claim of its own
+        mine = _age(body)
+        peers = []
+        for other in self.cache.resources(key[0]):
+            if _age(other) >= mine or _ended(other):
+                continue
+            theirs = self._plan(other)
+            if theirs is None or theirs.resource.spec.suspend:
+                continue
+            shared = theirs.resource.spec.storage
+            if (shared.claim_name, shared.sub_path) != (storage.claim_name, storage.sub_path):
+                continue
+            status = other.get("status") or {}
+            done = {e["name"] for e in status.get("stages", []) if e["state"] in DONE}
+            hashes = {s.name: s.inputs_hash for s in theirs.stages if s.name not in done}
+            peers.append(Peer(theirs.name, run_folder(theirs.resource), hashes))
+        return peers
+
+    async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:
+        """What the worker of the stage under way has told since the last look."""
+        status = body.get("status") or {}
+        name = status.get("stage", "")
+        entry = next((e for e in status.get("stages", []) if e["name"] == name), None)
+        if entry is None:
+            return []
+        attempts = (entry.get("attempt", 0), entry.get("attempt", 0) - 1)
+        events: list[Event] = []
+        for pod in sorted(pods, key=lambda p: p.attempt):
+            if pod.stage == name and pod.index == 0 and pod.attempt in attempts:
+                events += await self._read_log(key[0], pod)
+        return events
+
+    async def _read_log(self, namespace: str, pod: Pod) -> list[Event]:
+        known = self._logs.setdefault(pod.uid, _Log())
+        now = time.monotonic()
+        if known.final or pod.phase not in ("Running", "Succeeded", "Failed"):
+            return []
+        if not pod.over and now - known.read_at < self.poll_seconds:
+            return []
+        if len(self._logs) > 20_000:
+            self._logs = {pod.uid: known}
+        known.read_at, known.final = now, pod.over
+        since = {"sinceTime": known.since} if known.since else {"tailLines": "300"}
+        text = await self.cluster.pod_log(
+            namespace, pod.name, pod.stage, timestamps="true", **since
+        )
+        events = []
+        for line in text.splitlines():
+            stamp, _, rest = line.partition(" ")
+            if stamp <= known.since and known.since:
+                continue
+            if parse_time(stamp[:19] + "Z") is not None:
+                known.since = stamp
+            if (event := parse(rest)) is not None:
+                events.append(event)
+        return events
+
+    # ------------------------------------------------------------------ doing
+
+    async def _perform(self, key: Key, body: Object, decision: Decision) -> None:
+        """Carry the actions out; what the API server refuses becomes a condition."""
+        problems: list[str] = []
+        failure: Exception | None = None
+        for action in decision.actions:
+            try:
+                if isinstance(action, Apply):
+                    await self._apply(action.manifest, body)
+                else:
+                    await self._delete(key, body, action)
+            except ApiError as error:
+                failure = error
+                problems.append(f"{_what(action)}: {error}")
+                if isinstance(action, Apply):
+                    break  # the objects after it may need this one
+        before = self._problems.get(key, ())
+        if problems:
+            self._problems[key] = tuple(problems)
+            if before != tuple(problems):
+                self.queue.add(key)  # once more at once, so that the condition shows it
+                return
+            assert failure is not None
+            raise failure  # the queue's back-off decides when to try again
+        if before:
+            del self._problems[key]
+            self.queue.add(key)
+
+    async def _apply(self, manifest: Object, body: Object) -> None:
+        """Make the object unless it is there; one of somebody else's is never touched."""
+        metadata, kind = manifest["metadata"], manifest["kind"]
+        path = path_of(manifest["apiVersion"], kind, metadata["namespace"], metadata["name"])
+        found = await self.cluster.get(path)
+        if found is None:
+            await self.cluster.apply(manifest)
+            self.vital.writes[kind] += 1
+            return
+        owners = {o["uid"] for o in found["metadata"].get("ownerReferences", [])}
+        label = "app.kubernetes.io/instance"
+        ours = found["metadata"].get("labels", {}).get(label) == metadata["labels"][label]
+        wanted = {o["uid"] for o in metadata.get("ownerReferences", [])}
+        if wanted <= owners and ours:
+            if "deletionTimestamp" in found["metadata"]:
+                raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
+            return
+        raise ApiError(
+            409,
+            "AlreadyExists",
+            f"an object of this name is there that is not this resource's: delete it, or give the "
+            f"resource {body['metadata']['name']} another name",
+        )
+
+    async def _delete(self, key: Key, body: Object, action: Delete) -> None:
+        namespace = key[0]
+        await self.cluster.delete(
+            _VERSIONS[action.kind], action.kind, namespace, action.name, action.uid,
+            force=action.force,
+        )  # fmt: skip
+        self.vital.writes[f"delete {action.kind}"] += 1
+        if action.why:
+            await self._event(body, "Warning", "PodForceDeleted", action.why, action.uid)
+
+    # ------------------------------------------------------------------ telling
+
+    async def _announce(self, body: Object, before: Object, after: Object) -> None:
+        """Events for what people have to know: few, of fixed reasons, never twice."""
+        old, new = before.get("conditions") or [], after.get("conditions") or []
+        for kind, level in ((Type.FAILED, "Warning"), (Type.SUSPENDED, "Normal")):
+            if is_true(new, kind) and not is_true(old, kind):
+                condition = find(new, kind) or {}
+                await self._event(body, level, condition["reason"], condition["message"],
+                                  condition["lastTransitionTime"])  # fmt: skip
+        if after.get("restarts", 0) > before.get("restarts", 0):
+            message = (find(new, Type.PROGRESSING) or {}).get("message", "")
+            await self._event(body, "Warning", str(Reason.RESTARTING), message,
+                              str(after["restarts"]))  # fmt: skip
+
+    async def _event(
+        self, body: Object, level: str, reason: str, message: str, occasion: str
+    ) -> None:
+        """One core/v1 Event whose name follows from its occasion, so that it is made only once."""
+        metadata = body["metadata"]
+        digest = hashlib.sha256(f"{metadata['uid']} {reason} {occasion}".encode()).hexdigest()
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        about = {"apiVersion": API_VERSION, "kind": KIND, "uid": metadata["uid"]}
+        about |= {k: metadata[k] for k in ("name", "namespace", "resourceVersion")}
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{metadata['name']}.{digest[:16]}",
+                "namespace": metadata["namespace"],
+            },
+            "involvedObject": about,
+            "type": level,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": "video2world-operator"},
+            "reportingComponent": "video2world-operator",
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            path = path_of("v1", "Event", metadata["namespace"])
+            await self.cluster.request("POST", path, body=event)
+            self.vital.writes["event"] += 1
+        except (ApiError, OSError) as error:  # an event is worth no retry
+            if not isinstance(error, ApiError) or error.code != 409:
+                log.warning("no event %s for %s: %s", reason, metadata["name"], error)
+
+
+def urgent(status: Object) -> dict[str, Any]:
+    """The part of a status whose change is written at once."""
+    kept = {
+        k: status.get(k)
+        for k in ("phase", "stage", "observedGeneration", "restarts", "attempt", "checkpoint")
+    }
+    kept["stages"] = [
+        (e["name"], e["state"], e.get("attempt", 0), e.get("inputsHash"))
+        for e in status.get("stages", [])
+    ]
+    kept["conditions"] = [
+        (c["type"], c["status"], c["reason"], c["message"])
+        for c in status.get("conditions", [])
+        if c["type"] in _ALWAYS
+        or (c["status"] == "False" and c["type"] in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
+    ]
+    return kept
+
+
+def _ended(body: Object) -> bool:
+    conditions = (body.get("status") or {}).get("conditions") or []
+    return is_true(conditions, Type.FAILED) or is_true(conditions, Type.SUCCEEDED)
+
+
+def _age(body: Object) -> tuple[str, str]:
+    return (body["metadata"]["creationTimestamp"], body["metadata"]["uid"])
+
+
+def _what(action: Apply | Delete) -> str:
+    if isinstance(action, Apply):
+        return f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
+    return f"deleting {action.kind} {action.name}"

@@ -1,0 +1,118 @@
+"""Wires kopf to the controller: kopf watches and indexes; every event only wakes the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import kopf
+
+from .cluster import login
+from .controller import Key
+from .models import GROUP, PLURAL, VERSION
+from .observed import Job, Pod, resource_of
+from .plan import RESOURCE_LABEL
+
+__all__ = ["KopfCache", "register", "settings_for"]
+
+CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
+
+
+class KopfCache:
+    """The controller's view of kopf's indices, by namespace and name of the resource.
+
+    kopf fills them before it calls any handler, so that what is not in them does not exist.
+    """
+
+    def __init__(self) -> None:
+        self._resources: Mapping[Key, Iterable[Any]] = {}
+        self._jobs: Mapping[Key, Iterable[Any]] = {}
+        self._pods: Mapping[Key, Iterable[Any]] = {}
+        self.filled = False
+
+    def attach(
+        self,
+        resources: Mapping[Key, Iterable[Any]],
+        jobs: Mapping[Key, Iterable[Any]],
+        pods: Mapping[Key, Iterable[Any]],
+    ) -> None:
+        """Take kopf's indices, which are the same live objects at every event."""
+        self._resources, self._jobs, self._pods = resources, jobs, pods
+        self.filled = True
+
+    def resource(self, key: Key) -> Mapping[str, Any] | None:
+        """See :class:`.controller.Cache`."""
+        return next(iter(self._resources.get(key, ())), None)
+
+    def resources(self, namespace: str) -> Iterable[Mapping[str, Any]]:
+        """See :class:`.controller.Cache`."""
+        return [b for k, bodies in self._resources.items() if k[0] == namespace for b in bodies]
+
+    def known(self) -> list[Key]:
+        """Namespace and name of every resource."""
+        return list(self._resources)
+
+    def jobs(self, key: Key) -> Iterable[Job]:
+        """See :class:`.controller.Cache`."""
+        return list(self._jobs.get(key, ()))
+
+    def pods(self, key: Key) -> Iterable[Pod]:
+        """See :class:`.controller.Cache`."""
+        return list(self._pods.get(key, ()))
+
+
+def settings_for(operator: kopf.OperatorSettings) -> None:
+    """What of kopf is used: its watches alone. No finalizers, annotations, events or peering."""
+    operator.posting.enabled = False
+    operator.scanning.disabled = True  # no rights on CRDs and namespaces are needed
+    # A watch that says nothing is renewed; kopf's own bookmarks tell a quiet one from a dead one.
+    operator.watching.server_timeout = 300
+    operator.watching.client_timeout = 330
+    operator.watching.connect_timeout = 10
+    operator.networking.enforce_retry_after = True
+    for group, version, plural in CHILDREN:
+        operator.watching.label_selectors[group, version, plural] = RESOURCE_LABEL
+
+
+def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The object without what nobody here reads but takes most of the memory."""
+    metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+    return {**body, "metadata": metadata}
+
+
+def register(
+    registry: kopf.OperatorRegistry, cache: KopfCache, wake: Callable[[Key], None]
+) -> None:
+    """Put indices and event handlers into ``registry``; ``wake`` is called for every change."""
+
+    @kopf.on.login(registry=registry)
+    def _(**_: Any) -> kopf.ConnectionInfo:
+        return login()
+
+    @kopf.index(GROUP, VERSION, PLURAL, registry=registry, id="resources")
+    async def _(body: kopf.Body, namespace: str | None, name: str, **_: Any) -> dict[Key, Any]:
+        return {(str(namespace), name): _lean(body)}
+
+    @kopf.index("batch", "v1", "jobs", registry=registry, id="jobs")
+    async def _(body: kopf.Body, namespace: str | None, **_: Any) -> dict[Key, Any]:
+        return {(str(namespace), resource_of(body)): Job.of(body)}
+
+    @kopf.index("", "v1", "pods", registry=registry, id="pods")
+    async def _(body: kopf.Body, namespace: str | None, **_: Any) -> dict[Key, Any]:
+        return {(str(namespace), resource_of(body)): Pod.of(body)}
+
+    def attach(indices: Mapping[str, Any]) -> None:
+        if not cache.filled:
+            cache.attach(indices["resources"], indices["jobs"], indices["pods"])
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def _(namespace: str | None, name: str, **indices: Any) -> None:
+        attach(indices)
+        wake((str(namespace), name))
+
+    for group, version, plural in CHILDREN:
+
+        @kopf.on.event(group, version, plural, registry=registry)
+        async def _(body: kopf.Body, namespace: str | None, **indices: Any) -> None:
+            attach(indices)
+            wake((str(namespace), resource_of(body)))

@@ -1,0 +1,97 @@
+"""Health of the operator: judged by the age of its cache and its queue, answered over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from .cluster import Cluster, path_of
+from .handlers import KopfCache
+from .models import API_VERSION, KIND
+
+__all__ = ["Freshness", "Health", "serve"]
+
+_METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+class Freshness:
+    """For how long the cache has been behind the API server: zero on a healthy watch.
+
+    An idle cluster has no events, so that their age says nothing. What is compared instead is the
+    version of every resource in a listing of metadata with the one in the cache.
+    """
+
+    def __init__(self, cluster: Cluster, cache: KopfCache, namespaces: Sequence[str]) -> None:
+        self._cluster, self._cache = cluster, cache
+        self._namespaces: Sequence[str | None] = namespaces or (None,)
+        self._behind: dict[tuple[str, str], float] = {}
+
+    async def check(self) -> None:
+        """Compare once. Raises ApiError or OSError where the API server does not answer."""
+        now = time.monotonic()
+        behind = {}
+        for namespace in self._namespaces:
+            path = path_of(API_VERSION, KIND, namespace)
+            listing = await self._cluster.request("GET", path, accept=_METADATA)
+            for item in listing["items"]:
+                metadata = item["metadata"]
+                key = (metadata["namespace"], metadata["name"])
+                known = self._cache.resource(key) or {"metadata": {}}
+                version = metadata["resourceVersion"]
+                if known["metadata"].get("resourceVersion") != version:
+                    lag = (metadata["uid"], version)
+                    behind[lag] = self._behind.get(lag, now)
+        self._behind = behind
+
+    @property
+    def age(self) -> float:
+        """Seconds since the oldest change that the cache has not seen, as of the last check."""
+        return time.monotonic() - min(self._behind.values()) if self._behind else 0.0
+
+
+@dataclass
+class Health:
+    """What the probes answer. Bounds are in seconds."""
+
+    queue_lag: Callable[[], float] = lambda: 0.0
+    cache_age: Callable[[], float] = lambda: 0.0
+    state: str = "starting"  # starting, unauthorized, waiting, leading
+    missing: Sequence[str] = field(default=())
+    queue_bound: float = 120
+    cache_bound: float = 90
+
+    def problems(self) -> list[str]:
+        """Why the process should be restarted; empty while it is well."""
+        found = []
+        if (lag := self.queue_lag()) > self.queue_bound:
+            found.append(f"a resource has been waiting for {lag:.0f} s to be reconciled")
+        if (age := self.cache_age()) > self.cache_bound:
+            found.append(f"the watch is {age:.0f} s behind the API server")
+        return found
+
+
+async def serve(health: Health, host: str, port: int) -> web.AppRunner:
+    """Answer ``/healthz`` and ``/readyz`` on ``host``:``port``; the caller cleans the runner up.
+
+    Ready is who leads or waits to lead; not who lacks rights.
+    Raises OSError if the port is taken.
+    """
+
+    async def healthz(_: web.Request) -> web.Response:
+        problems = health.problems()
+        return web.Response(text="; ".join(problems) or "ok", status=503 if problems else 200)
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = health.state in ("waiting", "leading")
+        text = f"{health.state}: may not {', '.join(health.missing)}" if health.missing else ""
+        return web.Response(text=text or health.state, status=200 if ready else 503)
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner

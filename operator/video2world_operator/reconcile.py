@@ -1,0 +1,570 @@
+"""What to do for a resource, given what there is: a pure function of resource, cluster and time.
+
+Level-triggered: every call looks at the whole and decides anew, so that it does not matter which
+event led to it, how often it is called, or whether the operator was restarted in between. What has
+to be remembered (attempt numbers, restarts, times) is in the status, which is written before the
+actions that follow from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from . import accounting, gang
+from .actions import Action, Apply, Decision, Delete
+from .api import parse
+from .commands import run_folder
+from .conditions import Reason, Type, find, is_true, phase_of, set_condition
+from .errors import InvalidResource
+from .failures import Failure, diagnose
+from .models import KIND, Video2WorldPostTrain
+from .observed import Job, Observed, Pod, parse_time
+from .plan import Plan, Stage, make_plan, owned
+from .progress import Skipped, update_status
+
+__all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
+
+DONE = ("Succeeded", "Skipped")
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Bounds of the operator's own, in seconds."""
+
+    termination_bound: float = 60  # a pod that outlives its grace by so long is force-deleted
+    look_again: float = 15  # while something outside must change that cannot be watched
+    longest_backoff: float = 600
+
+
+def reconcile(
+    body: Body, observed: Observed, now: datetime, policy: Policy | None = None
+) -> Decision:
+    """Decide for the resource ``body`` (as the API server gives it) at ``now`` (with time zone)."""
+    metadata = body["metadata"]
+    if metadata.get("deletionTimestamp"):
+        return Decision(None)  # the garbage collector does the rest
+    status = copy.deepcopy(dict(body.get("status") or {}))
+    try:
+        resource = parse({k: v for k, v in body.items() if k != "status"})
+    except InvalidResource as error:
+        return _invalid(status, error, metadata.get("generation"), now)
+    return _Round(resource, status, observed, now, policy or Policy()).decide()
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _invalid(
+    status: dict[str, Any], error: InvalidResource, generation: int | None, now: datetime
+) -> Decision:
+    """Nothing is started, and nothing that runs is ended: the spec it runs by was valid."""
+    problem = "; ".join(map(str, error.problems))
+    conditions = set_condition(
+        status.get("conditions", []), Type.ACCEPTED, False, Reason.INVALID, _text(now),
+        generation=generation, problem=problem,
+    )  # fmt: skip
+    status |= {"conditions": conditions, "observedGeneration": generation or 0}
+    status["message"] = Reason.INVALID.text(problem=problem)
+    status["phase"] = str(phase_of(conditions, status.get("stages", [])))
+    return Decision(status)
+
+
+def unauthorized(body: Body, missing: Sequence[str], now: datetime) -> Mapping[str, Any]:
+    """The status of ``body`` while the operator may not do what is ``missing``: it does nothing."""
+    status = copy.deepcopy(dict(body.get("status") or {}))
+    status["conditions"] = set_condition(
+        status.get("conditions", []), Type.AUTHORIZED, False, Reason.FORBIDDEN, _text(now),
+        generation=body["metadata"].get("generation"), missing=", ".join(missing),
+    )  # fmt: skip
+    status["message"] = Reason.FORBIDDEN.text(missing=", ".join(missing))
+    status["phase"] = str(phase_of(status["conditions"], status.get("stages", [])))
+    return status
+
+
+class _Round:
+    """One reconciliation at work: a copy of the status that is brought up to date."""
+
+    def __init__(
+        self,
+        resource: Video2WorldPostTrain,
+        status: dict[str, Any],
+        observed: Observed,
+        now: datetime,
+        policy: Policy,
+    ) -> None:
+        self.resource, self.plan = resource, make_plan(resource)
+        self.status, self.seen, self.now, self.policy = status, observed, now, policy
+        self.uid, self.generation = resource.metadata.uid or "", resource.metadata.generation
+        self.actions: list[Action] = []
+        self.wake: datetime | None = None
+        self.jobs = [job for job in observed.jobs if job.owner == self.uid]
+
+    # ------------------------------------------------------------------ the outline
+
+    def decide(self) -> Decision:
+        self._accept()
+        self._take_in_events()
+        if self._failed_for_good():
+            self._end()
+        elif (stage := self._current()) is None:
+            self._succeed()
+        elif self.resource.spec.suspend:
+            self._suspend(stage)
+        else:
+            self._resume()
+            while stage is not None and self._advance(stage):
+                stage = self._current()
+            if stage is None:
+                self._succeed()
+        self._summarise()
+        return Decision(self.status, tuple(self.actions), self.wake)
+
+    def _accept(self) -> None:
+        """Make the status fit the spec: stages, hashes, the conditions that only look."""
+        before = {entry["name"]: entry for entry in self.status.get("stages", [])}
+        stages = []
+        for stage in self.plan.stages:
+            entry = before.get(stage.name) or {"name": stage.name, "state": "Pending"}
+            if entry.get("inputsHash") not in (None, "", stage.inputs_hash):
+                # its inputs changed: it starts again, its attempts are counted on
+                entry = {k: entry[k] for k in ("name", "attempt") if k in entry}
+                entry["state"] = "Pending"
+            stages.append(entry | {"inputsHash": stage.inputs_hash})
+        self.status["stages"] = stages
+        self.status.setdefault("startTime", _text(self.now))
+        self.status.setdefault("activeSince", _text(self.now))
+        self.status.setdefault("restarts", 0)
+        accepted = find(self.status.get("conditions", []), Type.ACCEPTED)
+        if accepted is None or accepted["reason"] != Reason.NAME_IN_USE:
+            self._set(Type.ACCEPTED, True, Reason.VALID)
+        if find(self.status["conditions"], Type.AUTHORIZED):
+            self._set(Type.AUTHORIZED, True, Reason.ALLOWED)
+
+    def _take_in_events(self) -> None:
+        for event in self.seen.events:
+            self.status = update_status(self.status, event, _text(self.now))
+            if isinstance(event, Skipped):
+                entry = self._entry(event.stage)
+                if entry and entry["state"] == "Pending" and event.inputs_hash == entry.get(
+                    "inputsHash"
+                ):  # fmt: skip
+                    entry |= {"state": "Skipped", "message": "done before on this volume"}
+
+    def _current(self) -> Stage | None:
+        """The first stage that is not done."""
+        for stage in self.plan.stages:
+            if self._entry(stage.name)["state"] not in DONE:
+                return stage
+        return None
+
+    # ------------------------------------------------------------------ one stage
+
+    def _advance(self, stage: Stage) -> bool:
+        """Bring ``stage`` forward; whether it is done and the next one's turn has come."""
+        entry = self._entry(stage.name)
+        if self._overdue():
+            return False
+        if entry["state"] in ("Pending", "Suspended"):
+            if self._blocked(stage):
+                return False
+            self._begin(stage, entry)
+        if entry["state"] == "Restarting":
+            self._progressing(stage, entry)
+            ready = parse_time(self.status.get("nextAttemptTime"))
+            if not self._others_gone(stage, entry) or (ready and not self._reached(ready)):
+                return False
+            entry["state"] = "Running"
+            self.status.pop("nextAttemptTime", None)
+        self._set(Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name,
+                      attempt=entry["attempt"])  # fmt: skip
+        job = next(
+            (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
+        )
+        if job is None and not entry.get("jobUID"):
+            if self._others_gone(stage, entry):
+                self._apply(stage, entry)
+            return False
+        if job is not None:
+            entry["jobUID"] = job.uid
+        return self._follow(stage, entry, job)
+
+    def _follow(self, stage: Stage, entry: dict[str, Any], job: Job | None) -> bool:
+        """Watch the attempt that is under way; whether it has done the stage's work."""
+        pods = self._pods(entry)
+        self._count(stage, entry, pods)
+        if job is not None and job.complete:
+            self._finish(stage, entry)
+            return True
+        if job is not None and job.suspended:  # by Kueue, which ends and starts its pods
+            queue = self.resource.spec.scheduling.queue_name or "?"
+            self._set(Type.PODS_STARTED, False, Reason.QUEUED, stage=stage.name, queue=queue)
+            return False
+        failure = self._diagnose(stage, job, pods)
+        if failure is not None:
+            self._fail(stage, entry, failure)
+            return False
+        self._pods_started(stage, pods)
+        return False
+
+    def _begin(self, stage: Stage, entry: dict[str, Any]) -> None:
+        """Decide on a new attempt; its number is in the status before its Job exists."""
+        entry["state"], entry["attempt"] = "Running", entry.get("attempt", 0) + 1
+        entry.setdefault("startTime", _text(self.now))
+        for field in ("jobUID", "completionTime", "logTail", "message"):
+            entry.pop(field, None)
+        if stage.name == "train":
+            self.status["attempt"] = entry["attempt"]
+            accounting.open_attempt(self.status, entry["attempt"])
+
+    def _apply(self, stage: Stage, entry: dict[str, Any]) -> None:
+        manifests = self.plan.manifests(stage.name, entry["attempt"])
+        if stage.name == "train":
+            chosen = gang.choose(self.resource, self.seen.capabilities)
+            manifests = chosen.apply(manifests)
+            self._set(Type.GANG, chosen.scheduled, chosen.reason, **chosen.facts)
+        for manifest in (*self.plan.shared, *manifests):
+            self.actions.append(Apply(owned(manifest, self.resource)))
+
+    def _finish(self, stage: Stage, entry: dict[str, Any]) -> None:
+        skipped = any(isinstance(e, Skipped) and e.stage == stage.name for e in self.seen.events)
+        entry |= {"state": "Skipped" if skipped else "Succeeded", "active": 0}
+        entry["completionTime"] = _text(self.now)
+        entry.pop("message", None)
+        if stage.name == "train":
+            self._close("Succeeded", "", charged=False)
+            progress = self.status.get("progress")
+            if progress:
+                progress |= {"iteration": progress["iterations"], "etaSeconds": 0}
+
+    def _diagnose(self, stage: Stage, job: Job | None, pods: list[Pod]) -> Failure | None:
+        if stage.name == "train" or job is None or job.deleting:
+            return diagnose(job, pods)
+        if not job.failed:
+            return None  # one pod more or less is the Job controller's affair
+        found = diagnose(job, [p for p in pods if p.deleted is None])
+        if found is None or found.reason == "UserError":
+            return found
+        # the Job controller has tried again as often as its backoffLimit says
+        return Failure(
+            found.reason, found.message, found.charged, True, found.exit_code, found.tail
+        )
+
+    # ------------------------------------------------------------------ failure and restart
+
+    def _fail(self, stage: Stage, entry: dict[str, Any], failure: Failure) -> None:
+        training = self.resource.spec.training
+        limit, charged = training.max_restarts, self.status.get("chargedRestarts", 0)
+        entry["logTail"] = failure.tail
+        if stage.name == "train":
+            self._close(failure.reason, failure.message, charged=failure.charged)
+        if failure.final or (failure.charged and charged >= limit):
+            facts = {"stage": stage.name, "message": failure.message, "restarts": charged}
+            reason = Reason.RESTARTS_EXHAUSTED
+            if failure.final:
+                user = failure.reason == "UserError"
+                reason = Reason.USER_ERROR if user else Reason.STAGE_FAILED
+            self._give_up(entry, reason, code=failure.exit_code, **facts)
+            return
+        self.status["restarts"] += 1
+        wait = 0.0
+        if failure.charged:
+            self.status["chargedRestarts"] = charged + 1
+            wait = min(training.restart_backoff_seconds * 2.0**charged, self.policy.longest_backoff)
+        entry |= {"state": "Restarting", "attempt": entry["attempt"] + 1}
+        entry["message"] = f"{failure.reason}: {failure.message}"
+        entry.pop("jobUID", None)
+        self.status["nextAttemptTime"] = _text(self.now + timedelta(seconds=wait))
+        if stage.name == "train":
+            self.status["attempt"] = entry["attempt"]
+            accounting.open_attempt(self.status, entry["attempt"])
+        self._progressing(stage, entry)
+        self._others_gone(stage, entry)
+
+    def _progressing(self, stage: Stage, entry: dict[str, Any]) -> None:
+        self._set(Type.PROGRESSING, True, Reason.STOPPING, stage=stage.name,
+                  attempt=entry["attempt"], message=entry.get("message", ""))  # fmt: skip
+
+    def _give_up(self, entry: dict[str, Any], reason: Reason, **facts: Any) -> None:
+        self._set(Type.FAILED, True, reason, **facts)
+        self._set(Type.PROGRESSING, False, reason, **facts)
+        entry |= {"state": "Failed", "completionTime": _text(self.now), "active": 0}
+        entry["message"] = reason.text(**facts)
+        self._end()
+
+    def _failed_for_good(self) -> bool:
+        """Whether the resource has failed and nobody has changed the spec since."""
+        failed = find(self.status["conditions"], Type.FAILED)
+        if failed is None or failed["status"] != "True":
+            return False
+        if failed.get("observedGeneration") == self.generation:
+            return True
+        self._set(Type.FAILED, False, Reason.RESUMED)
+        self.status.pop("completionTime", None)
+        self.status |= {"chargedRestarts": 0, "activeSince": _text(self.now)}
+        for entry in self.status["stages"]:
+            if entry["state"] == "Failed":
+                entry["state"] = "Pending"
+        return False
+
+    def _overdue(self) -> bool:
+        """Fail the resource when it has worked for longer than it may."""
+        seconds = self.resource.spec.active_deadline_seconds
+        since = parse_time(self.status["activeSince"])
+        if seconds is None or since is None:
+            return False
+        stage = self._current()
+        if stage is None or not self._reached(since + timedelta(seconds=seconds)):
+            return False
+        if stage.name == "train":
+            self._close("DeadlineExceeded", "", charged=False)
+        self._give_up(self._entry(stage.name), Reason.DEADLINE_EXCEEDED, seconds=seconds)
+        return True
+
+    def _others_gone(self, stage: Stage, entry: dict[str, Any]) -> bool:
+        """End whatever runs beside the attempt that shall run; whether it has ended."""
+        keep = (stage.name, entry["attempt"])
+        for job in self.jobs:
+            if (job.stage, job.attempt) == keep or job.deleting:
+                continue
+            if not job.finished or job.stage == stage.name:
+                self.actions.append(Delete("Job", job.name, job.uid))
+        return not self._alive(keep)
+
+    def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
+        """Pods that have not ended, but for the attempt ``keep``; overdue ones are forced out."""
+        left = [p for p in self.seen.pods if not p.over and (p.stage, p.attempt) != keep]
+        for pod in left:
+            if pod.deleted is None:
+                continue
+            if pod.disruption == "DeletionByTaintManager":
+                accounting.restart_was_not_charged(
+                    self.status, "NodeLost", f"pod {pod.name} was on {pod.node}, which was lost"
+                )
+            if self._reached(pod.deleted + timedelta(seconds=self.policy.termination_bound)):
+                why = (
+                    f"Pod {pod.name} outlived its grace period by "
+                    f"{self.policy.termination_bound:.0f} s: its node {pod.node} does not answer."
+                )
+                accounting.restart_was_not_charged(self.status, "NodeLost", why)
+                self.actions.append(Delete("Pod", pod.name, pod.uid, force=True, why=why))
+        return left
+
+    # ------------------------------------------------------------------ suspend, resume, end
+
+    def _suspend(self, stage: Stage) -> None:
+        """End all pods (they save on SIGTERM); suspended once the last is gone."""
+        entry = self._entry(stage.name)
+        if entry["state"] in ("Running", "Restarting"):
+            if stage.name == "train":
+                self._close("Suspended", "", charged=False)
+            entry |= {"state": "Suspended", "active": 0, "ready": 0}
+            entry.pop("jobUID", None)
+            self.status.pop("nextAttemptTime", None)
+        for job in self.jobs:
+            if not job.finished and not job.deleting:
+                self.actions.append(Delete("Job", job.name, job.uid))
+        gone = not self._alive() and all(j.finished for j in self.jobs)
+        if gone:
+            self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
+            self._set(Type.SUSPENDED, True, Reason.SUSPENDED, stage=stage.name)
+            self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
+        else:
+            self._set(Type.PROGRESSING, True, Reason.SUSPENDING, stage=stage.name)
+
+    def _resume(self) -> None:
+        for kind in (Type.SUSPENDED, Type.SUCCEEDED):
+            if is_true(self.status["conditions"], kind):
+                self._set(kind, False, Reason.RESUMED)
+                self.status["activeSince"] = _text(self.now)
+                self.status.pop("completionTime", None)
+
+    def _succeed(self) -> None:
+        self._set(Type.PROGRESSING, False, Reason.FINISHED)
+        self._set(Type.SUCCEEDED, True, Reason.FINISHED)
+        self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
+        self._end()
+
+    def _end(self) -> None:
+        """At the end: the time of it, what is cleaned up, and when the resource itself goes."""
+        spec = self.resource.spec
+        self.status.setdefault("completionTime", _text(self.now))
+        self.actions.clear()
+        ended = parse_time(self.status["completionTime"]) or self.now
+        failed = find(self.status["conditions"], Type.FAILED) or {}
+        for job in self.jobs:
+            # one pod's failure ends its Job, by the Job controller: it gets a moment to do so
+            dying = failed.get("reason") != Reason.DEADLINE_EXCEEDED and not self._reached(
+                ended + timedelta(seconds=self.policy.look_again)
+            )
+            if job.deleting or (dying and not job.finished):
+                continue
+            if spec.cleanup_policy == "All" or not job.finished:
+                self.actions.append(Delete("Job", job.name, job.uid))
+        self._alive()
+        ttl = spec.ttl_seconds_after_finished
+        if ttl is not None and self._reached(ended + timedelta(seconds=ttl)):
+            self.actions.append(Delete(KIND, self.resource.name, self.uid))
+
+    # ------------------------------------------------------------------ what holds a stage back
+
+    def _blocked(self, stage: Stage) -> bool:
+        """Whether the stage may not start yet; a condition then says why."""
+        return not self._volume_ready() or self._peer_first(stage)
+
+    def _volume_ready(self) -> bool:
+        claim, spec = self.seen.claim, self.resource.spec
+        if claim is None:
+            return True
+        facts: dict[str, Any] = {"claim": claim.name}
+        if not claim.found:
+            if not spec.storage.claim_name:
+                return True  # it is made with the first stage
+            reason = Reason.CLAIM_MISSING
+        elif claim.lost:
+            reason = Reason.CLAIM_LOST
+        elif (
+            spec.nodes > 1
+            and "ReadWriteMany" not in claim.modes
+            and spec.storage.access_mode != "ReadWriteOnce"  # all nodes are one machine's, then
+        ):
+            reason = Reason.CLAIM_NOT_SHARED
+            facts |= {"modes": " and ".join(claim.modes), "nodes": spec.nodes}
+        else:
+            self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
+            return True
+        self._set(Type.VOLUME_READY, False, reason, **facts)
+        self._look_again()
+        return False
+
+    def _peer_first(self, stage: Stage) -> bool:
+        """Whether an older resource on this volume does this stage's work, or owns its folder."""
+        for peer in self.seen.peers:
+            if peer.hashes.get(stage.name) == stage.inputs_hash:
+                self._set(Type.PROGRESSING, True, Reason.WAITING, stage=stage.name, peer=peer.name)
+                self._look_again()
+                return True
+            folder = run_folder(self.resource)
+            if stage.name == "train" and "train" in peer.hashes and peer.run_folder == folder:
+                problem = (
+                    f"{peer.name} trains into {folder} on this volume: give this resource another "
+                    "spec.training.jobName, or wait for the other's end."
+                )
+                self._set(Type.ACCEPTED, False, Reason.NAME_IN_USE, problem=problem)
+                self._look_again()
+                return True
+        self._set(Type.ACCEPTED, True, Reason.VALID)
+        return False
+
+    # ------------------------------------------------------------------ conditions and counts
+
+    def _pods_started(self, stage: Stage, pods: list[Pod]) -> None:
+        for pod in pods:
+            if pod.waits:
+                self._set(Type.PODS_STARTED, False, Reason.CONTAINER_WAITS, pod=pod.name,
+                          problem=pod.waits)  # fmt: skip
+                return
+            if pod.unschedulable:
+                self._set(Type.PODS_STARTED, False, Reason.UNSCHEDULABLE, pod=pod.name,
+                          problem=pod.unschedulable)  # fmt: skip
+                return
+        desired = self._desired(stage)
+        ready = sum(p.ready or p.over for p in pods)
+        reason = Reason.PODS_RUNNING if ready >= desired else Reason.PODS_STARTING
+        self._set(Type.PODS_STARTED, ready >= desired, reason, stage=stage.name, ready=ready,
+                  desired=desired)  # fmt: skip
+
+    def _count(self, stage: Stage, entry: dict[str, Any], pods: list[Pod]) -> None:
+        entry |= {
+            "desired": self._desired(stage),
+            "active": sum(not p.over for p in pods),
+            "ready": sum(p.ready for p in pods),
+            "succeeded": sum(p.phase == "Succeeded" for p in pods),
+            "failed": sum(p.phase == "Failed" for p in pods),
+        }
+        if stage.name == "train":
+            nodes = self.resource.spec.nodes
+            accounting.observe(self.status, pods, self._gpus(), nodes, self.now)
+
+    def _summarise(self) -> None:
+        """Phase, stage and message for people, and whether the API server took everything."""
+        if self.seen.problems:
+            problem = "; ".join(self.seen.problems)
+            self._set(Type.CHILDREN_APPLIED, False, Reason.REFUSED, problem=problem)
+        elif not any(isinstance(action, Apply) for action in self.actions):
+            self._set(Type.CHILDREN_APPLIED, True, Reason.APPLIED)
+        conditions, stage = self.status["conditions"], self._current()
+        self.status["observedGeneration"] = self.generation or 0
+        self.status["stage"] = stage.name if stage else ""
+        self.status["phase"] = str(phase_of(conditions, self.status["stages"]))
+        self.status["message"] = self._message()
+
+    def _message(self) -> str:
+        """What people should know first."""
+        conditions = self.status["conditions"]
+        for kind in (Type.FAILED, Type.SUCCEEDED, Type.SUSPENDED):
+            if is_true(conditions, kind):
+                return str((find(conditions, kind) or {})["message"])
+        for kind in (
+            Type.AUTHORIZED, Type.ACCEPTED, Type.CHILDREN_APPLIED, Type.VOLUME_READY,
+        ):  # fmt: skip
+            condition = find(conditions, kind)
+            if condition is not None and condition["status"] != "True":
+                return str(condition["message"])
+        started = find(conditions, Type.PODS_STARTED)
+        if started is not None and started["reason"] in (
+            Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED,
+        ):  # fmt: skip
+            return str(started["message"])
+        return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))
+
+    # ------------------------------------------------------------------ small things
+
+    def _set(self, kind: Type, value: bool, reason: Reason, **facts: Any) -> None:
+        self.status["conditions"] = set_condition(
+            self.status.get("conditions", []), kind, value, reason, _text(self.now),
+            generation=self.generation, **facts,
+        )  # fmt: skip
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return next((e for e in self.status["stages"] if e["name"] == name), {})
+
+    def _pods(self, entry: Mapping[str, Any]) -> list[Pod]:
+        key = (entry["name"], entry["attempt"])
+        return sorted(
+            (p for p in self.seen.pods if (p.stage, p.attempt) == key), key=lambda p: p.index
+        )
+
+    def _desired(self, stage: Stage) -> int:
+        return self.resource.spec.nodes if stage.name == "train" else 1
+
+    def _gpus(self) -> int:
+        """GPUs that the train group holds."""
+        spec = self.resource.spec
+        return 0 if spec.device == "CPU" else spec.nodes * spec.processes_per_node
+
+    def _close(self, reason: str, message: str, *, charged: bool) -> None:
+        accounting.close_attempt(self.status, self._gpus(), self.now, reason, message, charged)
+
+    def _reached(self, moment: datetime) -> bool:
+        """Whether ``moment`` has come; if not, it is when to look again."""
+        if moment <= self.now:
+            return True
+        self.wake = moment if self.wake is None else min(self.wake, moment)
+        return False
+
+    def _look_again(self) -> None:
+        self._reached(self.now + timedelta(seconds=self.policy.look_again))
+
+
+def plan_of(body: Body) -> Plan | None:
+    """The plan of a resource as the API server gives it; None while it is invalid."""
+    try:
+        return make_plan(parse({k: v for k, v in body.items() if k != "status"}))
+    except InvalidResource:
+        return None

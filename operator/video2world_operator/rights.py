@@ -1,0 +1,167 @@
+"""Every right the operator uses, in one table: manifests/rbac.yaml and the check at start follow.
+
+``python -m video2world_operator.rights`` writes the file, ``--check`` fails if it is not up to
+date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .cluster import Cluster
+from .models import GROUP, PLURAL
+
+__all__ = ["NAMESPACED", "OWN_NAMESPACE", "PATH", "Rule", "missing", "render", "rules"]
+
+PATH = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
+ACCOUNT = "video2world-operator"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Verbs on one resource of an API group; ``optional`` ones are of APIs that may be absent."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+    optional: bool = False
+
+
+_MADE = ("get", "create", "patch")  # looked up, then applied server-side
+# In every namespace that the operator serves.
+NAMESPACED: tuple[Rule, ...] = (
+    Rule(GROUP, PLURAL, ("list", "watch", "delete")),
+    Rule(GROUP, f"{PLURAL}/status", ("patch",)),
+    Rule("batch", "jobs", (*_MADE, "list", "watch", "delete")),
+    Rule("", "pods", ("list", "watch", "delete")),
+    Rule("", "pods/log", ("get",)),
+    Rule("", "services", _MADE),
+    Rule("", "persistentvolumeclaims", _MADE),
+    Rule("", "events", ("create",)),
+    Rule("scheduling.k8s.io", "podgroups", _MADE, optional=True),
+    Rule("scheduling.volcano.sh", "podgroups", _MADE, optional=True),
+    Rule("scheduling.x-k8s.io", "podgroups", _MADE, optional=True),
+)
+# In its own: the Lease that makes one of several operators the leader.
+OWN_NAMESPACE: tuple[Rule, ...] = (
+    Rule("coordination.k8s.io", "leases", ("get", "create", "update")),
+)
+
+
+def rules(table: Sequence[Rule]) -> list[dict[str, Any]]:
+    """The table as rules of a Role."""
+    return [
+        {"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in table
+    ]
+
+
+def _object(kind: str, name: str, namespace: str | None = None, **body: Any) -> dict[str, Any]:
+    version = "v1" if kind == "ServiceAccount" else "rbac.authorization.k8s.io/v1"
+    metadata: dict[str, Any] = {"name": name}
+    if namespace:
+        metadata["namespace"] = namespace
+    metadata["labels"] = {"app.kubernetes.io/name": ACCOUNT}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **body}
+
+
+def _binding(kind: str, name: str, own: str, namespace: str | None = None) -> dict[str, Any]:
+    to = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+    account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": own}
+    bound = f"{kind}Binding"
+    return _object(bound, name, namespace, roleRef=to, subjects=[account])
+
+
+def manifests(own: str, served: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Account, roles and bindings of an operator in the namespace ``own``.
+
+    It serves the namespaces ``served`` by Roles only, or all of them by a ClusterRole.
+    """
+    made = [
+        _object("ServiceAccount", ACCOUNT, own),
+        _object("Role", f"{ACCOUNT}-leader", own, rules=rules(OWN_NAMESPACE)),
+        _binding("Role", f"{ACCOUNT}-leader", own, own),
+    ]
+    if not served:
+        made.append(_object("ClusterRole", ACCOUNT, rules=rules(NAMESPACED)))
+        made.append(_binding("ClusterRole", ACCOUNT, own))
+    for namespace in served:
+        made.append(_object("Role", ACCOUNT, namespace, rules=rules(NAMESPACED)))
+        made.append(_binding("Role", ACCOUNT, own, namespace))
+    return made
+
+
+def render() -> str:
+    """The text of manifests/rbac.yaml."""
+    import yaml
+
+    head = "# Generated from operator/video2world_operator/rights.py by `make generate`.\n"
+    head += (
+        "# Exactly what the operator uses; a test compares it with the API server's audit log.\n"
+    )
+    return head + yaml.safe_dump_all(
+        manifests("video2world-system"), sort_keys=False, explicit_start=True, width=100
+    )
+
+
+async def missing(
+    cluster: Cluster, own: str, namespaces: Sequence[str], groups: Sequence[str]
+) -> list[str]:
+    """What the operator may not do, such as ``watch pods in team-a``; empty if nothing is missing.
+
+    ``groups`` are the API groups that the server serves; an empty ``namespaces`` means all.
+    """
+    asked: list[tuple[str | None, str, Rule]] = []
+    for rule in NAMESPACED:
+        if rule.optional and rule.group not in groups:
+            continue
+        for namespace in namespaces or [None]:  # type: ignore[list-item]
+            asked += [(namespace, verb, rule) for verb in rule.verbs]
+    asked += [(own, verb, rule) for rule in OWN_NAMESPACE for verb in rule.verbs]
+    allowed = await asyncio.gather(*(_allowed(cluster, *question) for question in asked))
+    return [
+        f"{verb} {rule.resource}" + (f" in {namespace}" if namespace else "")
+        for (namespace, verb, rule), yes in zip(asked, allowed, strict=True)
+        if not yes
+    ]
+
+
+async def _allowed(cluster: Cluster, namespace: str | None, verb: str, rule: Rule) -> bool:
+    resource, _, subresource = rule.resource.partition("/")
+    about = {"group": rule.group, "resource": resource, "verb": verb}
+    if subresource:
+        about["subresource"] = subresource
+    if namespace:
+        about["namespace"] = namespace
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": about},
+    }
+    answer = await cluster.request(
+        "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review
+    )
+    return bool(answer["status"]["allowed"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the file, or with ``--check`` return 1 if it is not up to date."""
+    flags = argparse.ArgumentParser(prog="video2world_operator.rights", description=__doc__)
+    flags.add_argument("--check", action="store_true", help="only compare")
+    if flags.parse_args(arguments).check:
+        if PATH.exists() and PATH.read_text(encoding="utf-8") == render():
+            return 0
+        print(f"error: {PATH} is not up to date; run make generate", file=sys.stderr)
+        return 1
+    PATH.write_text(render(), encoding="utf-8")
+    print(f"wrote {PATH}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

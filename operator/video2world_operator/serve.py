@@ -1,0 +1,259 @@
+"""``python -m video2world_operator``: the operator's process, from its rights to its end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import kopf
+
+from . import __version__
+from .cluster import ApiError, Cluster, LoginFailed, path_of
+from .controller import Controller
+from .handlers import KopfCache, register, settings_for
+from .health import Freshness, Health, serve
+from .leader import Leadership, LeaseTimes, LostLease
+from .models import API_VERSION, KIND
+from .observed import Capabilities
+from .reconcile import Policy, unauthorized
+from .rights import missing
+
+__all__ = ["Options", "main", "run"]
+
+log = logging.getLogger("video2world_operator")
+_SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_POD_GROUP_VERSIONS = ("v1", "v1beta1", "v1alpha2")  # of scheduling.k8s.io, the best first
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the operator runs. Times are in seconds."""
+
+    namespaces: tuple[str, ...] = ()  # to serve; empty is all
+    own_namespace: str = "video2world-system"
+    host: str = "0.0.0.0"
+    port: int = 8080
+    poll: float = 10  # between two looks at a worker's log, and two writes of mere progress
+    housekeeping: float = 30  # between two checks of cache, rights and API groups
+    policy: Policy = field(default_factory=Policy)
+    lease: LeaseTimes = field(default_factory=LeaseTimes)
+    requests_per_second: float = 100
+
+
+class _RightsLost(Exception):
+    """A right that was there at start is gone."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags; each has an environment variable, which the chart sets."""
+    flags = argparse.ArgumentParser(
+        prog="python -m video2world_operator",
+        description="Watches Video2WorldPostTrain resources and carries them out.",
+        epilog="Probes: /healthz and /readyz on --port. Rights: manifests/rbac.yaml.",
+    )
+    flags.add_argument("--version", action="version", version=__version__)
+    flags.add_argument(
+        "--namespaces",
+        default=os.environ.get("V2W_NAMESPACES", ""),
+        help="comma-separated namespaces to serve (V2W_NAMESPACES; default all)",
+    )
+    flags.add_argument(
+        "--own-namespace",
+        default=os.environ.get("V2W_OWN_NAMESPACE", ""),
+        help="namespace of the leader's Lease (V2W_OWN_NAMESPACE; default the pod's own)",
+    )
+    flags.add_argument(
+        "--port",
+        type=int,
+        default=int(os.environ.get("V2W_PORT", "8080")),
+        help="port of the probes (V2W_PORT; 8080)",
+    )
+    flags.add_argument(
+        "--poll-seconds",
+        type=float,
+        default=float(os.environ.get("V2W_POLL_SECONDS", "10")),
+        help="between two looks at a worker's log (V2W_POLL_SECONDS; 10)",
+    )
+    flags.add_argument(
+        "--termination-bound-seconds",
+        type=float,
+        default=float(os.environ.get("V2W_TERMINATION_BOUND_SECONDS", "60")),
+        help="a pod that outlives its grace period by so long is force-deleted "
+        "(V2W_TERMINATION_BOUND_SECONDS; 60)",
+    )
+    flags.add_argument("-v", "--verbose", action="store_true", help="log every detail")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (1: to be restarted, 2: the user's mistake)."""
+    args = parser().parse_args(argv)
+    level = logging.DEBUG if args.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("kopf", "aiohttp"):
+        logging.getLogger(noisy).setLevel(logging.DEBUG if args.verbose else logging.WARNING)
+    own = args.own_namespace
+    if not own and _SERVICE_ACCOUNT_NAMESPACE.exists():
+        own = _SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
+    options = Options(
+        namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
+        own_namespace=own or "video2world-system",
+        port=args.port,
+        poll=args.poll_seconds,
+        policy=Policy(termination_bound=args.termination_bound_seconds),
+    )
+    try:
+        return asyncio.run(run(options))
+    except LoginFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+async def run(options: Options) -> int:
+    """Run until asked to stop (0) or until something is lost that only a restart mends (1)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+    health, code = Health(), 0
+    async with Cluster(requests_per_second=options.requests_per_second) as cluster:
+        runner = await serve(health, options.host, options.port)
+        identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
+        try:
+            work = asyncio.create_task(_work(options, cluster, health, leadership, stop))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done() and not leadership.leads:
+                work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            await leadership.release()
+        except* (LostLease, _RightsLost) as lost:
+            log.error("%s; the process ends", "; ".join(map(str, lost.exceptions)))
+            code = 1
+        finally:
+            await runner.cleanup()
+    return code
+
+
+async def _work(
+    options: Options,
+    cluster: Cluster,
+    health: Health,
+    leadership: Leadership,
+    stop: asyncio.Event,
+) -> None:
+    """Wait for the rights and the lease, then reconcile."""
+    await _wait_for_rights(options, cluster, health)
+    health.state = "waiting"
+    await leadership.acquire()
+    health.state = "leading"
+    cache = KopfCache()
+    controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
+    controller.capabilities, _ = await _discover(cluster)
+    freshness = Freshness(cluster, cache, options.namespaces)
+    health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
+    registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+    settings_for(settings)
+    register(registry, cache, controller.queue.add)
+    async with asyncio.TaskGroup() as group:
+        background = [
+            group.create_task(leadership.hold()),
+            group.create_task(controller.queue.run()),
+            group.create_task(_keep_house(options, cluster, controller, cache, freshness)),
+        ]
+        await kopf.operator(
+            registry=registry,
+            settings=settings,
+            standalone=True,
+            clusterwide=not options.namespaces,
+            namespaces=options.namespaces,
+            stop_flag=stop,
+        )
+        for task in background:
+            task.cancel()
+
+
+async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -> None:
+    """Return once nothing is missing; until then every resource says what is."""
+    said: list[str] = []
+    while True:
+        _, groups = await _discover(cluster)
+        lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+        health.missing = lacking
+        if not lacking:
+            return
+        health.state = "unauthorized"
+        if lacking != said:
+            log.error("may not %s: apply manifests/rbac.yaml", ", ".join(lacking))
+            said = lacking
+            with contextlib.suppress(ApiError, OSError):
+                await _tell_unauthorized(options, cluster, lacking)
+        await asyncio.sleep(min(options.housekeeping, 10))
+
+
+async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[str]) -> None:
+    for namespace in options.namespaces or (None,):
+        listing = await cluster.request("GET", path_of(API_VERSION, KIND, namespace))
+        for body in listing["items"]:
+            status = unauthorized(body, lacking, datetime.now(UTC))
+            with contextlib.suppress(ApiError):
+                await cluster.apply_status(body, status)
+
+
+async def _discover(cluster: Cluster) -> tuple[Capabilities, list[str]]:
+    """What the cluster can schedule as a gang, and the names of all its API groups."""
+    listing = await cluster.request("GET", "/apis")
+    groups = {g["name"]: [v["version"] for v in g["versions"]] for g in listing["groups"]}
+    native = ""
+    for version in _POD_GROUP_VERSIONS:
+        if not native and version in groups.get("scheduling.k8s.io", []):
+            served = await cluster.get(f"/apis/scheduling.k8s.io/{version}") or {}
+            if any(r["name"] == "podgroups" for r in served.get("resources", [])):
+                native = version
+    capabilities = Capabilities(
+        native=native,
+        volcano="scheduling.volcano.sh" in groups,
+        coscheduling="scheduling.x-k8s.io" in groups,
+    )
+    return capabilities, list(groups)
+
+
+async def _keep_house(
+    options: Options,
+    cluster: Cluster,
+    controller: Controller,
+    cache: KopfCache,
+    freshness: Freshness,
+) -> None:
+    """From time to time: is the cache fresh, are the rights still there, what is new to schedule.
+
+    Every resource is looked at once a round too, in case an event was lost.
+    """
+    while True:
+        await asyncio.sleep(options.housekeeping)
+        try:
+            if cache.filled:
+                await freshness.check()
+            controller.capabilities, groups = await _discover(cluster)
+            lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+        except (ApiError, OSError) as error:
+            log.warning("housekeeping: %s", error)
+            continue
+        if lacking:
+            raise _RightsLost(f"may no longer {', '.join(lacking)}")
+        for key in cache.known():
+            controller.queue.add(key, options.housekeeping)

@@ -1,0 +1,608 @@
+"""Reconciling, as tables: what is there, and what has to follow."""
+
+import copy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from video2world_operator.actions import Apply, Delete
+from video2world_operator.observed import Capabilities, Claim, Job, Observed, Peer, Pod
+from video2world_operator.plan import make_plan
+from video2world_operator.progress import CheckpointSaved, Skipped, TrainProgress
+from video2world_operator.reconcile import Policy, plan_of, reconcile
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
+
+
+def resource(**spec):
+    base = {
+        "model": {"size": "2B"},
+        "dataset": {"agibot": {}},
+        "training": {"iterations": 1000, "nodes": 2},
+        "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
+    }
+    merged = base | {k: base.get(k, {}) | v if isinstance(v, dict) else v for k, v in spec.items()}
+    return {
+        "apiVersion": "video2world.dev/v1alpha1",
+        "kind": "Video2WorldPostTrain",
+        "metadata": {"name": "run", "namespace": "ns", "uid": "u1", "generation": 1,
+                     "resourceVersion": "1", "creationTimestamp": "2026-11-24T12:00:00Z"},
+        "spec": merged,
+    }  # fmt: skip
+
+
+class World:
+    """A cluster that does just what a test says, and carries the decisions out."""
+
+    def __init__(self, body=None, policy=None):
+        self.body, self.policy = body or resource(), policy
+        self.now = NOW
+        self.jobs, self.pods, self.applied = {}, {}, []
+        self.extra = {}
+
+    @property
+    def status(self):
+        return self.body.get("status", {})
+
+    def round(self, **extra):
+        seen = Observed(
+            jobs=list(self.jobs.values()), pods=list(self.pods.values()), **self.extra | extra
+        )
+        decision = reconcile(self.body, seen, self.now, self.policy)
+        if decision.status is not None:
+            self.body = self.body | {"status": copy.deepcopy(dict(decision.status))}
+        for action in decision.actions:
+            self._do(action)
+        return decision
+
+    def _do(self, action):
+        if isinstance(action, Apply):
+            manifest = action.manifest
+            self.applied.append(manifest)
+            if manifest["kind"] == "Job":
+                job = Job.of({**manifest, "metadata": manifest["metadata"] | {"uid": self._uid()}})
+                assert job.name not in self.jobs, "two Jobs of one name"
+                self.jobs[job.name] = job
+        elif action.kind == "Job":
+            job = self.jobs.pop(action.name)
+            for pod in [
+                p for p in self.pods.values() if (p.stage, p.attempt) == (job.stage, job.attempt)
+            ]:
+                if pod.over:
+                    del self.pods[pod.name]
+                else:
+                    self.pods[pod.name] = replace(pod, deleted=self.now + timedelta(seconds=600))
+        elif action.kind == "Pod":
+            self.pods.pop(action.name)
+
+    def _uid(self):
+        return f"j{len(self.applied)}"
+
+    def settle(self):
+        """Look again until nothing is left to do."""
+        before = None
+        while self.round().actions or self.body != before:
+            before = copy.deepcopy(self.body)
+
+    def finish(self, stage):
+        """The stage's Job succeeds."""
+        (name,) = [n for n, j in self.jobs.items() if j.stage == stage and not j.finished]
+        self.jobs[name] = replace(self.jobs[name], complete=True)
+
+    def start_pods(self, **fields):
+        """The Job under way gets its pods."""
+        (job,) = [j for j in self.jobs.values() if not j.finished]
+        count = 2 if job.stage == "train" else 1
+        for index in range(count):
+            pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,
+                      "Running", f"node-{index}", ready=True, started=self.now)  # fmt: skip
+            self.pods[pod.name] = replace(pod, **fields)
+        return [n for n in self.pods if n.startswith(job.name)]
+
+    def pod(self, name, **fields):
+        self.pods[name] = replace(self.pods[name], **fields)
+
+    def to_training(self):
+        self.settle()
+        for stage in STAGES[:4]:
+            self.finish(stage)
+            self.settle()
+        return self.start_pods()
+
+    def stage(self, name):
+        return next(e for e in self.status["stages"] if e["name"] == name)
+
+    def condition(self, kind):
+        return next((c for c in self.status["conditions"] if c["type"] == kind), None)
+
+    def tick(self, seconds):
+        self.now += timedelta(seconds=seconds)
+
+
+def test_the_whole_life_in_order_with_seven_status_writes():
+    world = World()
+    order, writes = [], 0
+    for _ in range(len(STAGES)):
+        world.settle()
+        order += [world.status["stage"]]
+        writes += 1
+        world.finish(world.status["stage"])
+    world.settle()
+    writes += 1
+    assert order == STAGES
+    assert world.status["phase"] == "Succeeded"
+    assert world.status["completionTime"] == "2026-11-24T12:00:00Z"
+    assert [e["state"] for e in world.status["stages"]] == ["Succeeded"] * 6
+    kinds = [m["kind"] for m in world.applied]
+    assert kinds.count("Job") == 6
+    assert kinds.count("Service") == 1
+    assert "ConfigMap" not in kinds
+    assert writes == 7
+
+
+def test_children_have_the_resource_as_their_controller_and_the_claim_stays():
+    world = World()
+    world.to_training()
+    for manifest in world.applied:
+        owners = manifest["metadata"].get("ownerReferences", [])
+        if manifest["kind"] == "PersistentVolumeClaim":
+            assert owners == []
+        else:
+            assert [o["uid"] for o in owners] == ["u1"]
+
+
+def test_doing_it_again_changes_nothing():
+    world = World()
+    world.to_training()
+    world.round()
+    before = copy.deepcopy(world.body)
+    for _ in range(3):
+        decision = world.round()
+        assert not decision.actions
+        assert world.body == before
+
+
+def test_the_attempt_is_in_the_status_before_its_job_is_applied():
+    world = World()
+    world.settle()
+    for stage in STAGES[:4]:
+        world.finish(stage)
+        decision = world.round()
+        following = STAGES[STAGES.index(stage) + 1]
+        assert world.stage(following)["attempt"] == 1
+        assert [a.manifest["metadata"]["name"] for a in decision.actions][
+            -1
+        ] == f"run-{following}-1"
+        world.settle()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason", "charged", "exit_code"),
+    [
+        ({"phase": "Failed", "exit_code": 1}, "Crashed", True, 1),
+        ({"phase": "Failed", "exit_code": 137, "reason": "OOMKilled"}, "OutOfMemory", True, 137),
+        ({"phase": "Failed", "exit_code": 143}, "Terminated", False, 143),
+        ({"disruption": "PreemptionByScheduler"}, "Preempted", False, None),
+        ({"disruption": "DeletionByTaintManager"}, "NodeLost", False, None),
+        ({"disruption": "EvictionByEvictionAPI", "deleted": NOW}, "Evicted", False, None),
+        ({"disruption": "DeletionByPodGC"}, "NodeLost", False, None),
+        ({"phase": "Failed", "reason": "Evicted"}, "Evicted", False, None),
+        ({"deleted": NOW + timedelta(seconds=600)}, "PodDeleted", False, None),
+    ],
+)  # fmt: skip
+def test_one_pod_down_restarts_the_whole_group(what, reason, charged, exit_code):
+    world = World()
+    _, second = world.to_training()
+    world.round(events=[TrainProgress("train", 300, 1000, 0.1, 8.0), CheckpointSaved("train", 250)])
+    world.pod(second, **what)
+    decision = world.round()
+    assert [a.name for a in decision.actions] == ["run-train-1"]
+    assert world.status["phase"] == "Restarting"
+    assert world.status["attempt"] == 2
+    assert world.status["restarts"] == 1
+    assert world.status.get("chargedRestarts", 0) == int(charged)
+    record = world.status["attempts"][0]
+    assert (record["reason"], record["charged"]) == (reason, charged)
+    assert record["endIteration"] == 300
+    assert world.status["attempts"][1]["startIteration"] == 250
+    # nothing starts while a pod of the last attempt lives, nor before its time
+    world.tick(3600 if charged else 0)
+    assert not [a for a in world.round().actions if isinstance(a, Apply)]
+    world.pods.clear()
+    (service, job) = (
+        a.manifest for a in world.round().actions if a.manifest["kind"] != "PersistentVolumeClaim"
+    )
+    assert (service["kind"], job["metadata"]["name"]) == ("Service", "run-train-2")
+    world.settle()
+    assert world.status["phase"] == "Running"
+
+
+def test_backoff_doubles_and_survives():
+    world = World(resource(training={"iterations": 9, "nodes": 2, "maxRestarts": 3}))
+    world.to_training()
+    waits = []
+    for attempt in (1, 2, 3):
+        world.pod(f"run-train-{attempt}-0", phase="Failed", exit_code=1)
+        world.round()
+        began = world.now
+        world.pods.clear()
+        while world.status["phase"] == "Restarting":
+            decision = world.round()
+            if decision.wake and world.status["phase"] == "Restarting":
+                world.now = decision.wake  # all it needs is in the status
+        waits.append((world.now - began).total_seconds())
+        world.settle()
+        world.start_pods()
+    assert waits == [10, 20, 40]
+    world.pod("run-train-4-0", phase="Failed", exit_code=9, tail="boom\nValueError: bad weather")
+    world.round()
+    failed = world.condition("Failed")
+    assert (failed["status"], failed["reason"]) == ("True", "RestartsExhausted")
+    assert "after 3 restarts: pod run-train-4-0 ended with exit code 9" in failed["message"]
+    assert "bad weather" in failed["message"]
+    assert world.stage("train")["logTail"] == "boom\nValueError: bad weather"
+    assert world.status["phase"] == "Failed"
+
+
+def test_the_users_error_ends_it_with_the_workers_own_words():
+    world = World()
+    first, second = world.to_training()
+    line = '{"event": "failed", "stage": "train", "reason": "UserError", "message": "no clips"}'
+    world.pod(first, phase="Failed", exit_code=1)
+    world.pod(second, phase="Failed", exit_code=2, tail=f"error: no clips\n{line}\n")
+    world.round()
+    assert world.status["message"] == "Stage train: no clips"
+    assert world.condition("Failed")["reason"] == "UserError"
+    assert world.stage("train")["logTail"] == "error: no clips"
+    assert world.status.get("restarts") == 0
+    # the Job controller gets its moment; then whatever still runs is ended
+    assert not world.round().actions
+    world.tick(20)
+    assert [a.name for a in world.round().actions] == ["run-train-1"]
+
+
+def test_a_changed_spec_gives_a_failed_resource_another_try():
+    world = World()
+    first, _ = world.to_training()
+    world.pod(first, phase="Failed", exit_code=2)
+    world.round()
+    assert world.status["phase"] == "Failed"
+    world.pods.clear()
+    world.body["metadata"]["generation"] = 2
+    world.settle()
+    assert world.status["phase"] == "Running"
+    assert world.status["attempt"] == 2
+    assert "completionTime" not in world.status
+    assert world.condition("Failed")["status"] == "False"
+
+
+def test_a_stage_job_that_gave_up_fails_the_resource():
+    world = World()
+    world.settle()
+    world.start_pods(phase="Failed", ready=False, exit_code=1, tail="error: disk on fire")
+    world.round()
+    assert world.status["phase"] == "Running"  # the Job controller tries again by itself
+    world.jobs["run-download-1"] = replace(
+        world.jobs["run-download-1"], failed="BackoffLimitExceeded", message="too many"
+    )
+    world.round()
+    assert world.condition("Failed")["reason"] == "StageFailed"
+    assert "disk on fire" in world.status["message"]
+
+
+def test_a_job_deleted_by_hand_starts_again_as_a_new_attempt():
+    world = World()
+    world.to_training()
+    world.round()
+    del world.jobs["run-train-1"]
+    world.pods.clear()
+    world.settle()
+    assert "run-train-2" in world.jobs
+    assert world.status["attempts"][0]["reason"] == "JobDeleted"
+    assert world.status.get("chargedRestarts", 0) == 0
+
+
+def test_suspend_saves_first_and_resume_goes_on():
+    world = World()
+    world.to_training()
+    world.round()
+    world.body["spec"]["suspend"] = True
+    decision = world.round()
+    assert [a.name for a in decision.actions] == ["run-train-1"]
+    assert world.status["phase"] == "Running"  # its pods are still saving
+    assert world.condition("Progressing")["reason"] == "Suspending"
+    world.round(events=[CheckpointSaved("train", 421)])
+    world.pods.clear()
+    world.round()
+    assert world.status["phase"] == "Suspended"
+    assert world.status["checkpoint"]["iteration"] == 421
+    assert not world.round().actions
+    world.body["spec"]["suspend"] = False
+    world.settle()
+    assert "run-train-2" in world.jobs
+    assert world.status["attempts"][1]["startIteration"] == 421
+    assert (world.status["restarts"], world.status["phase"]) == (0, "Running")
+
+
+def test_nothing_starts_while_suspended_from_the_beginning():
+    body = resource()
+    body["spec"]["suspend"] = True
+    world = World(body)
+    assert not world.round().actions
+    assert world.status["phase"] == "Suspended"
+    body["spec"]["suspend"] = False
+    world.settle()
+    assert list(world.jobs) == ["run-download-1"]
+
+
+def test_a_pod_on_a_dead_node_is_forced_out_after_a_bound_and_costs_nothing():
+    world = World()
+    first, second = world.to_training()
+    world.pod(first, phase="Failed", exit_code=1)  # its peer went silent
+    world.round()
+    assert world.status["chargedRestarts"] == 1
+    world.pod(second, deleted=world.now + timedelta(seconds=30))
+    decision = world.round()
+    assert not decision.actions
+    world.now = decision.wake
+    world.tick(-1)
+    while world.now < NOW + timedelta(seconds=90):
+        assert not [a for a in world.round().actions if isinstance(a, Delete) and a.force]
+        world.tick(10)
+    (forced,) = [a for a in world.round().actions if isinstance(a, Delete) and a.force]
+    assert (forced.kind, forced.name) == ("Pod", second)
+    assert "node-1 does not answer" in forced.why
+    assert world.status["chargedRestarts"] == 0
+    assert world.status["attempts"][0]["reason"] == "NodeLost"
+
+
+def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
+    world = World()
+    world.settle()
+    hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
+    world.finish("download")
+    told = [Skipped("download"), Skipped("dataset", hashes["dataset"]),
+            Skipped("embeddings", "another"), Skipped("latents", hashes["latents"])]  # fmt: skip
+    world.round(events=told)
+    states = {e["name"]: e["state"] for e in world.status["stages"]}
+    assert states == {"download": "Skipped", "dataset": "Skipped", "embeddings": "Running",
+                      "latents": "Skipped", "train": "Pending", "inference": "Pending"}  # fmt: skip
+    world.finish("embeddings")
+    world.round()
+    assert world.status["stage"] == "train"
+
+
+def test_more_iterations_train_on_after_success():
+    world = World()
+    world.settle()
+    for stage in STAGES:
+        world.finish(stage)
+        world.settle()
+    assert world.status["phase"] == "Succeeded"
+    world.body["spec"]["training"]["iterations"] = 2000
+    world.body["metadata"]["generation"] = 2
+    world.settle()
+    assert world.status["phase"] == "Running"
+    assert world.status["stage"] == "train"
+    assert "run-train-2" in world.jobs
+    assert [e["state"] for e in world.status["stages"]][:4] == ["Succeeded"] * 4
+
+
+def test_deadline():
+    world = World(resource(activeDeadlineSeconds=100))
+    world.to_training()
+    assert world.round().wake == NOW + timedelta(seconds=100)
+    world.tick(101)
+    decision = world.round()
+    assert world.condition("Failed")["reason"] == "DeadlineExceeded"
+    assert [a.name for a in decision.actions] == ["run-train-1"]  # no GPU stays held
+
+
+def test_ttl_and_cleanup_come_after_the_end_is_written():
+    world = World(resource(ttlSecondsAfterFinished=60, cleanupPolicy="All"))
+    world.settle()
+    for stage in STAGES:
+        world.finish(stage)
+        decision = world.round()
+    assert world.status["phase"] == "Succeeded"
+    assert {a.name for a in decision.actions} >= {"run-inference-1", "run-train-1"}
+    world.tick(59)
+    assert not world.round().actions
+    world.tick(1)
+    (last,) = world.round().actions
+    assert (last.kind, last.uid) == ("Video2WorldPostTrain", "u1")
+
+
+def test_finished_jobs_stay_for_their_logs_by_default():
+    world = World()
+    world.settle()
+    for stage in STAGES:
+        world.finish(stage)
+        world.settle()
+    assert sorted(world.jobs) == sorted(f"run-{stage}-1" for stage in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("claim", "storage", "reason"),
+    [
+        (Claim("c", found=False), {"claimName": "c"}, "ClaimMissing"),
+        (Claim("c", lost=True), {"claimName": "c"}, "ClaimLost"),
+        (Claim("c", modes=("ReadWriteOnce",)), {"claimName": "c"}, "ClaimNotShared"),
+        (Claim("c", modes=("ReadWriteMany",)), {"claimName": "c"}, None),
+        (Claim("c", modes=("ReadWriteOnce",)),
+         {"claimName": "c", "accessMode": "ReadWriteOnce"}, None),
+        (Claim("run-data", found=False), {}, None),
+    ],
+)  # fmt: skip
+def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
+    world = World(resource(storage=storage))
+    decision = world.round(claim=claim)
+    ready = world.condition("VolumeReady")
+    if reason:
+        assert (ready["status"], ready["reason"]) == ("False", reason)
+        assert not decision.actions
+        assert decision.wake == NOW + timedelta(seconds=Policy().look_again)
+        assert world.status["message"] == ready["message"]
+    else:
+        assert decision.actions
+
+
+def test_what_an_older_resource_does_is_waited_for():
+    world = World(resource(storage={"claimName": "c"}))
+    hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
+    peer = Peer("elder", "elsewhere", {"dataset": hashes["dataset"]})
+    world.round(peers=[peer])
+    assert list(world.jobs) == ["run-download-1"]  # that one is not the elder's
+    world.finish("download")
+    decision = world.round(peers=[peer])
+    assert not decision.actions
+    assert world.condition("Progressing")["reason"] == "Waiting"
+    assert "elder" in world.status["message"]
+    world.settle()  # the elder is done
+    assert "run-dataset-1" in world.jobs
+
+
+def test_two_runs_never_share_a_folder():
+    world = World(resource(storage={"claimName": "c"}))
+    world.settle()
+    for stage in STAGES[:3]:
+        world.finish(stage)
+        world.settle()
+    folder = "checkpoints/posttraining/video2world/run/checkpoints"
+    peer = Peer("elder", folder, {"train": "another"})
+    world.finish("latents")
+    world.round(peers=[peer])
+    world.tick(5)
+    world.round(peers=[peer])
+    accepted = world.condition("Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "NameInUse")
+    assert accepted["lastTransitionTime"] == "2026-11-24T12:00:00Z"  # said once
+    world.settle()
+    assert world.condition("Accepted")["status"] == "True"
+    assert "run-train-1" in world.jobs
+
+
+def test_refusals_of_the_api_server_show_and_clear():
+    world = World()
+    world.round(problems=["Job run-download-1: exceeded quota: gpus"])
+    applied = world.condition("ChildrenApplied")
+    assert (applied["status"], applied["reason"]) == ("False", "Refused")
+    assert "exceeded quota" in world.status["message"]
+    world.settle()
+    assert world.condition("ChildrenApplied")["status"] == "True"
+
+
+def test_an_invalid_spec_is_told_and_nothing_is_touched():
+    body = resource(training={"iterations": 5, "contextParallelSize": 3})
+    decision = World(body).round()
+    (accepted,) = decision.status["conditions"]
+    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
+    assert "spec.training.contextParallelSize" in decision.status["message"]
+    assert not decision.actions
+
+
+def test_waiting_pods_say_why():
+    world = World()
+    world.settle()
+    (pod,) = world.start_pods(phase="Pending", ready=False, waits="ErrImagePull: no such image")
+    world.round()
+    assert world.condition("PodsStarted")["reason"] == "ContainerWaits"
+    assert "ErrImagePull: no such image" in world.status["message"]
+    world.pod(pod, waits="", unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu")
+    world.round()
+    assert world.condition("PodsStarted")["reason"] == "Unschedulable"
+    world.pod(pod, unschedulable="", phase="Running", ready=True)
+    world.round()
+    assert world.condition("PodsStarted")["status"] == "True"
+
+
+def test_kueue_may_end_and_start_the_group_without_a_restart():
+    world = World(resource(scheduling={"queueName": "q"}))
+    first, _ = world.to_training()
+    world.round()
+    world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], suspended=True)
+    world.pod(first, deleted=world.now, disruption="PreemptionByKueue")
+    world.round()
+    assert world.condition("PodsStarted")["reason"] == "Queued"
+    assert (world.status["attempt"], world.status["restarts"]) == (1, 0)
+    assert world.condition("GangScheduled")["reason"] == "Kueue"
+
+
+def test_gang_by_what_the_cluster_serves():
+    def kinds(capabilities, **scheduling):
+        world = World(resource(scheduling=scheduling))
+        world.extra = {"capabilities": capabilities}
+        world.to_training()
+        groups = [m for m in world.applied if m["kind"] == "PodGroup"]
+        job = next(m for m in world.applied if m["metadata"]["name"] == "run-train-1"
+                   and m["kind"] == "Job")  # fmt: skip
+        return world.condition("GangScheduled"), groups, job["spec"]["template"]
+
+    every = Capabilities(native="v1beta1", volcano=True, coscheduling=True)
+    condition, (group,), template = kinds(every)
+    assert condition["reason"] == "Native"
+    assert group["apiVersion"] == "scheduling.k8s.io/v1beta1"
+    assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
+    assert template["spec"]["schedulingGroup"] == {"podGroupName": "run-train-1"}
+    condition, (group,), template = kinds(every, gang="Volcano")
+    assert (condition["reason"], template["spec"]["schedulerName"]) == ("Volcano", "volcano")
+    assert group["spec"] == {"minMember": 2, "minResources": {"nvidia.com/gpu": "16"}}
+    condition, (group,), template = kinds(Capabilities(coscheduling=True))
+    assert condition["reason"] == "Coscheduling"
+    assert template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == "run-train-1"
+    condition, groups, _ = kinds(Capabilities())
+    assert (condition["status"], condition["reason"], groups) == ("False", "Unavailable", [])
+    condition, groups, _ = kinds(every, gang="None")
+    assert (condition["reason"], groups) == ("Off", [])
+
+
+def test_where_the_gpu_time_went():
+    world = World()
+    first, _ = world.to_training()
+    world.round()
+    world.tick(1000)  # 2 nodes of 8 GPUs for 1000 s
+    world.round(events=[TrainProgress("train", 100, 1000, 0.5, 8.0, 7200.0, 80)])
+    live = world.status["gpuSeconds"]
+    assert live == {"useful": 12800.0, "lost": 0.0, "idle": 3200.0}
+    assert world.status["progress"]["eta"] == "2h00m"
+    world.pod(first, phase="Failed", exit_code=1)
+    world.round()
+    assert world.status["gpuSeconds"] == {"useful": 10240.0, "lost": 2560.0, "idle": 3200.0}
+    world.pods.clear()
+    world.tick(10)
+    world.settle()
+    world.start_pods()
+    world.tick(-500)  # the clock is set back
+    world.round()
+    total = world.status["gpuSeconds"]
+    assert sum(total.values()) >= 16000.0
+    assert all(v >= 0 for v in total.values())
+
+
+def test_a_resource_being_deleted_is_left_to_the_garbage_collector():
+    body = resource()
+    body["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    decision = World(body).round()
+    assert decision.status is None
+    assert not decision.actions
+
+
+def test_conditions_carry_the_generation():
+    world = World()
+    world.body["metadata"]["generation"] = 7
+    world.round()
+    assert {c["observedGeneration"] for c in world.status["conditions"]} == {7}
+    assert world.status["observedGeneration"] == 7
+
+
+def test_train_manifests_are_the_plans_own():
+    world = World()
+    world.to_training()
+    plan = make_plan(plan_of(world.body).resource)
+    rendered = plan.manifests("train", 1)[-1]
+    applied = next(
+        m for m in world.applied if m["metadata"]["name"] == "run-train-1" and m["kind"] == "Job"
+    )
+    assert applied["spec"] == rendered["spec"]
