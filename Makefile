@@ -41,13 +41,15 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m video2world_operator.crd --check
+	$(BIN)/python -m video2world_operator.rights --check
 
 format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: .venv/ready ## Write manifests/crd.yaml from the API's models
+generate: .venv/ready ## Write manifests/crd.yaml and rbac.yaml from the code
 	$(BIN)/python -m video2world_operator.crd
+	$(BIN)/python -m video2world_operator.rights
 
 constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \

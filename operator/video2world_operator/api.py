@@ -14,6 +14,7 @@ from .models import (
     API_VERSION,
     GROUP,
     KIND,
+    MAX_PROMPTS,
     PLURAL,
     RESERVED_ENV,
     SIZES,
@@ -251,12 +252,14 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     }
     for number, sample in enumerate(spec.inference.samples):
         paths[f"spec.inference.samples[{number}].input"] = sample.input
-        if sample.output and not sample.output.endswith(".mp4"):
-            place = f"spec.inference.samples[{number}].output"
-            yield Problem(place, f"{sample.output!r} must end in .mp4")
     for field, path in paths.items():
         if path and ".." in path.split("/"):
             yield Problem(field, f"{path!r} leaves the volume; give a path without ..")
+    if sum(len(s.prompt) for s in spec.inference.samples) > MAX_PROMPTS:
+        remedy = (
+            f"all prompts together have more than {MAX_PROMPTS} characters; use several resources"
+        )
+        yield Problem("spec.inference.samples", remedy)
     outputs = [s.output for s in spec.inference.samples if s.output]
     for twice in sorted({o for o in outputs if outputs.count(o) > 1}):
         yield Problem("spec.inference.samples", f"output {twice} is given twice; rename one")

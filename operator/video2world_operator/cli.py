@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,18 @@ def parser() -> argparse.ArgumentParser:
             help="folder that stands for the persistent volume (./volume)",
         )  # fmt: skip
 
+    def where_flags(to: argparse.ArgumentParser) -> None:
+        to.add_argument("name", metavar="NAME", help="the resource's metadata.name")
+        to.add_argument(
+            "--volume", type=Path,
+            help="look at the local run on this folder (default: ./volume if it is there, else "
+            "the cluster)",
+        )  # fmt: skip
+        cluster_flag(to, "look at the cluster, in this namespace")
+
+    def cluster_flag(to: argparse.ArgumentParser, text: str) -> None:
+        to.add_argument("-n", "--namespace", help=f"{text} (default: the kubeconfig's)")
+
     one = command("validate", "Check a resource file.", "validate -f posttrain.yaml")
     file_flag(one)
     one = command(
@@ -69,33 +81,54 @@ def parser() -> argparse.ArgumentParser:
     volume_flag(one)
     one.add_argument("--dry-run", action="store_true", help="only list what would run")
     one.add_argument("-v", "--verbose", action="store_true", help="show every line of the workers")
-    one = command("status", "Show how far a local run is.", "status demo --volume ./volume")
-    _name(one)
-    volume_flag(one)
+    one = command("status", "Show how far a resource is.", "status demo --volume ./volume")
+    where_flags(one)
     one.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    one = command("logs", "Print the logs of a local run.", "logs demo --stage train --rank 1")
-    _name(one)
-    volume_flag(one)
+    one.add_argument("-w", "--watch", action="store_true", help="go on until its end")
+    one = command("logs", "Print the logs of a stage.", "logs demo --stage train --rank 1")
+    where_flags(one)
     one.add_argument("--stage", help="download, dataset, embeddings, latents, train or inference")
     one.add_argument("--rank", type=int, default=0, help="node of the train group (0)")
     one.add_argument("--attempt", type=int, help="default: the last")
     one.add_argument("--follow", action="store_true", help="go on until interrupted")
-    one = command(
-        "checkpoints", "List the checkpoints of a run.", "checkpoints demo --volume ./volume"
-    )
-    _name(one)
-    volume_flag(one)
+    one = command("checkpoints", "List the checkpoints of a run.", "checkpoints demo")
+    where_flags(one)
+    for name, text in (
+        ("suspend", "Save a checkpoint and free the GPUs of a resource in the cluster."),
+        ("resume", "Let a suspended resource in the cluster go on."),
+    ):
+        one = command(name, text, f"{name} agibot-2b")
+        one.add_argument("name", metavar="NAME", help="the resource's metadata.name")
+        cluster_flag(one, "the resource's namespace")
     return top
 
 
-def _name(to: argparse.ArgumentParser) -> None:
-    to.add_argument("name", metavar="NAME", help="the resource's metadata.name")
+def _remote(args: argparse.Namespace) -> bool:
+    """Whether the cluster is meant, not a folder: -n says so, or that there is no folder."""
+    if args.volume is not None:
+        return False
+    if args.namespace or Path(sys.argv[0]).name.startswith("kubectl-") or not _DEFAULT.is_dir():
+        return True
+    args.volume = _DEFAULT
+    return False
+
+
+_DEFAULT = Path("volume")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``v2w``; returns the exit code (2: the user's mistake)."""
     args = parser().parse_args(argv)
     try:
+        if args.command in ("suspend", "resume") or (
+            args.command in ("status", "logs", "checkpoints") and _remote(args)
+        ):
+            from .remote import RemoteFailed
+
+            try:
+                return int(globals()[f"_remote_{args.command}"](args))
+            except RemoteFailed as error:
+                raise _Mistake(str(error)) from None
         return int(globals()[f"_{args.command}"](args))
     except _Mistake as error:
         print(f"error: {error}", file=sys.stderr)
@@ -168,12 +201,33 @@ def _state(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _status(args: argparse.Namespace) -> int:
+    while True:
+        status = _state(args)["status"]
+        _show(args, status)
+        if not args.watch or status.get("phase") in ("Succeeded", "Failed", "Suspended"):
+            return 0
+        time.sleep(2)
+
+
+def _remote_status(args: argparse.Namespace) -> int:
+    from .remote import status, watch
+
+    if args.watch:
+        watch(args.name, args.namespace, lambda now: _show(args, now))
+    else:
+        _show(args, status(args.name, args.namespace))
+    return 0
+
+
+def _show(args: argparse.Namespace, status: Mapping[str, Any]) -> None:
     from .progress import duration
 
-    status = _state(args)["status"]
     if args.output == "json":
         print(json.dumps(status, indent=2))
-        return 0
+        return
+    if not status:
+        print(f"{args.name}: Pending  no operator has looked at it yet; is one running?")
+        return
     print(f"{args.name}: {status.get('phase', 'Unknown')}  {status.get('message', '')}".rstrip())
     for stage in status.get("stages", []):
         count = f"{stage['done']}/{stage['total']}" if stage.get("total") else ""
@@ -189,6 +243,51 @@ def _status(args: argparse.Namespace) -> int:
         path = checkpoint.get("path", "")
         print(f"  checkpoint  {checkpoint['iteration']}  {path}".rstrip())
     print(f"  restarts    {status.get('restarts', 0)}")
+    for attempt in status.get("attempts", [])[:-1]:
+        if attempt.get("endTime"):
+            print(f"    attempt {attempt['number']}: {attempt['reason']}: {attempt['message']}")
+    if gpu := status.get("gpuSeconds"):
+        words = [f"{duration(gpu[kind])} {kind}" for kind in ("useful", "lost", "idle")]
+        print(f"  GPU time    {', '.join(words)}")
+
+
+def _remote_logs(args: argparse.Namespace) -> int:
+    from .remote import logs
+
+    logs(
+        args.name, args.namespace, stage=args.stage, rank=args.rank, attempt=args.attempt,
+        follow=args.follow,
+    )  # fmt: skip
+    return 0
+
+
+def _remote_checkpoints(args: argparse.Namespace) -> int:
+    from .remote import checkpoints
+
+    newest, attempts = checkpoints(args.name, args.namespace)
+    if not newest:
+        print(f"{args.name}: no checkpoint yet")
+        return 0
+    print(f"{newest['iteration']:>9}  {newest.get('time', '')}  {newest.get('path', '')}  latest")
+    for attempt in attempts:
+        span = f"{attempt['startIteration']} to {attempt['endIteration']}"
+        print(f"  attempt {attempt['number']}: iterations {span}  {attempt.get('reason', '')}")
+    return 0
+
+
+def _remote_suspend(args: argparse.Namespace) -> int:
+    from .remote import suspend
+
+    changed = suspend(args.name, args.namespace, True)
+    print(f"{args.name}: {'saves its work and frees its GPUs' if changed else 'is suspended'}")
+    return 0
+
+
+def _remote_resume(args: argparse.Namespace) -> int:
+    from .remote import suspend
+
+    changed = suspend(args.name, args.namespace, False)
+    print(f"{args.name}: {'goes on' if changed else 'is not suspended'}")
     return 0
 
 

@@ -15,12 +15,14 @@ from .models import (
     GROUP,
     KIND,
     MAX_NAME,
+    MAX_PROMPTS,
     PLURAL,
     RESERVED_ENV,
     SIZES,
     VERSION,
     Spec,
     Status,
+    TrainingSpec,
     Video2WorldPostTrain,
 )
 
@@ -88,7 +90,7 @@ def build() -> dict[str, Any]:
             "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
             f"metadata.name: at most {MAX_NAME} small letters, digits and dashes, a letter first, "
             "since pods and Services are named after it",
-        )],
+        ), *_started_rules()],
     }  # fmt: skip
     columns = [
         {"name": n, "type": t, "jsonPath": p, "priority": priority, "description": d}
@@ -126,6 +128,38 @@ def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
     return {"rule": rule, "message": message, **more}
 
 
+_FIXED = ("model", "dataset", "storage")
+_ADJUSTABLE = ("iterations", "checkpoint", "maxRestarts", "restartBackoffSeconds")
+
+
+def _started_rules() -> list[dict[str, str]]:
+    """Once work has begun, what it is built on stays; where it runs changes while suspended."""
+    started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
+    training = [
+        f.alias or name
+        for name, f in TrainingSpec.model_fields.items()
+        if (f.alias or name) not in _ADJUSTABLE
+    ]
+    same = [f"self.spec.training.?{name} == oldSelf.spec.training.?{name}" for name in training]
+    rules = [
+        _rule(f"!({started}) || self.spec.?{name} == oldSelf.spec.?{name}",
+              f"spec.{name} cannot be changed once work has begun: make another resource, "
+              "what is done on the volume is not done again")
+        for name in _FIXED
+    ]  # fmt: skip
+    rules.append(_rule(
+        f"!({started}) || ({' && '.join(same)})",
+        f"of spec.training only {', '.join(_ADJUSTABLE)} can be changed once work has begun: make "
+        "another resource, what is done on the volume is not done again",
+    ))  # fmt: skip
+    moved = "self.spec.?scheduling == oldSelf.spec.?scheduling"
+    rules.append(_rule(
+        f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || {moved}",
+        "spec.scheduling can be changed only while spec.suspend is true",
+    ))  # fmt: skip
+    return rules
+
+
 def _by_size(field: str) -> str:
     """A CEL expression: the default of ``field`` for the model's size."""
     values = {name: getattr(size, field) for name, size in SIZES.items()}
@@ -152,9 +186,6 @@ def _spec_rules() -> list[dict[str, str]]:
     parallel = _or_default("contextParallelSize", _by_size("context_parallel"))
     nodes = _or_default("nodes", _by_size("nodes"))
     processes = _or_default("gpusPerNode", _by_size("processes"))
-    queue, old = "self.scheduling.queueName", "oldSelf.scheduling.queueName"
-    queued, was_queued = (f"(has({o}.scheduling) && has({o}.scheduling.queueName))"
-                          for o in ("self", "oldSelf"))  # fmt: skip
     return [
         _rule(f"({sized}) || {named}",
               "model.size is missing; use Tiny, 2B or 14B, or name training.experiment"),
@@ -174,9 +205,6 @@ def _spec_rules() -> list[dict[str, str]]:
               "!has(self.training.nodes) || self.training.nodes == 1",
               "storage.accessMode: ReadWriteOncePod cannot be shared by several nodes; "
               "use ReadWriteMany"),
-        _rule(f"self.suspend || oldSelf.suspend || ({queued} == {was_queued} && "
-              f"(!{queued} || {queue} == {old}))",
-              "scheduling.queueName can be changed only while suspend is true"),
     ]  # fmt: skip
 
 
@@ -213,6 +241,15 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         node["description"] = f"{node['description']} Default: {shown}."
     if node.get("default") in ([], {}):
         del node["default"]
+    if path == "spec.inference.samples":
+        node["x-kubernetes-validations"] = [_rule(
+            "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
+            "b.output == a.output))",
+            "an output is given twice; rename one",
+        ), _rule(
+            f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
+            f"all prompts together have more than {MAX_PROMPTS} characters; use several resources",
+        )]  # fmt: skip
     if node["type"] == "array":
         _array(node, raw, definitions, path)
     elif node["type"] == "object":
@@ -269,8 +306,9 @@ def _object(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
 
 
 def _string(node: Schema) -> None:
-    # Paths on the volume are the strings whose pattern ends in an optional slash.
-    if node.get("pattern", "").endswith("/?$"):
+    # Paths on the volume are the strings whose pattern may end in a slash or begins with latest.
+    pattern = node.get("pattern", "")
+    if pattern.endswith("/?$") or pattern.startswith("^(latest|"):
         node["x-kubernetes-validations"] = [_rule(
             "!self.split('/').exists(part, part == '..')",
             "leaves the volume; give a path without ..",

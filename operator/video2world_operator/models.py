@@ -31,6 +31,7 @@ __all__ = [
 GROUP, VERSION = "video2world.dev", "v1alpha1"
 API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+MAX_PROMPTS = 100_000  # characters of all samples: they travel in an annotation of the pod
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
 RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -370,7 +371,7 @@ class Sample(_Model):
         default="",
         description="Caption of the video to generate; empty takes the caption of the input.",
     )
-    output: FolderName | None = Field(
+    output: Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.mp4$")] | None = Field(
         default=None,
         description="File name of the result, ending in .mp4; default sample-<number>.mp4.",
     )

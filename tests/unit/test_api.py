@@ -149,7 +149,7 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         ({"storage": {"size": "big"}}, "spec.storage.size: 'big' does not fit (Size of"),
         (
             {"inference": {"samples": [{"input": "a", "output": "x.avi"}]}},
-            "spec.inference.samples[0].output: 'x.avi' must end in .mp4",
+            "spec.inference.samples[0].output: 'x.avi' does not fit (File name of the result",
         ),
     ],
 )

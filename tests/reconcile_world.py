@@ -1,0 +1,119 @@
+"""A resource and a cluster that does just what a test says, for the tests of reconciling."""
+
+import copy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from video2world_operator.actions import Apply
+from video2world_operator.observed import Job, Observed, Pod
+from video2world_operator.reconcile import reconcile
+
+__all__ = ["NOW", "STAGES", "World", "resource"]
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
+
+
+def resource(**spec):
+    base = {
+        "model": {"size": "2B"},
+        "dataset": {"agibot": {}},
+        "training": {"iterations": 1000, "nodes": 2},
+        "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
+    }
+    merged = base | {k: base.get(k, {}) | v if isinstance(v, dict) else v for k, v in spec.items()}
+    return {
+        "apiVersion": "video2world.dev/v1alpha1",
+        "kind": "Video2WorldPostTrain",
+        "metadata": {"name": "run", "namespace": "ns", "uid": "u1", "generation": 1,
+                     "resourceVersion": "1", "creationTimestamp": "2026-11-24T12:00:00Z"},
+        "spec": merged,
+    }  # fmt: skip
+
+
+class World:
+    """A cluster that does just what a test says, and carries the decisions out."""
+
+    def __init__(self, body=None, policy=None):
+        self.body, self.policy = body or resource(), policy
+        self.now = NOW
+        self.jobs, self.pods, self.applied = {}, {}, []
+        self.extra = {}
+
+    @property
+    def status(self):
+        return self.body.get("status", {})
+
+    def round(self, **extra):
+        seen = Observed(
+            jobs=list(self.jobs.values()), pods=list(self.pods.values()), **self.extra | extra
+        )
+        decision = reconcile(self.body, seen, self.now, self.policy)
+        if decision.status is not None:
+            self.body = self.body | {"status": copy.deepcopy(dict(decision.status))}
+        for action in decision.actions:
+            self._do(action)
+        return decision
+
+    def _do(self, action):
+        if isinstance(action, Apply):
+            manifest = action.manifest
+            self.applied.append(manifest)
+            if manifest["kind"] == "Job":
+                job = Job.of({**manifest, "metadata": manifest["metadata"] | {"uid": self._uid()}})
+                assert job.name not in self.jobs, "two Jobs of one name"
+                self.jobs[job.name] = job
+        elif action.kind == "Job":
+            job = self.jobs.pop(action.name)
+            for pod in [
+                p for p in self.pods.values() if (p.stage, p.attempt) == (job.stage, job.attempt)
+            ]:
+                if pod.over:
+                    del self.pods[pod.name]
+                else:
+                    self.pods[pod.name] = replace(pod, deleted=self.now + timedelta(seconds=600))
+        elif action.kind == "Pod":
+            self.pods.pop(action.name)
+
+    def _uid(self):
+        return f"j{len(self.applied)}"
+
+    def settle(self):
+        """Look again until nothing is left to do."""
+        before = None
+        while self.round().actions or self.body != before:
+            before = copy.deepcopy(self.body)
+
+    def finish(self, stage):
+        """The stage's Job succeeds."""
+        (name,) = [n for n, j in self.jobs.items() if j.stage == stage and not j.finished]
+        self.jobs[name] = replace(self.jobs[name], complete=True)
+
+    def start_pods(self, **fields):
+        """The Job under way gets its pods."""
+        (job,) = [j for j in self.jobs.values() if not j.finished]
+        count = 2 if job.stage == "train" else 1
+        for index in range(count):
+            pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,
+                      "Running", f"node-{index}", ready=True, started=self.now)  # fmt: skip
+            self.pods[pod.name] = replace(pod, **fields)
+        return [n for n in self.pods if n.startswith(job.name)]
+
+    def pod(self, name, **fields):
+        self.pods[name] = replace(self.pods[name], **fields)
+
+    def to_training(self):
+        self.settle()
+        for stage in STAGES[:4]:
+            self.finish(stage)
+            self.settle()
+        return self.start_pods()
+
+    def stage(self, name):
+        return next(e for e in self.status["stages"] if e["name"] == name)
+
+    def condition(self, kind):
+        return next((c for c in self.status["conditions"] if c["type"] == kind), None)
+
+    def tick(self, seconds):
+        self.now += timedelta(seconds=seconds)

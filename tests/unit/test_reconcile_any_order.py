@@ -1,0 +1,146 @@
+"""Reconciling under any order of events: invariants that hold in every state, and an end."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from reconcile_world import World, resource
+
+FAILURES = [
+    {"phase": "Failed", "exit_code": 1},
+    {"phase": "Failed", "exit_code": 143},
+    {"phase": "Failed", "exit_code": 137, "reason": "OOMKilled"},
+    {"disruption": "PreemptionByScheduler"},
+    {"phase": "Failed", "reason": "Evicted"},
+]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """The world does what it likes; the operator may look as often or as seldom as it likes."""
+
+    @initialize()
+    def begin(self):
+        self.world = World(resource(training={"iterations": 9, "nodes": 2, "maxRestarts": 3}))
+        self.seen = {"attempt": 0, "restarts": 0}
+
+    @property
+    def job(self):
+        return next((j for j in self.world.jobs.values() if not j.finished), None)
+
+    @property
+    def alive(self):
+        return [p for p in self.world.pods.values() if not p.over]
+
+    @rule()
+    def look(self):
+        self.world.round()
+
+    @rule(seconds=st.sampled_from([-30, 1, 15, 700]))
+    def time_passes(self, seconds):
+        self.world.tick(seconds)
+        for pod in list(self.world.pods.values()):  # kubelets end what was asked to go
+            if pod.deleted and pod.deleted <= self.world.now and not pod.node.endswith("dead"):
+                del self.world.pods[pod.name]
+
+    @precondition(lambda self: self.job is not None)
+    @rule()
+    def pods_start(self):
+        if not [p for p in self.world.pods.values() if p.attempt == self.job.attempt
+                and p.stage == self.job.stage]:  # fmt: skip
+            self.world.start_pods()
+
+    @precondition(lambda self: self.job is not None)
+    @rule()
+    def the_job_succeeds(self):
+        stage, attempt = self.job.stage, self.job.attempt
+        for pod in list(self.world.pods.values()):
+            if (pod.stage, pod.attempt) == (stage, attempt):
+                self.world.pod(pod.name, phase="Succeeded", exit_code=0, ended=self.world.now)
+        self.world.finish(stage)
+
+    @precondition(lambda self: bool(self.alive))
+    @rule(what=st.sampled_from(FAILURES), which=st.integers(0, 1))
+    def a_pod_fails(self, what, which):
+        self.world.pod(self.alive[which % len(self.alive)].name, ended=self.world.now, **what)
+
+    @precondition(lambda self: bool(self.alive))
+    @rule()
+    def a_node_dies(self):
+        pod = self.alive[0]
+        self.world.pod(pod.name, node="node-dead", disruption="DeletionByTaintManager",
+                       deleted=self.world.now + timedelta(seconds=30))  # fmt: skip
+
+    @precondition(lambda self: self.job is not None)
+    @rule()
+    def somebody_deletes_the_job(self):
+        name = self.job.name
+        for pod in self.alive:
+            if name in pod.name:
+                self.world.pod(pod.name, deleted=self.world.now + timedelta(seconds=5))
+        del self.world.jobs[name]
+
+    @precondition(lambda self: self.job is not None and self.job.stage != "train")
+    @rule()
+    def a_stage_gives_up(self):
+        name = self.job.name
+        self.world.jobs[name] = replace(self.world.jobs[name], failed="BackoffLimitExceeded")
+
+    @rule(value=st.booleans())
+    def suspend_or_resume(self, value):
+        if bool(self.world.body["spec"].get("suspend")) != value:
+            self.world.body["spec"]["suspend"] = value
+            self.world.body["metadata"]["generation"] += 1
+
+    @invariant()
+    def never_two_live_attempts(self):
+        running = {(j.stage, j.attempt) for j in self.world.jobs.values() if not j.finished}
+        assert len(running) <= 1
+        live = {(p.stage, p.attempt) for p in self.alive}
+        assert len(live | running) <= 1 or not running, (live, running)
+
+    @invariant()
+    def counts_only_grow(self):
+        status = self.world.status
+        for field, before in self.seen.items():
+            assert status.get(field, 0) >= before
+            self.seen[field] = status.get(field, 0)
+        assert status.get("chargedRestarts", 0) <= min(3, status.get("restarts", 0))
+
+    @invariant()
+    def the_status_claims_nothing_that_the_children_deny(self):
+        status = self.world.status
+        if status.get("phase") == "Suspended":
+            assert not self.alive or any(p.deleted for p in self.alive)
+        for entry in status.get("stages", []):
+            assert entry["state"] != "Restarting" or entry["name"] == self.world.status["stage"]
+
+    def teardown(self):
+        """Left alone, with a well-behaved cluster, every resource comes to its end."""
+        world = self.world
+        world.body["spec"]["suspend"] = False
+        for _ in range(60):
+            world.settle()
+            if world.status["phase"] in ("Succeeded", "Failed"):
+                break
+            world.tick(700)
+            for pod in list(world.pods.values()):
+                if pod.deleted and pod.deleted <= world.now:
+                    del world.pods[pod.name]
+            world.settle()
+            if self.job is not None:
+                stage, attempt = self.job.stage, self.job.attempt
+                for pod in list(world.pods.values()):
+                    if (pod.stage, pod.attempt) == (stage, attempt) and not pod.over:
+                        world.pod(pod.name, phase="Succeeded", exit_code=0)
+                world.finish(stage)
+        assert world.status["phase"] in ("Succeeded", "Failed")
+        world.tick(3600)
+        world.settle()
+        assert self.job is None  # no GPU is held at the end
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder = AnyOrder.TestCase
