@@ -301,6 +301,7 @@ class Cluster:
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
             "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
             f"--secure-port={self._api_port}",
             f"--tls-cert-file={self.folder / 'server.pem'}",
             f"--tls-private-key-file={self.folder / 'server.key'}",
