@@ -245,8 +245,8 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         value = node.pop("default")
         shown = str(value).lower() if isinstance(value, bool) else value
         node["description"] = f"{node['description']} Default: {shown}."
-    if node.get("default") in ([], {}):
-        del node["default"]
+    if node.get("default") in ([], {}) or path.startswith("status"):
+        node.pop("default", None)  # nobody chooses a status: what is not known is not there
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
         node["x-kubernetes-validations"] = [_rule(
             "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "

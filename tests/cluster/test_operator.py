@@ -1,0 +1,274 @@
+"""The operator on a real API server: a resource's whole life, and what may happen in it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from operators import Operator, Resource, eventually, exists, grant
+from video2world_operator.rights import ACCOUNT
+
+STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
+USER = f"system:serviceaccount:video2world-system:{ACCOUNT}"
+
+
+@pytest.fixture(scope="session")
+def operator(gpu_cluster, tmp_path_factory):
+    """One operator for the whole cluster, with the rights of manifests/rbac.yaml."""
+    account = grant(gpu_cluster, "video2world-system")
+    kubeconfig = gpu_cluster.write_kubeconfig(account)
+    log = tmp_path_factory.mktemp("operator") / "log"
+    with Operator(kubeconfig, "--termination-bound-seconds", "2", log=log) as running:
+        yield running
+
+
+@pytest.fixture
+def run(gpu_cluster, gpu_namespace, operator):
+    """A resource that is not made yet."""
+    if not operator.alive:
+        operator.start()
+    return Resource(gpu_cluster, gpu_namespace)
+
+
+def writes(cluster, run):
+    """What the operator wrote for a resource, in order: verb and object."""
+    for event in cluster.audit(USER):
+        about = event["objectRef"]
+        if event["verb"] in ("create", "patch", "update", "delete") and (
+            about.get("namespace") == run.namespace and event["responseStatus"]["code"] < 300
+        ):
+            sub = f"/{about['subresource']}" if "subresource" in about else ""
+            yield f"{event['verb']} {about['resource']}{sub} {about.get('name', '')}".strip()
+
+
+def test_a_whole_life(run, gpu_cluster):
+    run.create()
+    for stage in STAGES:
+        run.reaches(stage=stage)
+        run.finish(stage)
+    status = run.reaches(phase="Succeeded")
+    assert [e["state"] for e in status["stages"]] == ["Succeeded"] * 6
+    assert run.object["metadata"].get("finalizers", []) == []
+    managers = {m["manager"] for m in run.object["metadata"]["managedFields"]}
+    assert "video2world-operator" in managers
+    assert "kopf" not in json.dumps(run.object["metadata"].get("annotations", {}))
+    made = list(writes(gpu_cluster, run))
+    assert made.count("patch services run-train") == 1
+    assert [m for m in made if "jobs" in m] == [f"patch jobs run-{s}-1" for s in STAGES]
+    shown = gpu_cluster.kubectl("get", "v2w", "-n", run.namespace).stdout.splitlines()
+    assert shown[0].split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ETA", "RESTARTS", "AGE"]
+    assert shown[1].split()[:2] == ["run", "Succeeded"]
+
+
+def test_few_writes(run, gpu_cluster):
+    run.create()
+    for stage in STAGES:
+        run.finish(stage)
+    run.reaches(phase="Succeeded")
+    made = list(writes(gpu_cluster, run))
+    print("\n".join(made))
+    assert len(made) <= 18  # the figure itself is measured in benchmarks/operator.py
+
+
+def test_one_crash_restarts_the_group_as_a_new_attempt(run, gpu_cluster):
+    run.create()
+    first, second = run.to_training()
+    gpu_cluster.finish_pod(run.namespace, second, 1)
+    run.running("train", 2)
+    status = run.reaches(phase="Running", attempt=2, restarts=1, chargedRestarts=1)
+    assert status["attempts"][0]["reason"] == "Crashed"
+    assert not exists(gpu_cluster.admin, f"/api/v1/namespaces/{run.namespace}/pods/{first}")
+    made = list(writes(gpu_cluster, run))
+    job = made.index("patch jobs run-train-2")
+    gone = made.index("delete jobs run-train-1")
+    assert "patch video2worldposttrains/status run" in made[gone - 1 : gone]  # persisted first
+    assert gone < job
+    events = gpu_cluster.admin.get(f"/api/v1/namespaces/{run.namespace}/events")["items"]
+    mine = [e for e in events if e["involvedObject"]["kind"] == "Video2WorldPostTrain"]
+    assert [e["reason"] for e in mine] == ["Restarting"]
+
+
+def test_the_users_error_is_final(run, gpu_cluster):
+    run.create()
+    pods = run.to_training()
+    gpu_cluster.finish_pod(run.namespace, pods[0], 2)
+    status = run.reaches(phase="Failed")
+    assert run.condition("Failed")["reason"] == "UserError"
+    assert status["restarts"] == 0
+    eventually(lambda: not run.pods("train"))  # no GPU is held by what has failed
+    time.sleep(1)
+    assert [j["metadata"]["name"] for j in run.children("jobs")].count("run-train-2") == 0
+
+
+def test_a_pod_deleted_by_hand_restarts_the_group_uncharged(run, gpu_cluster):
+    run.create()
+    pods = run.to_training()
+    gpu_cluster.kubectl("delete", "pod", pods[1], "-n", run.namespace, "--wait=false")
+    run.running("train", 2)
+    status = run.reaches(attempt=2, restarts=1)
+    assert status["attempts"][0]["reason"] in ("PodDeleted", "Terminated")
+    assert status.get("chargedRestarts", 0) == 0
+
+
+def test_restarts_run_out(run, gpu_cluster):
+    run.create(training={"maxRestarts": 1})
+    run.to_training()
+    for attempt in (1, 2):
+        gpu_cluster.finish_pod(run.namespace, run.running("train", attempt)[0], 7)
+    run.reaches(phase="Failed", restarts=1)
+    assert run.condition("Failed")["reason"] == "RestartsExhausted"
+    assert "exit code 7" in run.status["message"]
+
+
+def test_suspend_frees_the_pods_and_resume_goes_on(run, gpu_cluster):
+    run.create()
+    run.to_training()
+    run.patch(suspend=True)
+    run.reaches(phase="Suspended")
+    assert run.pods("train") == []
+    run.patch(suspend=False)
+    run.running("train", 2)
+    status = run.reaches(phase="Running", attempt=2)
+    assert status["restarts"] == 0
+    run.finish("train", 2)
+    run.finish("inference")
+    run.reaches(phase="Succeeded")
+
+
+def test_delete_leaves_no_orphan_but_the_volume(run, gpu_cluster):
+    run.create()
+    run.to_training()
+    run.delete()
+    for kind in ("jobs", "pods", "services"):
+        eventually(lambda kind=kind: run.children(kind) == [])
+    assert len(run.children("persistentvolumeclaims")) == 1
+
+
+def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):
+    run.create(storage={"retention": "Delete"})
+    run.running("download")
+    run.delete()
+    for kind in ("jobs", "pods", "persistentvolumeclaims"):
+        eventually(
+            lambda kind=kind: all("deletionTimestamp" in c["metadata"] for c in run.children(kind))
+        )
+
+
+def test_a_refused_child_shows_and_clears(run, gpu_cluster):
+    quotas = f"/api/v1/namespaces/{run.namespace}/resourcequotas"
+    gpu_cluster.admin.post(
+        quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
+    )
+    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/none").get("status", {}))
+    run.create()
+    eventually(lambda: run.condition("ChildrenApplied").get("status") == "False")
+    message = run.condition("ChildrenApplied")["message"]
+    assert "Job run-download-1" in message
+    assert "exceeded quota" in message
+    assert run.status["message"] == message
+    gpu_cluster.admin.delete(f"{quotas}/none")
+    run.running("download")
+    eventually(lambda: run.condition("ChildrenApplied").get("status") == "True")
+
+
+def test_a_foreign_object_is_never_touched(run, gpu_cluster):
+    jobs = f"/apis/batch/v1/namespaces/{run.namespace}/jobs"
+    container = {"name": "mine", "image": "mine"}
+    theirs = gpu_cluster.admin.post(jobs, {
+        "metadata": {"name": "run-download-1"},
+        "spec": {"suspend": True, "template": {"spec": {
+            "restartPolicy": "Never", "containers": [container]}}},
+    })  # fmt: skip
+    run.create()
+    eventually(lambda: run.condition("ChildrenApplied").get("status") == "False")
+    assert "not this resource's" in run.condition("ChildrenApplied")["message"]
+    now = gpu_cluster.admin.get(f"{jobs}/run-download-1")
+    assert now["metadata"]["resourceVersion"] == theirs["metadata"]["resourceVersion"]
+    gpu_cluster.admin.delete(f"{jobs}/run-download-1", {"propagationPolicy": "Background"})
+    run.running("download")
+
+
+def test_time_to_live_and_cleanup(run, gpu_cluster):
+    run.create(ttlSecondsAfterFinished=4, cleanupPolicy="All")
+    for stage in STAGES:
+        run.finish(stage)
+    run.reaches(phase="Succeeded")
+    eventually(lambda: run.children("jobs") == [], 20)
+    eventually(lambda: not exists(gpu_cluster.admin, f"{run.path}/run"), 20)
+
+
+def test_progress_comes_from_the_log(run, gpu_cluster):
+    run.create()
+    lead = run.to_training()[0]
+    gpu_cluster.write_pod_log(run.namespace, lead, "\n".join([
+        "Traceback of nothing",
+        '{"event":"progress","stage":"train","iteration":40,"iterations":100,"loss":0.25,'
+        '"seconds_per_iteration":2.0,"eta_seconds":120,"checkpoint":30}',
+        '{"event":"checkpoint","stage":"train","iteration":40,"path":"checkpoints/x.pt"}',
+    ]))  # fmt: skip
+    eventually(
+        lambda: run.status.get("progress", {}).get("iteration") == 40, what=lambda: run.status
+    )
+    status = run.status
+    assert status["progress"]["text"] == "40/100"
+    assert status["progress"]["eta"] == "2m00s"
+    assert status["checkpoint"]["path"] == "checkpoints/x.pt"
+    shown = gpu_cluster.kubectl("get", "v2w", "-n", run.namespace, "-o", "wide").stdout
+    assert "40/100" in shown
+    assert "0.25" in shown
+
+
+def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
+    run.create()
+    (pod,) = run.running("download")
+    eventually(lambda: run.stage("latents").get("inputsHash"))
+    told = [
+        json.dumps({"event": "skipped", "stage": s, "inputsHash": run.stage(s)["inputsHash"]})
+        for s in ("dataset", "embeddings", "latents")
+    ]
+    gpu_cluster.write_pod_log(run.namespace, pod, "\n".join(told))
+    gpu_cluster.finish_pod(run.namespace, pod)
+    run.running("train")
+    states = {e["name"]: e["state"] for e in run.status["stages"]}
+    assert states["dataset"] == states["embeddings"] == states["latents"] == "Skipped"
+    assert {j["metadata"]["name"] for j in run.children("jobs")} == {
+        "run-download-1", "run-train-1",
+    }  # fmt: skip
+
+
+def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
+    patch = {"metadata": {"annotations": {"fake.video2world.dev/hangs": "true"}}}
+    patch["spec"] = {"terminationGracePeriodSeconds": 1}
+    run.create(stages={"train": {"podTemplate": patch}})
+    first, _second = run.to_training()
+    gpu_cluster.finish_pod(run.namespace, first, 1)
+    run.running("train", 2)
+    status = run.reaches(attempt=2)
+    assert status.get("chargedRestarts", 0) == 0  # a node that does not answer costs nothing
+    events = gpu_cluster.admin.get(f"/api/v1/namespaces/{run.namespace}/events")["items"]
+    assert "PodForceDeleted" in {e["reason"] for e in events}
+
+
+def test_killing_the_operator_at_any_stage_changes_nothing(run, gpu_cluster, operator):
+    run.create()
+    for stage in STAGES:
+        run.running(stage)
+        operator.kill()
+        run.finish(stage)
+        operator.start()
+    status = run.reaches(phase="Succeeded")
+    assert [(e["state"], e["attempt"]) for e in status["stages"]] == [("Succeeded", 1)] * 6
+    assert status["restarts"] == 0
+
+
+def test_what_happened_while_the_operator_was_away_is_seen(run, gpu_cluster, operator):
+    run.create()
+    pods = run.to_training()
+    operator.kill()
+    gpu_cluster.finish_pod(run.namespace, pods[0], 1)
+    eventually(lambda: not run.pods("train"))
+    operator.start()
+    run.running("train", 2)
+    assert run.reaches(attempt=2)["attempts"][0]["reason"] == "Crashed"

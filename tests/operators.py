@@ -1,0 +1,242 @@
+"""The operator as a process of its own against a test cluster, and a resource as a test sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from control_plane import Api, ApiError, Cluster
+from control_plane.processes import free_port
+from video2world_operator.models import GROUP, PLURAL, VERSION
+from video2world_operator.plan import RESOURCE_LABEL
+from video2world_operator.rights import ACCOUNT, manifests
+
+__all__ = ["Operator", "Resource", "apply", "eventually", "exists", "grant"]
+
+_PLACES = {
+    "ServiceAccount": "/api/v1/namespaces/{0}/serviceaccounts",
+    "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{0}/roles",
+    "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{0}/rolebindings",
+    "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+}
+
+
+def eventually(probe: Callable[[], Any], seconds: float = 60, what: Callable[[], Any] = str) -> Any:
+    """The first truthy result of ``probe``; fails with the last one when time is over."""
+    until = time.monotonic() + seconds
+    while not (seen := probe()):
+        assert time.monotonic() < until, f"not within {seconds} s; last seen: {seen} {what()}"
+        time.sleep(0.1)
+    return seen
+
+
+def exists(api: Api, path: str) -> bool:
+    """Whether there is an object at ``path``."""
+    try:
+        api.get(path)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return False
+    return True
+
+
+def apply(api: Api, manifest: dict[str, Any]) -> None:
+    """Apply one of the kinds in manifests/rbac.yaml."""
+    metadata = manifest["metadata"]
+    path = _PLACES[manifest["kind"]].format(metadata.get("namespace", ""))
+    api.patch(f"{path}/{metadata['name']}?fieldManager=test&force=true", manifest, "apply")
+
+
+def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
+    """The operator's account with exactly the rights of manifests/rbac.yaml."""
+    if not exists(cluster.admin, f"/api/v1/namespaces/{own}"):
+        cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": own}})
+    for manifest in manifests(own, served):
+        apply(cluster.admin, manifest)
+    return cluster.service_account(own, ACCOUNT)
+
+
+class Operator:
+    """``python -m video2world_operator`` with a kubeconfig. Use as a context manager."""
+
+    def __init__(self, kubeconfig: Path, *flags: str, log: Path) -> None:
+        self._port = free_port()
+        self._argv = [
+            *(sys.executable, "-m", "video2world_operator"),
+            *("--port", str(self._port), "--poll-seconds", "1", *flags),
+        ]
+        self._env = os.environ | {"KUBECONFIG": str(kubeconfig)}
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self, state: str = "leading") -> None:
+        """Start the process and wait until it is in ``state``."""
+        self.launch()
+        eventually(
+            lambda: self.probe("readyz")[1].startswith(state) or not self.alive, 60, self.tail
+        )
+        assert self.alive, self.tail()
+
+    def launch(self) -> None:
+        """Start the process."""
+        with self.log.open("ab") as stream:
+            self.process = subprocess.Popen(
+                self._argv, env=self._env, stdout=stream, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def probe(self, name: str) -> tuple[int, str]:
+        """Status and text of a health probe; status 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/{name}", timeout=5) as got:
+                return got.status, got.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def tail(self) -> str:
+        """The last of its log."""
+        return self.log.read_text()[-4000:]
+
+
+class Resource:
+    """A Video2WorldPostTrain in a cluster, with its children."""
+
+    def __init__(self, cluster: Cluster, namespace: str, name: str = "run") -> None:
+        self.cluster, self.namespace, self.name = cluster, namespace, name
+        self.path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+
+    @staticmethod
+    def body(name: str = "run", **spec: Any) -> dict[str, Any]:
+        """A Tiny run of two nodes with one sample; ``spec`` is laid over it, one level deep."""
+        base = {
+            "model": {"size": "Tiny"},
+            "dataset": {"agibot": {"path": "datasets/agibot"}},
+            "training": {"iterations": 100, "nodes": 2, "restartBackoffSeconds": 1},
+            "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
+            "storage": {"size": "1Gi"},
+        }
+        merged = {
+            k: base.get(k, {}) | v if isinstance(v, dict) else v for k, v in (base | spec).items()
+        }
+        return {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": name},
+            "spec": merged,
+        }
+
+    def create(self, **spec: Any) -> Self:
+        """Make it."""
+        self.cluster.admin.post(self.path, self.body(self.name, **spec))
+        return self
+
+    def patch(self, **spec: Any) -> None:
+        """Merge into its spec."""
+        self.cluster.admin.patch(f"{self.path}/{self.name}", {"spec": spec})
+
+    def delete(self) -> None:
+        """Delete it."""
+        self.cluster.admin.delete(f"{self.path}/{self.name}")
+
+    @property
+    def object(self) -> dict[str, Any]:
+        """As the API server has it."""
+        return self.cluster.admin.get(f"{self.path}/{self.name}")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Its status, empty at first."""
+        return self.object.get("status") or {}
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        """One condition; empty if there is none."""
+        return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """One stage of its status; empty if there is none yet."""
+        return next((e for e in self.status.get("stages", []) if e["name"] == name), {})
+
+    def children(self, kind: str) -> list[dict[str, Any]]:
+        """Objects of a kind (jobs, pods, services, ...) with its label."""
+        group = "/apis/batch/v1" if kind == "jobs" else "/api/v1"
+        path = f"{group}/namespaces/{self.namespace}/{kind}"
+        return self.cluster.admin.get(f"{path}?labelSelector={RESOURCE_LABEL}%3D{self.name}")[
+            "items"
+        ]
+
+    def pods(self, stage: str, attempt: int = 1, phase: str = "Running") -> list[dict[str, Any]]:
+        """Pods of an attempt that are in a phase and not on their way out, by index."""
+        found = [
+            pod
+            for pod in self.children("pods")
+            if pod["metadata"]["labels"][f"{GROUP}/stage"] == stage
+            and pod["metadata"]["labels"][f"{GROUP}/attempt"] == str(attempt)
+            and pod["status"]["phase"] == phase
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+        return sorted(found, key=lambda pod: pod["metadata"]["name"])
+
+    def running(self, stage: str, attempt: int = 1) -> list[str]:
+        """Names of the pods of an attempt, once all of them run."""
+        count = 2 if stage == "train" else 1
+
+        def all_run() -> list[str] | None:
+            pods = self.pods(stage, attempt)
+            return [p["metadata"]["name"] for p in pods] if len(pods) == count else None
+
+        return eventually(all_run, what=lambda: self.status)
+
+    def finish(self, stage: str, attempt: int = 1, exit_code: int = 0) -> None:
+        """Let the stage's pods run and then end."""
+        for pod in self.running(stage, attempt):
+            self.cluster.finish_pod(self.namespace, pod, exit_code)
+
+    def to_training(self) -> list[str]:
+        """Finish every stage before training; names of the training pods, which run."""
+        for stage in ("download", "dataset", "embeddings", "latents"):
+            self.finish(stage)
+        return self.running("train")
+
+    def reaches(self, seconds: float = 60, **fields: Any) -> dict[str, Any]:
+        """Wait until the status has these values."""
+
+        def there() -> dict[str, Any] | None:
+            status = self.status
+            return status if all(status.get(k) == v for k, v in fields.items()) else None
+
+        return eventually(there, seconds, lambda: self.status)
