@@ -247,6 +247,14 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         node["description"] = f"{node['description']} Default: {shown}."
     if node.get("default") in ([], {}) or path.startswith("status"):
         node.pop("default", None)  # nobody chooses a status: what is not known is not there
+    if path == "spec.training.experiment":
+        node["enum"] = sorted(EXPERIMENTS)
+    if path == "spec.training.overrides" and node["type"] == "array":
+        known = sorted(OVERRIDES)
+        node["x-kubernetes-validations"] = [_rule(
+            f"self.all(o, o.split('=')[0] in {known})",
+            f"an override has no field here; those that have: {', '.join(known)}",
+        )]  # fmt: skip
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
         node["x-kubernetes-validations"] = [_rule(
             "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
