@@ -84,7 +84,7 @@ def log_lines(text: str) -> str:
 
 
 def stages(job_seconds: float | None) -> str:
-    """KWOK's configuration: the life of a pod as Stage objects (its own default for nodes).
+    """KWOK's configuration: how a node gets ready and a pod lives, as Stage objects.
 
     As a kubelet does, it leaves finalizers alone: the Job controller counts by them.
     """
@@ -99,7 +99,9 @@ def stages(job_seconds: float | None) -> str:
     of_job = _expression(".metadata.ownerReferences.[].kind", "In", "Job")
     code = f'{{{{ index .metadata.annotations "{EXIT_CODE}" }}}}'
     for_seconds = {"jq": {"expression": f'.metadata.annotations["{SECONDS}"] + "s"'}}
+    unready = '.status.conditions.[] | select( .type == "Ready" ) | .status'
     every = [
+        _stage("node-ready", "Node", [_expression(unready, "NotIn", "True")], _status(_NODE)),
         _pod_stage("starts", [lives, unstarted], _status(_READY)),
         _pod_stage("ends-as-told", [lives, runs, told], _status(_END.replace("EXIT", code))),
         _pod_stage(
@@ -142,20 +144,55 @@ def _pod_stage(
     then: dict[str, Any],
     delay: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    stage = _stage(f"pod-{name}", "Pod", when, then)
+    if delay is not None:
+        stage["spec"]["delay"] = delay
+    return stage
+
+
+def _stage(
+    name: str, kind: str, when: list[dict[str, Any]], then: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Stage",
-        "metadata": {"name": f"pod-{name}"},
+        "metadata": {"name": name},
         "spec": {
-            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "resourceRef": {"apiGroup": "v1", "kind": kind},
             "selector": {"matchExpressions": when},
             "next": then,
-            **({"delay": delay} if delay else {}),
         },
     }
 
 
 # Templates of Go's text/template that give the new status as YAML.
+
+_NODE = """\
+{{ $now := Now }}
+conditions:
+{{ range NodeConditions }}
+- type: {{ .type | Quote }}
+  status: {{ .status | Quote }}
+  reason: {{ .reason | Quote }}
+  message: {{ .message | Quote }}
+  lastHeartbeatTime: {{ $now | Quote }}
+  lastTransitionTime: {{ $now | Quote }}
+{{ end }}
+addresses:
+- {type: InternalIP, address: {{ NodeIP | Quote }}}
+daemonEndpoints: {kubeletEndpoint: {Port: {{ NodePort }}}}
+nodeInfo:
+  architecture: amd64
+  bootID: ""
+  containerRuntimeVersion: kwok
+  kernelVersion: kwok
+  kubeProxyVersion: ""
+  kubeletVersion: kwok
+  machineID: ""
+  operatingSystem: linux
+  osImage: kwok
+  systemUUID: ""
+"""
 
 _READY = """\
 {{ $now := Now }}
