@@ -97,20 +97,21 @@ def stages(job_seconds: float | None) -> str:
     told, untold = _annotation(EXIT_CODE, "Exists"), _annotation(EXIT_CODE, "DoesNotExist")
     timed, untimed = _annotation(SECONDS, "Exists"), _annotation(SECONDS, "DoesNotExist")
     of_job = _expression(".metadata.ownerReferences.[].kind", "In", "Job")
-    code = f'{{{{ index .metadata.annotations "{EXIT_CODE}" }}}}'
     for_seconds = {"jq": {"expression": f'.metadata.annotations["{SECONDS}"] + "s"'}}
     unready = '.status.conditions.[] | select( .type == "Ready" ) | .status'
     every = [
         _stage("node-ready", "Node", [_expression(unready, "NotIn", "True")], _status(_NODE)),
         _pod_stage("starts", [lives, unstarted], _status(_READY)),
-        _pod_stage("ends-as-told", [lives, runs, told], _status(_END.replace("EXIT", code))),
+        _pod_stage(
+            "ends-as-told", [lives, runs, told], _end(f'index .metadata.annotations "{EXIT_CODE}"')
+        ),
         _pod_stage(
             "ends-in-time",
             [lives, runs, untold, timed],
-            _status(_END.replace("EXIT", "0")),
+            _end('"0"'),
             {"durationFrom": for_seconds},
         ),
-        _pod_stage("ends-at-sigterm", [dies, runs, no_hang], _status(_END.replace("EXIT", "143"))),
+        _pod_stage("ends-at-sigterm", [dies, runs, no_hang], _end('"143"')),
         _pod_stage("goes", [dies, rests, no_hang], {"delete": True}),
     ]
     if job_seconds is not None:
@@ -118,7 +119,7 @@ def stages(job_seconds: float | None) -> str:
             _pod_stage(
                 "job-ends",
                 [lives, runs, of_job, untold, untimed],
-                _status(_END.replace("EXIT", "0")),
+                _end('"0"'),
                 {"durationMilliseconds": round(job_seconds * 1000)},
             )
         )
@@ -136,6 +137,11 @@ def _annotation(name: str, operator: str) -> dict[str, Any]:
 
 def _status(template: str) -> dict[str, Any]:
     return {"statusTemplate": template}
+
+
+def _end(code: str) -> dict[str, Any]:
+    """The containers end with the exit code that this template expression gives."""
+    return _status(_END.replace("EXIT", code))
 
 
 def _pod_stage(
@@ -228,7 +234,7 @@ initContainerStatuses:
 _END = """\
 {{ $now := Now }}
 {{ $start := .status.startTime }}
-{{ $exit := printf "%v" "EXIT" }}
+{{ $exit := EXIT }}
 phase: {{ if eq $exit "0" }}Succeeded{{ else }}Failed{{ end }}
 conditions:
 {{ range $type := list "ContainersReady" "Ready" }}
