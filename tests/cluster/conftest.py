@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from control_plane import ApiError, Cluster, Unavailable, binaries
-from control_plane.cluster import WITH_NODES
 
 HERE = Path(__file__).parent
 CRD = HERE.parents[1] / "manifests" / "crd.yaml"
@@ -26,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     capture = config.pluginmanager.getplugin("capturemanager")
     try:
         with capture.global_and_fixture_disabled():
-            binaries.find(*WITH_NODES)
+            binaries.find(*binaries.ALL)
     except Unavailable as error:
         if os.environ.get("CI") == "true":
             return  # the fixtures fail with the same error

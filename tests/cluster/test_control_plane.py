@@ -236,6 +236,22 @@ def test_a_pod_that_hangs_stays_until_forced(gpu_cluster, gpu_namespace):
     assert not exists(gpu_cluster, f"{path}/hangs")
 
 
+@pytest.mark.slow
+def test_a_lost_node_is_seen_to_be_lost(gpu_cluster):
+    gpu_cluster.add_node("lost", gpus=0, labels={"test": "lost"})
+
+    def ready() -> str:
+        conditions = gpu_cluster.admin.get("/api/v1/nodes/lost")["status"].get("conditions", [])
+        return next((one["status"] for one in conditions if one["type"] == "Ready"), "")
+
+    eventually(lambda: ready() == "True")
+    gpu_cluster.lose_node("lost")
+    eventually(lambda: ready() == "Unknown", 90)
+    taints = eventually(lambda: gpu_cluster.admin.get("/api/v1/nodes/lost")["spec"].get("taints"))
+    assert "node.kubernetes.io/unreachable" in {one["key"] for one in taints}
+    gpu_cluster.admin.delete("/api/v1/nodes/lost")
+
+
 def test_the_api_server_comes_back_with_all_it_knew(cluster, namespace):
     maps = f"/api/v1/namespaces/{namespace}/configmaps"
     cluster.admin.post(maps, {"metadata": {"name": "kept"}})
@@ -277,3 +293,32 @@ def test_nothing_outlives_a_killed_owner(cluster):
     eventually(lambda: not any(Path(f"/proc/{one}").exists() for one in pids), 20)
     eventually(lambda: not Path(folder).exists(), 20)
     assert cluster.admin.get("/readyz") == "ok"
+
+
+@pytest.mark.slow
+def test_make_cluster_gives_a_cluster_and_takes_it_away():
+    running = subprocess.Popen(
+        [sys.executable, "-m", "control_plane"],
+        env={**os.environ, "PYTHONPATH": str(TOOLS)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    told = []
+    for line in running.stdout:
+        told.append(line)
+        if line.startswith("Ctrl-C"):
+            break
+    exports = dict(one.split()[1].split("=", 1) for one in told if one.startswith("export "))
+    seen = subprocess.run(
+        ["kubectl", "get", "crd,nodes", "--output=name"],
+        env={**os.environ, **exports},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert sum(one.startswith("node/") for one in seen) == 4
+    assert any(one.endswith("/video2worldposttrains.video2world.dev") for one in seen)
+    running.terminate()
+    assert running.wait(30) == 143
+    assert not Path(exports["KUBECONFIG"]).exists()

@@ -40,8 +40,9 @@ def main() -> int:
                 f" definition.\nPods run no container; those of Jobs succeed after {JOB_SECONDS} s."
             )
             if sys.stdin.isatty():
-                return _shell(environment)
-            _wait(environment)
+                _shell(environment)
+            else:
+                _wait(environment)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -50,17 +51,17 @@ def main() -> int:
     return 0
 
 
-def _shell(environment: dict[str, str]) -> int:
+def _shell(environment: dict[str, str]) -> None:
     print("kubectl, helm and v2w are on the PATH; `exit` ends the cluster.", flush=True)
     shell = os.environ.get("SHELL") or "/bin/sh"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the shell's commands
     try:
-        return subprocess.run(
+        subprocess.run(
             [shell],
             env={**os.environ, **environment},
             check=False,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ).returncode
+        )
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -180,7 +180,7 @@ class Cluster:
     def lose_node(self, name: str) -> None:
         """Its fake kubelet falls silent: NotReady after some 30 s; its pods end no more."""
         path = f"/api/v1/nodes/{name}"
-        self.admin.patch(path, {"metadata": {"annotations": {fake_nodes.MANAGED: None}}})
+        self.admin.patch(path, {"metadata": {"labels": {fake_nodes.MANAGED: None}}})
 
     def add_volumes(self, count: int) -> None:
         """Add volumes that claims without a storage class, of any access mode, are bound to.
@@ -354,7 +354,7 @@ class Cluster:
             "kwok",
             f"--kubeconfig={self.folder / 'kwok.kubeconfig'}",
             f"--config={self.folder / 'kwok.yaml'}",
-            f"--manage-nodes-with-annotation-selector={fake_nodes.MANAGED}=fake",
+            f"--manage-nodes-with-label-selector={fake_nodes.MANAGED}=kwok",
             "--enable-crds=Logs",
             "--node-ip=127.0.0.1",
             f"--node-port={self._kwok_port}",

@@ -10,7 +10,7 @@ import yaml
 
 EXIT_CODE = "fake.video2world.dev/exit-code"  # on a pod: it ends with this code
 HANGS = "fake.video2world.dev/hangs"  # on a pod: it stays Terminating, as on a dead node
-MANAGED = "kwok.x-k8s.io/node"  # on a node: KWOK plays its kubelet
+MANAGED = "fake.video2world.dev/kubelet"  # label of a node: KWOK plays its kubelet
 SECONDS = "fake.video2world.dev/seconds"  # on a pod: it succeeds after running for so long
 
 VOLUME: dict[str, Any] = {
@@ -60,8 +60,12 @@ def node(name: str, gpus: int, labels: dict[str, str]) -> dict[str, Any]:
         "kind": "Node",
         "metadata": {
             "name": name,
-            "annotations": {MANAGED: "fake"},
-            "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **labels},
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/os": "linux",
+                MANAGED: "kwok",
+                **labels,
+            },
         },
         "status": {"allocatable": room, "capacity": room},
     }
