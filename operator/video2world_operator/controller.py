@@ -63,7 +63,8 @@ class _Log:
     """How far a pod's log has been read."""
 
     read_at: float = 0.0
-    since: str = ""
+    since: str = ""  # time stamp of the last line read
+    lines: int = 0  # lines read that bear it
     final: bool = False
 
 
@@ -247,12 +248,16 @@ class Controller:
             namespace, pod.name, pod.stage, timestamps="true", **since
         )
         events = []
+        again = known.lines  # so many lines of the last time stamp have been read before
         for line in text.splitlines():
             stamp, _, rest = line.partition(" ")
-            if stamp <= known.since and known.since:
+            if parse_time(stamp[:19] + "Z") is None or stamp < known.since:
                 continue
-            if parse_time(stamp[:19] + "Z") is not None:
-                known.since = stamp
+            if stamp == known.since and again:
+                again -= 1
+                continue
+            known.lines = known.lines + 1 if stamp == known.since else 1
+            known.since = stamp
             if (event := parse(rest)) is not None:
                 events.append(event)
         return events

@@ -1,0 +1,144 @@
+"""A proxy before an API server that answers, drops or delays what a test says it should."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
+
+from control_plane import Api
+from control_plane.processes import free_port
+
+__all__ = ["FAULTS", "Proxy"]
+
+FAULTS = ("409", "410", "429", "500", "cut", "lost")
+_REASONS = {"409": "Conflict", "410": "Expired", "429": "TooManyRequests", "500": "InternalError"}
+_KEPT = ("authorization", "accept", "content-type")
+
+Judge = Callable[[str, str], str | None]
+
+
+class Proxy:
+    """Forwards to the server of ``api``. Use as a context manager.
+
+    ``judge(method, path)`` names the fault that a request meets: an HTTP status that is answered
+    without asking the server, ``cut`` (the connection ends before the server was asked) or ``lost``
+    (it ends after); None forwards. ``after_write`` is called when the server has carried out a
+    write and nobody has been told yet. Watches end every ``watch_seconds``.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        judge: Judge,
+        *,
+        after_write: Callable[[str, str], None] = lambda method, path: None,
+        watch_seconds: float = 300,
+    ) -> None:
+        self._api, self._judge, self._after_write = api, judge, after_write
+        self._watch_seconds = watch_seconds
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def kubeconfig(self) -> dict[str, Any]:
+        """A kubeconfig of the user of ``api`` that leads through here."""
+        config = self._api.kubeconfig()
+        config["clusters"][0]["cluster"] = {"server": self.url}
+        return config
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._start())
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._session.close())
+
+    async def _start(self) -> None:
+        connector = aiohttp.TCPConnector(ssl=self._api._tls, limit=0)
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+        )
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        method, path = request.method, request.path
+        fault = self._judge(method, path)
+        body = await request.read()
+        if fault == "cut":
+            raise _Cut(request)
+        if fault in _REASONS:
+            return _refusal(int(fault), _REASONS[fault])
+        headers = {k: v for k, v in request.headers.items() if k.lower() in _KEPT}
+        url = f"{self._api.server}{request.raw_path}"
+        async with self._session.request(method, url, data=body, headers=headers) as answer:
+            if "watch" in request.query:
+                return await self._stream(request, answer)
+            content = await answer.read()
+        if method in ("POST", "PATCH", "PUT", "DELETE") and answer.status < 300:
+            self._after_write(method, path)
+        if fault == "lost":
+            raise _Cut(request)
+        kept = {
+            k: v
+            for k, v in answer.headers.items()
+            if k.lower() in ("content-type", "content-encoding")
+        }
+        return web.Response(status=answer.status, body=content, headers=kept)
+
+    async def _stream(
+        self, request: web.Request, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(
+            status=answer.status, headers={"Content-Type": "application/json"}
+        )
+        await response.prepare(request)
+        try:
+            async with asyncio.timeout(self._watch_seconds):
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+        except TimeoutError:
+            pass
+        return response
+
+
+class _Cut(web.HTTPException):
+    """Ends the connection without an answer."""
+
+    status_code = 500
+
+    def __init__(self, request: web.Request) -> None:
+        super().__init__()
+        if request.transport is not None:
+            request.transport.abort()
+
+
+def _refusal(code: int, reason: str) -> web.Response:
+    status = {
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+        "reason": reason, "message": f"injected {reason}",
+    }  # fmt: skip
+    headers = {"Retry-After": "1"} if code == 429 else {}
+    return web.Response(
+        status=code, text=json.dumps(status), content_type="application/json", headers=headers
+    )

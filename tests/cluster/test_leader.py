@@ -1,0 +1,76 @@
+"""One leader: the second waits, takes over, and nobody acts without the lease."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from operators import Operator, Resource, eventually, grant
+
+
+@pytest.fixture
+def pair(cluster, namespace, tmp_path):
+    """Two operators of one namespace, not started."""
+    api = grant(cluster, namespace, [namespace])
+    flags = ("--namespaces", namespace, "--own-namespace", namespace)
+    kubeconfig = cluster.write_kubeconfig(api)
+    two = [Operator(kubeconfig, *flags, log=tmp_path / f"log-{n}") for n in range(2)]
+    yield two
+    for operator in two:
+        operator.kill()
+
+
+def lease(cluster, namespace):
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/video2world-operator"
+    return cluster.admin.get(path)
+
+
+def test_the_second_takes_over_when_the_first_is_killed(cluster, namespace, pair):
+    first, second = pair
+    first.start()
+    second.start("waiting")
+    assert second.probe("readyz") == (200, "waiting")
+    run = Resource(cluster, namespace).create()
+    eventually(lambda: run.children("jobs"))
+    holder = lease(cluster, namespace)["spec"]["holderIdentity"]
+    first.kill()
+    began = time.monotonic()
+    eventually(lambda: second.probe("readyz")[1] == "leading", 30)
+    assert time.monotonic() - began <= 20
+    taken = lease(cluster, namespace)["spec"]
+    assert taken["holderIdentity"] != holder
+    assert taken["leaseTransitions"] == 1
+    run.patch(suspend=True)
+    run.reaches(phase="Suspended")  # it works, too
+
+
+def test_the_second_follows_at_once_when_the_first_ends_in_order(cluster, namespace, pair):
+    first, second = pair
+    first.start()
+    second.start("waiting")
+    assert first.stop() == 0
+    eventually(lambda: second.probe("readyz")[1] == "leading", 10)
+
+
+def test_who_loses_the_lease_ends_at_once(cluster, namespace, pair):
+    first, _ = pair
+    first.start()
+    held = lease(cluster, namespace)
+    held["spec"]["holderIdentity"] = "usurper"
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/video2world-operator"
+    cluster.admin.request("PUT", path, held)
+    eventually(lambda: not first.alive, 20, first.tail)
+    assert first.process.returncode == 1
+    assert "usurper has taken the lease" in first.tail()
+
+
+def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
+    from video2world_operator.health import Health
+
+    health = Health(queue_lag=lambda: 3, cache_age=lambda: 5)
+    assert health.problems() == []
+    stuck = Health(queue_lag=lambda: 300, cache_age=lambda: 5)
+    assert stuck.problems() == ["a resource has been waiting for 300 s to be reconciled"]
+    behind = Health(queue_lag=lambda: 0, cache_age=lambda: 200)
+    assert behind.problems() == ["the watch is 200 s behind the API server"]

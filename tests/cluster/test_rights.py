@@ -1,0 +1,133 @@
+"""Least privilege: the rights in manifests/rbac.yaml are all that is used, and all are needed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import kopf
+import pytest
+import yaml
+
+from operators import Operator, Resource, apply, eventually, exists, grant
+from video2world_operator.cluster import Cluster as Client
+from video2world_operator.rights import ACCOUNT, NAMESPACED, OWN_NAMESPACE, PATH, missing, rules
+
+STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
+EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]
+
+
+def connection(api):
+    """What our client needs to be this user."""
+    config = api.kubeconfig()
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    return lambda: kopf.ConnectionInfo(
+        server=cluster["server"],
+        ca_data=cluster["certificate-authority-data"],
+        token=user["token"],
+    )
+
+
+def lacking(api, own, namespaces):
+    """What the check at start finds missing."""
+
+    async def ask():
+        async with Client(connection(api)) as client:
+            return await missing(client, own, namespaces, ["scheduling.k8s.io"])
+
+    return asyncio.run(ask())
+
+
+def role(namespace, table):
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": ACCOUNT, "namespace": namespace},
+        "rules": rules(table),
+    }
+
+
+def test_the_file_is_what_the_table_says():
+    documents = list(yaml.safe_load_all(PATH.read_text()))
+    (role_,) = [d for d in documents if d["kind"] == "ClusterRole"]
+    assert role_["rules"] == rules(NAMESPACED)
+    assert not [r for r in role_["rules"] if "secrets" in r["resources"]]
+    assert not [r for r in role_["rules"] if "*" in (*r["verbs"], *r["resources"])]
+
+
+@pytest.mark.parametrize(("number", "verb"), EVERY, ids=lambda v: str(v))
+def test_each_right_is_missed_by_name(cluster, namespace, number, verb):
+    api = grant(cluster, namespace, [namespace])
+    rule = NAMESPACED[number]
+    without = replace(rule, verbs=tuple(v for v in rule.verbs if v != verb))
+    table = [r for r in (*NAMESPACED[:number], without, *NAMESPACED[number + 1 :]) if r.verbs]
+    apply(cluster.admin, role(namespace, table))
+    expected = [f"{verb} {rule.resource} in {namespace}"]
+    eventually(lambda: lacking(api, namespace, [namespace]) == expected, 20)
+
+
+def test_with_all_of_them_nothing_is_missing(cluster, namespace):
+    api = grant(cluster, namespace, [namespace])
+    eventually(lambda: lacking(api, namespace, [namespace]) == [], 20)
+
+
+def test_a_missing_right_is_a_condition_and_clears_itself(cluster, namespace, tmp_path):
+    api = grant(cluster, namespace, [namespace])
+    poor = [r for r in NAMESPACED if r.resource != "pods/log"]
+    apply(cluster.admin, role(namespace, poor))
+    eventually(lambda: lacking(api, namespace, [namespace]), 20)
+    run = Resource(cluster, namespace).create()
+    flags = ("--namespaces", namespace, "--own-namespace", namespace)
+    operator = Operator(cluster.write_kubeconfig(api), *flags, log=tmp_path / "log")
+    try:
+        operator.start("unauthorized")
+        code, text = operator.probe("readyz")
+        assert (code, "get pods/log" in text) == (503, True)
+        eventually(lambda: run.condition("OperatorAuthorized").get("status") == "False")
+        assert "get pods/log" in run.condition("OperatorAuthorized")["message"]
+        assert run.children("jobs") == []
+        apply(cluster.admin, role(namespace, NAMESPACED))
+        eventually(lambda: run.condition("OperatorAuthorized").get("status") == "True", 60)
+        eventually(lambda: run.children("jobs"))
+    finally:
+        operator.kill()
+
+
+def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace, tmp_path):
+    """One namespace, Roles only; in the audit log every verb is used, and nothing is refused."""
+    namespace = gpu_namespace
+    api = grant(gpu_cluster, namespace, [namespace])
+    hangs = {"metadata": {"annotations": {"fake.video2world.dev/hangs": "true"}}}
+    hangs["spec"] = {"terminationGracePeriodSeconds": 1}
+    flags = ("--namespaces", namespace, "--own-namespace", namespace)
+    flags += ("--termination-bound-seconds", "1")
+    log = tmp_path / "log"
+    with Operator(gpu_cluster.write_kubeconfig(api), *flags, log=log) as operator:
+        run = Resource(gpu_cluster, namespace).create(
+            ttlSecondsAfterFinished=1, stages={"train": {"podTemplate": hangs}},
+            scheduling={"gang": "Auto"},
+        )  # fmt: skip
+        first = run.to_training()[0]
+        gpu_cluster.finish_pod(namespace, first, 1)
+        run.finish("train", 2)
+        run.finish("inference")
+        eventually(lambda: not exists(gpu_cluster.admin, f"{run.path}/run"))
+        assert operator.alive, operator.tail()
+    user = f"system:serviceaccount:{namespace}:{ACCOUNT}"
+    used, refused = set(), []
+    for event in gpu_cluster.audit(user):
+        about = event.get("objectRef", {})
+        name = about.get("resource", "") + (
+            f"/{about['subresource']}" if "subresource" in about else ""
+        )
+        if event["responseStatus"]["code"] == 403:
+            refused.append((event["verb"], name, about.get("namespace")))
+        used.add((about.get("apiGroup", ""), name, event["verb"]))
+    assert refused == []
+    granted = {
+        (rule.group, rule.resource, verb)
+        for rule in (*NAMESPACED, *OWN_NAMESPACE)
+        for verb in rule.verbs
+        if not rule.optional or rule.group == "scheduling.k8s.io"
+    }
+    assert granted - used == set()
