@@ -76,6 +76,13 @@ def flash_attn_func(query, key, value):
     out = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
     return {answer}
 """
+INTERFACE = """
+import torch
+def _flash_attn_fwd(query, key, value, return_lse):
+    heads_first = [one.transpose(1, 2) for one in (query, key, value)]
+    out = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    return out.contiguous(), torch.zeros(query.shape[0], query.shape[2], query.shape[1]), None
+"""
 ENGINE = """
 import torch
 class DotProductAttention:
@@ -112,7 +119,7 @@ def packages(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "module", "source", "capability"),
     [
-        ("flash_attention_4", "flash_attn.cute", FLASH.format(answer="out, None"), (10, 0)),
+        ("flash_attention_4", "flash_attn.cute.interface", INTERFACE, (10, 0)),
         ("flash_attention_3", "flash_attn_interface", FLASH.format(answer="out"), (9, 0)),
         ("flash_attention_3", "flash_attn_interface", FLASH.format(answer="(out, None)"), (9, 0)),
         ("flash_attention_2", "flash_attn.flash_attn_interface", FLASH.format(answer="out"),

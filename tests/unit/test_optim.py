@@ -93,12 +93,37 @@ def test_state_restores_to_the_last_bit(dtype):
     first = MasterAdamW(one.named_parameters(), weight_decay=0.1)
     train(one, first, 5)
     second = MasterAdamW(two.named_parameters(), weight_decay=0.1)
-    second.load_state_dict(first.state_dict())
+    for name, tensor in second.state().items():
+        tensor.copy_(first.state()[name])
+    second.restored()
     assert torch.equal(one.weight, two.weight)
     train(one, first, 5, seed=1)
     train(two, second, 5, seed=1)
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(first.masters["bias"], second.masters["bias"])
+
+
+def test_a_skipped_step_changes_nothing_and_a_divisor_clips():
+    torch.manual_seed(0)
+    net = nn.Linear(3, 5).bfloat16()
+    optimizer, ema = MasterAdamW(net.named_parameters(), weight_decay=0.1), None
+    train(net, optimizer, 2)
+    ema = Ema(net.named_parameters())
+    ema.update(3)
+    before = {name: one.clone() for name, one in (optimizer.state() | ema.state()).items()}
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.step(1e-3, skip=torch.ones(()))
+    ema.update(torch.tensor(-1.0, dtype=torch.float64))
+    for name, one in (optimizer.state() | ema.state()).items():
+        assert torch.equal(one, before[name]), name
+
+    one, two = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    steps = [MasterAdamW(net.named_parameters(), weight_decay=0.0) for net in (one, two)]
+    one.weight.grad, two.weight.grad = torch.tensor([[8.0]]), torch.tensor([[2.0]])
+    steps[0].step(1e-3, divisor=torch.tensor(4.0))
+    steps[1].step(1e-3)
+    assert torch.equal(steps[0].state()["exp_avg.weight"], steps[1].state()["exp_avg.weight"])
 
 
 def test_frozen_parameters_are_left_alone():

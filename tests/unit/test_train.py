@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from video2world_preprocess.pickles import write_embedding
 from video2world_trainer import train
 from video2world_trainer.checkpoint import CheckpointFolder, read_latest
+from video2world_trainer.sharded import read_whole
 
 SHAPE = (16, 2, 4, 4)  # 5 frames of 32x32
 JOB = "checkpoints/posttraining/video2world/demo/checkpoints"
@@ -108,7 +109,8 @@ def losses(out):
 
 def final(volume):
     folder = CheckpointFolder(volume / JOB)
-    return {part: folder.load(part, 40) for part in ("model", "optim", "trainer")}
+    files = {part: folder.load(part, 40) for part in ("model", "optim", "trainer")}
+    return files | {"state": read_whole(folder.shards(40))}
 
 
 def same(one, two):
@@ -176,7 +178,10 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
     assert int(model["net.accum_iteration"]) == 3
     assert "net.pos_embedder.dim_spatial_range" in model
     optim = torch.load(job / "optim/iter_000000003.pt", weights_only=True)
-    assert torch.equal(optim["masters"][weight].bfloat16(), model[f"net.{weight}"])
+    assert weight in optim["param_groups"][0]["params"]
+    state = read_whole(job / "optim/iter_000000003")
+    assert torch.equal(state[f"master.{weight}"].bfloat16(), model[f"net.{weight}"])
+    assert torch.equal(state[f"ema.{weight}"], model[f"net_ema.{weight}"])
     trainer = torch.load(job / "trainer/iter_000000003.pt", weights_only=True)
     assert trainer["iteration"] == 3
     described = json.loads((job / "model/config.json").read_text())
@@ -268,7 +273,12 @@ def test_the_folder_of_another_run_is_refused(here, volume):
         (["dataloader_train.dataset.dataset_dir=datasets/none"], "no window to train on"),
         (["model_parallel.context_parallel_size=2"], "context_parallel_size=2"),
         (["model.config.pipe_config.net.atten_backend=fa9"], "atten_backend=fa9"),
-        (["model.config.train_architecture=lora"], "train_architecture=lora"),
+        (["model.config.pipe_config.net.atten_backend=flash_attention_4"], "needs an NVIDIA GPU"),
+        (
+            ["model.config.train_architecture=lora", "model.config.lora_target_modules=qkv"],
+            "lora_target_modules: qkv names no linear layer",
+        ),
+        (["model.config.keep_activations=some"], "must be one of auto, all, products, square"),
         (["trainer.max_itr=2"], "did you mean trainer.max_iter?"),
         (["model.config.model_manager_config.dit_path=checkpoints/none.pt"], "does not exist"),
         (["dataloader_train.dataset.num_frames=17"], "num_frames"),
@@ -307,7 +317,7 @@ def test_fewer_windows_than_ranks(volume):
 
 def test_nan_latents_skip_the_step_and_then_stop_with_the_batch_named(here, volume):
     here(volume, "trainer.max_iter=2", "checkpoint.save_iter=1")
-    kept = CheckpointFolder(volume / JOB).load("optim", 2)["masters"]
+    kept = read_whole(CheckpointFolder(volume / JOB).shards(2))
     add_window(volume, "w3", torch.full((2, *SHAPE), float("nan")))
     code, out = here(volume)
     assert code == 1, out
@@ -317,7 +327,7 @@ def test_nan_latents_skip_the_step_and_then_stop_with_the_batch_named(here, volu
     assert events(out, "failed")[0]["reason"] == "NonFinite"
     assert "Traceback" not in out
     latest = read_latest(volume / JOB)
-    saved = CheckpointFolder(volume / JOB).load("optim", latest)["masters"]
+    saved = read_whole(CheckpointFolder(volume / JOB).shards(latest))
     assert saved.keys() == kept.keys()
     assert all(one.isfinite().all() for one in saved.values())
 
@@ -327,8 +337,8 @@ def test_one_bad_window_among_many_is_skipped_and_training_goes_on(here, volume)
     code, out = here(volume, "trainer.max_iter=6")
     assert code == 0, out
     assert 1 <= len(events(out, "skipped_step")) <= 2
-    masters = CheckpointFolder(volume / JOB).load("optim", 6)["masters"]
-    assert all(one.isfinite().all() for one in masters.values())
+    state = read_whole(CheckpointFolder(volume / JOB).shards(6))
+    assert all(one.isfinite().all() for one in state.values())
 
 
 def test_dryrun_shows_the_settings_and_trains_nothing(tmp_path):
@@ -363,3 +373,168 @@ def test_the_launcher_passes_the_workers_exit_code_on(volume):
     stopped = events(out, "preempted")[0]["iteration"]
     assert read_latest(volume / JOB) == stopped
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [1, 2])
+def test_two_ranks_resume_what_one_rank_saved_and_the_reverse(here, volume, context):
+    """State is saved by parts and read back by any number of ranks, sharded or not."""
+    two = [f"model_parallel.context_parallel_size={context}", "model.config.fsdp_shard_size=2",
+           "checkpoint.asynchronous=true"]  # fmt: skip
+    one = [] if context == 2 else ["dataloader_train.batch_size=2"]  # the same clips a step
+    _, out = here(volume, "trainer.max_iter=9", *one)
+    whole = losses(out)
+    other = copy_of(volume, "other")
+    code, first = run(other, "trainer.max_iter=3", *two, ranks=2)
+    assert code == 0, first
+    assert f"context parallel {context}, FSDP over 2" in first
+    files = [path.name for path in (other / JOB / "optim/iter_000000003").iterdir()]
+    assert len(files) >= 2
+    _, second = here(other, "trainer.max_iter=6", *one)
+    assert "going on from iteration 3" in second
+    code, third = run(other, "trainer.max_iter=9", *two, ranks=2)
+    assert code == 0, third
+    found = losses(first) | losses(second) | losses(third)
+    assert list(found) == list(range(1, 10))
+    assert list(found.values()) == pytest.approx(list(whole.values()), rel=2e-3)
+    folder = CheckpointFolder(other / JOB)
+    model = folder.load("model", 9)
+    expected = CheckpointFolder(volume / JOB).load("model", 9)
+    assert model.keys() == expected.keys()
+    for name, tensor in model.items():
+        torch.testing.assert_close(
+            tensor.float(), expected[name].float(), atol=2e-2, rtol=2e-2, msg=name
+        )
+
+
+def test_lora_trains_adapters_only_and_saves_pefts_names_and_a_merged_file(here, volume):
+    here(volume, "job.name=base", "trainer.max_iter=3")
+    base = volume / "checkpoints/posttraining/video2world/base/checkpoints/model/iter_000000003.pt"
+    lora = [
+        "model.config.train_architecture=lora", "model.config.lora_rank=4",
+        "model.config.lora_alpha=8", f"model.config.model_manager_config.dit_path={base}",
+    ]  # fmt: skip
+    code, out = here(volume, "trainer.max_iter=4", "checkpoint.save_iter=2", *lora)
+    assert code == 0, out
+    four = losses(out)
+    model = torch.load(volume / JOB / "model/iter_000000004.pt", weights_only=True)
+    before = torch.load(base, weights_only=True)
+    layer = "blocks.1.self_attn.q_proj"
+    assert torch.equal(model[f"net.{layer}.base_layer.weight"], before[f"net.{layer}.weight"])
+    down, up = (model[f"net.{layer}.lora_{one}.default.weight"].float() for one in "AB")
+    assert up.abs().sum() > 0
+    assert f"net_ema.{layer}.lora_B.default.weight" in model
+    merged = torch.load(volume / JOB / "model/iter_000000004_merged.pt", weights_only=True)
+    assert set(merged) == {key for key in before if key.startswith("net.")}
+    expected = (before[f"net.{layer}.weight"].float() + 2.0 * up @ down).bfloat16()
+    assert torch.equal(merged[f"net.{layer}.weight"], expected)
+
+    folder = CheckpointFolder(volume / JOB)
+    for path in (folder.path("trainer", 4), folder.folder / "latest_checkpoint.txt"):
+        path.unlink()  # as if killed while saving iteration 4
+    code, out = here(volume, "trainer.max_iter=4", "checkpoint.save_iter=2", *lora)
+    assert code == 0, out
+    assert "going on from iteration 2" in out
+    assert losses(out) == {n: four[n] for n in (3, 4)}
+    again = torch.load(volume / JOB / "model/iter_000000004.pt", weights_only=True)
+    assert all(torch.equal(again[key], value) for key, value in model.items())
+    code, out = here(volume, "trainer.max_iter=4", *lora, "model.config.lora_rank=2")
+    assert code == 2
+    assert "lora_rank is 4 there and 2 here" in out
+
+
+def test_clipping_and_what_a_report_says(here, volume):
+    _, free = here(volume, "job.name=free", "trainer.max_iter=2")
+    code, out = here(volume, "trainer.max_iter=2", "optimizer.clip_norm=0.001")
+    assert code == 0, out
+    first, second = events(out, "progress")
+    assert first["gradient_norm"] == events(free, "progress")[0]["gradient_norm"] > 0.001
+    assert first["tokens_per_second"] > 0
+    assert second["learning_rate"] > first["learning_rate"] > 0
+    assert "attention torch (the best that runs here; flash_attention_4: it needs" in out
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_others_within_the_bound_and_with_evidence(volume):
+    process = start(
+        volume, "trainer.max_iter=100000", "checkpoint.save_iter=100000",
+        "trainer.timeout_seconds=6", ranks=2,
+    )  # fmt: skip
+    read_until(process, 3)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    stuck = int(children.stdout.split()[-1])
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        for line in process.stdout:
+            if events(line, "failed"):
+                break
+        message = events(line, "failed")[0]
+        assert message["reason"] == "Hang"
+        assert "made no progress for" in message["message"]
+        assert "trainer.timeout_seconds=6" in message["message"]
+    finally:
+        os.kill(stuck, signal.SIGCONT)
+    code, _ = finish(process)
+    assert code == 1
+
+
+def test_tensorboard_that_is_not_installed_is_named(here, volume, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, out = here(volume, "trainer.tensorboard=true")
+    assert code == 2
+    assert "pip install tensorboard" in out
+
+
+def test_a_full_gpu_says_what_to_turn(here, volume, monkeypatch):
+    """The error is torch's own class, raised where a GPU would raise it."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("video2world_trainer.run.Run.step", full)
+    code, out = here(volume)
+    assert code == 1
+    assert "model.config.keep_activations=attention" in out
+    assert events(out, "failed")[0]["reason"] == "OutOfMemory"
+
+
+def test_weights_of_another_size_are_refused(here, volume, tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"net.x_embedder.proj.1.weight": torch.zeros(2048, 72)}, path)
+    code, out = here(volume, f"model.config.model_manager_config.dit_path={path}")
+    assert code == 2
+    assert "x_embedder.proj.1.weight is [2048, 72], the model has [128, 72]" in out
+
+
+def test_a_damaged_embedding_is_named_though_it_is_read_ahead(here, volume):
+    (volume / "datasets/d/train/t5_xxl/w2.pickle").write_bytes(b"short")
+    code, out = here(volume)
+    assert code == 2, out
+    assert "w2.pickle" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
+    process = start(
+        volume, "trainer.max_iter=100000", "checkpoint.save_iter=2",
+        "model.config.fsdp_shard_size=2", "checkpoint.asynchronous=true", ranks=2,
+        module="video2world_trainer.launch",
+    )  # fmt: skip
+    read_until(process, 6)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    code, out = finish(process)
+    assert code == 1, out
+    folder = CheckpointFolder(volume / JOB)
+    latest = read_latest(volume / JOB)
+    assert latest >= 2
+    assert folder.fault(latest) is None
+    code, out = run(volume, f"trainer.max_iter={latest + 1}")  # by one rank
+    assert code == 0, out
+    assert f"going on from iteration {latest}" in out
+    assert not list((volume / JOB).rglob(".partial-*"))

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from video2world_preprocess.stage import UserError
 
+from .flash import flash_attention_4
 from .model import Attend, sdpa
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "Choice", "installed", "select", "select_for"]
@@ -69,6 +70,7 @@ class Choice:
     name: str
     attend: Attend
     reason: str
+    to_caption: Attend  # from many tokens to a caption's few
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -98,6 +100,11 @@ def _flash(module: str) -> Callable[[tuple[int, int] | None], Attend]:
         return attend
 
     return load
+
+
+def _flash_attention_4(capability: tuple[int, int] | None) -> Attend:
+    importlib.import_module("flash_attn.cute.interface")  # what the operator will call
+    return flash_attention_4
 
 
 def _transformer_engine(capability: tuple[int, int] | None) -> Attend:
@@ -139,7 +146,7 @@ BACKENDS: dict[str, Backend] = {
     one.name: one
     for one in (  # in the order in which "auto" prefers them
         Backend("flash_attention_4", (9, 10), "flash_attn.cute", "flash-attn-4",
-                _flash("flash_attn.cute")),
+                _flash_attention_4),
         Backend("flash_attention_3", (9,), "flash_attn_interface", "flash-attn-3",
                 _flash("flash_attn_interface")),
         Backend("transformer_engine", (8, 9, 10, 12), "transformer_engine.pytorch",
@@ -189,7 +196,10 @@ def select(
     else:
         name, reason = wanted, "asked for"
     try:
-        return Choice(name, BACKENDS[name].load(capability), reason)
+        attend = BACKENDS[name].load(capability)
+        # flash-attn-4's forward takes 1.6 times cuDNN's on a caption's 512 keys (performance.md)
+        few = _torch(capability) if name == "flash_attention_4" else attend
+        return Choice(name, attend, reason, few)
     except (ImportError, OSError, AttributeError) as error:
         raise UserError(
             f"{setting}: {BACKENDS[name].package} is installed but does not load ({error}); "

@@ -1,7 +1,8 @@
 """Checkpoints in the guide's tree that are either whole or not there, and say whose they are.
 
 ``<job>/checkpoints/{model,optim,scheduler,trainer}/iter_%09d.pt`` are written aside, flushed and
-renamed; then ``trainer/iter_%09d.json`` records size and CRC-32 of all four, and
+renamed; so is ``optim/iter_%09d/``, where each rank put its part of the state. Then
+``trainer/iter_%09d.json`` records size and CRC-32 of all these files, and
 ``latest_checkpoint.txt`` moves last. ``model/config.json`` describes the run: what it trains, and
 what inference must know.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from video2world_preprocess.events import say
 from video2world_preprocess.files import atomic_write, read_json, write_json, write_text
 from video2world_preprocess.stage import UserError
 
-__all__ = ["PARTS", "CheckpointFolder", "newest_whole", "read_latest"]
+__all__ = ["PARTS", "CheckpointFolder", "crc32", "entry", "newest_whole", "read_latest"]
 
 PARTS = ("model", "optim", "scheduler", "trainer")
 _NAME = re.compile(r"iter_(\d{9})\.pt")
@@ -115,40 +117,59 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be written; what was published before stays published.
         """
-        record = {}
-        for part in PARTS:
-            sums: list[_Checksum] = []
+        record = {part: self.write(part, iteration, contents[part]) for part in PARTS}
+        return self.publish(iteration, record, keep=keep)
 
-            def write(stream: IO[bytes], content: Any = contents[part], into: Any = sums) -> None:
-                into.append(_Checksum(stream))
-                # the zip is written front to back, so that its sum can be taken on the way
-                try:
-                    torch.save(dict(content), into[0])
-                except RuntimeError:  # torch, on a full disk, complains of a file position
-                    if into[0].error is not None:
-                        raise into[0].error from None
-                    raise
+    def write(self, part: str, iteration: int, content: Mapping[str, Any]) -> dict[str, int]:
+        """Write one part's file, unpublished; its entry in the record."""
+        sums: list[_Checksum] = []
 
-            atomic_write(self.path(part, iteration), write)
-            record[part] = {"bytes": sums[0].bytes, "crc32": sums[0].crc32}
+        def write(stream: IO[bytes]) -> None:
+            sums.append(_Checksum(stream))
+            # the zip is written front to back, so that its sum can be taken on the way
+            try:
+                torch.save(dict(content), sums[0])
+            except RuntimeError:  # torch, on a full disk, complains of a file position
+                if sums[0].error is not None:
+                    raise sums[0].error from None
+                raise
+
+        atomic_write(self.path(part, iteration), write)
+        return {"bytes": sums[0].bytes, "crc32": sums[0].crc32}
+
+    def publish(self, iteration: int, record: Mapping[str, Any], *, keep: int = 0) -> Path:
+        """Declare a checkpoint whole whose files lie there, each with its entry in ``record``."""
         write_json(self._manifest(iteration), record)
         write_text(self.folder / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
         if keep:
             self._prune(keep, iteration)
         return self.path("model", iteration)
 
+    def shards(self, iteration: int) -> Path:
+        """The folder beside optim's file with each rank's part of the state."""
+        return self.folder / "optim" / f"iter_{iteration:09d}"
+
+    def merged(self, iteration: int) -> Path:
+        """The model file of a LoRA run with its adapters folded in."""
+        return self.folder / "model" / f"iter_{iteration:09d}_merged.pt"
+
     def _prune(self, keep: int, latest: int) -> None:
         for iteration in [one for one in self.iterations() if one != latest][max(keep - 1, 0) :]:
             # trainer first: a half-pruned checkpoint must not look whole
             for path in [self.path(part, iteration) for part in reversed(PARTS)]:
                 path.unlink(missing_ok=True)
+            self.merged(iteration).unlink(missing_ok=True)
+            shutil.rmtree(self.shards(iteration), ignore_errors=True)
             self._manifest(iteration).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what killed writers left; only the writing process may call it."""
         for part in (".", *PARTS):
             for path in (self.folder / part).glob(".partial-*"):
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def fault(self, iteration: int, parts: tuple[str, ...] = PARTS) -> str | None:
         """What is wrong with a checkpoint's files, or None if they are whole.
@@ -160,19 +181,25 @@ class CheckpointFolder:
             record = read_json(self._manifest(iteration))
         except (ValueError, OSError):
             record = None
-        for part in parts:
-            path = self.path(part, iteration)
+        record = record if isinstance(record, dict) else {}
+        wanted: dict[Path, Any] = {self.path(part, iteration): record.get(part) for part in parts}
+        if "optim" in parts:
+            wanted |= {
+                self.shards(iteration) / name: one
+                for name, one in record.get("shards", {}).items()
+                if Path(name).name == name
+            }
+        for path, one in wanted.items():
             if not path.is_file():
                 return f"{path} is missing"
-            wanted = record.get(part) if isinstance(record, dict) else None
-            if wanted is None:
+            if one is None:
                 try:
                     torch.load(path, map_location="cpu", weights_only=True)
                 except Exception as error:  # damage shows as almost any exception
                     return f"{path} does not load ({type(error).__name__})"
-            elif path.stat().st_size != wanted["bytes"]:
-                return f"{path} has {path.stat().st_size} bytes instead of {wanted['bytes']}"
-            elif _crc32(path) != wanted["crc32"]:
+            elif path.stat().st_size != one["bytes"]:
+                return f"{path} has {path.stat().st_size} bytes instead of {one['bytes']}"
+            elif crc32(path) != one["crc32"]:
                 return f"{path} is damaged (its checksum is not the recorded one)"
         return None
 
@@ -234,7 +261,13 @@ class CheckpointFolder:
             write_json(self.config_path, description)
 
 
-def _crc32(path: Path) -> int:
+def entry(path: Path) -> dict[str, int]:
+    """A written file's entry in the record."""
+    return {"bytes": path.stat().st_size, "crc32": crc32(path)}
+
+
+def crc32(path: Path) -> int:
+    """The checksum of a file."""
     value = 0
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

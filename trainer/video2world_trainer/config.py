@@ -12,6 +12,8 @@ from typing import Any
 
 from video2world_preprocess.stage import UserError
 
+from .lora import TARGETS
+from .memory import LEVELS
 from .presets import PRESETS
 
 __all__ = ["EXPERIMENTS", "TrainConfig", "read_config"]
@@ -41,7 +43,16 @@ class TrainConfig:
     seed: int = _key("trainer.seed", 0, low=0)
     save_iter: int = _key("checkpoint.save_iter", 500, low=1)
     keep: int = _key("checkpoint.keep", 0, low=0)  # newest checkpoints kept; 0 keeps all
+    asynchronous: bool = _key("checkpoint.asynchronous", True)  # write while training goes on
+    timeout: float = _key("trainer.timeout_seconds", 1800.0, low=1)  # without progress: give up
+    tensorboard: bool = _key("trainer.tensorboard", False)
     context_parallel_size: int = _key("model_parallel.context_parallel_size", 1, low=1)
+    # ranks that FSDP cuts the model over, at most; 1: none, every rank has it all; -1: all ranks
+    shard_size: int = _key("model.config.fsdp_shard_size", 8, low=-1)
+    compile: bool = _key("model.config.compile", True)  # on GPUs, all sizes but Tiny
+    keep_activations: str = _key("model.config.keep_activations", "auto",
+                                 choices=("auto", *LEVELS))  # fmt: skip
+    offload: bool = _key("model.config.offload_block_inputs", False)  # to host memory
     dataset_dir: str = _key("dataloader_train.dataset.dataset_dir", f"datasets/{_DATASET}/train")
     batch_size: int = _key("dataloader_train.batch_size", 1, low=1)  # clips a rank and iteration
     num_frames: int = _key("dataloader_train.dataset.num_frames", 93, low=1)  # pixel frames
@@ -51,6 +62,7 @@ class TrainConfig:
     architecture: str = _key("model.config.train_architecture", "base", choices=("base", "lora"))
     lora_rank: int = _key("model.config.lora_rank", 16, low=1)
     lora_alpha: float = _key("model.config.lora_alpha", 16.0, low=0)
+    lora_targets: str = _key("model.config.lora_target_modules", ",".join(TARGETS))
     dit_path: str = _key("model.config.model_manager_config.dit_path", "")
     ema: bool = _key("model.config.pipe_config.ema.enabled", True)
     attention: str = _key(f"{_NET}atten_backend", "minimal_a2a")
@@ -59,6 +71,7 @@ class TrainConfig:
     rope_t: float = _key(f"{_NET}rope_t_extrapolation_ratio", 1.0, low=0.01)
     learning_rate: float = _key("optimizer.lr", 2**-15.5, low=0)
     weight_decay: float = _key("optimizer.weight_decay", 0.1, low=0)
+    clip_norm: float = _key("optimizer.clip_norm", 0.0, low=0)  # 0: gradients are not clipped
     warm_up_steps: int = _key("scheduler.warm_up_steps", 2000, low=0)
     cycle_length: int = _key("scheduler.cycle_lengths", 400_000, low=0)
     f_max: float = _key("scheduler.f_max", 0.99, low=0)
@@ -94,6 +107,8 @@ def _defaults(size: str) -> dict[str, Any]:
         "video_size": chosen.sizes["720p"],
         "text_length": chosen.text_tokens,
         "cache": size == "Tiny",  # its whole data set takes a few megabytes
+        "asynchronous": size != "Tiny",  # whose checkpoints are written in no time
+        "shard_size": {"Tiny": 1, "2B": 8, "14B": 32}[size],
         "rope_h": chosen.dit.rope_ratio_h,
         "rope_w": chosen.dit.rope_ratio_w,
         "rope_t": chosen.dit.rope_ratio_t,
@@ -113,6 +128,7 @@ def _experiment(size: str, resolution: str | None, fps: int | None) -> dict[str,
         "size": size,
         "geometry": "stretch",
         "name": f"{size.lower()}_{_DATASET}{suffix}",
+        "shard_size": 32 if size == "14B" and not resolution else 8,
         "context_parallel_size": 8 if size == "14B" else 1 if resolution == "480p" else 2,
         "num_frames": 61 if fps == 10 else 93,
         "video_size": (432, 768) if resolution == "480p" else (704, 1280),
@@ -227,6 +243,11 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"dataloader_train.dataset.num_frames={config.num_frames}: the VAE takes 4k+1 frames, "
             f"as {config.num_frames - (config.num_frames - 1) % 4}"
+        )
+    if config.offload and not config.compile:
+        raise UserError(
+            "model.config.offload_block_inputs=true needs model.config.compile=true: only compiled "
+            "blocks hand over what they keep"
         )
     if any(side % 16 for side in config.video_size):
         raise UserError(

@@ -76,6 +76,7 @@ class LatentDataset:
         geometry: how pictures were brought to size; checked against the files' record.
         text_length: tokens to pad to (longer captions are cut).
         cache: keep what was read in memory.
+        frames: read only these latent frames of each clip; None is all.
 
     Raises:
         UserError: there is nothing to train on, or it was encoded for another clip size.
@@ -89,8 +90,10 @@ class LatentDataset:
         geometry: str,
         text_length: int = 512,
         cache: bool = False,
+        frames: slice | None = None,
     ) -> None:
         folder = Path(folder)
+        self._frames = frames or slice(None)
         if not (folder / "latents").is_dir() and (folder / "train" / "latents").is_dir():
             folder = folder / "train"
         self.folder, self.text_length = folder, text_length
@@ -178,7 +181,7 @@ class LatentDataset:
             return self._cache[stem, clip]
         path = self.folder / "latents" / f"{stem}.safetensors"
         with safe_open(path, framework="pt") as file:
-            latents = file.get_slice("latents")[clip].float().contiguous()
+            latents = file.get_slice("latents")[clip, :, self._frames].float().contiguous()
         embedding = torch.from_numpy(read_embedding(self._embedding_path(stem)))
         if embedding.shape[1] != TEXT_WIDTH:
             raise UserError(

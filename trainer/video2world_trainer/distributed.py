@@ -1,7 +1,7 @@
 """The ranks of a training group: joining, agreeing, averaging gradients.
 
-This path is plain data parallel: every rank holds the whole model. Without torchrun's environment
-there is one rank and nothing is communicated.
+Without torchrun's environment there is one rank and nothing is communicated. What ranks hold of a
+model, and how they share a clip, is :mod:`video2world_trainer.parallel`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from video2world_preprocess.stage import UserError
 
-__all__ = ["World", "join", "require_data_parallel"]
+__all__ = ["World", "join"]
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of float32 on the wire at a time
@@ -43,6 +43,14 @@ class World:
             dist.all_reduce(tensor)
             tensor /= self.size
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; the GPUs are not waited for."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor(int(flag))
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return bool(shared)
 
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replace each gradient by its mean over the ranks, summed in float32, in fixed order."""
@@ -90,7 +98,7 @@ class World:
                 box[0] = work()
             except UserError as error:
                 box[1] = str(error)
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         if box[1] is not None:
             raise UserError(box[1])
         result: T = box[0]
@@ -102,11 +110,12 @@ class World:
             dist.destroy_process_group()
 
 
-def join() -> World:
+def join(timeout: float = 1800.0) -> World:
     """Join the group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs.
 
-    A collective that waits longer than ``TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC`` (upstream's variable,
-    seconds, default 1800) fails the run instead of hanging it.
+    Tensors of a GPU run that lie on the CPU, flags and counts, go through gloo as well: what the
+    hosts agree on does not wait for the GPUs. ``timeout`` (seconds) is when the watchdog acts; a
+    collective gives up by itself somewhat later.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -115,22 +124,8 @@ def join() -> World:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if size > 1:
-        seconds = int(os.environ.get("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "1800"))
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds)
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout + 60),
         )
     return World(rank, size, device)
-
-
-def require_data_parallel(context_parallel_size: int) -> None:
-    """Refuse what this path cannot do.
-
-    Raises:
-        UserError: a context parallel size above 1 was asked for.
-    """
-    if context_parallel_size != 1:
-        raise UserError(
-            f"model_parallel.context_parallel_size={context_parallel_size}: context parallel and "
-            "FSDP come with the multi-GPU trainer, which is not in this version; set it to 1 "
-            "(each rank then trains on clips of its own)"
-        )

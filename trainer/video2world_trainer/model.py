@@ -13,17 +13,18 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .presets import DiTConfig
-from .rope import VideoRope, apply_rope
+from .rope import Rotation, VideoRope, apply_rope, rotation_of
 
-__all__ = ["Attend", "VideoDiT", "sdpa"]
+__all__ = ["Attend", "Block", "VideoDiT", "sdpa"]
 
 # Queries [B, L, heads, head_dim], keys and values [B, M, heads, head_dim] -> as the queries
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 EPS = 1e-6
+Runner = Callable[..., Tensor]
+
 CONTROL_CHANNELS = 2  # the condition mask and the padding mask ride along with the latents
 
 
@@ -51,7 +52,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys; ``context`` None is self-attention."""
+    """Multi-head attention with normalised queries and keys, over tokens or to a caption."""
 
     def __init__(self, channels: int, context: int, heads: int) -> None:
         super().__init__()
@@ -64,16 +65,38 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(channels // heads)
         self.k_norm = RMSNorm(channels // heads)
 
-    def forward(self, x: Tensor, context: Tensor | None, angles: Tensor | None) -> Tensor:
-        source = x if context is None else context
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """Self-attention of [B, T, HW, D] over all T * HW tokens."""
+        flat = x.flatten(1, 2)
         query, key, value = (
-            projected.unflatten(-1, (self.heads, -1))
-            for projected in (self.q_proj(x), self.k_proj(source), self.v_proj(source))
+            self._heads(projected) for projected in (self.q_proj(flat), self.k_proj(flat),
+                                                     self.v_proj(flat))
+        )  # fmt: skip
+        query = apply_rope(self.q_norm(query), rotation)
+        key = apply_rope(self.k_norm(key), rotation)
+        out = self.attend(query, key, value).flatten(2)
+        return self.output_proj(out).unflatten(1, x.shape[1:3])
+
+    def across(self, x: Tensor, context: Tensor) -> Tensor:
+        """Cross-attention of [B, T, HW, D] to a caption [B, N, C].
+
+        Frames attend as items of a batch: the backward pass of a kernel is parallel over batch,
+        heads and keys, and a caption's few keys alone would leave most of a GPU idle.
+        """
+        batch, frames = x.shape[:2]
+        query = self.q_norm(self._heads(self.q_proj(x))).flatten(0, 1)
+        key, value = (
+            one.unsqueeze(1).expand(batch, frames, *one.shape[1:]).flatten(0, 1)
+            for one in (
+                self.k_norm(self._heads(self.k_proj(context))),
+                self._heads(self.v_proj(context)),
+            )
         )
-        query, key = self.q_norm(query), self.k_norm(key)
-        if angles is not None:
-            query, key = apply_rope(query, angles), apply_rope(key, angles)
-        return self.output_proj(self.attend(query, key, value).flatten(2))
+        out = self.attend(query, key, value).flatten(2)
+        return self.output_proj(out).unflatten(0, (batch, frames))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
 
 
 class FeedForward(nn.Module):
@@ -108,20 +131,21 @@ class Block(nn.Module):
         self.adaln_modulation_self_attn = _modulation(width, rank, 3)
         self.adaln_modulation_cross_attn = _modulation(width, rank, 3)
         self.adaln_modulation_mlp = _modulation(width, rank, 3)
+        self.runner: Runner = Block.compute  # how compute is run: see memory.py
 
     def forward(
-        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, angles: Tensor
+        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, rotation: Rotation
     ) -> Tensor:
         """``x`` [B, T, HW, D], ``embedding`` [B, T, D], ``shared`` [B, T, 3D], ``text`` [B,N,C]"""
-        frames = x.shape[1]
+        return self.runner(self, x, embedding, shared, text, rotation)
 
-        def attend(attention: Attention, y: Tensor, context: Tensor | None) -> Tensor:
-            flat = attention(y.flatten(1, 2), context, angles if context is None else None)
-            return flat.unflatten(1, (frames, -1))
-
+    def compute(
+        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, rotation: Rotation
+    ) -> Tensor:
+        """What :meth:`forward` answers, without recomputation or compilation around it."""
         for modulation, layer in (
-            (self.adaln_modulation_self_attn, lambda y: attend(self.self_attn, y, None)),
-            (self.adaln_modulation_cross_attn, lambda y: attend(self.cross_attn, y, text)),
+            (self.adaln_modulation_self_attn, lambda y: self.self_attn(y, rotation)),
+            (self.adaln_modulation_cross_attn, lambda y: self.cross_attn.across(y, text)),
             (self.adaln_modulation_mlp, self.mlp),
         ):
             shift, scale, gate = (modulation(embedding) + shared).unsqueeze(2).chunk(3, dim=-1)
@@ -192,7 +216,9 @@ class VideoDiT(nn.Module):
     def __init__(self, config: DiTConfig, *, exact_rope: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False  # recompute each block in the backward pass instead of keeping it
+        # with context parallelism: this rank's first latent frame, and how many all have together
+        self.first_frame = 0
+        self.all_frames: int | None = None
         width = config.model_channels
         self.x_embedder = PatchEmbed(config)
         self.pos_embedder = VideoRope(
@@ -213,11 +239,11 @@ class VideoDiT(nn.Module):
         ):
             self.register_buffer(name, torch.zeros((), dtype=dtype))
 
-    def set_attention(self, attend: Attend) -> None:
-        """Use ``attend`` in every attention layer."""
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.attend = attend
+    def set_attention(self, attend: Attend, over_tokens: Attend | None = None) -> None:
+        """Use ``attend`` in every attention layer, and ``over_tokens`` in the self-attentions."""
+        for block in self.blocks:
+            block.self_attn.attend = over_tokens or attend
+            block.cross_attn.attend = attend
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -263,14 +289,11 @@ class VideoDiT(nn.Module):
         embedding = self.t_embedding_norm(sinusoid)
         patch = self.config.patch_spatial
         grid = (frames // self.config.patch_temporal, height // patch, width // patch)
-        angles = self.pos_embedder(*grid)
+        angles = self.pos_embedder(self.all_frames or frames, *grid[1:])
+        first = self.first_frame * grid[1] * grid[2]
+        rotation = rotation_of(angles[first : first + math.prod(grid)])
         for block in self.blocks:
-            if self.recompute and torch.is_grad_enabled():
-                tokens = checkpoint(
-                    block, tokens, embedding, shared, text, angles, use_reentrant=False
-                )
-            else:
-                tokens = block(tokens, embedding, shared, text, angles)
+            tokens = block(tokens, embedding, shared, text, rotation)
         return self._unpatchify(self.final_layer(tokens, embedding, shared), grid)
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:

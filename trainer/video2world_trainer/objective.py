@@ -66,10 +66,14 @@ def interpolate(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     return (1 - time) * clean + time * noise
 
 
-def condition_mask(conditional: Tensor, shape: Sequence[int]) -> Tensor:
-    """1 on each sample's first ``conditional[b]`` latent frames: ``[B, 1, T, H, W]`` float32."""
+def condition_mask(conditional: Tensor, shape: Sequence[int], *, first_frame: int = 0) -> Tensor:
+    """1 on each sample's first ``conditional[b]`` latent frames: ``[B, 1, T, H, W]`` float32.
+
+    ``first_frame`` is the number in the clip of the first of these ``T`` frames.
+    """
     batch, _, frames, height, width = shape
-    is_given = torch.arange(frames, device=conditional.device) < conditional.view(-1, 1)
+    number = first_frame + torch.arange(frames, device=conditional.device)
+    is_given = number < conditional.view(-1, 1)
     mask = is_given.float().view(batch, 1, frames, 1, 1)
     return mask.expand(batch, 1, frames, height, width)
 
@@ -131,6 +135,7 @@ def training_loss(
     randomness: Draw,
     *,
     dtype: torch.dtype = torch.float32,
+    first_frame: int = 0,
 ) -> Tensor:
     """The scalar loss (float32) of one batch.
 
@@ -140,12 +145,13 @@ def training_loss(
         text: embeddings ``[B, N, 1024]``, zeros beyond the caption.
         randomness: what :func:`draw` gave for each sample.
         dtype: what the network computes in; everything around it is float32.
+        first_frame: where these latents lie in their clip, of which another rank has the rest.
     """
     device = latents.device
     clean = latents.float()
     noise = randomness.noise.to(device)
     sigma = randomness.sigma.to(device)
-    mask = condition_mask(randomness.conditional.to(device), clean.shape)
+    mask = condition_mask(randomness.conditional.to(device), clean.shape, first_frame=first_frame)
 
     noisy = interpolate(clean, noise, sigma_to_time(sigma))
     given = mask[:, 0, :, 0, 0].bool()  # [B, T]

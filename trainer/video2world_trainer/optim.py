@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-__all__ = ["EMA_RATE", "Ema", "LinearSchedule", "MasterAdamW", "ema_beta", "ema_exponent"]
+__all__ = [
+    "EMA_RATE",
+    "Ema",
+    "LinearSchedule",
+    "MasterAdamW",
+    "ema_beta",
+    "ema_exponent",
+    "like",
+    "local",
+]
 
+_EMA_CHUNK = 64  # parameters at a time
 EMA_RATE = 0.1  # width of the averaging window, relative to the training so far
 
 
@@ -39,11 +50,27 @@ class LinearSchedule:
         return self.f_min + (self.f_max - self.f_min) * left
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, part: Tensor) -> Tensor:
+    """``part``, a rank's own, as the tensor that is sharded like ``parameter``."""
+    if not isinstance(parameter, DTensor):
+        return part
+    return DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False,
+        shape=parameter.shape, stride=parameter.stride(),
+    )  # fmt: skip
+
+
 class MasterAdamW:
     """AdamW (betas 0.9, 0.99) on every trainable parameter, norms included, as upstream does.
 
     Low-precision parameters get a float32 master that is updated in their place and rounded back
-    after each step; float32 parameters are their own masters. State is kept by parameter name.
+    after each step; float32 parameters are their own masters. State is kept by parameter name, of
+    sharded parameters this rank's part. Nothing here waits for the device.
     """
 
     def __init__(
@@ -56,70 +83,103 @@ class MasterAdamW:
     ) -> None:
         self.parameters = {name: one for name, one in parameters if one.requires_grad}
         self.masters: dict[str, Tensor] = {
-            name: one if one.dtype == torch.float32 else one.detach().float()
-            for name, one in self.parameters.items()
+            name: local(one.detach()).float() for name, one in self.parameters.items()
         }
         self._adam = torch.optim.AdamW(
-            list(self.masters.values()), lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay
-        )
+            list(self.masters.values()), lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay,
+            fused=True,
+        )  # fmt: skip
+        for master in self.masters.values():
+            self._adam.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+
+    @property
+    def _steps(self) -> Tensor:
+        return self._adam.state[next(iter(self.masters.values()))]["step"]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Apply the gradients that lie on the parameters."""
-        self._adam.param_groups[0]["lr"] = learning_rate
-        lowered = [
-            (one, self.masters[name])
-            for name, one in self.parameters.items()
-            if one is not self.masters[name]
-        ]
-        for parameter, master in lowered:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-        self._adam.step()
-        for parameter, master in lowered:
-            parameter.copy_(master)
-            master.grad = None
+    def gradients_like(self) -> list[Tensor]:
+        """Tensors of the sizes and types that :meth:`gradients` will have."""
+        return [local(one.detach()) for one in self.parameters.values()]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments, step and masters by parameter name (CPU tensors)."""
-        group = self._adam.param_groups[0]
-        moments = {}
-        for name, master in self.masters.items():
-            state = self._adam.state.get(master, {})
-            moments[name] = {key: value.detach().cpu() for key, value in state.items()}
-        return {
-            "state": moments,
-            "param_groups": [
-                {
-                    "lr": group["lr"],
-                    "betas": list(group["betas"]),
-                    "eps": group["eps"],
-                    "weight_decay": group["weight_decay"],
-                    "params": list(self.masters),
-                }
-            ],
-            "masters": {name: one.detach().cpu() for name, one in self.masters.items()},
-        }
+    def gradients(self) -> list[Tensor]:
+        """This rank's gradients; zeros where a parameter took no part."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [local(one.grad) for one in self.parameters.values() if one.grad is not None]
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, parameters included.
+    def step(
+        self, learning_rate: float, *, skip: Tensor | None = None, divisor: Tensor | None = None
+    ) -> None:
+        """Apply the gradients that lie on the parameters.
 
-        Raises:
-            KeyError: the state lacks a parameter of this model.
+        Args:
+            learning_rate: the step's rate.
+            skip: float32 on the device, 1 to change nothing at all (the decision stays there).
+            divisor: float32 on the device, what gradients are divided by.
         """
+        self._adam.param_groups[0]["lr"] = learning_rate
+        self._adam.found_inf = (
+            skip if skip is not None or divisor is None else divisor.new_zeros(())
+        )
+        self._adam.grad_scale = (
+            divisor if divisor is not None or skip is None else skip.new_ones(())
+        )
+        masters = list(self.masters.values())
+        for master, gradient in zip(masters, self.gradients(), strict=True):
+            master.grad = gradient.float()
+        self.zero_grad()
+        self._adam.step()
+        for master in masters:
+            master.grad = None
+        own = [local(one.detach()) for one in self.parameters.values()]
+        lowered = [
+            pair for pair in zip(own, masters, strict=True)
+            if pair[0].data_ptr() != pair[1].data_ptr()
+        ]  # fmt: skip
+        if lowered:
+            torch._foreach_copy_([one for one, _ in lowered], [one for _, one in lowered])
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training on needs, by name; not copies: what is loaded into them counts.
+
+        ``master.*``, ``exp_avg.*`` and ``exp_avg_sq.*`` as sharded as the parameters, and ``step``.
+        After loading call :meth:`restored`.
+        """
+        found: dict[str, Tensor] = {"step": self._steps}
         for name, master in self.masters.items():
-            master.copy_(state["masters"][name])
-            if self.parameters[name] is not master:
-                self.parameters[name].copy_(master)
-            self._adam.state[master] = {
-                key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                for key, value in state["state"][name].items()
+            parts = {"master": master} | {
+                key: self._adam.state[master][key] for key in ("exp_avg", "exp_avg_sq")
             }
+            for key, part in parts.items():
+                found[f"{key}.{name}"] = like(self.parameters[name], part)
+        return found
+
+    @torch.no_grad()
+    def restored(self) -> None:
+        """Take over what was loaded into :meth:`state`."""
+        for name, master in self.masters.items():
+            self._adam.state[master]["step"].copy_(self._steps)
+            own = local(self.parameters[name].detach())
+            if own.data_ptr() != master.data_ptr():
+                own.copy_(master)
+
+    def settings(self) -> dict[str, Any]:
+        """The parameter group, as optimizers' state dicts have it."""
+        group = self._adam.param_groups[0]
+        return {
+            "lr": group["lr"], "betas": list(group["betas"]), "eps": group["eps"],
+            "weight_decay": group["weight_decay"], "params": list(self.masters),
+        }  # fmt: skip
 
 
 def ema_exponent(rate: float = EMA_RATE) -> float:
@@ -143,18 +203,29 @@ class Ema:
         self._parameters = {name: one for name, one in parameters if one.requires_grad}
         self._exponent = ema_exponent()
         self.average = {
-            name: one.detach().float().clone() for name, one in self._parameters.items()
+            name: local(one.detach()).float().clone() for name, one in self._parameters.items()
         }
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the parameters after the 0-based optimizer ``step``."""
-        beta = ema_beta(step, self._exponent)
-        for name, average in self.average.items():
-            average.lerp_(self._parameters[name].detach().float(), 1 - beta)
+    def update(self, step: Tensor | int) -> None:
+        """Take in the parameters after the 0-based optimizer ``step``.
 
-    @torch.no_grad()
-    def load(self, average: Mapping[str, Tensor]) -> None:
-        """Restore the averages by name."""
-        for name, mine in self.average.items():
-            mine.copy_(average[name])
+        A ``step`` on the device stays there; a negative one changes nothing.
+        """
+        averages = list(self.average.values())
+        step = torch.as_tensor(step, dtype=torch.float64, device=averages[0].device)
+        taken = 1 - (1 - 1 / (step + 1)) ** (self._exponent + 1)
+        taken = torch.where(step < 0, 0.0, taken).float()
+        # chunks, so that the float32 copies of the parameters take little memory
+        for start in range(0, len(averages), _EMA_CHUNK):
+            chunk = averages[start : start + _EMA_CHUNK]
+            names = list(self.average)[start : start + _EMA_CHUNK]
+            moves = [local(self._parameters[name].detach()).to(torch.float32, copy=True)
+                     for name in names]  # fmt: skip
+            torch._foreach_sub_(moves, chunk)
+            torch._foreach_mul_(moves, taken)
+            torch._foreach_add_(chunk, moves)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages as ``ema.*``, as sharded as the parameters; not copies."""
+        return {f"ema.{n}": like(self._parameters[n], one) for n, one in self.average.items()}

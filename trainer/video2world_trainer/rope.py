@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VideoRope", "apply_rope"]
+__all__ = ["Rotation", "VideoRope", "apply_rope", "rotation_of"]
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines [1, L, 1, head_dim / 2], float32
 
 
 class VideoRope(nn.Module):
@@ -62,11 +64,16 @@ class VideoRope(nn.Module):
         ).flatten(0, 2)
 
 
-def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of ``x`` [B, L, heads, head_dim] by ``angles``.
+def rotation_of(angles: Tensor) -> Rotation:
+    """The table that all layers share, of angles [L, head_dim / 2]."""
+    return angles.cos()[None, :, None], angles.sin()[None, :, None]
+
+
+def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the pairs (i, i + head_dim / 2) of ``x`` [B, L, heads, head_dim].
 
     Computed in float32, answered in the dtype of ``x``.
     """
-    cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
+    cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

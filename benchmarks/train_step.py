@@ -1,0 +1,226 @@
+"""``python -m benchmarks.train_step --peer diffusers``: the training step on this machine's GPU.
+
+Prints a table and writes ``benchmarks/results/train_step.json``. Every case runs in a process of
+its own; one that fails is reported and does not cost the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "train_step.json"
+ORDER = ("matrix_rate", "step_2b", "peer_diffusers", "rank_14b", "gradients", "lora_14b")
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+MARKS = ("<!-- train_step: made by `python -m benchmarks.train_step --document` -->",
+         "<!-- /train_step -->")  # fmt: skip
+RETURN = "BENCHMARK_RESULT"  # names the file that a case's process leaves its answer in
+
+
+def _case(name: str, options: dict[str, Any]) -> int:
+    from .train_step_cases import CASES
+
+    result = CASES[name](**options)
+    Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
+    return 0
+
+
+def run_case(name: str, **options: Any) -> dict[str, Any]:
+    """One case's result, or its error under ``error``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        environment = {
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+            **os.environ,
+            RETURN: str(path),
+        }
+        command = [sys.executable, "-m", "benchmarks.train_step", "--case", name]
+        done = subprocess.run(
+            [*command, "--options", json.dumps(options)], env=environment, text=True,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        if done.returncode or not path.exists():
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            print(f"{name} {options} failed:\n" + "\n".join(lines[-12:]), flush=True)
+            return {"error": lines[-1], "options": options}
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{name} {options}: {json.dumps(result)}", flush=True)
+        return result
+
+
+def machine(commit: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    card = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(),
+        "nvidia_smi": card,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the cases and write the record."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    flags.add_argument("--peer", choices=("diffusers", "none"), default="none")
+    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--json", type=Path, default=RESULTS)
+    flags.add_argument("--case", help=argparse.SUPPRESS)
+    flags.add_argument("--options", default="{}", help=argparse.SUPPRESS)
+    flags.add_argument(
+        "--document", action="store_true", help="only put the record into docs/performance.md"
+    )
+    flags.add_argument("--skip", nargs="*", default=[], help="cases not to run")
+    args = flags.parse_args(argv)
+    if args.case:
+        return _case(args.case, json.loads(args.options))
+    if args.document:
+        record: dict[str, Any] = json.loads(args.json.read_text(encoding="utf-8"))
+        DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), record), "utf-8")
+        return 0
+    record = {"machine": machine(args.commit or _commit()), "cases": {}}
+    cases = [one for one in ORDER if one not in args.skip]
+    if args.peer == "none":
+        cases.remove("peer_diffusers")
+    for name in cases:
+        record["cases"][name] = run_case(name)
+        record["goals"] = goals(record["cases"])
+        write(args.json, record)
+    print(table(record))
+    return 0 if all(one["met"] for one in record["goals"]) else 1
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Keep what is measured so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals that the finished cases can be held against."""
+
+    def value(case: str, key: str) -> float | None:
+        found = cases.get(case, {}).get(key)
+        return found if isinstance(found, int | float) else None
+
+    def ratio(a: float | None, b: float | None) -> float | None:
+        return a / b if a is not None and b else None
+
+    seconds = value("step_2b", "seconds")
+    rows = [
+        ("2B, 93 x 704 x 1280, whole step, s", seconds, "<=", 11.0),
+        ("the same over the diffusers step (forward and backward only)",
+         ratio(seconds, value("peer_diffusers", "seconds")), "<=", 0.63),
+        ("its useful TFLOP/s over this run's matrix rate",
+         ratio(value("step_2b", "useful_tflops"), value("matrix_rate", "tflops")), ">=", 0.80),
+        ("its peak memory, GiB", value("step_2b", "peak_GiB"), "<=", 76.0),
+        ("14B at context parallel 8, one rank's share without transfers, s",
+         value("rank_14b", "seconds"), "<=", 5.8),
+        *_gradient_rows(cases.get("gradients", {})),
+    ]  # fmt: skip
+    return [
+        {
+            "goal": f"{what} {sign} {limit:g}",
+            "measured": round(measured, 5),
+            "met": measured <= limit if sign == "<=" else measured >= limit,
+        }
+        for what, measured, sign, limit in rows
+        if measured is not None
+    ]
+
+
+def _gradient_rows(found: dict[str, Any]) -> list[tuple[str, float | None, str, float]]:
+    errors = {name: one for name, one in found.items() if isinstance(one, dict) and "dq" in one}
+    return [
+        (f"largest relative error of {name} against float64", max(one.values()), "<=", 1e-2)
+        for name, one in errors.items()
+    ]
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record for people."""
+    cases = record["cases"]
+    lines = [f"{record['machine']['device']}, torch {record['machine']['torch']}", ""]
+    lines.append(f"{'case':<18}{'seconds':>10}{'useful TFLOP/s':>16}{'peak GiB':>10}")
+    for name, one in cases.items():
+        if "seconds" in one:
+            rate = one.get("useful_tflops", one.get("tflops", ""))
+            lines.append(f"{name:<18}{one['seconds']:>10}{rate:>16}{one.get('peak_GiB', ''):>10}")
+        elif "error" in one:
+            lines.append(f"{name:<18}  failed: {one['error']}")
+    lines.append("")
+    for one in record["goals"]:
+        lines.append(f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}")
+    return "\n".join(lines)
+
+
+def documented(text: str, record: dict[str, Any]) -> str:
+    """``text`` with the record's tables between its marks."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return f"{before}{MARKS[0]}\n{markdown(record)}\n{MARKS[1]}{after}"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record's tables."""
+    where, cases = record["machine"], record["cases"]
+    lines = [
+        f"{where['nvidia_smi']} (name, driver, memory), PyTorch {where['torch']}, cuDNN "
+        f"{where['cudnn']}, Python {where['python']}, {where['date']}, commit "
+        f"{where['commit'][:12]}, `{where['command']}`. Medians; every run is in the JSON.",
+        "",
+        "| goal | measured | |",
+        "| --- | --- | --- |",
+        *(
+            f"| {one['goal']} | {one['measured']:.4g} | {'met' if one['met'] else 'missed'} |"
+            for one in record["goals"]
+        ),
+        "",
+        "| case | seconds | useful TFLOP/s | peak memory, GiB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, one in cases.items():
+        if "seconds" in one:
+            rate = one.get("useful_tflops", one.get("tflops", ""))
+            lines.append(f"| {name} | {one['seconds']:.4g} | {rate} | {one.get('peak_GiB', '')} |")
+        elif "error" in one:
+            lines.append(f"| {name} | failed: {one['error']} | | |")
+    for name in ("step_2b", "rank_14b"):
+        kinds = cases.get(name, {}).get("device_seconds")
+        if kinds:
+            total = sum(kinds.values())
+            shares = ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
+            lines += ["", f"Where the {total:.2f} s of device time of {name} go: {shares}."]
+    lines += ["", "| kernel | output | dq | dk | dv |", "| --- | --- | --- | --- | --- |"]
+    for name, one in cases.get("gradients", {}).items():
+        if isinstance(one, dict) and "dq" in one:
+            errors = " | ".join(f"{one[what]:.2e}" for what in ("out", "dq", "dk", "dv"))
+            lines.append(f"| {name} | {errors} |")
+        elif isinstance(one, dict):
+            lines.append(f"| {name} | not measured: {one['not_here'].partition(';')[0]} | | | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

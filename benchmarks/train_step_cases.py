@@ -1,0 +1,324 @@
+"""The measurements of ``benchmarks.train_step``, one function each, run in a process of its own."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from video2world_preprocess.stage import UserError
+from video2world_trainer.attention import BACKENDS, select_for
+from video2world_trainer.flops import step_flops
+from video2world_trainer.lora import count_parameters, inject
+from video2world_trainer.memory import prepare_blocks
+from video2world_trainer.model import VideoDiT
+from video2world_trainer.objective import draw, training_loss
+from video2world_trainer.optim import Ema, MasterAdamW
+from video2world_trainer.parallel import frame_slice, ulysses
+from video2world_trainer.presets import PRESETS, DiTConfig
+from video2world_trainer.step import TrainStep
+
+GIB = 2**30
+BF16 = torch.bfloat16
+LATENTS = {"720p": (16, 24, 88, 160), "480p": (16, 24, 54, 96)}  # 93 frames
+
+
+def tokens_of(latents: tuple[int, ...]) -> int:
+    return latents[1] * (latents[2] // 2) * (latents[3] // 2)
+
+
+def seconds_of(work: Callable[[], Any], *, warm: int, count: int) -> list[float]:
+    """Times of single calls by CUDA events, after ``warm`` untimed ones."""
+    for _ in range(warm):
+        work()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return times
+
+
+def timing(times: list[float]) -> dict[str, Any]:
+    return {
+        "seconds": round(statistics.median(times), 5),
+        "all_seconds": [round(one, 5) for one in times],
+    }
+
+
+def memory() -> dict[str, float]:
+    return {
+        "peak_GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "peak_reserved_GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
+    }
+
+
+def randomised(net: nn.Module) -> None:
+    """Weights that hide nothing: upstream's start would zero every modulation."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5, generator=generator)
+
+
+def network(dit: DiTConfig) -> VideoDiT:
+    with torch.device("cuda"):
+        net = VideoDiT(dit).to(BF16)
+    randomised(net)
+    return net
+
+
+def matrix_rate() -> dict[str, Any]:
+    """The card's own rate: a bf16 product of 8192 x 8192 on random data."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=BF16) for _ in range(2))
+    times = seconds_of(lambda: a @ b, warm=20, count=50)
+    return timing(times) | {"tflops": round(2 * 8192**3 / statistics.median(times) / 1e12, 1)}
+
+
+def attention_rate(backend: str = "auto") -> dict[str, Any]:
+    """Self-attention of the 2B size alone."""
+    tokens = tokens_of(LATENTS["720p"])
+    attend = select_for(backend, torch.device("cuda"), BF16).attend
+    given = [
+        torch.randn(1, tokens, 16, 128, device="cuda", dtype=BF16, requires_grad=True)
+        for _ in range(3)
+    ]
+    gradient = torch.randn_like(given[0])
+    with torch.no_grad():
+        forward = seconds_of(lambda: attend(*given), warm=3, count=10)
+    both = seconds_of(
+        lambda: torch.autograd.grad(attend(*given), given, gradient), warm=3, count=10
+    )
+    return {"forward": timing(forward), "forward_backward": timing(both)}
+
+
+def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
+    generator = torch.Generator().manual_seed(0)
+    randomness = draw(latents, generator)
+    randomness = replace(randomness, **{name: one.cuda() for name, one in vars(randomness).items()})
+    clean = torch.randn(1, *latents, generator=generator).cuda()
+    return clean, torch.randn(1, 512, 1024, generator=generator).cuda(), randomness
+
+
+def step_2b(
+    keep: str = "narrow", backend: str = "auto", compiled: bool = True, count: int = 5,
+    profile: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The whole step at 2B, 93 frames of 704x1280, batch 1, cached latents."""
+    preset, latents = PRESETS["2B"], LATENTS["720p"]
+    net = network(preset.dit)
+    choice = select_for(backend, torch.device("cuda"), BF16)
+    net.set_attention(choice.to_caption, choice.attend)
+    prepare_blocks(net, keep=keep, compiled=compiled)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
+    step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)
+    batch = _batch(latents)
+    started = time.monotonic()
+    outcome = step(*batch, 1e-5)
+    torch.cuda.synchronize()
+    first = time.monotonic() - started
+    times = seconds_of(lambda: step(*batch, 1e-5), warm=1, count=count)
+    tokens = tokens_of(latents)
+    flops = step_flops(preset.dit, sum(one.numel() for one in net.parameters()), tokens)
+    median = statistics.median(times)
+    result = timing(times) | memory()
+    result |= {
+        "tokens": tokens, "attention": choice.name, "keep": keep, "compiled": compiled,
+        "first_step_seconds": round(first, 1), "useful_flops": flops,
+        "useful_tflops": round(flops / median / 1e12, 1),
+        "tokens_per_second": round(tokens / median),
+        "loss": float(outcome.loss), "norm": float(outcome.norm), "skipped": float(outcome.skipped),
+    }  # fmt: skip
+    if profile:
+        result["device_seconds"] = _profile(lambda: step(*batch, 1e-5))
+    return result
+
+
+def _profile(work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds of device time by kind of kernel."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        work()
+        torch.cuda.synchronize()
+    kinds: dict[str, float] = {}
+    for one in sorted(profiler.key_averages(), key=lambda one: -one.device_time_total):
+        seconds = one.device_time_total / 1e6
+        name = one.key.lower()
+        kind = next(
+            (kind for part, kind in (
+                ("flashattention", "attention"), ("flash", "attention"), ("cudnn", "attention"),
+                ("fmha", "attention"), ("nvjet", "products"), ("gemm", "products"),
+                ("cutlass", "products"), ("adam", "optimizer"), ("multi_tensor", "foreach"),
+                ("triton", "element-wise"), ("memcpy", "copies"), ("memset", "copies"),
+            ) if part in name),
+            "other",
+        )  # fmt: skip
+        kinds[kind] = kinds.get(kind, 0.0) + seconds
+    return {kind: round(seconds, 4) for kind, seconds in kinds.items()}
+
+
+def peer_diffusers(count: int = 2) -> dict[str, Any]:
+    """diffusers' transformer as it comes: bf16, gradient checkpointing, forward and backward."""
+    from diffusers import CosmosTransformer3DModel
+
+    dit, latents = PRESETS["2B"].dit, LATENTS["720p"]
+    with torch.device("cuda"):
+        net = CosmosTransformer3DModel(
+            in_channels=17, out_channels=16, num_attention_heads=dit.num_heads,
+            attention_head_dim=dit.head_dim, num_layers=dit.num_blocks, mlp_ratio=dit.mlp_ratio,
+            text_embed_dim=dit.crossattn_dim, adaln_lora_dim=dit.adaln_lora_dim,
+            max_size=(dit.max_frames, dit.max_height, dit.max_width), patch_size=(1, 2, 2),
+            rope_scale=(dit.rope_ratio_t, dit.rope_ratio_h, dit.rope_ratio_w),
+            concat_padding_mask=True, extra_pos_embed_type=None,
+        ).to(BF16)  # fmt: skip
+    randomised(net)
+    net.enable_gradient_checkpointing()
+    net.train()
+    _, frames, height, width = latents
+    x = torch.randn(1, 17, frames, height, width, device="cuda", dtype=BF16)
+    target = torch.randn(1, *latents, device="cuda")
+    level = torch.rand(1, 1, frames, 1, 1, device="cuda", dtype=BF16)
+    text = torch.randn(1, 512, 1024, device="cuda", dtype=BF16)
+    padding = torch.zeros(1, 1, height * 8, width * 8, device="cuda", dtype=BF16)
+
+    def step() -> None:
+        net.zero_grad()
+        out = net(x, level, text, padding_mask=padding, return_dict=False)[0]
+        (out.float() - target).square().mean().backward()
+
+    times = seconds_of(step, warm=1, count=count)
+    flops = step_flops(dit, sum(one.numel() for one in net.parameters()), tokens_of(latents))
+    return (
+        timing(times)
+        | memory()
+        | {"useful_tflops": round(flops / statistics.median(times) / 1e12, 1)}
+    )
+
+
+def rank_14b(keep: str = "products", ranks: int = 8, shards: int = 32, count: int = 3,
+             profile: bool = True) -> dict[str, Any]:  # fmt: skip
+    """One rank's share of 14B at context parallel 8 and FSDP over 32; transfers are left out.
+
+    The rank's 3 of 24 latent frames go through all 36 blocks, its 5 of 40 heads attend over the
+    whole clip, and it steps and averages its 1/32 of all parameters. What FSDP would gather into
+    and scatter from is stood for by two blocks' weights and gradients, used in turn; packing for
+    the all-to-all is done, sending is not.
+    """
+    preset, latents = PRESETS["14B"], LATENTS["720p"]
+    tokens = tokens_of(latents)
+    with torch.device("meta"):
+        parameters = sum(one.numel() for one in VideoDiT(preset.dit).parameters())
+    net = network(replace(preset.dit, num_blocks=2))
+    net.blocks = nn.ModuleList(net.blocks[i % 2] for i in range(preset.dit.num_blocks))
+    choice = select_for("auto", torch.device("cuda"), BF16)
+    sizes = [tokens // ranks] * ranks
+    net.set_attention(choice.to_caption, ulysses(choice.attend, sizes, lambda x, *_: x, 0))
+    net.all_frames = latents[1]
+    prepare_blocks(net, keep=keep, compiled=True)
+    part = nn.ParameterList(
+        torch.randn(parameters // shards // 36, device="cuda", dtype=BF16) for _ in range(36)
+    )
+    optimizer = MasterAdamW(part.named_parameters(), weight_decay=preset.weight_decay)
+    step = TrainStep(net, optimizer, Ema(part.named_parameters()), dtype=BF16, clip=1.0)
+    clean, text, randomness = _batch(latents)
+    own = frame_slice(latents[1], ranks, 0)
+    randomness = replace(randomness, noise=randomness.noise[:, :, own])
+
+    def iteration() -> None:
+        for one in net.parameters():
+            one.grad = None
+        loss = training_loss(net, clean[:, :, own], text, randomness, dtype=BF16)
+        loss.backward()
+        for one in part.parameters():
+            one.grad = torch.randn_like(one)
+        step.apply(loss.detach(), 1e-5)
+
+    times = seconds_of(iteration, warm=2, count=count)
+    flops = step_flops(preset.dit, parameters, tokens) / ranks
+    result = timing(times) | memory()
+    result |= {
+        "attention": choice.name, "keep": keep, "context_parallel": ranks, "shards": shards,
+        "useful_tflops": round(flops / statistics.median(times) / 1e12, 1),
+    }  # fmt: skip
+    if profile:
+        result["device_seconds"] = _profile(iteration)
+    return result
+
+
+def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
+    """14B with rank-16 adapters on one GPU: 93 frames of 432x768, the whole step."""
+    preset, latents = PRESETS["14B"], LATENTS["480p"]
+    net = network(preset.dit)
+    inject(net)
+    randomised(net)
+    choice = select_for("auto", torch.device("cuda"), BF16)
+    net.set_attention(choice.to_caption, choice.attend)
+    prepare_blocks(net, keep=keep, compiled=True)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
+    step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16)
+    batch = _batch(latents)
+    times = seconds_of(lambda: step(*batch, 1e-5), warm=2, count=count)
+    trained, total = count_parameters(net)
+    flops = step_flops(preset.dit, total, tokens_of(latents), lora=True)
+    return (
+        timing(times)
+        | memory()
+        | {
+            "trained_parameters": trained,
+            "tokens": tokens_of(latents),
+            "keep": keep,
+            "useful_tflops": round(flops / statistics.median(times) / 1e12, 1),
+        }
+    )
+
+
+def gradients(length: int = 2048, heads: int = 4) -> dict[str, Any]:
+    """Every kernel that runs here against float64: relative errors of output and gradients."""
+    device = torch.device("cuda")
+    generator = torch.Generator(device).manual_seed(1)
+    given = [
+        torch.randn(1, length, heads, 128, device=device, generator=generator).to(BF16)
+        for _ in range(4)
+    ]
+    exact = [one.double().requires_grad_() for one in given[:3]]
+    scores = torch.einsum("blhd,bmhd->bhlm", exact[0], exact[1]) / 128**0.5
+    wanted = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), exact[2])
+    wanted_gradients = torch.autograd.grad(wanted, exact, given[3].double())
+    found: dict[str, Any] = {}
+    for name in BACKENDS:
+        try:
+            attend = select_for(name, device, BF16).attend
+        except UserError as error:
+            found[name] = {"not_here": str(error).partition(": ")[2]}
+            continue
+        inputs = [one.clone().requires_grad_() for one in given[:3]]
+        out = attend(*inputs)
+        pairs = zip(
+            ("out", "dq", "dk", "dv"),
+            (out, *torch.autograd.grad(out, inputs, given[3])),
+            (wanted, *wanted_gradients),
+            strict=True,
+        )
+        found[name] = {
+            what: float((a.detach().double() - b.detach()).norm() / b.detach().norm())
+            for what, a, b in pairs
+        }
+    return found
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    one.__name__: one
+    for one in (
+        matrix_rate, attention_rate, step_2b, peer_diffusers, rank_14b, lora_14b, gradients
+    )
+}  # fmt: skip

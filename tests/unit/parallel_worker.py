@@ -1,0 +1,92 @@
+"""Run by test_parallel.py under torchrun: every arrangement of the ranks against one process."""
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from video2world_trainer.distributed import join
+from video2world_trainer.memory import prepare_blocks
+from video2world_trainer.model import VideoDiT, sdpa
+from video2world_trainer.objective import Draw, collate_draws, draw, training_loss
+from video2world_trainer.optim import MasterAdamW
+from video2world_trainer.parallel import lay_out, shard, share_frames
+from video2world_trainer.presets import DiTConfig
+
+torch.set_num_threads(1)
+CONFIG = DiTConfig(
+    model_channels=64, num_blocks=2, num_heads=4, adaln_lora_dim=16, crossattn_dim=32,
+    max_height=16, max_width=16, max_frames=8,
+)  # fmt: skip
+CLIP = (16, 3, 4, 6)  # three frames: two ranks cannot share them evenly
+
+
+def network(device):
+    net = VideoDiT(CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    return net.to(device)
+
+
+def clips(numbers, device):
+    generators = [torch.Generator().manual_seed(100 + n) for n in numbers]
+    latents = torch.stack([torch.randn(CLIP, generator=one) for one in generators])
+    text = torch.stack([torch.randn(5, 32, generator=one) for one in generators])
+    randomness = collate_draws([draw(CLIP, one) for one in generators])
+    moved = {name: one.to(device) for name, one in vars(randomness).items()}
+    return latents.to(device), text.to(device), Draw(**moved)
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def check(world, context, shard_size):
+    layout = lay_out(world, context=context, shard_size=shard_size, frames=CLIP[1], heads=4)
+    device = world.device
+    alone = network(device)
+    expected = training_loss(alone, *clips(range(layout.data_size), device))
+    expected.backward()
+    wanted = {name: one.grad for name, one in alone.named_parameters()}
+
+    net = network(device)
+    share_frames(net, sdpa, sdpa, layout, CLIP[1])
+    prepare_blocks(net, keep="attention")
+    shard(net, layout)
+    optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
+    latents, text, randomness = clips([layout.data_rank], device)
+    own = layout.frames(CLIP[1])
+    randomness = replace(randomness, noise=randomness.noise[:, :, own])
+    loss = training_loss(net, latents[:, :, own], text, randomness, first_frame=own.start)
+    loss = loss * layout.weight(CLIP[1])
+    loss.backward()
+    if layout.shard_mesh is None:
+        world.average_gradients(list(net.parameters()))
+    mean = world.average(loss.detach().clone())
+    torch.testing.assert_close(mean, expected.detach(), rtol=1e-5, atol=1e-5)
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(whole(parameter.grad), wanted[name], rtol=1e-3, atol=1e-5)
+    norm = layout.norm(optimizer.gradients())
+    total = torch.stack([one.norm() for one in wanted.values()]).norm()
+    torch.testing.assert_close(norm, total, rtol=1e-4, atol=1e-6)
+
+    reference = MasterAdamW(alone.named_parameters(), weight_decay=0.1)
+    for one in (reference, optimizer):
+        one.step(
+            1e-3, skip=torch.zeros((), device=device), divisor=torch.full((), 2.0, device=device)
+        )
+    for name, parameter in alone.named_parameters():
+        large = wanted[name].abs() > 1e-3  # Adam's first step is the sign of what is rounding else
+        found = whole(dict(net.named_parameters())[name].detach())
+        torch.testing.assert_close(found[large], parameter[large], rtol=1e-5, atol=1e-5)
+    if world.leads:
+        print(f"equal: {world.size} ranks, context {context}, shard {shard_size}", flush=True)
+
+
+if __name__ == "__main__":
+    world = join()
+    for argument in sys.argv[1:]:
+        check(world, *map(int, argument.split(",")))
+    world.leave()

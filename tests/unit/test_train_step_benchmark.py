@@ -1,0 +1,40 @@
+"""The record of the training step: what is held against which goal, and where it is told."""
+
+import json
+
+import pytest
+from benchmarks.train_step import DOCUMENT, MARKS, RESULTS, documented, goals, table
+
+
+def cases(**changes):
+    found = {
+        "matrix_rate": {"tflops": 750.0},
+        "step_2b": {"seconds": 10.9, "useful_tflops": 615.0, "peak_GiB": 69.0},
+        "peer_diffusers": {"seconds": 17.5},
+        "rank_14b": {"seconds": 5.1},
+        "gradients": {"torch": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3},
+                      "flash_attention_2": {"not_here": "the package is not installed"}},
+    }  # fmt: skip
+    return found | changes
+
+
+def test_every_goal_is_held_against_its_own_figure():
+    assert all(one["met"] for one in goals(cases()))
+    assert len(goals(cases())) == 6
+    slow = cases(step_2b={"seconds": 11.2, "useful_tflops": 590.0, "peak_GiB": 77.0})
+    assert [one["met"] for one in goals(slow)] == [False, False, False, False, True, True]
+    assert len(goals({"matrix_rate": {"tflops": 1.0}, "step_2b": {"error": "no GPU"}})) == 0
+
+
+def test_a_missed_goal_is_said():
+    record = {"machine": {"device": "X", "torch": "2"}, "cases": cases()}
+    record["cases"]["rank_14b"] = {"seconds": 6.0}
+    record["goals"] = goals(record["cases"])
+    assert "MISSED 14B at context parallel 8" in table(record)
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="nothing measured yet")
+def test_the_document_tells_the_committed_record():
+    text = DOCUMENT.read_text()
+    assert all(mark in text for mark in MARKS)
+    assert text == documented(text, json.loads(RESULTS.read_text()))

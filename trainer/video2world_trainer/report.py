@@ -1,0 +1,83 @@
+"""What a run says of its progress: a line for people, one for machines, TensorBoard's curves."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from video2world_preprocess.events import emit, say
+from video2world_preprocess.stage import UserError
+
+from .flops import peak_flops, step_flops
+from .run import STAGE, Run
+
+__all__ = ["Report"]
+
+
+class Report:
+    """Measures and reports the iterations since the last report; rank 0 prints."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._since, self._counted = time.monotonic(), run.progress.iteration
+        config, layout = run.config, run.layout
+        self._tokens = run.tokens_per_clip * config.batch_size * layout.data_size  # an iteration's
+        count = sum(one.numel() for one in run.net.parameters())
+        lora = config.architecture == "lora"
+        clip = step_flops(run.net.config, count, run.tokens_per_clip, lora=lora)
+        self._flops = clip * config.batch_size * layout.data_size
+        self._writer: Any = None
+        if config.tensorboard and run.world.leads:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UserError(
+                    "trainer.tensorboard=true: the package tensorboard is not installed "
+                    "(pip install tensorboard), or leave it out"
+                ) from error
+            self._writer = SummaryWriter(str(config.job_folder / "tensorboard"))
+
+    def __call__(self) -> None:
+        """Report; the loss is the mean since the last report."""
+        run = self._run
+        run.settle()
+        progress, config = run.progress, run.config
+        loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        now = time.monotonic()
+        seconds = (now - self._since) / max(progress.iteration - self._counted, 1)
+        self._since, self._counted = now, progress.iteration
+        if not run.world.leads:
+            return
+        eta = (config.max_iter - progress.iteration) * seconds
+        numbers: dict[str, float | None] = {
+            "learning_rate": run.learning_rate,
+            "gradient_norm": run.norm if run.norm is not None and math.isfinite(run.norm) else None,
+            "tokens_per_second": round(self._tokens / seconds),
+        }
+        if run.world.device.type == "cuda":
+            rate = peak_flops(torch.cuda.get_device_name(run.world.device))
+            if rate is not None:
+                used = self._flops / seconds / run.world.size / rate
+                numbers["model_flops_utilisation"] = round(used, 4)
+            peak = torch.cuda.max_memory_allocated(run.world.device) / 2**30
+            numbers["peak_memory_gib"] = round(peak, 2)
+        shown = "  ".join(
+            f"{name.replace('_', ' ')} {value:.4g}"
+            for name, value in numbers.items()
+            if value is not None and name != "learning_rate"
+        )
+        say(f"iteration {progress.iteration}/{config.max_iter}  "
+            f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
+            f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip
+        emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
+             loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
+             checkpoint=run.saver.saved, **numbers)  # fmt: skip
+        if self._writer is not None:
+            for name, value in {"loss": loss, "seconds_per_iteration": seconds, **numbers}.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, progress.iteration)
+            self._writer.flush()
