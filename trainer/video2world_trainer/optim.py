@@ -55,6 +55,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def _float(tensors: list[Tensor]) -> list[Tensor]:
+    """``tensors`` in float32, converted by few kernels; those that are so already themselves."""
+    made = [
+        one if one.dtype == torch.float32 else torch.empty_like(one, dtype=torch.float32)
+        for one in tensors
+    ]
+    pairs = [(a, b) for a, b in zip(made, tensors, strict=True) if a is not b]
+    if pairs:
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
+    return made
+
+
 def like(parameter: Tensor, part: Tensor) -> Tensor:
     """``part``, a rank's own, as the tensor that is sharded like ``parameter``."""
     if not isinstance(parameter, DTensor):
@@ -135,8 +147,8 @@ class MasterAdamW:
             divisor if divisor is not None or skip is None else skip.new_ones(())
         )
         masters = list(self.masters.values())
-        for master, gradient in zip(masters, self.gradients(), strict=True):
-            master.grad = gradient.float()
+        for master, gradient in zip(masters, _float(self.gradients()), strict=True):
+            master.grad = gradient
         self.zero_grad()
         self._adam.step()
         for master in masters:
@@ -220,11 +232,9 @@ class Ema:
         for start in range(0, len(averages), _EMA_CHUNK):
             chunk = averages[start : start + _EMA_CHUNK]
             names = list(self.average)[start : start + _EMA_CHUNK]
-            moves = [local(self._parameters[name].detach()).to(torch.float32, copy=True)
-                     for name in names]  # fmt: skip
-            torch._foreach_sub_(moves, chunk)
-            torch._foreach_mul_(moves, taken)
-            torch._foreach_add_(chunk, moves)
+            own = _float([local(self._parameters[name].detach()) for name in names])
+            for average, one in zip(chunk, own, strict=True):
+                average.lerp_(one, taken)
 
     def state(self) -> dict[str, Tensor]:
         """The averages as ``ema.*``, as sharded as the parameters; not copies."""
