@@ -54,6 +54,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
@@ -68,7 +69,11 @@ class Proxy:
         self._loop.run_until_complete(self._start())
         self._ready.set()
         self._loop.run_forever()
-        self._loop.run_until_complete(self._session.close())
+
+    async def _close(self) -> None:
+        await self._session.close()  # which ends the watches
+        await self._runner.shutdown()
+        await self._runner.cleanup()
 
     async def _start(self) -> None:
         connector = aiohttp.TCPConnector(ssl=self._api._tls, limit=0)
@@ -77,9 +82,9 @@ class Proxy:
         )
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         method, path = request.method, request.path
@@ -91,7 +96,7 @@ class Proxy:
             return _refusal(int(fault), _REASONS[fault])
         headers = {k: v for k, v in request.headers.items() if k.lower() in _KEPT}
         url = f"{self._api.server}{request.raw_path}"
-        async with self._session.request(method, url, data=body, headers=headers) as answer:
+        async with self._session.request(method, url, data=body or None, headers=headers) as answer:
             if "watch" in request.query:
                 return await self._stream(request, answer)
             content = await answer.read()

@@ -35,6 +35,11 @@ class LeaseTimes:
     give_up: float = 10
     every: float = 2
 
+    @classmethod
+    def of(cls, duration: float) -> LeaseTimes:
+        """The times for a lease of ``duration``, in the usual proportion."""
+        return cls(duration, duration * 2 / 3, duration * 2 / 15)
+
 
 class Leadership:
     """The wish of ``identity`` to lead, on a Lease in ``namespace``."""

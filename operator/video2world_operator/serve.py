@@ -92,6 +92,12 @@ def parser() -> argparse.ArgumentParser:
         help="a pod that outlives its grace period by so long is force-deleted "
         "(V2W_TERMINATION_BOUND_SECONDS; 60)",
     )
+    flags.add_argument(
+        "--lease-seconds",
+        type=float,
+        default=float(os.environ.get("V2W_LEASE_SECONDS", "15")),
+        help="after so long without news of the leader another one leads (V2W_LEASE_SECONDS; 15)",
+    )
     flags.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     return flags
 
@@ -112,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         port=args.port,
         poll=args.poll_seconds,
         policy=Policy(termination_bound=args.termination_bound_seconds),
+        lease=LeaseTimes.of(args.lease_seconds),
     )
     try:
         return asyncio.run(run(options))

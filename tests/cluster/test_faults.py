@@ -91,7 +91,8 @@ def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):
 
     with Proxy(api, lambda method, path: None, after_write=after_write) as proxy:
         kubeconfig = written(tmp_path, proxy.kubeconfig())
-        operator = Operator(kubeconfig, *flags(gpu_namespace), log=tmp_path / "log")
+        lease = ("--lease-seconds", "2")
+        operator = Operator(kubeconfig, *flags(gpu_namespace), *lease, log=tmp_path / "log")
         run = Resource(gpu_cluster, gpu_namespace).create(stages=QUICKLY)
         try:
             until = time.monotonic() + 400

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +24,8 @@ def operator(gpu_cluster, tmp_path_factory):
     account = grant(gpu_cluster, "video2world-system")
     kubeconfig = gpu_cluster.write_kubeconfig(account)
     log = tmp_path_factory.mktemp("operator") / "log"
-    with Operator(kubeconfig, "--termination-bound-seconds", "2", log=log) as running:
+    flags = ("--termination-bound-seconds", "2", "--lease-seconds", "4")
+    with Operator(kubeconfig, *flags, log=log) as running:
         yield running
 
 
@@ -274,3 +279,129 @@ def test_what_happened_while_the_operator_was_away_is_seen(run, gpu_cluster, ope
     operator.start()
     run.running("train", 2)
     assert run.reaches(attempt=2)["attempts"][0]["reason"] == "Crashed"
+
+
+def test_a_lost_node_costs_no_restart(run, gpu_cluster):
+    gpu_cluster.add_node("doomed", labels={"doomed": run.namespace})
+    patch = {"spec": {"terminationGracePeriodSeconds": 1}}
+    run.create(
+        training={"nodes": 1},
+        stages={"train": {"podTemplate": patch, "nodeSelector": {"doomed": run.namespace}}},
+    )
+    for stage in ("download", "dataset", "embeddings", "latents"):
+        run.finish(stage)
+    eventually(lambda: run.pods("train"))
+    gpu_cluster.lose_node("doomed")
+    gpu_cluster.add_node("spare", labels={"doomed": run.namespace})
+    status = run.reaches(150, attempt=2)
+    assert status["attempts"][0]["reason"] == "NodeLost"
+    assert status.get("chargedRestarts", 0) == 0
+    eventually(lambda: run.pods("train", 2))
+
+
+def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster):
+    """Five nodes of eight GPUs are asked for, four are there: no pod may hold any meanwhile."""
+    run.create(
+        model={"size": "2B"},
+        training={"nodes": 5, "gpusPerNode": 8, "contextParallelSize": 2},
+        stages={s: {"resources": {"limits": {"nvidia.com/gpu": 0}}}
+                for s in ("embeddings", "latents", "inference")},
+    )  # fmt: skip
+    for stage in ("download", "dataset", "embeddings", "latents"):
+        run.finish(stage)
+    eventually(lambda: len(run.pods("train", phase="Pending")) == 5)
+    assert run.condition("GangScheduled")["reason"] == "Native"
+    eventually(lambda: run.condition("PodsStarted").get("reason") == "Unschedulable",
+               what=lambda: run.status)  # fmt: skip
+    assert run.pods("train") == []
+    name = f"extra-{run.namespace[-5:]}"
+    gpu_cluster.add_node(name)
+    eventually(lambda: len(run.pods("train")) == 5)
+    run.delete()
+    eventually(lambda: not run.children("pods"))
+    gpu_cluster.admin.delete(f"/api/v1/nodes/{name}")
+
+
+def test_two_resources_on_one_claim_do_the_same_work_once(run, gpu_cluster):
+    claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    gpu_cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": spec})
+    run.create(storage={"claimName": "shared", "subPath": "team"})
+    run.running("download")
+    time.sleep(1)  # creation times have seconds
+    second = Resource(gpu_cluster, run.namespace, "second")
+    second.create(storage={"claimName": "shared", "subPath": "team"})
+    eventually(lambda: second.condition("Progressing").get("reason") == "Waiting")
+    assert "run" in second.status["message"]
+    assert second.children("jobs") == []
+    run.finish("download")
+    second.running("download")  # whose worker will find it done
+
+
+def test_an_existing_claim_that_cannot_be_shared_is_refused_before_anything_starts(
+    run, gpu_cluster
+):
+    claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
+    run.create(storage={"claimName": "mine"})
+    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing")
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    gpu_cluster.admin.post(claims, {"metadata": {"name": "mine"}, "spec": spec})
+    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimNotShared")
+    assert "ReadWriteMany" in run.status["message"]
+    assert run.children("jobs") == []
+
+
+def test_every_pod_passes_the_restricted_profile(run, gpu_cluster):
+    label = {"pod-security.kubernetes.io/enforce": "restricted"}
+    gpu_cluster.admin.patch(f"/api/v1/namespaces/{run.namespace}", {"metadata": {"labels": label}})
+    run.create()
+    for stage in STAGES:
+        run.finish(stage)
+    run.reaches(phase="Succeeded")
+
+
+def test_the_queue_is_on_the_train_job_alone(run, gpu_cluster):
+    run.create(scheduling={"queueName": "team"})
+    run.to_training()
+    label = "kueue.x-k8s.io/queue-name"
+    queued = [
+        j["metadata"]["name"] for j in run.children("jobs") if label in j["metadata"]["labels"]
+    ]
+    assert queued == ["run-train-1"]
+    assert not [p for p in run.children("pods") if label in p["metadata"]["labels"]]
+
+
+def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
+    kubeconfig = gpu_cluster.write_kubeconfig(gpu_cluster.admin, run.namespace)
+    bin_folder = Path(sys.executable).parent
+    paths = f"{bin_folder}:{gpu_cluster.binaries['kubectl'].parent}:{os.environ['PATH']}"
+    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "PATH": paths}
+
+    def v2w(*arguments):
+        done = subprocess.run(
+            arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, error = v2w("v2w", "status", "run")
+    assert (code, "no resource of this name" in error) == (2, True)
+    run.create()
+    lead = run.to_training()[0]
+    line = '{"event":"progress","stage":"train","iteration":7,"iterations":100,"loss":0.5}'
+    gpu_cluster.write_pod_log(run.namespace, lead, f"hello from rank 0\n{line}")
+    eventually(lambda: run.status.get("progress"))
+    code, shown, _ = v2w("kubectl", "v2w", "status", "run")
+    assert code == 0
+    assert "run: Running  Stage train runs (attempt 1)." in shown
+    assert "7/100  loss 0.5000" in shown
+    assert "hello from rank 0" in v2w("v2w", "logs", "run", "--stage", "train")[1]
+    code, _, error = v2w("v2w", "logs", "run", "--rank", "9")
+    assert (code, "rank 9" in error) == (2, True)
+    assert v2w("v2w", "suspend", "run")[:2] == (0, "run: saves its work and frees its GPUs\n")
+    run.reaches(phase="Suspended")
+    assert v2w("v2w", "suspend", "run")[1] == "run: is suspended\n"
+    assert v2w("v2w", "resume", "run")[1] == "run: goes on\n"
+    run.running("train", 2)
+    assert "no checkpoint yet" in v2w("v2w", "checkpoints", "run")[1]
+    assert "attempt 1: Suspended" in v2w("v2w", "status", "run")[1]

@@ -1,0 +1,253 @@
+"""``python -m benchmarks.operator``: how quick the operator is, on a real control plane with KWOK.
+
+Prints a table and writes ``benchmarks/results/operator.json``. The control plane is that of the
+cluster tests; its nodes are KWOK's, so that starting a container takes no time. Where the control
+plane and the fake nodes need longer than the operator, the figures are theirs: all of them share
+this machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+from control_plane import Cluster  # noqa: E402
+from operators import Operator, Resource, grant  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "operator.json"
+NAMESPACE = "bench"
+STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+USER = "system:serviceaccount:video2world-system:video2world-operator"
+
+
+def _quickly(seconds: str) -> dict[str, Any]:
+    annotations = {"fake.video2world.dev/seconds": seconds}
+    return {"podTemplate": {"metadata": {"annotations": annotations}}}
+
+
+def _wait(probe: Callable[[], Any], seconds: float = 300) -> float:
+    """Seconds until ``probe`` is true."""
+    began = time.monotonic()
+    while not probe():
+        if time.monotonic() - began > seconds:
+            raise SystemExit(f"error: not within {seconds} s: {probe}")
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    last = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+    return {"p50": round(statistics.median(ordered), 2), "p99": round(last, 2)}
+
+
+def _time(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[tuple[Cluster, Operator]]:
+    with Cluster(nodes=8, native_gang=True) as cluster:
+        cluster.install_definition(ROOT / "manifests" / "crd.yaml")
+        cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        account = grant(cluster, "video2world-system")
+        kubeconfig = cluster.write_kubeconfig(account)
+        with Operator(kubeconfig, "--lease-seconds", "4", log=folder / "log") as operator:
+            yield cluster, operator
+
+
+def _audited(cluster: Cluster, since: float) -> list[dict[str, Any]]:
+    return [e for e in cluster.audit() if _time(e["requestReceivedTimestamp"]) >= since]
+
+
+def groups(cluster: Cluster, count: int) -> dict[str, Any]:
+    """``count`` resources of 4 nodes at once: from the turn to train to all pods being there."""
+    spec = {
+        "training": {"nodes": 4},
+        "storage": {"claimName": "shared"},
+        "stages": {s: _quickly("1") for s in STAGES[:4]},
+    }
+    claims = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
+    cluster.add_volumes(1)
+    wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": wanted})
+    began = time.time()
+    runs = []
+    for number in range(count):
+        # data of their own, so that none waits for another's
+        own = {"dataset": {"agibot": {"path": f"data-{number}", "name": f"set-{number}"}}}
+        own["model"] = {"size": "Tiny", "weights": f"w-{number}.pt"}
+        own["storage"] = {"claimName": "shared", "subPath": f"team-{number}"}
+        runs.append(Resource(cluster, NAMESPACE, f"group-{number}").create(**spec | own))
+    applied = time.time() - began
+    _wait(lambda: all(len(run.pods("train")) == 4 for run in runs))
+    whole = time.time() - began
+    made: dict[str, list[float]] = {}
+    decided: dict[str, float] = {}
+    for event in _audited(cluster, began):
+        about, verb = event.get("objectRef", {}), event["verb"]
+        name, moment = about.get("name", ""), _time(event["stageTimestamp"])
+        if verb == "patch" and about.get("resource") == "jobs" and "-train-" in name:
+            decided[name] = moment
+    for run in runs:
+        job = f"{run.name}-train-1"
+        made[job] = [_time(p["metadata"]["creationTimestamp"]) for p in run.children("pods")
+                     if "-train-" in p["metadata"]["name"]]  # fmt: skip
+    lags = [max(times) - int(decided[job]) for job, times in made.items()]
+    return {
+        "resources": count,
+        "training_pods": 4 * count,
+        "seconds_to_apply": round(applied, 2),
+        "seconds_from_first_apply_to_last_training_pod_running": round(whole, 2),
+        "seconds_from_job_applied_to_its_pods_created_whole_seconds": _spread(lags),
+    }
+
+
+def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
+    """One pod of four fails: how long until the group is deleted, and the next attempt made."""
+    run = Resource(cluster, NAMESPACE, "restarts").create(
+        training={"nodes": 4, "maxRestarts": 100, "restartBackoffSeconds": 0},
+        storage={"size": "1Gi"},
+        stages={s: _quickly("1") for s in STAGES[:4]},
+    )
+    cluster.add_volumes(1)
+    deleted, created = [], []
+    for attempt in range(1, rounds + 1):
+        _wait(lambda attempt=attempt: len(run.pods("train", attempt)) == 4)
+        victim = run.pods("train", attempt)[1]["metadata"]["name"]
+        began = time.time()
+        cluster.finish_pod(NAMESPACE, victim, 1)
+        _wait(lambda attempt=attempt: len(run.pods("train", attempt + 1)) == 4)
+        for event in _audited(cluster, began):
+            about = event.get("objectRef", {})
+            moment = _time(event["stageTimestamp"]) - began
+            if about.get("resource") == "jobs" and event["user"]["username"] == USER:
+                if (event["verb"], about.get("name")) == ("delete", f"restarts-train-{attempt}"):
+                    deleted.append(moment)
+                if (event["verb"], about.get("name")) == ("patch", f"restarts-train-{attempt + 1}"):
+                    created.append(moment)
+    return {
+        "rounds": rounds,
+        "seconds_from_failure_told_to_group_deleted": _spread(deleted),
+        "seconds_from_failure_told_to_next_attempt_applied": _spread(created),
+    }
+
+
+def lifetime(cluster: Cluster) -> dict[str, Any]:
+    """The API requests of the operator for one resource, from apply to success."""
+    began = time.time()
+    run = Resource(cluster, NAMESPACE, "lifetime").create(
+        storage={"size": "1Gi"}, stages={s: _quickly("1") for s in STAGES}
+    )
+    cluster.add_volumes(1)
+    _wait(lambda: run.status.get("phase") == "Succeeded")
+    verbs: Counter[str] = Counter()
+    for event in _audited(cluster, began):
+        about = event.get("objectRef", {})
+        if event["user"]["username"] != USER or event["verb"] == "watch":
+            continue
+        if not about.get("name", "").startswith("lifetime"):
+            continue
+        sub = f"/{about['subresource']}" if "subresource" in about else ""
+        verbs[f"{event['verb']} {about['resource']}{sub}"] += 1
+    writes = sum(n for what, n in verbs.items() if not what.startswith(("get", "list")))
+    return {
+        "writes": writes,
+        "requests": dict(sorted(verbs.items())),
+        "seconds": round(time.time() - began, 1),
+    }
+
+
+def recovery(cluster: Cluster, operator: Operator) -> dict[str, Any]:
+    """SIGKILL while a pod fails: until the new operator has made the next attempt."""
+    run = Resource(cluster, NAMESPACE, "recovers").create(
+        training={"nodes": 4, "restartBackoffSeconds": 0}, storage={"size": "1Gi"},
+        stages={s: _quickly("1") for s in STAGES[:4]},
+    )  # fmt: skip
+    cluster.add_volumes(1)
+    _wait(lambda: len(run.pods("train")) == 4)
+    operator.kill()
+    cluster.finish_pod(NAMESPACE, run.pods("train")[0]["metadata"]["name"], 1)
+    began = time.monotonic()
+    operator.launch()
+    _wait(lambda: len(run.pods("train", 2)) == 4)
+    return {
+        "seconds_from_start_of_the_process_to_next_attempt_running": round(
+            time.monotonic() - began, 2
+        ),
+        "of_which_at_most_seconds_for_the_old_lease": 4,
+    }
+
+
+def memory(operator: Operator) -> dict[str, Any]:
+    """Resident memory of the operator's process."""
+    assert operator.process is not None
+    for line in Path(f"/proc/{operator.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return {"resident_mib": round(int(line.split()[1]) / 1024, 1)}
+    raise SystemExit("error: the operator has ended")
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.processor(),
+    )  # fmt: skip
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "load_at_start": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "commit": git.stdout.strip(),
+        "command": "python -m benchmarks.operator " + " ".join(sys.argv[1:]),
+    }
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__)
+    flags.add_argument("--groups", type=int, default=8, help="resources of 4 nodes at once (8)")
+    flags.add_argument("--restarts", type=int, default=10, help="failures to measure (10)")
+    args = flags.parse_args()
+    results: dict[str, Any] = {"machine": _machine()}
+    with tempfile.TemporaryDirectory() as folder, _running(Path(folder)) as (cluster, operator):
+        results["control_plane"] = cluster.admin.get("/version")["gitVersion"]
+        results["memory_at_rest"] = memory(operator)
+        results["lifetime"] = lifetime(cluster)
+        results["groups"] = groups(cluster, args.groups)
+        results["restart"] = restart(cluster, args.restarts)
+        results["memory_at_work"] = memory(operator)
+        results["recovery"] = recovery(cluster, operator)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    for part, values in results.items():
+        print(part)
+        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+            print(f"  {name:<62} {value}")
+    print(f"wrote {RESULTS.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
