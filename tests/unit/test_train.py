@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from video2world_preprocess import latents
 from video2world_preprocess.pickles import write_embedding
+from video2world_preprocess.transform_vae import TransformVAE
+from video2world_preprocess.video import write_video
 from video2world_trainer import train
 from video2world_trainer.checkpoint import CheckpointFolder, read_latest
 from video2world_trainer.sharded import read_whole
@@ -538,3 +541,29 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     assert code == 0, out
     assert f"going on from iteration {latest}" in out
     assert not list((volume / JOB).rglob(".partial-*"))
+
+
+def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, monkeypatch):
+    """Windows of one clip's length leave no choice of frames, so that both see the same clips."""
+    folder = volume / "datasets/v/train"
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        frames = generator.integers(0, 255, (5, 32, 32, 3), np.uint8)
+        write_video(folder / f"videos/w{number}.mp4", frames, 10)
+        write_embedding(folder / f"t5_xxl/w{number}.pickle", np.ones((2, 1024), np.float16))
+    monkeypatch.chdir(volume)
+    TransformVAE().save_pretrained("vae")
+    monkeypatch.delenv("V2W_INPUTS_HASH", raising=False)
+    command = ["--dataset_path", "datasets/v/train", "--vae_path", "vae", "--num_frames", "5",
+               "--video_size", "32", "32", "--clips_per_window", "1"]  # fmt: skip
+    assert latents.main(command) == 0
+    use = ["dataloader_train.dataset.dataset_dir=datasets/v/train", "trainer.max_iter=4"]
+    code, cached = here(volume, "job.name=cached", *use)
+    assert code == 0, cached
+    encode = [*use, "dataloader_train.dataset.encode=true", "model.config.vae_path=vae"]
+    code, out = here(volume, *encode)
+    assert code == 0, out
+    assert list(losses(out).values()) == pytest.approx(list(losses(cached).values()), rel=1e-4)
+    code, out = here(volume, "job.name=none", *encode, "model.config.vae_path=nowhere")
+    assert code == 2
+    assert "nowhere holds no VAE" in out

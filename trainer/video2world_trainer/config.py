@@ -59,6 +59,9 @@ class TrainConfig:
     video_size: tuple[int, ...] = _key("dataloader_train.dataset.video_size", (704, 1280))  # H, W
     text_length: int = _key("dataloader_train.dataset.text_length", 512, low=1)  # tokens, padded
     cache: bool = _key("dataloader_train.dataset.cache", False)  # keep the samples in memory
+    # encode videos in the step instead of reading the latents stage's files
+    encode: bool = _key("dataloader_train.dataset.encode", False)
+    vae_path: str = _key("model.config.vae_path", "")  # then; default: beside the base weights
     architecture: str = _key("model.config.train_architecture", "base", choices=("base", "lora"))
     lora_rank: int = _key("model.config.lora_rank", 16, low=1)
     lora_alpha: float = _key("model.config.lora_alpha", 16.0, low=0)

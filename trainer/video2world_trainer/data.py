@@ -19,8 +19,18 @@ from torch import Tensor
 from video2world_preprocess.events import say
 from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
+from video2world_preprocess.video import fit, probe, read_frames
 
-__all__ = ["Batch", "LatentDataset", "Sample", "collate", "generator_for", "positions", "sample_at"]
+__all__ = [
+    "Batch",
+    "LatentDataset",
+    "Sample",
+    "VideoDataset",
+    "collate",
+    "generator_for",
+    "positions",
+    "sample_at",
+]
 
 TEXT_WIDTH = 1024
 
@@ -30,7 +40,7 @@ class Sample:
     """One clip."""
 
     name: str  # "<stem>, clip k": what messages call it
-    latents: Tensor  # [16, T, h, w] float32, normalised
+    latents: Tensor  # [16, T, h, w] float32, normalised; of VideoDataset uint8 [3, T', H, W]
     text: Tensor  # [N, 1024] float32, zeros beyond the caption
 
 
@@ -39,7 +49,7 @@ class Batch:
     """Clips that are trained on together by one rank."""
 
     names: tuple[str, ...]
-    latents: Tensor  # [B, 16, T, h, w]
+    latents: Tensor  # [B, 16, T, h, w], or pixels (see Sample)
     text: Tensor  # [B, N, 1024]
 
 
@@ -82,6 +92,9 @@ class LatentDataset:
         UserError: there is nothing to train on, or it was encoded for another clip size.
     """
 
+    part, pattern = "latents", "[!.]*.safetensors"
+    stage = "the embeddings and latents stages"
+
     def __init__(
         self,
         folder: Path,
@@ -94,7 +107,7 @@ class LatentDataset:
     ) -> None:
         folder = Path(folder)
         self._frames = frames or slice(None)
-        if not (folder / "latents").is_dir() and (folder / "train" / "latents").is_dir():
+        if not (folder / self.part).is_dir() and (folder / "train" / self.part).is_dir():
             folder = folder / "train"
         self.folder, self.text_length = folder, text_length
         self._shape, self._geometry = tuple(shape), geometry
@@ -102,7 +115,7 @@ class LatentDataset:
         self.stems: list[str] = []
         self._clips: list[int] = []
         self.problems: list[str] = []  # windows left out, each with the reason
-        for path in sorted((folder / "latents").glob("[!.]*.safetensors")):
+        for path in sorted((folder / self.part).glob(self.pattern)):
             self._add(path)
         if not self.stems:
             reason = (
@@ -112,11 +125,10 @@ class LatentDataset:
             )
             raise UserError(
                 f"dataloader_train.dataset.dataset_dir={folder}: there is no window to train on"
-                f"{reason}; run the embeddings and latents stages on this folder first"
+                f"{reason}; run {self.stage} on this folder first"
             )
 
     def _add(self, path: Path) -> None:
-        embedding = self._embedding_path(path.stem)
         try:
             with safe_open(path, framework="pt") as file:
                 clips, *shape = file.get_slice("latents").get_shape()
@@ -130,6 +142,10 @@ class LatentDataset:
                 f"needs {list(self._shape)} and {self._geometry}: run the latents stage with the "
                 "run's num_frames, video_size and geometry, or set these as the latents have them"
             )
+        self._keep(path, clips)
+
+    def _keep(self, path: Path, clips: int) -> None:
+        embedding = self._embedding_path(path.stem)
         if not clips:
             self.problems.append(f"{path} holds no clip")
         elif not embedding.is_file() or not embedding.stat().st_size:
@@ -170,6 +186,12 @@ class LatentDataset:
         clip = int(torch.randint(self._clips[window], (1,), generator=generator))
         return self.read(window, clip)
 
+    def _read(self, stem: str, clip: int) -> Tensor:
+        path = self.folder / self.part / f"{stem}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            part: Tensor = file.get_slice("latents")[clip, :, self._frames]
+            return part.float().contiguous()
+
     def read(self, window: int, clip: int) -> Sample:
         """One clip of one window; the latents come through a memory map.
 
@@ -179,9 +201,7 @@ class LatentDataset:
         stem = self.stems[window]
         if self._cache is not None and (stem, clip) in self._cache:
             return self._cache[stem, clip]
-        path = self.folder / "latents" / f"{stem}.safetensors"
-        with safe_open(path, framework="pt") as file:
-            latents = file.get_slice("latents")[clip, :, self._frames].float().contiguous()
+        latents = self._read(stem, clip)
         embedding = torch.from_numpy(read_embedding(self._embedding_path(stem)))
         if embedding.shape[1] != TEXT_WIDTH:
             raise UserError(
@@ -195,6 +215,35 @@ class LatentDataset:
         if self._cache is not None:
             self._cache[stem, clip] = sample
         return sample
+
+
+class VideoDataset(LatentDataset):
+    """The windows of a split folder as videos, of which a clip is cut at any frame.
+
+    For training that encodes in its step; samples hold pixels, uint8 ``[3, frames, H, W]``, and a
+    window has as many clips as there are frames that one can begin at.
+    """
+
+    part, pattern = "videos", "[!.]*.mp4"
+    stage = "the dataset and embeddings stages"
+
+    @property
+    def _clip_frames(self) -> int:
+        return 1 + 4 * (self._shape[1] - 1)
+
+    def _add(self, path: Path) -> None:
+        try:
+            frames = probe(path).frames
+        except UserError as error:
+            self.problems.append(str(error))
+            return
+        self._keep(path, max(frames - self._clip_frames + 1, 0))
+
+    def _read(self, stem: str, clip: int) -> Tensor:
+        path = self.folder / self.part / f"{stem}.mp4"
+        size = (self._shape[2] * 8, self._shape[3] * 8)
+        frames = fit(read_frames(path, clip, self._clip_frames), size, self._geometry)
+        return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous()
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

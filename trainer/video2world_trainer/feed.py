@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,6 +39,7 @@ class Feed(Iterator[Item]):
         shape: latents of a whole clip.
         conditional: least and most frames that are given.
         batch_size, seed: as the run's settings have them.
+        encode: turns pixels on the device into latents, where the data set has none.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Feed(Iterator[Item]):
         shape: tuple[int, int, int, int],
         conditional: tuple[int, int],
         seed: int,
+        encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self._encode = encode
         self._dataset, self._layout, self._consumed = dataset, layout, consumed
         self._batch_size, self._shape = batch_size, shape
         self._conditional, self._seed = conditional, seed
@@ -110,7 +113,7 @@ class Feed(Iterator[Item]):
             raise made
         batch, randomness = made
         if self._side is None:
-            return Item(batch, batch.latents, batch.text, randomness)
+            return Item(batch, self._latents(batch.latents), batch.text, randomness)
         with torch.cuda.stream(self._side):
             moved = [
                 one.to(self._device, non_blocking=True)
@@ -120,7 +123,14 @@ class Feed(Iterator[Item]):
         current.wait_stream(self._side)
         for one in moved:
             one.record_stream(current)
-        return Item(batch, moved[0], moved[1], Draw(*moved[2:]))
+        return Item(batch, self._latents(moved[0]), moved[1], Draw(*moved[2:]))
+
+    def _latents(self, given: Tensor) -> Tensor:
+        """This rank's latents, encoded if the data set gave pixels."""
+        if self._encode is None:
+            return given
+        latents = self._encode(given.float() / 127.5 - 1).float()
+        return latents[:, :, self._layout.frames(self._shape[1])]
 
     def close(self) -> None:
         """Read no more."""

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from video2world_preprocess.events import emit, say
 from video2world_preprocess.stage import UserError
+from video2world_preprocess.vae import load_vae
 
 from .attention import select_for
 from .checkpoint import CheckpointFolder
 from .config import TrainConfig
-from .data import Batch, LatentDataset, generator_for
+from .data import Batch, LatentDataset, VideoDataset, generator_for
 from .distributed import World
 from .feed import Feed
 from .lora import inject
@@ -91,6 +92,8 @@ def _description(config: TrainConfig) -> dict[str, Any]:
             "lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha,
             "lora_targets": config.lora_targets,
         }  # fmt: skip
+    if config.encode:
+        known["encode"] = True
     run = known | {"dataset_dir": config.dataset_dir, "ema": config.ema, "seed": config.seed}
     return known | {"fps": _fps(config), "run": run}
 
@@ -145,10 +148,15 @@ class Run:
         self.dtype = getattr(torch, preset.compute_dtype) if on_gpu else torch.float32
         self.attention = select_for(config.attention, world.device, self.dtype)
         self.folder = CheckpointFolder(config.checkpoint_folder)
-        self.dataset = LatentDataset(
+        kind = VideoDataset if config.encode else LatentDataset
+        self.dataset = kind(
             Path(config.dataset_dir), shape=config.latent_shape, geometry=config.geometry,
             text_length=config.text_length, cache=config.cache, frames=layout.frames(latent_frames),
         )  # fmt: skip
+        self.vae = None
+        if config.encode:
+            path = config.vae_path or f"{preset.base_folder}/tokenizer"
+            self.vae = load_vae(path, world.device)
         self.dataset.require(layout.data_size)
         self.net = net = _network(config, world)
         share_frames(net, self.attention.attend, self.attention.to_caption, layout, latent_frames)
@@ -227,6 +235,7 @@ class Run:
                 self.dataset, self.layout, consumed=progress.consumed,
                 batch_size=config.batch_size, shape=config.latent_shape,
                 conditional=PRESETS[config.size].conditional_frames, seed=config.seed,
+                encode=self.vae.encode_latents if self.vae is not None else None,
             )  # fmt: skip
         item = next(self._feed)
         outcome = self.step_on(item.latents, item.text, item.randomness, self.learning_rate)
