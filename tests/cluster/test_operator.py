@@ -281,25 +281,39 @@ def test_what_happened_while_the_operator_was_away_is_seen(run, gpu_cluster, ope
     assert run.reaches(attempt=2)["attempts"][0]["reason"] == "Crashed"
 
 
-def test_a_lost_node_costs_no_restart(run, gpu_cluster):
-    gpu_cluster.add_node("doomed", labels={"doomed": run.namespace})
+@pytest.fixture
+def extra_nodes(gpu_cluster):
+    """Nodes that a test adds by name; they go with it, as others count on four."""
+    added = []
+
+    def add(name, **labels):
+        gpu_cluster.add_node(name, labels=labels)
+        added.append(name)
+
+    yield add
+    for name in added:
+        gpu_cluster.admin.delete(f"/api/v1/nodes/{name}")
+
+
+def test_a_lost_node_costs_no_restart(run, gpu_cluster, extra_nodes):
+    extra_nodes("doomed", mine=run.namespace)
     patch = {"spec": {"terminationGracePeriodSeconds": 1}}
     run.create(
         training={"nodes": 1},
-        stages={"train": {"podTemplate": patch, "nodeSelector": {"doomed": run.namespace}}},
+        stages={"train": {"podTemplate": patch, "nodeSelector": {"mine": run.namespace}}},
     )
     for stage in ("download", "dataset", "embeddings", "latents"):
         run.finish(stage)
     eventually(lambda: run.pods("train"))
     gpu_cluster.lose_node("doomed")
-    gpu_cluster.add_node("spare", labels={"doomed": run.namespace})
+    extra_nodes("spare", mine=run.namespace)
     status = run.reaches(150, attempt=2)
     assert status["attempts"][0]["reason"] == "NodeLost"
     assert status.get("chargedRestarts", 0) == 0
     eventually(lambda: run.pods("train", 2))
 
 
-def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster):
+def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster, extra_nodes):
     """Five nodes of eight GPUs are asked for, four are there: no pod may hold any meanwhile."""
     run.create(
         model={"size": "2B"},
@@ -314,12 +328,10 @@ def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster):
     eventually(lambda: run.condition("PodsStarted").get("reason") == "Unschedulable",
                what=lambda: run.status)  # fmt: skip
     assert run.pods("train") == []
-    name = f"extra-{run.namespace[-5:]}"
-    gpu_cluster.add_node(name)
+    extra_nodes("fifth")
     eventually(lambda: len(run.pods("train")) == 5)
     run.delete()
     eventually(lambda: not run.children("pods"))
-    gpu_cluster.admin.delete(f"/api/v1/nodes/{name}")
 
 
 def test_two_resources_on_one_claim_do_the_same_work_once(run, gpu_cluster):

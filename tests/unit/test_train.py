@@ -533,6 +533,8 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     code, out = finish(process)
     assert code == 1, out
+    assert "Traceback" not in out
+    assert "rank 1 ended with -9" in out
     folder = CheckpointFolder(volume / JOB)
     latest = read_latest(volume / JOB)
     assert latest >= 2
