@@ -18,7 +18,7 @@ from torch import Tensor
 
 from video2world_preprocess.stage import UserError
 
-__all__ = ["World", "join"]
+__all__ = ["World", "join", "peer_lost"]
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of float32 on the wire at a time
@@ -108,6 +108,12 @@ class World:
         """Close the group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def peer_lost(error: RuntimeError) -> bool:
+    """Whether ``error`` is a collective's that lost another rank; gloo has no class for it."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
 def join(timeout: float = 1800.0) -> World:

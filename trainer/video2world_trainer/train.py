@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from video2world_preprocess.events import emit, say
 from video2world_preprocess.stage import (
@@ -28,7 +27,7 @@ from video2world_preprocess.stage import (
 )
 
 from .config import TrainConfig, read_config
-from .distributed import World, join
+from .distributed import World, join, peer_lost
 from .report import Report
 from .run import STAGE, NonFiniteError, Run
 from .watchdog import Watchdog
@@ -178,11 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed("NonFinite", str(error), EXIT_FAILURE)
     except torch.OutOfMemoryError as error:
         return _failed("OutOfMemory", f"the GPU's memory is full: {KNOBS} ({error})", EXIT_FAILURE)
-    except (dist.DistError, ConnectionError) as error:
-        lost = f"the ranks lost one another ({str(error).splitlines()[0]})"
-        return _failed("Communication", lost, EXIT_FAILURE)
     except OSError as error:
         return _failed("IOError", explain(error), EXIT_FAILURE)
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        lost = f"another rank is gone ({str(error).splitlines()[0]}); its own log says why"
+        return _failed("Communication", lost, EXIT_FAILURE)
 
 
 if __name__ == "__main__":
