@@ -245,7 +245,8 @@ def _show(args: argparse.Namespace, status: Mapping[str, Any]) -> None:
     print(f"  restarts    {status.get('restarts', 0)}")
     for attempt in status.get("attempts", [])[:-1]:
         if attempt.get("endTime"):
-            print(f"    attempt {attempt['number']}: {attempt['reason']}: {attempt['message']}")
+            why = ": ".join(filter(None, (attempt["reason"], attempt["message"])))
+            print(f"    attempt {attempt['number']}: {why}")
     if gpu := status.get("gpuSeconds"):
         words = [f"{duration(gpu[kind])} {kind}" for kind in ("useful", "lost", "idle")]
         print(f"  GPU time    {', '.join(words)}")

@@ -12,9 +12,8 @@ import socket
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import kopf
 
@@ -32,7 +31,6 @@ from .rights import missing
 __all__ = ["Options", "main", "run"]
 
 log = logging.getLogger("video2world_operator")
-_SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POD_GROUP_VERSIONS = ("v1", "v1beta1", "v1alpha2")  # of scheduling.k8s.io, the best first
 
 
@@ -41,7 +39,7 @@ class Options:
     """How the operator runs. Times are in seconds."""
 
     namespaces: tuple[str, ...] = ()  # to serve; empty is all
-    own_namespace: str = "video2world-system"
+    own_namespace: str = ""  # of the Lease; empty is that of the credentials
     host: str = "0.0.0.0"
     port: int = 8080
     poll: float = 10  # between two looks at a worker's log, and two writes of mere progress
@@ -49,6 +47,10 @@ class Options:
     policy: Policy = field(default_factory=Policy)
     lease: LeaseTimes = field(default_factory=LeaseTimes)
     requests_per_second: float = 100
+
+
+class _PortTaken(Exception):
+    """The probes' port cannot be listened on."""
 
 
 class _RightsLost(Exception):
@@ -71,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--own-namespace",
         default=os.environ.get("V2W_OWN_NAMESPACE", ""),
-        help="namespace of the leader's Lease (V2W_OWN_NAMESPACE; default the pod's own)",
+        help="namespace of the leader's Lease (V2W_OWN_NAMESPACE; default the credentials')",
     )
     flags.add_argument(
         "--port",
@@ -109,12 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("kopf", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.DEBUG if args.verbose else logging.WARNING)
-    own = args.own_namespace
-    if not own and _SERVICE_ACCOUNT_NAMESPACE.exists():
-        own = _SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
     options = Options(
         namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
-        own_namespace=own or "video2world-system",
+        own_namespace=args.own_namespace,
         port=args.port,
         poll=args.poll_seconds,
         policy=Policy(termination_bound=args.termination_bound_seconds),
@@ -124,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return asyncio.run(run(options))
     except LoginFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except _PortTaken as error:
+        print(f"error: --port {args.port}: {error}; choose another", file=sys.stderr)
+    return 2
 
 
 async def run(options: Options) -> int:
@@ -136,7 +137,12 @@ async def run(options: Options) -> int:
             loop.add_signal_handler(number, stop.set)
     health, code = Health(), 0
     async with Cluster(requests_per_second=options.requests_per_second) as cluster:
-        runner = await serve(health, options.host, options.port)
+        own = options.own_namespace or cluster.default_namespace
+        options = replace(options, own_namespace=own)
+        try:
+            runner = await serve(health, options.host, options.port)
+        except OSError as error:
+            raise _PortTaken(error.strerror or error) from None
         identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
         try:
