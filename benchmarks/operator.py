@@ -33,6 +33,7 @@ from operators import Operator, Resource, grant  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "operator.json"
 NAMESPACE = "bench"
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+FLAGS = ("--lease-seconds", "4", "--own-namespace", "video2world-system", "--poll-seconds", "10")
 USER = "system:serviceaccount:video2world-system:video2world-operator"
 
 
@@ -68,7 +69,7 @@ def _running(folder: Path) -> Iterator[tuple[Cluster, Operator]]:
         cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         account = grant(cluster, "video2world-system")
         kubeconfig = cluster.write_kubeconfig(account)
-        with Operator(kubeconfig, "--lease-seconds", "4", log=folder / "log") as operator:
+        with Operator(kubeconfig, *FLAGS, log=folder / "log") as operator:
             yield cluster, operator
 
 

@@ -8,7 +8,8 @@ from .models import Video2WorldPostTrain
 
 __all__ = ["Command", "commands", "run_folder", "samples"]
 
-CADENCE = ("checkpoint.save_iter=", "checkpoint.keep=")  # change when, not what, is saved
+# change when something is saved or given up, not what is trained
+CADENCE = ("checkpoint.save_iter=", "checkpoint.keep=", "trainer.timeout_seconds=")
 LENGTH = "trainer.max_iter="  # training goes on from its checkpoint when this is raised
 
 _ATTENTION = {
@@ -197,6 +198,8 @@ def _train(resource: Video2WorldPostTrain) -> Command:
         "scheduler.warm_up_steps": spec.warmup_iterations,
         "trainer.seed": training.seed,
         "trainer.max_iter": spec.iterations,
+        "trainer.timeout_seconds": training.hang_timeout_seconds,
+        "optimizer.clip_norm": training.gradient_clip_norm,
         "checkpoint.save_iter": training.checkpoint.every_iterations,
         "checkpoint.keep": training.checkpoint.keep,
     }

@@ -90,6 +90,7 @@ class Controller:
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
+        self._claims: dict[Key, Claim] = {}
         self._logs: dict[str, _Log] = {}
         self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
 
@@ -139,7 +140,7 @@ class Controller:
         return body
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._problems):
+        for store in (self._written, self._soft_written, self._problems, self._claims):
             store.pop(key, None)
         self.queue.forget(key)
 
@@ -167,7 +168,7 @@ class Controller:
         return Observed(
             jobs=list(self.cache.jobs(key)),
             pods=pods,
-            claim=await self._claim(plan, body) if plan else None,
+            claim=await self._claim(key, plan, body) if plan else None,
             peers=self._peers(key, plan, body) if plan else (),
             capabilities=self.capabilities,
             events=await self._events(key, body, pods),
@@ -183,8 +184,10 @@ class Controller:
             self._plans[known] = plan_of(body)
         return self._plans[known]
 
-    async def _claim(self, plan: Plan, body: Object) -> Claim | None:
-        """The claim, looked up until it is known to be fit."""
+    async def _claim(self, key: Key, plan: Plan, body: Object) -> Claim | None:
+        """The claim, looked up until it is there with the modes that it has."""
+        if key in self._claims:
+            return self._claims[key]
         conditions = (body.get("status") or {}).get("conditions") or []
         if is_true(conditions, Type.VOLUME_READY) or _ended(body):
             return None
@@ -195,7 +198,10 @@ class Controller:
             if "persistentVolumeClaim" in v
         )
         path = path_of("v1", "PersistentVolumeClaim", plan.namespace, name)
-        return Claim.of(name, await self.cluster.get(path))
+        claim = Claim.of(name, await self.cluster.get(path))
+        if claim.found and not claim.lost and _shareable(claim, plan):
+            self._claims[key] = claim
+        return claim
 
     def _peers(self, key: Key, plan: Plan, body: Object) -> list[Peer]:
         """Older resources on the same volume that still work."""
@@ -392,6 +398,10 @@ def urgent(status: Object) -> dict[str, Any]:
         or (c["status"] == "False" and c["type"] in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
     ]
     return kept
+
+
+def _shareable(claim: Claim, plan: Plan) -> bool:
+    return plan.resource.spec.nodes == 1 or "ReadWriteMany" in claim.modes
 
 
 def _ended(body: Object) -> bool:

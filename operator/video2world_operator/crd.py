@@ -129,7 +129,9 @@ def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
 
 
 _FIXED = ("model", "dataset", "storage")
-_ADJUSTABLE = ("iterations", "checkpoint", "maxRestarts", "restartBackoffSeconds")
+_ADJUSTABLE = (
+    "iterations", "checkpoint", "maxRestarts", "restartBackoffSeconds", "hangTimeoutSeconds",
+)  # fmt: skip
 
 
 def _started_rules() -> list[dict[str, str]]:

@@ -342,6 +342,19 @@ class TrainingSpec(_Model):
         description="Seconds before the first restart after a crash; doubled for each further one, "
         "up to ten minutes. Restarts that are not counted do not wait.",
     )
+    hang_timeout_seconds: int = Field(
+        default=1800,
+        ge=30,
+        le=86400,
+        description="Seconds without an iteration after which the trainer ends itself with the "
+        "stacks of its threads, so that a hung collective does not hold GPUs; the group restarts.",
+    )
+    gradient_clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Gradients are scaled down to this norm; default not at all, as upstream does.",
+    )
     interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
         default="Auto",
         description="What NCCL uses between nodes; Auto leaves it to NCCL. Device resources of the "

@@ -25,6 +25,7 @@ def operator(gpu_cluster, tmp_path_factory):
     kubeconfig = gpu_cluster.write_kubeconfig(account)
     log = tmp_path_factory.mktemp("operator") / "log"
     flags = ("--termination-bound-seconds", "2", "--lease-seconds", "4")
+    flags += ("--own-namespace", "video2world-system")
     with Operator(kubeconfig, *flags, log=log) as running:
         yield running
 
