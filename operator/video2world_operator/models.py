@@ -168,7 +168,7 @@ class AgiBotDataset(_Model):
     path: VolumePath | None = Field(
         default=None,
         description="Folder on the volume that holds the AgiBotWorld-Alpha tree already; with it "
-        "nothing is downloaded, and its archives are left as they are.",
+        "nothing is downloaded, and its archives are left as they are. Default: downloaded.",
     )
     keep_archives: bool = Field(
         default=False, description="Keep downloaded archives once their videos are extracted."
@@ -249,7 +249,7 @@ class TrainingSpec(_Model):
     experiment: Text | None = Field(
         default=None,
         description="A named experiment of the guide, which sets model and training as the guide "
-        "does; fields given here stand against it.",
+        "does; fields given here stand against it. Default: none.",
     )
     overrides: list[Annotated[str, _text(512)]] = Field(
         default=[],
@@ -456,7 +456,7 @@ class SchedulingSpec(_Model):
     """How the train group is placed."""
 
     queue_name: DNSName | None = Field(
-        default=None, description="Kueue's local queue for the GPU stages."
+        default=None, description="Kueue's local queue for the GPU stages; default none."
     )
     gang: Literal["Auto", "Native", "Volcano", "Coscheduling", "None"] = Field(
         default="Auto",
@@ -464,14 +464,15 @@ class SchedulingSpec(_Model):
         "of Kubernetes' own PodGroup, Volcano and coscheduling; with a queueName, Kueue does it.",
     )
     priority_class_name: DNSName | None = Field(
-        default=None, description="Priority class of all pods."
+        default=None, description="Priority class of all pods; default the cluster's."
     )
     scheduler_name: DNSName | None = Field(
         default=None, description="Scheduler of all pods; default the cluster's."
     )
     topology_key: Annotated[str, _text(316, r"^[A-Za-z0-9][-A-Za-z0-9_./]*$")] | None = Field(
         default=None,
-        description="Node label within one value of which the train group prefers to lie.",
+        description="Node label within one value of which the train group prefers to lie; default "
+        "none.",
     )
 
 
@@ -512,7 +513,7 @@ class EnvVar(_Model):
         description="Name of the variable; those of torchrun and of the plan are refused."
     )
     value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
-        default=None, description="Value of the variable."
+        default=None, description="Value of the variable; default empty."
     )
     value_from: FreeObject | None = Field(
         default=None, description="Source of the value, as in Kubernetes (secretKeyRef and so on)."
@@ -535,7 +536,9 @@ class StagePatch(_Model):
     env: list[EnvVar] = Field(
         default=[], max_length=64, description="Further environment variables of the container."
     )
-    image: Text | None = Field(default=None, description="Image instead of the one in spec.images.")
+    image: Text | None = Field(
+        default=None, description="Image of the stage; default that in spec.images."
+    )
     pod_template: FreeObject | None = Field(
         default=None,
         description="Merge patch (RFC 7386) laid over the pod template last; lists of containers, "

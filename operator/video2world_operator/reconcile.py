@@ -39,6 +39,7 @@ class Policy:
     termination_bound: float = 60  # a pod that outlives its grace by so long is force-deleted
     look_again: float = 15  # while something outside must change that cannot be watched
     longest_backoff: float = 600
+    short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
 
 
 def reconcile(
@@ -133,6 +134,8 @@ class _Round:
             entry = before.get(stage.name) or {"name": stage.name, "state": "Pending"}
             if entry.get("inputsHash") not in (None, "", stage.inputs_hash):
                 # its inputs changed: it starts again, its attempts are counted on
+                if stage.name == "train":
+                    self._close("SpecChanged", "", charged=False)
                 entry = {k: entry[k] for k in ("name", "attempt") if k in entry}
                 entry["state"] = "Pending"
             stages.append(entry | {"inputsHash": stage.inputs_hash})
@@ -240,7 +243,13 @@ class _Round:
             self._close("Succeeded", "", charged=False)
             progress = self.status.get("progress")
             if progress:
-                progress |= {"iteration": progress["iterations"], "etaSeconds": 0}
+                done = progress["iterations"]
+                progress |= {
+                    "iteration": done,
+                    "text": f"{done}/{done}",
+                    "etaSeconds": 0,
+                    "eta": "0s",
+                }
 
     def _diagnose(self, stage: Stage, job: Job | None, pods: list[Pod]) -> Failure | None:
         if stage.name == "train" or job is None or job.deleting:
@@ -272,7 +281,7 @@ class _Round:
             self._give_up(entry, reason, code=failure.exit_code, **facts)
             return
         self.status["restarts"] += 1
-        wait = 0.0
+        wait = float(training.restart_backoff_seconds) if self._short_lived(entry) else 0.0
         if failure.charged:
             self.status["chargedRestarts"] = charged + 1
             wait = min(training.restart_backoff_seconds * 2.0**charged, self.policy.longest_backoff)
@@ -285,6 +294,11 @@ class _Round:
             accounting.open_attempt(self.status, entry["attempt"])
         self._progressing(stage, entry)
         self._others_gone(stage, entry)
+
+    def _short_lived(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the attempt ended soon after its start: many such in a row must not spin."""
+        started = [pod.started for pod in self._pods(entry) if pod.started]
+        return not started or self.now - min(started) < timedelta(seconds=self.policy.short_life)
 
     def _progressing(self, stage: Stage, entry: dict[str, Any]) -> None:
         self._set(Type.PROGRESSING, True, Reason.STOPPING, stage=stage.name,

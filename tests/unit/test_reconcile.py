@@ -101,7 +101,7 @@ def test_one_pod_down_restarts_the_whole_group(what, reason, charged, exit_code)
     assert record["endIteration"] == 300
     assert world.status["attempts"][1]["startIteration"] == 250
     # nothing starts while a pod of the last attempt lives, nor before its time
-    world.tick(3600 if charged else 0)
+    world.tick(3600)
     assert not [a for a in world.round().actions if isinstance(a, Apply)]
     world.pods.clear()
     (service, job) = (
@@ -191,6 +191,8 @@ def test_a_job_deleted_by_hand_starts_again_as_a_new_attempt():
     world.round()
     del world.jobs["run-train-1"]
     world.pods.clear()
+    world.settle()
+    world.tick(10)
     world.settle()
     assert "run-train-2" in world.jobs
     assert world.status["attempts"][0]["reason"] == "JobDeleted"
@@ -499,3 +501,35 @@ def test_train_manifests_are_the_plans_own():
         m for m in world.applied if m["metadata"]["name"] == "run-train-1" and m["kind"] == "Job"
     )
     assert applied["spec"] == rendered["spec"]
+
+
+def test_an_uncharged_restart_is_at_once_unless_the_attempt_was_short():
+    world = World()
+    first, _ = world.to_training()
+    world.tick(59)
+    world.pod(first, phase="Failed", exit_code=143)
+    world.round()
+    assert world.status["nextAttemptTime"] == "2026-11-24T12:01:09Z"
+    world.tick(10)
+    world.pods.clear()
+    world.settle()
+    first, _ = world.start_pods()
+    world.tick(61)
+    world.pod(first, phase="Failed", exit_code=143)
+    world.round()
+    assert world.status["nextAttemptTime"] == "2026-11-24T12:02:10Z"  # now
+    assert world.status.get("chargedRestarts", 0) == 0
+
+
+def test_a_changed_run_closes_the_attempt_it_interrupts():
+    world = World()
+    world.to_training()
+    world.round()
+    world.body["spec"]["training"]["iterations"] = 2000
+    world.body["metadata"]["generation"] = 2
+    world.round()
+    assert world.status["attempts"][0]["reason"] == "SpecChanged"
+    assert world.status["attempt"] == 2
+    world.pods.clear()
+    world.settle()
+    assert next(j for j in world.jobs.values() if j.stage == "train").attempt == 2
