@@ -1,6 +1,7 @@
-"""Writes manifests/crd.yaml: the CustomResourceDefinition, generated from the API's models.
+"""The CustomResourceDefinition, generated from the API's models.
 
-``python -m video2world_operator.crd`` writes it, ``--check`` fails if it is not up to date.
+``python -m video2world_operator.crd`` writes manifests/crd.yaml and the chart's copy, ``--check``
+fails if they are not up to date.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .experiments import EXPERIMENTS, OVERRIDES
+from .generated import generate
 from .models import (
     GROUP,
     KIND,
@@ -28,7 +30,9 @@ from .models import (
 
 __all__ = ["PATH", "build", "main", "render"]
 
-PATH = Path(__file__).parents[2] / "manifests" / "crd.yaml"
+_ROOT = Path(__file__).parents[2]
+PATH = _ROOT / "manifests" / "crd.yaml"
+CHART_PATH = _ROOT / "charts" / "video2world-operator" / "files" / "crd.yaml"
 
 Schema = dict[str, Any]
 
@@ -340,18 +344,10 @@ def render() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` return 1 if it is not up to date."""
+    """Write the files, or with ``--check`` return 1 if one is not up to date."""
     flags = argparse.ArgumentParser(prog="video2world_operator.crd", description=__doc__)
     flags.add_argument("--check", action="store_true", help="only compare")
-    if flags.parse_args(arguments).check:
-        if PATH.exists() and PATH.read_text(encoding="utf-8") == render():
-            return 0
-        print(f"error: {PATH} is not up to date; run make generate", file=sys.stderr)
-        return 1
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    PATH.write_text(render(), encoding="utf-8")
-    print(f"wrote {PATH}")
-    return 0
+    return generate({PATH: render(), CHART_PATH: render()}, check=flags.parse_args(arguments).check)
 
 
 if __name__ == "__main__":

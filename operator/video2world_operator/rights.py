@@ -1,7 +1,7 @@
-"""Every right the operator uses, in one table: manifests/rbac.yaml and the check at start follow.
+"""Every right the operator uses, in one table, of which all else is made.
 
-``python -m video2world_operator.rights`` writes the file, ``--check`` fails if it is not up to
-date.
+``python -m video2world_operator.rights`` writes manifests/rbac.yaml and the chart's rules,
+``--check`` fails if they are not up to date.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .cluster import Cluster
+from .generated import generate
 from .models import GROUP, PLURAL
 
 __all__ = ["NAMESPACED", "OWN_NAMESPACE", "PATH", "Rule", "missing", "render", "rules"]
 
-PATH = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
+_ROOT = Path(__file__).parents[2]
+PATH = _ROOT / "manifests" / "rbac.yaml"
+CHART_PATH = _ROOT / "charts" / "video2world-operator" / "files" / "rights.yaml"
 ACCOUNT = "video2world-operator"
 
 
@@ -109,6 +112,15 @@ def render() -> str:
     )
 
 
+def render_chart() -> str:
+    """The text of the chart's files/rights.yaml."""
+    import yaml
+
+    head = "# Generated from operator/video2world_operator/rights.py by `make generate`.\n"
+    both = {"served": rules(NAMESPACED), "ownNamespace": rules(OWN_NAMESPACE)}
+    return head + yaml.safe_dump(both, sort_keys=False, width=100)
+
+
 async def missing(
     cluster: Cluster, own: str, namespaces: Sequence[str], groups: Sequence[str]
 ) -> list[str]:
@@ -150,17 +162,11 @@ async def _allowed(cluster: Cluster, namespace: str | None, verb: str, rule: Rul
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` return 1 if it is not up to date."""
+    """Write the files, or with ``--check`` return 1 if one is not up to date."""
     flags = argparse.ArgumentParser(prog="video2world_operator.rights", description=__doc__)
     flags.add_argument("--check", action="store_true", help="only compare")
-    if flags.parse_args(arguments).check:
-        if PATH.exists() and PATH.read_text(encoding="utf-8") == render():
-            return 0
-        print(f"error: {PATH} is not up to date; run make generate", file=sys.stderr)
-        return 1
-    PATH.write_text(render(), encoding="utf-8")
-    print(f"wrote {PATH}")
-    return 0
+    check = flags.parse_args(arguments).check
+    return generate({PATH: render(), CHART_PATH: render_chart()}, check=check)
 
 
 if __name__ == "__main__":

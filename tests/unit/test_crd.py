@@ -36,6 +36,7 @@ def test_file_has_not_drifted():
 
 def test_drift_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("video2world_operator.crd.PATH", tmp_path / "crd.yaml")
+    monkeypatch.setattr("video2world_operator.crd.CHART_PATH", tmp_path / "chart" / "crd.yaml")
     assert main(["--check"]) == 1
     assert "run make generate" in capsys.readouterr().err
     assert main([]) == 0
