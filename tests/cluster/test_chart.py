@@ -31,6 +31,7 @@ def helm(cluster, helm_binary, namespace, tmp_path):
 
     def run(*arguments, check=True):
         homes = {f"HELM_{kind}_HOME": str(tmp_path / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+        homes["HOME"] = str(tmp_path)  # of kubectl's cache
         done = subprocess.run(
             [helm_binary, "--kubeconfig", cluster.kubeconfig, "--namespace", namespace, *arguments],
             capture_output=True, text=True, check=False, env=homes,
@@ -38,12 +39,12 @@ def helm(cluster, helm_binary, namespace, tmp_path):
         assert not check or done.returncode == 0, done.stderr
         return done
 
-    # the cluster's definition was not made by helm: it is taken over, as on a second install
     yield run
     run("uninstall", "v2w", check=False)
 
 
 def install(helm, chart=CHART, *more):
+    """Install or upgrade; the cluster has the definition already, which the release takes over."""
     return helm("upgrade", "--install", "v2w", str(chart), "--take-ownership", *more)
 
 
