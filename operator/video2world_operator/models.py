@@ -74,7 +74,9 @@ DNSName = Annotated[str, _text(253, r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 # Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
 VolumePath = Annotated[str, _text(512, r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$")]
 FolderName = Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-Quantity = Annotated[str, _text(32, r"^[0-9]+(\.[0-9]+)?([KMGTPE]i?|[mk])?$")]
+_UNIT = "(Ki|[MGTPE]i?|[mk])?$"
+Quantity = Annotated[str, _text(32, rf"^[0-9]+(\.[0-9]+)?{_UNIT}")]
+ABOVE_ZERO = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
 RepoID = Annotated[str, _text(200, r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
 FreeObject = dict[str, Any]
@@ -429,7 +431,9 @@ class CredentialsSpec(_Model):
 class StorageSpec(_Model):
     """The volume on which everything lies."""
 
-    size: Quantity = Field(default="500Gi", description="Size of the claim that is made, in bytes.")
+    size: Annotated[str, _text(32, ABOVE_ZERO)] = Field(
+        default="500Gi", description="Size of the claim that is made, in bytes."
+    )
     claim_name: DNSName | None = Field(
         default=None,
         description="An existing claim to use; without it <resource>-data is made.",

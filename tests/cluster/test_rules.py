@@ -117,6 +117,8 @@ CASES = {
     ),
     "unknown fields": ({}, {"training": {"iteratons": 3}}, "unknown field"),
     "sizes": ({"storage": {"size": "1.5Ti"}}, {"storage": {"size": "big"}}, "storage.size"),
+    "units": ({"storage": {"size": "100k"}}, {"storage": {"size": "100K"}}, "storage.size"),
+    "no size at all": ({"storage": {"size": "0.5Gi"}}, {"storage": {"size": "0.0Gi"}}, "storage"),
 }  # fmt: skip
 
 

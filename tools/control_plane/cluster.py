@@ -320,6 +320,7 @@ class Cluster:
             "--kubelet-preferred-address-types=InternalIP",
             f"--audit-policy-file={self.folder / 'audit-policy.json'}",
             f"--audit-log-path={self.folder / 'audit.log'}",
+            "--audit-log-maxsize=4096",  # in MiB: never a second file within a test session
             *(gang if self._native_gang else ()),
         )
         self._wait("the API server", lambda: self.admin.get("/readyz"))
