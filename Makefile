@@ -47,7 +47,7 @@ format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: .venv/ready ## Write manifests/crd.yaml and rbac.yaml from the code
+generate: .venv/ready ## Write the definition and the rights (manifests, chart) from the code
 	$(BIN)/python -m video2world_operator.crd
 	$(BIN)/python -m video2world_operator.rights
 
