@@ -1,4 +1,4 @@
-"""The edge to the API server: plain objects over HTTP, rate-limited, retried, counted."""
+"""The edge to the API server: plain objects over HTTP, rate-limited and retried."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -114,7 +113,6 @@ class Cluster:
         self._parallel = asyncio.Semaphore(parallel)
         self._session: aiohttp.ClientSession | None = None
         self._logging_in = asyncio.Lock()
-        self.requests: Counter[tuple[str, str, int]] = Counter()  # (method, kind of path, code)
         self.default_namespace = "default"
 
     async def __aenter__(self) -> Cluster:
@@ -197,7 +195,6 @@ class Cluster:
                 headers={"Content-Type": content_type, "Accept": accept},
             ) as answer,
         ):  # fmt: skip
-            self.requests[method, _kind_of(path), answer.status] += 1
             if answer.status < 300:
                 if "json" in answer.content_type:
                     return await answer.json()
@@ -298,12 +295,3 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ApiError:
         throttled.after = min(float(after), 30.0)
         return throttled
     return ApiError(answer.status, reason, message)
-
-
-def _kind_of(path: str) -> str:
-    """``jobs``, ``pods/log`` and so on: what a path is about, without any name."""
-    parts = path.strip("/").split("/")
-    parts = parts[2:] if parts[0] == "api" else parts[3:]
-    if len(parts) > 2 and parts[0] == "namespaces":
-        parts = parts[2:]
-    return "/".join([*parts[:1], *parts[2:3]])

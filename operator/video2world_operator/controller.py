@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
 
-__all__ = ["Cache", "Controller", "Key", "Vital"]
+__all__ = ["Cache", "Controller", "Key"]
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
@@ -47,15 +46,6 @@ class Cache(Protocol):
 
     def pods(self, key: Key) -> Iterable[Pod]:
         """The pods that bear the resource's label."""
-
-
-@dataclass
-class Vital:
-    """Signs of life, for the health checks and for whoever measures."""
-
-    reconciled: int = 0
-    last_reconciled: float = field(default_factory=time.monotonic)
-    writes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -86,7 +76,6 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue(
             self.work, workers=workers, expected=(ApiError, OSError)
         )
-        self.vital = Vital()
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
@@ -121,11 +110,8 @@ class Controller:
                 raise
             self._written[key] = (body["metadata"]["resourceVersion"], written)
             self._soft_written[key] = time.monotonic()
-            self.vital.writes["status"] += 1
             await self._announce(body, before, decision.status)
         await self._perform(key, body, decision)
-        self.vital.reconciled += 1
-        self.vital.last_reconciled = time.monotonic()
         self._plan_next(key, decision, observed)
 
     def _body(self, key: Key) -> Object | None:
@@ -304,7 +290,6 @@ class Controller:
         found = await self.cluster.get(path)
         if found is None:
             await self.cluster.apply(manifest)
-            self.vital.writes[kind] += 1
             return
         owners = {o["uid"] for o in found["metadata"].get("ownerReferences", [])}
         label = "app.kubernetes.io/instance"
@@ -327,7 +312,6 @@ class Controller:
             _VERSIONS[action.kind], action.kind, namespace, action.name, action.uid,
             force=action.force,
         )  # fmt: skip
-        self.vital.writes[f"delete {action.kind}"] += 1
         if action.why:
             await self._event(body, "Warning", "PodForceDeleted", action.why, action.uid)
 
@@ -375,7 +359,6 @@ class Controller:
         try:
             path = path_of("v1", "Event", metadata["namespace"])
             await self.cluster.request("POST", path, body=event)
-            self.vital.writes["event"] += 1
         except (ApiError, OSError) as error:  # an event is worth no retry
             if not isinstance(error, ApiError) or error.code != 409:
                 log.warning("no event %s for %s: %s", reason, metadata["name"], error)

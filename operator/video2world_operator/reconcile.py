@@ -346,9 +346,18 @@ class _Round:
         for job in self.jobs:
             if (job.stage, job.attempt) == keep or job.deleting:
                 continue
-            if not job.finished or job.stage == stage.name:
+            if not self._over(job) or job.stage == stage.name:
                 self.actions.append(Delete("Job", job.name, job.uid))
         return not self._alive(keep)
+
+    def _over(self, job: Job) -> bool:
+        """Whether a Job has ended: it shows so, or it did when its stage was found done.
+
+        After a watch was cut the cache may for a moment show a Job as it was before its end.
+        """
+        entry = self._entry(job.stage)
+        recorded = entry.get("state") in DONE and entry.get("attempt") == job.attempt
+        return job.finished or recorded
 
     def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
         """Pods that have not ended, but for the attempt ``keep``; overdue ones are forced out."""
@@ -381,9 +390,9 @@ class _Round:
             entry.pop("jobUID", None)
             self.status.pop("nextAttemptTime", None)
         for job in self.jobs:
-            if not job.finished and not job.deleting:
+            if not self._over(job) and not job.deleting:
                 self.actions.append(Delete("Job", job.name, job.uid))
-        gone = not self._alive() and all(j.finished for j in self.jobs)
+        gone = not self._alive() and all(map(self._over, self.jobs))
         if gone:
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.SUSPENDED, True, Reason.SUSPENDED, stage=stage.name)
@@ -416,9 +425,9 @@ class _Round:
             dying = failed.get("reason") != Reason.DEADLINE_EXCEEDED and not self._reached(
                 ended + timedelta(seconds=self.policy.look_again)
             )
-            if job.deleting or (dying and not job.finished):
+            if job.deleting or (dying and not self._over(job)):
                 continue
-            if spec.cleanup_policy == "All" or not job.finished:
+            if spec.cleanup_policy == "All" or not self._over(job):
                 self.actions.append(Delete("Job", job.name, job.uid))
         self._alive()
         ttl = spec.ttl_seconds_after_finished

@@ -13,7 +13,7 @@ from .models import API_VERSION, KIND, MAX_NAME
 from .observed import Pod
 from .plan import RESOURCE_LABEL
 
-__all__ = ["RemoteFailed", "checkpoints", "listing", "logs", "status", "suspend", "watch"]
+__all__ = ["RemoteFailed", "checkpoints", "logs", "status", "suspend", "watch"]
 
 T = TypeVar("T")
 _NO_CRD = f"the cluster does not know {KIND}: kubectl apply -f manifests/crd.yaml"
@@ -55,16 +55,6 @@ def status(name: str, namespace: str | None) -> Mapping[str, Any]:
 
     async def work(cluster: Cluster, space: str) -> Mapping[str, Any]:
         return (await _get(cluster, space, name)).get("status") or {}
-
-    return _run(work, namespace)
-
-
-def listing(namespace: str | None) -> list[Mapping[str, Any]]:
-    """All resources of the namespace."""
-
-    async def work(cluster: Cluster, space: str) -> list[Mapping[str, Any]]:
-        every = await cluster.get(path_of(API_VERSION, KIND, space)) or {}
-        return list(every.get("items", []))
 
     return _run(work, namespace)
 

@@ -533,3 +533,18 @@ def test_a_changed_run_closes_the_attempt_it_interrupts():
     world.pods.clear()
     world.settle()
     assert next(j for j in world.jobs.values() if j.stage == "train").attempt == 2
+
+
+def test_a_job_seen_to_succeed_is_not_ended_because_the_cache_steps_back():
+    world = World()
+    world.settle()
+    before = world.jobs["run-download-1"]
+    world.finish("download")
+    world.round()
+    world.jobs = {"run-download-1": before}  # as a list from before its end shows it
+    world.settle()
+    assert "run-download-1" in world.jobs
+    world.body["spec"]["suspend"] = True
+    world.jobs = {"run-download-1": before}
+    world.settle()
+    assert "run-download-1" in world.jobs
