@@ -491,6 +491,6 @@ def owned(manifest: Manifest, resource: Video2WorldPostTrain) -> Manifest:
     """
     if manifest["kind"] == "PersistentVolumeClaim" and resource.spec.storage.retention == "Keep":
         return manifest
-    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": resource.name}
-    owner |= {"uid": resource.metadata.uid, "controller": True}  # type: ignore[dict-item]
+    owner: Manifest = {"apiVersion": API_VERSION, "kind": KIND, "name": resource.name}
+    owner |= {"uid": resource.metadata.uid, "controller": True}
     return manifest | {"metadata": manifest["metadata"] | {"ownerReferences": [owner]}}

@@ -51,10 +51,15 @@ def reconcile(
         return Decision(None)  # the garbage collector does the rest
     status = copy.deepcopy(dict(body.get("status") or {}))
     try:
-        resource = parse({k: v for k, v in body.items() if k != "status"})
+        resource = _resource(body)
     except InvalidResource as error:
         return _invalid(status, error, metadata.get("generation"), now)
     return _Round(resource, status, observed, now, policy or Policy()).decide()
+
+
+def _resource(body: Body) -> Video2WorldPostTrain:
+    """The resource without its status, which is ours to write and may be an older version's."""
+    return parse({k: v for k, v in body.items() if k != "status"})
 
 
 def _text(moment: datetime) -> str:
@@ -588,6 +593,6 @@ class _Round:
 def plan_of(body: Body) -> Plan | None:
     """The plan of a resource as the API server gives it; None while it is invalid."""
     try:
-        return make_plan(parse({k: v for k, v in body.items() if k != "status"}))
+        return make_plan(_resource(body))
     except InvalidResource:
         return None

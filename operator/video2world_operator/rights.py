@@ -128,11 +128,12 @@ async def missing(
 
     ``groups`` are the API groups that the server serves; an empty ``namespaces`` means all.
     """
+    served: Sequence[str | None] = namespaces or (None,)
     asked: list[tuple[str | None, str, Rule]] = []
     for rule in NAMESPACED:
         if rule.optional and rule.group not in groups:
             continue
-        for namespace in namespaces or [None]:  # type: ignore[list-item]
+        for namespace in served:
             asked += [(namespace, verb, rule) for verb in rule.verbs]
     asked += [(own, verb, rule) for rule in OWN_NAMESPACE for verb in rule.verbs]
     allowed = await asyncio.gather(*(_allowed(cluster, *question) for question in asked))

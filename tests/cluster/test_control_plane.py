@@ -8,34 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from control_plane import ApiError, Cluster, binaries
+from operators import eventually, exists
 
 TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def eventually(probe: Callable[[], Any], seconds: float = 60) -> Any:
-    """The first truthy result of ``probe``; fails with the last one when time is over."""
-    until = time.monotonic() + seconds
-    while not (seen := probe()):
-        assert time.monotonic() < until, f"not within {seconds} s; last seen: {seen}"
-        time.sleep(0.1)
-    return seen
-
-
-def exists(cluster: Cluster, path: str) -> bool:
-    try:
-        cluster.admin.get(path)
-    except ApiError as error:
-        if error.code != 404:
-            raise
-        return False
-    return True
 
 
 def job(name: str, **pod: Any) -> dict[str, Any]:
@@ -79,8 +60,8 @@ def test_what_an_object_owns_goes_with_it(cluster, namespace):
     cluster.admin.post(maps, {"metadata": {"name": "owned", "ownerReferences": [reference]}})
     cluster.admin.post(maps, {"metadata": {"name": "free"}})
     cluster.admin.delete(f"{maps}/owner")
-    eventually(lambda: not exists(cluster, f"{maps}/owned"))
-    assert exists(cluster, f"{maps}/free")
+    eventually(lambda: not exists(cluster.admin, f"{maps}/owned"))
+    assert exists(cluster.admin, f"{maps}/free")
 
 
 def test_rbac_grants_what_it_says_and_no_more(cluster, namespace):
@@ -229,11 +210,11 @@ def test_a_pod_that_hangs_stays_until_forced(gpu_cluster, gpu_namespace):
     eventually(lambda: len(pods(gpu_cluster, gpu_namespace, "Running")) == 2)
     for name in ("hangs", "ends"):
         gpu_cluster.admin.delete(f"{path}/{name}")
-    eventually(lambda: not exists(gpu_cluster, f"{path}/ends"))
+    eventually(lambda: not exists(gpu_cluster.admin, f"{path}/ends"))
     time.sleep(2)
     assert gpu_cluster.admin.get(f"{path}/hangs")["metadata"]["deletionTimestamp"]
     gpu_cluster.admin.delete(f"{path}/hangs?gracePeriodSeconds=0")
-    assert not exists(gpu_cluster, f"{path}/hangs")
+    assert not exists(gpu_cluster.admin, f"{path}/hangs")
 
 
 @pytest.mark.slow
@@ -259,7 +240,7 @@ def test_the_api_server_comes_back_with_all_it_knew(cluster, namespace):
     with pytest.raises(OSError, match="refused"):
         cluster.admin.get(f"{maps}/kept")
     cluster.start_api_server()
-    assert exists(cluster, f"{maps}/kept")
+    assert exists(cluster.admin, f"{maps}/kept")
 
 
 def test_a_paused_etcd_stalls_writes_and_recovers(cluster, namespace):
@@ -267,7 +248,7 @@ def test_a_paused_etcd_stalls_writes_and_recovers(cluster, namespace):
     with cluster.etcd_paused(), pytest.raises(OSError, match="timed out"):
         cluster.admin.request("POST", maps, {"metadata": {"name": "late"}}, timeout=2)
     cluster.admin.post(maps, {"metadata": {"name": "after"}})
-    assert exists(cluster, f"{maps}/after")
+    assert exists(cluster.admin, f"{maps}/after")
 
 
 def test_nothing_outlives_a_killed_owner(cluster):
