@@ -26,6 +26,7 @@ __all__ = ["Cache", "Controller", "Key"]
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
 Object = Mapping[str, Any]
+MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
 _ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.PROGRESSING, Type.SUSPENDED, Type.SUCCEEDED,
@@ -81,6 +82,7 @@ class Controller:
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
         self._logs: dict[str, _Log] = {}
+        self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
         self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
 
     # ------------------------------------------------------------------ one resource
@@ -98,7 +100,9 @@ class Controller:
         before = dict(body.get("status") or {})
         observed = await self._observe(key, body)
         decision = reconcile(body, observed, datetime.now(UTC), self.policy)
-        if decision.status is not None and self._due(key, before, decision):
+        if decision.status is None or decision.status == before:
+            self._told.pop(key, None)
+        elif self._due(key, before, decision):
             try:
                 written = await self.cluster.apply_status(dict(body), decision.status)
             except ApiError as error:
@@ -110,6 +114,7 @@ class Controller:
                 raise
             self._written[key] = (body["metadata"]["resourceVersion"], written)
             self._soft_written[key] = time.monotonic()
+            self._told.pop(key, None)
             await self._announce(body, before, decision.status)
         await self._perform(key, body, decision)
         self._plan_next(key, decision, observed)
@@ -126,15 +131,13 @@ class Controller:
         return body
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._problems, self._claims):
+        for store in (self._written, self._soft_written, self._problems, self._claims, self._told):
             store.pop(key, None)
         self.queue.forget(key)
 
     def _due(self, key: Key, before: Object, decision: Decision) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""
         after = decision.status or {}
-        if after == before:
-            return False
         if urgent(before) != urgent(after):
             return True
         return time.monotonic() - self._soft_written.get(key, 0.0) >= self.poll_seconds
@@ -212,17 +215,18 @@ class Controller:
         return peers
 
     async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:
-        """What the worker of the stage under way has told since the last look."""
+        """What the worker of the stage under way has told since the status was last written."""
         status = body.get("status") or {}
         name = status.get("stage", "")
         entry = next((e for e in status.get("stages", []) if e["name"] == name), None)
         if entry is None:
             return []
         attempts = (entry.get("attempt", 0), entry.get("attempt", 0) - 1)
-        events: list[Event] = []
+        events = self._told.setdefault(key, [])
         for pod in sorted(pods, key=lambda p: p.attempt):
             if pod.stage == name and pod.index == 0 and pod.attempt in attempts:
                 events += await self._read_log(key[0], pod)
+        del events[:-MAX_TOLD]
         return events
 
     async def _read_log(self, namespace: str, pod: Pod) -> list[Event]:

@@ -124,3 +124,28 @@ def test_the_api_server_is_restarted_in_the_middle(gpu_cluster, gpu_namespace, t
 
         eventually(succeeded, 180, operator.tail)
         check_done(run)
+
+
+def test_what_a_worker_told_outlives_a_refused_write(gpu_cluster, gpu_namespace, tmp_path):
+    """A line is read once: what it says must not go with the status write that failed."""
+    api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
+    armed, refused = threading.Event(), []
+
+    def judge(method, path):
+        if armed.is_set() and not refused and (method, path[-11:]) == ("PATCH", "/run/status"):
+            refused.append(path)
+            return "500"
+        return None
+
+    with Proxy(api, judge) as proxy:
+        kubeconfig = written(tmp_path, proxy.kubeconfig())
+        with Operator(kubeconfig, *flags(gpu_namespace), log=tmp_path / "log"):
+            run = Resource(gpu_cluster, gpu_namespace).create()
+            lead = run.to_training()[0]
+            eventually(lambda: run.stage("train").get("active") == 2, what=lambda: run.status)
+            armed.set()
+            line = '{"event":"checkpoint","stage":"train","iteration":50,"path":"iter_50.pt"}'
+            gpu_cluster.write_pod_log(gpu_namespace, lead, line)
+            eventually(lambda: refused)
+            told = eventually(lambda: run.status.get("checkpoint"), what=lambda: run.status)
+    assert told["iteration"] == 50

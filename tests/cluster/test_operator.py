@@ -18,7 +18,7 @@ STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 USER = f"system:serviceaccount:video2world-system:{ACCOUNT}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: it would do the work of other modules' operators
 def operator(gpu_cluster, tmp_path_factory):
     """One operator for the whole cluster, with the rights of manifests/rbac.yaml."""
     account = grant(gpu_cluster, "video2world-system")
