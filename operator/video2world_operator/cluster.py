@@ -65,6 +65,11 @@ def login() -> kopf.ConnectionInfo:
                          or info.certificate_data):  # fmt: skip
             # an exec plugin or another provider, which the official client understands
             info = kopf.login_via_client(logger=log, settings=settings) or info
+    except ImportError:
+        raise LoginFailed(
+            "the kubeconfig names a credential plugin, which needs the official client:"
+            " pip install 'video2world[cluster]'"
+        ) from None
     except (OSError, ValueError, KeyError, kopf.LoginError) as error:
         raise LoginFailed(f"the kubeconfig cannot be used ({error})") from None
     if info is None:
