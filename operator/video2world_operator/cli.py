@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import __version__
 
 if TYPE_CHECKING:  # at run time imported where needed, so that help comes at once
     from .plan import Plan
+    from .view import Snapshot
 
 __all__ = ["main", "parser"]
 
 EXIT_USER_ERROR = 2
-PARTS = ("model", "optim", "scheduler", "trainer")
+EVERY = 2.0  # seconds between two looks of --watch
+ENDED = ("Succeeded", "Failed", "Suspended")
 
 
 class _Mistake(Exception):
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     volume_flag(one)
     one.add_argument("--dry-run", action="store_true", help="only list what would run")
     one.add_argument("-v", "--verbose", action="store_true", help="show every line of the workers")
-    one = command("status", "Show how far a resource is.", "status demo --volume ./volume")
+    one = command("status", "Show how far a resource is.", "status demo --watch")
     where_flags(one)
     one.add_argument("-o", "--output", choices=("text", "json"), default="text")
     one.add_argument("-w", "--watch", action="store_true", help="go on until its end")
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--stage", help="download, dataset, embeddings, latents, train or inference")
     one.add_argument("--rank", type=int, default=0, help="node of the train group (0)")
     one.add_argument("--attempt", type=int, help="default: the last")
-    one.add_argument("--follow", action="store_true", help="go on until interrupted")
+    one.add_argument("--follow", action="store_true", help="go on until its end")
     one = command("checkpoints", "List the checkpoints of a run.", "checkpoints demo")
     where_flags(one)
     for name, text in (
@@ -189,67 +190,46 @@ def _run(args: argparse.Namespace) -> int:
         raise _Mistake(f"--volume {args.volume}: {error}") from None
 
 
-def _state(args: argparse.Namespace) -> dict[str, Any]:
-    from .local import StateFolder
-
-    state = StateFolder(args.volume.resolve(), args.name).read()
-    if not state:
-        known = sorted(path.parent.name for path in args.volume.glob(".video2world/*/state.json"))
-        listed = f"; there is {', '.join(known)}" if known else ""
-        raise _Mistake(f"{args.name}: no run of this name on {args.volume}{listed}")
-    return state
-
-
 def _status(args: argparse.Namespace) -> int:
+    from .local_view import NotFound, snapshot
+
+    show = _shower(args)
     while True:
-        status = _state(args)["status"]
-        _show(args, status)
-        if not args.watch or status.get("phase") in ("Succeeded", "Failed", "Suspended"):
+        try:
+            seen = snapshot(args.volume, args.name)
+        except NotFound as error:
+            raise _Mistake(str(error)) from None
+        show(seen)
+        if not args.watch or seen.note or seen.status.get("phase") in ENDED:
             return 0
-        time.sleep(2)
+        time.sleep(EVERY)
 
 
 def _remote_status(args: argparse.Namespace) -> int:
-    from .remote import status, watch
+    from .remote import watch
 
-    if args.watch:
-        watch(args.name, args.namespace, lambda now: _show(args, now))
-    else:
-        _show(args, status(args.name, args.namespace))
+    watch(args.name, args.namespace, _shower(args), EVERY if args.watch else None)
     return 0
 
 
-def _show(args: argparse.Namespace, status: Mapping[str, Any]) -> None:
-    from .progress import duration
+def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
+    """Shows what it is given: as JSON, or as a tree that stays in its place on a terminal."""
+    from .terminal import Screen
+    from .view import tree
 
-    if args.output == "json":
-        print(json.dumps(status, indent=2))
-        return
-    if not status:
-        print(f"{args.name}: Pending  no operator has looked at it yet; is one running?")
-        return
-    print(f"{args.name}: {status.get('phase', 'Unknown')}  {status.get('message', '')}".rstrip())
-    for stage in status.get("stages", []):
-        count = f"{stage['done']}/{stage['total']}" if stage.get("total") else ""
-        print(f"  {stage['name']:<11} {stage['state']:<10} {count}".rstrip())
-    if progress := status.get("progress"):
-        words = [f"{progress['iteration']}/{progress['iterations']}"]
-        if (loss := progress.get("loss")) is not None:
-            words.append(f"loss {loss:.4f}")
-        if eta := progress.get("etaSeconds"):
-            words.append(f"{duration(eta)} left")
-        print(f"  progress    {'  '.join(words)}")
-    if checkpoint := status.get("checkpoint"):
-        path = checkpoint.get("path", "")
-        print(f"  checkpoint  {checkpoint['iteration']}  {path}".rstrip())
-    print(f"  restarts    {status.get('restarts', 0)}")
-    for attempt in status.get("attempts", [])[:-1]:
-        if attempt.get("endTime"):
-            why = ": ".join(filter(None, (attempt["reason"], attempt["message"])))
-            print(f"    attempt {attempt['number']}: {why}")
-    if gpu := status.get("gpuSeconds"):
-        words = [f"{duration(gpu[kind])} {kind}" for kind in ("useful", "lost", "idle")]
-        print(f"  GPU time    {', '.join(words)}")
+    screen, before = Screen(sys.stdout), list[object]()
+
+    def show(seen: Snapshot) -> None:
+        changed = before != [seen.status, seen.note]
+        before[:] = seen.status, seen.note
+        if args.output == "json":
+            if changed:
+                print(json.dumps(seen.status, indent=2), flush=True)
+            return
+        plain = "utf" not in (sys.stdout.encoding or "").lower()
+        screen.show(tree(seen, datetime.now(UTC), plain=plain), changed=changed)
+
+    return show
 
 
 def _remote_logs(args: argparse.Namespace) -> int:
@@ -293,69 +273,34 @@ def _remote_resume(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    folder = args.volume / ".video2world" / args.name / "logs"
-    names = {}
-    for path in folder.glob("*.log"):
-        if match := re.fullmatch(r"([a-z]+)-(\d+)-(\d+)", path.stem):
-            names[match[1], int(match[2]), int(match[3])] = path
-    if not names:
-        _state(args)  # says so if there is no such run
-        raise _Mistake(f"{args.name}: there are no logs in {folder} yet")
-    stage = args.stage or max(names, key=lambda key: names[key].stat().st_mtime)[0]
-    attempts = [attempt for name, attempt, _ in names if name == stage]
-    if not attempts:
-        known = ", ".join(sorted({name for name, _, _ in names}))
-        raise _Mistake(f"--stage {stage}: there is no log of it; there is {known}")
-    key = (stage, args.attempt or max(attempts), args.rank)
-    if key not in names:
-        raise _Mistake(f"there is no log of {stage}, attempt {key[1]}, rank {args.rank}")
-    with names[key].open("r", encoding="utf-8", errors="replace") as stream:
-        while True:
-            if text := stream.read(1 << 16):
-                sys.stdout.write(text)
-            elif not args.follow:
-                return 0
-            else:
-                sys.stdout.flush()
-                time.sleep(0.5)
+    from .local_view import NotFound, print_log
 
-
-def _checkpoints(args: argparse.Namespace) -> int:
-    from .progress import duration
-
-    found = sorted(args.volume.glob(f"checkpoints/*/*/{args.name}/checkpoints"))
-    if not found:
-        raise _Mistake(f"{args.name}: no checkpoints on {args.volume}; is NAME its job name?")
-    for folder in found:
-        latest_file = folder / "latest_checkpoint.txt"
-        latest = latest_file.read_text().strip() if latest_file.exists() else ""
-        print(folder)
-        print(f"  {'ITERATION':>9}  {'SIZE':>10}  {'AGE':>7}  STATE")
-        for model in sorted((folder / "model").glob("iter_*.pt")):
-            files = [folder / part / model.name for part in PARTS]
-            size = sum(path.stat().st_size for path in files if path.exists())
-            age = datetime.now(UTC).timestamp() - model.stat().st_mtime
-            state = _torn(folder, model.name) or "whole"
-            mark = "  latest" if model.name == latest else ""
-            number = int(model.stem.removeprefix("iter_"))
-            print(f"  {number:>9}  {size / 2**20:>6.1f} MiB  {duration(age):>7}  {state}{mark}")
+    try:
+        print_log(
+            args.volume, args.name, stage=args.stage, rank=args.rank, attempt=args.attempt,
+            follow=args.follow, out=sys.stdout,
+        )  # fmt: skip
+    except NotFound as error:
+        raise _Mistake(str(error)) from None
     return 0
 
 
-def _torn(folder: Path, name: str) -> str:
-    """What is wrong with a checkpoint's files, by their recorded sizes; empty if nothing is."""
+def _checkpoints(args: argparse.Namespace) -> int:
+    from .local_view import NotFound, checkpoints
+    from .progress import duration
+
     try:
-        record = json.loads((folder / "trainer" / name).with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        record = {}
-    for part in PARTS:
-        path = folder / part / name
-        if not path.exists():
-            return f"torn: {part} is missing"
-        wanted = record.get(part, {}).get("bytes")
-        if wanted is not None and path.stat().st_size != wanted:
-            return f"torn: {part} has {path.stat().st_size} bytes instead of {wanted}"
-    return ""
+        for folder, found in checkpoints(args.volume, args.name):
+            print(folder)
+            print(f"  {'ITERATION':>9}  {'SIZE':>10}  {'AGE':>7}  STATE")
+            for one in found:
+                size, age = f"{one.size / 2**20:.1f} MiB", duration(one.age)
+                mark = "  latest" if one.latest else ""
+                state = f"{one.damage or 'whole'}{mark}"
+                print(f"  {one.iteration:>9}  {size:>10}  {age:>7}  {state}")
+    except NotFound as error:
+        raise _Mistake(str(error)) from None
+    return 0
 
 
 if __name__ == "__main__":

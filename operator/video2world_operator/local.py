@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from . import pod_init
+from . import accounting, pod_init
 from .conditions import Reason, Type, phase_of, set_condition
 from .local_pod import Process, Surroundings, UnsupportedManifest, downward, process
+from .observed import Pod
 from .plan import Plan, Stage
 from .progress import Event, Failed, Lines, parse, update_status
 from .terminal import Display
@@ -31,6 +32,7 @@ __all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine", "RunRefused", "State
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 TAIL_LINES = 15
+_KEPT = ("progress", "checkpoint", "attempts", "gpuSeconds", "closedGPUSeconds")
 DOWN_TOGETHER = 5.0  # seconds the rest of a group gets to end by itself after one pod failed
 
 
@@ -85,14 +87,31 @@ class StateFolder:
         """Hold the resource's lock; another run of it on this volume is refused."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunRefused(
-                    f"{self.resource} is running on {self.volume} already: wait for it, or choose "
-                    "another metadata.name or --volume"
-                ) from None
+            if not _lock(stream, fcntl.LOCK_EX):
+                time.sleep(0.1)  # it may have been somebody who only asked whether it is held
+                if not _lock(stream, fcntl.LOCK_EX):
+                    raise RunRefused(
+                        f"{self.resource} is running on {self.volume} already: wait for it, or "
+                        "choose another metadata.name or --volume"
+                    )
             yield
+
+    @property
+    def held(self) -> bool:
+        """Whether a process runs the resource now."""
+        try:
+            with (self.folder / "lock").open() as stream:
+                return not _lock(stream, fcntl.LOCK_SH)
+        except OSError:
+            return False
+
+
+def _lock(stream: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass
@@ -102,6 +121,7 @@ class _Pod:
     name: str
     log: Path
     child: subprocess.Popen[bytes]
+    started: datetime
     reader: threading.Thread = field(init=False)
     code: int | None = None
 
@@ -113,6 +133,16 @@ class _Outcome:
     code: int | None
     log: Path | None = None
     message: str = ""
+
+    @property
+    def words(self) -> tuple[str, str, bool]:
+        """Reason and message of the attempt's record, and whether its end counts as a restart."""
+        if self.code is None:
+            return "Interrupted", "stopped on request", False
+        known = {0: "Succeeded", EXIT_USER_ERROR: "UserError"}
+        reason = known.get(self.code, "Crashed")
+        said = f"exit code {self.code}" + (f": {self.message}" if self.message else "")
+        return reason, said if self.code else "", reason == "Crashed"
 
 
 class LocalEngine:
@@ -173,8 +203,9 @@ class LocalEngine:
                     for stage in self.plan.stages
                 ],
             }
-            | {key: status[key] for key in ("progress", "checkpoint") if key in status},
+            | {key: status[key] for key in _KEPT if key in status},
         }
+        self._close("Killed", "v2w run was killed", charged=False)  # if it did not end by itself
         self._condition(Type.ACCEPTED, True, Reason.VALID)
         self._save()
 
@@ -188,11 +219,14 @@ class LocalEngine:
             self._condition(
                 Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name, attempt=attempt
             )
+            if stage.name == "train":
+                accounting.open_attempt(self._kept["status"], attempt)
             self._set_stage(stage, "Running", attempt=attempt, startTime=_now())
             try:
                 outcome = self._attempt(stage, attempt)
             except (UnsupportedManifest, OSError) as error:
                 return self._fail(stage, _Outcome(EXIT_FAILED, message=str(error)), restarts)
+            self._close(*outcome.words)
             if outcome.code == 0:
                 self._set_stage(stage, "Succeeded", completionTime=_now())
                 self.display.end(stage.name, "done")
@@ -303,7 +337,9 @@ class LocalEngine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        pod = _Pod(f"{stage.name}-{index}" if count > 1 else stage.name, log, child)
+        pod = _Pod(
+            f"{stage.name}-{index}" if count > 1 else stage.name, log, child, datetime.now(UTC)
+        )
         assert child.stdout is not None
         pod.reader = threading.Thread(target=self._read, args=(pod, child.stdout), daemon=True)
         pod.reader.start()
@@ -339,7 +375,7 @@ class LocalEngine:
                 elif (event := parse(line)) is not None:
                     if isinstance(event, Failed):
                         message = message or event.message
-                    saved = self._note(event, saved)
+                    saved = self._note(event, pods, saved)
                 else:
                     self.display.line(pod.name, line.decode("utf-8", "replace").rstrip())
             if self._stop is not None and not asked:
@@ -361,14 +397,25 @@ class LocalEngine:
             first = next(pod for pod in pods if pod.code == EXIT_USER_ERROR)
         return _Outcome(code, first.log, message)
 
-    def _note(self, event: Event, saved: float) -> float:
+    def _note(self, event: Event, pods: list[_Pod], saved: float) -> float:
         """Show an event and keep it in the status, on disk at most once a second."""
         self.display.event(event)
         self._kept["status"] = update_status(self._kept["status"], event, _now())
         if time.monotonic() - saved < 1.0:
             return saved
+        seen = [Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in pods]
+        accounting.observe(
+            self._kept["status"], seen, self.plan.resource.spec.gpus, len(pods), datetime.now(UTC)
+        )
         self._save()
         return time.monotonic()
+
+    def _close(self, reason: str, message: str, charged: bool) -> None:
+        """End the record of the attempt at training, if one is open."""
+        now = datetime.now(UTC)
+        accounting.close_attempt(
+            self._kept["status"], self.plan.resource.spec.gpus, now, reason, message, charged
+        )
 
     def _signal(self, pods: list[_Pod], number: int) -> None:
         for pod in pods:

@@ -648,6 +648,11 @@ class Spec(_Model):
         return SIZES[self.model.size].device if chosen == "Auto" else chosen
 
     @property
+    def gpus(self) -> int:
+        """GPUs that the train group holds."""
+        return 0 if self.device == "CPU" else self.nodes * self.processes_per_node
+
+    @property
     def rope_ratios(self) -> tuple[float, float, float]:
         """Extrapolation ratios over height, width and time."""
         height, width, time = SIZES[self.model.size].rope

@@ -517,7 +517,7 @@ class _Round:
         }
         if stage.name == "train":
             nodes = self.resource.spec.nodes
-            accounting.observe(self.status, pods, self._gpus(), nodes, self.now)
+            accounting.observe(self.status, pods, self.resource.spec.gpus, nodes, self.now)
 
     def _summarise(self) -> None:
         """Phase, stage and message for people, and whether the API server took everything."""
@@ -571,13 +571,10 @@ class _Round:
     def _desired(self, stage: Stage) -> int:
         return self.resource.spec.nodes if stage.name == "train" else 1
 
-    def _gpus(self) -> int:
-        """GPUs that the train group holds."""
-        spec = self.resource.spec
-        return 0 if spec.device == "CPU" else spec.nodes * spec.processes_per_node
-
     def _close(self, reason: str, message: str, *, charged: bool) -> None:
-        accounting.close_attempt(self.status, self._gpus(), self.now, reason, message, charged)
+        accounting.close_attempt(
+            self.status, self.resource.spec.gpus, self.now, reason, message, charged
+        )
 
     def _reached(self, moment: datetime) -> bool:
         """Whether ``moment`` has come; if not, it is when to look again."""

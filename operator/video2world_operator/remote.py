@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TextIO, TypeVar
 
@@ -12,10 +11,12 @@ from .cluster import ApiError, Cluster, LoginFailed, path_of
 from .models import API_VERSION, KIND, MAX_NAME
 from .observed import Pod
 from .plan import RESOURCE_LABEL
+from .view import Snapshot, losses_of
 
 __all__ = ["RemoteFailed", "checkpoints", "logs", "status", "suspend", "watch"]
 
 T = TypeVar("T")
+LOG_LINES = "2000"  # of a log that are searched for losses
 _NO_CRD = f"the cluster does not know {KIND}: kubectl apply -f manifests/crd.yaml"
 
 
@@ -59,6 +60,46 @@ def status(name: str, namespace: str | None) -> Mapping[str, Any]:
     return _run(work, namespace)
 
 
+def watch(
+    name: str, namespace: str | None, show: Callable[[Snapshot], None], every: float | None
+) -> None:
+    """Show the resource as it is; then, if ``every`` so many seconds, until it is at its end."""
+
+    async def work(cluster: Cluster, space: str) -> None:
+        while True:
+            seen = await _snapshot(cluster, space, name)
+            show(seen)
+            if every is None or seen.ended:
+                return
+            await asyncio.sleep(every)
+
+    _run(work, namespace)
+
+
+async def _snapshot(cluster: Cluster, namespace: str, name: str) -> Snapshot:
+    """Status, pods and losses; who may not see pods or logs is shown the status alone."""
+    status = (await _get(cluster, namespace, name)).get("status") or {}
+    try:
+        pods = await _pods(cluster, namespace, name)
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return Snapshot(name, status, note="(you may not list pods: they are not shown)")
+    train = [p for p in pods if (p.stage, p.index) == ("train", 0) and p.phase != "Pending"]
+    losses: list[float] = []
+    if train:
+        newest = max(train, key=lambda p: p.attempt)
+        log = await cluster.pod_log(namespace, newest.name, "train", tailLines=LOG_LINES)
+        losses = losses_of(log.splitlines())
+    return Snapshot(name, status, pods, losses)
+
+
+async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:
+    path = path_of("v1", "Pod", namespace)
+    found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
+    return [Pod.of(item) for item in found.get("items", [])]
+
+
 def checkpoints(name: str, namespace: str | None) -> tuple[Mapping[str, Any], list[Any]]:
     """The newest checkpoint and the attempts, as the status has them."""
     found = status(name, namespace)
@@ -96,22 +137,29 @@ def logs(
     """Print the log of one pod, by default of the stage at work and of its newest attempt."""
 
     async def work(cluster: Cluster, space: str) -> None:
-        body = await _get(cluster, space, name)
-        at_work = (body.get("status") or {}).get("stage", "")
-        path = path_of("v1", "Pod", space)
-        found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
-        pods = [Pod.of(item) for item in found.get("items", [])]
-        pod = _choose(name, pods, stage or at_work, rank, attempt)
-        params = {"follow": "true"} if follow else {}
-        try:
-            async with cluster.stream_log(space, pod.name, pod.stage, **params) as stream:
-                async for line in stream:
-                    out.write(line.decode("utf-8", "replace"))
-                    if follow:
-                        out.flush()
-        except ApiError as error:
-            why = pod.waits or pod.unschedulable or str(error)
-            raise RemoteFailed(f"pod {pod.name} has no log yet: {why}") from None
+        said = ""
+        while True:
+            status = (await _get(cluster, space, name)).get("status") or {}
+            pods = await _pods(cluster, space, name)
+            pod = _choose(name, pods, stage or status.get("stage", ""), rank, attempt)
+            try:
+                async with cluster.stream_log(
+                    space, pod.name, pod.stage, **({"follow": "true"} if follow else {})
+                ) as stream:
+                    async for line in stream:
+                        out.write(line.decode("utf-8", "replace"))
+                        if follow:
+                            out.flush()
+                return
+            except ApiError as error:
+                why = pod.waits or pod.unschedulable or str(error)
+                why = f"pod {pod.name} has no log yet: {why}"
+                if not follow or pod.phase != "Pending":
+                    raise RemoteFailed(why) from None
+            if why != said:
+                print(f"{why}; waiting", file=sys.stderr)
+                said = why
+            await asyncio.sleep(2)
 
     _run(work, namespace)
 
@@ -130,16 +178,3 @@ def _choose(name: str, pods: list[Pod], stage: str, rank: int, attempt: int | No
     if not chosen:
         raise RemoteFailed(f"there is no pod of {stage}, attempt {wanted}, rank {rank}")
     return chosen[-1]
-
-
-def watch(name: str, namespace: str | None, show: Callable[[Mapping[str, Any]], None]) -> None:
-    """Show the status whenever it has changed, until the resource is at its end."""
-    before: Mapping[str, Any] | None = None
-    while True:
-        now = status(name, namespace)
-        if now != before:
-            show(now)
-        if now.get("phase") in ("Succeeded", "Failed"):
-            return
-        before = now
-        time.sleep(2)

@@ -1,13 +1,15 @@
-"""What a person sees of a local run: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees: a bar or a tree that moves on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress, duration
 
-__all__ = ["Display"]
+__all__ = ["Display", "Screen"]
 
 BAR = 28  # characters
 EVERY = 5.0  # seconds between plain lines of progress
@@ -90,3 +92,29 @@ class Display:
         if self._drawn:
             self._out.write("\r\x1b[K")
             self._drawn = False
+
+
+class Screen:
+    """Shows the same few lines again and again: in place on a terminal, one below the other
+    elsewhere, and there only if ``changed``."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._live = out.isatty()
+        self._shown = 0
+
+    def show(self, lines: Sequence[str], *, changed: bool = True) -> None:
+        """Show ``lines`` in the place of the last ones; what does not fit is cut off."""
+        if not self._live:
+            if changed:
+                self._out.write("".join(f"{line}\n" for line in lines))
+                self._out.flush()
+            return
+        width, height = shutil.get_terminal_size()
+        if len(lines) >= height:  # a line that has scrolled away could not be drawn over
+            lines = [*lines[: height - 2], f"... {len(lines) - height + 2} lines more"]
+        up = f"\x1b[{self._shown}A" if self._shown else ""
+        text = "".join(f"{line[: width - 1]}\x1b[K\n" for line in lines)
+        self._out.write(f"{up}\r{text}\x1b[J")
+        self._out.flush()
+        self._shown = len(lines)

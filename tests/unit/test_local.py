@@ -102,6 +102,17 @@ def run(file, volume, *flags):
     return engine.returncode, out
 
 
+def v2w(*arguments):
+    return subprocess.run(
+        [*V2W, *arguments], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+
+
+def follow(volume):
+    arguments = ("logs", "run", "--volume", str(volume), "--stage", "train", "--follow")
+    return subprocess.Popen([*V2W, *arguments], stdout=subprocess.PIPE, text=True)
+
+
 def order(volume):
     path = volume / "order.txt"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -177,6 +188,14 @@ def test_a_failed_pod_restarts_the_whole_group_under_a_new_attempt(setup):
     state = StateFolder(volume, "run").read()
     assert state["attempts"]["train"] == 2
     assert state["status"]["restarts"] == 1
+    first, second = state["status"]["attempts"]
+    assert (first["reason"], first["message"], first["charged"]) == (
+        "Crashed", "exit code 1: no luck", True
+    )  # fmt: skip
+    assert (second["number"], second["reason"]) == (2, "Succeeded")
+    shown = v2w("status", "run", "--volume", str(volume))
+    assert "attempt 1: Crashed: exit code 1: no luck (iterations 0 to" in shown
+    assert "attempt 2" not in shown
 
 
 def test_restarts_end_at_their_limit(setup):
@@ -212,9 +231,15 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
     wait_for(lambda: "progress" in state.read().get("status", {}))
     assert state.read()["status"]["phase"] == "Running"
+    assert state.held
+    shown = v2w("status", "run", "--volume", str(volume))
+    assert "3/9  loss 0.5000" in shown
+    assert "train-1-1  Running" in shown
+    follower = follow(volume)
     engine.send_signal(number)
     out, _ = engine.communicate(timeout=60)
     assert engine.returncode == 128 + number
+    assert "plain words of train" in follower.communicate(timeout=30)[0]  # and it has ended
     assert "run the same command to resume" in out
     assert all((volume / f"saved-train-{i}").exists() for i in (0, 1))
     family = [int(pid) for path in pids for pid in path.read_text().split()]
@@ -224,11 +249,14 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     assert code == 0, out
     assert state.read()["attempts"]["train"] == 2
     assert state.read()["status"]["restarts"] == 0
+    assert [a["reason"] for a in state.read()["status"]["attempts"]] == ["Interrupted", "Succeeded"]
+    assert not state.held
 
 
 def test_a_killed_engine_takes_its_workers_along(setup):
     write, volume = setup
-    engine = start(write({"train-0-1": "wait"}, nodes=1), volume)
+    file = write({"train-0-1": "wait"}, nodes=1)
+    engine = start(file, volume)
     path = volume / "pids-train-0"
     wait_for(lambda: path.exists() and path.read_text())
     engine.kill()
@@ -236,6 +264,11 @@ def test_a_killed_engine_takes_its_workers_along(setup):
     family = [int(pid) for pid in path.read_text().split()]
     wait_for(lambda: not any(map(alive, family)))
     assert (volume / "saved-train-0").exists()
+    assert "its process is gone" in v2w("status", "run", "--volume", str(volume), "--watch")
+    code, out = run(file, volume)
+    assert code == 0, out
+    attempts = StateFolder(volume, "run").read()["status"]["attempts"]
+    assert [a["reason"] for a in attempts] == ["Killed", "Succeeded"]
 
 
 def test_one_resource_runs_once_at_a_time(setup):
