@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -67,9 +68,14 @@ def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
 
 
 class Operator:
-    """``python -m video2world_operator`` with a kubeconfig. Use as a context manager."""
+    """``python -m video2world_operator`` with a kubeconfig. Use as a context manager.
 
-    def __init__(self, kubeconfig: Path, *flags: str, log: Path) -> None:
+    With ``kept`` it is started again when it ended because it lost its lease, as its pod would be:
+    on a busy machine that happens. Any other end is left for the test to see.
+    """
+
+    def __init__(self, kubeconfig: Path, *flags: str, log: Path, kept: bool = False) -> None:
+        self._kept, self._wanted = kept, False
         self._port = free_port()
         self._argv = [
             *(sys.executable, "-m", "video2world_operator"),
@@ -81,10 +87,19 @@ class Operator:
 
     def __enter__(self) -> Self:
         self.start()
+        if self._kept:
+            threading.Thread(target=self._keep, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._kept = False
         self.kill()
+
+    def _keep(self) -> None:
+        while self._kept:
+            if self._wanted and not self.alive and "the process ends" in self.tail()[-1000:]:
+                self.launch()
+            time.sleep(0.5)
 
     def start(self, state: str = "leading") -> None:
         """Start the process and wait until it is in ``state``."""
@@ -96,6 +111,7 @@ class Operator:
 
     def launch(self) -> None:
         """Start the process."""
+        self._wanted = True
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
                 self._argv, env=self._env, stdout=stream, stderr=subprocess.STDOUT
@@ -108,6 +124,7 @@ class Operator:
 
     def kill(self) -> None:
         """SIGKILL."""
+        self._wanted = False
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -115,6 +132,7 @@ class Operator:
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self.process is not None
+        self._wanted = False
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 

@@ -27,9 +27,10 @@ def written(tmp_path, config):
     return path
 
 
-def check_done(run, attempts=1):
-    """It succeeded, with every Job once."""
-    status = run.reaches(phase="Succeeded", seconds=150)
+def check_done(run, attempts=1, what=str):
+    """It succeeded, with every Job once; ``what`` tells more if not."""
+    eventually(lambda: run.status.get("phase") == "Succeeded", 150, lambda: (run.status, what()))
+    status = run.status
     assert [(e["state"], e["attempt"]) for e in status["stages"]] == [("Succeeded", attempts)] * 6
     names = sorted(j["metadata"]["name"] for j in run.children("jobs"))
     assert names == sorted(f"{run.name}-{stage}-1" for stage in STAGES)
@@ -59,7 +60,8 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
     gpu_cluster.add_volumes(36)
     with Proxy(api, judge, watch_seconds=7) as proxy:
         kubeconfig = written(tmp_path, proxy.kubeconfig())
-        with Operator(kubeconfig, *flags(gpu_namespace), log=tmp_path / "log") as operator:
+        log = tmp_path / "log"
+        with Operator(kubeconfig, *flags(gpu_namespace), log=log, kept=True) as operator:
             runs = [
                 Resource(gpu_cluster, gpu_namespace, f"ra{a}b{b}").create(
                     stages=QUICKLY, training={"nodes": 1}
@@ -68,7 +70,7 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
                 for b in range(6)
             ]
             for run in runs:
-                check_done(run)
+                check_done(run, what=operator.tail)
             assert operator.alive, operator.tail()
     shortest = min(counts.values())
     assert shortest >= 20
