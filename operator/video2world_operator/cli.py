@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import __version__
 
 if TYPE_CHECKING:  # at run time imported where needed, so that help comes at once
+    from .explain import Facts
     from .plan import Plan
     from .view import Snapshot
 
@@ -86,6 +87,10 @@ def parser() -> argparse.ArgumentParser:
     where_flags(one)
     one.add_argument("-o", "--output", choices=("text", "json"), default="text")
     one.add_argument("-w", "--watch", action="store_true", help="go on until its end")
+    one = command(
+        "explain", "Say why a resource does not get on, and what to do.", "explain agibot-2b"
+    )
+    where_flags(one)
     one = command("logs", "Print the logs of a stage.", "logs demo --stage train --rank 1")
     where_flags(one)
     one.add_argument("--stage", help="download, dataset, embeddings, latents, train or inference")
@@ -122,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         if args.command in ("suspend", "resume") or (
-            args.command in ("status", "logs", "checkpoints") and _remote(args)
+            args.command in ("status", "explain", "logs", "checkpoints") and _remote(args)
         ):
             from .remote import RemoteFailed
 
@@ -230,6 +235,40 @@ def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
         screen.show(tree(seen, datetime.now(UTC), plain=plain), changed=changed)
 
     return show
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from .explain import Facts
+    from .local_view import NotFound, snapshot
+
+    try:
+        return _tell(snapshot(args.volume, args.name), Facts())
+    except NotFound as error:
+        raise _Mistake(str(error)) from None
+
+
+def _remote_explain(args: argparse.Namespace) -> int:
+    from .remote import observe
+
+    return _tell(*observe(args.name, args.namespace))
+
+
+def _tell(seen: Snapshot, around: Facts) -> int:
+    """Print the causes; the exit code is 0, found or not."""
+    from .explain import explain
+
+    status = seen.status
+    print(f"{seen.name}: {status.get('phase', 'Pending')}  {status.get('message', '')}".rstrip())
+    causes = explain(seen, around, datetime.now(UTC))
+    if not causes:
+        print("nothing holds it up")
+    for cause in causes:
+        print(f"why   {cause.what}")
+        print(f"do    {cause.remedy}.")
+        said = [line for line in cause.evidence.splitlines() if line and line != cause.what]
+        for number, line in enumerate(said):
+            print(f"{'' if number else 'told':<5} {line}")
+    return 0
 
 
 def _remote_logs(args: argparse.Namespace) -> int:

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TextIO, TypeVar
 
+from .api import parse
 from .cluster import ApiError, Cluster, LoginFailed, path_of
+from .errors import InvalidResource
+from .explain import Facts
 from .models import API_VERSION, KIND, MAX_NAME
 from .observed import Pod
 from .plan import RESOURCE_LABEL
@@ -92,6 +95,40 @@ async def _snapshot(cluster: Cluster, namespace: str, name: str) -> Snapshot:
         log = await cluster.pod_log(namespace, newest.name, "train", tailLines=LOG_LINES)
         losses = losses_of(log.splitlines())
     return Snapshot(name, status, pods, losses)
+
+
+def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
+    """The resource and what is around it; what the user may not see is left out."""
+
+    async def work(cluster: Cluster, space: str) -> tuple[Snapshot, Facts]:
+        body = await _get(cluster, space, name)
+        seen = await _snapshot(cluster, space, name)
+        spec = body["spec"]
+        claim = (spec.get("storage") or {}).get("claimName") or f"{name}-data"
+        try:
+            gpus = parse({k: v for k, v in body.items() if k != "status"}).spec.processes_per_node
+        except InvalidResource:
+            gpus = 0
+        return seen, Facts(
+            metadata=body["metadata"],
+            spec=spec,
+            claim=await _seen(cluster, path_of("v1", "PersistentVolumeClaim", space, claim)),
+            events=(await _seen(cluster, path_of("v1", "Event", space)) or {}).get("items", []),
+            nodes=(await _seen(cluster, "/api/v1/nodes") or {}).get("items"),
+            gpus_per_node=gpus,
+        )
+
+    return _run(work, namespace)
+
+
+async def _seen(cluster: Cluster, path: str) -> dict[str, Any] | None:
+    """The object, or None where there is none or the user may not see it."""
+    try:
+        return await cluster.get(path)
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return None
 
 
 async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:

@@ -39,7 +39,9 @@ def test_help_is_quick_and_loads_no_torch():
     assert min(taken) < 0.5
 
 
-@pytest.mark.parametrize("command", ["validate", "render", "run", "status", "logs", "checkpoints"])
+@pytest.mark.parametrize(
+    "command", ["validate", "render", "run", "status", "explain", "logs", "checkpoints"]
+)
 def test_every_command_explains_itself(command):
     result = v2w(command, "--help")
     assert result.returncode == 0

@@ -1,0 +1,226 @@
+"""What the usual texts of Kubernetes, Kueue, registries and our workers mean, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .conditions import Reason
+
+__all__ = ["BY_REASON", "LOGS", "RULES", "Rule"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A text that matches ``pattern`` means ``what``; named groups and facts fill both in."""
+
+    pattern: str
+    what: str
+    remedy: str
+
+
+AGAIN = "then `v2w suspend {name}` and `v2w resume {name}` (any change of the spec does)"
+LOGS = "`v2w logs {name} --stage {stage}` shows the whole log"
+
+# The first rule that matches counts: the particular stand before the general.
+RULES: tuple[Rule, ...] = (
+    # -------------------------------------------------- what a worker said at its end
+    Rule(
+        r"(?P<repo>[\w.-]+/[\w.-]+)[^\n]*?(?:is gated|access refused|Cannot access gated)",
+        "The licence of {repo} is not accepted for the Hugging Face account whose token is used.",
+        "Accept it at https://huggingface.co/{repo}, put a read token of that account into the "
+        "Secret that spec.credentials.huggingFaceTokenSecret names (locally: HF_TOKEN), " + AGAIN,
+    ),
+    Rule(
+        r"the data set is gated|is gated",
+        "The licence of the data set is not accepted for the Hugging Face account in use.",
+        "Accept it on the data set's page, give a token of that account, " + AGAIN,
+    ),
+    Rule(
+        r"refused the request \(401\)",
+        "The Hugging Face token is wrong or has expired.",
+        "Make a read token at https://huggingface.co/settings/tokens, put it into the Secret that "
+        "spec.credentials.huggingFaceTokenSecret names (locally: HF_TOKEN), " + AGAIN,
+    ),
+    Rule(
+        r"CUDA out of memory|OutOfMemoryError",
+        "The GPU's memory is too small for this training.",
+        "Lower spec.training.batchSize, raise contextParallelSize or gpusPerNode, or use "
+        "architecture: LoRA; " + AGAIN,
+    ),
+    Rule(
+        r"OOMKilled|killed for want of memory|OutOfMemory",
+        "The container used more memory than its limit allows (OOM).",
+        "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize; "
+        "`kubectl describe pod {pod} -n {namespace}` shows the limit",
+    ),
+    Rule(
+        r"No space left on device|[Dd]isk is full|volume is full",
+        "The volume is full.",
+        "Make the claim {claim} larger (spec.resources.requests.storage of the claim), or free "
+        "space: older checkpoints, downloaded archives; " + AGAIN,
+    ),
+    Rule(
+        r"NCCL|ProcessGroup|RendezvousTimeout|Connection (?:refused|reset)[^\n]*2950",
+        "The training pods cannot reach each other.",
+        "See whether a NetworkPolicy or firewall stands between them, and "
+        "spec.training.interconnect; " + LOGS,
+    ),
+    # -------------------------------------------------- images
+    Rule(
+        r"(?:ErrImagePull|ImagePullBackOff)[^\n]*(?:unauthorized|authentication required|denied)",
+        "The registry does not give the image of stage {stage} to this cluster.",
+        "Make a pull Secret (kubectl create secret docker-registry) and name it in "
+        "spec.images.pullSecrets; check the image's name in spec.images",
+    ),
+    Rule(
+        r"(?:ErrImagePull|ImagePullBackOff|ErrImageNeverPull)[^\n]*"
+        r"(?:not found|manifest unknown|not present)",
+        "There is no such image for stage {stage}.",
+        "Write an image that exists into spec.images (or spec.stages.{stage}.image)",
+    ),
+    Rule(
+        r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull",
+        "The image of stage {stage} cannot be pulled.",
+        "Check spec.images (or spec.stages.{stage}.image), spec.images.pullSecrets, and whether "
+        "the node reaches the registry",
+    ),
+    Rule(
+        r"InvalidImageName",
+        "The image name of stage {stage} is no valid one.",
+        "Mend spec.images or spec.stages.{stage}.image",
+    ),
+    # -------------------------------------------------- Secrets
+    Rule(
+        r"""secret "(?P<secret>[^"]+)" not found""",
+        "There is no Secret {secret} in namespace {namespace}.",
+        "kubectl create secret generic {secret} -n {namespace} --from-literal=token=...; the pod "
+        "then starts by itself",
+    ),
+    Rule(
+        r"couldn't find key (?P<key>\S+) in Secret (?P<secret>\S+)",
+        "The Secret {secret} has no key {key}.",
+        "Put the token under that key, or name the right one in "
+        "spec.credentials.huggingFaceTokenSecret.key",
+    ),
+    Rule(
+        r"CreateContainerConfigError|CreateContainerError|RunContainerError|StartError",
+        "The node cannot start the container of stage {stage}.",
+        "`kubectl describe pod {pod} -n {namespace}` says more; mostly it is a Secret, a mount or "
+        "an image without the stage's command",
+    ),
+    # -------------------------------------------------- refused by the API server
+    Rule(
+        r"exceeded quota: (?P<quota>[^,]+), requested: (?P<asked>.+?), used: (?P<used>.+?), "
+        r"limited: (?P<limit>\S+)",
+        "The namespace's quota {quota} has no room: asked for {asked}, in use {used}, "
+        "at most {limit}.",
+        "Free some of it, ask for less (spec.training, spec.stages.{stage}.resources), or have "
+        "the quota raised; it then starts by itself",
+    ),
+    Rule(
+        r"violates PodSecurity",
+        "The namespace's Pod Security level does not allow the pod.",
+        "Take out what spec.stages.{stage}.podTemplate adds (the plan's own pods pass the "
+        "restricted level), or use another namespace",
+    ),
+    Rule(
+        r"""admission webhook "(?P<webhook>[^"]+)" denied""",
+        "The cluster's admission webhook {webhook} refuses the objects.",
+        "Its words below say what it wants; ask who runs it",
+    ),
+    Rule(
+        r"no PriorityClass with name (?P<priority>\S+)",
+        "There is no priority class {priority}.",
+        "Mend spec.scheduling.priorityClassName; kubectl get priorityclasses lists them",
+    ),
+    Rule(
+        r"not this resource's",
+        "An object of the name that is needed belongs to somebody else.",
+        "Delete it, or give this resource another name",
+    ),
+    # -------------------------------------------------- queues
+    Rule(
+        r"LocalQueue[^\n]*(?:doesn't exist|not found)",
+        "There is no Kueue queue of the name in spec.scheduling.queueName in this namespace.",
+        "kubectl get localqueues -n {namespace} lists them",
+    ),
+    Rule(
+        r"(?:couldn't assign flavors|insufficient (?:unused )?quota)",
+        "It waits in its queue: the queue's quota is in use.",
+        "Wait, or ask for less; kubectl get workloads -n {namespace} shows who is before it",
+    ),
+    # -------------------------------------------------- no room on the nodes
+    Rule(
+        r"[Ii]nsufficient nvidia\.com/gpu|Insufficient GPUs",
+        "{gpu_trouble}",
+        "{gpu_remedy}",
+    ),
+    Rule(
+        r"[Ii]nsufficient (?P<lacking>[a-z][\w./-]*\w)",
+        "No node has enough {lacking} free for stage {stage}.",
+        "Lower spec.stages.{stage}.resources.requests, or wait for or add a node",
+    ),
+    Rule(
+        r"untolerated taint\(?s?\)? ?\{(?P<taint>[^}]*)\}",
+        "The nodes with room have a taint ({taint}) that the pod does not tolerate.",
+        "Add it to spec.stages.{stage}.tolerations, if you may use those nodes",
+    ),
+    Rule(
+        r"volume node affinity conflict",
+        "The volume is tied to another node or zone than the ones with room.",
+        "Use a claim that every node can mount (ReadWriteMany), or choose nodes of its zone by "
+        "spec.stages.{stage}.nodeSelector",
+    ),
+    Rule(
+        r"didn't match Pod's node affinity/selector",
+        "No node has the labels that spec.stages.{stage} asks for.",
+        "Mend its nodeSelector or affinity; kubectl get nodes --show-labels lists them",
+    ),
+    Rule(
+        r"""storageclass[^"]* "(?P<storage>[^"]+)" not found""",
+        "There is no storage class {storage}.",
+        "Mend spec.storage.storageClassName (in a new resource: it cannot change later); "
+        "kubectl get storageclasses lists them",
+    ),
+    Rule(
+        r"no persistent volumes available for this claim and no storage class is set",
+        "The claim {claim} has no volume: the cluster has no default storage class.",
+        "Name one in spec.storage.storageClassName, or an existing claim in "
+        "spec.storage.claimName, or have a PersistentVolume made",
+    ),
+    Rule(
+        r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim \"[^\"]+\" not found",
+        "The claim {claim} has no volume yet.",
+        "`kubectl describe pvc {claim} -n {namespace}` says why; check spec.storage "
+        "(storageClassName, accessMode, size)",
+    ),
+    Rule(
+        r"node\(s\) were unschedulable",
+        "The nodes that would do are cordoned.",
+        "kubectl uncordon them, or wait until their maintenance is over",
+    ),
+    Rule(
+        r"FailedMount|FailedAttachVolume|Unable to attach or mount",
+        "The node cannot mount the volume of the claim {claim}.",
+        "It may be held by another node (accessMode ReadWriteOnce) or its storage is down; its "
+        "words below say more",
+    ),
+)  # fmt: skip
+
+# What to do about a condition whose message no rule knows.
+BY_REASON: Mapping[str, str] = {
+    Reason.SUSPENDED: "`v2w resume {name}` lets it go on from its last checkpoint",
+    Reason.INTERRUPTED: "Run the same `v2w run` command again; it goes on from there",
+    Reason.USER_ERROR: "Mend what it names, " + AGAIN + "; " + LOGS,
+    Reason.STAGE_FAILED: LOGS + "; mend the cause, " + AGAIN,
+    Reason.RESTARTS_EXHAUSTED: LOGS + "; mend the cause, " + AGAIN,
+    Reason.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds",
+    Reason.ENGINE_ERROR: "Mend what it names and run the same command again",
+    Reason.FORBIDDEN: "An administrator applies manifests/rbac.yaml, or upgrades the chart",
+    Reason.INVALID: "Mend the spec: kubectl edit v2w {name} -n {namespace}",
+    Reason.REFUSED: "Mend what the API server names; the operator tries again by itself",
+    Reason.WAITING: "Wait, or give this resource a volume of its own (spec.storage)",
+    Reason.QUEUED: "Wait; kubectl get workloads -n {namespace} shows who is before it. An empty "
+    "list means that Kueue is not installed: take spec.scheduling.queueName out",
+}

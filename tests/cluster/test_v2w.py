@@ -1,0 +1,118 @@
+"""v2w status and v2w explain on a real control plane: what it really says of usual troubles."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from operators import Operator, Resource, eventually, grant
+from video2world_operator.cli import main
+
+
+@pytest.fixture(scope="module")
+def operator(gpu_cluster, tmp_path_factory):
+    """One operator for the whole cluster."""
+    kubeconfig = gpu_cluster.write_kubeconfig(grant(gpu_cluster, "video2world-system"))
+    log = tmp_path_factory.mktemp("operator") / "log"
+    flags = ("--own-namespace", "video2world-system", "--lease-seconds", "4")
+    with Operator(kubeconfig, *flags, log=log) as running:
+        yield running
+
+
+@pytest.fixture
+def v2w(gpu_cluster, gpu_namespace, operator, monkeypatch, tmp_path, capsys):
+    """Calls v2w as the administrator or as another user; what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, user=gpu_cluster.admin):
+        config = gpu_cluster.write_kubeconfig(user, gpu_namespace)
+        monkeypatch.setenv("KUBECONFIG", os.fspath(config))
+        code = main(arguments)
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    return call
+
+
+def says(v2w, name, *words):
+    """Wait until v2w explain says all this."""
+    shown = []
+
+    def look():
+        shown[:] = [v2w("explain", name)]
+        return all(word in shown[0] for word in words)
+
+    eventually(look, 40, lambda: shown[0])
+
+
+def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespace):
+    def make(name, **spec):
+        return Resource(gpu_cluster, gpu_namespace, name).create(**spec)
+
+    greedy = {"model": {"size": "2B"}, "training": {"nodes": 1, "gpusPerNode": 16}}
+    big = make("big", **greedy)
+    make("nowhere", stages={"download": {"nodeSelector": {"disk": "none"}}})
+    make("hungry", stages={"download": {"resources": {"requests": {"cpu": "1000"}}}})
+    make("unbound", storage={"storageClassName": "fast"})
+    make("resting", suspend=True)
+
+    (pod,) = big.running("download")  # its worker tells that the stages before training are done
+    eventually(lambda: big.stage("latents").get("inputsHash"))
+    told = [
+        json.dumps({"event": "skipped", "stage": s, "inputsHash": big.stage(s)["inputsHash"]})
+        for s in ("dataset", "embeddings", "latents")
+    ]
+    gpu_cluster.write_pod_log(gpu_namespace, pod, "\n".join(told))
+    gpu_cluster.finish_pod(gpu_namespace, pod)
+
+    says(v2w, "nowhere", "No node has the labels", "nodeSelector", "didn't match Pod's node")
+    says(v2w, "hungry", "No node has enough cpu free for stage download", "resources.requests")
+    says(v2w, "unbound", "There is no storage class fast", "storageClassName")
+    says(v2w, "resting", "Suspended in stage download", "`v2w resume resting`")
+    says(v2w, "big", "asks for 16 GPUs, but the largest node has 8", "spec.training.gpusPerNode")
+
+    quotas = f"/api/v1/namespaces/{gpu_namespace}/resourcequotas"
+    gpu_cluster.admin.post(quotas, {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "0"}}})
+    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/few").get("status", {}))
+    make("refused")
+    says(v2w, "refused", "quota few has no room: asked for pods=1", "have the quota raised")
+
+
+def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster, gpu_namespace):
+    run = Resource(gpu_cluster, gpu_namespace).create()
+    lead, second = run.to_training()
+    lines = [
+        f'{{"event":"progress","stage":"train","iteration":{n},"iterations":100,"loss":{5 - n}}}'
+        for n in (1, 2, 3, 4)
+    ]
+    gpu_cluster.write_pod_log(gpu_namespace, lead, "\n".join(lines))
+    eventually(lambda: run.status.get("progress", {}).get("iteration") == 4)
+    shown = v2w("status", "run")
+    assert "4/100  loss 1.0000" in shown
+    assert "█▆▃▁  4.0000 to 1.0000" in shown
+    assert f"{second}  node-" in shown
+    assert "nothing holds it up" in v2w("explain", "run")
+    for name in (lead, second):
+        gpu_cluster.finish_pod(gpu_namespace, name)
+    run.finish("inference")
+    watched = v2w("status", "run", "--watch")  # ends with the resource
+    assert "run: Succeeded" in [line for line in watched.splitlines() if "run: " in line][-1]
+
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "guest"},
+        "rules": [{"apiGroups": ["video2world.dev"], "resources": ["video2worldposttrains"],
+                   "verbs": ["get"]}],
+    }  # fmt: skip
+    base = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{gpu_namespace}"
+    gpu_cluster.admin.post(f"{base}/roles", role)
+    to = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "guest"}
+    who = [{"kind": "User", "name": "guest", "apiGroup": "rbac.authorization.k8s.io"}]
+    binding = {"metadata": {"name": "guest"}, "roleRef": to, "subjects": who}
+    gpu_cluster.admin.post(f"{base}/rolebindings", binding)
+    guest = gpu_cluster.user("guest")
+    eventually(lambda: "may not list pods" in v2w("status", "run", user=guest), 20)
+    assert "nothing holds it up" in v2w("explain", "run", user=guest)

@@ -1,0 +1,328 @@
+"""v2w explain: what is observed on one side, the words and the remedy on the other."""
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from string import Formatter
+
+import pytest
+
+from reconcile_world import World
+from video2world_operator.explain import Facts, explain
+from video2world_operator.observed import Claim, Peer
+from video2world_operator.troubles import RULES
+from video2world_operator.view import Snapshot
+
+FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
+
+
+def causes(world, events=(), claim=None, nodes=None, note="", gpus=8):
+    metadata = world.body["metadata"]
+    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus)
+    seen = Snapshot("run", world.status, list(world.pods.values()), note=note)
+    return explain(seen, facts, world.now)
+
+
+def node(gpus):
+    return {"status": {"allocatable": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
+
+
+def event(name, reason, message, kind="Job", at="2026-11-24T12:00:00Z"):
+    about = {"kind": kind, "name": name}
+    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at}
+
+
+@pytest.fixture
+def world():
+    """A resource whose train pods are there."""
+    made = World()
+    made.to_training()
+    made.round()
+    return made
+
+
+def troubled(world, **fields):
+    """The first train pod is Pending with a trouble, and the operator has seen it."""
+    world.pod("run-train-1-0", phase="Pending", ready=False, started=None, **fields)
+    world.round()
+    return world
+
+
+# What Kubernetes 1.37 and its nodes say, and a word of what and of remedy that must be there.
+PODS = {
+    "busy GPUs": ({"unschedulable": FEW}, "Not enough GPUs are free for stage train", "Wait"),
+    "no image": (
+        {"waits": 'ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image '
+         '"x.example/a:1": x.example/a:1: not found'}, "no such image", "spec.images"),
+    "no access to the image": (
+        {"waits": "ImagePullBackOff: failed to authorize: failed to fetch oauth token: denied"},
+        "registry does not give the image", "pullSecrets"),
+    "registry away": (
+        {"waits": "ErrImagePull: dial tcp: lookup x.example: no such host"},
+        "cannot be pulled", "reaches the registry"),
+    "bad image name": ({"waits": "InvalidImageName: couldn't"}, "no valid one", "spec.images"),
+    "no Secret": (
+        {"waits": 'CreateContainerConfigError: secret "hf" not found'},
+        "no Secret hf in namespace ns", "kubectl create secret generic hf -n ns"),
+    "wrong key": (
+        {"waits": "CreateContainerConfigError: couldn't find key token in Secret ns/hf"},
+        "Secret ns/hf has no key token", "huggingFaceTokenSecret.key"),
+    "other config": (
+        {"waits": "CreateContainerConfigError: container has runAsNonRoot and image will run"},
+        "cannot start the container", "kubectl describe pod run-train-1-0 -n ns"),
+    "cpu": (
+        {"unschedulable": "0/4 nodes are available: 4 Insufficient cpu."},
+        "No node has enough cpu free for stage train", "spec.stages.train.resources.requests"),
+    "network cards": (
+        {"unschedulable": "0/1 nodes are available: 1 Insufficient rdma/hca_shared."},
+        "enough rdma/hca_shared free", "resources.requests"),
+    "taint": (
+        {"unschedulable": "0/4 nodes are available: 4 node(s) had untolerated taint "
+         "{nvidia.com/gpu: present}."}, "taint (nvidia.com/gpu: present)",
+        "spec.stages.train.tolerations"),
+    "selector": (
+        {"unschedulable": "0/4 nodes are available: 4 node(s) didn't match Pod's node "
+         "affinity/selector."}, "No node has the labels", "nodeSelector"),
+    "zone": (
+        {"unschedulable": "0/4 nodes are available: 4 node(s) had volume node affinity conflict."},
+        "tied to another node or zone", "ReadWriteMany"),
+    "unbound": (
+        {"unschedulable": "0/4 nodes are available: pod has unbound immediate "
+         "PersistentVolumeClaims."}, "claim run-data has no volume yet", "kubectl describe pvc"),
+    "cordoned": (
+        {"unschedulable": "0/1 nodes are available: 1 node(s) were unschedulable."},
+        "cordoned", "uncordon"),
+    "unheard of": (
+        {"unschedulable": "0/4 nodes are available: something new."},
+        "Pod run-train-1-0 waits for a node", "kubectl describe pod run-train-1-0 -n ns"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "what", "remedy"), PODS.values(), ids=PODS)
+def test_a_pod_that_does_not_start(world, fields, what, remedy):
+    (first, *_) = causes(troubled(world, **fields))
+    assert what in first.what
+    assert remedy in first.remedy
+    assert first.evidence == next(iter(fields.values()))
+
+
+def test_gpus_that_are_not_there_are_told_from_busy_ones(world):
+    troubled(world, unschedulable=FEW)
+    (busy,) = causes(world, nodes=[node(8), node(8)])
+    assert "Not enough GPUs are free" in busy.what
+    (small,) = causes(world, nodes=[node(4), node(2)])
+    assert small.what == "Each training pod asks for 8 GPUs, but the largest node has 4."
+    (none,) = causes(world, nodes=[node(0)])
+    assert "No node of the cluster has GPUs" in none.what
+
+
+def test_twice_the_same_trouble_is_told_once(world):
+    troubled(world, unschedulable=FEW)
+    world.pod("run-train-1-1", phase="Pending", ready=False, started=None, unschedulable=FEW)
+    assert len(causes(world)) == 1
+
+
+# A stage that fails: what its worker printed last.
+ENDS = {
+    "licence": (
+        2, "error: nvidia/Cosmos-Predict2-2B-Video2World is gated and the token in use has no "
+        "access to it: accept the licence on https://huggingface.co/x with your account",
+        "licence of nvidia/Cosmos-Predict2-2B-Video2World is not accepted",
+        "Accept it at https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World"),
+    "data set's licence": (
+        2, "error: --repo_id agibot-world/AgiBotWorld-Alpha: the data set is gated. Accept its",
+        "licence of agibot-world/AgiBotWorld-Alpha", "v2w resume run"),
+    "wrong token": (
+        2, "error: a/b: the Hub refused the request (401), the token in use is not valid for it",
+        "token is wrong or has expired", "settings/tokens"),
+    "the user's other errors": (
+        2, "error: --dataset_dir x: there are no videos", "there are no videos", "v2w logs run"),
+    "GPU memory": (
+        2, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
+        "GPU's memory is too small", "batchSize"),
+    "disk": (2, "OSError: [Errno 28] No space left on device", "volume is full", "run-data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "tail", "what", "remedy"), ENDS.values(), ids=ENDS)
+def test_a_stage_that_failed(code, tail, what, remedy):
+    world = World()
+    world.settle()
+    (name,) = world.start_pods(phase="Failed", exit_code=code, tail=tail, ended=world.now)
+    world.jobs["run-download-1"] = replace(world.jobs["run-download-1"], failed="PodFailurePolicy")
+    world.settle()
+    assert world.status["phase"] == "Failed", name
+    (cause,) = causes(world)
+    assert what in cause.what
+    assert remedy in cause.remedy
+
+
+def test_out_of_memory_restarts_and_says_which_limit(world):
+    world.pod("run-train-1-0", phase="Failed", exit_code=137, reason="OOMKilled", ended=world.now)
+    world.round()
+    (first, *_) = causes(world)
+    assert "starts again" in first.what
+    assert "spec.stages.train.resources.limits.memory" in first.remedy
+    assert "OutOfMemory" in first.evidence
+
+
+def test_restarts_that_ran_out(world):
+    for attempt in range(1, 7):
+        world.pod(f"run-train-{attempt}-0", phase="Failed", exit_code=1, ended=world.now,
+                  tail="RuntimeError: no luck")  # fmt: skip
+        world.settle()
+        world.pods.clear()
+        world.tick(700)
+        world.settle()
+        if world.status["phase"] != "Failed":
+            world.start_pods()
+            world.round()
+    (cause,) = causes(world)
+    assert "no luck" in cause.what
+    assert "v2w logs run --stage train" in cause.remedy
+    assert "v2w resume run" in cause.remedy
+
+
+def test_a_quota_lets_a_job_make_no_pods():
+    world = World()
+    world.settle()
+    world.round()
+    said = ('Error creating: pods "run-download-1-x" is forbidden: exceeded quota: gpus, '
+            "requested: pods=1, used: pods=3, limited: pods=3")  # fmt: skip
+    old = event("run-download-1", "SuccessfulCreate", "Created pod", at="2026-11-24T11:00:00Z")
+    (cause,) = causes(world, [old, event("run-download-1", "FailedCreate", said)])
+    assert "quota gpus has no room: asked for pods=1, in use pods=3, at most pods=3" in cause.what
+    world.start_pods()
+    assert causes(world, [event("run-download-1", "FailedCreate", said)]) == []
+
+
+def test_what_the_api_server_refuses():
+    world = World()
+    world.settle()
+    refused = 'Job run-download-1: admission webhook "policy.example" denied the request: no'
+    world.round(problems=[refused])
+    (cause,) = causes(world)
+    assert "webhook policy.example refuses" in cause.what
+    assert cause.evidence == refused
+
+
+def test_a_claim_that_is_not_bound():
+    world = World()
+    world.settle()
+    claim = {"metadata": {"name": "run-data"}, "status": {"phase": "Pending"}}
+    told = event("run-data", "FailedBinding", "no persistent volumes available for this claim and "
+                 "no storage class is set")  # fmt: skip
+    (cause,) = causes(world, [told], claim)
+    assert "no default storage class" in cause.what
+    later = event("run-data", "ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found',
+                  at="2026-11-24T12:01:00Z")  # fmt: skip
+    (cause,) = causes(world, [told, later], claim)
+    assert "no storage class fast" in cause.what
+    waits = event("run-data", "WaitForFirstConsumer", "waiting for first consumer to be created")
+    assert causes(world, [waits], claim) == []
+    bound = claim | {"status": {"phase": "Bound"}}
+    assert causes(world, [told], bound) == []
+
+
+@pytest.mark.parametrize(
+    ("claim", "what"),
+    [
+        (Claim("mine", found=False), "There is no claim mine"),
+        (Claim("mine", lost=True), "lost its volume"),
+        (Claim("mine", modes=("ReadWriteOnce",)), "ReadWriteMany"),
+    ],
+)
+def test_a_claim_of_ones_own_that_will_not_do(claim, what):
+    world = World()
+    world.body["spec"]["storage"] = {"claimName": "mine"}
+    world.round(claim=claim)
+    (cause,) = causes(world)
+    assert what in cause.what
+
+
+def test_waiting_in_a_queue():
+    world = World()
+    world.body["spec"]["scheduling"] = {"queueName": "team"}
+    world.to_training()
+    world.pods.clear()
+    world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], suspended=True)
+    world.round()
+    (cause,) = causes(world)
+    assert cause.what == "Stage train waits in queue team."
+    said = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"
+    told = event("job-run-train-1-2f1a0", "Pending", said, "Workload")
+    (cause,) = causes(world, [told])
+    assert "queue's quota is in use" in cause.what
+    assert "kubectl get workloads -n ns" in cause.remedy
+
+
+def test_waiting_for_a_peer_or_for_nobody():
+    world = World()
+    world.round()
+    hashes = {e["name"]: e["inputsHash"] for e in world.status["stages"]}
+    world = World()
+    world.round(peers=[Peer("older", "x", hashes)])
+    (cause,) = causes(world)
+    assert "waits for older" in cause.what
+
+
+def test_suspended_says_how_to_go_on(world):
+    world.body["spec"]["suspend"] = True
+    world.round()
+    world.pods.clear()
+    world.jobs.clear()
+    world.round()
+    assert world.status["phase"] == "Suspended"
+    (cause,) = causes(world)
+    assert "v2w resume run" in cause.remedy
+
+
+def test_no_operator():
+    world = World()
+    assert causes(world) == []  # it has just been made
+    world.tick(60)
+    (cause,) = causes(world)
+    assert cause.what == "No operator looks after this resource."
+    world.settle()
+    assert causes(world) == []
+    world.body["metadata"] |= {"generation": 2}  # the spec was changed, and nobody has acted
+    (cause,) = causes(world)
+    assert "No operator" in cause.what
+
+
+def test_a_pod_on_a_dead_node(world):
+    world.pod("run-train-1-1", deleted=world.now - timedelta(seconds=5))
+    found = [c.what for c in causes(world)]
+    assert found == ["Pod run-train-1-1 does not end: its node node-1 does not answer."]
+
+
+def test_an_invalid_spec_and_missing_rights():
+    world = World()
+    world.body["spec"]["training"] = {"iterations": 5, "contextParallelSize": 3}
+    world.round()
+    (cause,) = causes(world)
+    assert "spec.training.contextParallelSize" in cause.what
+    assert "kubectl edit v2w run -n ns" in cause.remedy
+
+
+def test_what_runs_or_is_done_has_no_cause(world):
+    assert causes(world) == []
+    for stage in ("train", "inference"):
+        world.finish(stage)
+        world.pods.clear()
+        world.settle()
+    assert world.status["phase"] == "Succeeded"
+    assert causes(world) == []
+
+
+def test_a_local_run_whose_process_is_gone(world):
+    (cause,) = causes(world, note="its process is gone")
+    assert "same `v2w run` command" in cause.remedy
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.pattern[:30])
+def test_every_rules_words_are_filled_in_without_a_gap(rule):
+    known = {"name", "namespace", "stage", "pod", "claim", "gpu_trouble", "gpu_remedy"}
+    known |= set(re.compile(rule.pattern).groupindex)
+    for text in (rule.what, rule.remedy):
+        assert {field for _, field, _, _ in Formatter().parse(text) if field} <= known
