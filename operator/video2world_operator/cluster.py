@@ -32,6 +32,7 @@ _PLURALS: Mapping[str, str] = {
     "Service": "services",
     KIND: PLURAL,
 }
+KNOWN = frozenset(_PLURALS.values())
 _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
@@ -112,7 +113,9 @@ class Cluster:
         requests_per_second: float = 100,
         burst: int = 200,
         parallel: int = 50,
+        observe: Callable[[str, str, int, float], None] = lambda method, path, code, seconds: None,
     ) -> None:
+        self._observe = observe  # told of every request: method, path, code (0: none), seconds
         self._connect = connect
         self._bucket = _Bucket(requests_per_second, burst)
         self._parallel = asyncio.Semaphore(parallel)
@@ -193,18 +196,23 @@ class Cluster:
         data = None if body is None else json.dumps(body).encode()
         session = self._session
         assert session is not None, "use the client as a context manager"
-        async with (
-            self._parallel,
-            session.request(
-                method, self._server + path, params=params, data=data,
-                headers={"Content-Type": content_type, "Accept": accept},
-            ) as answer,
-        ):  # fmt: skip
-            if answer.status < 300:
-                if "json" in answer.content_type:
-                    return await answer.json()
-                return await answer.text(errors="replace")
-            raise await _refusal(answer)
+        code, started = 0, time.monotonic()
+        try:
+            async with (
+                self._parallel,
+                session.request(
+                    method, self._server + path, params=params, data=data,
+                    headers={"Content-Type": content_type, "Accept": accept},
+                ) as answer,
+            ):  # fmt: skip
+                code = answer.status
+                if code < 300:
+                    if "json" in answer.content_type:
+                        return await answer.json()
+                    return await answer.text(errors="replace")
+                raise await _refusal(answer)
+        finally:
+            self._observe(method, path, code, time.monotonic() - started)
 
     async def get(self, path: str, **params: str) -> Object | None:
         """The object at ``path``, or None where there is none."""

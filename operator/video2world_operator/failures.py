@@ -11,7 +11,7 @@ from .observed import Job, Pod
 from .plan import EXIT_USER_ERROR
 from .progress import Failed, parse
 
-__all__ = ["Failure", "diagnose", "tail_of"]
+__all__ = ["REASONS", "Failure", "diagnose", "tail_of"]
 
 EXIT_SAVED = 143  # as the workers have it: SIGTERM came, state is saved
 MAX_TAIL = 2048
@@ -36,6 +36,12 @@ _POD_REASONS = {
     "UnexpectedAdmissionError": "NodeLost",
     "Preempting": "Preempted",
 }
+REASONS = frozenset(
+    {reason for reason, _ in _DISRUPTIONS.values()}
+    | set(_POD_REASONS.values())
+    | {"Crashed", "Disrupted", "JobDeleted", "JobFailed", "OutOfMemory", "PodDeleted"}
+    | {"Terminated", "UserError"}
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Health of the operator: judged by the age of its cache and its queue, answered over HTTP."""
+"""Health of the operator, judged by the age of its cache and its queue, and its HTTP port."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from aiohttp import web
 
 from .cluster import Cluster, path_of
 from .handlers import KopfCache
+from .metrics import Metrics
 from .models import API_VERSION, KIND
 
 __all__ = ["Freshness", "Health", "serve"]
@@ -73,8 +74,8 @@ class Health:
         return found
 
 
-async def serve(health: Health, host: str, port: int) -> web.AppRunner:
-    """Answer ``/healthz`` and ``/readyz`` on ``host``:``port``; the caller cleans the runner up.
+async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.AppRunner:
+    """Answer ``/healthz``, ``/readyz`` and ``/metrics``; the caller cleans the runner up.
 
     Ready is who leads or waits to lead; not who lacks rights.
     Raises OSError if the port is taken.
@@ -89,8 +90,18 @@ async def serve(health: Health, host: str, port: int) -> web.AppRunner:
         text = f"{health.state}: may not {', '.join(health.missing)}" if health.missing else ""
         return web.Response(text=text or health.state, status=200 if ready else 503)
 
+    async def figures(request: web.Request) -> web.Response:
+        text, content_type = metrics.expose(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", figures),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()

@@ -19,10 +19,11 @@ import kopf
 
 from . import __version__
 from .cluster import ApiError, Cluster, LoginFailed, path_of
-from .controller import Controller
+from .controller import Controller, Key
 from .handlers import KopfCache, register, settings_for
 from .health import Freshness, Health, serve
 from .leader import Leadership, LeaseTimes, LostLease
+from .metrics import Metrics, Present
 from .models import API_VERSION, KIND
 from .observed import Capabilities
 from .reconcile import Policy, unauthorized
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m video2world_operator",
         description="Watches Video2WorldPostTrain resources and carries them out.",
-        epilog="Probes: /healthz and /readyz on --port. Rights: manifests/rbac.yaml.",
+        epilog="On --port: /healthz, /readyz, /metrics. Rights: manifests/rbac.yaml.",
     )
     flags.add_argument("--version", action="version", version=__version__)
     flags.add_argument(
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "--port",
         type=int,
         default=int(os.environ.get("V2W_PORT", "8080")),
-        help="port of the probes (V2W_PORT; 8080)",
+        help="port of probes and metrics (V2W_PORT; 8080)",
     )
     flags.add_argument(
         "--poll-seconds",
@@ -135,18 +136,20 @@ async def run(options: Options) -> int:
     with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-    health, code = Health(), 0
-    async with Cluster(requests_per_second=options.requests_per_second) as cluster:
+    health, metrics, code = Health(), Metrics(), 0
+    async with Cluster(
+        requests_per_second=options.requests_per_second, observe=metrics.request
+    ) as cluster:
         own = options.own_namespace or cluster.default_namespace
         options = replace(options, own_namespace=own)
         try:
-            runner = await serve(health, options.host, options.port)
+            runner = await serve(health, metrics, options.host, options.port)
         except OSError as error:
             raise _PortTaken(error.strerror or error) from None
         identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
         try:
-            work = asyncio.create_task(_work(options, cluster, health, leadership, stop))
+            work = asyncio.create_task(_work(options, cluster, health, metrics, leadership, stop))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if stopped.done() and not leadership.leads:
@@ -166,6 +169,7 @@ async def _work(
     options: Options,
     cluster: Cluster,
     health: Health,
+    metrics: Metrics,
     leadership: Leadership,
     stop: asyncio.Event,
 ) -> None:
@@ -179,9 +183,16 @@ async def _work(
     controller.capabilities, _ = await _discover(cluster)
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
+    controller.queue.observe = metrics.reconciled
+    metrics.attach(Present(cache, controller.queue, cache.known, lambda: freshness.age))
+
+    def wake(key: Key) -> None:
+        metrics.look(key, cache.resource(key), cache.pods(key))
+        controller.queue.add(key)
+
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     settings_for(settings)
-    register(registry, cache, controller.queue.add)
+    register(registry, cache, wake)
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(leadership.hold()),

@@ -21,7 +21,7 @@ class WorkQueue(Generic[Key]):
     A key added again while it waits keeps the earlier time; while it is worked on, it is worked on
     once more afterwards. If ``work`` raises, the key comes back after ``first_delay`` seconds,
     doubled with every failure in a row, up to ``longest_delay``; ``expected`` exceptions are logged
-    without a traceback.
+    without a traceback. ``observe`` is told of every call: its seconds, and whether it went well.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class WorkQueue(Generic[Key]):
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self._count = 0
+        self.observe: Callable[[float, bool], None] = lambda seconds, ok: None
 
     def add(self, key: Key, delay: float = 0.0) -> None:
         """Work on ``key`` after ``delay`` seconds at the latest."""
@@ -80,9 +81,11 @@ class WorkQueue(Generic[Key]):
         while True:
             key = await self._next()
             self._busy.add(key)
+            started = time.monotonic()
             try:
                 await self._work(key)
                 self._failures.pop(key, None)
+                self.observe(time.monotonic() - started, True)
             except Exception as error:  # whatever it is, the other keys must go on
                 count = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(self._first * 2.0 ** (count - 1), self._longest)
@@ -94,6 +97,7 @@ class WorkQueue(Generic[Key]):
                     exc_info=not isinstance(error, self._expected),
                 )
                 self.add(key, delay)
+                self.observe(time.monotonic() - started, False)
             finally:
                 self._busy.discard(key)
                 self._changed.set()  # it may have been added again meanwhile

@@ -1,4 +1,4 @@
-"""v2w status and v2w explain on a real control plane: what it really says of usual troubles."""
+"""v2w status, v2w explain and the metrics on a real control plane, and in its own words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from operators import Operator, Resource, eventually, grant
 from video2world_operator.cli import main
@@ -81,7 +82,9 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     says(v2w, "refused", "quota few has no room: asked for pods=1", "have the quota raised")
 
 
-def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster, gpu_namespace):
+def test_status_shows_pods_and_losses_to_those_who_may_see_them(
+    v2w, gpu_cluster, gpu_namespace, operator
+):
     run = Resource(gpu_cluster, gpu_namespace).create()
     lead, second = run.to_training()
     lines = [
@@ -100,6 +103,23 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     run.finish("inference")
     watched = v2w("status", "run", "--watch")  # ends with the resource
     assert "run: Succeeded" in [line for line in watched.splitlines() if "run: " in line][-1]
+
+    figures = {
+        (sample.name.removeprefix("video2world_"), frozenset(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(operator.probe("metrics")[1])
+        for sample in family.samples
+    }
+
+    def figure(name, *labels):
+        return figures[name, frozenset(labels)]
+
+    assert figure("resources", "Succeeded") >= 1
+    for stage in ("download", "train", "inference"):
+        assert figure("stage_duration_seconds_count", stage, "Succeeded") >= 1
+        assert figure("time_to_running_seconds_count", stage) >= 1
+    assert figure("reconcile_duration_seconds_count", "ok") >= 12
+    assert figure("api_requests_total", "PATCH", "video2worldposttrains/status", "200") >= 7
+    assert figure("cache_age_seconds") < 30
 
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
