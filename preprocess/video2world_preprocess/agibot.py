@@ -1,43 +1,68 @@
 """The guide's chapter 1: AgiBotWorld-Alpha archives in, captioned windows of one camera out.
 
 Flags and file names are those of upstream's prepare_agibot_fisheye_data.py (facts sheet §4.1),
-with ``--prepare``, ``--local``, ``--min_frames``, ``--caption_file``, ``--revision`` and
-``--dataset_dir`` added. Unlike it, every step can be repeated and goes on where it was stopped,
-the validation episodes get their captions, and bad input is an error, not a line in a log.
+with ``--prepare``, ``--local``, ``--min_frames``, ``--caption_file``, ``--revision``,
+``--dataset_dir``, ``--workers`` and ``--shards`` added. Unlike it, archives are read where they
+are, every step can be repeated and goes on where it was stopped, the validation episodes get their
+captions, and bad input is an error, not a line in a log.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .archives import ARCHIVE_SUFFIXES, extract_camera, find_archives
+from .archives import Member
 from .captions import CaptionFile, EpisodeInfo, read_task_info
-from .dataset import Clip, Source, check_window_flags, publish, window_flags
-from .events import Progress, say
-from .files import read_json, write_json
+from .claims import claimed
+from .dataset import (
+    Captions,
+    Rule,
+    Source,
+    Splitter,
+    finish,
+    leftover_places,
+    rule_of,
+    split_all,
+    window_flags,
+)
+from .events import say
+from .fetch import (
+    ARCHIVE_SUFFIXES,
+    Archive,
+    Fetch,
+    Share,
+    find_archives,
+    local_archive,
+    remote_archive,
+)
+from .files import remove_leftovers, write_text
+from .hub import Hub, NoSuchEntry, digest_of, explained
 from .report import Report
 from .stage import UserError, run_stage
-from .video import probe
-from .windows import cut_points, window_name
 
-__all__ = ["clean", "extract", "main", "parser", "split"]
+__all__ = ["clean", "main", "parser"]
 
 EPILOG = """\
-modes (the first that is given; without one: download, extract, clean):
-  --prepare      download, extract, clean and split: everything
+modes (the first that is given; without one: extract and clean):
+  --prepare      everything: read the archives, cut each video as it arrives, keep the windows
   --delete-only  clean only: remove what the camera does not need from extracted episodes
   --split-only   split extracted episodes into windows, with captions
 
 folders:
-  DATA_DIR/observations/TASK/*.tar                           archives (deleted once extracted)
-  DATA_DIR/observations/TASK/EPISODE/videos/CAMERA.mp4       what is extracted
+  DATA_DIR/observations/TASK/*.tar                           archives, with --local or --keep_tar
+  DATA_DIR/observations/TASK/EPISODE/videos/CAMERA.mp4       what is extracted (not by --prepare)
   DATA_DIR/task_info/task_TASK.json                          source of composed captions
-  DATASET_DIR/{train,val}/{videos,metas}, report.json        what is made
+  DATASET_DIR/{train,val}/{videos,metas}, report.{json,html} what is made
 
 example:
   python -m video2world_preprocess.agibot --prepare --task_ids 327 --val_episode_ids 685393
@@ -97,12 +122,21 @@ def parser() -> argparse.ArgumentParser:
         "DATA_DIR if there is one, else composed from task_info)",
     )
     flags.add_argument(
-        "--keep_tar", action="store_true", help="keep archives after their extraction"
-    )
+        "--keep_tar", "--keep-source", action="store_true",
+        help="download archives whole and keep them, instead of reading them where they are",
+    )  # fmt: skip
+    flags.add_argument(
+        "--shards", type=int, default=1, metavar="N",
+        help="share the work between N commands, of which this one is the K-th (default: 1)",
+    )  # fmt: skip
+    flags.add_argument(
+        "--shard", type=int, default=int(os.environ.get("JOB_COMPLETION_INDEX", 0)), metavar="K",
+        help="which of them, from 0 (default: JOB_COMPLETION_INDEX, of an Indexed Job)",
+    )  # fmt: skip
     flags.add_argument(
         "--local",
         action="store_true",
-        help="the archives are already in DATA_DIR: no download, none deleted",
+        help="the archives are already in DATA_DIR: nothing is downloaded",
     )
     mode = flags.add_mutually_exclusive_group()
     mode.add_argument("--prepare", action="store_true", help="download, extract, clean and split")
@@ -111,175 +145,130 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-class _Ledger:
-    """Which archives have been extracted in full, so that none is downloaded or read twice."""
-
-    def __init__(self, data_dir: Path, camera: str) -> None:
-        self._path = data_dir / f".extracted-{camera}.json"
-        self._data_dir = data_dir
-        try:
-            entries = read_json(self._path)
-        except ValueError:
-            entries = None
-        self._entries: dict[str, Any] = entries if isinstance(entries, dict) else {}
-
-    def has(self, archive: str, identity: list[Any]) -> bool:
-        """Whether ``archive`` of this identity was extracted and all its videos are there."""
-        entry = self._entries.get(archive)
-        return (
-            isinstance(entry, dict)
-            and entry.get("identity") == identity
-            and all((self._data_dir / video).is_file() for video in entry["videos"])
-        )
-
-    def add(self, archive: str, identity: list[Any], videos: Sequence[Path]) -> None:
-        """Record that ``archive`` gave ``videos``."""
-        names = [str(video.relative_to(self._data_dir)) for video in videos]
-        self._entries[archive] = {"identity": identity, "videos": names}
-        write_json(self._path, self._entries)
-
-
 def _observations(args: argparse.Namespace, task: int) -> Path:
     return Path(args.data_dir) / "observations" / str(task)
 
 
-def _hub(args: argparse.Namespace, action: Any) -> Any:
-    """Run ``action`` on the Hub; refusals are the user's to solve, outages are worth a retry."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _extracted(args: argparse.Namespace, task: int, episode: int | str) -> Path:
+    return _observations(args, task) / str(episode) / "videos" / f"{args.camera}.mp4"
 
-    where = f"https://huggingface.co/datasets/{args.repo_id}"
 
-    def unreachable(error: Exception) -> ConnectionError:
-        return ConnectionError(
-            f"{args.repo_id}: the Hub cannot be reached ({error}); check the network, or put the "
-            f"archives into {args.data_dir}/observations/<task>/ and use --local"
+# ---------------------------------------------------------------- where archives come from
+
+
+class _Origin:
+    """The archives and the task_info of tasks: in the data folder, or on the Hub."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+
+    @cached_property
+    def _hub(self) -> Hub:
+        where = f"put the archives into {self._args.data_dir}/observations/<task>/ and use --local"
+        return Hub(self._args.repo_id, "dataset", self._args.revision, otherwise=where)
+
+    def archives(self, task: int) -> list[Archive]:
+        """The archives of ``task``.
+
+        Raises:
+            UserError: the Hub has none.
+        """
+        if self._args.local:
+            paths = find_archives(_observations(self._args, task))
+            return [local_archive(path, self._name(path)) for path in paths]
+        try:
+            files = self._hub.files(f"observations/{task}")
+        except NoSuchEntry:
+            files = []
+        files = sorted(
+            (file for file in files if file.path.endswith(ARCHIVE_SUFFIXES)), key=lambda f: f.path
         )
+        if not files:
+            raise UserError(f"--task_ids {task}: {self._args.repo_id} has no archives of this task")
+        if self._args.keep_tar:
+            return [local_archive(self._download(file), file.path) for file in files]
+        return [
+            remote_archive(
+                self._hub.remote(file.path, file.size), file.path, "-".join(digest_of(file))
+            )
+            for file in files
+        ]
 
-    try:
-        return action()
-    except GatedRepoError as error:
-        raise UserError(
-            f"--repo_id {args.repo_id}: the data set is gated. Accept its terms at {where} and "
-            "give a token of that account in HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"--revision {args.revision}: {args.repo_id} has no such revision"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"--repo_id {args.repo_id}: no such data set, or HF_TOKEN may not see it; check {where}"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise unreachable(error) from error
-    except EntryNotFoundError:  # no such folder in the data set: the caller's to explain
-        raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise UserError(
-                f"--repo_id {args.repo_id}: access refused ({status}). Accept the terms at {where} "
-                "and give a token of that account in HF_TOKEN"
-            ) from error
-        raise ConnectionError(f"{args.repo_id}: the Hub answers {status}; try again") from error
-    except Exception as error:
-        # the Hub's client hands transport errors through; its library is httpx or httpx2
-        if type(error).__module__.startswith("httpx"):
-            raise unreachable(error) from error
-        raise
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._args.data_dir))
+
+    def _download(self, file: Any) -> Path:
+        """A whole archive, as the guide's script keeps it, checked once."""
+        from huggingface_hub import hf_hub_download
+
+        path = Path(self._args.data_dir) / file.path
+        if path.is_file() and path.stat().st_size == file.size:
+            return path
+        say(f"{file.path}: downloading {file.size / 2**30:.1f} GiB")
+        with explained(self._args.repo_id, "dataset"):
+            hf_hub_download(
+                self._args.repo_id, file.path, repo_type="dataset", revision=self._hub.commit,
+                local_dir=self._args.data_dir,
+            )  # fmt: skip
+        kind, expected = digest_of(file)
+        if kind == "sha256":
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != expected:
+                path.unlink()
+                raise ConnectionError(f"{file.path}: arrived damaged and is removed; run it again")
+        return path
+
+    def fetch_task_info(self, task: int) -> None:
+        """Bring the task's captions into the data folder, where the Hub has them."""
+        if self._args.local:
+            return
+        path = _task_info(self._args, task)
+        try:
+            text = self._hub.read(f"task_info/task_{task}.json").decode()
+        except NoSuchEntry:  # a caption file may do instead
+            return
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
 
 
-def _download_and_extract(args: argparse.Namespace, task: int, report: Report) -> None:
-    """One archive at a time (about 48 GB each), so that the disk never holds two."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+# ---------------------------------------------------------------- captions
 
-    def get(name: str) -> None:
-        # one file by name: snapshot_download would list the whole data set first, each time
-        _hub(
-            args,
-            lambda: hf_hub_download(
-                args.repo_id,
-                name,
-                repo_type="dataset",
-                revision=args.revision,
-                local_dir=args.data_dir,
-            ),
+
+def _task_info(args: argparse.Namespace, task: int) -> Path:
+    return Path(args.data_dir) / "task_info" / f"task_{task}.json"
+
+
+class _Words:
+    """The captions of all episodes: of the caption file if there is one, else of task_info."""
+
+    def __init__(self, args: argparse.Namespace, report: Report) -> None:
+        self._file: CaptionFile | None = None
+        self._infos: dict[int, dict[int, EpisodeInfo]] = {}
+        path = args.caption_file
+        if path is None:
+            usual = Path(args.data_dir).parent / f"agibot_{args.camera}.jsonl"
+            path = usual if usual.is_file() else None
+        if path is not None:
+            self._file = CaptionFile.read(path, report)
+            return
+        for task in args.task_ids:
+            self._infos[task] = read_task_info(_task_info(args, task), report)
+
+    def of(self, task: int, episode: int) -> Captions | None:
+        """Those of one episode, or None."""
+        if self._file is not None:
+            return self._file.of(task, episode)
+        return self._infos[task].get(episode)
+
+    def why_none(self, task: int) -> str:
+        """Why an episode has none."""
+        if self._file is not None:
+            return "the caption file has no line for it"
+        return (
+            f"task_info/task_{task}.json does not have it, so there is no caption; give "
+            "--caption_file or a newer task_info"
         )
-
-    try:
-        get(f"task_info/task_{task}.json")
-    except EntryNotFoundError:  # a caption file may do instead; splitting tells if it does not
-        report.note("task", str(task), f"{args.repo_id} has no task_info of it")
-    api = HfApi()
-    try:
-        entries = _hub(
-            args,
-            lambda: list(
-                api.list_repo_tree(
-                    args.repo_id,
-                    f"observations/{task}",
-                    repo_type="dataset",
-                    revision=args.revision,
-                )
-            ),
-        )
-    except EntryNotFoundError:
-        entries = []
-    archives = {
-        e.path: [args.revision, getattr(e, "blob_id", None)]
-        for e in entries
-        if e.path.endswith(ARCHIVE_SUFFIXES)
-    }
-    if not archives:
-        raise UserError(f"--task_ids {task}: {args.repo_id} has no archives of this task")
-    ledger = _Ledger(args.data_dir, args.camera)
-    for name, identity in sorted(archives.items()):
-        if ledger.has(name, identity):
-            say(f"{name}: extracted before")
-            continue
-        say(f"{name}: downloading")
-        get(name)
-        _extract_one(args, Path(args.data_dir) / name, name, identity, ledger, report)
-
-
-def _extract_one(
-    args: argparse.Namespace,
-    archive: Path,
-    name: str,
-    identity: list[Any],
-    ledger: _Ledger,
-    report: Report,
-) -> None:
-    videos, whole = extract_camera(archive, archive.parent, args.camera, report)
-    say(f"{name}: {len(videos)} videos of {args.camera}")
-    if whole:
-        ledger.add(name, identity, videos)
-        if not videos:
-            report.note("archive", name, f"no video of camera {args.camera} in it")
-    if not (args.keep_tar or args.local):
-        archive.unlink()  # a damaged one, too: the next run downloads it again
-
-
-def extract(args: argparse.Namespace, task: int, report: Report) -> None:
-    """Extract the camera from the archives of ``task`` that lie in the data folder."""
-    archives = find_archives(_observations(args, task))
-    ledger = _Ledger(args.data_dir, args.camera)
-    progress = Progress(report.stage, len(archives), "archives")
-    for archive in archives:
-        name = str(archive.relative_to(args.data_dir))
-        status = archive.stat()
-        identity = [status.st_size, status.st_mtime_ns]
-        if not ledger.has(name, identity):
-            _extract_one(args, archive, name, identity, ledger, report)
-        progress.advance()
 
 
 def _episodes(args: argparse.Namespace, task: int) -> list[Path]:
@@ -292,7 +281,7 @@ def _episodes(args: argparse.Namespace, task: int) -> list[Path]:
     )
 
 
-def clean(args: argparse.Namespace, task: int, report: Report) -> int:
+def clean(args: argparse.Namespace, task: int) -> int:
     """Remove all of the extracted episodes but the camera's video; returns how much was removed.
 
     As the guide has it: every sub-directory of an episode except ``videos/``, and every other
@@ -319,118 +308,157 @@ def clean(args: argparse.Namespace, task: int, report: Report) -> int:
     return removed
 
 
-def _caption_file(args: argparse.Namespace, report: Report) -> CaptionFile | None:
-    path = args.caption_file
-    if path is None:
-        usual = Path(args.data_dir).parent / f"agibot_{args.camera}.jsonl"
-        path = usual if usual.is_file() else None
-    return CaptionFile.read(path, report) if path is not None else None
+# ---------------------------------------------------------------- the modes
+
+
+def _name(task: int, episode: int) -> str:
+    return f"task_{task}_episode_{episode}"
 
 
 def _source(
-    args: argparse.Namespace,
-    task: int,
-    video: Path,
-    captions: CaptionFile | None,
-    infos: dict[int, EpisodeInfo],
-    report: Report,
+    args: argparse.Namespace, words: _Words, task: int, episode: int, path: Path, origin: str
 ) -> Source | None:
-    """The clips of one episode, or None (with the reasons in ``report``)."""
-    episode = int(video.parents[1].name)
-    prefix = f"task_{task}_episode_{episode}"
-    if captions is None and episode not in infos:
-        report.drop(
-            "episode",
-            prefix,
-            f"task_info/task_{task}.json does not have it, so there is "
-            "no caption; give --caption_file or a newer task_info",
-        )
+    """An episode to cut; None if it has no captions."""
+    captions = words.of(task, episode)
+    if captions is None:
         return None
-    try:
-        info = probe(video)
-    except UserError as error:
-        report.drop("episode", prefix, str(error))
-        return None
-    windows, remarks = cut_points(
-        info.frames,
-        info.fps,
-        window_seconds=args.window_size,
-        min_last_seconds=args.min_last_window,
-        min_frames=args.min_frames,
-    )
-    if not windows:
-        report.drop(
-            "episode",
-            prefix,
-            f"{video}: {info.frames} frames are shorter than one window "
-            f"(--min_frames {args.min_frames})",
-        )
-        return None
-    for remark in remarks:
-        report.note("episode", prefix, remark)
-    clips = []
-    for window in windows:
-        name = window_name(prefix, window)
-        if captions is not None:
-            text = captions.find(name, task, episode, window.start, window.stop)
-        else:
-            text = infos[episode].caption(window.start, window.stop, info.fps)
-        if text is None:
-            report.drop(
-                "window",
-                name,
-                "no caption: neither scene nor action is described"
-                if captions is None
-                else "the caption file has no line for it",
-            )
-        else:
-            clips.append(Clip(name, window, text))
     split = "val" if str(episode) in args.val_episode_ids else "train"
-    return Source(video, info, split, tuple(clips)) if clips else None
+    passing = not args.split_only
+    return Source(_name(task, episode), "episode", path, split, captions, origin, passing)
 
 
-def split(args: argparse.Namespace, report: Report) -> dict[str, Any]:
-    """Cut the extracted episodes of all tasks into windows; returns the report's summary.
-
-    Raises:
-        UserError: nothing extracted, unknown validation episodes, or no training window.
-    """
-    args.val_episode_ids = [str(episode) for episode in args.val_episode_ids]
-    videos: dict[int, list[Path]] = {}
-    for task in args.task_ids:
-        found = [e / "videos" / f"{args.camera}.mp4" for e in _episodes(args, task)]
-        videos[task] = [video for video in found if video.is_file()]
-        for video in sorted(set(found) - set(videos[task])):
-            report.drop(
-                "episode",
-                f"task_{task}_episode_{video.parents[1].name}",
-                f"no video of camera {args.camera} ({video})",
-            )
-        if not videos[task]:
-            raise UserError(
-                f"--task_ids {task}: there is no {_observations(args, task)}/<episode>/videos/"
-                f"{args.camera}.mp4; run with --prepare, or put archives there and add --local; "
-                "check --camera" + _reasons(report)
-            )
-    known = {video.parents[1].name for task in videos.values() for video in task}
-    unknown = [episode for episode in args.val_episode_ids if episode not in known]
+def _check_validation(args: argparse.Namespace, known: set[int]) -> None:
+    unknown = [episode for episode in args.val_episode_ids if int(episode) not in known]
     if unknown:
-        listed = sorted(known, key=int)
+        listed = sorted(known)
         more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
         raise UserError(
             f"--val_episode_ids {' '.join(unknown)}: not among the episodes, which are "
-            f"{', '.join(listed[:20])}{more}"
+            f"{', '.join(map(str, listed[:20]))}{more}"
         )
-    captions = _caption_file(args, report)
-    sources = []
+
+
+def _passing(args: argparse.Namespace) -> Path:
+    """Where videos wait to be cut."""
+    return Path(args.dataset_dir) / ".passing" / f"{args.shard}-of-{args.shards}"
+
+
+def _claim(args: argparse.Namespace, rule: Rule) -> contextlib.AbstractContextManager[None]:
+    chosen = ("task_ids", "camera", "repo_id", "revision", "val_episode_ids", "caption_file")
+    settings = {name: getattr(args, name) for name in chosen} | asdict(rule)
+    settings["caption_file"] = str(args.caption_file or "")
+    folder = args.dataset_dir
+    return claimed(
+        folder, settings, "give another dataset.agibot.name (--dataset_dir)",
+        leftovers=[*leftover_places(folder), folder / ".archives", _passing(args)],
+        shared=args.shards > 1,
+    )  # fmt: skip
+
+
+def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
+    """Cut every video as it comes out of its archive; None if others still have to.
+
+    Raises:
+        UserError: no video of the camera, unknown validation episodes, or no training window.
+    """
+    rule, folder, origin = rule_of(args), args.dataset_dir, _Origin(args)
+    archives = {}
     for task in args.task_ids:
-        info_file = Path(args.data_dir) / "task_info" / f"task_{task}.json"
-        infos = read_task_info(info_file, report) if captions is None else {}
-        for video in videos[task]:
-            source = _source(args, task, video, captions, infos, report)
-            if source is not None:
-                sources.append(source)
-    return publish(args.dataset_dir, sources, report)
+        archives[task] = origin.archives(task)
+        if not archives[task]:
+            raise _nothing(args, task, report)
+        origin.fetch_task_info(task)
+    words = _Words(args, report)
+    state = folder / ".archives"
+    passing = _passing(args)
+    with _claim(args, rule), Splitter(folder, rule, args.workers) as splitter:
+
+        def source(task: int, archive: Archive, m: Member) -> Source | None:
+            path = passing / f"{_name(task, m.episode)}.mp4"
+            origin = f"{archive.name}/{archive.identity}/{m.episode}/{m.size}"
+            return _source(args, words, task, m.episode, path, origin)
+
+        def fetch_of(task: int) -> Fetch:
+            return Fetch(
+                archives[task],
+                state,
+                args.camera,
+                target=lambda m: passing / f"{_name(task, m.episode)}.mp4",
+                wanted=lambda archive, m: splitter.lacks(source(task, archive, m)),
+                arrived=lambda archive, m: splitter.submit(source(task, archive, m)),
+                share=Share(args.shard, args.shards),
+            )
+
+        fetches = {task: fetch_of(task) for task in args.task_ids}
+        for fetch in fetches.values():
+            fetch.run(report.stage)
+        found = {task: fetch.members(report) for task, fetch in fetches.items()}
+        splitter.wait()
+        names, known = [], set()
+        for task, members in found.items():
+            if members is None:
+                return None
+            if not members:
+                raise _nothing(args, task, report)
+            known |= {m.episode for _, m in members}
+            for episode in sorted({m.episode for _, m in members}):
+                copies = [source(task, a, m) for a, m in members if m.episode == episode]
+                if len(copies) > 1:
+                    reason = f"it is in {len(copies)} places of the archives; one is taken"
+                    report.note("episode", _name(task, episode), reason)
+                if copies[0] is None:
+                    report.drop("episode", _name(task, episode), words.why_none(task))
+                elif any(splitter.is_done(copy) for copy in copies if copy):
+                    names.append(_name(task, episode))
+                else:
+                    return None  # another shard is still at it, and will be the last
+        _check_validation(args, known)
+        shutil.rmtree(passing.parent, ignore_errors=True)
+        return finish(folder, names, report, splitter.tally)
+
+
+def _split(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+    """Cut the episodes that lie extracted in the data folder.
+
+    Raises:
+        UserError: as :func:`_prepare`.
+    """
+    rule, folder = rule_of(args), args.dataset_dir
+    episodes = {task: [int(e.name) for e in _episodes(args, task)] for task in args.task_ids}
+    videos = {
+        (task, episode): path
+        for task, numbers in episodes.items()
+        for episode in numbers
+        if (path := _extracted(args, task, episode)).is_file()
+    }
+    for task, numbers in episodes.items():
+        for episode in numbers:
+            if (task, episode) not in videos:
+                path = _extracted(args, task, episode)
+                reason = f"no video of camera {args.camera} ({path})"
+                report.drop("episode", _name(task, episode), reason)
+        if not any(t == task for t, _ in videos):
+            raise _nothing(args, task, report)
+    _check_validation(args, {episode for _, episode in videos})
+    words, sources = _Words(args, report), []
+    for (task, episode), path in videos.items():
+        status = path.stat()
+        origin = f"{status.st_size}-{status.st_mtime_ns}"
+        video = _source(args, words, task, episode, path, origin)
+        if video is None:
+            report.drop("episode", _name(task, episode), words.why_none(task))
+        else:
+            sources.append(video)
+    with _claim(args, rule):
+        return split_all(folder, sources, rule, args.workers, report)
+
+
+def _nothing(args: argparse.Namespace, task: int, report: Report) -> UserError:
+    return UserError(
+        f"--task_ids {task}: there is no video of camera {args.camera} for it in "
+        f"{_observations(args, task)}; run with --prepare, or put archives there and add --local; "
+        "check --camera" + _reasons(report)
+    )
 
 
 def _reasons(report: Report) -> str:
@@ -438,31 +466,53 @@ def _reasons(report: Report) -> str:
     return "; dropped: " + "; ".join(lines) if lines else ""
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    check_window_flags(args)
+def _extract(args: argparse.Namespace, report: Report) -> None:
+    """The guide's own first step: the camera's videos, extracted into the data folder.
+
+    Raises:
+        UserError: there is no such video.
+    """
+    origin, state = _Origin(args), Path(args.data_dir) / ".archives"
+    remove_leftovers(state)
+    for task in args.task_ids:
+        origin.fetch_task_info(task)
+
+        def target(m: Member, task: int = task) -> Path:
+            return _extracted(args, task, m.episode)
+
+        def wanted(archive: Archive, m: Member, target: Any = target) -> bool:
+            path = target(m)
+            return not (path.is_file() and path.stat().st_size == m.size)
+
+        fetch = Fetch(
+            origin.archives(task), state, args.camera, target, wanted, lambda *_: None, Share()
+        )
+        fetch.run(report.stage)
+        if not fetch.members(report):
+            raise _nothing(args, task, report)
+
+
+def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+    rule_of(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")
+    if not 0 <= args.shard < args.shards:
+        raise UserError(f"--shard {args.shard} of --shards {args.shards}: give 0 to N - 1 of N")
+    for episode in args.val_episode_ids:
+        if not (episode.isascii() and episode.isdigit()):
+            raise UserError(f"--val_episode_ids {episode}: give episode numbers")
     args.task_ids = list(dict.fromkeys(args.task_ids))
     args.dataset_dir = args.dataset_dir or Path(args.data_dir).parent / f"agibot_{args.camera}"
     report = Report("dataset")
-    if not (args.split_only or args.delete_only):
-        for task in args.task_ids:
-            if args.local:
-                extract(args, task, report)
-            else:
-                _download_and_extract(args, task, report)
-    if not args.split_only:
-        removed = sum(clean(args, task, report) for task in args.task_ids)
-        report.counts["removed_by_cleaning"] = removed
     if args.prepare or args.split_only:
-        return [str(args.dataset_dir / "report.json")], split(args, report)
+        summary = _prepare(args, report) if args.prepare else _split(args, report)
+        return summary and ([str(args.dataset_dir / "report.json")], summary)
+    if not args.delete_only:
+        _extract(args, report)
+    removed = sum(clean(args, task) for task in args.task_ids)
+    report.counts["removed_by_cleaning"] = removed
     report.counts["episodes"] = sum(len(_episodes(args, task)) for task in args.task_ids)
     report.show()
-    if not args.delete_only and not report.counts["episodes"]:
-        raise UserError(
-            f"--data_dir {args.data_dir}: no episode of the tasks could be extracted"
-            + _reasons(report)
-        )
     return [str(args.data_dir)], report.summary()
 
 

@@ -1,30 +1,69 @@
-"""One camera's videos out of AgiBot's archives, read as a stream and trusted in nothing.
+"""One camera's videos in AgiBot's archives, which are read from any place and trusted in nothing.
 
 An archive holds mostly depth images that are not wanted; of its members only
-``<episode>/videos/<camera>.mp4`` are written, to a place computed here from the episode's number:
-no name, link or device in the archive decides where anything goes.
+``<episode>/videos/<camera>.mp4`` are taken, by the episode's number: no name, link or device in
+the archive decides where anything goes. A reader that starts inside an archive looks for the next
+member whose header checksum holds; :func:`unproven` finds the pieces that were begun at something
+that only looked like one.
 """
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import IO
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Any
 
-from .files import atomic_path
-from .report import Report
-
-__all__ = ["ARCHIVE_SUFFIXES", "extract_camera", "find_archives"]
+__all__ = ["ARCHIVE_SUFFIXES", "Member", "Piece", "Take", "unproven", "walk"]
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-CHUNK = 1 << 20  # bytes
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+BLOCK = 512  # bytes: where members begin
+SCAN = 1 << 16  # bytes looked through at a time
+LARGEST_NAME = 1 << 20  # bytes of a long name or an extended header, which are read into memory
+READ_WHOLE = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A wanted video: its episode's number, where its header begins, and its size in bytes."""
+
+    episode: int
+    offset: int
+    size: int
+
+
+Take = Callable[[Member, IO[bytes]], None]
+
+
+@dataclass
+class Piece:
+    """What lies in the bytes ``start .. stop - 1`` of an archive: the members that begin there.
+
+    ``first`` is where the first of all members begins, ``end`` where the one after the last does;
+    both None where no member begins. ``last``: the archive's end mark was met. ``rejected`` are
+    members not to be trusted, each with the reason; ``damage`` says what ended the walk too early.
+    """
+
+    start: int
+    stop: int
+    first: int | None = None
+    end: int | None = None
+    last: bool = False
+    members: list[Member] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    damage: str | None = None
 
 
 class _CheckedMember(tarfile.TarInfo):
-    """Makes damage between members an error, where tarfile would quietly end the archive."""
+    """Makes damage an error, where tarfile would quietly end the archive or believe any size."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -32,15 +71,20 @@ class _CheckedMember(tarfile.TarInfo):
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # the proper end: blocks of zeros
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no whole member at byte {archive.offset}: {error}") from error
+        except (
+            tarfile.HeaderError,
+            ValueError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            reason = str(error) or type(error).__name__
+            raise tarfile.ReadError(f"no whole member at byte {archive.offset}: {reason}") from None
 
-
-def find_archives(folder: Path) -> list[Path]:
-    """The archives in ``folder``, by name; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(ARCHIVE_SUFFIXES))
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in READ_WHOLE and self.size > LARGEST_NAME):
+            raise tarfile.InvalidHeaderError(f"a size of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _unsafe(member: tarfile.TarInfo) -> str | None:
@@ -51,65 +95,112 @@ def _unsafe(member: tarfile.TarInfo) -> str | None:
         return "its name contains .."
     if member.issym() or member.islnk():
         return f"it is a link (to {member.linkname})"
+    if member.issparse():
+        return "it is a sparse file"
     if not (member.isreg() or member.isdir()):
         return "it is a device or another special file"
     return None
 
 
-def _copy(stream: IO[bytes], target: Path, size: int) -> None:
-    with atomic_path(target) as partial, partial.open("wb") as output:
-        while chunk := stream.read(CHUNK):
-            output.write(chunk)
-        if output.tell() != size:
-            raise tarfile.ReadError(f"{output.tell()} of {size} bytes are there")
+def _is_header(block: bytes) -> bool:
+    """Whether ``block`` carries tar's magic and a checksum that holds."""
+    try:
+        stated = int(bytes(block[148:156]).strip(b" \0"), 8)
+    except ValueError:
+        return False
+    return stated == sum(block) - sum(block[148:156]) + 8 * ord(" ")
 
 
-def extract_camera(
-    archive: Path,
-    folder: Path,
-    camera: str,
-    report: Report,
-    advance: Callable[[Path], None] = lambda target: None,
-) -> tuple[list[Path], bool]:
-    """Write the ``camera``'s videos of ``archive`` to ``folder/<episode>/videos/<camera>.mp4``.
+def _next_header(stream: IO[bytes], start: int, stop: int) -> int | None:
+    """Where the first header at or after ``start``, before ``stop``, begins."""
+    position = -(-start // BLOCK) * BLOCK
+    while position < stop:
+        stream.seek(position)
+        data = stream.read(min(SCAN, stop - position + BLOCK))
+        found = data.find(b"ustar")
+        while found >= 0:
+            begin = found - 257
+            if begin >= 0 and begin % BLOCK == 0 and _is_header(data[begin : begin + BLOCK]):
+                return position + begin if position + begin < stop else None
+            found = data.find(b"ustar", found + 1)
+        if len(data) < BLOCK:
+            return None
+        position += len(data) // BLOCK * BLOCK
+    return None
 
-    Videos that are already there in full are kept. Unsafe members and damage are named in
-    ``report``; members before the damage are good. Returns the videos that are there now, and
-    whether the archive was whole.
+
+def walk(
+    stream: Any, start: int, stop: int, camera: str, take: Take, at: int | None = None
+) -> Piece:
+    """Hand the ``camera``'s members that begin at ``start .. stop - 1`` to ``take``, in order.
+
+    ``stream`` is the archive, uncompressed and seekable. ``at`` is where a member begins, if that
+    is known, else the next one is looked for. ``take`` gets the member and a stream of its
+    content, which it may leave unread.
 
     Raises:
-        OSError: the target cannot be written (disk full, ...).
+        OSError: of ``stream`` or ``take``; damage to the archive is no exception but reported.
     """
-    videos: list[Path] = []
+    piece = Piece(start, stop)
     try:
-        with tarfile.open(archive, "r|*", tarinfo=_CheckedMember) as members:
-            for member in members:
-                # a stream's list of members would grow with each of millions of depth images
+        begin = at if at is not None else _next_header(stream, start, stop)
+        if begin is None or begin >= stop:
+            return piece
+        piece.first = begin
+        stream.seek(begin)
+        with tarfile.TarFile(fileobj=stream, mode="r", tarinfo=_CheckedMember) as members:
+            at = begin
+            while at < stop:
+                member = members.next()
+                if member is None:
+                    piece.last = True
+                    break
+                if members.offset <= at:
+                    raise tarfile.ReadError(f"the member at byte {at} has no good size")
+                at = members.offset
+                # tarfile's list of members would grow with each of millions of depth images
                 members.members = []
-                if (reason := _unsafe(member)) is not None:
-                    report.drop("archive member", f"{archive}: {member.name}", reason)
-                    continue
-                parts = PurePosixPath(member.name).parts
-                if not member.isreg() or parts[-2:] != ("videos", f"{camera}.mp4"):
-                    continue
-                if len(parts) < 3 or not (parts[-3].isascii() and parts[-3].isdigit()):
-                    report.drop(
-                        "archive member", f"{archive}: {member.name}", "no episode number above it"
-                    )
-                    continue
-                target = folder / parts[-3] / "videos" / f"{camera}.mp4"
-                if not (target.is_file() and target.stat().st_size == member.size):
-                    stream = members.extractfile(member)
-                    assert stream is not None  # only directories and the like have no content
-                    _copy(stream, target, member.size)
-                videos.append(target)
-                advance(target)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        report.drop(
-            "archive",
-            str(archive),
-            f"truncated or corrupt after {len(videos)} videos of "
-            f"{camera}: {error}; copy or download it again",
-        )
-        return videos, False
-    return videos, True
+                _judge(piece, members, member, camera, take)
+            piece.end = at
+    except DAMAGE as error:
+        piece.damage = str(error) or type(error).__name__
+    return piece
+
+
+def _judge(
+    piece: Piece, members: tarfile.TarFile, member: tarfile.TarInfo, camera: str, take: Take
+) -> None:
+    if (reason := _unsafe(member)) is not None:
+        piece.rejected.append((member.name, reason))
+        return
+    parts = PurePosixPath(member.name).parts
+    if not member.isreg() or parts[-2:] != ("videos", f"{camera}.mp4"):
+        return
+    number = parts[-3] if len(parts) > 2 else ""
+    if not (number.isascii() and number.isdigit() and len(number) < 16):
+        piece.rejected.append((member.name, "no episode number above it"))
+        return
+    found = Member(int(number), member.offset, member.size)
+    content = members.extractfile(member)
+    assert content is not None  # only directories and the like have no content
+    take(found, content)
+    piece.members.append(found)
+
+
+def unproven(pieces: Sequence[Piece]) -> tuple[int, int] | None:
+    """The first of ``pieces`` (all of an archive, in order) that was not begun where it should be.
+
+    Returns its index and where the first member after the pieces before it begins, to be walked
+    anew from there; None if all fit together, and so are what one walk from the start would find.
+    """
+    at: int | None = 0
+    for index, piece in enumerate(pieces):
+        if at is not None:
+            expected = at if at < piece.stop else None
+            if piece.first != expected:
+                return index, at
+            if expected is None:
+                continue
+        # beyond damage, what was found is taken as it is
+        at = None if piece.damage else pieces[-1].stop if piece.last else piece.end
+    return None

@@ -12,26 +12,51 @@ from typing import Any
 from .files import read_json
 from .report import Report
 from .stage import UserError
+from .windows import Window
 
-__all__ = ["Action", "Caption", "CaptionFile", "EpisodeInfo", "read_task_info"]
+__all__ = ["Action", "Caption", "CaptionFile", "ClipCaptions", "EpisodeInfo", "read_task_info"]
 
 TASK_INFO_FPS = 30  # the frame numbers in task_info count at this rate (facts sheet §12)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One line of a caption file: ``text`` of frames ``start .. stop - 1``."""
+    """One line of a caption file: ``text`` for ``clip``, frames ``start .. stop - 1``."""
 
+    clip: str
     start: int
     stop: int
     text: str
+
+
+@dataclass(frozen=True)
+class ClipCaptions:
+    """The lines of a caption file for one episode."""
+
+    lines: tuple[Caption, ...]
+    missing: str = "the caption file has no line for it"
+
+    def text(self, name: str, window: Window, fps: Fraction) -> str | None:
+        """The line of that name, or the one that covers most (half at least) of the window.
+
+        The second case serves merged windows and other window sizes than the file's.
+        """
+
+        def shared(line: Caption) -> int:
+            return min(line.stop, window.stop) - max(line.start, window.start)
+
+        for line in self.lines:
+            if line.clip == name:
+                return line.text
+        best = max(self.lines, key=shared, default=None)
+        return best.text if best is not None and 2 * shared(best) >= window.frames else None
 
 
 class CaptionFile:
     """Captions by clip, as in upstream's ``agibot_<camera>.jsonl`` (facts sheet §4.1)."""
 
     def __init__(self) -> None:
-        self._by_clip: dict[str, str] = {}
+        self._clips: set[str] = set()
         self._by_episode: dict[tuple[int, int], list[Caption]] = {}
 
     @classmethod
@@ -54,7 +79,7 @@ class CaptionFile:
             except (ValueError, TypeError, KeyError) as error:
                 why = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
                 report.drop("caption", f"{path}:{number}", why)
-        if not captions._by_clip:
+        if not captions._clips:
             raise UserError(
                 f"--caption_file {path}: not one usable line; each line must be a JSON object "
                 "with video_clip, task_id, episode_id, start_frame, end_frame and caption"
@@ -72,25 +97,16 @@ class CaptionFile:
         start, stop = int(line["start_frame"]), int(line["end_frame"]) + 1
         if not 0 <= start < stop:
             raise ValueError(f"start_frame {start} and end_frame {stop - 1} are no range")
-        if clip in self._by_clip:
+        if clip in self._clips:
             raise ValueError(f"{clip} already has a caption on an earlier line")
         episode = (int(line["task_id"]), int(line["episode_id"]))
-        self._by_clip[clip] = text
-        self._by_episode.setdefault(episode, []).append(Caption(start, stop, text))
+        self._clips.add(clip)
+        self._by_episode.setdefault(episode, []).append(Caption(clip, start, stop, text))
 
-    def find(self, clip: str, task: int, episode: int, start: int, stop: int) -> str | None:
-        """The caption of ``clip``, or of the line that covers most (half at least) of its frames.
-
-        The second case serves merged windows and other window sizes than the file's.
-        """
-        if clip in self._by_clip:
-            return self._by_clip[clip]
-
-        def shared(line: Caption) -> int:
-            return min(line.stop, stop) - max(line.start, start)
-
-        best = max(self._by_episode.get((task, episode), []), key=shared, default=None)
-        return best.text if best is not None and 2 * shared(best) >= stop - start else None
+    def of(self, task: int, episode: int) -> ClipCaptions | None:
+        """The lines for an episode, or None."""
+        lines = self._by_episode.get((task, episode))
+        return ClipCaptions(tuple(lines)) if lines else None
 
 
 @dataclass(frozen=True)
@@ -108,11 +124,12 @@ class EpisodeInfo:
 
     scene: str
     actions: tuple[Action, ...]
+    missing: str = "no caption: neither scene nor action is described"
 
-    def caption(self, start: int, stop: int, fps: Fraction) -> str | None:
-        """The scene and the actions during video frames ``start .. stop - 1``; None if unknown."""
+    def text(self, name: str, window: Window, fps: Fraction) -> str | None:
+        """The scene and the actions during the frames of ``window``; None if unknown."""
         scale = TASK_INFO_FPS / Fraction(fps)
-        begin, end = start * scale, stop * scale
+        begin, end = window.start * scale, window.stop * scale
         actions = [a.text for a in self.actions if a.start < end and begin < a.stop]
         texts = [
             text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,89 +1,180 @@
-"""Publishes windows as a dataset folder: {train,val}/{videos,metas}, and a report of what is in it.
+"""Videos in, captioned windows out: {train,val}/{videos,metas}, many videos at once.
 
-Repeatable: what is there and whole is kept, what an earlier run of other settings made is removed,
-and what the user put there is left alone.
+Every source video has a small record in ``.sources/`` of what became of it. The records make the
+work repeatable (what is whole is kept, what other settings made is removed, what the user put
+there is left alone), let several pods share it, and are what the report is merged from.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .events import Progress
 from .files import read_json, write_json, write_text
-from .report import Report
+from .report import Problem, Report, write_report
 from .stage import UserError
-from .video import VideoInfo, cut, probe
-from .windows import Window
+from .video import cut, probe, timing_remarks
+from .windows import Window, cut_points, window_name
 
-__all__ = ["SPLITS", "Clip", "Source", "check_window_flags", "publish", "window_flags"]
+__all__ = [
+    "SPLITS",
+    "Captions",
+    "OneCaption",
+    "Rule",
+    "Source",
+    "Splitter",
+    "Tally",
+    "finish",
+    "leftover_places",
+    "rule_of",
+    "split_all",
+    "window_flags",
+]
 
 SPLITS = ("train", "val")
 DERIVED = (("t5_xxl", ".pickle"), ("latents", ".safetensors"))  # later stages' files of a clip
+WORKERS = len(os.sched_getaffinity(0))
+
+
+class Captions(Protocol):
+    """What the windows of one source video show; equal captions have equal ``repr``."""
+
+    missing: str  # why a window has no caption
+
+    def text(self, name: str, window: Window, fps: Fraction) -> str | None:
+        """The caption of ``window``, published as ``name``, or None."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One window to publish under ``name`` (file stem) with its caption."""
+class OneCaption:
+    """One text for all windows of a video."""
 
-    name: str
-    window: Window
     caption: str
+    missing: str = ""
+
+    def text(self, name: str, window: Window, fps: Fraction) -> str | None:
+        """The text."""
+        return self.caption
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How videos are cut."""
+
+    window_seconds: float = 5.0
+    min_last_seconds: float = 7.5
+    min_frames: int = 94
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video, the split it belongs to, and the clips to cut from it."""
+    """A video to cut, before anything is known of its content.
 
+    ``name`` begins the names of its clips; ``origin`` changes when its content does; a video that
+    is ``passing`` is deleted once its windows are whole.
+    """
+
+    name: str
+    kind: str
     path: Path
-    info: VideoInfo
     split: str
-    clips: tuple[Clip, ...]
+    captions: Captions
+    origin: str
+    passing: bool = False
+
+    def cut_by(self, rule: Rule) -> str:
+        """Names all that decides the pictures of the clips."""
+        return _digest([asdict(rule), self.split, self.origin])
+
+    def told_by(self, rule: Rule) -> str:
+        """Names all that decides the clips and their captions."""
+        return _digest([self.cut_by(rule), repr(self.captions)])
+
+
+@dataclass
+class Tally:
+    """What this run did, beside what the records hold of all runs."""
+
+    new_windows: int = 0
+    removed_windows: int = 0
 
 
 def window_flags() -> argparse.ArgumentParser:
     """The flags of every command that cuts videos, to be a parent of its parser."""
-    flags = argparse.ArgumentParser(add_help=False)
+    flags, rule = argparse.ArgumentParser(add_help=False), Rule()
     flags.add_argument(
         "--window-size",
         type=float,
-        default=5.0,
+        default=rule.window_seconds,
         metavar="SECONDS",
         help="length of a window (default: %(default)s)",
     )
     flags.add_argument(
         "--min-last-window",
         type=float,
-        default=7.5,
+        default=rule.min_last_seconds,
         metavar="SECONDS",
         help="a rest of at most this length is one last window (default: %(default)s)",
     )
     flags.add_argument(
         "--min_frames",
         type=int,
-        default=94,
+        default=rule.min_frames,
         metavar="N",
         help="shorter windows are merged or dropped; training on 93 frames needs "
         "94 with upstream's loader (default: %(default)s)",
     )
+    flags.add_argument(
+        "--workers",
+        type=int,
+        default=WORKERS,
+        metavar="N",
+        help="videos cut at the same time (default: the CPUs, %(default)s)",
+    )
     return flags
 
 
-def check_window_flags(args: argparse.Namespace) -> None:
-    """Refuse lengths that cut nothing.
+def rule_of(args: argparse.Namespace) -> Rule:
+    """The rule that :func:`window_flags` ask for.
 
     Raises:
-        UserError: one of :func:`window_flags` is out of range.
+        UserError: one of them is out of range.
     """
     if not args.window_size > 0:
         raise UserError(f"--window-size {args.window_size}: give a length above 0 seconds")
     if not args.min_last_window >= 0:
         raise UserError(f"--min-last-window {args.min_last_window}: give 0 seconds or more")
-    if args.min_frames < 1:
-        raise UserError(f"--min_frames {args.min_frames}: give a number of 1 or more")
+    for flag, value in (("--min_frames", args.min_frames), ("--workers", args.workers)):
+        if value < 1:
+            raise UserError(f"{flag} {value}: give a number of 1 or more")
+    return Rule(args.window_size, args.min_last_window, args.min_frames)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+# ---------------------------------------------------------------- files and records
+
+
+def leftover_places(folder: Path) -> list[Path]:
+    """Where a killed run leaves partial files."""
+    kinds = [folder / split / kind for split in SPLITS for kind in ("videos", "metas")]
+    return [folder, folder / ".sources", *kinds]
 
 
 def _video(folder: Path, split: str, name: str) -> Path:
@@ -101,111 +192,325 @@ def _forget(folder: Path, split: str, name: str, kinds: Sequence[str]) -> None:
             (folder / split / subfolder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-def _remove(folder: Path, split: str, name: str) -> None:
-    _video(folder, split, name).unlink(missing_ok=True)
-    _meta(folder, split, name).unlink(missing_ok=True)
-    _forget(folder, split, name, ("t5_xxl", "latents"))
+def _remove(folder: Path, split: str, names: Iterable[str]) -> int:
+    """Remove clips altogether; returns how many videos there were."""
+    gone = 0
+    for name in names:
+        gone += _video(folder, split, name).is_file()
+        _video(folder, split, name).unlink(missing_ok=True)
+        _meta(folder, split, name).unlink(missing_ok=True)
+        _forget(folder, split, name, ("t5_xxl", "latents"))
+    return gone
 
 
-def _is_done(target: Path, source: Source, clip: Clip) -> bool:
-    """Whether ``target`` is there, newer than its source, and of the window's length."""
-    if not target.is_file() or target.stat().st_mtime_ns < source.path.stat().st_mtime_ns:
-        return False
+@dataclass
+class _Record:
+    """What became of a source.
+
+    ``clips`` are name, first frame, frame after the last, bytes (0 while not known), and whether
+    the pictures were copied, not encoded anew.
+    """
+
+    cut_by: str = ""
+    told_by: str = ""  # empty while the work is under way
+    split: str = "train"
+    fps: float = 0.0
+    source_bytes: int = 0
+    clips: list[tuple[str, int, int, int, bool]] = field(default_factory=list)
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    notes: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [clip[0] for clip in self.clips]
+
+
+def _record_file(folder: Path, name: str) -> Path:
+    return folder / ".sources" / f"{name}.json"
+
+
+def _read_record(path: Path) -> _Record:
+    """The record in ``path``; an empty one if there is none, or one that cannot be believed."""
     try:
-        info = probe(target)
-    except UserError:
-        return False
-    return info.frames == clip.window.frames and info.fps == source.info.fps
+        record = _Record(**(read_json(path) or {}))
+        good = record.split in SPLITS and all(
+            isinstance(name, str) and name and "/" not in name and "\0" not in name
+            for name, *_ in record.clips
+        )
+    except (ValueError, TypeError):
+        return _Record()
+    return record if good else _Record()
 
 
-def _earlier(report_file: Path) -> set[tuple[str, str]]:
-    """What earlier runs made, by their report; only plain names of our splits are believed."""
+def _is_whole(folder: Path, record: _Record) -> bool:
+    """Whether all files are there as they were written."""
     try:
-        files = (read_json(report_file) or {}).get("files", {})
-        pairs = {(split, str(name)) for split in SPLITS for name in files.get(split, [])}
-    except (ValueError, AttributeError, TypeError):
-        return set()
-    return {(split, name) for split, name in pairs if name and "/" not in name}
+        return all(
+            _video(folder, record.split, name).stat().st_size == size
+            and _meta(folder, record.split, name).is_file()
+            for name, _, _, size, _ in record.clips
+        )
+    except OSError:
+        return False
 
 
-def _write_report(path: Path, report: Report, files: set[tuple[str, str]], state: str) -> None:
-    listed = {split: sorted(name for s, name in files if s == split) for split in SPLITS}
-    write_json(path, {"state": state, "files": listed, **report.as_json()})
+# ---------------------------------------------------------------- one source
 
 
-def publish(folder: Path, sources: Sequence[Source], report: Report) -> dict[str, Any]:
-    """Cut and caption all clips of ``sources`` into ``folder``; returns the report's summary.
+def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window, str]]:
+    """The clips to make, with their captions; what is left out goes into ``record``."""
 
-    A source that cannot be decoded to its end loses the clips from there on, by name.
+    def drop(kind: str, item: str, reason: str) -> None:
+        record.dropped.append(vars(Problem(kind, item, reason)))
+
+    label = source.name if source.kind == "episode" else source.path.name
+    try:
+        info, unusual = probe(source.path), timing_remarks(source.path)
+    except UserError as error:
+        drop(source.kind, label, str(error))
+        return []
+    record.fps, record.source_bytes = float(info.fps), source.path.stat().st_size
+    windows, remarks = cut_points(
+        info.frames,
+        info.fps,
+        window_seconds=rule.window_seconds,
+        min_last_seconds=rule.min_last_seconds,
+        min_frames=rule.min_frames,
+    )
+    if not windows:
+        drop(
+            source.kind,
+            label,
+            f"{source.path}: {info.frames} frames are shorter than one window "
+            f"(--min_frames {rule.min_frames})",
+        )
+    record.notes += [vars(Problem(source.kind, label, r)) for r in (*remarks, *unusual)]
+    clips = []
+    for window in windows:
+        name = window_name(source.name, window)
+        text = source.captions.text(name, window, info.fps)
+        if text is None:
+            drop("window", name, source.captions.missing)
+        else:
+            clips.append((name, window, text))
+    return clips
+
+
+def _split(folder: Path, source: Source, rule: Rule) -> Tally:
+    """Publish the windows of ``source``; what was left out is in its record.
+
+    Raises:
+        OSError: the disk is full, or the like; finished clips stay, and the next run goes on.
+    """
+    path, tally = _record_file(folder, source.name), Tally()
+    before = _read_record(path)
+    record = _Record(cut_by=source.cut_by(rule), split=source.split)
+    planned = _plan(source, rule, record)
+    names = {name for name, *_ in planned}
+    stale = before.names if before.cut_by != record.cut_by else set(before.names) - names
+    tally.removed_windows = _remove(folder, before.split, stale)
+    known = {clip[0]: clip for clip in before.clips if before.cut_by == record.cut_by}
+    # On record before anything is made: a run killed halfway leaves nothing unowned. A file that
+    # is there under such a record is whole, whatever its size.
+    record.clips = [known.get(n, (n, w.start, w.stop, 0, False)) for n, w, _ in planned]
+    write_json(path, vars(record))
+
+    missing, copied = {}, {clip[0]: clip[4] for clip in record.clips}
+    for (name, window, _), (*_, size, _) in zip(planned, record.clips, strict=True):
+        target = _video(folder, source.split, name)
+        if not target.is_file() or size not in (0, target.stat().st_size):
+            missing[target] = (name, window)
+            _forget(folder, source.split, name, ("latents",))
+    try:
+        parts = [(w.start, w.stop, target) for target, (_, w) in missing.items()]
+        for target, as_it_was in cut(source.path, parts):
+            copied[missing.pop(target)[0]] = as_it_was
+            tally.new_windows += 1
+    except UserError as error:
+        for name, _ in sorted(missing.values(), key=lambda item: item[1].start):
+            record.dropped.append(vars(Problem("window", name, str(error))))
+    lost = {name for name, _ in missing.values()}
+    _remove(folder, source.split, lost)
+    record.clips = []
+    for name, window, caption in planned:
+        if name not in lost:
+            _caption(folder, source.split, name, caption)
+            size = _video(folder, source.split, name).stat().st_size
+            record.clips.append((name, window.start, window.stop, size, copied[name]))
+    record.told_by = source.told_by(rule)
+    write_json(path, vars(record))
+    if source.passing:
+        source.path.unlink(missing_ok=True)
+    return tally
+
+
+def _caption(folder: Path, split: str, name: str, caption: str) -> None:
+    meta = _meta(folder, split, name)
+    try:
+        same = meta.read_text(encoding="utf-8") == caption
+    except (FileNotFoundError, UnicodeDecodeError):
+        same = False
+    if not same:
+        _forget(folder, split, name, ("t5_xxl",))
+        write_text(meta, caption)
+
+
+# ---------------------------------------------------------------- all sources
+
+
+def _in_worker() -> None:
+    """A worker process ends with its parent, and leaves its signals to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _result(future: Future[Tally]) -> Tally:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise OSError(
+            "a worker process was killed, most likely for want of memory: give the stage more of "
+            "it (spec.stages.dataset.resources), or fewer --workers"
+        ) from None
+
+
+class Splitter:
+    """Publishes sources into ``folder``, ``workers`` at a time; a context manager."""
+
+    def __init__(self, folder: Path, rule: Rule, workers: int) -> None:
+        self.folder, self.rule, self.tally = folder, rule, Tally()
+        self._workers = workers
+        self._room = threading.Semaphore(2 * workers)  # bounds the videos that lie on the disk
+        self._lock = threading.Lock()
+        self._submitted: set[str] = set()
+        self._futures: list[Future[Tally]] = []
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Splitter:
+        for split in SPLITS:
+            for kind in ("videos", "metas"):
+                (self.folder / split / kind).mkdir(parents=True, exist_ok=True)
+        if self._workers > 1:
+            self._pool = ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), initializer=_in_worker
+            )
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def is_done(self, source: Source) -> bool:
+        """Whether all that would be made of ``source`` is there."""
+        record = _read_record(_record_file(self.folder, source.name))
+        return record.told_by == source.told_by(self.rule) and _is_whole(self.folder, record)
+
+    def lacks(self, source: Source | None) -> bool:
+        """Whether there is something to make of ``source`` that is not under way."""
+        return (
+            source is not None and source.name not in self._submitted and not self.is_done(source)
+        )
+
+    def submit(self, source: Source | None) -> None:
+        """Publish ``source`` soon; waits while many others are under way. Any thread may call.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        with self._lock:
+            if source is None or source.name in self._submitted:
+                return
+            self._submitted.add(source.name)
+        if self._pool is None:
+            with self._lock:
+                self._add(_split(self.folder, source, self.rule))
+            return
+        self._room.acquire()
+        with self._lock:
+            for future in self._futures:
+                if future.done():
+                    _result(future)  # no use in going on after a failure
+            future = self._pool.submit(_split, self.folder, source, self.rule)
+            self._futures.append(future)
+        future.add_done_callback(lambda _: self._room.release())
+
+    def wait(self) -> None:
+        """Until all that was submitted is published.
+
+        Raises:
+            OSError: one could not be written; finished clips stay.
+        """
+        for future in self._futures:
+            self._add(_result(future))
+
+    def _add(self, tally: Tally) -> None:
+        self.tally.new_windows += tally.new_windows
+        self.tally.removed_windows += tally.removed_windows
+
+
+def split_all(
+    folder: Path, sources: Sequence[Source], rule: Rule, workers: int, report: Report
+) -> dict[str, Any]:
+    """Publish ``sources``, which are all there is; returns the report's summary.
 
     Raises:
         UserError: nothing is left to train on.
         OSError: the disk is full, or the like; finished clips stay, and the next run goes on.
     """
-    report_file = folder / "report.json"
-    earlier = _earlier(report_file)
-    planned = {(source.split, clip.name) for source in sources for clip in source.clips}
-    # Both are on record before anything is made: a run killed halfway leaves nothing unowned.
-    _write_report(report_file, report, earlier | planned, "in progress")
-    for split, name in sorted(earlier - planned):
-        _remove(folder, split, name)
-    for split in SPLITS:
-        for kind in ("videos", "metas"):
-            (folder / split / kind).mkdir(parents=True, exist_ok=True)
-            for leftover in (folder / split / kind).glob(".partial-*"):
-                leftover.unlink(missing_ok=True)
+    with Splitter(folder, rule, min(workers, max(len(sources), 1))) as splitter:
+        progress = Progress(report.stage, len(sources), "videos")
+        for source in sources:
+            if not splitter.is_done(source):
+                splitter.submit(source)
+            progress.advance()
+        splitter.wait()
+    return finish(folder, [source.name for source in sources], report, splitter.tally)
 
-    done: set[tuple[str, str]] = set()
-    frames, seconds, new = 0, 0.0, 0
-    progress = Progress(report.stage, len(planned), "windows")
-    for source in sources:
-        targets = {_video(folder, source.split, clip.name): clip for clip in source.clips}
-        missing = [
-            (clip.window.start, clip.window.stop, target)
-            for target, clip in targets.items()
-            if not _is_done(target, source, clip)
-        ]
-        broken: set[Path] = {target for *_, target in missing}
-        for *_, target in missing:
-            _forget(folder, source.split, targets[target].name, ("latents",))
-        try:
-            for target in cut(source.path, missing):
-                broken.discard(target)
-                new += 1
-                progress.advance()
-        except UserError as error:
-            for target in sorted(broken, key=lambda target: targets[target].window.start):
-                report.drop("window", targets[target].name, str(error))
-        for target, clip in targets.items():
-            if target in broken:
-                _remove(folder, source.split, clip.name)
-                continue
-            meta = _meta(folder, source.split, clip.name)
-            if not meta.is_file() or meta.read_text(encoding="utf-8") != clip.caption:
-                _forget(folder, source.split, clip.name, ("t5_xxl",))
-                write_text(meta, clip.caption)
-            done.add((source.split, clip.name))
-            frames += clip.window.frames
-            seconds += float(clip.window.frames / source.info.fps)
-        progress.advance(len(targets) - len(missing) + len(broken))
 
-    used = [s for s in sources if any((s.split, clip.name) in done for clip in s.clips)]
+def finish(folder: Path, names: Iterable[str], report: Report, tally: Tally) -> dict[str, Any]:
+    """Merge the records of the sources ``names`` into the report; remove all other sources' clips.
+
+    Returns the report's summary.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    wanted, records = set(names), {}
+    for path in sorted((folder / ".sources").glob("[!.]*.json")):
+        record = _read_record(path)
+        if path.stem in wanted:
+            records[path.stem] = record
+        else:
+            tally.removed_windows += _remove(folder, record.split, record.names)
+            path.unlink()
+    clips = [(r, clip) for r in records.values() for clip in r.clips]
+    frames = sum(clip[2] - clip[1] for _, clip in clips)
+    for record in records.values():
+        for problem in record.dropped:
+            report.drop(**problem)
+        for problem in record.notes:
+            report.note(**problem)
     report.counts |= {
-        "episodes": len(used),
-        "windows": len(done),
-        "new_windows": new,
-        "train_windows": sum(split == "train" for split, _ in done),
-        "val_windows": sum(split == "val" for split, _ in done),
-        "removed_windows": len(earlier - planned),
+        "episodes": sum(bool(record.clips) for record in records.values()),
+        "windows": len(clips),
+        "new_windows": tally.new_windows,
+        "train_windows": sum(record.split == "train" for record, _ in clips),
+        "val_windows": sum(record.split == "val" for record, _ in clips),
+        "copied_windows": sum(clip[4] for _, clip in clips),
+        "removed_windows": tally.removed_windows,
         "frames": frames,
-        "seconds": round(seconds, 3),
+        "seconds": round(sum((c[2] - c[1]) / r.fps for r, c in clips), 3),
+        "bytes_in": sum(record.source_bytes for record in records.values()),
+        "bytes_kept": sum(clip[3] for _, clip in clips),
     }
-    _write_report(report_file, report, done, "finished")
+    files = {s: sorted(c[0] for r, c in clips if r.split == s) for s in SPLITS}
+    samples = [_video(folder, split, name) for split in SPLITS for name in files[split]]
+    write_report(folder, report, samples, files=files)
     report.show()
     if not report.counts["train_windows"]:
         raise UserError(
             f"{folder}: no window is left to train on ({len(report.dropped)} items dropped, "
-            f"{report.counts['val_windows']} windows for validation); see {report_file} for the "
-            "reasons"
+            f"{report.counts['val_windows']} windows for validation); see {folder}/report.json for "
+            "the reasons"
         )
     return report.summary()

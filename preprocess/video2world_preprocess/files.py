@@ -16,12 +16,15 @@ __all__ = [
     "atomic_path",
     "atomic_write",
     "read_json",
+    "remove_leftovers",
     "sync_folder",
     "write_json",
     "write_text",
 ]
 
 PARTIAL_PREFIX = ".partial-"  # leftovers of a killed writer are recognised by it and ignored
+_UMASK = os.umask(0)  # there is no asking without setting: once, before there are threads
+os.umask(_UMASK)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for the file
 
 
@@ -32,6 +35,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the files that killed writers left in ``folder``; none may be at work there."""
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -57,9 +66,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         # mkstemp makes private files; the volume's other readers are other users of the group
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
+        partial.chmod(0o666 & ~_UMASK)
         partial.replace(final)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -1,13 +1,19 @@
-"""What a dataset command did with each item, told in full to people and to ``report.json``."""
+"""What a stage did with each item: in the log, in ``report.json``, and on a page to look at."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .events import emit, say
+from .files import write_json, write_text
 
-__all__ = ["Problem", "Report"]
+__all__ = ["Problem", "Report", "write_report"]
 
 SHOWN = 20  # problems printed one by one; a large task's log stays readable, the file has all
 
@@ -23,7 +29,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """Counts of a dataset stage, with every dropped item and every remark worth knowing."""
+    """Counts of a stage, with every dropped item and every remark worth knowing."""
 
     stage: str
     counts: dict[str, Any] = field(default_factory=dict)
@@ -70,3 +76,83 @@ class Report:
         for problem in self.notes[:SHOWN]:
             say(f"  note: {problem.kind} {problem.item}: {problem.reason}")
         emit("report", self.stage, **self.summary())
+
+
+SAMPLES, PICTURES, PICTURE_WIDTH = 8, 4, 240  # videos on a page, pictures of each, pixels
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 66em; padding: 0 1em }}
+table {{ border-collapse: collapse }} td, th {{ padding: .15em .8em .15em 0; text-align: left }}
+td.n {{ text-align: right; font-variant-numeric: tabular-nums }}
+figure {{ margin: 1em 0 }} img {{ width: 100%; border-radius: 4px }} p.caption {{ color: #555 }}
+</style>
+<h1>{title}</h1>
+<table>{counts}</table>
+{problems}
+{samples}
+</html>
+"""
+
+
+def write_report(folder: Path, report: Report, samples: Sequence[Path] = (), **more: Any) -> None:
+    """Write ``report.json`` (with ``more``) and ``report.html`` for the report's stage.
+
+    The files of the dataset stage are called so, those of another stage ``report-<stage>``. The
+    page shows a few of the videos ``samples`` with their captions, evenly chosen.
+    """
+    stem = "report" if report.stage == "dataset" else f"report-{report.stage}"
+    write_json(folder / f"{stem}.json", {"stage": report.stage, **more, **report.as_json()})
+    chosen = [samples[len(samples) * i // SAMPLES] for i in range(min(SAMPLES, len(samples)))]
+    counts = "".join(
+        f'<tr><th>{html.escape(name.replace("_", " "))}<td class="n">{_shown(value)}'
+        for name, value in report.counts.items()
+    )
+    page = PAGE.format(
+        title=html.escape(f"{folder.name}: {report.stage}"),
+        counts=counts,
+        problems=_table("Left out", report.dropped) + _table("Remarks", report.notes),
+        samples="".join(map(_figure, dict.fromkeys(chosen))),
+    )
+    write_text(folder / f"{stem}.html", page)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else html.escape(str(value))
+
+
+def _table(title: str, problems: Sequence[Problem]) -> str:
+    if not problems:
+        return ""
+    rows = "".join(
+        f"<tr><td>{html.escape(p.kind)}<td>{html.escape(p.item)}<td>{html.escape(p.reason)}"
+        for p in problems
+    )
+    return f"<h2>{title} ({len(problems)})</h2><table>{rows}</table>"
+
+
+def _figure(video: Path) -> str:
+    """A strip of pictures of a window, from its first frame to its last."""
+    import numpy as np
+    from PIL import Image
+
+    from .stage import UserError
+    from .video import read_frames
+
+    caption = (video.parents[1] / "metas" / f"{video.stem}.txt").read_text(encoding="utf-8")
+    try:
+        frames = read_frames(video)
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}"
+    places = [(len(frames) - 1) * i // (PICTURES - 1) for i in range(PICTURES)]
+    strip = Image.fromarray(np.concatenate([frames[place] for place in places], axis=1))
+    height = max(1, round(strip.height * PICTURES * PICTURE_WIDTH / strip.width))
+    strip = strip.resize((PICTURES * PICTURE_WIDTH, height))
+    jpeg = io.BytesIO()
+    strip.save(jpeg, "jpeg", quality=80)
+    data = base64.b64encode(jpeg.getvalue()).decode()
+    return (
+        f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>'
+        f"<code>{html.escape(video.stem)}</code>"
+        f'<p class="caption">{html.escape(caption)}</figcaption></figure>'
+    )

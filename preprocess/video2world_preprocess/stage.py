@@ -105,10 +105,14 @@ def _tell_later() -> None:
             emit("skipped", name, inputsHash=inputs_hash)
 
 
-def run_stage(work: Callable[[], tuple[list[str], Mapping[str, Any]]], *, stage: str) -> int:
+Work = Callable[[], tuple[list[str], Mapping[str, Any]] | None]
+
+
+def run_stage(work: Work, *, stage: str) -> int:
     """Run ``work`` once per inputs hash and return the exit code of the command.
 
-    ``work`` returns the paths it made (relative to the volume) and a summary for the log. A
+    ``work`` returns the paths it made (relative to the volume) and a summary for the log, or None
+    if its share is done but others' are not: the last of them returns what the whole is. A
     :class:`UserError` or an ``OSError`` becomes one clear line on stderr instead of a traceback;
     any other exception is a defect and is raised.
     """
@@ -122,7 +126,10 @@ def run_stage(work: Callable[[], tuple[list[str], Mapping[str, Any]]], *, stage:
             emit("skipped", stage, inputsHash=inputs_hash)
             _tell_later()
             return 0
-        outputs, summary = work()
+        if (made := work()) is None:
+            say(f"{stage}: this share is done, others are not")
+            return 0
+        outputs, summary = made
         if marker is not None:
             marker.write(outputs, summary)
         emit("finished", stage, **summary)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .dataset import Clip, Source, check_window_flags, publish, window_flags
+from .claims import claimed
+from .dataset import OneCaption, Source, leftover_places, rule_of, split_all, window_flags
 from .report import Report
 from .stage import UserError, run_stage
-from .video import probe
-from .windows import cut_points, window_name
 
 __all__ = ["main", "parser"]
 
@@ -58,27 +58,8 @@ def _caption(video: Path) -> str:
     return text
 
 
-def _source(args: argparse.Namespace, video: Path, report: Report) -> Source:
-    caption, info = _caption(video), probe(video)
-    windows, remarks = cut_points(
-        info.frames,
-        info.fps,
-        window_seconds=args.window_size,
-        min_last_seconds=args.min_last_window,
-        min_frames=args.min_frames,
-    )
-    if not windows:
-        raise UserError(
-            f"{info.frames} frames are shorter than one window (--min_frames {args.min_frames})"
-        )
-    for remark in remarks:
-        report.note("video", video.name, remark)
-    clips = tuple(Clip(window_name(video.stem, w), w, caption) for w in windows)
-    return Source(video, info, "val" if video.stem in args.val_names else "train", clips)
-
-
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    check_window_flags(args)
+    rule = rule_of(args)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
@@ -104,10 +85,19 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     sources = []
     for path in videos.values():
         try:
-            sources.append(_source(args, path, report))
+            caption, status = OneCaption(_caption(path)), path.stat()
         except UserError as error:
             report.drop("video", path.name, str(error))
-    return [str(args.dataset_dir / "report.json")], publish(args.dataset_dir, sources, report)
+            continue
+        split = "val" if path.stem in args.val_names else "train"
+        origin = f"{status.st_size}-{status.st_mtime_ns}"
+        sources.append(Source(path.stem, "video", path, split, caption, origin))
+    settings = {"videos": str(args.videos_dir), "val_names": args.val_names, **asdict(rule)}
+    remedy = "give another dataset.videos.name (--dataset_dir)"
+    folder = args.dataset_dir
+    with claimed(folder, settings, remedy, leftovers=leftover_places(folder)):
+        summary = split_all(folder, sources, rule, args.workers, report)
+    return [str(folder / "report.json")], summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,12 +6,16 @@ import gzip
 import io
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from video2world_preprocess.archives import extract_camera, find_archives
-from video2world_preprocess.report import Report
+from video2world_preprocess.archives import Member, Piece, unproven, walk
+from video2world_preprocess.fetch import find_archives, local_archive
 
 CAMERA = "head_center_fisheye_color"
 
@@ -38,53 +42,50 @@ def episode(number: str, size: int = 5000) -> list[tuple]:
     ]
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+def read(archive: Path, **limits: int) -> tuple[Piece, dict[int, bytes]]:
+    """What one walk through ``archive`` (or from start to stop of it) finds."""
+    found: dict[int, bytes] = {}
+
+    def take(member: Member, content: Any) -> None:
+        found[member.episode] = content.read()
+        assert len(found[member.episode]) == member.size
+
+    with local_archive(archive, archive.name).open() as stream:
+        limits = {"start": 0, "stop": 1 << 60, "at": 0} | limits
+        return walk(stream, camera=CAMERA, take=take, **limits), found
 
 
 @pytest.mark.parametrize(
     ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")]
 )
-def test_only_the_camera_is_extracted(tmp_path: Path, name: str, mode: str) -> None:
+def test_only_the_camera_is_taken(tmp_path: Path, name: str, mode: str) -> None:
     archive = write_tar(tmp_path / name, episode("1") + episode("22"), mode)
     assert find_archives(tmp_path) == [archive]
-    report = Report("dataset")
-    videos, whole = extract_camera(archive, tmp_path / "out", CAMERA, report)
-    assert whole
-    assert report.dropped == []
-    assert files(tmp_path / "out") == [f"{e}/videos/{CAMERA}.mp4" for e in ("1", "22")]
-    assert videos[1].read_bytes() == b"22" * 5000
+    piece, found = read(archive)
+    assert piece.last
+    assert piece.damage is None
+    assert piece.rejected == []
+    assert found == {1: b"1" * 5000, 22: b"22" * 5000}
 
 
-def test_extracting_again_keeps_what_is_whole_and_mends_what_is_not(tmp_path: Path) -> None:
-    archive = write_tar(tmp_path / "a.tar", episode("1") + episode("2"))
-    first, second = extract_camera(archive, tmp_path, CAMERA, Report("dataset"))[0]
-    inode = first.stat().st_ino
-    second.write_bytes(b"short")
-    extract_camera(archive, tmp_path, CAMERA, Report("dataset"))
-    assert first.stat().st_ino == inode
-    assert second.read_bytes() == b"2" * 5000
-
-
-def test_hostile_members_are_named_and_write_nothing(tmp_path: Path) -> None:
+def test_hostile_members_are_named_and_not_taken(tmp_path: Path) -> None:
     wanted = f"videos/{CAMERA}.mp4"
+    sparse = tarfile.TarInfo(f"9/{wanted}")
+    sparse.type = tarfile.GNUTYPE_SPARSE
     hostile = [
         member(f"../../9/{wanted}", b"evil"), member(f"/tmp/v2w-evil/9/{wanted}", b"evil"),
         member(f"3/{wanted}", kind=tarfile.SYMTYPE, link="/etc/passwd"),
         member(f"4/{wanted}", kind=tarfile.LNKTYPE, link="/etc/passwd"),
         member("5", kind=tarfile.SYMTYPE, link="/tmp"), member(f"6/{wanted}", kind=tarfile.CHRTYPE),
         member(f"seven/{wanted}", b"evil"), member(wanted, b"evil"),
-        member(f"8/{wanted}", kind=tarfile.FIFOTYPE),
+        member(f"8/{wanted}", kind=tarfile.FIFOTYPE), member(f"{'9' * 20}/{wanted}", b"evil"),
+        (sparse, io.BytesIO()),
     ]  # fmt: skip
     archive = write_tar(tmp_path / "a.tar", [*episode("1"), *hostile, *episode("2")])
-    out = tmp_path / "data" / "observations" / "327"
-    report = Report("dataset")
-    _, whole = extract_camera(archive, out, CAMERA, report)
-    assert whole
-    assert [p.item.split(": ")[1] for p in report.dropped] == [i.name for i, _ in hostile]
-    assert files(tmp_path) == ["a.tar", *(
-        f"data/observations/327/{e}/{wanted}" for e in ("1", "2"))]  # fmt: skip
-    assert not Path("/tmp/v2w-evil").exists()
+    piece, found = read(archive)
+    assert piece.last
+    assert [name for name, _ in piece.rejected] == [info.name for info, _ in hostile]
+    assert sorted(found) == [1, 2]
 
 
 def whole_bytes(tmp_path: Path) -> bytes:
@@ -95,24 +96,23 @@ def whole_bytes(tmp_path: Path) -> bytes:
 def test_truncated_archive_keeps_the_members_before(tmp_path: Path, kept: int) -> None:
     archive = tmp_path / "a.tar"
     archive.write_bytes(whole_bytes(tmp_path)[:kept])
-    report = Report("dataset")
-    videos, whole = extract_camera(archive, tmp_path / "out", CAMERA, report)
-    assert not whole
-    assert [(p.kind, p.item) for p in report.dropped] == [("archive", str(archive))]
-    assert [v.parents[1].name for v in videos] == (["1"] if kept > 9000 else [])
-    assert len(files(tmp_path / "out")) == len(videos)  # no partial file either
+    piece, found = read(archive)
+    assert piece.damage
+    assert list(found) == ([1] if kept > 9000 else [])
 
 
-def test_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
+def test_damaged_header_in_the_middle_is_noticed_and_costs_what_is_near(tmp_path: Path) -> None:
     data = bytearray(whole_bytes(tmp_path))
     at = data.index(b"2/depth")
     data[at : at + 4] = os.urandom(4)
     (tmp_path / "a.tar").write_bytes(data)
-    report = Report("dataset")
-    videos, whole = extract_camera(tmp_path / "a.tar", tmp_path / "out", CAMERA, report)
-    assert not whole
-    assert len(videos) == 1
-    assert "no whole member" in report.dropped[0].reason
+    piece, found = read(tmp_path / "a.tar")
+    assert "no whole member" in piece.damage
+    assert list(found) == [1]
+    rest, found = read(tmp_path / "a.tar", start=at + 1, at=None)
+    assert rest.last
+    assert list(found) == [2]
+    assert unproven([replace(piece, stop=at + 1), rest]) is None  # known damage is no mistake
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -120,17 +120,66 @@ def test_damaged_gzip(tmp_path: Path) -> None:
     data = bytearray(gzip.compress(whole_bytes(tmp_path) + os.urandom(100_000)))
     for damaged in (data[: len(data) // 2], b"\x1f\x8b" + os.urandom(500)):
         archive.write_bytes(damaged)
-        report = Report("dataset")
-        _, whole = extract_camera(archive, tmp_path / "out", CAMERA, report)
-        assert whole or report.dropped[0].item == str(archive)
-    assert not whole
+        piece, _ = read(archive)
+        assert piece.last or piece.damage
+    assert piece.damage
 
 
-def test_what_cannot_be_written_is_an_os_error_and_leaves_nothing_partial(tmp_path: Path) -> None:
-    archive = write_tar(tmp_path / "a.tar", episode("1", 50) + episode("2", 50))
-    target = tmp_path / "out" / "2"
-    target.mkdir(parents=True)
-    (target / "videos").write_text("a file where a folder must be")
-    with pytest.raises(OSError, match="videos"):
-        extract_camera(archive, tmp_path / "out", CAMERA, Report("dataset"))
-    assert files(tmp_path / "out") == [f"1/videos/{CAMERA}.mp4", "2/videos"]
+SIZES = [(tarfile.XHDTYPE, 1 << 40), (tarfile.GNUTYPE_LONGNAME, 1 << 33), (tarfile.REGTYPE, -512)]
+
+
+@pytest.mark.parametrize(("kind", "size"), SIZES)
+def test_a_size_that_would_fill_the_memory_or_go_back_is_damage(
+    tmp_path: Path, kind: bytes, size: int
+) -> None:
+    info = tarfile.TarInfo("bomb")
+    info.type, info.size = kind, size
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(header + bytes(4096))
+    piece, found = read(tmp_path / "a.tar")
+    assert piece.damage
+    assert not found
+
+
+def pieces(archive: Path, size: int) -> tuple[list[Piece], dict[int, bytes]]:
+    """The archive read in pieces of ``size`` bytes, none knowing of the others."""
+    total, made, found = archive.stat().st_size, [], {}
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        piece, videos = read(archive, start=start, stop=stop, at=None if start else 0)
+        made.append(piece)
+        found |= videos
+    return made, found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pieces_find_what_one_walk_finds(tmp_path_factory: Any, data: Any) -> None:
+    """Wherever an archive is begun; long names and archives within archives do not mislead."""
+    folder = tmp_path_factory.mktemp("archive")
+    inner = write_tar(folder / "inner", episode("77", 300)).read_bytes()
+    content = []
+    for number in range(data.draw(st.integers(1, 4))):
+        content += episode(str(number), data.draw(st.integers(1, 3000)))
+        if data.draw(st.booleans()):
+            content.append(member(f"{number}/inner.tar", inner))
+        if data.draw(st.booleans()):
+            content.append(
+                member("long/" * 40 + str(number), b"x" * data.draw(st.integers(0, 999)))
+            )
+    with tarfile.open(
+        folder / "a.tar",
+        "w",
+        format=data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])),
+    ) as archive:
+        for info, body in content:
+            archive.addfile(info, body)
+    whole, videos = read(folder / "a.tar")
+    made, found = pieces(folder / "a.tar", data.draw(st.integers(500, 20_000)))
+    while (wrong := unproven(made)) is not None:
+        old = made[wrong[0]]
+        again, more = read(folder / "a.tar", start=old.start, stop=old.stop, at=wrong[1])
+        made[wrong[0]] = again
+        found |= more
+    assert [m for piece in made for m in piece.members] == whole.members
+    assert {episode: found[episode] for episode in videos} == videos

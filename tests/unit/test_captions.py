@@ -11,6 +11,7 @@ import pytest
 from video2world_preprocess.captions import CaptionFile, read_task_info
 from video2world_preprocess.report import Report
 from video2world_preprocess.stage import UserError
+from video2world_preprocess.windows import Window
 
 
 def line(start: int, end: int, caption: object, episode: int = 7) -> dict[str, object]:
@@ -37,13 +38,16 @@ def test_bad_lines_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
     captions = CaptionFile.read(path, report)
     assert [p.item for p in report.dropped] == [f"{path}:{n}" for n in (2, 3, 4, 5, 6, 7, 10)]
     assert "episode_id" in report.dropped[2].reason
-    assert captions.find("task_327_episode_7_window_0_frame_0-149", 327, 7, 0, 150) == (
-        "A robot picks."
-    )
+    lines = captions.of(327, 7)
+
+    def found(name: str, start: int, stop: int) -> str | None:
+        return lines.text(name, Window(0, start, stop), Fraction(30))
+
+    assert found("task_327_episode_7_window_0_frame_0-149", 0, 150) == "A robot picks."
     # merged and other windows get the line that covers most of them, half at least
-    assert captions.find("other", 327, 7, 130, 300) == "It places."
-    assert captions.find("other", 327, 7, 250, 400) is None
-    assert captions.find("other", 327, 8, 0, 150) is None
+    assert found("other", 130, 300) == "It places."
+    assert found("other", 250, 400) is None
+    assert captions.of(327, 8) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "{}\n"])
@@ -74,12 +78,16 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
     infos = read_task_info(path, report)
     assert sorted(infos) == [7, 8]
     assert [p.item for p in report.dropped] == [f"{path}[{n}]" for n in (2, 3, 4)]
-    assert infos[7].caption(0, 150, Fraction(30)) == "A table. Pick the cup."
-    assert infos[7].caption(149, 151, Fraction(30)) == "A table. Pick the cup. Place the cup."
+
+    def caption(episode: int, start: int, stop: int, fps: int) -> str | None:
+        return infos[episode].text("any", Window(0, start, stop), Fraction(fps))
+
+    assert caption(7, 0, 150, 30) == "A table. Pick the cup."
+    assert caption(7, 149, 151, 30) == "A table. Pick the cup. Place the cup."
     # frame numbers of task_info count at 30 frames/s whatever the video's rate is
-    assert infos[7].caption(50, 100, Fraction(10)) == "A table. Place the cup."
-    assert infos[7].caption(400, 500, Fraction(30)) == "A table."
-    assert infos[8].caption(0, 10, Fraction(30)) is None
+    assert caption(7, 50, 100, 10) == "A table. Place the cup."
+    assert caption(7, 400, 500, 30) == "A table."
+    assert caption(8, 0, 10, 30) is None
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"a": 1}'])

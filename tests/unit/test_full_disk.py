@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from video2world_preprocess import latents
-from video2world_preprocess.archives import extract_camera
+from video2world_preprocess.fetch import Fetch, Share, local_archive
 from video2world_preprocess.files import write_text
 from video2world_preprocess.pickles import read_embedding, write_embedding
-from video2world_preprocess.report import Report
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import read_frames, write_video
 from video2world_trainer.checkpoint import PARTS, CheckpointFolder, read_latest
@@ -36,7 +35,10 @@ def extract(folder, episode):
         info = tarfile.TarInfo(f"{episode}/videos/head.mp4")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
-    extract_camera(archive, folder, "head", Report("dataset"))
+    Fetch(
+        [local_archive(archive, "a.tar")], folder.parent / "state", "head",
+        lambda member: folder / f"{member.episode}.mp4", lambda *_: True, lambda *_: None, Share(),
+    ).run("dataset")  # fmt: skip
 
 
 WRITERS = {

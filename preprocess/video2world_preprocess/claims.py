@@ -1,0 +1,110 @@
+"""Whose a folder on the volume is: two resources neither write it at once nor undo each other.
+
+The lock is the kernel's (``flock``): it ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .events import say
+from .files import read_json, remove_leftovers, write_json
+from .stage import UserError
+
+__all__ = ["claimed", "locked"]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(descriptor: int) -> bool:
+    """Take the lock alone if nobody holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` alone; waits while another process holds it."""
+    with _opened(path) as descriptor:
+        if not _is_free(descriptor):
+            say(f"waiting for another run that is at work on {path.parent}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def claimed(
+    folder: Path,
+    settings: Mapping[str, Any],
+    remedy: str,
+    *,
+    leftovers: Iterable[Path] = (),
+    shared: bool = False,
+) -> Iterator[None]:
+    """Work on ``folder`` as the resource of this process, with these ``settings``.
+
+    Another resource with equal settings waits, and then finds the work done; one with others is
+    refused, as it would undo this one's. By hand, without a resource, everything is allowed.
+    ``shared``: pods of one resource that share the work hold the folder together. ``leftovers``
+    are the folders in which partial files of killed runs are deleted, if nobody else is at work.
+
+    Raises:
+        UserError: the folder is another resource's; ``remedy`` says how to get one's own.
+    """
+    with _opened(folder / ".lock") as descriptor:
+        alone = _is_free(descriptor)
+        if not alone:
+            if not shared:
+                say(f"waiting for another run that is at work on {folder}")
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        _sign(folder / ".made-for.json", folder, settings, remedy)
+        if alone or not shared:
+            for place in leftovers:
+                remove_leftovers(place)
+        if alone and shared:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+def _sign(record_file: Path, folder: Path, settings: Mapping[str, Any], remedy: str) -> None:
+    try:
+        record = read_json(record_file) or {}
+    except ValueError:
+        record = {}
+    name, owner = os.environ.get("V2W_RESOURCE", ""), record.get("resource", "")
+    mine = {"resource": name, "settings": dict(settings)}
+    before = record.get("settings")
+    if before == mine["settings"] and owner:
+        return
+    if before not in (None, mine["settings"]) and owner not in ("", name):
+        raise UserError(
+            f"{folder} was made for resource {owner} with other settings "
+            f"({_difference(before, settings)}): {remedy}, or delete the folder if {owner} no "
+            "longer needs it"
+        )
+    if record != mine:
+        write_json(record_file, mine)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {before.get(key)}, here {now.get(key)}" for key in sorted(keys))

@@ -1,0 +1,279 @@
+"""One camera's videos out of many archives: several pieces at once, none read twice.
+
+Archives are read in pieces of fixed size, wherever they are. What each piece holds is kept in a
+small index beside the task's videos, so that a stopped run goes on at the next member, a lost
+video is fetched alone, and pods can share the archives between them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from .archives import ARCHIVE_SUFFIXES, Member, Piece, unproven, walk
+from .claims import locked
+from .events import Progress, say
+from .files import atomic_path, read_json, write_json
+from .ranges import SMALLEST_RANGE, RangeReader, RemoteFile
+from .report import Report
+
+__all__ = ["Archive", "Fetch", "Share", "find_archives", "local_archive", "remote_archive"]
+
+PIECE = 256 << 20  # bytes; what a kill costs at most, for each reader, is the way through one
+ENDLESS = 1 << 62  # the uncompressed size of an archive is not known
+COPIED = 1 << 20  # bytes at a time
+READERS = 8
+
+
+@dataclass(frozen=True)
+class Archive:
+    """``name`` as reports call it; ``identity`` changes when the content does."""
+
+    name: str
+    identity: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+    @property
+    def pieces(self) -> dict[int, int]:
+        """Where its pieces begin and end; only a plain tar can be begun inside."""
+        if not self.name.endswith(".tar"):
+            return {0: ENDLESS}
+        stops = {start: start + PIECE for start in range(0, max(self.size, 1), PIECE)}
+        return stops | {max(stops): max(self.size, 1)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """The ``index``-th of ``count`` equal shares of the work."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This share of ``items``: neighbours, so that few pieces are begun in vain."""
+        total = len(items)
+        return items[total * self.index // self.count : total * (self.index + 1) // self.count]
+
+
+def find_archives(folder: Path) -> list[Path]:
+    """The archives in ``folder``, by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(ARCHIVE_SUFFIXES))
+
+
+def local_archive(path: Path, name: str) -> Archive:
+    """An archive on this volume."""
+    status = path.stat()
+
+    def open_it() -> IO[bytes]:
+        plain = path.name.endswith(".tar")
+        return path.open("rb") if plain else cast("IO[bytes]", gzip.open(path, "rb"))
+
+    return Archive(name, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, open_it)
+
+
+def remote_archive(file: RemoteFile, name: str, identity: str) -> Archive:
+    """An archive on a server."""
+
+    def open_it() -> IO[bytes]:
+        stream = io.BufferedReader(RangeReader(file), SMALLEST_RANGE)
+        return stream if name.endswith(".tar") else cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+
+    return Archive(name, identity, file.size, open_it)
+
+
+class _Index:
+    """What is known of one archive's pieces. Each share writes a file of its own."""
+
+    def __init__(self, archive: Archive, folder: Path, camera: str, share: Share) -> None:
+        self.archive = archive
+        stem = f"{archive.name.replace('/', '-')}.{camera}"
+        self._lock = threading.Lock()
+        self._stamp = {"archive": archive.name, "identity": archive.identity, "piece": PIECE}
+        self._whole = folder / f"{stem}.index.json"
+        self._own = folder / f"{stem}.{share.index}-of-{share.count}.json"
+        self._others = f"{stem}.*-of-*.json"
+        self._mine: dict[int, Piece] = self._load(self._own)
+
+    def _load(self, path: Path) -> dict[int, Piece]:
+        try:
+            content = read_json(path) or {}
+            if any(content.get(key) != value for key, value in self._stamp.items()):
+                return {}
+            pieces = [
+                Piece(**{**p, "members": [Member(*m) for m in p["members"]]})
+                for p in content["pieces"]
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return {}
+        return {piece.start: piece for piece in pieces}
+
+    def _save(self, path: Path, pieces: dict[int, Piece]) -> None:
+        listed = [
+            {**asdict(piece), "members": [list(vars(m).values()) for m in piece.members]}
+            for _, piece in sorted(pieces.items())
+        ]
+        write_json(path, {**self._stamp, "pieces": listed})
+
+    def pieces(self) -> dict[int, Piece]:
+        """The pieces that are known, of all shares, by where they start."""
+        with self._lock:
+            known = self._load(self._whole)
+            if known:
+                return known
+            for path in self._own.parent.glob(self._others):
+                known |= self._load(path)
+            return known | self._mine
+
+    def add(self, piece: Piece) -> None:
+        with self._lock:
+            self._mine[piece.start] = piece
+            self._save(self._own, self._mine)
+
+    def close(self, pieces: dict[int, Piece]) -> None:
+        """All pieces are there and fit: one file has them from now on."""
+        with self._lock:
+            self._save(self._whole, pieces)
+            for path in self._own.parent.glob(self._others):
+                path.unlink(missing_ok=True)
+
+
+class Fetch:
+    """Takes the ``camera``'s videos out of ``archives``, each to the path ``target`` gives it.
+
+    ``wanted`` says whether a member is to be had; ``arrived`` gets each that is there, and may
+    make its reader wait. Both are called by several threads. ``folder`` is for the indexes.
+    """
+
+    def __init__(
+        self,
+        archives: Sequence[Archive],
+        folder: Path,
+        camera: str,
+        target: Callable[[Member], Path],
+        wanted: Callable[[Archive, Member], bool],
+        arrived: Callable[[Archive, Member], None],
+        share: Share,
+    ) -> None:
+        self._folder, self._camera, self._share = folder, camera, share
+        self._target, self._wanted, self._arrived = target, wanted, arrived
+        self._indexes = [_Index(archive, folder, camera, share) for archive in archives]
+        self._stop = threading.Event()
+
+    def run(self, stage: str) -> None:
+        """Read this share of the archives.
+
+        Raises:
+            OSError: an archive cannot be read, or a video not written; what is whole stays.
+        """
+        units = [(index, start) for index in self._indexes for start in index.archive.pieces]
+        known = {id(index): index.pieces() for index in self._indexes}
+        progress = Progress(stage, max(len(self._share.of(units)), 1), "pieces of archives")
+        waiting: queue.SimpleQueue[tuple[_Index, int]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        mine = self._share.of(units)
+        for unit in mine:
+            waiting.put(unit)
+
+        def work() -> None:
+            while not self._stop.is_set():
+                try:
+                    index, start = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    self._read(index, start, known[id(index)].get(start))
+                    done.put(None)
+                except BaseException as error:
+                    done.put(error)
+                    return
+
+        for _ in range(min(READERS, len(mine))):
+            # daemons: a pod that is asked to end does not wait for the ends of their pieces
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            for _ in mine:
+                if (error := done.get()) is not None:
+                    raise error
+                progress.advance()
+        finally:
+            self._stop.set()
+
+    def _read(self, index: _Index, start: int, piece: Piece | None) -> None:
+        archive = index.archive
+        if piece is None:
+            with archive.open() as stream:
+                at, stop = None if start else 0, archive.pieces[start]
+                index.add(walk(stream, start, stop, self._camera, self._taker(archive), at))
+            return
+        missing = [m for m in piece.members if self._wanted(archive, m)]
+        if missing:
+            with archive.open() as stream:
+                for m in missing:
+                    at = m.offset
+                    walk(stream, at, at + 1, self._camera, self._taker(archive), at)
+
+    def _taker(self, archive: Archive) -> Callable[[Member, IO[bytes]], None]:
+        def take(member: Member, content: IO[bytes]) -> None:
+            if not self._wanted(archive, member):
+                return
+            target = self._target(member)
+            if not (target.is_file() and target.stat().st_size == member.size):
+                with atomic_path(target) as partial, partial.open("wb") as output:
+                    while chunk := content.read(COPIED):
+                        output.write(chunk)
+                    if output.tell() != member.size:
+                        raise EOFError(f"{output.tell()} of {member.size} bytes are there")
+            self._arrived(archive, member)
+
+        return take
+
+    def members(self, report: Report) -> list[tuple[Archive, Member]] | None:
+        """All wanted videos of all archives, once every share has read its own; None before.
+
+        Pieces that turn out to be begun at the wrong place are read again. What is wrong with an
+        archive is told in ``report``.
+        """
+        with locked(self._folder / ".index-lock"):
+            return self._members(report)
+
+    def _members(self, report: Report) -> list[tuple[Archive, Member]] | None:
+        found: list[tuple[Archive, Member]] = []
+        for index in self._indexes:
+            archive, pieces = index.archive, index.pieces()
+            starts = list(archive.pieces)
+            if any(start not in pieces for start in starts):
+                return None
+            while (wrong := unproven([pieces[start] for start in starts])) is not None:
+                start, at = starts[wrong[0]], wrong[1]
+                say(f"{archive.name}: reading again from byte {at}")
+                with archive.open() as stream:
+                    stop, take = pieces[start].stop, self._taker(archive)
+                    pieces[start] = walk(stream, start, stop, self._camera, take, at)
+            index.close(pieces)
+            videos = [m for start in starts for m in pieces[start].members]
+            found += [(archive, member) for member in videos]
+            self._tell(archive, [pieces[start] for start in starts], len(videos), report)
+        return found
+
+    def _tell(self, archive: Archive, pieces: Iterable[Piece], videos: int, report: Report) -> None:
+        for piece in pieces:
+            for name, reason in piece.rejected:
+                report.drop("archive member", f"{archive.name}: {name}", reason)
+            if piece.damage:
+                report.drop(
+                    "archive",
+                    archive.name,
+                    f"truncated or corrupt, {videos} videos of {self._camera} could be read: "
+                    f"{piece.damage}; copy or download it again",
+                )
+        if not videos:
+            report.note("archive", archive.name, f"no video of camera {self._camera} in it")
