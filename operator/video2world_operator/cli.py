@@ -83,6 +83,15 @@ def parser() -> argparse.ArgumentParser:
     volume_flag(one)
     one.add_argument("--dry-run", action="store_true", help="only list what would run")
     one.add_argument("-v", "--verbose", action="store_true", help="show every line of the workers")
+    one = command(
+        "preflight",
+        "Check before a run that it will find what it needs, here or on a cluster.",
+        "preflight -f posttrain.yaml --cluster",
+    )
+    file_flag(one)
+    volume_flag(one)
+    one.add_argument("--cluster", action="store_true", help="look at the kubeconfig's cluster")
+    cluster_flag(one, "with --cluster: the namespace")
     one = command("status", "Show how far a resource is.", "status demo --watch")
     where_flags(one)
     one.add_argument("-o", "--output", choices=("text", "json"), default="text")
@@ -152,7 +161,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     from .plan import make_plan
 
     try:
-        return make_plan(load_resource(args.file), getattr(args, "namespace", "default"))
+        return make_plan(load_resource(args.file), getattr(args, "namespace", None) or "default")
     except InvalidResource as error:
         lines = "\n  ".join(map(str, error.problems))
         raise _Mistake(f"{args.file} is not valid:\n  {lines}") from None
@@ -172,6 +181,35 @@ def _render(args: argparse.Namespace) -> int:
 
     sys.stdout.write(to_yaml(_plan(args)))
     return 0
+
+
+def _preflight(args: argparse.Namespace) -> int:
+    from . import preflight, probes
+    from .needs import needs
+
+    plan = _plan(args)
+    need = needs(plan.resource)
+    checks = [preflight.Check("spec", preflight.Verdict.OK, f"{args.file} is valid")]
+    if args.cluster:
+        from .remote import RemoteFailed
+        from .remote import preflight as look
+
+        try:
+            facts = look(plan, args.namespace)
+        except RemoteFailed as error:
+            raise _Mistake(str(error)) from None
+        checks += preflight.check_cluster(plan, need, facts)
+    else:
+        checks += preflight.check_machine(plan, need, probes.machine(args.volume))
+    checks += preflight.check_hub(probes.hub(need.repositories))
+    for check in checks:
+        print(f"{check.verdict:<5} {check.name:<18} {check.text}")
+        if check.remedy:
+            print(f"{'':<5} {'':<18} do: {check.remedy}")
+    failed = sum(check.verdict is preflight.Verdict.FAIL for check in checks)
+    open_ = sum(check.verdict is preflight.Verdict.UNKNOWN for check in checks)
+    print(f"{plan.name}: {len(checks)} checks, {failed} failed, {open_} could not be made")
+    return EXIT_USER_ERROR if failed else 0
 
 
 def _run(args: argparse.Namespace) -> int:

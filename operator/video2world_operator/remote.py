@@ -13,7 +13,9 @@ from .errors import InvalidResource
 from .explain import Facts
 from .models import API_VERSION, KIND, MAX_NAME
 from .observed import Pod
-from .plan import RESOURCE_LABEL
+from .plan import RESOURCE_LABEL, Plan
+from .preflight import ClusterFacts
+from .probes import cluster_facts
 from .view import Snapshot, losses_of
 
 __all__ = ["RemoteFailed", "checkpoints", "logs", "status", "suspend", "watch"]
@@ -117,6 +119,15 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
             nodes=(await _seen(cluster, "/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
         )
+
+    return _run(work, namespace)
+
+
+def preflight(plan: Plan, namespace: str | None) -> ClusterFacts:
+    """What can be seen of the cluster for the checks before a run of ``plan``."""
+
+    async def work(cluster: Cluster, space: str) -> ClusterFacts:
+        return await cluster_facts(cluster, space, plan)
 
     return _run(work, namespace)
 

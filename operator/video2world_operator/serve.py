@@ -20,19 +20,18 @@ import kopf
 from . import __version__
 from .cluster import ApiError, Cluster, LoginFailed, path_of
 from .controller import Controller, Key
+from .discovery import discover
 from .handlers import KopfCache, register, settings_for
 from .health import Freshness, Health, serve
 from .leader import Leadership, LeaseTimes, LostLease
 from .metrics import Metrics, Present
 from .models import API_VERSION, KIND
-from .observed import Capabilities
 from .reconcile import Policy, unauthorized
 from .rights import missing
 
 __all__ = ["Options", "main", "run"]
 
 log = logging.getLogger("video2world_operator")
-_POD_GROUP_VERSIONS = ("v1", "v1beta1", "v1alpha2")  # of scheduling.k8s.io, the best first
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ async def _work(
     health.state = "leading"
     cache = KopfCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
-    controller.capabilities, _ = await _discover(cluster)
+    controller.capabilities, _ = await discover(cluster)
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.reconciled
@@ -215,7 +214,7 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
     """Return once nothing is missing; until then every resource says what is."""
     said: list[str] = []
     while True:
-        _, groups = await _discover(cluster)
+        _, groups = await discover(cluster)
         lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
         health.missing = lacking
         if not lacking:
@@ -238,24 +237,6 @@ async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[s
                 await cluster.apply_status(body, status)
 
 
-async def _discover(cluster: Cluster) -> tuple[Capabilities, list[str]]:
-    """What the cluster can schedule as a gang, and the names of all its API groups."""
-    listing = await cluster.request("GET", "/apis")
-    groups = {g["name"]: [v["version"] for v in g["versions"]] for g in listing["groups"]}
-    native = ""
-    for version in _POD_GROUP_VERSIONS:
-        if not native and version in groups.get("scheduling.k8s.io", []):
-            served = await cluster.get(f"/apis/scheduling.k8s.io/{version}") or {}
-            if any(r["name"] == "podgroups" for r in served.get("resources", [])):
-                native = version
-    capabilities = Capabilities(
-        native=native,
-        volcano="scheduling.volcano.sh" in groups,
-        coscheduling="scheduling.x-k8s.io" in groups,
-    )
-    return capabilities, list(groups)
-
-
 async def _keep_house(
     options: Options,
     cluster: Cluster,
@@ -272,7 +253,7 @@ async def _keep_house(
         try:
             if cache.filled:
                 await freshness.check()
-            controller.capabilities, groups = await _discover(cluster)
+            controller.capabilities, groups = await discover(cluster)
             lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
         except (ApiError, OSError) as error:
             log.warning("housekeeping: %s", error)

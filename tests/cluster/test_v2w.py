@@ -27,12 +27,12 @@ def v2w(gpu_cluster, gpu_namespace, operator, monkeypatch, tmp_path, capsys):
     """Calls v2w as the administrator or as another user; what it printed."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments, user=gpu_cluster.admin):
+    def call(*arguments, user=gpu_cluster.admin, code=0):
         config = gpu_cluster.write_kubeconfig(user, gpu_namespace)
         monkeypatch.setenv("KUBECONFIG", os.fspath(config))
-        code = main(arguments)
+        ended = main(arguments)
         captured = capsys.readouterr()
-        assert code == 0, captured.err
+        assert ended == code, captured
         return captured.out
 
     return call
@@ -80,6 +80,45 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/few").get("status", {}))
     make("refused")
     says(v2w, "refused", "quota few has no room: asked for pods=1", "have the quota raised")
+
+
+def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    spec = Resource.body("pre", model={"size": "2B"}, storage={"size": "400Gi"})
+    spec["spec"]["training"] = {"iterations": 5, "nodes": 4}
+    spec["spec"]["credentials"] = {"huggingFaceTokenSecret": {"name": "hf"}}
+    spec["spec"]["storage"]["claimName"] = "mine"
+    file = tmp_path / "pre.yaml"
+
+    def check(code, user=gpu_cluster.admin):
+        file.write_text(json.dumps(spec))
+        told = v2w("preflight", "-f", str(file), "--cluster", user=user, code=code).splitlines()
+        return {line[6:24].strip(): line for line in told}
+
+    failed = check(2)
+    assert failed["operator"].startswith("ok")
+    assert failed["nodes for train"].startswith("ok    nodes for train    4 could do, 4 needed")
+    assert "it is not there" in failed["Secret hf"]
+    assert "there is no claim mine" in failed["volume"]
+    assert failed["gang"].startswith("ok")
+    base = f"/api/v1/namespaces/{gpu_namespace}"
+    secret = {"metadata": {"name": "hf"}, "stringData": {"token": "not-to-be-shown"}}
+    gpu_cluster.admin.post(f"{base}/secrets", secret)
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Ti"}}}
+    made = {"metadata": {"name": "mine"}, "spec": claim}
+    gpu_cluster.admin.post(f"{base}/persistentvolumeclaims", made)
+    good = check(0)
+    assert good["Secret hf"].endswith("it is there")
+    assert "not-to-be-shown" not in str(good)
+    spec["spec"]["training"]["nodes"] = 5
+    assert "5 nodes are needed, 4 of 4 could do" in check(2)["nodes for train"]
+    quota = {"metadata": {"name": "one"}, "spec": {"hard": {"requests.nvidia.com/gpu": "8"}}}
+    gpu_cluster.admin.post(f"{base}/resourcequotas", quota)
+    eventually(lambda: "leaves 8 of 8 requests.nvidia.com/gpu, 40 are" in check(2)["quota"], 20)
+    stranger = check(2, gpu_cluster.user("stranger"))
+    assert 'User "stranger" cannot create resource' in stranger["API server"]
+    for unseen in ("operator", "nodes", "Secret hf", "quota"):
+        assert stranger[unseen].startswith("?")
 
 
 def test_status_shows_pods_and_losses_to_those_who_may_see_them(

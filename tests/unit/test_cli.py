@@ -40,7 +40,8 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["validate", "render", "run", "status", "explain", "logs", "checkpoints"]
+    "command",
+    ["validate", "preflight", "render", "run", "status", "explain", "logs", "checkpoints"],
 )
 def test_every_command_explains_itself(command):
     result = v2w(command, "--help")

@@ -1,0 +1,410 @@
+"""Whether a resource can run here, before a GPU is held: checks of observed facts, all pure.
+
+A check never guesses: what could not be looked at is ``unknown``, and says how to look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from . import gang
+from .needs import GIB, Needs
+from .observed import Capabilities
+from .plan import GPU, Plan, Stage
+from .quantity import quantity
+
+__all__ = ["ATTENTION", "Access", "Check", "ClusterFacts", "Gpu", "Machine", "Verdict"]
+__all__ += ["check_cluster", "check_hub", "check_machine"]
+
+Object = Mapping[str, Any]
+GB = 1e9
+# Compute capabilities (first number) on which each kernel runs, as the trainer has them.
+ATTENTION: Mapping[str, tuple[int, ...]] = {
+    "FlashAttention4": (9, 10),
+    "FlashAttention3": (9,),
+    "FlashAttention2": (8, 9, 10, 12),
+    "TransformerEngine": (8, 9, 10, 12),
+}
+
+
+class Verdict(StrEnum):
+    """How a check came out; only ``FAIL`` keeps the resource from running."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    UNKNOWN = "?"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer; ``remedy`` is empty where there is nothing to do."""
+
+    name: str
+    verdict: Verdict
+    text: str
+    remedy: str = ""
+
+
+class Access(StrEnum):
+    """What the Hugging Face Hub says of a repository and the token in use."""
+
+    ALLOWED = "allowed"
+    GATED = "gated"  # known, but its licence is not accepted
+    REFUSED = "refused"  # no token, or one that is not valid
+    MISSING = "missing"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: its memory in bytes and the first number of its compute capability, 0 unknown."""
+
+    name: str
+    memory: float = 0
+    major: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine; sizes in bytes. ``disk`` is what is free and what the volume uses already;
+    ``gpus`` is None where no driver answers."""
+
+    disk: float
+    memory: float
+    gpus: Sequence[Gpu] | None
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What is seen of a cluster. None: it may not be looked at."""
+
+    namespace: str
+    nodes: Sequence[Object] | None = None
+    claim: Object | None = None
+    storage_classes: Sequence[Object] | None = None
+    quotas: Sequence[Object] | None = None
+    secrets: Mapping[str, Sequence[str] | None] = field(default_factory=dict)  # keys by name
+    unreadable: frozenset[str] = frozenset()  # Secrets that may not be read
+    priority_classes: Sequence[str] | None = None
+    queues: Sequence[str] | None = None
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    leader: str | None = None  # who holds the operator's Lease; empty: nobody
+    refusal: str = ""  # what the API server says to the resource itself
+
+
+# ---------------------------------------------------------------------- the Hub
+
+
+def check_hub(access: Mapping[str, Access]) -> Iterator[Check]:
+    """Token and licences, by repository."""
+    for repository, answer in access.items():
+        page = f"https://huggingface.co/{repository}"
+        verdict, text, remedy = _ANSWERS[answer]
+        text = f"{repository.removeprefix('datasets/')}: {text}"
+        yield Check("Hugging Face", verdict, text, remedy.format(page=page))
+
+
+_ANSWERS: Mapping[Access, tuple[Verdict, str, str]] = {
+    Access.ALLOWED: (Verdict.OK, "may be downloaded with the token in use here", ""),
+    Access.GATED: (
+        Verdict.FAIL,
+        "its licence is not accepted",
+        "accept it at {page} with the account of HF_TOKEN",
+    ),
+    Access.REFUSED: (
+        Verdict.FAIL,
+        "no token is set here, or one that is not valid",
+        "set HF_TOKEN to a read token of https://huggingface.co/settings/tokens, and accept the "
+        "licence at {page}",
+    ),
+    Access.MISSING: (Verdict.FAIL, "is not there", "check the name: {page}"),
+    Access.UNREACHABLE: (Verdict.UNKNOWN, "the Hub cannot be reached from here", ""),
+}
+
+
+# ---------------------------------------------------------------------- this machine
+
+
+def check_machine(plan: Plan, need: Needs, machine: Machine) -> Iterator[Check]:
+    """For ``v2w run``: disk, memory and GPUs of this machine."""
+    spec = plan.resource.spec
+    yield _enough(
+        "disk", need.disk, machine.disk, "free or in use on --volume",
+        "free some, choose another --volume, or lower spec.training.checkpoint.keep",
+    )  # fmt: skip
+    host = need.host * spec.nodes  # every node is on this machine
+    yield _enough("host memory", host, machine.memory, "on this machine", "use a larger machine")
+    if spec.device == "CPU":
+        return
+    found = machine.gpus or ()
+    wanted = spec.gpus
+    if len(found) < wanted:
+        remedy = "set spec.training.gpusPerNode (and nodes: 1), or run it on a cluster"
+        yield Check("GPUs", Verdict.FAIL, f"{wanted} are asked for, {len(found)} are here", remedy)
+    else:
+        yield Check("GPUs", Verdict.OK, f"{wanted} of {len(found)} are asked for")
+    if found:
+        yield from _kind(plan, need, found)
+
+
+def _enough(name: str, need: float, there: float, where: str, remedy: str) -> Check:
+    short = there < need
+    text = f"needs about {_size(need)}, has {_size(there)} {where}".rstrip()
+    return Check(name, Verdict.FAIL if short else Verdict.OK, text, remedy if short else "")
+
+
+def _size(count: float) -> str:
+    return f"{count / GB:.0f} GB" if count >= 10 * GB else f"{count / GB:.1f} GB"
+
+
+def _kind(plan: Plan, need: Needs, gpus: Sequence[Gpu]) -> Iterator[Check]:
+    """Whether the smallest of ``gpus`` has the memory, and all of them the kernel."""
+    kinds = ", ".join(sorted({gpu.name for gpu in gpus}))
+    known = [gpu.memory for gpu in gpus if gpu.memory]
+    if known:
+        text = f"needs about {need.gpu / GIB:.0f} GiB, {kinds} has {min(known) / GIB:.0f} GiB"
+        short = min(known) < need.gpu
+        remedy = "raise contextParallelSize or gpusPerNode, lower batchSize, or use LoRA"
+        yield Check("GPU memory", Verdict.FAIL if short else Verdict.OK, text,
+                    remedy if short else "")  # fmt: skip
+    attention = plan.resource.spec.training.attention
+    majors = ATTENTION.get(attention)
+    unfit = {gpu.name for gpu in gpus if majors and gpu.major and gpu.major not in majors}
+    if unfit:
+        fitting = [name for name, runs in ATTENTION.items() if gpus[0].major in runs]
+        remedy = f"use Auto, or one of {', '.join([*fitting, 'Torch'])}"
+        text = f"{attention} does not run on {', '.join(sorted(unfit))}"
+        yield Check("attention", Verdict.FAIL, text, remedy)
+    elif majors and not any(gpu.major for gpu in gpus):
+        yield Check("attention", Verdict.UNKNOWN, f"{attention}: the kind of GPU is not known")
+    else:
+        yield Check("attention", Verdict.OK, f"{attention} runs on {kinds}")
+
+
+# ---------------------------------------------------------------------- a cluster
+
+
+def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+    """For the operator: everything that can be seen without starting a pod."""
+    yield _operator(seen)
+    if seen.refusal:
+        yield Check("API server", Verdict.FAIL, seen.refusal, "mend what it names")
+    else:
+        yield Check("API server", Verdict.OK, "it accepts the resource (dry run)")
+    yield from _nodes(plan, need, seen)
+    yield from _volume(plan, need, seen)
+    yield from _secrets(plan, seen)
+    yield from _quotas(plan, seen)
+    yield from _scheduling(plan, seen)
+    images = sorted({stage.job["spec"]["template"]["spec"]["containers"][0]["image"]
+                     for stage in plan.stages})  # fmt: skip
+    text = f"only a node can pull {' and '.join(images)}"
+    yield Check("images", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
+
+
+def _operator(seen: ClusterFacts) -> Check:
+    if seen.leader is None:
+        text = "its Lease may not be read"
+        return Check("operator", Verdict.UNKNOWN, text, "ask whether it is installed")
+    if not seen.leader:
+        text = "no operator is at work"
+        return Check("operator", Verdict.FAIL, text,
+                     "helm install v2w charts/video2world-operator")  # fmt: skip
+    return Check("operator", Verdict.OK, f"{seen.leader} leads")
+
+
+def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+    """Whether enough nodes could hold the pods of each stage if nothing else ran on them."""
+    if seen.nodes is None:
+        text = "nodes may not be listed"
+        yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
+        return
+    for stage in plan.stages:
+        wanted = plan.resource.spec.nodes if stage.name == "train" else 1
+        why = [(node, _misfit(stage, node)) for node in seen.nodes]
+        fitting = [node for node, misfit in why if not misfit]
+        if len(fitting) < wanted:
+            counts = Counter(misfit for _, misfit in why if misfit)
+            told = "; ".join(f"{count} {text}" for text, count in counts.most_common())
+            text = f"{wanted} {'nodes are' if wanted > 1 else 'node is'} needed, "
+            text += f"{len(fitting)} of {len(seen.nodes)} could do ({told or 'there are none'})"
+            remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
+            yield Check(f"nodes for {stage.name}", Verdict.FAIL, text, remedy)
+        elif stage.name == "train":
+            yield Check("nodes for train", Verdict.OK, f"{len(fitting)} could do, {wanted} needed")
+            if plan.resource.spec.device == "GPU":
+                yield from _kind(plan, need, [_gpu(node) for node in fitting])
+
+
+def _misfit(stage: Stage, node: Object) -> str:
+    """Why a pod of the stage could never run on the node; empty if it could."""
+    pod = stage.job["spec"]["template"]["spec"]
+    spec, metadata = node.get("spec") or {}, node["metadata"]
+    if spec.get("unschedulable"):
+        return "cordoned"
+    labels = metadata.get("labels") or {}
+    for key, value in (pod.get("nodeSelector") or {}).items():
+        if labels.get(key) != value:
+            return f"without the label {key}={value}"
+    for taint in spec.get("taints") or []:
+        if taint["effect"] != "PreferNoSchedule" and not any(
+            _tolerates(toleration, taint) for toleration in pod.get("tolerations") or []
+        ):
+            return f"with the taint {taint['key']}"
+    room = (node.get("status") or {}).get("allocatable") or {}
+    for name, amount in _asked(stage).items():
+        if quantity(room.get(name, "0")) < amount:
+            return f"with too little {name} ({room.get(name, 0)})"
+    return ""
+
+
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    names = ("key", "value")
+    return [toleration.get(n, "") for n in names] == [taint.get(n, "") for n in names]
+
+
+def _asked(stage: Stage) -> dict[str, float]:
+    """What one pod of the stage asks for, by resource name."""
+    asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    named = {**asked.get("limits", {}), **asked.get("requests", {})}
+    return {name: quantity(value) for name, value in named.items()}
+
+
+def _gpu(node: Object) -> Gpu:
+    """As NVIDIA's GPU feature discovery labels it; what it does not say is unknown."""
+    labels = node["metadata"].get("labels") or {}
+    memory, major = labels.get("nvidia.com/gpu.memory"), labels.get("nvidia.com/gpu.compute.major")
+    return Gpu(
+        labels.get("nvidia.com/gpu.product", "a GPU of unknown kind"),
+        float(memory) * 2**20 if memory else 0,
+        int(major) if major else 0,
+    )
+
+
+def _volume(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+    storage, nodes = plan.resource.spec.storage, plan.resource.spec.nodes
+    if storage.claim_name and seen.claim is None:
+        text = f"there is no claim {storage.claim_name} in namespace {seen.namespace}"
+        yield Check("volume", Verdict.FAIL, text, "create it, or leave spec.storage.claimName out")
+        return
+    if seen.claim is not None:
+        spec, status = seen.claim.get("spec") or {}, seen.claim.get("status") or {}
+        modes = spec.get("accessModes") or []
+        shared = "ReadWriteMany" in modes or nodes == 1 or storage.access_mode == "ReadWriteOnce"
+        if not shared:
+            text = f"the claim is {' and '.join(modes)}, but {nodes} nodes share it"
+            yield Check("volume", Verdict.FAIL, text, "use one with ReadWriteMany")
+        asked = spec.get("resources", {}).get("requests", {}).get("storage", "0")
+        size = quantity((status.get("capacity") or {}).get("storage", asked))
+    else:
+        yield from _storage_class(plan, seen)
+        size = quantity(storage.size)
+    remedy = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
+    yield _enough("volume size", need.disk, size, "", remedy)
+
+
+def _storage_class(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+    wanted = plan.resource.spec.storage.storage_class_name
+    if seen.storage_classes is None:
+        yield Check("storage class", Verdict.UNKNOWN, "storage classes may not be listed")
+        return
+    default = "storageclass.kubernetes.io/is-default-class"
+    found = [
+        c
+        for c in seen.storage_classes
+        if c["metadata"]["name"] == wanted
+        or (not wanted and (c["metadata"].get("annotations") or {}).get(default) == "true")
+    ]
+    if found:
+        mode = plan.shared[0]["spec"]["accessModes"][0]
+        name = found[0]["metadata"]["name"]
+        text = f"{name} ({found[0].get('provisioner', '?')}); whether it has {mode} shows when "
+        yield Check("storage class", Verdict.OK, text + "the claim is bound")
+    elif wanted:
+        known = ", ".join(c["metadata"]["name"] for c in seen.storage_classes) or "none"
+        yield Check("storage class", Verdict.FAIL, f"there is no {wanted}", f"there is: {known}")
+    else:
+        text = "there is no default one; a volume made by hand would have to fit"
+        yield Check("storage class", Verdict.WARN, text, "name one in spec.storage")
+
+
+def _secrets(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+    token = plan.resource.spec.credentials.hugging_face_token_secret
+    wanted: dict[str, str] = dict.fromkeys(plan.resource.spec.images.pull_secrets, "")
+    if token:
+        wanted[token.name] = token.key
+    for name, key in wanted.items():
+        keys = seen.secrets.get(name)
+        if name in seen.unreadable:
+            yield Check(f"Secret {name}", Verdict.UNKNOWN, "Secrets may not be read")
+        elif keys is None:
+            remedy = f"kubectl create secret generic {name} -n {seen.namespace} ..."
+            yield Check(f"Secret {name}", Verdict.FAIL, "it is not there", remedy)
+        elif key and key not in keys:
+            remedy = f"put the token there under {key}; it has {', '.join(keys) or 'no key'}"
+            yield Check(f"Secret {name}", Verdict.FAIL, f"it has no key {key}", remedy)
+        else:
+            yield Check(f"Secret {name}", Verdict.OK, "it is there")
+
+
+def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+    """Whether the largest stage fits into what the namespace's quotas leave."""
+    if seen.quotas is None:
+        yield Check("quota", Verdict.UNKNOWN, "quotas may not be listed")
+        return
+    most: dict[str, float] = {}
+    for stage in plan.stages:
+        count = plan.resource.spec.nodes if stage.name == "train" else 1
+        asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+        amounts = {"pods": float(count), "count/pods": float(count), "count/jobs.batch": 1.0}
+        for part in ("requests", "limits"):
+            for name, value in asked.get(part, {}).items():
+                amounts[f"{part}.{name}"] = quantity(value) * count
+        amounts.setdefault(f"requests.{GPU}", amounts.get(f"limits.{GPU}", 0.0))
+        for name, amount in amounts.items():
+            most[name] = max(most.get(name, 0.0), amount)
+    tight = False
+    for quota in seen.quotas:
+        hard = (quota.get("status") or {}).get("hard") or quota["spec"].get("hard") or {}
+        used = (quota.get("status") or {}).get("used") or {}
+        for name, limit in hard.items():
+            if most.get(name, 0.0) > (left := quantity(limit) - quantity(used.get(name, "0"))):
+                tight = True
+                text = f"{quota['metadata']['name']} leaves {left:g} of {limit} {name}, "
+                text += f"{most[name]:g} are needed"
+                ever = most[name] <= quantity(limit)
+                remedy = "wait until some is free" if ever else "have it raised, or ask for less"
+                yield Check("quota", Verdict.WARN if ever else Verdict.FAIL, text, remedy)
+    if not tight:
+        yield Check("quota", Verdict.OK, "nothing stands against it")
+
+
+def _scheduling(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+    spec = plan.resource.spec.scheduling
+    queue, priority = spec.queue_name, spec.priority_class_name
+    if queue and seen.queues is None:
+        text = f"{queue}: Kueue is not installed, or its queues may not be listed"
+        yield Check("queue", Verdict.FAIL, text, "install Kueue, or leave queueName out")
+    elif queue:
+        there = queue in (seen.queues or ())
+        known = f"there is: {', '.join(seen.queues or ()) or 'none'}"
+        text = f"{queue} is {'there' if there else 'not in this namespace'}"
+        yield Check("queue", Verdict.OK if there else Verdict.FAIL, text, "" if there else known)
+    if priority and seen.priority_classes is None:
+        yield Check("priority class", Verdict.UNKNOWN, "priority classes may not be listed")
+    elif priority and priority not in (seen.priority_classes or ()):
+        known = ", ".join(seen.priority_classes or ()) or "none"
+        yield Check("priority class", Verdict.FAIL, f"no {priority}", f"there is: {known}")
+    if plan.resource.spec.nodes > 1:
+        chosen = gang.choose(plan.resource, seen.capabilities)
+        text = chosen.reason.text(**chosen.facts)
+        yield Check("gang", Verdict.OK if chosen.scheduled else Verdict.WARN, text)
