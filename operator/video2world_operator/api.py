@@ -224,10 +224,10 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
         )
     modes = spec.storage.access_mode
-    if modes == "ReadWriteOncePod" and spec.nodes > 1:
+    if modes == "ReadWriteOncePod" and spec.sharing > 1:
         yield Problem(
             "spec.storage.accessMode",
-            f"{modes} cannot be shared by {spec.nodes} nodes; use ReadWriteMany",
+            f"{modes} cannot be shared by {spec.sharing} nodes; use ReadWriteMany",
         )
     yield from _paths(resource)
     yield from _environment(spec)

@@ -10,6 +10,7 @@ __all__ = ["Command", "commands", "run_folder", "samples"]
 
 # change when something is saved or given up, not what is trained
 CADENCE = ("checkpoint.save_iter=", "checkpoint.keep=", "trainer.timeout_seconds=")
+SPEED = ("--shards=",)  # how the work is shared, not what comes of it
 LENGTH = "trainer.max_iter="  # training goes on from its checkpoint when this is raised
 
 _ATTENTION = {
@@ -137,6 +138,8 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         )
     else:
         argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
+    if dataset.shards > 1 and not dataset.prepared:
+        argv.append(f"--shards={dataset.shards}")
     return Command(argv, f"{folder}/train")
 
 

@@ -220,6 +220,13 @@ class DatasetSpec(_Model):
         default=None, description="A folder in the guide's layout, on the volume already."
     )
     videos: VideosDataset | None = Field(default=None, description="A folder of your own videos.")
+    shards: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Pods that fetch and cut the videos between them; more than one need a volume "
+        "that several nodes can write (ReadWriteMany).",
+    )
 
 
 class CheckpointSpec(_Model):
@@ -630,6 +637,11 @@ class Spec(_Model):
     def nodes(self) -> int:
         """Pods of the train group."""
         return self.training.nodes or SIZES[self.model.size].nodes
+
+    @property
+    def sharing(self) -> int:
+        """Pods that use the volume at the same time, at most."""
+        return max(self.nodes, self.dataset.shards)
 
     @property
     def processes_per_node(self) -> int:

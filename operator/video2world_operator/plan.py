@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .commands import CADENCE, LENGTH, Command, commands, samples
+from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples
 from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
 
 __all__ = [
@@ -157,7 +157,7 @@ def _inputs_hash(
     resource: Video2WorldPostTrain, stage: str, command: Command, hashes: Mapping[str, str]
 ) -> str:
     inputs: dict[str, Any] = {
-        "argv": [a for a in command.argv if not a.startswith(CADENCE)],
+        "argv": [a for a in command.argv if not a.startswith((*CADENCE, *SPEED))],
         "needs": [hashes[need] for need in _NEEDS[stage]],
     }
     if stage == "train":
@@ -199,7 +199,9 @@ def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ..
     storage = resource.spec.storage
     if storage.claim_name:
         return ()
-    mode = storage.access_mode or ("ReadWriteMany" if resource.spec.nodes > 1 else "ReadWriteOnce")
+    mode = storage.access_mode or (
+        "ReadWriteMany" if resource.spec.sharing > 1 else "ReadWriteOnce"
+    )
     spec: dict[str, Any] = {
         "accessModes": [mode],
         "resources": {"requests": {"storage": storage.size}},
@@ -232,7 +234,18 @@ def _manifests(
     }
     if stage.name == "train":
         return _train(resource, namespace, stage, env, attempt)
-    return (_job(resource, namespace, stage, env, attempt, {"backoffLimit": 3}, _disrupted),)
+    settings: dict[str, Any] = {"backoffLimit": 3}
+    if stage.name == "dataset":
+        env["V2W_WORKERS"] = str(_whole_cpus(_resources(resource, "dataset")["requests"]["cpu"]))
+    if stage.name == "dataset" and (shards := resource.spec.dataset.shards) > 1:
+        # each pod takes its share by JOB_COMPLETION_INDEX, and may fail as often as one alone
+        settings = {
+            "completionMode": "Indexed",
+            "completions": shards,
+            "parallelism": shards,
+            "backoffLimitPerIndex": 3,
+        }
+    return (_job(resource, namespace, stage, env, attempt, settings, _disrupted),)
 
 
 def _job(
@@ -433,10 +446,12 @@ def _env(
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     gpus = _gpus(resource, stage)
-    cpus, memory = (1, 2) if resource.spec.tiny else _REQUESTS[stage]
+    cpus, memory = _REQUESTS[stage]
     if stage == "train":
         cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
     requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
+    if resource.spec.tiny:  # two of its pods, and the operator's, share a machine of two cores
+        requests = {"cpu": "500m", "memory": "2Gi"}
     limits: dict[str, Any] = {GPU: str(gpus)} if gpus else {}
     patch: StagePatch = getattr(resource.spec.stages, stage)
     if patch.resources:
@@ -449,6 +464,12 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
             limits.pop(GPU)
             requests.pop(GPU, None)
     return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+def _whole_cpus(quantity: str) -> int:
+    """``500m`` or ``4`` as a number of processes."""
+    cpus = float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+    return max(1, round(cpus))
 
 
 _KEYS = {

@@ -457,12 +457,12 @@ class _Round:
         elif claim.lost:
             reason = Reason.CLAIM_LOST
         elif (
-            spec.nodes > 1
+            spec.sharing > 1
             and "ReadWriteMany" not in claim.modes
             and spec.storage.access_mode != "ReadWriteOnce"  # all nodes are one machine's, then
         ):
             reason = Reason.CLAIM_NOT_SHARED
-            facts |= {"modes": " and ".join(claim.modes), "nodes": spec.nodes}
+            facts |= {"modes": " and ".join(claim.modes), "nodes": spec.sharing}
         else:
             self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
             return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from .fetch import (
     ARCHIVE_SUFFIXES,
     Archive,
     Fetch,
-    Share,
     find_archives,
     local_archive,
     remote_archive,
@@ -48,6 +46,7 @@ from .fetch import (
 from .files import remove_leftovers, write_text
 from .hub import Hub, NoSuchEntry, digest_of, explained
 from .report import Report
+from .shares import Share, share_flags, share_of
 from .stage import UserError, run_stage
 
 __all__ = ["clean", "main", "parser"]
@@ -76,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[window_flags()],
+        parents=[window_flags(), share_flags()],
     )
     flags.add_argument(
         "--task_ids",
@@ -124,14 +123,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--keep_tar", "--keep-source", action="store_true",
         help="download archives whole and keep them, instead of reading them where they are",
-    )  # fmt: skip
-    flags.add_argument(
-        "--shards", type=int, default=1, metavar="N",
-        help="share the work between N commands, of which this one is the K-th (default: 1)",
-    )  # fmt: skip
-    flags.add_argument(
-        "--shard", type=int, default=int(os.environ.get("JOB_COMPLETION_INDEX", 0)), metavar="K",
-        help="which of them, from 0 (default: JOB_COMPLETION_INDEX, of an Indexed Job)",
     )  # fmt: skip
     flags.add_argument(
         "--local",
@@ -340,7 +331,7 @@ def _check_validation(args: argparse.Namespace, known: set[int]) -> None:
 
 def _passing(args: argparse.Namespace) -> Path:
     """Where videos wait to be cut."""
-    return Path(args.dataset_dir) / ".passing" / f"{args.shard}-of-{args.shards}"
+    return Path(args.dataset_dir) / ".passing" / str(args.share)
 
 
 def _claim(args: argparse.Namespace, rule: Rule) -> contextlib.AbstractContextManager[None]:
@@ -351,7 +342,7 @@ def _claim(args: argparse.Namespace, rule: Rule) -> contextlib.AbstractContextMa
     return claimed(
         folder, settings, "give another dataset.agibot.name (--dataset_dir)",
         leftovers=[*leftover_places(folder), folder / ".archives", _passing(args)],
-        shared=args.shards > 1,
+        shared=args.share.count > 1,
     )  # fmt: skip
 
 
@@ -386,7 +377,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
                 target=lambda m: passing / f"{_name(task, m.episode)}.mp4",
                 wanted=lambda archive, m: splitter.lacks(source(task, archive, m)),
                 arrived=lambda archive, m: splitter.submit(source(task, archive, m)),
-                share=Share(args.shard, args.shards),
+                share=args.share,
             )
 
         fetches = {task: fetch_of(task) for task in args.task_ids}
@@ -417,7 +408,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         return finish(folder, names, report, splitter.tally)
 
 
-def _split(args: argparse.Namespace, report: Report) -> dict[str, Any]:
+def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
     """Cut the episodes that lie extracted in the data folder.
 
     Raises:
@@ -450,7 +441,7 @@ def _split(args: argparse.Namespace, report: Report) -> dict[str, Any]:
         else:
             sources.append(video)
     with _claim(args, rule):
-        return split_all(folder, sources, rule, args.workers, report)
+        return split_all(folder, sources, rule, args.workers, args.share, report)
 
 
 def _nothing(args: argparse.Namespace, task: int, report: Report) -> UserError:
@@ -496,8 +487,7 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
     rule_of(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")
-    if not 0 <= args.shard < args.shards:
-        raise UserError(f"--shard {args.shard} of --shards {args.shards}: give 0 to N - 1 of N")
+    args.share = share_of(args)
     for episode in args.val_episode_ids:
         if not (episode.isascii() and episode.isdigit()):
             raise UserError(f"--val_episode_ids {episode}: give episode numbers")

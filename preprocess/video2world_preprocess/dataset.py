@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from .events import Progress
 from .files import read_json, write_json, write_text
 from .report import Problem, Report, write_report
+from .shares import Share
 from .stage import UserError
 from .video import cut, probe, timing_remarks
 from .windows import Window, cut_points, window_name
@@ -47,7 +48,7 @@ __all__ = [
 
 SPLITS = ("train", "val")
 DERIVED = (("t5_xxl", ".pickle"), ("latents", ".safetensors"))  # later stages' files of a clip
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = int(os.environ.get("V2W_WORKERS") or len(os.sched_getaffinity(0)))
 
 
 class Captions(Protocol):
@@ -143,7 +144,7 @@ def window_flags() -> argparse.ArgumentParser:
         type=int,
         default=WORKERS,
         metavar="N",
-        help="videos cut at the same time (default: the CPUs, %(default)s)",
+        help="videos cut at the same time (default: V2W_WORKERS, else the CPUs, %(default)s)",
     )
     return flags
 
@@ -449,21 +450,26 @@ class Splitter:
 
 
 def split_all(
-    folder: Path, sources: Sequence[Source], rule: Rule, workers: int, report: Report
-) -> dict[str, Any]:
-    """Publish ``sources``, which are all there is; returns the report's summary.
+    folder: Path, sources: Sequence[Source], rule: Rule, workers: int, share: Share, report: Report
+) -> dict[str, Any] | None:
+    """Publish this share of ``sources``, which are all there is.
+
+    Returns the report's summary, or None while other shares are not done.
 
     Raises:
         UserError: nothing is left to train on.
         OSError: the disk is full, or the like; finished clips stay, and the next run goes on.
     """
-    with Splitter(folder, rule, min(workers, max(len(sources), 1))) as splitter:
-        progress = Progress(report.stage, len(sources), "videos")
-        for source in sources:
+    mine = share.of(sources)
+    with Splitter(folder, rule, min(workers, max(len(mine), 1))) as splitter:
+        progress = Progress(report.stage, len(mine), "videos")
+        for source in mine:
             if not splitter.is_done(source):
                 splitter.submit(source)
             progress.advance()
         splitter.wait()
+        if not all(splitter.is_done(source) for source in sources):
+            return None
     return finish(folder, [source.name for source in sources], report, splitter.tally)
 
 

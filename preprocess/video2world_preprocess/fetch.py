@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from .archives import ARCHIVE_SUFFIXES, Member, Piece, unproven, walk
 from .claims import locked
@@ -22,8 +22,9 @@ from .events import Progress, say
 from .files import atomic_path, read_json, write_json
 from .ranges import SMALLEST_RANGE, RangeReader, RemoteFile
 from .report import Report
+from .shares import Share
 
-__all__ = ["Archive", "Fetch", "Share", "find_archives", "local_archive", "remote_archive"]
+__all__ = ["Archive", "Fetch", "find_archives", "local_archive", "remote_archive"]
 
 PIECE = 256 << 20  # bytes; what a kill costs at most, for each reader, is the way through one
 ENDLESS = 1 << 62  # the uncompressed size of an archive is not known
@@ -47,19 +48,6 @@ class Archive:
             return {0: ENDLESS}
         stops = {start: start + PIECE for start in range(0, max(self.size, 1), PIECE)}
         return stops | {max(stops): max(self.size, 1)}
-
-
-@dataclass(frozen=True)
-class Share:
-    """The ``index``-th of ``count`` equal shares of the work."""
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, items: Sequence[Any]) -> Sequence[Any]:
-        """This share of ``items``: neighbours, so that few pieces are begun in vain."""
-        total = len(items)
-        return items[total * self.index // self.count : total * (self.index + 1) // self.count]
 
 
 def find_archives(folder: Path) -> list[Path]:
@@ -99,7 +87,7 @@ class _Index:
         self._lock = threading.Lock()
         self._stamp = {"archive": archive.name, "identity": archive.identity, "piece": PIECE}
         self._whole = folder / f"{stem}.index.json"
-        self._own = folder / f"{stem}.{share.index}-of-{share.count}.json"
+        self._own = folder / f"{stem}.{share}.json"
         self._others = f"{stem}.*-of-*.json"
         self._mine: dict[int, Piece] = self._load(self._own)
 

@@ -12,6 +12,7 @@ from typing import Any
 from .claims import claimed
 from .dataset import OneCaption, Source, leftover_places, rule_of, split_all, window_flags
 from .report import Report
+from .shares import share_flags, share_of
 from .stage import UserError, run_stage
 
 __all__ = ["main", "parser"]
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python -m video2world_preprocess.videos --videos_dir my_videos "
         "--dataset_dir datasets/mine --val_names last_take",
-        parents=[window_flags()],
+        parents=[window_flags(), share_flags()],
     )
     flags.add_argument(
         "--videos_dir",
@@ -58,8 +59,8 @@ def _caption(video: Path) -> str:
     return text
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    rule = rule_of(args)
+def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+    rule, share = rule_of(args), share_of(args)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
@@ -95,9 +96,11 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     settings = {"videos": str(args.videos_dir), "val_names": args.val_names, **asdict(rule)}
     remedy = "give another dataset.videos.name (--dataset_dir)"
     folder = args.dataset_dir
-    with claimed(folder, settings, remedy, leftovers=leftover_places(folder)):
-        summary = split_all(folder, sources, rule, args.workers, report)
-    return [str(folder / "report.json")], summary
+    with claimed(
+        folder, settings, remedy, leftovers=leftover_places(folder), shared=share.count > 1
+    ):
+        summary = split_all(folder, sources, rule, args.workers, share, report)
+    return summary and ([str(folder / "report.json")], summary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

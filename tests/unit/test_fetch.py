@@ -21,6 +21,7 @@ from agibot_archives import TASK, make_archives
 from hub_server import Faults, HubServer, Repository, folder_files, serving
 from video2world_preprocess import fetch, ranges
 from video2world_preprocess.ranges import Address, RangeReader, RemoteFile, SourceChanged
+from video2world_preprocess.shares import Share
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import read_frames
 
@@ -344,7 +345,7 @@ def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path
         run = fetch.Fetch(
             archives, state, CAMERA, lambda m: target / f"{m.episode}.mp4",
             lambda _, m: not (target / f"{m.episode}.mp4").exists(),
-            lambda _, m: arrived.append(m.episode), fetch.Share(),
+            lambda _, m: arrived.append(m.episode), Share(),
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fetch, "PIECE", piece)

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from video2world_preprocess import latents
-from video2world_preprocess.fetch import Fetch, Share, local_archive
+from video2world_preprocess.fetch import Fetch, local_archive
 from video2world_preprocess.files import write_text
 from video2world_preprocess.pickles import read_embedding, write_embedding
+from video2world_preprocess.shares import Share
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import read_frames, write_video
 from video2world_trainer.checkpoint import PARTS, CheckpointFolder, read_latest

@@ -246,6 +246,23 @@ def test_claim():
     assert spec["containers"][0]["volumeMounts"][0]["subPath"] == "a/b"
 
 
+def test_shards_are_an_indexed_job_and_make_the_same():
+    data = {"shards": 4}
+    made = plan(dataset=data, training={"nodes": 1}).stage("dataset").job["spec"]
+    given = {name: made.get(name) for name in ("completionMode", "completions", "parallelism")}
+    assert given == {"completionMode": "Indexed", "completions": 4, "parallelism": 4}
+    assert made["backoffLimitPerIndex"] == 3
+    assert "--shards=4" in plan(dataset=data).stage("dataset").argv
+    assert "--shards=4" not in " ".join(plan().stage("dataset").argv)
+    assert "completionMode" not in plan().stage("dataset").job["spec"]
+    assert env(plan(model={"size": "2B"}).stage("dataset"))["V2W_WORKERS"] == "4"
+    resources = {"dataset": {"resources": {"requests": {"cpu": "2500m"}}}}
+    assert env(plan(stages=resources).stage("dataset"))["V2W_WORKERS"] == "2"
+    assert changed(dataset=data) == []  # how the work is shared decides nothing
+    claim = plan(dataset=data, training={"nodes": 1}).shared[0]["spec"]
+    assert claim["accessModes"] == ["ReadWriteMany"]
+
+
 def test_queue_label_is_on_one_level_only():
     made = plan(scheduling={"queueName": "q"})
     for stage in made.stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -151,3 +152,112 @@ def test_umask_applies_to_outputs(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "a.mp4").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def encode(path: Path, frames: np.ndarray, pts: list[int] | None = None, **options: str) -> None:
+    """A video as other encoders make them: with x264's ``options``, shown at ``pts`` (1/600 s)."""
+    rotate = options.pop("rotate", None)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 600)
+        if rotate:
+            stream.set_display_rotation(float(rotate))
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = pts[number] if pts else 60 * number
+            frame.time_base = Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def texture(count: int) -> np.ndarray:
+    base = (
+        np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8).repeat(2, 0).repeat(2, 1)
+    )
+    return np.stack([np.roll(base, t, 1) for t in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [
+        ({"g": "20", "sc_threshold": "0"}, [True, True, True]),
+        ({"g": "20", "sc_threshold": "0", "bf": "0"}, [True, True, True]),
+        ({"g": "40", "sc_threshold": "0", "bf": "0"}, [True, False, True]),
+        ({"g": "15", "sc_threshold": "0", "bf": "0"}, [True, False, False]),
+        ({"g": "20", "sc_threshold": "0", "x264-params": "open-gop=1:bframes=3:b-adapt=0"}, None),
+    ],
+)
+def test_windows_are_copied_where_that_is_exact(
+    tmp_path: Path, options: dict[str, str], copied: list[bool] | None
+) -> None:
+    source = tmp_path / "a.mp4"
+    encode(source, texture(55), **options)
+    whole = video.read_frames(source).astype(int)
+    parts = [(s, e, tmp_path / f"{s}.mp4") for s, e in ((0, 20), (20, 40), (40, 55))]
+    made = dict(video.cut(source, parts))
+    if copied is not None:
+        assert [made[part[2]] for part in parts] == copied
+    for start, stop, path in parts:
+        info, frames = video.probe(path), video.read_frames(path).astype(int)
+        assert (info.frames, info.fps) == (stop - start, 10)
+        error = np.abs(frames - whole[start:stop])
+        assert error.max() == 0 if made[path] else error.mean() < 6
+
+
+def test_a_damaged_part_is_not_copied(tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    encode(source, texture(60), g="20", sc_threshold="0", bf="0")
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][30]
+    data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    source.write_bytes(data)
+    parts = [(s, s + 20, tmp_path / f"{s}.mp4") for s in (0, 20, 40)]
+    made = {}
+    with contextlib.suppress(UserError):  # whether the decoder bears it is the codec's affair
+        for path, copied in video.cut(source, parts):
+            made[path.stem] = copied
+    assert made.get("0") is True
+    assert made.get("20") is not True
+
+
+def test_a_rotated_video_comes_out_upright(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    frames = np.zeros((12, 32, 64, 3), np.uint8)
+    frames[:, :16, :32] = 255  # the upper left quarter
+    encode(source, frames, rotate="90")
+    assert dict(video.cut(source, [(0, 12, target)])) == {target: False}
+    info, cut = video.probe(target), video.read_frames(target)
+    assert (info.height, info.width) == (64, 32)
+    shown = video.read_frames(source)
+    assert shown.shape == cut.shape
+    assert np.abs(shown.astype(int) - cut).mean() < 8
+    with av.open(str(target)) as container:
+        assert next(container.decode(video=0)).rotation == 0
+
+
+def test_a_varying_frame_rate_is_remarked_and_every_frame_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    times = [60 * n + (40 if n % 3 else 0) for n in range(30)]
+    encode(source, texture(30), pts=times, g="10")
+    (remark,) = video.timing_remarks(source)
+    assert "frame rate varies" in remark
+    assert dict(video.cut(source, [(0, 30, target)])) == {target: False}
+    assert video.probe(target).frames == 30
+    assert video.timing_remarks(target) == []
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
+        frame.rate, frame.pts = 44100, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(UserError, match=r"song\.mp4: the file has no video stream"):
+        video.probe(path)
