@@ -1,4 +1,4 @@
-"""Looks at this machine, the Hugging Face Hub and a cluster for what :mod:`.preflight` checks."""
+"""Looks at this machine and the Hugging Face Hub for what :mod:`.preflight` checks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from .cluster import ApiError, Cluster, path_of
-from .discovery import discover
-from .leader import NAME as LEASE
-from .models import API_VERSION, KIND
-from .observed import parse_time
-from .plan import Plan
-from .preflight import Access, ClusterFacts, Gpu, Machine
+from .preflight import Access, Gpu, Machine
 
-__all__ = ["cluster_facts", "gpus_in", "hub", "machine", "token"]
+__all__ = ["gpus_in", "hub", "machine", "token"]
 
 SECONDS = 10.0  # that the Hub gets to answer
-FRESH = 60.0  # seconds for which a Lease that was renewed shows a live operator
 
 
 # ---------------------------------------------------------------------- this machine
@@ -103,94 +94,3 @@ def _access(repository: str) -> Access:
         return Access.MISSING if error.code == 404 else Access.UNREACHABLE
     except (OSError, ValueError):
         return Access.UNREACHABLE
-
-
-# ---------------------------------------------------------------------- a cluster
-
-
-async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> ClusterFacts:
-    """What can be seen of the cluster with the user's rights."""
-    spec = plan.resource.spec
-    base = f"/api/v1/namespaces/{namespace}"
-    token_secret = spec.credentials.hugging_face_token_secret
-    names = [*spec.images.pull_secrets, *([token_secret.name] if token_secret else [])]
-    secrets, unreadable = {}, set()
-    for name in names:
-        try:
-            found = await cluster.get(f"{base}/secrets/{name}")
-            secrets[name] = sorted(found.get("data") or {}) if found else None
-        except ApiError as error:
-            if error.code != 403:
-                raise
-            unreadable.add(name)
-    claim = spec.storage.claim_name or f"{plan.name}-data"
-    capabilities, groups = await discover(cluster)
-    queues = None
-    if spec.scheduling.queue_name and "kueue.x-k8s.io" in groups:
-        path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{namespace}/localqueues"
-        queues = _names(await _items(cluster, path))
-    return ClusterFacts(
-        namespace=namespace,
-        nodes=await _items(cluster, "/api/v1/nodes"),
-        claim=await _allowed(cluster, path_of("v1", "PersistentVolumeClaim", namespace, claim)),
-        storage_classes=await _items(cluster, "/apis/storage.k8s.io/v1/storageclasses"),
-        quotas=await _items(cluster, f"{base}/resourcequotas"),
-        secrets=secrets,
-        unreadable=frozenset(unreadable),
-        priority_classes=_names(
-            await _items(cluster, "/apis/scheduling.k8s.io/v1/priorityclasses")
-        ),
-        queues=queues,
-        capabilities=capabilities,
-        leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
-        refusal=await _refusal(cluster, namespace, plan),
-    )
-
-
-async def _allowed(cluster: Cluster, path: str) -> dict[str, Any] | None:
-    """The object; None where there is none or it may not be seen."""
-    try:
-        return await cluster.get(path)
-    except ApiError as error:
-        if error.code != 403:
-            raise
-        return None
-
-
-async def _items(cluster: Cluster, path: str) -> list[Any] | None:
-    return (await _allowed(cluster, path) or {}).get("items")
-
-
-def _names(items: list[Any] | None) -> list[str] | None:
-    return None if items is None else [item["metadata"]["name"] for item in items]
-
-
-def _leader(leases: list[Any] | None) -> str | None:
-    """Who holds a Lease of the operator's name that was renewed lately."""
-    if leases is None:
-        return None
-    for lease in leases:
-        spec, renewed = lease["spec"], parse_time(lease["spec"].get("renewTime"))
-        if lease["metadata"]["name"] != LEASE or not spec.get("holderIdentity") or not renewed:
-            continue
-        if (datetime.now(UTC) - renewed).total_seconds() < FRESH:
-            return str(spec["holderIdentity"])
-    return ""
-
-
-async def _refusal(cluster: Cluster, namespace: str, plan: Plan) -> str:
-    """What the API server says to the resource in a dry run; empty if it takes it."""
-    body = plan.resource.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    body.pop("status", None)
-    body |= {"apiVersion": API_VERSION, "kind": KIND}
-    body["metadata"] = {"name": plan.name, "namespace": namespace}
-    path = path_of(API_VERSION, KIND, namespace)
-    try:
-        await cluster.request("POST", path, params={"dryRun": "All"}, body=body)
-    except ApiError as error:
-        if error.code == 409:  # it is there already
-            return ""
-        if error.code == 404:
-            return "it does not know the resource: kubectl apply -f manifests/crd.yaml"
-        return str(error)
-    return ""

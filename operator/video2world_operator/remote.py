@@ -15,7 +15,7 @@ from .models import API_VERSION, KIND, MAX_NAME
 from .observed import Pod
 from .plan import RESOURCE_LABEL, Plan
 from .preflight import ClusterFacts
-from .probes import cluster_facts
+from .survey import cluster_facts
 from .view import Snapshot, losses_of
 
 __all__ = ["RemoteFailed", "checkpoints", "logs", "status", "suspend", "watch"]
