@@ -42,14 +42,16 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/mypy
 	$(BIN)/python -m video2world_operator.crd --check
 	$(BIN)/python -m video2world_operator.rights --check
+	$(BIN)/python -m video2world_operator.reference --check
 
 format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: .venv/ready ## Write the definition and the rights (manifests, chart) from the code
+generate: .venv/ready ## Write definition, rights and docs/reference from the code
 	$(BIN)/python -m video2world_operator.crd
 	$(BIN)/python -m video2world_operator.rights
+	$(BIN)/python -m video2world_operator.reference
 
 constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \

@@ -14,18 +14,26 @@ __all__ = ["Phase", "Reason", "Type", "find", "is_true", "phase_of", "set_condit
 
 
 class Type(StrEnum):
-    """What can be true, false or unknown of a resource."""
+    """What can be true, false or unknown of a resource; ``meaning`` says what, for people."""
 
-    ACCEPTED = "Accepted"  # the spec is valid and the name is free on the volume
-    AUTHORIZED = "OperatorAuthorized"  # the operator has the rights that it needs
-    VOLUME_READY = "VolumeReady"  # the claim is there and can be shared as the pods need it
-    CHILDREN_APPLIED = "ChildrenApplied"  # the API server took every object that was made
-    PODS_STARTED = "PodsStarted"  # the pods of the stage at work run
-    GANG = "GangScheduled"  # the train group starts together or not at all
-    PROGRESSING = "Progressing"  # a stage runs, or will without anybody's doing
-    SUSPENDED = "Suspended"  # stopped on request; nothing is lost
-    SUCCEEDED = "Succeeded"  # every stage is finished
-    FAILED = "Failed"  # a stage gave up; somebody has to look
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Type:
+        """The API's word with its meaning."""
+        made = str.__new__(cls, value)
+        made._value_, made.meaning = value, meaning
+        return made
+
+    ACCEPTED = "Accepted", "the spec is valid and the name is free on the volume"
+    AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
+    VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
+    CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
+    PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
+    GANG = "GangScheduled", "the train group starts together or not at all"
+    PROGRESSING = "Progressing", "a stage runs, or will without anybody's doing"
+    SUSPENDED = "Suspended", "stopped on request; nothing is lost"
+    SUCCEEDED = "Succeeded", "every stage is finished"
+    FAILED = "Failed", "a stage gave up; somebody has to look"
 
 
 class Reason(StrEnum):
@@ -70,6 +78,11 @@ class Reason(StrEnum):
     RESTARTS_EXHAUSTED = "RestartsExhausted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     ENGINE_ERROR = "EngineError"
+
+    @property
+    def template(self) -> str:
+        """The message before facts are filled in."""
+        return _MESSAGES[self]
 
     def text(self, **facts: Any) -> str:
         """The message, with ``facts`` filled in, of at most ``MAX_MESSAGE`` characters."""

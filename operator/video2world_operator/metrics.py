@@ -83,6 +83,10 @@ class Metrics:
             "video2world_api_request_duration_seconds", "From request to answer.",
             ("method",), registry=registry, buckets=_SHORT,
         )  # fmt: skip
+        self.counted = (
+            self._stages, self._starts, self._restarts, self._finished, self._reconciled,
+            self._requests, self._answers,
+        )  # fmt: skip
         self._known: dict[Key, _Seen] = {}
         for reason in REASONS:  # so that a first restart is seen as an increase
             self._restarts.labels(reason)

@@ -219,26 +219,38 @@ def _operator(seen: ClusterFacts) -> Check:
 
 
 def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
-    """Whether enough nodes could hold the pods of each stage if nothing else ran on them."""
+    """Whether the nodes could hold the pods of each stage if nothing else ran on them."""
     if seen.nodes is None:
         text = "nodes may not be listed"
         yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
         return
     for stage in plan.stages:
-        wanted = plan.resource.spec.nodes if stage.name == "train" else 1
-        why = [(node, _misfit(stage, node)) for node in seen.nodes]
-        fitting = [node for node, misfit in why if not misfit]
-        if len(fitting) < wanted:
-            counts = Counter(misfit for _, misfit in why if misfit)
-            told = "; ".join(f"{count} {text}" for text, count in counts.most_common())
-            text = f"{wanted} {'nodes are' if wanted > 1 else 'node is'} needed, "
-            text += f"{len(fitting)} of {len(seen.nodes)} could do ({told or 'there are none'})"
+        name, wanted = f"nodes for {stage.name}", _pods(stage)
+        why = [_misfit(stage, node) for node in seen.nodes]
+        fitting = [node for node, misfit in zip(seen.nodes, why, strict=True) if not misfit]
+        room = sum(_room(stage, node) for node in fitting)
+        if room < wanted:
+            counts = Counter(filter(None, why))
+            told = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
+            text = f"there is room for {room} of {wanted} pods on {len(seen.nodes)} nodes"
             remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
-            yield Check(f"nodes for {stage.name}", Verdict.FAIL, text, remedy)
+            yield Check(name, Verdict.FAIL, text + (f" ({told})" if told else ""), remedy)
         elif stage.name == "train":
-            yield Check("nodes for train", Verdict.OK, f"{len(fitting)} could do, {wanted} needed")
+            yield Check(name, Verdict.OK, f"there is room for {wanted} pods and more"
+                        if room > wanted else f"there is room for just {wanted} pods")  # fmt: skip
             if plan.resource.spec.device == "GPU":
                 yield from _kind(plan, need, [_gpu(node) for node in fitting])
+
+
+def _pods(stage: Stage) -> int:
+    return int(stage.job["spec"].get("parallelism", 1))
+
+
+def _room(stage: Stage, node: Object) -> int:
+    """How many pods of the stage an empty node holds."""
+    room = (node.get("status") or {}).get("allocatable") or {}
+    shares = [quantity(room.get(name, "0")) / n for name, n in _asked(stage).items() if n]
+    return int(min([float(quantity(room.get("pods", "110"))), *shares]))
 
 
 def _misfit(stage: Stage, node: Object) -> str:
@@ -363,7 +375,7 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
         return
     most: dict[str, float] = {}
     for stage in plan.stages:
-        count = plan.resource.spec.nodes if stage.name == "train" else 1
+        count = _pods(stage)
         asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
         amounts = {"pods": float(count), "count/pods": float(count), "count/jobs.batch": 1.0}
         for part in ("requests", "limits"):

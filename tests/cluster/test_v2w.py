@@ -97,7 +97,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
 
     failed = check(2)
     assert failed["operator"].startswith("ok")
-    assert failed["nodes for train"].startswith("ok    nodes for train    4 could do, 4 needed")
+    assert failed["nodes for train"].endswith("there is room for just 4 pods")
     assert "it is not there" in failed["Secret hf"]
     assert "there is no claim mine" in failed["volume"]
     assert failed["gang"].startswith("ok")
@@ -111,7 +111,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     assert good["Secret hf"].endswith("it is there")
     assert "not-to-be-shown" not in str(good)
     spec["spec"]["training"]["nodes"] = 5
-    assert "5 nodes are needed, 4 of 4 could do" in check(2)["nodes for train"]
+    assert "there is room for 4 of 5 pods on 4 nodes" in check(2)["nodes for train"]
     quota = {"metadata": {"name": "one"}, "spec": {"hard": {"requests.nvidia.com/gpu": "8"}}}
     gpu_cluster.admin.post(f"{base}/resourcequotas", quota)
     eventually(lambda: "leaves 8 of 8 requests.nvidia.com/gpu, 40 are" in check(2)["quota"], 20)

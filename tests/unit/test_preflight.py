@@ -272,9 +272,9 @@ BAD = {
     "who knows": ({}, {"leader": None}, "operator", "?", "may not be read"),
     "refused": ({}, {"refusal": "no!"}, "API server", "fail", "no!"),
     "small nodes": ({}, {"nodes": [node(4)]}, "nodes for train", "fail",
-                    "0 of 1 could do (1 with too little nvidia.com/gpu (4))"),
+                    "room for 0 of 1 pods on 1 nodes (1 with too little nvidia.com/gpu (4))"),
     "few nodes": ({"training": {"nodes": 4}}, {"nodes": [node()] * 3}, "nodes for train", "fail",
-                  "4 nodes are needed, 3 of 3 could do"),
+                  "there is room for 3 of 4 pods on 3 nodes"),
     "taints": ({}, {"nodes": [node(taints=[TAINT])]}, "nodes for train", "fail",
                "with the taint nvidia.com/gpu"),
     "cordoned": ({}, {"nodes": [node(unschedulable=True)]}, "nodes for train", "fail", "cordoned"),
@@ -319,6 +319,13 @@ def test_a_cluster_that_will_not_do(spec, fields, name, verdict, text):
     assert found[name][0] == verdict
     assert text in found[name][1]
     assert verdict != "fail" or found[name][2]
+
+
+def test_several_small_pods_share_a_node():
+    small = {"nodes": 8, "gpusPerNode": 1, "contextParallelSize": 1}
+    made = resource(training=small, storage={"accessMode": "ReadWriteOnce"})
+    found = there(made, nodes=[node(labels=KIND)])
+    assert found["nodes for train"][:2] == ("ok", "there is room for just 8 pods")
 
 
 def test_a_taint_that_is_tolerated():
