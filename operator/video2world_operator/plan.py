@@ -10,6 +10,7 @@ from typing import Any
 
 from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples
 from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
+from .quantity import quantity
 
 __all__ = [
     "ATTEMPT_LABEL",
@@ -466,10 +467,9 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     return {"requests": requests} | ({"limits": limits} if limits else {})
 
 
-def _whole_cpus(quantity: str) -> int:
+def _whole_cpus(text: str) -> int:
     """``500m`` or ``4`` as a number of processes."""
-    cpus = float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
-    return max(1, round(cpus))
+    return max(1, round(quantity(text)))
 
 
 _KEYS = {

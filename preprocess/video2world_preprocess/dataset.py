@@ -8,12 +8,10 @@ there is left alone), let several pods share it, and are what the report is merg
 from __future__ import annotations
 
 import argparse
-import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +25,7 @@ from .events import Progress
 from .files import read_json, write_json, write_text
 from .report import Problem, Report, write_report
 from .shares import Share
-from .stage import UserError
+from .stage import UserError, end_with_parent
 from .video import cut, probe, timing_remarks
 from .windows import Window, cut_points, window_name
 
@@ -359,12 +357,6 @@ def _caption(folder: Path, split: str, name: str, caption: str) -> None:
 # ---------------------------------------------------------------- all sources
 
 
-def _in_worker() -> None:
-    """A worker process ends with its parent, and leaves its signals to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def _result(future: Future[Tally]) -> Tally:
     try:
         return future.result()
@@ -393,7 +385,7 @@ class Splitter:
                 (self.folder / split / kind).mkdir(parents=True, exist_ok=True)
         if self._workers > 1:
             self._pool = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=_in_worker
+                self._workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
             )
         return self
 

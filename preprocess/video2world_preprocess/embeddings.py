@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from .claims import claimed
 from .events import Progress, say
-from .files import PARTIAL_PREFIX, read_json, write_json
+from .files import read_json, write_json
 from .pickles import read_embedding, write_embedding
-from .report import Report
+from .report import Report, write_report
+from .spread import devices, spread
 from .stage import UserError, run_stage
-from .text import TextEncoder
+from .text import TextEncoder, batches, load_tokenizer
 
 __all__ = ["main", "parser"]
 
@@ -40,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder or Hub id of the T5 encoder (checkpoints/google-t5/t5-11b)",
     )  # fmt: skip
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
     return flags
 
 
@@ -101,8 +108,6 @@ def _outdated(
             path.unlink()
         elif stem in digests and not (same_encoder and digests[stem] == _digest(captions[stem])):
             path.unlink()
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
-        path.unlink()
     todo = [stem for stem in captions if not _is_valid(folder / f"{stem}.pickle", report)]
     ours = {stem: _digest(captions[stem]) for stem in captions if stem in digests or stem in todo}
     # written before the pickles: what a killed run leaves behind is judged by it
@@ -110,19 +115,86 @@ def _outdated(
     return todo
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Captions to embed in one pass, each with the files that hold it."""
+
+    texts: tuple[str, ...]
+    targets: tuple[tuple[Path, ...], ...]
+
+
+def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], int]:
+    """What a process does with each batch; it returns how many files it wrote."""
+    encoder = TextEncoder.load(cache_dir, device)
+
+    def work(batch: _Batch) -> int:
+        embeddings = encoder.encode_batch(batch.texts, max_length)
+        for embedding, paths in zip(embeddings, batch.targets, strict=True):
+            if not np.isfinite(embedding).all():
+                raise UserError(
+                    f"{paths[0]}: the T5 encoder in {cache_dir} gives non-finite numbers: its "
+                    "weights are damaged, download them again"
+                )
+            for path in paths:
+                write_embedding(path, embedding)
+        return sum(map(len, batch.targets))
+
+    return work
+
+
+def _warn(args: argparse.Namespace, tokenizer: Any, texts: list[str]) -> None:
+    """Say how long it will take where there is no GPU: a large encoder takes hours then."""
+    from transformers import T5Config
+
+    config = T5Config.from_pretrained(args.cache_dir)
+    attention = 4 * config.d_model * config.d_kv * config.num_heads
+    dense = (3 if config.is_gated_act else 2) * config.d_model * config.d_ff
+    weights = config.num_layers * (attention + dense)
+    tokens = sum(map(len, tokenizer(texts, truncation=True, max_length=args.max_length).input_ids))
+    side = torch.ones(1024, 1024)
+    started = time.monotonic()
+    for _ in range(4):
+        side @ side
+    rate = 4 * 2 * 1024**3 / (time.monotonic() - started)
+    seconds = 2 * weights * tokens / rate
+    say(
+        f"embeddings: WARNING: no GPU is used; {len(texts)} captions of {tokens} tokens take "
+        f"about {_duration(seconds)} on this CPU"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """``90 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     if args.max_length < 1:
         raise UserError(f"--max_length {args.max_length}: at least 1 token is needed")
-    report = Report("embeddings")
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
+    remedy = "give the data set another name (spec.dataset), or use the same model size"
+    with contextlib.ExitStack() as stack:
+        for split in args.dataset_path:
+            if (split / "metas").is_dir():
+                folder = split / FOLDER
+                stack.enter_context(claimed(folder, made_by, remedy, leftovers=[folder]))
+        return _embed(args, made_by)
+
+
+def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    report = Report("embeddings")
     by_caption: dict[str, list[Path]] = {}
     total = 0
+    samples: list[Path] = []
     for split in args.dataset_path:
         captions = _captions(split, report)
         if not captions:
             say(f"embeddings: {split} has no captions")
             continue
         total += len(captions)
+        samples += [v for stem in captions if (v := split / "videos" / f"{stem}.mp4").is_file()]
         for stem in _outdated(split, captions, made_by, report):
             by_caption.setdefault(captions[stem], []).append(split / FOLDER / f"{stem}.pickle")
     if not total:
@@ -132,19 +204,26 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         )
     made = sum(map(len, by_caption.values()))
     if by_caption:
-        encoder = TextEncoder.load(args.cache_dir, args.device)
+        tokenizer = load_tokenizer(args.cache_dir)
+        texts = list(by_caption)
+        if args.device == "cpu":
+            _warn(args, tokenizer, texts)
+        work = [
+            _Batch(tuple(batch), tuple(tuple(by_caption[text]) for text in batch))
+            for batch in batches(tokenizer, texts, args.max_length)
+        ]
         progress = Progress("embeddings", made, "captions")
-        for texts, embeddings in encoder.batches(list(by_caption), args.max_length):
-            for text, embedding in zip(texts, embeddings, strict=True):
-                if not np.isfinite(embedding).all():
-                    raise UserError(
-                        f"{by_caption[text][0]}: the T5 encoder in {args.cache_dir} gives "
-                        "non-finite numbers: its weights are damaged, download them again"
-                    )
-                for path in by_caption[text]:
-                    write_embedding(path, embedding)
-                progress.advance(len(by_caption[text]))
-    report.counts |= {"embeddings": total, "made": made, "kept": total - made}
+        load = functools.partial(_load, str(args.cache_dir), args.max_length)
+        for _, written in spread(load, work, devices(args.device, args.processes)):
+            progress.advance(written)
+    report.counts |= {
+        "embeddings": total, "made": made, "kept": total - made,
+        "different_captions_made": len(by_caption),
+        "bytes_kept": sum(
+            p.stat().st_size for s in args.dataset_path for p in (s / FOLDER).glob("[!.]*.pickle")
+        ),
+    }  # fmt: skip
+    write_report(args.dataset_path[0].parent, report, samples)
     report.show()
     outputs = [str(p / FOLDER) for p in args.dataset_path if (p / FOLDER).is_dir()]
     return outputs, report.summary()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,9 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from .claims import claimed
 from .events import Progress, emit, say
-from .files import PARTIAL_PREFIX, atomic_write
-from .report import Report
+from .files import atomic_write
+from .report import Report, write_report
+from .spread import devices, spread
 from .stage import UserError, run_stage
 from .vae import VideoVAE, load_vae
 from .video import Geometry, fit, probe, read_frames
@@ -50,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     flags.add_argument("--seed", type=int, default=0, help="seed of the first frames (0)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
     return flags
 
 
@@ -75,7 +80,7 @@ class _Window:
 
 
 def _windows(
-    split: Path, args: argparse.Namespace, vae: VideoVAE, report: Report
+    split: Path, args: argparse.Namespace, vae_name: str, report: Report
 ) -> Iterator[_Window]:
     """The usable windows of ``split``; the others are named in ``report``."""
     for video in sorted((split / "videos").glob("[!.]*.mp4")):
@@ -96,7 +101,7 @@ def _windows(
         height, width = args.video_size
         metadata = {
             "num_frames": args.num_frames, "height": height, "width": width,
-            "geometry": args.geometry, "vae": vae.name, "seed": args.seed,
+            "geometry": args.geometry, "vae": vae_name, "seed": args.seed,
             "clips": len(starts), "source_frames": info.frames,
             "source_bytes": video.stat().st_size,
         }  # fmt: skip
@@ -131,6 +136,21 @@ def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
             yield cut(read_frames(window.video, start, args.num_frames), 0)
 
 
+def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], str | None]:
+    """What a process does with each window; it returns why one cannot be used, or None."""
+    vae = load_vae(args.vae_path, device)
+    vae.prepare_for_batches()
+
+    def work(window: _Window) -> str | None:
+        try:
+            _encode(window, args, vae)
+        except UserError as error:
+            return str(error)
+        return None
+
+    return work
+
+
 def _encode(window: _Window, args: argparse.Namespace, vae: VideoVAE) -> None:
     latents = []
     for clip in _clips(window, args):
@@ -145,12 +165,12 @@ def _encode(window: _Window, args: argparse.Namespace, vae: VideoVAE) -> None:
     atomic_write(window.target, lambda stream: stream.write(content))
 
 
-def _announce(windows: list[_Window], args: argparse.Namespace, vae: VideoVAE) -> None:
+def _announce(windows: list[_Window], args: argparse.Namespace, itemsize: int) -> None:
     """Say what will be written, and stop now if the volume has no room for it."""
     height, width = args.video_size
     cells = (1 + (args.num_frames - 1) // 4) * (height // 8) * (width // 8)
     clips = sum(len(window.starts) for window in windows)
-    size = clips * vae.channels * cells * vae.dtype.itemsize
+    size = clips * VideoVAE.channels * cells * itemsize
     say(f"latents: {clips} clips of {len(windows)} windows, {size / 2**20:.1f} MiB on disk")
     emit("size", "latents", bytes=size, clips=clips)
     for window in windows[:1]:
@@ -180,34 +200,50 @@ def _check(args: argparse.Namespace) -> None:
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     _check(args)
+    # its name is known from the files; the processes that encode load it once each
+    vae = load_vae(args.vae_path, "cpu", torch.float32)
+    names = ("num_frames", "geometry", "seed", "clips_per_window")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"size": list(args.video_size), "vae": vae.name}
+    remedy = "give the data set another name (spec.dataset), or equal settings"
+    with contextlib.ExitStack() as stack:
+        for split in args.dataset_path:
+            if (split / "videos").is_dir():
+                folder = split / FOLDER
+                stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
+        return _encode_all(args, vae.name)
+
+
+def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[str], dict[str, Any]]:
     report = Report("latents")
-    vae = load_vae(args.vae_path, args.device)
-    splits = {split: list(_windows(split, args, vae, report)) for split in args.dataset_path}
+    splits = {split: list(_windows(split, args, vae_name, report)) for split in args.dataset_path}
     for split, windows in splits.items():
         names = {window.target.name for window in windows}
-        for path in (split / FOLDER).glob("*.safetensors"):
-            if path.name not in names:  # of a window that is gone, or a killed run's leftover
+        for path in (split / FOLDER).glob("[!.]*.safetensors"):
+            if path.name not in names:
                 path.unlink()
-                if not path.name.startswith(PARTIAL_PREFIX):
-                    report.note("latents", str(path), "belonged to no usable window: removed")
+                report.note("latents", str(path), "belonged to no usable window: removed")
     todo = [w for windows in splits.values() for w in windows if not _is_done(w)]
-    _announce(todo, args, vae)
+    gpu = str(args.device).startswith("cuda")
+    _announce(todo, args, 2 if gpu else 4)
     progress = Progress("latents", len(todo), "windows")
     failed: set[Path] = set()
-    for window in todo:
-        try:
-            _encode(window, args, vae)
-        except UserError as error:
-            report.drop("window", str(window.video), str(error))
+    load = functools.partial(_load, args)
+    on = devices(args.device, args.processes)
+    for window, problem in spread(load, todo, on) if todo else ():
+        if problem is not None:
+            report.drop("window", str(window.video), problem)
             window.target.unlink(missing_ok=True)
             failed.add(window.target)
         progress.advance()
     good = {s: [w for w in ws if w.target not in failed] for s, ws in splits.items()}
-    windows = sum(map(len, good.values()))
+    kept = [window for windows in good.values() for window in windows]
     report.counts |= {
-        "windows": windows, "clips": sum(len(w.starts) for ws in good.values() for w in ws),
-        "made": len(todo) - len(failed), "kept": windows - (len(todo) - len(failed)),
+        "windows": len(kept), "clips": sum(len(w.starts) for w in kept),
+        "made": len(todo) - len(failed), "kept": len(kept) - (len(todo) - len(failed)),
+        "bytes_kept": sum(w.target.stat().st_size for w in kept),
     }  # fmt: skip
+    write_report(args.dataset_path[0].parent, report, [window.video for window in kept])
     report.show()
     first = args.dataset_path[0]
     if not good[first]:

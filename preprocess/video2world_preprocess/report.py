@@ -139,7 +139,8 @@ def _figure(video: Path) -> str:
     from .stage import UserError
     from .video import read_frames
 
-    caption = (video.parents[1] / "metas" / f"{video.stem}.txt").read_text(encoding="utf-8")
+    meta = video.parents[1] / "metas" / f"{video.stem}.txt"
+    caption = meta.read_text(encoding="utf-8", errors="replace") if meta.is_file() else ""
     try:
         frames = read_frames(video)
     except UserError as error:

@@ -6,6 +6,7 @@ volume's root as its working directory. Run by hand, without them, a command sim
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -26,6 +27,7 @@ __all__ = [
     "STATE_FOLDER",
     "Marker",
     "UserError",
+    "end_with_parent",
     "explain",
     "run_stage",
     "stop_on_sigterm",
@@ -95,6 +97,15 @@ def stop_on_sigterm() -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def end_with_parent() -> None:
+    """Make this process, a worker's helper, end when its parent does; interrupts are the parent's.
+
+    However the parent ends: a helper that lived on would write to a volume that others hold.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _tell_later() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from .files import FULL
 from .stage import UserError
+from .t5_weights import encoder_files, tensors
 
-__all__ = ["TextEncoder"]
+__all__ = ["TextEncoder", "batches", "load_tokenizer"]
 
 BATCH_TOKENS = 4096  # padded tokens a forward pass takes: about 8 captions of full length
 
@@ -32,25 +34,22 @@ class TextEncoder:
         Raises:
             UserError: there is no such encoder, or its files are damaged.
         """
-        from transformers import AutoTokenizer, T5EncoderModel
-
-        device, name = torch.device(device), str(folder)
-        local = Path(name).is_dir()
-        if not local and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-            raise UserError(
-                f"--cache_dir {name}: there is no such folder: run the download stage, or give "
-                "the folder of a T5 encoder"
-            )
+        device = torch.device(device)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        tokenizer = load_tokenizer(folder)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-            model = T5EncoderModel.from_pretrained(name, dtype=dtype, local_files_only=local)
+            if Path(folder).is_dir():
+                model = _load_local(Path(folder), device, dtype)
+            else:
+                from transformers import T5EncoderModel
+
+                model = T5EncoderModel.from_pretrained(str(folder), dtype=dtype)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise _not_loaded(folder, error) from error
         except Exception as error:  # from a missing file to a torn header, each its own type
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(
-                f"--cache_dir {name}: the T5 encoder cannot be loaded ({reason[0]}): run the "
-                "download stage again"
-            ) from error
+            raise _not_loaded(folder, error) from error
         return cls(model, tokenizer, device)
 
     def encode(self, captions: Sequence[str], max_length: int = 512) -> list[np.ndarray]:
@@ -60,25 +59,19 @@ class TextEncoder:
         and share their array.
         """
         found: dict[str, np.ndarray] = {}
-        for texts, embeddings in self.batches(captions, max_length):
-            found.update(zip(texts, embeddings, strict=True))
+        for texts in self.batches(captions, max_length):
+            found.update(zip(texts, self.encode_batch(texts, max_length), strict=True))
         return [found[caption] for caption in captions]
 
+    def batches(self, captions: Sequence[str], max_length: int = 512) -> list[list[str]]:
+        """The different ones of ``captions`` in batches of about equal length and equal cost."""
+        return batches(self.tokenizer, captions, max_length)
+
     @torch.no_grad()
-    def batches(
-        self, captions: Sequence[str], max_length: int = 512
-    ) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-        """The different captions among ``captions``, by length, a batch at a time, as `encode`."""
-        texts = list(dict.fromkeys(captions))
-        if not texts:
-            return
-        tokens = self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
-        while order:
-            longest = len(tokens[order[-1]])
-            take = max(1, BATCH_TOKENS // longest)
-            batch, order = order[-take:], order[:-take]  # longest first: memory fails at once
-            yield [texts[i] for i in batch], self._forward([tokens[i] for i in batch])
+    def encode_batch(self, texts: Sequence[str], max_length: int = 512) -> list[np.ndarray]:
+        """As :meth:`encode`, in one forward pass padded to the longest of ``texts``."""
+        tokens = self.tokenizer(list(texts), truncation=True, max_length=max_length)
+        return self._forward(tokens["input_ids"])
 
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
         longest = max(map(len, tokens))
@@ -90,3 +83,63 @@ class TextEncoder:
         ).last_hidden_state
         rows = hidden.to("cpu", torch.float16).numpy()
         return [rows[i, : len(row)].copy() for i, row in enumerate(tokens)]
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer in a transformers ``folder``, or of a Hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(folder)
+    local = Path(name).is_dir()
+    if not local and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise UserError(
+            f"--cache_dir {name}: there is no such folder: run the download stage, or give the "
+            "folder of a T5 encoder"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=local)
+    except Exception as error:
+        raise _not_loaded(name, error) from error
+
+
+def batches(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[list[str]]:
+    """See :meth:`TextEncoder.batches`. The longest come first: memory fails at once."""
+    texts = list(dict.fromkeys(captions))
+    if not texts:
+        return []
+    tokens = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
+    made = []
+    while order:
+        take = max(1, BATCH_TOKENS // len(tokens[order[-1]]))
+        batch, order = order[-take:], order[:-take]
+        made.append([texts[index] for index in batch])
+    return made
+
+
+def _load_local(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The encoder on ``device``, tensor by tensor: no copy of it all in the host's memory."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_pretrained(folder, local_files_only=True))
+    files = encoder_files(folder)
+    wanted = set(model.state_dict())
+    state = {name: t.to(dtype) for name, t in tensors(files, device) if name in wanted}
+    if "encoder.embed_tokens.weight" in wanted:
+        state.setdefault("encoder.embed_tokens.weight", state["shared.weight"])
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _not_loaded(name: Path | str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(
+        f"--cache_dir {name}: the T5 encoder cannot be loaded ({reason[0]}): run the download "
+        "stage again"
+    )

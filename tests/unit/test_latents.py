@@ -110,7 +110,8 @@ def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys
     assert "broken.mp4" in out
     assert "empty.mp4" in out
     assert '"dropped": {"window": 3}' in out
-    assert [p.name for p in (dataset / "train/latents").iterdir()] == ["w1.safetensors"]
+    left = [p.name for p in (dataset / "train/latents").iterdir()]
+    assert sorted(left) == [".lock", ".made-for.json", "w1.safetensors"]
 
 
 def test_a_video_that_ends_early_loses_only_itself(dataset, capsys):
@@ -150,3 +151,28 @@ def test_nothing_usable_is_the_users_error(dataset, capsys):
 def test_wrong_flags_are_explained(dataset, capsys, extra, message):
     assert run(dataset, *extra) == 2
     assert message in capsys.readouterr().err
+
+
+def test_two_processes_write_what_one_writes(dataset):
+    assert run(dataset) == 0
+    one = {path: load_file(path) for path in dataset.rglob("*.safetensors")}
+    for path in one:
+        path.unlink()
+    assert run(dataset, "--processes", "2") == 0
+    assert set(dataset.rglob("*.safetensors")) == set(one)
+    for path, tensors in one.items():
+        torch.testing.assert_close(load_file(path), tensors, atol=0, rtol=0)
+    assert (dataset / "report-latents.json").is_file()
+
+
+def test_another_resource_with_other_settings_is_refused(dataset, monkeypatch, capsys):
+    monkeypatch.setenv("V2W_RESOURCE", "a")
+    assert run(dataset) == 0
+    first = times(dataset)
+    monkeypatch.setenv("V2W_RESOURCE", "b")
+    assert run(dataset) == 0
+    assert run(dataset, "--seed", "1") == 2
+    assert "was made for resource a with other settings (seed 0, here 1)" in capsys.readouterr().err
+    assert times(dataset) == first
+    monkeypatch.setenv("V2W_RESOURCE", "a")
+    assert run(dataset, "--seed", "1") == 0  # its own are the owner's to change

@@ -179,3 +179,54 @@ def test_no_captions_at_all_is_the_users_error(dataset, t5, capsys):
     assert run(dataset, t5) == 2
     assert "no captions in metas/*.txt" in capsys.readouterr().err
     assert run(dataset, t5, "--max_length", "0") == 2
+
+
+def test_two_processes_write_what_one_writes(dataset, t5, encoder):
+    assert run(dataset, t5, "--processes", "2") == 0
+    assert len(times(dataset)) == 4
+    assert_same(read_embedding(dataset / "train/t5_xxl/w2.pickle"), encoder.encode(["robot 1"])[0])
+
+
+def test_another_resource_with_another_encoder_is_refused(
+    dataset, t5, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("V2W_RESOURCE", "a")
+    assert run(dataset, t5) == 0
+    before = times(dataset)
+    monkeypatch.setenv("V2W_RESOURCE", "b")
+    assert run(dataset, t5) == 0
+    assert run(dataset, t5, "--max_length", "9") == 2
+    assert "was made for resource a with other settings (maxLength 512, here 9)" in (
+        capsys.readouterr().err
+    )
+    assert times(dataset) == before
+
+
+def test_the_published_weights_become_safetensors_once(t5, encoder, tmp_path, capsys):
+    """As google-t5/t5-11b has them: one file with encoder and decoder, in float32."""
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    for path in t5.iterdir():
+        if path.suffix == ".json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    state = dict(encoder.model.state_dict())
+    state["decoder.block.0.weight"] = torch.zeros(1000, 1000)
+    torch.save(state, folder / "pytorch_model.bin")
+    converted = TextEncoder.load(folder)
+    files = sorted(path.name for path in folder.glob("encoder*"))
+    assert files == ["encoder-00001.safetensors", "encoder.index.json"]
+    size = sum(tensor.numel() for tensor in encoder.model.parameters()) * 2
+    assert (folder / files[0]).stat().st_size < size + 100_000  # bfloat16, and no decoder
+    texts = ["a robot arm", "picks a lemon"]
+    for ours, theirs in zip(converted.encode(texts), encoder.encode(texts), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.05)
+    assert "once" in capsys.readouterr().out
+    TextEncoder.load(folder)
+    assert "once" not in capsys.readouterr().out
+
+
+def test_a_cpu_is_warned_of_and_estimated(dataset, t5, capsys):
+    assert run(dataset, t5) == 0
+    out = capsys.readouterr().out
+    assert "WARNING: no GPU is used; 2 captions of" in out
+    assert (dataset / "report-embeddings.html").is_file()

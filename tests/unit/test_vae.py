@@ -127,6 +127,17 @@ def small_wan():
     return AutoencoderKLWan(base_dim=8).eval()
 
 
+@pytest.mark.parametrize("frames", [1, 5, 17, 45])
+def test_more_frames_in_a_pass_encode_the_same(small_wan, tmp_path, frames):
+    """The causal encoder's caches hold the same whatever the number of frames in a pass."""
+    small_wan.save_pretrained(tmp_path)
+    vae = load_vae(tmp_path)
+    video = torch.rand(2, 3, frames, 16, 24) * 2 - 1
+    expected = vae.encode_latents(video)
+    for vae.frames_per_pass in (8, 16):
+        torch.testing.assert_close(vae.encode_latents(video), expected, atol=2e-5, rtol=1e-4)
+
+
 def wan_names(model):
     """The model's state under Wan's own names: diffusers' conversion, turned round by position."""
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
