@@ -260,7 +260,7 @@ def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
     from .terminal import Screen
     from .view import tree
 
-    screen, before = Screen(sys.stdout), list[object]()
+    screen, before = Screen(sys.stdout, live=args.watch), list[object]()
 
     def show(seen: Snapshot) -> None:
         changed = before != [seen.status, seen.note]

@@ -22,6 +22,7 @@ from .view import Snapshot
 __all__ = ["Cause", "Facts", "explain"]
 
 Object = Mapping[str, Any]
+GANG = "pod group is unschedulable"  # what the scheduler writes at pods that wait for others
 UNSEEN_SECONDS = 10.0  # after so long without a status nobody looks after the resource
 
 
@@ -161,6 +162,8 @@ class _Case:
         return f"{self.seen.name}-{self.stage}-{self.attempt}"
 
     def _pods(self) -> Iterator[Cause]:
+        """What keeps pods from starting or ending; the same words of many pods count once."""
+        told: dict[str, Pod] = {}
         for pod in self.pods:
             if pod.deleted is not None and not pod.over:
                 if self.now > pod.deleted:
@@ -170,12 +173,16 @@ class _Case:
                         f"describe node {pod.node}",
                     )
             elif text := pod.waits or pod.unschedulable:
-                yield self._known(text, pod) or self._unknown(pod, text)
+                told.setdefault(text, pod)
             elif pod.phase == "Pending":
                 for said in self._told(pod.name):
                     if known := self._known(said, pod):
                         yield known
                         break
+        # that the others of its group have no room says less than what those others wait for
+        own = {text: pod for text, pod in told.items() if not text.startswith(GANG)}
+        for text, pod in (own or told).items():
+            yield self._known(text, pod) or self._unknown(pod, text)
 
     def _unknown(self, pod: Pod, text: str) -> Cause:
         what = "waits for a node" if pod.unschedulable else "cannot start its container"

@@ -95,12 +95,12 @@ class Display:
 
 
 class Screen:
-    """Shows the same few lines again and again: in place on a terminal, one below the other
-    elsewhere, and there only if ``changed``."""
+    """Shows the same few lines again and again: in place if ``live`` and on a terminal, one below
+    the other elsewhere, and there only if ``changed``."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, *, live: bool = True) -> None:
         self._out = out
-        self._live = out.isatty()
+        self._live = live and out.isatty()
         self._shown = 0
 
     def show(self, lines: Sequence[str], *, changed: bool = True) -> None:

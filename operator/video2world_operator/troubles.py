@@ -152,6 +152,11 @@ RULES: tuple[Rule, ...] = (
     ),
     # -------------------------------------------------- no room on the nodes
     Rule(
+        r"minCount \((?P<wanted>\d+)\) cannot be satisfied: (?P<room>\d+) scheduled",
+        "The {wanted} training pods start together or not at all, and only {room} have room.",
+        "{gpu_remedy}",
+    ),
+    Rule(
         r"[Ii]nsufficient nvidia\.com/gpu|Insufficient GPUs",
         "{gpu_trouble}",
         "{gpu_remedy}",

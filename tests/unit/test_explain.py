@@ -117,9 +117,23 @@ def test_gpus_that_are_not_there_are_told_from_busy_ones(world):
 
 
 def test_twice_the_same_trouble_is_told_once(world):
-    troubled(world, unschedulable=FEW)
+    for text in (FEW, "something new"):
+        troubled(world, unschedulable=text)
+        world.pod("run-train-1-1", phase="Pending", ready=False, started=None, unschedulable=text)
+        assert len(causes(world)) == 1
+
+
+def test_of_a_gang_the_pod_that_has_no_room_tells_the_cause(world):
+    # as Kubernetes 1.37 writes it, seen on the test cluster
+    gang = ("pod group is unschedulable, minCount (4) cannot be satisfied: 3 scheduled, "
+            "0 remaining, pod group preemption: No preemption victims found")  # fmt: skip
+    troubled(world, unschedulable=gang)
+    (cause,) = causes(world)
+    assert cause.what.startswith("The 4 training pods start together or not at all, and only 3")
+    assert "add nodes" in cause.remedy
     world.pod("run-train-1-1", phase="Pending", ready=False, started=None, unschedulable=FEW)
-    assert len(causes(world)) == 1
+    (cause,) = causes(world)
+    assert "Not enough GPUs are free" in cause.what
 
 
 # A stage that fails: what its worker printed last.
