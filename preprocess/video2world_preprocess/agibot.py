@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from .fetch import (
     remote_archive,
 )
 from .files import remove_leftovers, write_text
-from .hub import Hub, NoSuchEntry, digest_of, explained
+from .hub import Hub, NoSuchEntry, digest_of, digest_of_file, explained
 from .report import Report
 from .shares import Share, share_flags, share_of
 from .stage import UserError, run_stage
@@ -202,12 +201,9 @@ class _Origin:
                 local_dir=self._args.data_dir,
             )  # fmt: skip
         kind, expected = digest_of(file)
-        if kind == "sha256":
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != expected:
-                path.unlink()
-                raise ConnectionError(f"{file.path}: arrived damaged and is removed; run it again")
+        if digest_of_file(path, kind) != expected:
+            path.unlink()
+            raise ConnectionError(f"{file.path}: arrived damaged and is removed; run it again")
         return path
 
     def fetch_task_info(self, task: int) -> None:

@@ -9,11 +9,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .claims import locked
 from .events import Progress, emit, say
+from .files import read_json, write_json
+from .hub import Hub, digest_of, digest_of_file, explained
+from .report import Report, write_report
 from .stage import UserError, run_stage
 
 __all__ = ["Repository", "main", "parser", "repositories"]
@@ -87,66 +92,119 @@ def repositories(args: argparse.Namespace) -> list[Repository]:
     return [*found, *(_GUARDRAIL if args.guardrail else ())]
 
 
-def _fetch(repository: Repository, folder: Path) -> None:
-    from huggingface_hub import errors, snapshot_download
+def _fetch(repository: Repository, folder: Path) -> int:
+    """Bring a repository's files to ``folder``, whole and checked; returns their bytes.
 
+    Once for all resources on a volume: while one fetches, others wait, and then find all there.
+    """
     name = repository.repo_id
-    try:
+    with locked(folder / ".download-lock"):
+        verified = _Verified(folder, repository)
+        if verified.is_complete():
+            say(f"download: {name} is there")
+            return verified.bytes
+        if _is_offline():
+            _require(repository, folder)
+            say(f"download: {name} is taken as it is: offline, its checksums are not known")
+            return sum((folder / file).stat().st_size for file in repository.files)
+        # asked first: the client, refused, settles for what lies there already
+        listed = Hub(name, "model", repository.revision, otherwise=_by_hand(folder)).files(
+            recursive=True
+        )
+        for attempt in (1, 2):
+            _snapshot(repository, folder)
+            _require(repository, folder)
+            damaged = verified.check(listed)
+            if not damaged:
+                return verified.bytes
+            say(f"download: {name}: {', '.join(damaged)} arrived damaged (attempt {attempt})")
+    raise ConnectionError(
+        f"{name}: {', '.join(damaged)} is not what the Hub says it is, twice; check the disk and "
+        "the mirror (HF_ENDPOINT), and run it again"
+    )
+
+
+def _by_hand(folder: Path) -> str:
+    return f"copy the files to {folder} and set HF_HUB_OFFLINE=1"
+
+
+def _snapshot(repository: Repository, folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    with explained(repository.repo_id, otherwise=_by_hand(folder)):
         snapshot_download(
-            name, revision=repository.revision, local_dir=folder,
+            repository.repo_id, revision=repository.revision, local_dir=folder,
             allow_patterns=list(repository.files) if repository.only else None,
             ignore_patterns=list(repository.ignore) or None,
         )  # fmt: skip
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            _explain_status(name, error.__cause__)
-        _explain_absence(name, folder, error)
-    except errors.HfHubHTTPError as error:
-        _explain_status(name, error)
-        raise
-    missing = [file for file in repository.files if not (folder / file).is_file()]
+
+
+def _require(repository: Repository, folder: Path) -> None:
+    """Refuse a folder in which a needed file is missing."""
+    name = repository.repo_id
+    missing = ", ".join(file for file in repository.files if not (folder / file).is_file())
+    if missing and _is_offline():
+        raise UserError(
+            f"{name} is not complete in {folder}, {missing} missing, and HF_HUB_OFFLINE forbids "
+            "fetching it: unset HF_HUB_OFFLINE, or copy the files there"
+        )
     if missing:
-        # where the Hub cannot be reached, snapshot_download settles for what lies there already
-        _explain_absence(name, folder, f"{', '.join(missing)} missing after the download")
+        raise ConnectionError(
+            f"{name}: {missing} missing after the download: check HF_ENDPOINT (a mirror may lack "
+            f"it), or {_by_hand(folder)}"
+        )
 
 
-def _explain_status(name: str, error: Any) -> None:
-    """Raise what the user can mend; other answers (overload, ...) are worth another attempt."""
-    from huggingface_hub import errors, get_token
+class _Verified:
+    """Which files of a repository are there and have the checksums the Hub states."""
 
-    page = f"https://huggingface.co/{name}"
-    status = error.response.status_code if error.response is not None else None
-    token = "the token in use" if get_token() else "no token is set, and anonymous access"
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        raise UserError(
-            f"{name} is gated and {token} has no access to it: accept the licence on {page} with "
-            "your account, then give a read token (HF_TOKEN, or "
-            "spec.credentials.huggingFaceTokenSecret)"
-        ) from None
-    if status == 401:
-        raise UserError(
-            f"{name}: the Hub refused the request (401), {token} is not valid for it: make a read "
-            "token on https://huggingface.co/settings/tokens and give it as HF_TOKEN, or in "
-            "spec.credentials.huggingFaceTokenSecret"
-        ) from None
-    if status == 404:
-        raise UserError(
-            f"{name}: the repository, its pinned revision or a file is not on the Hub ({page}); "
-            "if you use a mirror (HF_ENDPOINT), bring it up to date"
-        ) from None
+    def __init__(self, folder: Path, repository: Repository) -> None:
+        self._folder, self._revision, self._needed = folder, repository.revision, repository.files
+        self._path = folder / ".verified.json"
+        try:
+            record = read_json(self._path) or {}
+        except ValueError:
+            record = {}
+        same = record.get("revision") == repository.revision
+        self._files: dict[str, list[int]] = record["files"] if same else {}
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(size for size, _ in self._files.values())
+
+    def _stamp(self, file: str) -> list[int] | None:
+        try:
+            status = (self._folder / file).stat()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
+
+    def is_complete(self) -> bool:
+        """Whether all that is wanted was verified and has not been touched since."""
+        intact = all(self._stamp(file) == stamp for file, stamp in self._files.items())
+        return bool(self._files) and intact and set(self._needed) <= set(self._files)
+
+    def check(self, listed: Sequence[Any]) -> list[str]:
+        """Compare with the Hub's checksums; returns the damaged files, which are removed."""
+        folder = self._folder
+        there = [f for f in listed if (folder / f.path).is_file()]
+        new = [f for f in there if self._files.get(f.path) != self._stamp(f.path)]
+        with ThreadPoolExecutor() as threads:  # hashing needs no interpreter
+            digests = threads.map(lambda f: digest_of_file(folder / f.path, digest_of(f)[0]), new)
+            damaged = [f for f, found in zip(new, digests, strict=True) if found != digest_of(f)[1]]
+        for file in damaged:
+            (folder / file.path).unlink()
+            (folder / f".cache/huggingface/download/{file.path}.metadata").unlink(missing_ok=True)
+        names = {file.path for file in damaged}
+        stamps = {f.path: self._stamp(f.path) for f in there if f.path not in names}
+        self._files = {path: stamp for path, stamp in stamps.items() if stamp}
+        write_json(self._path, {"revision": self._revision, "files": self._files})
+        return sorted(names)
 
 
-def _explain_absence(name: str, folder: Path, reason: object) -> None:
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
-        raise UserError(
-            f"{name} is not complete in {folder} and HF_HUB_OFFLINE forbids fetching it: unset "
-            "HF_HUB_OFFLINE, or copy the files there"
-        ) from None
-    first = str(reason).strip().splitlines()[0]
-    raise ConnectionError(
-        f"{name}: the Hub cannot be reached or did not answer in full ({first}): check the "
-        f"network and HF_ENDPOINT, or copy the files to {folder}"
-    ) from None
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
@@ -164,8 +222,12 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         emit("dryrun", "download", repositories=[r.repo_id for r in wanted], tiny=tiny)
         return [], {"repositories": 0, "dryRun": True}
     progress = Progress("download", len(wanted) + tiny, "repositories")
+    report = Report("download", {"repositories": len(folders) + 2 * tiny})
+    report.counts["bytes_kept"] = 0
     for repository, folder in zip(wanted, folders, strict=True):
-        _fetch(repository, folder)
+        size = _fetch(repository, folder)
+        report.note("repository", repository.repo_id, f"{size / 1e9:.2f} GB in {folder}")
+        report.counts["bytes_kept"] += size
         progress.advance()
     if tiny:
         from .tiny_weights import TINY_T5, TINY_VAE, write_tiny_t5, write_tiny_vae
@@ -174,7 +236,9 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         write_tiny_vae(folders[-2])
         write_tiny_t5(folders[-1])
         progress.advance()
-    return [str(folder) for folder in folders], {"repositories": len(folders)}
+    write_report(args.checkpoint_dir, report)
+    report.show()
+    return [str(folder) for folder in folders], report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

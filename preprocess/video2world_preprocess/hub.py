@@ -7,13 +7,14 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from .ranges import FIRST_PAUSE, Address, RemoteFile, is_transport_error
 from .stage import UserError
 
-__all__ = ["Hub", "NoSuchEntry", "digest_of", "explained"]
+__all__ = ["Hub", "NoSuchEntry", "digest_of", "digest_of_file", "explained"]
 
 ATTEMPTS = 4
 Result = TypeVar("Result")
@@ -29,6 +30,19 @@ def digest_of(file: Any) -> tuple[str, str]:
     ``sha256`` of the content for large files (LFS), else ``git``'s name of the blob.
     """
     return ("sha256", file.lfs.sha256) if file.lfs is not None else ("git", file.blob_id)
+
+
+def digest_of_file(path: Path, kind: str) -> str:
+    """The digest of a file on disk, of a kind that :func:`digest_of` names."""
+    with path.open("rb") as stream:
+        if kind == "sha256":
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _git_digest(stream.read())
+
+
+def _git_digest(content: bytes) -> str:
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
 def _page(repo_id: str, repo_type: str) -> str:
@@ -175,11 +189,8 @@ class Hub:
             raise UserError(f"{self.repo_id}/{path}: {entry.size} bytes, far more than expected")
         content = b"".join(self.remote(path, entry.size).fetch(0, entry.size))
         kind, expected = digest_of(entry)
-        if kind == "sha256":
-            found = hashlib.sha256(content).hexdigest()
-        else:
-            header = b"blob %d\0" % len(content)
-            found = hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+        sha256 = kind == "sha256"
+        found = hashlib.sha256(content).hexdigest() if sha256 else _git_digest(content)
         if found != expected:
             raise ConnectionError(
                 f"{self.repo_id}/{path}: the checksum is {found}, the Hub says {expected}; "

@@ -1,17 +1,16 @@
 """The download stage against a server that speaks the Hub's protocol, on this machine."""
 
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from hub_server import HubServer, Repository, serving
 from video2world_preprocess import download
 from video2world_preprocess.download import parser, repositories
 from video2world_preprocess.stage import UserError
@@ -30,58 +29,19 @@ FILES = {
 }  # fmt: skip
 
 
-def _oid(body):
-    """git's name of a file's content, which the Hub gives as ETag."""
-    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """The part of the Hub that snapshot_download talks to. ``server.status`` forces an answer."""
-
-    def log_message(self, *args):
-        pass
-
-    def _answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        headers.setdefault("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        self.server.seen.append((self.command, self.path, self.headers.get("Authorization")))
-        if self.server.status:
-            code, error = self.server.status
-            return self._answer(code, b"{}", X_Error_Code=error, X_Error_Message="no")
-        if match := re.fullmatch(r"/api/models/(.+?)/(tree|revision)/(\w+)(\?.*)?", self.path):
-            files = self.server.files[match[1]]
-            tree = [{"type": "file", "path": name, "size": len(body), "oid": _oid(body)}
-                    for name, body in files.items()]  # fmt: skip
-            info = {"id": match[1], "sha": match[3], "siblings": [{"rfilename": n} for n in files]}
-            body = json.dumps(tree if match[2] == "tree" else info).encode()
-            return self._answer(200, body, Content_Type="application/json")
-        if match := re.fullmatch(r"/(.+?/.+?)/resolve/(\w+)/(.+)", self.path):
-            body = self.server.files[match[1]].get(match[3])
-            if body is None:
-                return self._answer(404, X_Error_Code="EntryNotFound")
-            return self._answer(200, body, ETag=f'"{_oid(body)}"', X_Repo_Commit=match[2])
-        return self._answer(404, X_Error_Code="RepoNotFound")
-
-    do_HEAD = do_GET
+REVISIONS = {r.repo_id: r.revision for r in repositories(parser().parse_args([]))}
 
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.seen, server.status = [], None
-    server.files = {repo: dict(files) for repo, files in FILES.items()}
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    pinned = {
+        repo: Repository(dict(files), kind="model", commits=(REVISIONS[repo],))
+        for repo, files in FILES.items()
+    }
+    server = HubServer(pinned)
+    server.tokens["hf_secret"] = True
+    with serving(server):
+        yield server
 
 
 def fetch(cwd: Path, endpoint: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -95,17 +55,14 @@ def fetch(cwd: Path, endpoint: str, *flags: str, **env: str) -> subprocess.Compl
     )  # fmt: skip
 
 
-def address(server):
-    return f"http://127.0.0.1:{server.server_port}"
-
-
 def tree(folder: Path):
-    files = (p for p in folder.rglob("*") if p.is_file() and ".cache" not in p.parts)
-    return {str(p.relative_to(folder)) for p in files}
+    """The files, our own (hidden ones and reports) excepted."""
+    files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return {str(p) for p in files if not any(x.startswith((".", "report-")) for x in p.parts)}
 
 
 def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub):
-    done = fetch(tmp_path, address(hub), HF_TOKEN="hf_secret")
+    done = fetch(tmp_path, hub.endpoint, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     root = tmp_path / "checkpoints"
     assert tree(root) == {
@@ -114,23 +71,34 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     }  # fmt: skip
     weights = root / PREDICT / "model-720p-16fps.pt"
     assert weights.read_bytes() == FILES[PREDICT][weights.name]
-    asked = [entry for entry in hub.seen if "/nvidia/" in entry[1] or "/google-t5/" in entry[1]]
+    sent = [entry for entry in hub.seen if entry[1].startswith("/cdn/")]
+    assert {token for *_, token in sent} == {None}  # the token is the Hub's alone
+    asked = [entry for entry in hub.seen if entry not in sent]
     paths = [path for _, path, _ in asked]
     assert any("f50c09f5d8ab133a90cac3f4886a6471e9ba3f18" in path for path in paths)
     assert not any("main" in path or "tf_model" in path for path in paths)
     assert {token for _, _, token in asked} == {"Bearer hf_secret"}
     assert "hf_secret" not in done.stdout + done.stderr
 
-    hub.seen.clear()  # a second run asks for nothing it has
+    hub.seen.clear()  # a second run asks nothing, and mends what is lost or damaged
+    assert fetch(tmp_path, hub.endpoint).returncode == 0
+    assert hub.seen == []
     (root / T5 / "spiece.model").unlink()
-    assert fetch(tmp_path, address(hub)).returncode == 0
-    fetched = [path for command, path, _ in hub.seen if command == "GET" and "/resolve/" in path]
-    assert [path.rsplit("/", 1)[1] for path in fetched] == ["spiece.model"]
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert fetch(tmp_path, hub.endpoint).returncode == 0
+    fetched = {path.rsplit("/", 1)[1] for _, path, _ in hub.seen if path.startswith("/cdn/")}
+    assert fetched == {"spiece.model", weights.name}
+    assert weights.read_bytes() == FILES[PREDICT][weights.name]
+    report = json.loads((root / "report-download.json").read_text())
+    assert report["counts"]["bytes_kept"] == sum(
+        len(FILES[repo][name]) for repo in FILES for name in FILES[repo]
+        if f"{repo}/{name}" in tree(root)
+    )  # fmt: skip
 
     # everything there: no network needed; something missing: said by name
-    assert fetch(tmp_path, address(hub), HF_HUB_OFFLINE="1").returncode == 0
+    assert fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1").returncode == 0
     (root / T5 / "config.json").unlink()
-    offline = fetch(tmp_path, address(hub), HF_HUB_OFFLINE="1")
+    offline = fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1")
     assert offline.returncode == 2
     assert "t5-11b is not complete" in offline.stderr
     assert "Traceback" not in offline.stderr
@@ -148,8 +116,8 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     ],
 )
 def test_refusals_are_explained(tmp_path, hub, status, code, message):
-    hub.status = status
-    done = fetch(tmp_path, address(hub))
+    hub.faults.refusal = status
+    done = fetch(tmp_path, hub.endpoint)
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -158,10 +126,10 @@ def test_refusals_are_explained(tmp_path, hub, status, code, message):
 
 
 def test_a_gate_found_half_way_is_still_called_a_gate(tmp_path, hub):
-    assert fetch(tmp_path, address(hub)).returncode == 0
+    assert fetch(tmp_path, hub.endpoint).returncode == 0
     (tmp_path / "checkpoints" / PREDICT / "tokenizer/tokenizer.pth").unlink()
-    hub.status = (403, "GatedRepo")
-    done = fetch(tmp_path, address(hub))
+    hub.faults.refusal = (403, "GatedRepo")
+    done = fetch(tmp_path, hub.endpoint)
     assert done.returncode == 2, done.stderr
     assert f"{PREDICT} is gated" in done.stderr
 
@@ -170,17 +138,36 @@ def test_a_gate_found_half_way_is_still_called_a_gate(tmp_path, hub):
 def test_an_unreachable_hub_is_explained_and_worth_a_retry(tmp_path, hub):
     hub.shutdown()
     hub.server_close()
-    done = fetch(tmp_path, address(hub))
+    done = fetch(tmp_path, hub.endpoint)
     assert done.returncode == 1, done.stderr
     assert "cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_mirror_without_a_needed_file_is_explained(tmp_path, hub):
-    del hub.files[PREDICT]["tokenizer/tokenizer.pth"]
-    done = fetch(tmp_path, address(hub))
+    del hub.repositories[PREDICT].files["tokenizer/tokenizer.pth"]
+    done = fetch(tmp_path, hub.endpoint)
     assert done.returncode != 0
     assert "tokenizer/tokenizer.pth missing" in done.stderr
+
+
+def test_what_arrives_damaged_twice_is_not_kept(tmp_path, hub):
+    repository = hub.repositories[PREDICT]
+    repository.files["tokenizer/tokenizer.pth"] = bytes(2 << 20)
+    repository.digests["tokenizer/tokenizer.pth"] = "0" * 64
+    done = fetch(tmp_path, hub.endpoint)
+    assert done.returncode == 1, done.stderr
+    assert "tokenizer/tokenizer.pth is not what the Hub says it is, twice" in done.stderr
+    assert not (tmp_path / "checkpoints" / PREDICT / "tokenizer/tokenizer.pth").exists()
+
+
+@pytest.mark.slow
+def test_two_resources_fetch_the_weights_once(tmp_path, hub):
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(lambda _: fetch(tmp_path, hub.endpoint), range(2)))
+    assert [process.returncode for process in done] == [0, 0], [p.stderr for p in done]
+    sizes = {name: len(body) for files in FILES.values() for name, body in files.items()}
+    assert all(hub.sent[name] <= sizes[name] for name in hub.sent)
 
 
 def test_flags_choose_the_files():
