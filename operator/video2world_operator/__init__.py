@@ -1,3 +1,19 @@
 """Control side: the API, the plan and the engines that carry it out; never imports torch."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import Video2World as Video2World
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``Video2World`` comes with all it needs only when it is asked for: ``v2w`` must be quick."""
+    if name == "Video2World":
+        from .client import Video2World
+
+        return Video2World
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -243,7 +243,7 @@ def _status(args: argparse.Namespace) -> int:
         except NotFound as error:
             raise _Mistake(str(error)) from None
         show(seen)
-        if not args.watch or seen.note or seen.status.get("phase") in ENDED:
+        if not args.watch or seen.gone or seen.status.get("phase") in ENDED:
             return 0
         time.sleep(EVERY)
 

@@ -83,7 +83,7 @@ class _Case:
             if (condition := self._true(kind)) is not None:
                 return [self._of_condition(condition)]
         found = [self._of_condition(c) for kind in _NOT_SO if (c := self._false(kind))]
-        if self.seen.note:
+        if self.seen.gone:
             found.append(Cause(self.seen.note, "Run the same `v2w run` command again"))
         if not found or self._false(Type.VOLUME_READY):
             found += self._claim()

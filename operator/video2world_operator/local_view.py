@@ -58,7 +58,7 @@ def snapshot(volume: Path, name: str) -> Snapshot:
     train = max((key for key in logs if key[0] == "train" and key[2] == 0), default=None)
     losses = losses_of(_tail(logs[train])) if train else []
     died = status.get("phase") in ("Running", "Restarting") and not working
-    return Snapshot(name, status, pods, losses, GONE if died else "")
+    return Snapshot(name, status, pods, losses, GONE if died else "", gone=died)
 
 
 def _tail(path: Path) -> list[bytes]:

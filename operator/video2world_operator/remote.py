@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
 from .api import parse
@@ -18,7 +20,8 @@ from .preflight import ClusterFacts
 from .survey import cluster_facts
 from .view import Snapshot, losses_of
 
-__all__ = ["RemoteFailed", "checkpoints", "logs", "status", "suspend", "watch"]
+__all__ = ["RemoteFailed", "apply", "checkpoints", "delete", "logs", "observe", "preflight"]
+__all__ += ["status", "suspend", "watch"]
 
 T = TypeVar("T")
 LOG_LINES = "2000"  # of a log that are searched for losses
@@ -35,13 +38,23 @@ def _run(work: Callable[[Cluster, str], Awaitable[T]], namespace: str | None) ->
             return await work(cluster, namespace or cluster.default_namespace)
 
     try:
-        return asyncio.run(connected())
+        return _outside_any_loop(connected())
     except (LoginFailed, OSError) as error:
         raise RemoteFailed(str(error)) from None
     except ApiError as error:
         if error.code == 404 and "could not find" in str(error):
             raise RemoteFailed(_NO_CRD) from None
         raise RemoteFailed(str(error)) from None
+
+
+def _outside_any_loop(work: Coroutine[Any, Any, T]) -> T:
+    """The outcome of ``work``, also where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(asyncio.run, work).result()
 
 
 async def _get(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
@@ -68,15 +81,26 @@ def status(name: str, namespace: str | None) -> Mapping[str, Any]:
 def watch(
     name: str, namespace: str | None, show: Callable[[Snapshot], None], every: float | None
 ) -> None:
-    """Show the resource as it is; then, if ``every`` so many seconds, until it is at its end."""
+    """Show the resource as it is; then, if ``every`` so many seconds, until it is at its end.
+
+    An API server that is away meanwhile is waited for.
+    """
 
     async def work(cluster: Cluster, space: str) -> None:
+        seen = await _snapshot(cluster, space, name)
         while True:
-            seen = await _snapshot(cluster, space, name)
             show(seen)
             if every is None or seen.ended:
                 return
             await asyncio.sleep(every)
+            try:
+                seen = await _snapshot(cluster, space, name)
+            except OSError as error:
+                seen = replace(seen, note=f"({error}; this is what was seen last)")
+            except ApiError as error:
+                if error.code < 500:
+                    raise
+                seen = replace(seen, note=f"(the API server: {error}; seen last)")
 
     _run(work, namespace)
 
@@ -146,6 +170,34 @@ async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:
     path = path_of("v1", "Pod", namespace)
     found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
     return [Pod.of(item) for item in found.get("items", [])]
+
+
+def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
+    """Make the resource, or bring its spec to what ``manifest`` says (server-side apply)."""
+
+    async def work(cluster: Cluster, space: str) -> None:
+        await cluster.request(
+            "PATCH",
+            path_of(API_VERSION, KIND, space, manifest["metadata"]["name"]),
+            params={"fieldManager": "v2w", "force": "true"},
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+        )
+
+    _run(work, namespace)
+
+
+def delete(name: str, namespace: str | None) -> bool:
+    """Delete the resource; answers whether it was there."""
+
+    async def work(cluster: Cluster, space: str) -> bool:
+        path = path_of(API_VERSION, KIND, space, name)
+        if await cluster.get(path) is None:
+            return False
+        await cluster.request("DELETE", path)
+        return True
+
+    return _run(work, namespace)
 
 
 def checkpoints(name: str, namespace: str | None) -> tuple[Mapping[str, Any], list[Any]]:

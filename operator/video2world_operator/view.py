@@ -24,7 +24,8 @@ ENDED = ("Succeeded", "Failed", "Skipped")
 class Snapshot:
     """What is known of a resource at one moment.
 
-    ``losses`` are the newest ones told, oldest first; ``note`` is what the status cannot know.
+    ``losses`` are the newest ones told, oldest first; ``note`` is what the status cannot know;
+    ``gone``: a local run whose process is no more, though it has not ended.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Snapshot:
     pods: Sequence[Pod] = ()
     losses: Sequence[float] = ()
     note: str = ""
+    gone: bool = False
 
     @property
     def ended(self) -> bool:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import runpy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from operators import Operator, Resource, eventually, grant
+from api_proxy import Proxy
+from operators import Operator, Resource, eventually, exists, grant
 from video2world_operator.cli import main
+from video2world_operator.remote import watch
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +127,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
         assert stranger[unseen].startswith("?")
 
 
-def test_status_shows_pods_and_losses_to_those_who_may_see_them(
-    v2w, gpu_cluster, gpu_namespace, operator
-):
+def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster, gpu_namespace):
     run = Resource(gpu_cluster, gpu_namespace).create()
     lead, second = run.to_training()
     lines = [
@@ -137,28 +141,6 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(
     assert "█▆▃▁  4.0000 to 1.0000" in shown
     assert f"{second}  node-" in shown
     assert "nothing holds it up" in v2w("explain", "run")
-    for name in (lead, second):
-        gpu_cluster.finish_pod(gpu_namespace, name)
-    run.finish("inference")
-    watched = v2w("status", "run", "--watch")  # ends with the resource
-    assert "run: Succeeded" in [line for line in watched.splitlines() if "run: " in line][-1]
-
-    figures = {
-        (sample.name.removeprefix("video2world_"), frozenset(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(operator.probe("metrics")[1])
-        for sample in family.samples
-    }
-
-    def figure(name, *labels):
-        return figures[name, frozenset(labels)]
-
-    assert figure("resources", "Succeeded") >= 1
-    for stage in ("download", "train", "inference"):
-        assert figure("stage_duration_seconds_count", stage, "Succeeded") >= 1
-        assert figure("time_to_running_seconds_count", stage) >= 1
-    assert figure("reconcile_duration_seconds_count", "ok") >= 12
-    assert figure("api_requests_total", "PATCH", "video2worldposttrains/status", "200") >= 7
-    assert figure("cache_age_seconds") < 30
 
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
@@ -175,3 +157,88 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(
     guest = gpu_cluster.user("guest")
     eventually(lambda: "may not list pods" in v2w("status", "run", user=guest), 20)
     assert "nothing holds it up" in v2w("explain", "run", user=guest)
+
+
+NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/post_train.ipynb"
+
+
+def test_the_notebook_runs_and_the_metrics_count_it(
+    v2w, gpu_cluster, gpu_namespace, operator, monkeypatch, capsys, tmp_path
+):
+    """Its cells, one after the other, while an event loop runs, as in Jupyter."""
+    config = gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)
+    monkeypatch.setenv("KUBECONFIG", os.fspath(config))
+    run = Resource(gpu_cluster, gpu_namespace, "from-python")
+    stages = ("download", "dataset", "embeddings", "latents", "train", "inference")
+
+    def finish():
+        for stage in stages:
+            pod = eventually(lambda stage=stage: run.pods(stage))[0]["metadata"]["name"]
+            gpu_cluster.finish_pod(gpu_namespace, pod)
+
+    cells = [c["source"] for c in json.loads(NOTEBOOK.read_text())["cells"]
+             if c["cell_type"] == "code"]  # fmt: skip
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join("".join(cell) for cell in cells))
+
+    async def as_in_jupyter():
+        return runpy.run_path(str(script))
+
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(finish)
+        names = asyncio.run(as_in_jupyter())
+        finished.result(60)
+    assert names["status"].phase == "Succeeded"
+    assert [s.state for s in names["status"].stages] == ["Succeeded"] * 6
+    assert "from-python: Succeeded" in capsys.readouterr().out
+    assert not exists(gpu_cluster.admin, f"{run.path}/from-python")
+
+    figures = {
+        (sample.name.removeprefix("video2world_"), frozenset(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(operator.probe("metrics")[1])
+        for sample in family.samples
+    }
+
+    def figure(name, *labels):
+        return figures[name, frozenset(labels)]
+
+    assert figure("finished_total", "Succeeded") >= 1
+    for stage in ("download", "train", "inference"):
+        assert figure("stage_duration_seconds_count", stage, "Succeeded") >= 1
+        assert figure("time_to_running_seconds_count", stage) >= 1
+    assert figure("reconcile_duration_seconds_count", "ok") >= 12
+    assert figure("api_requests_total", "PATCH", "video2worldposttrains/status", "200") >= 7
+    assert figure("cache_age_seconds") < 30
+
+
+def test_watching_survives_an_api_server_that_is_away(v2w, gpu_cluster, gpu_namespace, tmp_path):
+    run = Resource(gpu_cluster, gpu_namespace).create(suspend=True)
+    run.reaches(phase="Suspended")
+    asked, faults = [], []
+
+    def judge(method, path):
+        asked.append(path)
+        if len(asked) in range(4, 9):  # two looks need two requests each, or three
+            faults.append(path)
+            return "500"
+        return None
+
+    seen = []
+
+    def show(snapshot):
+        seen.append(snapshot)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with Proxy(gpu_cluster.admin, judge) as proxy:
+        config = tmp_path / "config"
+        config.write_text(json.dumps(proxy.kubeconfig()))
+        os.environ["KUBECONFIG"] = os.fspath(config)  # v2w's fixture puts it back
+        with pytest.raises(KeyboardInterrupt):
+            watch("run", gpu_namespace, show, 0.1)
+    assert faults
+    notes = [bool(snapshot.note) for snapshot in seen]
+    assert notes[0] is False
+    assert True in notes
+    assert notes[-1] is False
+    assert all(snapshot.status["phase"] == "Suspended" for snapshot in seen)

@@ -16,10 +16,10 @@ from video2world_operator.view import Snapshot
 FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
 
 
-def causes(world, events=(), claim=None, nodes=None, note="", gpus=8):
+def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
     metadata = world.body["metadata"]
     facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus)
-    seen = Snapshot("run", world.status, list(world.pods.values()), note=note)
+    seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
     return explain(seen, facts, world.now)
 
 
@@ -330,7 +330,8 @@ def test_what_runs_or_is_done_has_no_cause(world):
 
 
 def test_a_local_run_whose_process_is_gone(world):
-    (cause,) = causes(world, note="its process is gone")
+    assert causes(world, note="something else to know") == []
+    (cause,) = causes(world, note="its process is gone", gone=True)
     assert "same `v2w run` command" in cause.remedy
 
 

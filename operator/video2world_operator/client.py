@@ -1,0 +1,165 @@
+"""A typed client for scripts and notebooks: ``Video2World(...).apply().watch()``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from . import remote
+from .api import load_resource, parse
+from .explain import Cause, explain
+from .models import (
+    API_VERSION,
+    KIND,
+    DatasetSpec,
+    InferenceSpec,
+    ModelSpec,
+    Status,
+    StorageSpec,
+    TrainingSpec,
+    Video2WorldPostTrain,
+)
+from .needs import needs
+from .plan import make_plan
+from .preflight import Check, check_cluster
+from .terminal import Screen
+from .view import Snapshot, tree
+
+__all__ = ["Video2World"]
+
+EVERY = 2.0  # seconds between two looks
+Part = Mapping[str, Any]
+
+
+class Video2World:
+    """A Video2WorldPostTrain in the cluster of the kubeconfig (or of the pod this runs in).
+
+    Parts of the spec are its models (``ModelSpec(size="2B")``) or mappings of their fields in the
+    YAML's names (``{"size": "2B"}``); ``more`` are the others (``stages``, ``credentials``, ...).
+
+    Raises:
+        InvalidResource: the spec is not valid; the lines name field and remedy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: ModelSpec | Part,
+        dataset: DatasetSpec | Part,
+        training: TrainingSpec | Part,
+        inference: InferenceSpec | Part | None = None,
+        storage: StorageSpec | Part | None = None,
+        namespace: str | None = None,
+        **more: Any,
+    ) -> None:
+        parts = {"model": model, "dataset": dataset, "training": training}
+        parts |= {"inference": inference, "storage": storage} | more
+        spec = {key: _plain(part) for key, part in parts.items() if part is not None}
+        manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}}
+        self._set(manifest | {"spec": spec}, namespace)
+
+    def _set(self, manifest: Mapping[str, Any], namespace: str | None) -> None:
+        self.manifest = dict(manifest)
+        self.resource: Video2WorldPostTrain = parse(manifest)
+        self.name = self.resource.name
+        self.namespace = namespace or self.resource.metadata.namespace
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, namespace: str | None = None) -> Self:
+        """The resource in a YAML file. Raises InvalidResource."""
+        made = cls.__new__(cls)
+        resource = load_resource(Path(path))
+        body = resource.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        made._set({"apiVersion": API_VERSION, "kind": KIND} | body, namespace)
+        return made
+
+    def __repr__(self) -> str:
+        return f"Video2World({self.name!r}, size={self.resource.spec.model.size!r})"
+
+    # The methods below raise remote.RemoteFailed, whose text says what to do.
+
+    def preflight(self) -> list[Check]:
+        """Whether the cluster has what the resource needs, before any GPU is held."""
+        plan = make_plan(self.resource)
+        facts = remote.preflight(plan, self.namespace)
+        return list(check_cluster(plan, needs(self.resource), facts))
+
+    def apply(self) -> Self:
+        """Make the resource, or change it to this spec."""
+        remote.apply(self.manifest, self.namespace)
+        return self
+
+    @property
+    def status(self) -> Status:
+        """What is; of phase Pending while no operator has looked at it."""
+        return _status(remote.status(self.name, self.namespace))
+
+    def watch(self, show: Callable[[list[str]], None] | None = None) -> Status:
+        """Show the tree of ``v2w status`` until the end, and return the status then.
+
+        ``show`` gets its lines; by default they are printed, in place on a terminal and in a
+        notebook.
+        """
+        seen: list[Snapshot] = []
+        draw = show or _printer()
+
+        def look(now: Snapshot) -> None:
+            changed = not seen or (seen[0].status, seen[0].note) != (now.status, now.note)
+            seen[:] = [now]
+            if changed:
+                draw(tree(now, datetime.now(UTC)))
+
+        remote.watch(self.name, self.namespace, look, EVERY)
+        return _status(seen[0].status)
+
+    def explain(self) -> list[Cause]:
+        """Why it does not get on, and what to do; empty if nothing holds it up."""
+        return explain(*remote.observe(self.name, self.namespace), datetime.now(UTC))
+
+    def logs(self, stage: str | None = None, *, rank: int = 0, follow: bool = False) -> None:
+        """Print what a worker prints, by default that of the stage at work."""
+        remote.logs(
+            self.name, self.namespace, stage=stage, rank=rank, attempt=None, follow=follow,
+            out=sys.stdout,
+        )  # fmt: skip
+
+    def suspend(self) -> Self:
+        """Save a checkpoint and free the GPUs."""
+        remote.suspend(self.name, self.namespace, True)
+        return self
+
+    def resume(self) -> Self:
+        """Go on."""
+        remote.suspend(self.name, self.namespace, False)
+        return self
+
+    def delete(self) -> bool:
+        """Delete it, not its volume; whether it was there."""
+        return remote.delete(self.name, self.namespace)
+
+
+def _plain(part: Any) -> Any:
+    if hasattr(part, "model_dump"):
+        return part.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return part
+
+
+def _status(found: Mapping[str, Any]) -> Status:
+    return Status.model_validate(found, extra="ignore")  # an operator may be newer than this
+
+
+def _printer() -> Callable[[list[str]], None]:
+    if "ipykernel" not in sys.modules:
+        return Screen(sys.stdout).show
+    display = importlib.import_module("IPython.display")
+
+    def draw(lines: list[str]) -> None:
+        display.clear_output(wait=True)
+        print("\n".join(lines))
+
+    return draw
