@@ -372,8 +372,10 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
                 args.camera,
                 target=lambda m: passing / f"{_name(task, m.episode)}.mp4",
                 wanted=lambda archive, m: splitter.lacks(source(task, archive, m)),
-                arrived=lambda archive, m: splitter.submit(source(task, archive, m)),
                 share=args.share,
+                arrived=lambda archive, m: splitter.submit(source(task, archive, m)),
+                admit=splitter.admit,
+                dismiss=splitter.dismiss,
             )
 
         fetches = {task: fetch_of(task) for task in args.task_ids}
@@ -471,9 +473,7 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
             path = target(m)
             return not (path.is_file() and path.stat().st_size == m.size)
 
-        fetch = Fetch(
-            origin.archives(task), state, args.camera, target, wanted, lambda *_: None, Share()
-        )
+        fetch = Fetch(origin.archives(task), state, args.camera, target, wanted, Share())
         fetch.run(report.stage)
         if not fetch.members(report):
             raise _nothing(args, task, report)

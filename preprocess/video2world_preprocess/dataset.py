@@ -373,7 +373,8 @@ class Splitter:
     def __init__(self, folder: Path, rule: Rule, workers: int) -> None:
         self.folder, self.rule, self.tally = folder, rule, Tally()
         self._workers = workers
-        self._room = threading.Semaphore(2 * workers)  # bounds the videos that lie on the disk
+        # bounds the videos that lie on the disk: those being cut, and the next
+        self._room = threading.Semaphore(workers + 2)
         self._lock = threading.Lock()
         self._submitted: set[str] = set()
         self._futures: list[Future[Tally]] = []
@@ -404,28 +405,37 @@ class Splitter:
             source is not None and source.name not in self._submitted and not self.is_done(source)
         )
 
+    def admit(self) -> None:
+        """Wait until there is room for another video; to be followed by submit or dismiss."""
+        self._room.acquire()
+
+    def dismiss(self) -> None:
+        """The video that was admitted does not come."""
+        self._room.release()
+
     def submit(self, source: Source | None) -> None:
-        """Publish ``source`` soon; waits while many others are under way. Any thread may call.
+        """Publish ``source``, which was admitted, soon. Any thread may call.
 
         Raises:
             OSError: an earlier one could not be written.
         """
         with self._lock:
             if source is None or source.name in self._submitted:
+                self._room.release()
                 return
             self._submitted.add(source.name)
-        if self._pool is None:
-            with self._lock:
+            if self._pool is not None:
+                for future in self._futures:
+                    if future.done():
+                        _result(future)  # no use in going on after a failure
+                future = self._pool.submit(_split, self.folder, source, self.rule)
+                future.add_done_callback(lambda _: self._room.release())
+                self._futures.append(future)
+                return
+            try:
                 self._add(_split(self.folder, source, self.rule))
-            return
-        self._room.acquire()
-        with self._lock:
-            for future in self._futures:
-                if future.done():
-                    _result(future)  # no use in going on after a failure
-            future = self._pool.submit(_split, self.folder, source, self.rule)
-            self._futures.append(future)
-        future.add_done_callback(lambda _: self._room.release())
+            finally:
+                self._room.release()
 
     def wait(self) -> None:
         """Until all that was submitted is published.
@@ -457,6 +467,7 @@ def split_all(
         progress = Progress(report.stage, len(mine), "videos")
         for source in mine:
             if not splitter.is_done(source):
+                splitter.admit()
                 splitter.submit(source)
             progress.advance()
         splitter.wait()

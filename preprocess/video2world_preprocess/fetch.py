@@ -137,8 +137,9 @@ class _Index:
 class Fetch:
     """Takes the ``camera``'s videos out of ``archives``, each to the path ``target`` gives it.
 
-    ``wanted`` says whether a member is to be had; ``arrived`` gets each that is there, and may
-    make its reader wait. Both are called by several threads. ``folder`` is for the indexes.
+    ``wanted`` says whether a member is to be had; ``admit`` makes its reader wait until there is
+    room for it; ``arrived`` gets it once it is there, ``dismiss`` is called instead if it does not
+    come. All are called by several threads. ``folder`` is for the indexes.
     """
 
     def __init__(
@@ -148,11 +149,14 @@ class Fetch:
         camera: str,
         target: Callable[[Member], Path],
         wanted: Callable[[Archive, Member], bool],
-        arrived: Callable[[Archive, Member], None],
         share: Share,
+        arrived: Callable[[Archive, Member], None] = lambda *_: None,
+        admit: Callable[[], None] = lambda: None,
+        dismiss: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._camera, self._share = folder, camera, share
-        self._target, self._wanted, self._arrived = target, wanted, arrived
+        self._target, self._wanted = target, wanted
+        self._arrived, self._admit, self._dismiss = arrived, admit, dismiss
         self._indexes = [_Index(archive, folder, camera, share) for archive in archives]
         self._stop = threading.Event()
 
@@ -213,16 +217,25 @@ class Fetch:
         def take(member: Member, content: IO[bytes]) -> None:
             if not self._wanted(archive, member):
                 return
-            target = self._target(member)
-            if not (target.is_file() and target.stat().st_size == member.size):
-                with atomic_path(target) as partial, partial.open("wb") as output:
-                    while chunk := content.read(COPIED):
-                        output.write(chunk)
-                    if output.tell() != member.size:
-                        raise EOFError(f"{output.tell()} of {member.size} bytes are there")
+            self._admit()
+            try:
+                self._copy(member, content)
+            except BaseException:
+                self._dismiss()
+                raise
             self._arrived(archive, member)
 
         return take
+
+    def _copy(self, member: Member, content: IO[bytes]) -> None:
+        target = self._target(member)
+        if target.is_file() and target.stat().st_size == member.size:
+            return
+        with atomic_path(target) as partial, partial.open("wb") as output:
+            while chunk := content.read(COPIED):
+                output.write(chunk)
+            if output.tell() != member.size:
+                raise EOFError(f"{output.tell()} of {member.size} bytes are there")
 
     def members(self, report: Report) -> list[tuple[Archive, Member]] | None:
         """All wanted videos of all archives, once every share has read its own; None before.

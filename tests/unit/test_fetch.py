@@ -345,7 +345,7 @@ def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path
         run = fetch.Fetch(
             archives, state, CAMERA, lambda m: target / f"{m.episode}.mp4",
             lambda _, m: not (target / f"{m.episode}.mp4").exists(),
-            lambda _, m: arrived.append(m.episode), Share(),
+            Share(), lambda _, m: arrived.append(m.episode),
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fetch, "PIECE", piece)

@@ -38,7 +38,7 @@ def extract(folder, episode):
         tar.addfile(info, io.BytesIO(data))
     Fetch(
         [local_archive(archive, "a.tar")], folder.parent / "state", "head",
-        lambda member: folder / f"{member.episode}.mp4", lambda *_: True, lambda *_: None, Share(),
+        lambda member: folder / f"{member.episode}.mp4", lambda *_: True, Share(),
     ).run("dataset")  # fmt: skip
 
 

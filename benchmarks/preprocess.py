@@ -1,0 +1,419 @@
+"""``python -m benchmarks.preprocess``: the data stages against the plain way, on this machine.
+
+Prints a table and writes ``benchmarks/results/preprocess.json``. The archives are made by
+tools/agibot_archives.py and served by tools/hub_server.py, both of which are real enough for the
+Hub's own client. The plain way is the guide's script: download all, untar all, then one ``ffmpeg``
+process (on the PATH, or of the package imageio-ffmpeg) for each window. Rows that need a GPU are
+left out where there is none; their figures of an earlier run stay in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools")]
+
+from agibot_archives import footage, make_archives  # noqa: E402
+from video2world_preprocess.video import cut, probe, read_frames, write_video  # noqa: E402
+from video2world_preprocess.windows import cut_points  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "preprocess.json"
+REPO, CAMERA = "agibot-world/AgiBotWorld-Alpha", "head_center_fisheye_color"
+MIB = 2**20
+
+
+def _machine() -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    model = next(
+        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")), platform.machine(),
+    )  # fmt: skip
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "cpu": model,
+        "cores": os.cpu_count(), "load_at_start": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(), "commit": commit.stdout.strip(),
+        "command": f"python -m benchmarks.preprocess {' '.join(sys.argv[1:])}".strip(),
+    }  # fmt: skip
+
+
+def _ffmpeg() -> str:
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise SystemExit(
+            "error: no ffmpeg to compare with; install it, or pip install imageio-ffmpeg"
+        ) from None
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def _disk(folder: Path) -> int:
+    """Bytes that the files below ``folder`` take."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += Path(root, name).lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _rss(root: int) -> dict[str, int]:
+    """Resident bytes of each descendant of the process ``root`` that runs our code."""
+    parents, found = {root}, {}
+    for _ in range(4):  # generations
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                lines = dict(
+                    line.split(":\t", 1)
+                    for line in status.read_text().splitlines()
+                    if ":\t" in line
+                )
+            except OSError:
+                continue
+            if int(lines["PPid"]) in parents or int(lines["Pid"]) == root:
+                parents.add(int(lines["Pid"]))
+                if "VmHWM" in lines:
+                    found[lines["Pid"]] = int(lines["VmHWM"].split()[0]) * 1024
+    return found
+
+
+class _Watch:
+    """Peaks of disk below a folder and of the largest process, while a block runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.disk = self.process = 0
+        self._folder, self._done = folder, threading.Event()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.1):
+            self.disk = max(self.disk, _disk(self._folder))
+            self.process = max(self.process, *_rss(self.pid).values(), 0)
+
+    def run(self, command: list[str], **options: Any) -> float:
+        """Run ``command``; returns its seconds."""
+        started = time.monotonic()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) as process:
+            self.pid = process.pid
+            looking = threading.Thread(target=self._look)
+            looking.start()
+            code = process.wait()
+            seconds = time.monotonic() - started
+            self._done.set()
+            looking.join()
+        if code:
+            raise SystemExit(f"error: {' '.join(command)} ended with {code}")
+        return seconds
+
+
+@contextmanager
+def _hub(root: Path) -> Iterator[dict[str, str]]:
+    """The server in a process of its own; yields the environment of its clients."""
+    command = [sys.executable, str(ROOT / "tools" / "hub_server.py"), "--root", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            endpoint = server.stdout.readline().strip().partition("=")[2]
+            kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_"))}
+            yield {**kept, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+        finally:
+            server.kill()
+
+
+PLAIN = """
+import json, os, subprocess, sys, tarfile
+from pathlib import Path
+from huggingface_hub import snapshot_download
+repo, camera, ffmpeg, window, rest = sys.argv[1:]
+window, rest = float(window), float(rest)
+os.environ["HF_HOME"] = str(Path("hf").resolve())
+snapshot_download(repo, repo_type="dataset", local_dir="agibot",
+                  allow_patterns=["observations/327/*.tar", "task_info/task_327.json"])
+for archive in sorted(Path("agibot/observations/327").glob("*.tar")):
+    with tarfile.open(archive) as members:
+        members.extractall(archive.parent, filter="data")
+    archive.unlink()
+Path("out").mkdir()
+for video in sorted(Path("agibot/observations/327").glob(f"*/videos/{camera}.mp4")):
+    log = subprocess.run([ffmpeg, "-hide_banner", "-i", video], capture_output=True, text=True)
+    hours, minutes, seconds = log.stderr.split("Duration: ")[1].split(",")[0].split(":")
+    duration = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    begin = number = 0
+    while begin < duration:
+        length = duration - begin if duration - begin <= rest else window
+        subprocess.run([ffmpeg, "-loglevel", "error", "-ss", str(begin), "-i", video, "-t",
+                        str(length), "-c", "libx264", "-avoid_negative_ts", "make_zero", "-y",
+                        f"out/{video.parts[-3]}_{number}.mp4"], check=True)
+        begin, number = begin + length, number + 1
+"""
+
+
+def fetch_and_split(gigabytes: float, scratch: Path) -> dict[str, Any]:
+    """Archives on a Hub to windows: ours, then the plain way, with the same archives."""
+    root = scratch / "alpha"
+    archives = make_archives(root, int(gigabytes * 1e9))
+    size = sum(path.stat().st_size for path in archives)
+    (ours := scratch / "ours").mkdir()
+    (plain := scratch / "plain").mkdir()
+    with _hub(root) as environment:
+        watch = _Watch(ours)
+        # with the default of workers: one a core
+        command = [sys.executable, "-m", "video2world_preprocess.agibot", "--prepare"]
+        seconds = watch.run(command, cwd=ours, env=environment)
+        report = json.loads((ours / f"datasets/agibot_{CAMERA}/report.json").read_text())["counts"]
+        kept = _disk(ours)
+        other = _Watch(plain)
+        arguments = [REPO, CAMERA, _ffmpeg(), "5", "7.5"]
+        slow = other.run([sys.executable, "-c", PLAIN, *arguments], cwd=plain, env=environment)
+        shutil.rmtree(plain / "agibot")
+        plain_kept = _disk(plain)
+    return {
+        "archive_bytes": size, "archives": len(archives), "cameras": 8,
+        "episodes": report["episodes"], "windows": report["windows"],
+        "windows_plain": len(list((plain / "out").iterdir())),
+        "copied_windows": report["copied_windows"],
+        "seconds": round(seconds, 1), "seconds_plain": round(slow, 1),
+        "ratio": round(seconds / slow, 3),
+        "kept_bytes": kept, "kept_bytes_plain": plain_kept,
+        "peak_extra_bytes": watch.disk - kept,
+        "peak_extra_of_archives": round((watch.disk - kept) / size, 4),
+        "peak_extra_of_kept": round((watch.disk - kept) / kept, 4),
+        "peak_extra_bytes_plain": other.disk - plain_kept,
+        "largest_process_mib": round(watch.process / MIB),
+    }  # fmt: skip
+
+
+def _cpu_seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds of ``work``, its ended child processes included."""
+
+    def used() -> float:
+        both = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in both)
+
+    wall, cpu = time.monotonic(), used()
+    work()
+    return time.monotonic() - wall, used() - cpu
+
+
+def _psnr(video: Path, reference: np.ndarray) -> float:
+    error = ((read_frames(video).astype(np.float32) - reference) ** 2).mean()
+    return 10 * math.log10(255**2 / float(error))
+
+
+def re_encode(scratch: Path) -> dict[str, Any]:
+    """Windows of 150 frames of 640x480 at 30 frames/s, per second of a core."""
+    source, frames = scratch / "source.mp4", 900
+    write_video(source, footage(frames, 480, 640, 7), 30, crf=18)
+    windows, _ = cut_points(
+        frames, probe(source).fps, window_seconds=5, min_last_seconds=7.5, min_frames=94
+    )
+    ours = [(w.start, w.stop, scratch / f"ours-{w.index}.mp4") for w in windows]
+    plain = [scratch / f"plain-{w.index}.mp4" for w in windows]
+    ffmpeg = _ffmpeg()
+
+    def by_ffmpeg() -> None:
+        for window, target in zip(windows, plain, strict=True):
+            subprocess.run(
+                [ffmpeg, "-loglevel", "error", "-ss", str(window.start / 30), "-i", source, "-t",
+                 str(window.frames / 30), "-c", "libx264", "-y", target], check=True,
+            )  # fmt: skip
+
+    wall, cpu = _cpu_seconds(lambda: list(cut(source, ours)))
+    slow_wall, slow_cpu = _cpu_seconds(by_ffmpeg)
+    reference = read_frames(source, 0, windows[0].frames).astype(np.float32)
+    count = len(windows)
+    return {
+        "windows": count, "copied": 0,
+        "per_core_second": round(count / cpu, 3),
+        "per_core_second_ffmpeg": round(count / slow_cpu, 3),
+        "ratio": round(slow_cpu / cpu, 2),
+        "wall_seconds_one_process": round(wall, 1), "wall_seconds_ffmpeg": round(slow_wall, 1),
+        "psnr": round(_psnr(ours[0][2], reference), 2),
+        "psnr_ffmpeg": round(_psnr(plain[0], reference), 2),
+        "bytes": sum(target.stat().st_size for *_, target in ours),
+        "bytes_ffmpeg": sum(target.stat().st_size for target in plain),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- rows that need a GPU
+
+
+def _timed(work: Callable[[], Any], repeats: int = 3) -> float:
+    """Seconds of ``work`` on the GPU, the median after one to warm up."""
+    import torch
+
+    times = []
+    for _ in range(repeats + 1):
+        torch.cuda.synchronize()
+        started = time.monotonic()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.monotonic() - started)
+    return float(np.median(times[1:]))
+
+
+def text_encoder(captions: Path | None) -> dict[str, Any]:
+    """T5-11B's encoder with random weights: by length and each once, against padded one by one."""
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    from video2world_preprocess.text import TextEncoder
+    from video2world_preprocess.tiny_weights import _tokenizer
+
+    config = T5Config(d_model=1024, d_kv=128, num_heads=128, d_ff=65536, num_layers=24,
+                      vocab_size=32128)  # fmt: skip
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        encoder = TextEncoder(T5EncoderModel(config), _tokenizer(), torch.device("cuda"))
+        torch.set_default_dtype(torch.float32)
+    texts = (
+        [json.loads(line)["caption"] for line in captions.read_text().splitlines()]
+        if captions
+        else [f"The robot takes item {n} from the shelf. " * 8 for n in range(1714)]
+    )
+    few = texts[:32]
+
+    def padded() -> None:
+        for text in few:
+            tokens = encoder.tokenizer(
+                text, padding="max_length", truncation=True, max_length=512, return_tensors="pt"
+            ).to("cuda")
+            encoder.model(**tokens)
+
+    with torch.no_grad():
+        slow = _timed(padded) / len(few)
+        fast = _timed(lambda: encoder.encode(texts), repeats=1) / len(texts)
+    return {
+        "card": torch.cuda.get_device_name(), "captions": len(texts),
+        "prompts_per_second": round(1 / fast, 1), "prompts_per_second_padded": round(1 / slow, 1),
+        "ratio": round(slow / fast, 2),
+    }  # fmt: skip
+
+
+def video_encoder() -> dict[str, Any]:
+    """A clip of 93 frames of 704x1280 through the Wan VAE with random weights."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from video2world_preprocess.vae import VideoVAE
+
+    torch.manual_seed(0)
+    model = AutoencoderKLWan()
+    vae = VideoVAE(model, "AutoencoderKLWan", torch.device("cuda"), torch.bfloat16)
+    video = torch.rand(1, 3, 93, 704, 1280, device="cuda", dtype=torch.bfloat16) * 2 - 1
+    plain = vae.encode_latents(video)
+    slow = _timed(lambda: vae.encode_latents(video))
+    rows = {}
+    vae.prepare_for_batches()
+    for frames in (4, 8, 16, 32):
+        vae.frames_per_pass = frames
+        torch.cuda.reset_peak_memory_stats()
+        seconds = _timed(lambda: vae.encode_latents(video))
+        error = (vae.encode_latents(video) - plain).abs()
+        rows[str(frames)] = {
+            "seconds": round(seconds, 3), "of_diffusers": round(seconds / slow, 3),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+            "relative_error": round(float(error.mean() / plain.abs().mean()), 5),
+        }  # fmt: skip
+    return {
+        "card": torch.cuda.get_device_name(), "seconds_diffusers": round(slow, 3),
+        "by_frames_per_pass": rows,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if stage := results.get("fetch_and_split"):
+        size = f"{stage['archive_bytes'] / 1e9:.1f} GB of archives"
+        yield (f"peak extra disk, {size}", "<= 2 %",
+               f"{stage['peak_extra_of_archives']:.1%} of the archives, "
+               f"{stage['peak_extra_of_kept']:.0%} of what is kept")  # fmt: skip
+        yield (f"wall time against the plain way, {size}", "<= 0.25 x",
+               f"{stage['ratio']:.2f} x ({stage['seconds']} and {stage['seconds_plain']} s)")  # fmt: skip
+        yield (
+            "largest process of the dataset stage",
+            "<= 1024 MiB",
+            (f"{stage['largest_process_mib']} MiB"),
+        )
+    if row := results.get("re_encode"):
+        yield ("windows per core-second against ffmpeg", ">= 1.5 x",
+               f"{row['ratio']:.2f} x ({row['per_core_second']} against "
+               f"{row['per_core_second_ffmpeg']}; PSNR {row['psnr']} against "
+               f"{row['psnr_ffmpeg']} dB)")  # fmt: skip
+    if row := results.get("text_encoder"):
+        yield ("T5 prompts a second against one by one", ">= 8 x",
+               f"{row['ratio']:.1f} x ({row['prompts_per_second']})")  # fmt: skip
+    else:
+        yield "T5 prompts a second against one by one", ">= 8 x", "not run: no GPU"
+    if row := results.get("video_encoder"):
+        best = min(row["by_frames_per_pass"].values(), key=lambda r: r["seconds"])
+        yield "VAE against diffusers", "<= 0.6 x", f"{best['of_diffusers']} x ({best['seconds']} s)"
+    else:
+        yield "VAE against diffusers", "<= 0.6 x", "not run: no GPU"
+
+
+CASES = ("re_encode", "fetch_and_split", "text_encoder", "video_encoder")
+
+
+def main() -> None:
+    """Measure, print the table, write the file."""
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("--gigabytes", type=float, default=10.0, help="of archives (10)")
+    flags.add_argument("--captions", type=Path, help="a caption file, for the T5 row")
+    flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
+    flags.add_argument("--only", nargs="*", choices=CASES, default=CASES)
+    args = flags.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        free, needed = shutil.disk_usage(folder).free, 3.2e9 * args.gigabytes
+        if "fetch_and_split" in args.only and free < needed:
+            raise SystemExit(
+                f"error: {free / 1e9:.0f} GB are free, {needed / 1e9:.0f} GB are needed: give "
+                "fewer --gigabytes, or another --scratch"
+            )
+        cases: dict[str, Callable[[], dict[str, Any]]] = {
+            "re_encode": lambda: re_encode(Path(folder)),
+            "fetch_and_split": lambda: fetch_and_split(args.gigabytes, Path(folder)),
+        }
+        import torch
+
+        if torch.cuda.is_available():
+            cases["text_encoder"] = lambda: text_encoder(args.captions)
+            cases["video_encoder"] = video_encoder
+        for name in args.only:
+            if name in cases:
+                machine = _machine()
+                results[name] = cases[name]() | {"machine": machine}
+                print(f"{name}: {json.dumps(results[name])}", flush=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    for what, goal, value in _rows(results):
+        print(f"{what:<62} {goal:<12} {value}")
+
+
+if __name__ == "__main__":
+    main()
