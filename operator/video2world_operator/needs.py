@@ -1,10 +1,10 @@
 """What a resource needs of disk, GPU and host memory, by the figures that were measured.
 
 Two runs give the constants (docs/performance.md): 2B on one GPU at 720p and 16 fps took 68.6 GiB,
-and its checkpoint 43 GB, which is 22 bytes a parameter (bfloat16 weights, float32 masters, two Adam
-moments, the average, gradients); what is left are activations, which grow with depth times width
-and with the clip's tokens. A third run, 14B with LoRA at 480p, was not used for them and comes out
-at 60.4 of its 61.0 GiB.
+and its checkpoint 43 GB, which is 22 bytes a parameter for weights, masters, moments and average;
+what is left of the GPU's memory are activations, which grow with depth times width and with the
+clip's tokens. Two more runs were not used for them: 2B on two GPUs comes out at 34.3 of 34.7 GiB,
+14B with LoRA at 480p at 60.4 of 61.0.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import cli, crd, troubles
+from . import needs as needing
+from .api import API_VERSION, KIND, parse
 from .conditions import Reason, Type
 from .failures import REASONS
 from .generated import generate
@@ -114,7 +116,8 @@ def pages() -> dict[Path, str]:
         "metrics.md": _metrics(),
         "environment.md": _environment(),
     }
-    return {FOLDER / name: HEAD + text for name, text in made.items()}
+    sizing = FOLDER.parent / "sizing.md"
+    return {FOLDER / name: HEAD + text for name, text in made.items()} | {sizing: HEAD + _sizing()}
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -124,6 +127,42 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+# ---------------------------------------------------------------------- sizing
+
+# Size, resolution, architecture, then nodes, GPUs on each and context parallelism.
+_RUNS = (
+    ("2B", "720p", "Base", 1, 8, 2), ("2B", "720p", "Base", 1, 8, 1),
+    ("2B", "720p", "Base", 1, 4, 2), ("2B", "720p", "Base", 1, 2, 2),
+    ("2B", "720p", "Base", 1, 1, 1), ("2B", "480p", "Base", 1, 1, 1),
+    ("2B", "720p", "LoRA", 1, 1, 1), ("14B", "720p", "Base", 4, 8, 8),
+    ("14B", "720p", "Base", 2, 8, 8), ("14B", "480p", "Base", 2, 8, 8),
+    ("14B", "720p", "LoRA", 1, 8, 8), ("14B", "480p", "LoRA", 1, 1, 1),
+)  # fmt: skip
+
+
+def _sizing() -> str:
+    text = "# What a run needs\n\nEstimates for 16 fps and batch size 1, by the rule that `v2w "
+    text += "preflight` uses for your file. "
+    text += " ".join((needing.__doc__ or "").partition("\n\n")[2].split())
+    text += "\n\nDisk holds weights, text encoder, one task of AgiBotWorld at work, three "
+    text += "checkpoints and one being written.\n\n"
+    rows = []
+    for size, resolution, architecture, nodes, gpus, context in _RUNS:
+        training: dict[str, Any] = {"iterations": 1, "nodes": nodes, "gpusPerNode": gpus}
+        training |= {"contextParallelSize": context, "architecture": architecture}
+        model = {"size": size, "resolution": resolution}
+        spec = {"model": model, "dataset": {"agibot": {}}, "training": training}
+        metadata = {"name": "x"}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+        need = needing.needs(parse(body))
+        shown = (need.gpu / needing.GIB, need.host / needing.GIB, need.disk / 1e9)
+        rows.append((f"{size} {resolution} {architecture}", f"{nodes} x {gpus}", str(context),
+                     *(f"{number:.0f}" for number in shown)))  # fmt: skip
+    head = ("run", "nodes x GPUs", "context parallel", "GiB a GPU", "GiB host memory a node",
+            "GB of disk")  # fmt: skip
+    return text + _table(head, rows)
 
 
 # ---------------------------------------------------------------------- fields

@@ -73,7 +73,8 @@ def tree(seen: Snapshot, now: datetime, *, plain: bool = False) -> list[str]:
     head = f"{seen.name}: {status.get('phase', 'Unknown')}  {status.get('message', '')}".rstrip()
     below = [_stage(seen, entry, now, plain) for entry in status.get("stages", [])]
     below.append(_Node(f"{'restarts':<11} {_restarts(status)}"))
-    if gpu := status.get("gpuSeconds"):
+    gpu = status.get("gpuSeconds") or {}
+    if any(gpu.values()):
         below.append(_Node(f"{'GPU time':<11} {_gpu_time(gpu)}"))
     lines = [head] + ([f"  {seen.note}"] if seen.note else [])
     _draw(lines, below, "", plain)

@@ -20,7 +20,7 @@ def test_the_pages_are_up_to_date(path):
 
 
 def test_check_tells_what_is_out_of_date(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("video2world_operator.reference.FOLDER", tmp_path)
+    monkeypatch.setattr("video2world_operator.reference.FOLDER", tmp_path / "reference")
     assert main(["--check"]) == 1
     assert "make generate" in capsys.readouterr().err
     assert main([]) == 0
