@@ -296,8 +296,9 @@ def _tell(seen: Snapshot, around: Facts) -> int:
     from .explain import explain
 
     status = seen.status
-    print(f"{seen.name}: {status.get('phase', 'Pending')}  {status.get('message', '')}".rstrip())
     causes = explain(seen, around, datetime.now(UTC))
+    message = "" if causes else status.get("message", "")  # a cause says it better
+    print(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip())
     if not causes:
         print("nothing holds it up")
     for cause in causes:

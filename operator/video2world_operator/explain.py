@@ -16,7 +16,7 @@ from .conditions import Reason, Type, find
 from .observed import Pod, parse_time
 from .plan import GPU
 from .progress import duration
-from .troubles import BY_REASON, LOGS, RULES
+from .troubles import AGAIN_CLUSTER, AGAIN_LOCAL, BY_REASON, LOGS, RULES
 from .view import Snapshot
 
 __all__ = ["Cause", "Facts", "explain"]
@@ -231,7 +231,9 @@ class _Case:
     def _fill(self, text: str, pod: Pod | None = None, **facts: str) -> str:
         metadata, storage = self.around.metadata, self.around.spec.get("storage") or {}
         trouble, remedy = self._gpus()
+        again = AGAIN_CLUSTER if metadata else AGAIN_LOCAL
         known = {
+            "again": again.format(name=self.seen.name),
             "name": self.seen.name,
             "namespace": metadata.get("namespace", "default"),
             "stage": self.stage,

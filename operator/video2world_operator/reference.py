@@ -240,6 +240,7 @@ def _named(text: str) -> str:
         return "Not enough GPUs are free, no node has so many, or the cluster has none."
     if text == "{gpu_named}":
         return "Wait, change spec.training.gpusPerNode and nodes, or add nodes."
+    text = text.replace("{again}", troubles.AGAIN_CLUSTER)
     return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
 
 

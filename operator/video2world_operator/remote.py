@@ -24,7 +24,7 @@ __all__ = ["RemoteFailed", "apply", "checkpoints", "delete", "logs", "observe", 
 __all__ += ["status", "suspend", "watch"]
 
 T = TypeVar("T")
-LOG_LINES = "2000"  # of a log that are searched for losses
+LOG_LINES = "1000"  # of a log that are searched for losses: less than what is read at most
 _NO_CRD = f"the cluster does not know {KIND}: kubectl apply -f manifests/crd.yaml"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .conditions import Reason
 
-__all__ = ["BY_REASON", "LOGS", "RULES", "Rule"]
+__all__ = ["AGAIN_CLUSTER", "AGAIN_LOCAL", "BY_REASON", "LOGS", "RULES", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class Rule:
     remedy: str
 
 
-AGAIN = "then `v2w suspend {name}` and `v2w resume {name}` (any change of the spec does)"
+AGAIN = "{again}"
+AGAIN_CLUSTER = "then `v2w suspend {name}` and `v2w resume {name}` (any change of the spec does)"
+AGAIN_LOCAL = "then run the same `v2w run` again"
 LOGS = "`v2w logs {name} --stage {stage}` shows the whole log"
 
 # The first rule that matches counts: the particular stand before the general.

@@ -7,7 +7,7 @@ from string import Formatter
 
 import pytest
 
-from reconcile_world import World
+from reconcile_world import NOW, World
 from video2world_operator.explain import Facts, explain
 from video2world_operator.observed import Claim, Peer
 from video2world_operator.troubles import RULES
@@ -329,6 +329,16 @@ def test_what_runs_or_is_done_has_no_cause(world):
     assert causes(world) == []
 
 
+def test_a_local_run_that_failed_is_run_again():
+    stages = [{"name": "dataset", "state": "Failed"}]
+    failed = {"type": "Failed", "status": "True", "reason": "UserError", "message": "no videos"}
+    seen = Snapshot("run", {"phase": "Failed", "stages": stages, "conditions": [failed]})
+    (cause,) = explain(seen, Facts(), NOW)
+    assert cause.what == "no videos"
+    assert "then run the same `v2w run` again; `v2w logs run --stage dataset`" in cause.remedy
+    assert "resume" not in cause.remedy
+
+
 def test_a_local_run_whose_process_is_gone(world):
     assert causes(world, note="something else to know") == []
     (cause,) = causes(world, note="its process is gone", gone=True)
@@ -337,7 +347,7 @@ def test_a_local_run_whose_process_is_gone(world):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.pattern[:30])
 def test_every_rules_words_are_filled_in_without_a_gap(rule):
-    known = {"name", "namespace", "stage", "pod", "claim", "gpu_trouble", "gpu_remedy"}
+    known = {"again", "name", "namespace", "stage", "pod", "claim", "gpu_trouble", "gpu_remedy"}
     known |= set(re.compile(rule.pattern).groupindex)
     for text in (rule.what, rule.remedy):
         assert {field for _, field, _, _ in Formatter().parse(text) if field} <= known
