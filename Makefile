@@ -9,10 +9,10 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test lint format generate constraints clean
+.PHONY: help setup demo cluster tools test images e2e node lint format generate constraints clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## Create .venv with everything the other targets need (done by them when needed)
 
@@ -35,6 +35,16 @@ tools: .venv/ready ## Build the cluster's binaries into ~/.cache (done when need
 
 test: .venv/ready ## Run all tests
 	$(BIN)/python -m pytest
+
+images: .venv/ready ## Build the container images with buildah (VARIANT=hopper BASE=... BUILDER=...)
+	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \
+	  $(if $(BUILDER),--builder $(BUILDER))
+
+e2e: .venv/ready ## Run the tests on a real node made here: kubelet, containerd, our images (root)
+	PYTHONPATH=tools $(BIN)/python tools/e2e.py $(if $(RECORD),--record $(RECORD)) $(PYTEST)
+
+node: .venv/ready ## Open a shell with such a node, until it is left (root)
+	PYTHONPATH=tools $(BIN)/python tools/e2e.py --shell
 
 lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/ruff check .

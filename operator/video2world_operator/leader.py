@@ -51,7 +51,7 @@ class Leadership:
         identity: str,
         times: LeaseTimes | None = None,
     ) -> None:
-        self._cluster, self._identity, self._times = cluster, identity, times or LeaseTimes()
+        self._cluster, self.identity, self._times = cluster, identity, times or LeaseTimes()
         self._namespace = namespace
         self._path = path_of(VERSION, "Lease", namespace, NAME)
         self._seen: tuple[str, float] = ("", 0.0)  # version of the lease, and since when
@@ -67,7 +67,7 @@ class Leadership:
                 holder = f"unknown ({error})"
             if not holder:
                 self.leads = True
-                log.info("leading as %s", self._identity)
+                log.info("leading as %s", self.identity)
                 return
             if holder != said:
                 log.info("waiting: the leader is %s", holder)
@@ -103,7 +103,7 @@ class Leadership:
         self.leads = False
         try:
             lease = await self._cluster.get(self._path)
-            if lease and lease["spec"].get("holderIdentity") == self._identity:
+            if lease and lease["spec"].get("holderIdentity") == self.identity:
                 lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
                 await self._cluster.request("PUT", self._path, body=lease)
         except (ApiError, OSError) as error:
@@ -118,7 +118,7 @@ class Leadership:
             new["spec"] = self._spec({})
             return await self._write("POST", path_of(VERSION, "Lease", self._namespace), new)
         holder = lease["spec"].get("holderIdentity") or ""
-        if holder not in ("", self._identity) and not self._stale(lease):
+        if holder not in ("", self.identity) and not self._stale(lease):
             return str(holder)
         lease["spec"] = self._spec(lease["spec"])
         return await self._write("PUT", self._path, lease)  # with its version: one of us wins
@@ -142,10 +142,10 @@ class Leadership:
 
     def _spec(self, before: Mapping[str, Any]) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        mine = before.get("holderIdentity") == self._identity
+        mine = before.get("holderIdentity") == self.identity
         changes = int(before.get("leaseTransitions") or 0)
         return {
-            "holderIdentity": self._identity,
+            "holderIdentity": self.identity,
             "leaseDurationSeconds": max(1, round(self._times.duration)),
             "acquireTime": before.get("acquireTime") if mine else now,
             "renewTime": now,

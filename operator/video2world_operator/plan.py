@@ -232,6 +232,7 @@ def _manifests(
         "V2W_CONFIG_DIR": CONFIG_DIR,
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # the root file system is read-only
+        "USER": "video2world",  # PyTorch names folders by it; the user's id may have no name
     }
     if stage.name == "train":
         return _train(resource, namespace, stage, env, attempt)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import kopf
 
@@ -201,6 +202,8 @@ async def _work(
         await kopf.operator(
             registry=registry,
             settings=settings,
+            # given, as kopf's own is made of the user's name, which an image need not have
+            identity=cast(Any, leadership.identity),
             standalone=True,
             clusterwide=not options.namespaces,
             namespaces=options.namespaces,

