@@ -85,6 +85,7 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("V2W_WORKERS", "the pod's CPUs", "Videos that the dataset stage cuts at once."),
         Variable("PYTHONUNBUFFERED", "1", "Log lines come at once."),
         Variable("HOME", "/tmp", "The root file system is read-only."),
+        Variable("USER", "video2world", "PyTorch names folders by it; the pod's user has no name."),
         Variable("JOB_COMPLETION_INDEX", "", "Number of the pod; the Job controller sets it."),
     ),
     GROUP: (
