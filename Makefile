@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test images e2e node lint format generate constraints clean
+.PHONY: help setup demo cluster tools test images e2e node lint docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/python -m video2world_operator.crd --check
 	$(BIN)/python -m video2world_operator.rights --check
 	$(BIN)/python -m video2world_operator.reference --check
+	$(BIN)/mkdocs build --quiet --site-dir build/lint-site
+
+docs: .venv/ready ## Build the documentation's site into build/site
+	$(BIN)/mkdocs build --quiet
 
 format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
