@@ -53,10 +53,10 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/python -m video2world_operator.crd --check
 	$(BIN)/python -m video2world_operator.rights --check
 	$(BIN)/python -m video2world_operator.reference --check
-	$(BIN)/mkdocs build --quiet --site-dir build/lint-site
+	$(BIN)/mkdocs build --site-dir build/lint-site
 
 docs: .venv/ready ## Build the documentation's site into build/site
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build
 
 format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
