@@ -248,6 +248,10 @@ class _Words:
             return self._file.of(task, episode)
         return self._infos[task].get(episode)
 
+    def episodes(self) -> set[int] | None:
+        """All that task_info lists; None where a caption file is used instead."""
+        return None if self._file else {e for infos in self._infos.values() for e in infos}
+
     def why_none(self, task: int) -> str:
         """Why an episode has none."""
         if self._file is not None:
@@ -355,20 +359,20 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         if not archives[task]:
             raise _nothing(args, task, report)
         origin.fetch_task_info(task)
-    words = _Words(args, report)
-    state = folder / ".archives"
-    passing = _passing(args)
+    words, passing = _Words(args, report), _passing(args)
+    if (listed := words.episodes()) is not None:
+        _check_validation(args, listed)  # now, not after hours
     with _claim(args, rule), Splitter(folder, rule, args.workers) as splitter:
 
         def source(task: int, archive: Archive, m: Member) -> Source | None:
             path = passing / f"{_name(task, m.episode)}.mp4"
-            origin = f"{archive.name}/{archive.identity}/{m.episode}/{m.size}"
-            return _source(args, words, task, m.episode, path, origin)
+            identity = f"{archive.name}/{archive.identity}/{m.episode}/{m.size}"
+            return _source(args, words, task, m.episode, path, identity)
 
         def fetch_of(task: int) -> Fetch:
             return Fetch(
                 archives[task],
-                state,
+                folder / ".archives",
                 args.camera,
                 target=lambda m: passing / f"{_name(task, m.episode)}.mp4",
                 wanted=lambda archive, m: splitter.lacks(source(task, archive, m)),

@@ -33,7 +33,7 @@ CAMERA = "head_center_fisheye_color"
 def alpha(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two archives of about 3 MB."""
     root = tmp_path_factory.mktemp("alpha")
-    make_archives(root, 6_000_000, size=(64, 96), frames=(120, 155), fps=10)
+    make_archives(root, 6_000_000, size=(64, 96), frames=(120, 155), fps=10, depth_share=0.4)
     return root
 
 
