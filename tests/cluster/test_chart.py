@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,9 +21,10 @@ CRD = (
 NAME = "v2w-video2world-operator"
 
 
-@pytest.fixture(scope="session")
-def helm_binary():
-    return binaries.find("helm")["helm"]
+@pytest.fixture(params=["helm", "helm4"])
+def helm_binary(request):
+    """Helm 3, and Helm 4."""
+    return binaries.find(request.param)[request.param]
 
 
 @pytest.fixture
@@ -130,3 +132,23 @@ def test_wrong_values_are_refused(helm, value, words):
                 check=False)  # fmt: skip
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_monitoring_comes_on_request(helm):
+    def kinds(*flags):
+        done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *flags)
+        return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+    assert not [one for one in kinds() if one["kind"] in ("ServiceMonitor", "ConfigMap")]
+    flags = ("metrics.serviceMonitor.enabled=true", "metrics.dashboards.enabled=true")
+    made = {one["kind"]: one for one in kinds(*(part for one in flags for part in ("--set", one)))}
+    service, monitor = made["Service"], made["ServiceMonitor"]
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    assert wanted.items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    boards = [json.loads(text) for text in made["ConfigMap"]["data"].values()]
+    asked = re.findall(r"video2world_\w+", json.dumps(boards))
+    assert asked
+    told = (CHART.parents[1] / "docs/reference/metrics.md").read_text()
+    for name in asked:  # the operator has all that the dashboard asks for
+        assert f"`{name.removesuffix('_bucket')}`" in told

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import yaml
 
-from on_node import NAMESPACE, apply, demo
+from on_node import NAMESPACE, RELEASE, apply, demo, helm
 from operators import Resource, eventually
 from video2world_preprocess.video import probe
 
@@ -93,6 +93,10 @@ def test_from_apply_to_the_video(node, volume, record):
 
 def age(when, applied):
     return round(stamp(when[:19] + "Z").timestamp() - applied, 1)
+
+
+def test_helm_test(node):
+    assert "Phase:          Succeeded" in helm(node, "test", RELEASE)
 
 
 def test_what_render_shows_is_what_was_applied(node, tmp_path):

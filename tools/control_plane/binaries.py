@@ -44,6 +44,7 @@ _STAMPS = {
     "etcd": {},
     "kwok": {"sigs.k8s.io/kwok/pkg/consts.Version": "{version}"},
     "helm": {"helm.sh/helm/v3/internal/version.version": "v{version}"},
+    "helm4": {"helm.sh/helm/v4/internal/version.version": "v{version}"},
 }
 
 
@@ -101,6 +102,7 @@ ALL = {
         _kubernetes("kube-scheduler"),
         Tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "sigs.k8s.io/kwok"),
         Tool("helm", "helm", "helm.sh/helm/v3/cmd/helm", "helm.sh/helm/v3"),
+        Tool("helm4", "helm4", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4"),
         _kubernetes("kubelet", "node"),
         _kubernetes("kube-proxy", "node"),
         Tool("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),

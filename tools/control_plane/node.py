@@ -112,7 +112,8 @@ class NodeCluster(Cluster):
         for image in self._images:
             host, _, path = image.partition("/")
             (hosts / host).mkdir(parents=True, exist_ok=True)
-            (hosts / host / "hosts.toml").write_text(f'server = "http://{_REGISTRY}"\n')
+            mirror = f'[host."http://{_REGISTRY}"]\n  capabilities = ["pull", "resolve"]\n'
+            (hosts / host / "hosts.toml").write_text(f'server = "http://{_REGISTRY}"\n{mirror}')
             # blobs that the registry has are not sent again; zstd, as gzip takes minutes for GBs
             push = ["buildah", "push", "--quiet", "--tls-verify=false", "--format=oci"]
             push += ["--compression-format=zstd", "--compression-level=1"]
