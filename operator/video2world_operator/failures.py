@@ -77,7 +77,7 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
         if (disruption := _disruption(pod)) is not None:
             return disruption
     for pod in pods:
-        if pod.deleted is not None and pod.phase != "Succeeded":
+        if pod.deleted is not None and pod.phase != "Succeeded" and not _after_a_crash(pod, failed):
             return Failure("PodDeleted", f"pod {pod.name} was deleted", exit_code=pod.exit_code)
     if job is None or job.deleting:
         return Failure("JobDeleted", "its Job was deleted")
@@ -93,6 +93,22 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
     if job.failed:
         return Failure("JobFailed", job.message or job.failed, charged=True)
     return None
+
+
+def _after_a_crash(pod: Pod, failed: Sequence[Pod]) -> bool:
+    """Whether a pod was asked to go when another had crashed already, as the Job controller does.
+
+    Times have seconds: a crash of the same second counts as the cause, as a pod that is deleted by
+    hand takes longer to bring the others down.
+    """
+    return any(
+        other.deleted is None
+        and other.exit_code not in (None, EXIT_SAVED)
+        and other.ended is not None
+        and pod.asked is not None
+        and other.ended <= pod.asked
+        for other in failed
+    )
 
 
 def _disruption(pod: Pod) -> Failure | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .plan import ATTEMPT_LABEL, HASH_ANNOTATION, RESOURCE_LABEL, STAGE_LABEL
@@ -93,6 +93,7 @@ class Pod:
     started: datetime | None = None
     ended: datetime | None = None
     deleted: datetime | None = None  # when its grace ends, once somebody asked it to go
+    asked: datetime | None = None  # when that was
     exit_code: int | None = None
     reason: str = ""  # why container or pod ended: OOMKilled, Evicted, ...
     tail: str = ""  # last lines of its log, where it failed
@@ -120,6 +121,8 @@ class Pod:
         state = states[0] if states else {}
         ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
         why = f"{waiting.get('reason', '')}: {waiting.get('message', '')}".strip(": ")
+        deleted = parse_time(metadata.get("deletionTimestamp"))
+        grace = timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
@@ -131,7 +134,8 @@ class Pod:
             ready=conditions.get("Ready", {}).get("status") == "True",
             started=parse_time(status.get("startTime")),
             ended=parse_time(ended.get("finishedAt")),
-            deleted=parse_time(metadata.get("deletionTimestamp")),
+            deleted=deleted,
+            asked=deleted - grace if deleted else None,
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason", ""),
             tail=ended.get("message", "") if ended.get("exitCode") else "",

@@ -185,6 +185,22 @@ def test_a_stage_job_that_gave_up_fails_the_resource():
     assert "disk on fire" in world.status["message"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [(-1, "PodDeleted"), (0, "Crashed"), (2, "Crashed"), (None, "PodDeleted")],
+)
+def test_a_crash_counts_though_the_job_controller_has_deleted_the_others(asked, reason):
+    """It ends the group by itself, often before the operator has seen the crash."""
+    world = World()
+    first, second = world.to_training()
+    world.pod(second, phase="Failed", exit_code=1, ended=world.now)
+    moment = None if asked is None else world.now + timedelta(seconds=asked)
+    world.pod(first, deleted=world.now + timedelta(seconds=600), asked=moment)
+    world.round()
+    assert world.status["attempts"][0]["reason"] == reason
+    assert world.status.get("chargedRestarts", 0) == (reason == "Crashed")
+
+
 def test_a_job_deleted_by_hand_starts_again_as_a_new_attempt():
     world = World()
     world.to_training()
