@@ -65,7 +65,10 @@ def test_every_variable_that_the_plan_sets_is_listed_and_none_beside():
     assert {name for name in known() if name.startswith("V2W_") and name not in text} == set()
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.name)
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: p.name)
 def test_links_between_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
