@@ -44,6 +44,7 @@ from .fetch import (
 )
 from .files import remove_leftovers, write_text
 from .hub import Hub, NoSuchEntry, digest_of, digest_of_file, explained
+from .ranges import RemoteFile
 from .report import Report
 from .shares import Share, share_flags, share_of
 from .stage import UserError, run_stage
@@ -151,6 +152,7 @@ class _Origin:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
+        self._remotes: list[RemoteFile] = []
 
     @cached_property
     def _hub(self) -> Hub:
@@ -177,12 +179,17 @@ class _Origin:
             raise UserError(f"--task_ids {task}: {self._args.repo_id} has no archives of this task")
         if self._args.keep_tar:
             return [local_archive(self._download(file), file.path) for file in files]
-        return [
-            remote_archive(
-                self._hub.remote(file.path, file.size), file.path, "-".join(digest_of(file))
-            )
-            for file in files
-        ]
+        found = []
+        for file in files:
+            remote = self._hub.remote(file.path, file.size)
+            self._remotes.append(remote)
+            found.append(remote_archive(remote, file.path, "-".join(digest_of(file))))
+        return found
+
+    @property
+    def transferred(self) -> int:
+        """Bytes of archives that came over the network so far."""
+        return sum(remote.transferred for remote in self._remotes)
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._args.data_dir))
@@ -407,6 +414,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
                     return None  # another shard is still at it, and will be the last
         _check_validation(args, known)
         shutil.rmtree(passing.parent, ignore_errors=True)
+        report.counts["transferred_bytes"] = origin.transferred
         return finish(folder, names, report, splitter.tally)
 
 

@@ -25,7 +25,7 @@ from .events import Progress
 from .files import read_json, write_json, write_text
 from .report import Problem, Report, write_report
 from .shares import Share
-from .stage import UserError, end_with_parent
+from .stage import UserError, end_helpers, end_with_parent
 from .video import cut, probe, timing_remarks
 from .windows import Window, cut_points, window_name
 
@@ -393,6 +393,8 @@ class Splitter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
+            if kind is not None:
+                end_helpers()
 
     def is_done(self, source: Source) -> bool:
         """Whether all that would be made of ``source`` is there."""

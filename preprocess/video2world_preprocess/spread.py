@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .stage import end_with_parent
+from .stage import end_helpers, end_with_parent
 
 __all__ = ["devices", "spread"]
 
@@ -64,10 +64,13 @@ def spread(
         futures = {pool.submit(_run, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise OSError(
-            "a worker process could not load what it needs, or was killed for want of memory: see "
-            "above, or give the stage more memory (spec.stages)"
-        ) from None
-    finally:
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
+        end_helpers()
+        if isinstance(error, BrokenProcessPool):
+            raise OSError(
+                "a worker process could not load what it needs, or was killed for want of memory: "
+                "see above, or give the stage more memory (spec.stages)"
+            ) from None
+        raise
+    pool.shutdown()

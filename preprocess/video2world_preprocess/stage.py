@@ -6,11 +6,12 @@ volume's root as its working directory. Run by hand, without them, a command sim
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ __all__ = [
     "STATE_FOLDER",
     "Marker",
     "UserError",
+    "end_helpers",
     "end_with_parent",
     "explain",
     "run_stage",
@@ -102,10 +104,24 @@ def stop_on_sigterm() -> None:
 def end_with_parent() -> None:
     """Make this process, a worker's helper, end when its parent does; interrupts are the parent's.
 
-    However the parent ends: a helper that lived on would write to a volume that others hold.
+    However the parent ends: a helper that lived on would write to a volume that others hold. (The
+    kernel's own signal for it, PR_SET_PDEATHSIG, already comes when the starting thread ends.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(EXIT_FAILURE)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_helpers() -> None:
+    """End this process's worker processes now: after a failure nobody waits for their work."""
+    for helper in multiprocessing.active_children():
+        helper.terminate()
 
 
 def _tell_later() -> None:

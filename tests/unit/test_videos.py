@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +179,32 @@ def test_a_killed_workers_death_is_explained(tmp_path: Path) -> None:
     assert "a worker process was killed" in done.stderr
     assert "fewer --workers" in done.stderr
     assert run(tmp_path) == 0
+
+
+def test_workers_end_with_their_parent_but_not_with_a_thread_of_it(tmp_path: Path) -> None:
+    """Those that were started by a thread work on when it has ended."""
+    code = (
+        "import os, sys, threading, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from video2world_preprocess.stage import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=end_with_parent)\n"
+        "    first = threading.Thread(target=lambda: pool.submit(os.getpid).result())\n"
+        "    first.start(); first.join(); time.sleep(0.2)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60)\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "main.py"], stdout=subprocess.PIPE, text=True
+    )
+    worker = Path(f"/proc/{int(parent.stdout.readline())}")
+    assert worker.exists()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while worker.exists() and "zombie" not in (worker / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
