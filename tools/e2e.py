@@ -38,7 +38,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     shell = ["control_plane", "node", *images.names().values(), images.PAUSE]
-    inside = shell if given.shell else ["pytest", "tests/node", *more]
+    inside = shell if given.shell else ["pytest", "tests/node", "--timeout=1800", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "control_plane.sandbox", sys.executable, "-m", *inside]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

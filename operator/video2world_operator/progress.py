@@ -222,7 +222,7 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
             new["progress"] = _known(
                 iteration=event.iteration,
                 iterations=event.iterations,
-                loss=event.loss,
+                loss=None if event.loss is None else float(f"{event.loss:.6g}"),  # for people
                 secondsPerIteration=event.seconds_per_iteration,
                 etaSeconds=None if event.eta_seconds is None else max(0, round(event.eta_seconds)),
                 text=f"{event.iteration}/{event.iterations}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,10 +14,9 @@ from typing import Any
 import pytest
 
 import images
+from control_plane.demo import draw, give
 from control_plane.node import NodeCluster
 from on_node import CHART, NAMESPACE, RELEASE, ROOT, helm
-
-USER = 1000  # of our containers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,38 +72,18 @@ def node(record: dict[str, Any]) -> Iterator[NodeCluster]:
 
 @pytest.fixture(scope="session")
 def volume(node: NodeCluster) -> Callable[..., Path]:
-    """``volume(claim, mebibytes=None)`` makes a volume that this claim will get, with robot video.
-
-    It lies in a folder of this machine; with a size, in a file system of its own of that size.
-    """
+    """``volume(claim, mebibytes=None)`` makes a volume for this claim, with robot video on it."""
     drawn: list[Path] = []
 
     def make(claim: str, mebibytes: int | None = None) -> Path:
-        folder = node.folder / "volumes" / claim
-        folder.mkdir(parents=True)
-        if mebibytes:
-            size = f"size={mebibytes}m"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "small", folder], check=True)
+        folder = node.add_volume(claim, NAMESPACE, mebibytes)
         if not drawn:
-            module = "video2world_preprocess.demo"
-            where = ("--data_dir", "datasets/agibot")
-            subprocess.run([sys.executable, "-m", module, *where], cwd=folder, check=True)
+            draw(folder)
             drawn.append(folder / "datasets" / "agibot")
         else:
-            target = folder / "datasets"
-            target.mkdir()
-            subprocess.run(["cp", "-r", drawn[0], target], check=True)
-        subprocess.run(["chown", "-R", f"{USER}:{USER}", folder], check=True)
-        modes = ["ReadWriteOnce", "ReadWriteMany"]
-        spec = {
-            "capacity": {"storage": "2Gi"},
-            "accessModes": modes,
-            "hostPath": {"path": str(folder)},
-            "claimRef": {"namespace": NAMESPACE, "name": claim},
-            "persistentVolumeReclaimPolicy": "Retain",
-        }
-        manifest = {"apiVersion": "v1", "kind": "PersistentVolume", "spec": spec}
-        node.admin.post("/api/v1/persistentvolumes", manifest | {"metadata": {"name": claim}})
+            (folder / "datasets").mkdir()
+            subprocess.run(["cp", "-r", drawn[0], folder / "datasets"], check=True)
+            give(folder)
         return folder
 
     return make

@@ -44,7 +44,7 @@ def test_from_apply_to_the_video(node, volume, record):
     table = node.kubectl("get", "v2w", "-n", NAMESPACE, "demo").stdout
     assert "Running" in table
     assert f"/{ITERATIONS}" in table
-    logged = node.kubectl("logs", "-n", NAMESPACE, f"job/{names[0].rpartition('-')[0]}").stdout
+    logged = node.kubectl(*logs).stdout
     assert '"event": "progress"' in logged or '"event":"progress"' in logged
 
     status = run.reaches(phase="Succeeded", seconds=600)

@@ -98,7 +98,8 @@ def test_killed_in_the_middle_of_a_checkpoint(node, train, data, record):
 
 def test_a_pod_deleted(node, train, record):
     run = train("deleted")
-    node.kubectl("delete", "pod", "-n", NAMESPACE, "deleted-train-1-1", "--wait=false")
+    pod = run.pods("train")[1]["metadata"]["name"]
+    node.kubectl("delete", "pod", "-n", NAMESPACE, pod, "--wait=false")
     status = run.reaches(phase="Succeeded", seconds=300)
     first = status["attempts"][0]
     assert (first["reason"], first["charged"]) == ("PodDeleted", False)

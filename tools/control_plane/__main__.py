@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from . import Cluster, Unavailable, binaries
+from .demo import draw
 from .node import NodeCluster
 
 CRD = Path(__file__).resolve().parents[2] / "manifests" / "crd.yaml"
@@ -31,7 +32,12 @@ def main() -> int:
         print("starting the cluster ...", flush=True)
         if sys.argv[1:2] == ["node"]:
             with NodeCluster(sys.argv[2:]) as cluster:
-                print("One node runs containers; our images are on it, and no network leads out.")
+                folder = cluster.add_volume("demo-data", "default")
+                draw(folder)
+                print(
+                    "One node runs containers; our images are on it, and no network leads out."
+                    f"\nFor the claim demo-data there is a volume with robot video: {folder}"
+                )
                 _give(cluster, helm)
             return 0
         with Cluster(nodes=NODES, job_seconds=JOB_SECONDS, native_gang=True) as cluster:

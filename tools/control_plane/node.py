@@ -61,6 +61,27 @@ class NodeCluster(Cluster):
         self._run_name_server()
         self._wait("the node", self._node_ready)
 
+    def add_volume(self, claim: str, namespace: str, mebibytes: int | None = None) -> Path:
+        """Make a volume that this claim will get, in a folder of this machine; the folder.
+
+        With a size it is a file system of its own of that size.
+        """
+        folder = self.folder / "volumes" / claim
+        folder.mkdir(parents=True)
+        if mebibytes:
+            options = f"size={mebibytes}m"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", folder], check=True)
+        spec = {
+            "capacity": {"storage": "2Gi"},
+            "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
+            "hostPath": {"path": str(folder)},
+            "claimRef": {"namespace": namespace, "name": claim},
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        manifest = {"apiVersion": "v1", "kind": "PersistentVolume", "spec": spec}
+        self.admin.post("/api/v1/persistentvolumes", manifest | {"metadata": {"name": claim}})
+        return folder
+
     # containerd
 
     @property
