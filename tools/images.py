@@ -50,7 +50,8 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> dict[
     Args:
         base: image with Python 3.11 or newer that they start from; default: made here.
         variant: of the trainer's attention kernels, one of ``VARIANTS``.
-        builder: image with a CUDA compiler and the same Python, for kernels without a wheel.
+        builder: image with the same Python, and CUDA's compiler where kernels have no wheel;
+            default: the base.
 
     Raises:
         SystemExit: a step failed; what it printed stands before.
@@ -61,8 +62,8 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> dict[
     before = _identity(made["preprocess"])
     _build("operator", made["operator"], BASE=base)
     _build("preprocess", made["preprocess"], BASE=base)
-    trainer = {"BASE": made["preprocess"], "VARIANT": variant}
-    _build("trainer", made["trainer"], **trainer, **({"BUILDER": builder} if builder else {}))
+    arguments = {"BASE": made["preprocess"], "BUILDER": builder or base, "VARIANT": variant}
+    _build("trainer", made["trainer"], **arguments)
     if before and before != _identity(made["preprocess"]):
         # several GB that nothing names any more; the cache of the small stages goes with them
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)

@@ -178,7 +178,7 @@ def _announce(windows: list[_Window], args: argparse.Namespace, itemsize: int) -
         folder.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(folder).free) < size:
             raise UserError(
-                f"latents need {size / 2**30:.1f} GiB, the volume has {free / 2**30:.1f} GiB "
+                f"latents need {size / 2**20:,.1f} MiB, the volume has {free / 2**20:,.1f} MiB "
                 "free: enlarge spec.storage.size, or lower --clips_per_window"
             )
 
