@@ -8,7 +8,13 @@ from typing import Any
 
 from .observed import Pod
 
-__all__ = ["close_attempt", "observe", "open_attempt", "restart_was_not_charged"]
+__all__ = [
+    "close_attempt",
+    "observe",
+    "open_attempt",
+    "restart_was_not_charged",
+    "resumed",
+]
 
 KEPT = 10  # attempts that the status lists
 _NOTHING = {"useful": 0.0, "lost": 0.0, "idle": 0.0}
@@ -93,6 +99,29 @@ def close_attempt(
         part = _live(status, record, gpus, min(kept, record["endIteration"]))
         closed = _plus(status.get("closedGPUSeconds") or _NOTHING, part)
         status["closedGPUSeconds"] = status["gpuSeconds"] = closed
+
+
+def resumed(status: dict[str, Any], iteration: int, gpus: int) -> None:
+    """Learn from an attempt where it began: further on than was known, if the last pod's final
+    lines went with it. What had been taken for lost in the attempt before was useful then.
+    """
+    record = _open_record(status)
+    if record is None or iteration <= record["startIteration"]:
+        return
+    known, record["startIteration"] = record["startIteration"], iteration
+    record["endIteration"] = max(record["endIteration"], iteration)
+    records = status["attempts"]
+    if len(records) < 2:
+        return
+    before = records[-2]
+    saved = min(iteration, before["endIteration"]) - max(known, before["startIteration"])
+    before["endIteration"] = max(before["endIteration"], iteration)
+    spent = status.get("closedGPUSeconds")
+    if gpus and spent and saved > 0:
+        speed = (status.get("progress") or {}).get("secondsPerIteration", 0.0)
+        moved = min(spent["lost"], saved * speed * gpus)
+        part = {"useful": moved, "lost": -moved, "idle": 0.0}
+        status["closedGPUSeconds"] = status["gpuSeconds"] = _plus(spent, part)
 
 
 def restart_was_not_charged(status: dict[str, Any], reason: str, message: str) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "Finished",
     "ItemProgress",
     "Lines",
+    "Resumed",
     "Skipped",
     "TrainProgress",
     "duration",
@@ -65,6 +66,14 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """Training goes on from the checkpoint of ``iteration``."""
+
+    stage: str
+    iteration: int
+
+
+@dataclass(frozen=True)
 class Skipped:
     """The work of the stage was on the volume already; a worker may tell so of a later stage."""
 
@@ -89,7 +98,9 @@ class Failed:
     message: str
 
 
-Event: TypeAlias = TrainProgress | ItemProgress | CheckpointSaved | Skipped | Finished | Failed
+Event: TypeAlias = (
+    TrainProgress | ItemProgress | CheckpointSaved | Resumed | Skipped | Finished | Failed
+)
 
 
 class _Refused(Exception):
@@ -155,6 +166,7 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     "checkpoint": lambda stage, line: CheckpointSaved(
         stage, _count(line.get("iteration")), _text(line.get("path", ""))
     ),
+    "resumed": lambda stage, line: Resumed(stage, _count(line.get("iteration"))),
     "skipped": lambda stage, line: Skipped(stage, _text(line.get("inputsHash", ""))),
     "finished": _finished,
     "failed": lambda stage, line: Failed(
@@ -239,6 +251,9 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
             ]
         case CheckpointSaved():
             _checkpoint(new, event.iteration, event.path or None, now)
+        case Resumed():
+            if event.iteration > (new.get("checkpoint") or {}).get("iteration", 0):
+                _checkpoint(new, event.iteration, None, now)
         case _:
             pass
     return new

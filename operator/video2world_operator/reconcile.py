@@ -24,7 +24,7 @@ from .failures import Failure, diagnose
 from .models import KIND, Video2WorldPostTrain
 from .observed import Job, Observed, Pod, parse_time
 from .plan import Plan, Stage, make_plan, owned
-from .progress import Skipped, update_status
+from .progress import Resumed, Skipped, update_status
 
 __all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
 
@@ -157,6 +157,8 @@ class _Round:
     def _take_in_events(self) -> None:
         for event in self.seen.events:
             self.status = update_status(self.status, event, _text(self.now))
+            if isinstance(event, Resumed):
+                accounting.resumed(self.status, event.iteration, self.resource.spec.gpus)
             if isinstance(event, Skipped):
                 entry = self._entry(event.stage)
                 if entry and entry["state"] == "Pending" and event.inputs_hash == entry.get(

@@ -10,7 +10,7 @@ from reconcile_world import NOW, STAGES, World, resource
 from video2world_operator.actions import Apply, Delete
 from video2world_operator.observed import Capabilities, Claim, Peer
 from video2world_operator.plan import make_plan
-from video2world_operator.progress import CheckpointSaved, Skipped, TrainProgress
+from video2world_operator.progress import CheckpointSaved, Resumed, Skipped, TrainProgress
 from video2world_operator.reconcile import Policy, plan_of
 
 
@@ -490,6 +490,29 @@ def test_where_the_gpu_time_went():
     total = world.status["gpuSeconds"]
     assert sum(total.values()) >= 16000.0
     assert all(v >= 0 for v in total.values())
+
+
+def test_a_checkpoint_whose_news_went_with_its_pod():
+    """The next attempt tells where it began; what was taken for lost had been saved."""
+    world = World()
+    first, _ = world.to_training()
+    world.round()
+    world.tick(1000)
+    world.round(events=[TrainProgress("train", 100, 1000, 0.5, 8.0, 7200.0, 80)])
+    world.pod(first, deleted=NOW)
+    world.round()
+    assert world.status["gpuSeconds"] == {"useful": 10240.0, "lost": 2560.0, "idle": 3200.0}
+    world.pods.clear()
+    world.tick(10)
+    world.settle()
+    world.round(events=[Resumed("train", 103)])
+    before, now = world.status["attempts"]
+    assert (before["endIteration"], now["startIteration"], now["endIteration"]) == (103, 103, 103)
+    assert world.status["checkpoint"]["iteration"] == 103
+    assert world.status["gpuSeconds"] == {"useful": 12800.0, "lost": 0.0, "idle": 3200.0}
+    world.round(events=[Resumed("train", 103), Resumed("train", 80)])  # read again: no change
+    assert world.status["attempts"][1]["startIteration"] == 103
+    assert world.status["gpuSeconds"] == {"useful": 12800.0, "lost": 0.0, "idle": 3200.0}
 
 
 def test_a_resource_being_deleted_is_left_to_the_garbage_collector():

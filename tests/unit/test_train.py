@@ -154,6 +154,7 @@ def test_40_iterations_equal_20_kill_9_and_resume(volume, ranks):
     code, second = run(other, ranks=ranks)
     assert code == 0, second
     assert "going on from iteration 20" in second
+    assert [one["iteration"] for one in events(second, "resumed")] == [20]
     assert losses(first) | losses(second) == whole
     assert list(losses(second)) == list(range(21, 41))
     assert same(final(volume), final(other))

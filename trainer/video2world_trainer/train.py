@@ -95,6 +95,8 @@ def _train(run: Run, stop: _StopRequest, watchdog: Watchdog, started: float) -> 
     if world.leads:
         run.dataset.report()
         _announce(run, resumed)
+        if resumed:
+            emit("resumed", STAGE, iteration=progress.iteration)
     if progress.iteration >= config.max_iter:
         if world.leads:
             say(f"nothing to do: trained to iteration {progress.iteration} already")
