@@ -111,7 +111,7 @@ _MESSAGES: dict[Reason, str] = {
     Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} run, the others start.",
     Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
     Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
-    Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}",
+    Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
     Reason.NO_PODS: "No stage is at work.",
     Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes together.",
     Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together.",

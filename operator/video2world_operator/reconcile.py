@@ -25,6 +25,7 @@ from .models import KIND, Video2WorldPostTrain
 from .observed import Job, Observed, Pod, parse_time
 from .plan import Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
+from .troubles import remedy
 
 __all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
 
@@ -496,8 +497,11 @@ class _Round:
     def _pods_started(self, stage: Stage, pods: list[Pod]) -> None:
         for pod in pods:
             if pod.waits:
+                todo = remedy(pod.waits, stage=stage.name, pod=pod.name, name=self.resource.name,
+                              namespace=self.plan.namespace)  # fmt: skip
+                todo = todo or f"`kubectl describe pod {pod.name}` says more"
                 self._set(Type.PODS_STARTED, False, Reason.CONTAINER_WAITS, pod=pod.name,
-                          problem=pod.waits)  # fmt: skip
+                          problem=pod.waits, todo=todo)  # fmt: skip
                 return
             if pod.unschedulable:
                 self._set(Type.PODS_STARTED, False, Reason.UNSCHEDULABLE, pod=pod.name,

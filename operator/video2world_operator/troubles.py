@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .conditions import Reason
 
-__all__ = ["AGAIN_CLUSTER", "AGAIN_LOCAL", "BY_REASON", "LOGS", "RULES", "Rule"]
+__all__ = ["AGAIN_CLUSTER", "AGAIN_LOCAL", "BY_REASON", "LOGS", "RULES", "Rule", "remedy"]
 
 
 @dataclass(frozen=True)
@@ -231,3 +232,20 @@ BY_REASON: Mapping[str, str] = {
     Reason.QUEUED: "Wait; kubectl get workloads -n {namespace} shows who is before it. An empty "
     "list means that Kueue is not installed: take spec.scheduling.queueName out",
 }
+
+
+def remedy(text: str, **facts: str) -> str:
+    """What to do about ``text``, by the first rule that matches; empty if none does.
+
+    ``facts`` are ``stage``, ``pod``, ``namespace`` and ``name`` (of the resource); a rule that
+    needs more is for :mod:`.explain`, which looks further.
+    """
+    for rule in RULES:
+        if match := re.search(rule.pattern, text):
+            known = facts | {k: v for k, v in match.groupdict().items() if v}
+            known["again"] = AGAIN_CLUSTER.format_map(known)
+            try:
+                return rule.remedy.format_map(known)
+            except KeyError:
+                return ""
+    return ""

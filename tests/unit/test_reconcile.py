@@ -515,6 +515,25 @@ def test_a_checkpoint_whose_news_went_with_its_pod():
     assert world.status["gpuSeconds"] == {"useful": 12800.0, "lost": 0.0, "idle": 3200.0}
 
 
+@pytest.mark.parametrize(
+    ("waits", "todo"),
+    [
+        ('ImagePullBackOff: Back-off pulling image "none:9": not found', "spec.images"),
+        ('CreateContainerConfigError: secret "hf" not found', "kubectl create secret generic hf"),
+        ("Odd: never heard of", "kubectl describe pod"),
+    ],
+)
+def test_a_pod_that_cannot_start_says_what_to_do(waits, todo):
+    world = World()
+    first, _ = world.to_training()
+    world.pod(first, phase="Pending", ready=False, waits=waits)
+    world.round()
+    condition = world.condition("PodsStarted")
+    assert condition["reason"] == "ContainerWaits"
+    assert waits in condition["message"]
+    assert todo in condition["message"]
+
+
 def test_a_resource_being_deleted_is_left_to_the_garbage_collector():
     body = resource()
     body["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
