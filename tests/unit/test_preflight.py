@@ -55,12 +55,12 @@ def test_gpu_memory_is_what_was_measured(made, measured):
 def test_disk_and_repositories():
     need = needs(resource())
     assert need.checkpoint == pytest.approx(43e9, rel=0.01)  # measured
-    assert need.disk == pytest.approx(4 * 43e9 + 100e9 + 3.91e9 + 45.7e9 + 10e9, rel=0.01)
+    assert need.disk == pytest.approx(4 * 43e9 + 3.91e9 + 55.7e9 + 10e9, rel=0.01)
     assert need.repositories == REPOSITORIES
     fewer = needs(resource(training={"checkpoint": {"keep": 1}, "ema": False}))
     assert fewer.disk < need.disk - 80e9
-    there = needs(resource(dataset={"agibot": {"path": "datasets/agibot"}}))
-    assert there.disk == need.disk - 100e9
+    kept = needs(resource(dataset={"agibot": {"taskIDs": [327], "keepArchives": True}}))
+    assert kept.disk == need.disk + 100e9
     assert needs(resource("Tiny")).repositories == REPOSITORIES[2:]
     assert needs(resource("Tiny", dataset={"prepared": {"path": "d"}})).disk < 1e9
 
@@ -99,7 +99,7 @@ def test_a_machine_that_will_do():
 @pytest.mark.parametrize(
     ("made", "fields", "name", "text"),
     [
-        (resource(), {"disk": 1e11}, "disk", "needs about 332 GB, has 100 GB"),
+        (resource(), {"disk": 1e11}, "disk", "needs about 242 GB, has 100 GB"),
         (resource(), {"memory": 16e9}, "host memory", "needs about 43 GB, has 16 GB"),
         (resource(), {"gpus": None}, "GPUs", "8 are asked for, 0 are here"),
         (resource("14B"), {}, "GPUs", "32 are asked for, 8 are here"),
@@ -290,7 +290,7 @@ BAD = {
     "claim of one node": (CLAIM | {"training": {"nodes": 2}}, {"claim": claim(["ReadWriteOnce"])},
                           "volume", "fail", "the claim is ReadWriteOnce, but 2 nodes share it"),
     "small claim": (CLAIM, {"claim": claim(["ReadWriteOnce"], "100Gi")}, "volume size", "fail",
-                    "needs about 332 GB, has 107 GB"),
+                    "needs about 242 GB, has 107 GB"),
     "small size": ({"storage": {"size": "10Gi"}}, {}, "volume size", "fail", "has 11 GB"),
     "no class": ({"storage": {"storageClassName": "slow"}}, {}, "storage class", "fail",
                  "there is no slow"),
