@@ -70,6 +70,11 @@ def _text(maximum: int, pattern: str | None = None) -> StringConstraints:
 
 
 Text = Annotated[str, _text(253)]
+# A label's key as the API server has it: a DNS name and a slash before it, or nothing.
+LABEL_KEY = (
+    r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
 DNSName = Annotated[str, _text(253, r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 # Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
 VolumePath = Annotated[str, _text(512, r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$")]
@@ -480,7 +485,7 @@ class SchedulingSpec(_Model):
     scheduler_name: DNSName | None = Field(
         default=None, description="Scheduler of all pods; default the cluster's."
     )
-    topology_key: Annotated[str, _text(316, r"^[A-Za-z0-9][-A-Za-z0-9_./]*$")] | None = Field(
+    topology_key: Annotated[str, _text(316, LABEL_KEY)] | None = Field(
         default=None,
         description="Node label within one value of which the train group prefers to lie; default "
         "none.",
