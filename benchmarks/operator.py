@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+
+from benchmarks.host import facts  # noqa: E402
 
 from control_plane import Cluster  # noqa: E402
 from operators import Operator, Resource, grant  # noqa: E402
@@ -213,26 +212,6 @@ def memory(operator: Operator) -> dict[str, Any]:
     raise SystemExit("error: the operator has ended")
 
 
-def _machine() -> dict[str, Any]:
-    cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), platform.processor(),
-    )  # fmt: skip
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "commit": git.stdout.strip(),
-        "command": "python -m benchmarks.operator " + " ".join(sys.argv[1:]),
-    }
-
-
 _WHAT = {
     "lifetime": "One resource, apply to success: 6 stages of 1 s, 2 training nodes, native gang",
     "groups": "Resources of 4 training nodes applied at once, each after 4 stages of 1 s",
@@ -271,7 +250,9 @@ def main() -> int:
     flags.add_argument("--groups", type=int, default=8, help="resources of 4 nodes at once (8)")
     flags.add_argument("--restarts", type=int, default=10, help="failures to measure (10)")
     args = flags.parse_args()
-    results: dict[str, Any] = {"machine": _machine()}
+    results: dict[str, Any] = {
+        "machine": facts(" ".join(["python -m benchmarks.operator", *sys.argv[1:]]))
+    }
     with tempfile.TemporaryDirectory() as folder, _running(Path(folder)) as (cluster, operator):
         results["control_plane"] = cluster.admin.get("/version")["gitVersion"]
         results["memory_at_rest"] = memory(operator)

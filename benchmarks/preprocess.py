@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -23,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools")]
 
+from benchmarks.host import facts  # noqa: E402
+
 from agibot_archives import footage, make_archives  # noqa: E402
 from video2world_preprocess.video import cut, read_frames, write_video  # noqa: E402
 from video2world_preprocess.windows import Window  # noqa: E402
@@ -39,22 +39,6 @@ from video2world_preprocess.windows import Window  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "preprocess.json"
 REPO, CAMERA = "agibot-world/AgiBotWorld-Alpha", "head_center_fisheye_color"
 MIB = 2**20
-
-
-def _machine() -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    model = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), platform.machine(),
-    )  # fmt: skip
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "cpu": model,
-        "cores": os.cpu_count(), "load_at_start": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(), "commit": commit.stdout.strip(),
-        "command": f"python -m benchmarks.preprocess {' '.join(sys.argv[1:])}".strip(),
-    }  # fmt: skip
 
 
 def _ffmpeg() -> str:
@@ -420,7 +404,7 @@ def main() -> None:
             cases["video_encoder"] = video_encoder
         for name in args.only:
             if name in cases:
-                machine = _machine()
+                machine = facts(" ".join(["python -m benchmarks.preprocess", *sys.argv[1:]]))
                 results[name] = cases[name]() | {"machine": machine}
                 print(f"{name}: {json.dumps(results[name])}", flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

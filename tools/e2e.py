@@ -14,6 +14,7 @@ from pathlib import Path
 
 import images
 from control_plane import Unavailable, binaries
+from control_plane.node import BINARIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("containerd", "runc", "containernetworking-plugins", "iptables", "iproute2")
@@ -23,8 +24,7 @@ PROGRAMS = ("containerd", "runc", "/usr/lib/cni/bridge", "iptables", "ip")
 def prepare() -> None:
     """Packages, binaries and images, each made only where it is missing."""
     images.install(*PACKAGES, programs=PROGRAMS)
-    binaries.find("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl",
-                  "helm", *binaries.NODE)  # fmt: skip
+    binaries.find(*BINARIES)
     images.build()
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    shell = ["control_plane", "node", *images.names().values(), images.PAUSE]
+    shell = ["control_plane", "node", *images.names().values()]
     inside = shell if given.shell else ["pytest", "tests/node", "--timeout=1800", *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "control_plane.sandbox", sys.executable, "-m", *inside]

@@ -18,17 +18,13 @@ import time
 import tomllib
 from pathlib import Path
 
+from control_plane.node import PAUSE
+
 ROOT = Path(__file__).resolve().parents[1]
 REGISTRY = "ghcr.io/video2world"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 BASE = f"localhost/video2world/base:{SUITE}"
-PAUSE = f"{REGISTRY}/pause:1"  # what holds a pod's namespaces on a node without a registry
-VARIANTS = {  # of the trainer: the extra of pyproject.toml that brings its attention kernels
-    "portable": "",
-    "ampere": "ampere",
-    "hopper": "hopper",
-    "blackwell": "blackwell",
-}
+VARIANTS = ("portable", "ampere", "hopper", "blackwell")  # the trainer's attention kernels
 # What a base image has no use for in a container.
 _LITTER = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man",
            "usr/share/locale", "usr/share/info", "usr/share/lintian", "var/log")  # fmt: skip
@@ -40,12 +36,13 @@ def version() -> str:
 
 
 def names() -> dict[str, str]:
-    """Full names of the images of this version, by component."""
-    return {one: f"{REGISTRY}/{one}:{version()}" for one in ("operator", "preprocess", "trainer")}
+    """Full names of the images of this version by component, ``pause`` (for a node) the last."""
+    ours = {one: f"{REGISTRY}/{one}:{version()}" for one in ("operator", "preprocess", "trainer")}
+    return ours | {"pause": PAUSE}
 
 
-def build(base: str = "", variant: str = "portable", builder: str = "") -> dict[str, str]:
-    """Build all images; their names by component, with ``pause`` beside them.
+def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
+    """Build all images.
 
     Args:
         base: image with Python 3.11 or newer that they start from; default: made here.
@@ -67,11 +64,9 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> dict[
     if before and before != _identity(made["preprocess"]):
         # several GB that nothing names any more; the cache of the small stages goes with them
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
-    made["pause"] = PAUSE
     with tempfile.TemporaryDirectory() as context:
         (Path(context) / "Dockerfile").write_text(f'FROM {base}\nCMD ["sleep", "infinity"]\n')
         _run("buildah", "build", "--layers", "--quiet", "--tag", PAUSE, context)
-    return made
 
 
 def _identity(name: str) -> str:
@@ -113,7 +108,7 @@ def _revision() -> str:
 
 def _debian_base() -> str:
     """The image ``BASE``, made once: Debian with Python, and nothing that builds."""
-    if _has(BASE):
+    if _identity(BASE):
         return BASE
     install("debootstrap")
     print(f"making {BASE} with debootstrap (once; a minute) ...", flush=True)
@@ -130,11 +125,6 @@ def _debian_base() -> str:
         (context / "Dockerfile").write_text("FROM scratch\nADD root.tar /\n")
         _run("buildah", "build", "--quiet", "--tag", BASE, str(context))
     return BASE
-
-
-def _has(name: str) -> bool:
-    done = subprocess.run(["buildah", "images", "--quiet", name], capture_output=True, check=False)
-    return done.returncode == 0
 
 
 def install(*packages: str, programs: tuple[str, ...] = ()) -> None:

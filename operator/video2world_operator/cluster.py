@@ -214,6 +214,15 @@ class Cluster:
         finally:
             self._observe(method, path, code, time.monotonic() - started)
 
+    async def get_if_allowed(self, path: str) -> Object | None:
+        """As :meth:`get`; None also where the user may not see it."""
+        try:
+            return await self.get(path)
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            return None
+
     async def get(self, path: str, **params: str) -> Object | None:
         """The object at ``path``, or None where there is none."""
         try:

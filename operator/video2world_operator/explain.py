@@ -6,7 +6,6 @@ A text that no rule knows is shown as it is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +15,7 @@ from .conditions import Reason, Type, find
 from .observed import Pod, parse_time
 from .plan import GPU
 from .progress import duration
-from .troubles import AGAIN_CLUSTER, AGAIN_LOCAL, BY_REASON, LOGS, RULES
+from .troubles import AGAIN_CLUSTER, AGAIN_LOCAL, BY_REASON, LOGS, matching
 from .view import Snapshot
 
 __all__ = ["Cause", "Facts", "explain"]
@@ -221,12 +220,11 @@ class _Case:
 
     def _known(self, text: str, pod: Pod | None = None) -> Cause | None:
         """What the first rule that matches makes of ``text``."""
-        for rule in RULES if text else ():
-            if match := re.search(rule.pattern, text):
-                facts = {k: v for k, v in match.groupdict().items() if v}
-                what = self._fill(rule.what, pod, **facts)
-                return Cause(what, self._fill(rule.remedy, pod, **facts), text)
-        return None
+        if (found := matching(text)) is None:
+            return None
+        rule, facts = found
+        what = self._fill(rule.what, pod, **facts)
+        return Cause(what, self._fill(rule.remedy, pod, **facts), text)
 
     def _fill(self, text: str, pod: Pod | None = None, **facts: str) -> str:
         metadata, storage = self.around.metadata, self.around.spec.get("storage") or {}

@@ -138,9 +138,13 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
         return seen, Facts(
             metadata=body["metadata"],
             spec=spec,
-            claim=await _seen(cluster, path_of("v1", "PersistentVolumeClaim", space, claim)),
-            events=(await _seen(cluster, path_of("v1", "Event", space)) or {}).get("items", []),
-            nodes=(await _seen(cluster, "/api/v1/nodes") or {}).get("items"),
+            claim=await cluster.get_if_allowed(
+                path_of("v1", "PersistentVolumeClaim", space, claim)
+            ),
+            events=(await cluster.get_if_allowed(path_of("v1", "Event", space)) or {}).get(
+                "items", []
+            ),
+            nodes=(await cluster.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
         )
 
@@ -154,16 +158,6 @@ def preflight(plan: Plan, namespace: str | None) -> ClusterFacts:
         return await cluster_facts(cluster, space, plan)
 
     return _run(work, namespace)
-
-
-async def _seen(cluster: Cluster, path: str) -> dict[str, Any] | None:
-    """The object, or None where there is none or the user may not see it."""
-    try:
-        return await cluster.get(path)
-    except ApiError as error:
-        if error.code != 403:
-            raise
-        return None
 
 
 async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:

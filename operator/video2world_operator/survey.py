@@ -42,7 +42,9 @@ async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> Cluster
     return ClusterFacts(
         namespace=namespace,
         nodes=await _items(cluster, "/api/v1/nodes"),
-        claim=await _allowed(cluster, path_of("v1", "PersistentVolumeClaim", namespace, claim)),
+        claim=await cluster.get_if_allowed(
+            path_of("v1", "PersistentVolumeClaim", namespace, claim)
+        ),
         storage_classes=await _items(cluster, "/apis/storage.k8s.io/v1/storageclasses"),
         quotas=await _items(cluster, f"{base}/resourcequotas"),
         secrets=secrets,
@@ -57,18 +59,8 @@ async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> Cluster
     )
 
 
-async def _allowed(cluster: Cluster, path: str) -> dict[str, Any] | None:
-    """The object; None where there is none or it may not be seen."""
-    try:
-        return await cluster.get(path)
-    except ApiError as error:
-        if error.code != 403:
-            raise
-        return None
-
-
 async def _items(cluster: Cluster, path: str) -> list[Any] | None:
-    return (await _allowed(cluster, path) or {}).get("items")
+    return (await cluster.get_if_allowed(path) or {}).get("items")
 
 
 def _names(items: list[Any] | None) -> list[str] | None:

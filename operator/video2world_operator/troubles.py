@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from .conditions import Reason
 
-__all__ = ["AGAIN_CLUSTER", "AGAIN_LOCAL", "BY_REASON", "LOGS", "RULES", "Rule", "remedy"]
+__all__ = [
+    "AGAIN_CLUSTER",
+    "AGAIN_LOCAL",
+    "BY_REASON",
+    "LOGS",
+    "RULES",
+    "Rule",
+    "matching",
+    "remedy",
+]
 
 
 @dataclass(frozen=True)
@@ -234,18 +243,25 @@ BY_REASON: Mapping[str, str] = {
 }
 
 
+def matching(text: str) -> tuple[Rule, dict[str, str]] | None:
+    """The first rule that matches ``text``, and what its named groups found."""
+    for rule in RULES if text else ():
+        if match := re.search(rule.pattern, text):
+            return rule, {k: v for k, v in match.groupdict().items() if v}
+    return None
+
+
 def remedy(text: str, **facts: str) -> str:
     """What to do about ``text``, by the first rule that matches; empty if none does.
 
     ``facts`` are ``stage``, ``pod``, ``namespace`` and ``name`` (of the resource); a rule that
     needs more is for :mod:`.explain`, which looks further.
     """
-    for rule in RULES:
-        if match := re.search(rule.pattern, text):
-            known = facts | {k: v for k, v in match.groupdict().items() if v}
-            known["again"] = AGAIN_CLUSTER.format_map(known)
-            try:
-                return rule.remedy.format_map(known)
-            except KeyError:
-                return ""
-    return ""
+    if (found := matching(text)) is None:
+        return ""
+    rule, words = found
+    known = facts | words
+    try:
+        return rule.remedy.format_map(known | {"again": AGAIN_CLUSTER.format_map(known)})
+    except KeyError:
+        return ""

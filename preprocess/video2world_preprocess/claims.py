@@ -17,7 +17,7 @@ from .events import say
 from .files import read_json, remove_leftovers, write_json
 from .stage import UserError
 
-__all__ = ["claimed", "locked"]
+__all__ = ["claimed", "claimed_in_splits", "locked"]
 
 
 @contextlib.contextmanager
@@ -82,6 +82,19 @@ def claimed(
                 remove_leftovers(place)
         if alone and shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def claimed_in_splits(
+    splits: Iterable[Path], made_from: str, made: str, settings: Mapping[str, Any], remedy: str
+) -> Iterator[None]:
+    """:func:`claimed` for the folder ``made`` of every split that has the folder ``made_from``."""
+    with contextlib.ExitStack() as stack:
+        for split in splits:
+            if (split / made_from).is_dir():
+                folder = split / made
+                stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
         yield
 
 

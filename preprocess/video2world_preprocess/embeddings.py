@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .claims import claimed
+from .claims import claimed_in_splits
 from .events import Progress, say
 from .files import read_json, write_json
 from .pickles import read_embedding, write_embedding
@@ -175,11 +174,7 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         raise UserError(f"--max_length {args.max_length}: at least 1 token is needed")
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
     remedy = "give the data set another name (spec.dataset), or use the same model size"
-    with contextlib.ExitStack() as stack:
-        for split in args.dataset_path:
-            if (split / "metas").is_dir():
-                folder = split / FOLDER
-                stack.enter_context(claimed(folder, made_by, remedy, leftovers=[folder]))
+    with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy):
         return _embed(args, made_by)
 
 

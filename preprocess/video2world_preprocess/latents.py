@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import shutil
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .claims import claimed
+from .claims import claimed_in_splits
 from .events import Progress, emit, say
 from .files import atomic_write
 from .report import Report, write_report
@@ -206,11 +205,7 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     settings = {name: getattr(args, name) for name in names}
     settings |= {"size": list(args.video_size), "vae": vae.name}
     remedy = "give the data set another name (spec.dataset), or equal settings"
-    with contextlib.ExitStack() as stack:
-        for split in args.dataset_path:
-            if (split / "videos").is_dir():
-                folder = split / FOLDER
-                stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
+    with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy):
         return _encode_all(args, vae.name)
 
 

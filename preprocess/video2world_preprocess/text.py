@@ -102,7 +102,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:
+    except Exception as error:  # as above
         raise _not_loaded(name, error) from error
 
 

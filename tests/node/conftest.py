@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.host import facts
 
 import images
 from control_plane.demo import draw, give
 from control_plane.node import NodeCluster
-from on_node import CHART, NAMESPACE, RELEASE, ROOT, helm
+from on_node import CHART, NAMESPACE, RELEASE, helm
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,20 +36,12 @@ def _stamped(seen: dict[str, Any]) -> dict[str, Any]:
     def told(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    model = next(
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": told("git", "-C", str(ROOT), "rev-parse", "HEAD"),
-        "machine": f"{os.cpu_count()} cores of an {model}",
+        **facts("make e2e RECORD=benchmarks/results/node.json"),
         "versions": {
             "containerd": told("containerd", "--version").split()[2],
             "runc": told("runc", "--version").split()[2],
         },
-        "command": "make e2e RECORD=benchmarks/results/node.json",
         **seen,
     }
 
@@ -59,7 +50,7 @@ def _stamped(seen: dict[str, Any]) -> dict[str, Any]:
 def node(record: dict[str, Any]) -> Iterator[NodeCluster]:
     """The node, a namespace that admits restricted pods alone, and the chart as users have it."""
     started = time.monotonic()
-    with NodeCluster([*images.names().values(), images.PAUSE]) as running:
+    with NodeCluster([*images.names().values()]) as running:
         record["node_ready_seconds"] = round(time.monotonic() - started, 1)
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         namespace = {"metadata": {"name": NAMESPACE, "labels": labels}}

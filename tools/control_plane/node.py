@@ -22,7 +22,8 @@ from .cluster import BASE, Cluster
 
 NAME = "node-1"
 PODS = "10.244.0.0/24"  # addresses of pods; Kubernetes' services have 10.0.0.0/24
-PAUSE = "ghcr.io/video2world/pause:1"
+PAUSE = "ghcr.io/video2world/pause:1"  # holds a pod's namespaces; any sleeper does
+BINARIES = (*BASE, "kube-scheduler", "helm", *binaries.NODE)
 PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins has them
 NAMESPACE = "k8s.io"  # containerd's, in which kubelet finds images
 _REGISTRY = "127.0.0.1:5000"
@@ -48,7 +49,7 @@ class NodeCluster(Cluster):
         super().__init__(address=sandbox.NODE_ADDRESS)
 
     def _needed(self) -> tuple[str, ...]:
-        return (*BASE, "kube-scheduler", "helm", *binaries.NODE)
+        return BINARIES
 
     def _start(self) -> None:
         super()._start()
