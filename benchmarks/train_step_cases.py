@@ -282,38 +282,50 @@ def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
     )
 
 
-def gradients(length: int = 2048, heads: int = 4) -> dict[str, Any]:
-    """Every kernel that runs here against float64: relative errors of output and gradients."""
+def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, Any]:
+    """Every kernel that runs here against float64: relative errors of output and gradients.
+
+    Means over ``draws`` random inputs; ``spread`` is the standard deviation between them of the
+    largest of the four.
+    """
     device = torch.device("cuda")
-    generator = torch.Generator(device).manual_seed(1)
-    given = [
-        torch.randn(1, length, heads, 128, device=device, generator=generator).to(BF16)
-        for _ in range(4)
-    ]
-    exact = [one.double().requires_grad_() for one in given[:3]]
-    scores = torch.einsum("blhd,bmhd->bhlm", exact[0], exact[1]) / 128**0.5
-    wanted = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), exact[2])
-    wanted_gradients = torch.autograd.grad(wanted, exact, given[3].double())
     found: dict[str, Any] = {}
+    kernels = {}
     for name in BACKENDS:
         try:
-            attend = select_for(name, device, BF16).attend
+            kernels[name] = select_for(name, device, BF16).attend
         except UserError as error:
             found[name] = {"not_here": str(error).partition(": ")[2]}
-            continue
-        inputs = [one.clone().requires_grad_() for one in given[:3]]
-        out = attend(*inputs)
-        pairs = zip(
-            ("out", "dq", "dk", "dv"),
-            (out, *torch.autograd.grad(out, inputs, given[3])),
-            (wanted, *wanted_gradients),
-            strict=True,
-        )
-        found[name] = {
-            what: float((a.detach().double() - b.detach()).norm() / b.detach().norm())
-            for what, a, b in pairs
-        }
+    errors: dict[str, list[list[float]]] = {name: [] for name in kernels}
+    for seed in range(1, draws + 1):
+        generator = torch.Generator(device).manual_seed(seed)
+        given = [
+            torch.randn(1, length, heads, 128, device=device, generator=generator).to(BF16)
+            for _ in range(4)
+        ]
+        wanted = _attended(_exact, [one.double() for one in given])
+        for name, attend in kernels.items():
+            errors[name].append([
+                float((a.double() - b).norm() / b.norm())
+                for a, b in zip(_attended(attend, given), wanted, strict=True)
+            ])  # fmt: skip
+    for name, rows in errors.items():
+        means = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        found[name] = dict(zip(("out", "dq", "dk", "dv"), means, strict=True))
+        found[name]["spread"] = statistics.stdev(max(row) for row in rows)
     return found
+
+
+def _exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    scores = torch.einsum("blhd,bmhd->bhlm", query, key) / query.shape[-1] ** 0.5
+    return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), value)
+
+
+def _attended(attend: Any, given: list[Tensor]) -> list[Tensor]:
+    """Output and gradients for query, key and value; ``given`` ends with the output's gradient."""
+    inputs = [one.clone().requires_grad_() for one in given[:3]]
+    out = attend(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, given[3])]
 
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {

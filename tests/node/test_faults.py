@@ -140,7 +140,8 @@ def test_an_image_that_is_missing(node, train):
 
 def test_a_secret_that_is_missing(node, train):
     secret = {"huggingFaceTokenSecret": {"name": "no-such-secret", "key": "token"}}
-    run = train("tokenless", iteration=0, credentials=secret, dataset={"camera": "top"})
+    other = demo("")["spec"]["dataset"]["agibot"] | {"camera": "hand_left_color"}  # not split yet
+    run = train("tokenless", iteration=0, credentials=secret, dataset={"agibot": other})
     waiting = eventually(lambda: found if (found := run.condition("PodsStarted")).get("status")
                          == "False" and "no-such-secret" in found["message"]
                          else None, 90, lambda: shown(node, run))  # fmt: skip
