@@ -18,16 +18,19 @@ def facts(command: str) -> dict[str, Any]:
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.machine(),
     )  # fmt: skip
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
+            check=False,
+        ).stdout.strip()  # fmt: skip
+    except FileNotFoundError:
+        git = ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "load_at_start": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "commit": git.stdout.strip(),
+        "commit": git or os.environ.get("V2W_COMMIT", "unknown"),
         "command": command,
     }
