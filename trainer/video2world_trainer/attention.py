@@ -41,6 +41,7 @@ class Backend:
     module: str
     package: str
     load: Callable[[tuple[int, int] | None], Attend]
+    index: str = ""  # pip's option where PyPI has no build
 
     def obstacle(
         self,
@@ -59,7 +60,10 @@ class Backend:
         if dtype not in HALF:
             return f"it computes in bfloat16 or float16, the model is {_plain(dtype)}"
         if not has(self.module):
-            return f"the package {self.package} is not installed (pip install '{self.package}')"
+            where = f" {self.index}" if self.index else ""
+            return (
+                f"the package {self.package} is not installed (pip install '{self.package}'{where})"
+            )
         return None
 
 
@@ -148,7 +152,8 @@ BACKENDS: dict[str, Backend] = {
         Backend("flash_attention_4", (9, 10), "flash_attn.cute", "flash-attn-4",
                 _flash_attention_4),
         Backend("flash_attention_3", (9,), "flash_attn_interface", "flash-attn-3",
-                _flash("flash_attn_interface")),
+                _flash("flash_attn_interface"),
+                "--index-url https://download.pytorch.org/whl/cu130"),
         Backend("transformer_engine", (8, 9, 10, 12), "transformer_engine.pytorch",
                 "transformer-engine[pytorch]", _transformer_engine),
         # flash-attn-4 alone also makes a package flash_attn, so look for version 2's own module
