@@ -8,7 +8,7 @@ to the caption's T5 embedding, and AdaLN-LoRA modulation. The noise level is one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from .presets import DiTConfig
 from .rope import Rotation, VideoRope, apply_rope, rotation_of
 
-__all__ = ["Attend", "Block", "VideoDiT", "sdpa"]
+__all__ = ["Attend", "Block", "KeyValue", "VideoDiT", "sdpa"]
 
 # Queries [B, L, heads, head_dim], keys and values [B, M, heads, head_dim] -> as the queries
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# A caption's keys and values in one layer, [B, N, heads, head_dim] each
+KeyValue = tuple[Tensor, Tensor]
 
 EPS = 1e-6
 Runner = Callable[..., Tensor]
@@ -77,22 +80,31 @@ class Attention(nn.Module):
         out = self.attend(query, key, value).flatten(2)
         return self.output_proj(out).unflatten(1, x.shape[1:3])
 
-    def across(self, x: Tensor, context: Tensor) -> Tensor:
-        """Cross-attention of [B, T, HW, D] to a caption [B, N, C].
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """What :meth:`across` attends to, of a caption [B, N, C]."""
+        return self.k_norm(self._heads(self.k_proj(context))), self._heads(self.v_proj(context))
 
-        Frames attend as items of a batch: the backward pass of a kernel is parallel over batch,
-        heads and keys, and a caption's few keys alone would leave most of a GPU idle.
+    def across(self, x: Tensor, context: Tensor | KeyValue) -> Tensor:
+        """Cross-attention of [B, T, HW, D] to a caption [B, N, C], or to its keys and values.
+
+        To a caption, frames attend as items of a batch: the backward pass of a kernel is parallel
+        over batch, heads and keys, and a caption's few keys alone would leave most of a GPU idle.
+        To keys and values, which are for inference, all tokens attend together; there may be
+        several captions to one ``x``, and as many answers.
         """
         batch, frames = x.shape[:2]
-        query = self.q_norm(self._heads(self.q_proj(x))).flatten(0, 1)
+        query = self.q_norm(self._heads(self.q_proj(x)))
+        if isinstance(context, tuple):
+            query = query.flatten(1, 2)
+            if len(query) != len(context[0]):
+                query = query.expand(len(context[0]), -1, -1, -1).contiguous()
+            out = self.attend(query, *context).flatten(2)
+            return self.output_proj(out).unflatten(1, x.shape[1:3])
         key, value = (
             one.unsqueeze(1).expand(batch, frames, *one.shape[1:]).flatten(0, 1)
-            for one in (
-                self.k_norm(self._heads(self.k_proj(context))),
-                self._heads(self.v_proj(context)),
-            )
+            for one in self.keys_values(context)
         )
-        out = self.attend(query, key, value).flatten(2)
+        out = self.attend(query.flatten(0, 1), key, value).flatten(2)
         return self.output_proj(out).unflatten(0, (batch, frames))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -134,14 +146,16 @@ class Block(nn.Module):
         self.runner: Runner = Block.compute  # how compute is run: see memory.py
 
     def forward(
-        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, rotation: Rotation
-    ) -> Tensor:
+        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor | KeyValue,
+        rotation: Rotation,
+    ) -> Tensor:  # fmt: skip
         """``x`` [B, T, HW, D], ``embedding`` [B, T, D], ``shared`` [B, T, 3D], ``text`` [B,N,C]"""
         return self.runner(self, x, embedding, shared, text, rotation)
 
     def compute(
-        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor, rotation: Rotation
-    ) -> Tensor:
+        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor | KeyValue,
+        rotation: Rotation,
+    ) -> Tensor:  # fmt: skip
         """What :meth:`forward` answers, without recomputation or compilation around it."""
         for modulation, layer in (
             (self.adaln_modulation_self_attn, lambda y: self.self_attn(y, rotation)),
@@ -245,6 +259,10 @@ class VideoDiT(nn.Module):
             block.self_attn.attend = over_tokens or attend
             block.cross_attn.attend = attend
 
+    def caption(self, text: Tensor) -> list[KeyValue]:
+        """What each block attends to of captions [B, N, C]: the same at every noise level."""
+        return [block.cross_attn.keys_values(text) for block in self.blocks]
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Upstream's start without a checkpoint: truncated normal, modulations off (facts 1.6)."""
@@ -263,16 +281,20 @@ class VideoDiT(nn.Module):
         self,
         x: Tensor,
         timesteps: Tensor,
-        text: Tensor,
+        text: Tensor | Sequence[KeyValue],
         condition_mask: Tensor,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
         """The velocity [B, 16, T, H, W].
 
+        Of one sample under several captions (guidance) everything before the first cross-attention
+        is computed once: give their :meth:`caption` and a batch of one of all else.
+
         Args:
             x: latents [B, 16, T, H, W]; conditioning frames clean, the others noised.
             timesteps: noise level in [0, 1] of every latent frame, [B, T].
-            text: caption embeddings [B, N, 1024], zeros beyond the caption's end.
+            text: caption embeddings [B, N, 1024], zeros beyond the caption's end; or what
+                :meth:`caption` made of them, which need not be made again at every step.
             condition_mask: 1 on conditioning frames, [B, 1, T, H, W].
             padding_mask: 1 on padded pixels, [B, 1, height, width]; None is all zeros.
         """
@@ -292,8 +314,9 @@ class VideoDiT(nn.Module):
         angles = self.pos_embedder(self.all_frames or frames, *grid[1:])
         first = self.first_frame * grid[1] * grid[2]
         rotation = rotation_of(angles[first : first + math.prod(grid)])
-        for block in self.blocks:
-            tokens = block(tokens, embedding, shared, text, rotation)
+        for number, block in enumerate(self.blocks):
+            context = text if isinstance(text, Tensor) else text[number]
+            tokens = block(tokens, embedding, shared, context, rotation)
         return self._unpatchify(self.final_layer(tokens, embedding, shared), grid)
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
