@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .stage import UserError
 from .transform_vae import TransformVAE
+from .wan_decode import decode_wan
 
 __all__ = ["VideoVAE", "load_vae"]
 
@@ -25,7 +27,8 @@ class VideoVAE:
 
     ``model`` has the interface of diffusers' ``AutoencoderKLWan``; ``name`` identifies it in the
     metadata of cached latents; ``temporal_factor`` and ``spatial_factor`` are 4 and 8.
-    ``frames_per_pass``, a multiple of 4, decides speed and memory only: the encoder is causal.
+    ``frames_per_pass``, a multiple of 4, decides speed and memory only: encoder and decoder are
+    causal.
     """
 
     temporal_factor = 4
@@ -68,11 +71,29 @@ class VideoVAE:
             self.frames_per_pass = 16
             self.model.encoder.to(memory_format=torch.channels_last_3d)
 
+    def prepare_to_decode(self, frames_per_pass: int = 16) -> None:
+        """The same for decoding: on a GPU, so many frames in a pass, in the layout of its kernels.
+
+        At 704x1280, 16 frames take about 10 GiB more than diffusers' 4.
+        """
+        if self.device.type == "cuda":
+            self.frames_per_pass = frames_per_pass
+            self.model.decoder.to(memory_format=torch.channels_last_3d)
+
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """The video [B, 3, T, H, W], about [-1, 1] but not clamped, of normalised ``latents``."""
+        return torch.cat([*self.decode_parts(latents)], 2)
+
+    @torch.no_grad()
+    def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
+        """What :meth:`decode_latents` gives, part by part along time, so that each can be used
+        while the next is made."""
         latents = latents.to(self.device, self.dtype) / self._inverse_std + self._mean
-        return self.model.decode(latents).sample
+        if type(self.model).__name__ == "AutoencoderKLWan":
+            yield from decode_wan(self.model, latents, self.frames_per_pass // self.temporal_factor)
+        else:
+            yield self.model.decode(latents).sample
 
 
 def _encode_wan(model: Any, video: Tensor, frames: int) -> Tensor:
