@@ -23,6 +23,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 MARKS = ("<!-- train_step: made by `python -m benchmarks.train_step --document` -->",
          "<!-- /train_step -->")  # fmt: skip
 ERRORS = ("out", "dq", "dk", "dv")
+MODULE = "benchmarks.train_step"
 RETURN = "BENCHMARK_RESULT"  # names the file that a case's process leaves its answer in
 
 
@@ -34,8 +35,8 @@ def _case(name: str, options: dict[str, Any]) -> int:
     return 0
 
 
-def run_case(name: str, **options: Any) -> dict[str, Any]:
-    """One case's result, or its error under ``error``."""
+def run_case(name: str, *, module: str = MODULE, **options: Any) -> dict[str, Any]:
+    """The result of one of ``module``'s cases, or its error under ``error``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         environment = {
@@ -43,7 +44,7 @@ def run_case(name: str, **options: Any) -> dict[str, Any]:
             **os.environ,
             RETURN: str(path),
         }
-        command = [sys.executable, "-m", "benchmarks.train_step", "--case", name]
+        command = [sys.executable, "-m", module, "--case", name]
         done = subprocess.run(
             [*command, "--options", json.dumps(options)], env=environment, text=True,
             stderr=subprocess.PIPE,
@@ -57,7 +58,7 @@ def run_case(name: str, **options: Any) -> dict[str, Any]:
         return result
 
 
-def machine(commit: str) -> dict[str, Any]:
+def machine(commit: str, *, module: str = MODULE) -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
@@ -72,7 +73,7 @@ def machine(commit: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
     }
 
 

@@ -69,7 +69,7 @@ class VideoVAE:
         """Trade memory for speed on a GPU that has nothing else to do (the latents stage)."""
         if self.device.type == "cuda":
             self.frames_per_pass = 16
-            self.model.encoder.to(memory_format=torch.channels_last_3d)
+            _channels_last(self.model.encoder)
 
     def prepare_to_decode(self, frames_per_pass: int = 16) -> None:
         """The same for decoding: on a GPU, so many frames in a pass, in the layout of its kernels.
@@ -78,7 +78,7 @@ class VideoVAE:
         """
         if self.device.type == "cuda":
             self.frames_per_pass = frames_per_pass
-            self.model.decoder.to(memory_format=torch.channels_last_3d)
+            _channels_last(self.model.decoder)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -94,6 +94,14 @@ class VideoVAE:
             yield from decode_wan(self.model, latents, self.frames_per_pass // self.temporal_factor)
         else:
             yield self.model.decode(latents).sample
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Weights of convolutions in the layout that a GPU's kernels for bfloat16 want."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for one in model.parameters():
+        if one.dim() in formats:
+            one.data = one.data.contiguous(memory_format=formats[one.dim()])
 
 
 def _encode_wan(model: Any, video: Tensor, frames: int) -> Tensor:

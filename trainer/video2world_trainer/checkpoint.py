@@ -4,16 +4,18 @@
 renamed; so is ``optim/iter_%09d/``, where each rank put its part of the state. Then
 ``trainer/iter_%09d.json`` records size and CRC-32 of all these files, and
 ``latest_checkpoint.txt`` moves last. ``model/config.json`` describes the run: what it trains, and
-what inference must know.
+what inference must know. Old checkpoints are deleted, but not while somebody holds them
+(:func:`held`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +26,15 @@ from video2world_preprocess.events import say
 from video2world_preprocess.files import atomic_write, read_json, write_json, write_text
 from video2world_preprocess.stage import UserError
 
-__all__ = ["PARTS", "CheckpointFolder", "crc32", "entry", "newest_whole", "read_latest"]
+__all__ = [
+    "PARTS",
+    "CheckpointFolder",
+    "crc32",
+    "entry",
+    "held",
+    "newest_whole",
+    "read_latest",
+]
 
 PARTS = ("model", "optim", "scheduler", "trainer")
 _NAME = re.compile(r"iter_(\d{9})\.pt")
@@ -155,12 +165,19 @@ class CheckpointFolder:
 
     def _prune(self, keep: int, latest: int) -> None:
         for iteration in [one for one in self.iterations() if one != latest][max(keep - 1, 0) :]:
-            # trainer first: a half-pruned checkpoint must not look whole
-            for path in [self.path(part, iteration) for part in reversed(PARTS)]:
-                path.unlink(missing_ok=True)
-            self.merged(iteration).unlink(missing_ok=True)
-            shutil.rmtree(self.shards(iteration), ignore_errors=True)
-            self._manifest(iteration).unlink(missing_ok=True)
+            with _given_up(self.path("model", iteration)) as free:
+                if free:
+                    self._remove(iteration)
+                else:
+                    say(f"checkpoint {iteration} stays while its samples are made")
+
+    def _remove(self, iteration: int) -> None:
+        # trainer first: a half-pruned checkpoint must not look whole
+        for path in [self.path(part, iteration) for part in reversed(PARTS)]:
+            path.unlink(missing_ok=True)
+        self.merged(iteration).unlink(missing_ok=True)
+        shutil.rmtree(self.shards(iteration), ignore_errors=True)
+        self._manifest(iteration).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what killed writers left; only the writing process may call it."""
@@ -259,6 +276,46 @@ class CheckpointFolder:
                 )
         if before != description:
             write_json(self.config_path, description)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Keep a model file from being pruned while it is read; yields whether it is there.
+
+    The lock is the kernel's (``flock``) and ends with the process. Where a file system has none,
+    pruning goes ahead, and who reads the file has to bear that.
+    """
+    if path.is_dir():
+        yield True
+        return
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        yield False
+        return
+    with stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_SH)
+        yield path.exists()  # whoever pruned it may have been a moment quicker
+
+
+@contextlib.contextmanager
+def _given_up(path: Path) -> Iterator[bool]:
+    """Whether nobody holds ``path``; nobody can while the block runs."""
+    try:
+        stream = path.open("r+b")
+    except OSError:
+        yield True
+        return
+    with stream:
+        free = True
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:  # no locks on this file system
+            pass
+        yield free
 
 
 def entry(path: Path) -> dict[str, int]:

@@ -14,18 +14,27 @@ from video2world_preprocess.vae import VideoVAE
 from .model import VideoDiT
 from .objective import CONDITION_SIGMA, condition_mask, sigma_to_time
 from .sampler import initial_noise, karras_sigmas, sample
+from .step_cache import extrapolated
 
-__all__ = ["Settings", "generate"]
+__all__ = ["Settings", "Velocity", "decode", "denoised", "encode_given", "network_velocity"]
+
+# The network's input [1, 16, T, h, w] in float32 and each frame's time [1, T] to the velocities of
+# all branches [B, 16, T, h, w] in float32
+Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a sample is drawn. ``steps`` + 1 evaluations; guidance 0 evaluates the prompt alone."""
+    """How a sample is drawn. ``steps`` + 1 evaluations; guidance 0 evaluates the prompt alone.
+
+    ``approximate`` lets :mod:`video2world_trainer.step_cache` stand in for most evaluations.
+    """
 
     seed: int = 0
     steps: int = 35
     guidance: float = 7.0
     sigma_conditional: float = CONDITION_SIGMA
+    approximate: bool = False
 
 
 def to_model(frames: np.ndarray) -> Tensor:
@@ -33,71 +42,100 @@ def to_model(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
-def to_frames(video: Tensor) -> np.ndarray:
-    """[1, 3, T, H, W] in about [-1, 1] to uint8 [T, H, W, 3]."""
-    pixels = (video[0].float().cpu().clamp(-1, 1) + 1) * 127.5
-    return (pixels + 0.5).byte().permute(1, 2, 3, 0).contiguous().numpy()
+def to_frames(video: Tensor) -> Tensor:
+    """[1, 3, T, H, W] in about [-1, 1] to uint8 [T, H, W, 3] on the same device."""
+    pixels = (video[0].float().clamp(-1, 1) + 1) * 127.5
+    return (pixels + 0.5).byte().permute(1, 2, 3, 0).contiguous()
 
 
-def _denoiser(
-    net: VideoDiT, given: Tensor, mask: Tensor, text: Tensor, settings: Settings
-) -> Callable[[Tensor, float], Tensor]:
-    """The clean estimate at a noise level, conditioned frames always as given.
+def encode_given(vae: VideoVAE, frames: np.ndarray, clip_frames: int) -> Tensor:
+    """Latents [1, 16, T, h, w] in float32 of a clip that begins with ``frames``, zeros beyond.
 
-    ``text`` is [1, N, 1024], or [2, N, 1024] with the unconditional embedding second: then the
-    estimates are combined as cond + guidance * (cond - uncond) (facts sheet 5.3).
+    ``frames`` is uint8 [1 + 4k, H, W, 3]; the VAE is causal, so what follows them is not needed.
     """
-    branches = len(text)
-    dtype = next(net.parameters()).dtype
-    keep = mask.bool()
-    frame_is_given = mask[:, 0, :, 0, 0].bool()
-
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        time = sigma / (1 + sigma)
-        known = float(sigma_to_time(torch.tensor(settings.sigma_conditional)))
-        times = torch.where(frame_is_given, known, time)
-        network_input = torch.where(keep, given, (1 - time) * x)
-        velocity = net(
-            network_input.to(dtype).expand(branches, -1, -1, -1, -1),
-            times.to(dtype).expand(branches, -1),
-            text.to(dtype),
-            mask.to(dtype).expand(branches, -1, -1, -1, -1),
-        ).float()
-        clean = torch.where(keep, given, (1 - time) * x - time * velocity)
-        if branches == 1:
-            return clean
-        return clean[:1] + settings.guidance * (clean[:1] - clean[1:])
-
-    return denoise
+    given = vae.encode_latents(to_model(frames)).float()
+    longer = 1 + (clip_frames - 1) // vae.temporal_factor - given.shape[2]
+    return torch.nn.functional.pad(given, (0, 0, 0, 0, 0, longer))
 
 
 @torch.no_grad()
-def generate(
-    net: VideoDiT,
-    vae: VideoVAE,
-    frames: np.ndarray,
-    conditional_frames: int,
-    text: Tensor,
-    settings: Settings,
-    *,
-    after_step: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Generate a clip as long as ``frames``, uint8 [T, H, W, 3].
+def network_velocity(
+    net: VideoDiT, text: Tensor, mask: Tensor, *, together: bool = True, first_frame: int = 0
+) -> Velocity:
+    """The network's velocities under every caption of ``text`` [B, N, 1024].
 
     Args:
         net: the network, on the device it is to run on.
-        vae: the codec its latents were made with.
-        frames: uint8 [T, H, W, 3]; only the first ``conditional_frames`` matter.
-        conditional_frames: pixel frames given, 1 + 4k.
-        text: embedding(s) as for the denoiser, [1 or 2, N, 1024]; two where guidance is wanted.
+        text: embeddings; each is a branch.
+        mask: 1 on the given cells of the clip, [1, 1, T, h, w].
+        together: run the branches as one batch, which shares what comes before the first caption
+            is met; one after another takes less memory.
+    """
+    dtype = next(net.parameters()).dtype
+    captions = net.caption(text.to(mask.device, dtype))
+    mask = mask.to(dtype)
+    batches = [captions]
+    if not together:
+        batches = [
+            [(key[i : i + 1], value[i : i + 1]) for key, value in captions]
+            for i in range(len(text))
+        ]
+
+    @torch.no_grad()
+    def velocity(x: Tensor, times: Tensor) -> Tensor:
+        x, times = x.to(dtype), times.to(dtype)
+        return torch.cat([net(x, times, one, mask).float() for one in batches])
+
+    return velocity
+
+
+@torch.no_grad()
+def denoised(
+    velocity: Velocity,
+    given: Tensor,
+    given_frames: int,
+    settings: Settings,
+    *,
+    after_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The sample's latents [1, 16, T, h, w].
+
+    Two branches are combined as cond + guidance * (cond - uncond), conditioned frames are as given
+    at every level (facts sheet 5.3). Nothing here waits for the device.
+
+    Args:
+        velocity: under one caption, or under the prompt and what guidance leads away from.
+        given: the clean latents, of which only the first ``given_frames`` matter.
+        given_frames: how many latent frames are given.
         settings: seed, steps, guidance.
         after_step: called after each of the ``settings.steps`` + 1 evaluations.
     """
-    device = next(net.parameters()).device
-    given = vae.encode_latents(to_model(frames)).float().to(device)
-    count = torch.tensor([1 + (conditional_frames - 1) // 4])
-    mask = condition_mask(count, given.shape).to(device)
-    noise = initial_noise(given.shape, settings.seed).to(device)
-    denoise = _denoiser(net, given, mask, text.to(device), settings)
-    latents = sample(denoise, noise, karras_sigmas(settings.steps), after_step=after_step)
-    return to_frames(vae.decode_latents(latents))
+    mask = given_mask(given, given_frames)
+    keep, frame_is_given = mask.bool(), mask[:, 0, :, 0, 0].bool()
+    known = float(sigma_to_time(torch.tensor(settings.sigma_conditional)))
+    sigmas = karras_sigmas(settings.steps)
+    if settings.approximate:
+        velocity = extrapolated(velocity, len(sigmas))
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        time = sigma / (1 + sigma)
+        times = torch.where(frame_is_given, known, time)
+        found = velocity(torch.where(keep, given, (1 - time) * x), times)
+        clean = torch.where(keep, given, (1 - time) * x - time * found)
+        if len(clean) == 1:
+            return clean
+        return clean[:1] + settings.guidance * (clean[:1] - clean[1:])
+
+    noise = initial_noise(given.shape, settings.seed).to(given.device)
+    return sample(denoise, noise, sigmas, after_step=after_step)
+
+
+def given_mask(given: Tensor, frames: int) -> Tensor:
+    """1 on the first ``frames`` latent frames: [1, 1, T, h, w] float32."""
+    return condition_mask(torch.tensor([frames], device=given.device), given.shape)
+
+
+def decode(vae: VideoVAE, latents: Tensor) -> np.ndarray:
+    """The video uint8 [T, H, W, 3]; a part leaves the device while the next is decoded."""
+    parts = [to_frames(part) for part in vae.decode_parts(latents)]
+    return torch.cat(parts).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a run says of its progress: a line for people, one for machines, TensorBoard's curves."""
+"""What a run says of its progress: a line for people, one for machines, curves on the volume."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from video2world_preprocess.events import emit, say
 from video2world_preprocess.stage import UserError
 
 from .flops import peak_flops, step_flops
+from .records import Records
 from .run import STAGE, Run
 
 __all__ = ["Report"]
@@ -29,6 +30,7 @@ class Report:
         lora = config.architecture == "lora"
         clip = step_flops(run.net.config, count, run.tokens_per_clip, lora=lora)
         self._flops = clip * config.batch_size * layout.data_size
+        self._records = Records(config.job_folder) if run.world.leads else None
         self._writer: Any = None
         if config.tensorboard and run.world.leads:
             try:
@@ -76,6 +78,8 @@ class Report:
         emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
              loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
              checkpoint=run.saver.saved, **numbers)  # fmt: skip
+        if self._records is not None:
+            self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
         if self._writer is not None:
             for name, value in {"loss": loss, "seconds_per_iteration": seconds, **numbers}.items():
                 if value is not None:

@@ -187,6 +187,7 @@ class Run:
             self.folder, world, Staging(layout.host_mesh), keep=config.keep,
             asynchronous=config.asynchronous,
         )  # fmt: skip
+        self.saver.reserve(self._state())
 
     def _level(self) -> Keep:
         """How much blocks keep: as asked for, or the most that fits beside everything else."""

@@ -43,6 +43,11 @@ class Saver:
         # of its own, as its exchanges come between the training's at any time
         self.group = dist.new_group(backend="gloo") if world.size > 1 else None
 
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make ready in the background for what :meth:`save` will be given as ``tensors``."""
+        if self._asynchronous:
+            self._staging.reserve(tensors)
+
     def save(
         self,
         iteration: int,

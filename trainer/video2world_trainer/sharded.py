@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,19 +55,39 @@ class Staging:
     def __init__(self, mesh: DeviceMesh | None = None) -> None:
         self._mesh = mesh
         self._copies: dict[str, Tensor] = {}
+        self._reserving: threading.Thread | None = None
+
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the memory for copies of ``tensors`` in the background.
+
+        Pinning goes at little more than a GB a second, which the first copy need not wait for.
+        """
+        wanted = {name: local(one.detach()) for name, one in tensors.items()}
+        like = [(name, one.shape, one.dtype, one.is_cuda) for name, one in wanted.items()]
+        work = threading.Thread(
+            target=lambda: [self._memory(*one) for one in like], name="staging", daemon=True
+        )
+        work.start()
+        self._reserving = work
+
+    def _memory(self, name: str, shape: torch.Size, dtype: torch.dtype, pinned: bool) -> Tensor:
+        copy = self._copies.get(name)
+        if copy is None or copy.shape != shape:
+            # pinned, so that copies run at the bus's speed
+            copy = self._copies[name] = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        return copy
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy ``tensors``; training may go on when this returns."""
+        if self._reserving is not None:
+            self._reserving.join()
+            self._reserving = None
         found: dict[str, Tensor] = {}
         on_gpu = False
         for name, one in tensors.items():
             own = local(one.detach())
             on_gpu = on_gpu or own.is_cuda
-            copy = self._copies.get(name)
-            if copy is None or copy.shape != own.shape:
-                # pinned, so that later copies run at the bus's speed
-                copy = torch.empty(own.shape, dtype=own.dtype, pin_memory=own.is_cuda)
-                self._copies[name] = copy
+            copy = self._memory(name, own.shape, own.dtype, own.is_cuda)
             copy.copy_(own, non_blocking=True)
             found[name] = copy
             if isinstance(one, DTensor):

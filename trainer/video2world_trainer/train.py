@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from video2world_preprocess.stage import (
 from .config import TrainConfig, read_config
 from .distributed import World, join, peer_lost
 from .report import Report
+from .results_page import write_page
 from .run import STAGE, NonFiniteError, Run
 from .watchdog import Watchdog
 
@@ -146,6 +148,7 @@ def _finish(run: Run, started: float) -> int:
             "path": str(run.folder.path("model", run.saver.saved)),
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
+        write_page(Path("results", run.config.name), run.config.job_folder)
         if inputs_hash := os.environ.get("V2W_INPUTS_HASH"):
             stage = os.environ.get("V2W_STAGE", STAGE)
             Marker(stage, inputs_hash).write([str(latest)], summary)

@@ -1,0 +1,108 @@
+"""``python -m benchmarks.inference --peer diffusers``: inference at full size on a GPU.
+
+Prints a table and writes ``benchmarks/results/inference.json``. Every case runs in a process of its
+own; one that fails is reported and does not cost the others. ``--only`` measures some cases and
+keeps what the record says of the others. ``--tiny`` tries the cases on any machine and writes
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .train_step import RETURN, machine, run_case, write
+from .train_step import _commit as commit
+
+MODULE = "benchmarks.inference"
+RESULTS = Path(__file__).parent / "results" / "inference.json"
+ORDER = ("network_pass", "vae_decode", "sparse", "offload", "full_10fps", "full_16fps")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the cases and write the record."""
+    flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    flags.add_argument("--peer", choices=("diffusers", "none"), default="none")
+    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--json", type=Path, default=RESULTS)
+    flags.add_argument("--only", nargs="+", choices=ORDER, default=ORDER)
+    flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
+    flags.add_argument("--case", help=argparse.SUPPRESS)
+    flags.add_argument("--options", default="{}", help=argparse.SUPPRESS)
+    args = flags.parse_args(argv)
+    if args.case:
+        from .inference_cases import CASES
+
+        result = CASES[args.case](**json.loads(args.options))
+        Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
+        return 0
+    record: dict[str, Any] = {"cases": {}}
+    if args.json.exists():
+        record = json.loads(args.json.read_text(encoding="utf-8"))
+    for name in args.only:
+        options: dict[str, Any] = {"tiny": True} if args.tiny else {}
+        if name == "network_pass":
+            options["peer"] = args.peer == "diffusers"
+        found = run_case(name, module=MODULE, **options)
+        if args.tiny:
+            if "error" in found:
+                return 1
+            continue
+        found["machine"] = machine(args.commit or commit(), module=MODULE)
+        record["cases"][name] = found
+        record["goals"] = goals(record["cases"])
+        write(args.json, record)
+    if args.tiny:
+        return 0
+    print(table(record))
+    return 0 if all(one["met"] for one in record["goals"]) else 1
+
+
+def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals that the finished cases can be held against."""
+
+    def value(*path: str) -> float | None:
+        found: Any = cases
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, int | float) else None
+
+    rows = [
+        ("2B, 720p, 93 frames, 35 steps with guidance, embedding to mp4, s",
+         value("full_16fps", "seconds"), 214),
+        ("a network pass over diffusers' transformer", value("network_pass", "of_diffusers"), 0.83),
+        ("2B, 720p, 61 frames (10 fps), embedding to mp4, s", value("full_10fps", "seconds"), 104),
+        ("approximate over exact, 61 frames", value("full_10fps", "approximate", "of_exact"), 0.5),
+        ("sparse over dense, an evaluation of 93 frames", value("sparse", "of_dense"), 0.5),
+        ("VAE decode of 93x704x1280 over diffusers", value("vae_decode", "of_diffusers"), 0.6),
+        ("peak memory, exact, GiB", value("full_16fps", "peak_GiB"), 32),
+        ("peak memory with offload, GiB", value("offload", "peak_GiB"), 20),
+    ]  # fmt: skip
+    return [
+        {"goal": f"{what} <= {limit:g}", "measured": measured, "met": measured <= limit}
+        for what, measured, limit in rows
+        if measured is not None
+    ]
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record for people."""
+    lines = []
+    for name, one in record["cases"].items():
+        where = one["machine"]["device"]
+        if "error" in one:
+            lines.append(f"{name:<14}failed: {one['error']}")
+        else:
+            lines.append(f"{name:<14}{one['seconds']:>10} s  {one.get('peak_GiB', '')}  {where}")
+    lines.append("")
+    for one in record["goals"]:
+        lines.append(f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

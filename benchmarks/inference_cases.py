@@ -1,0 +1,429 @@
+"""The measurements of ``benchmarks.inference``, one function each, run in a process of its own.
+
+Every case takes ``tiny``: a small network and clip on whatever device there is, so that a case can
+be tried without a GPU. Weights are random, of the true shapes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from video2world_preprocess.vae import VideoVAE, _channels_last
+from video2world_preprocess.video import write_video
+from video2world_trainer.attention import select_for
+from video2world_trainer.generate import (
+    Settings,
+    Velocity,
+    decode,
+    denoised,
+    encode_given,
+    given_mask,
+    network_velocity,
+)
+from video2world_trainer.memory import prepare_blocks
+from video2world_trainer.metrics import psnr
+from video2world_trainer.model import VideoDiT
+from video2world_trainer.presets import PRESETS, DiTConfig
+from video2world_trainer.sparse import dense_mask, patterns_for, plan
+from video2world_trainer.sparse_kernels import choose, sparse_attention
+from video2world_trainer.stream_weights import stream_weights
+from video2world_trainer.weights import to_diffusers
+
+GIB = 2**30
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is generated: the network, frames x height x width in pixels, captions' positions."""
+
+    dit: DiTConfig
+    frames: int
+    height: int
+    width: int
+    text: int = 512
+    vae_width: int = 96
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        return (1, 16, 1 + (self.frames - 1) // 4, self.height // 8, self.width // 8)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        _, _, frames, height, width = self.latents
+        return (frames, height // 2, width // 2)
+
+
+def _size(tiny: bool, fps: int = 16) -> Size:
+    if tiny:
+        dit = replace(PRESETS["2B"].dit, model_channels=64, num_heads=2, adaln_lora_dim=16)
+        return Size(dit, 9 if fps == 16 else 5, 96, 160, text=8, vae_width=8)
+    return Size(PRESETS["2B"].dit, PRESETS["2B"].clip_frames[fps], 704, 1280)
+
+
+def _wait() -> None:
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+def _timed(work: Callable[[], Any], *, warm: int = 1, count: int = 3) -> list[float]:
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(count):
+        _wait()
+        started = time.perf_counter()
+        work()
+        _wait()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _timing(times: list[float]) -> dict[str, Any]:
+    return {
+        "seconds": round(statistics.median(times), 4),
+        "all_seconds": [round(one, 4) for one in times],
+    }
+
+
+def _peak() -> dict[str, float]:
+    if not ON_GPU:
+        return {"peak_GiB": 0.0}
+    return {
+        "peak_GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "peak_reserved_GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
+    }
+
+
+def _forget_peak() -> None:
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _randomised(net: nn.Module) -> None:
+    """Weights that hide nothing: upstream's start would zero every modulation."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5, generator=generator)
+
+
+def _network(dit: DiTConfig, *, exact_rope: bool = False, dtype: torch.dtype = DTYPE) -> VideoDiT:
+    with DEVICE:
+        net = VideoDiT(dit, exact_rope=exact_rope).to(dtype)
+    _randomised(net)
+    return net.eval().requires_grad_(False)
+
+
+def _prepared(net: VideoDiT) -> str:
+    """Attention and compilation as the inference command has them; the kernel's name."""
+    choice = select_for("auto", DEVICE, next(net.parameters()).dtype)
+    net.set_attention(choice.to_caption, choice.attend)
+    prepare_blocks(net, compiled=ON_GPU)
+    return choice.name
+
+
+def _texts(size: Size) -> Tensor:
+    """A prompt of 100 tokens and a longer one that guidance leads away from."""
+    generator = torch.Generator().manual_seed(2)
+    texts = torch.randn(2, size.text, 1024, generator=generator) * 0.1
+    texts[0, size.text // 5 :] = 0
+    texts[1, size.text // 4 :] = 0
+    return texts.to(DEVICE)
+
+
+def _given(size: Size) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(size.latents, generator=generator).to(DEVICE)
+
+
+def _once(velocity: Velocity, given: Tensor) -> Callable[[], Tensor]:
+    times = torch.full((1, given.shape[2]), 0.8, device=DEVICE)
+    return lambda: velocity(given, times)
+
+
+def network_pass(tiny: bool = False, peer: bool = True) -> dict[str, Any]:
+    """One evaluation: both branches of guidance, one branch, and diffusers' transformer."""
+    size = _size(tiny)
+    given, texts = _given(size), _texts(size)
+    mask = given_mask(given, 1)
+    net = _network(size.dit, exact_rope=True)
+    result: dict[str, Any] = {}
+    if peer:
+        theirs = _diffusers(size.dit)
+        theirs.load_state_dict(to_diffusers(net.state_dict()))
+        their_pass = _their_pass(theirs, given, mask, texts[:1])
+        result["diffusers"] = _timing(_timed(their_pass, count=2))
+        expected = their_pass()
+        del theirs, their_pass
+        _forget_peak()
+    result["attention"] = _prepared(net)
+    one = _once(network_velocity(net, texts[:1], mask), given)
+    if peer:
+        result["relative_difference"] = _difference(one(), expected)
+    result["one_branch"] = _timing(_timed(one, count=2))
+    _forget_peak()
+    pair = _once(network_velocity(net, texts, mask), given)
+    times = _timed(pair)
+    result["pair"] = _timing(times) | _peak()
+    result["seconds"] = round(statistics.median(times) / 2, 4)
+    result["pair_against_its_branches"] = _difference(pair()[:1], one())
+    if peer:
+        result["of_diffusers"] = round(result["seconds"] / result["diffusers"]["seconds"], 4)
+        result["relative_difference_float32_small"] = _small_in_float32(size)
+    return result
+
+
+def _diffusers(dit: DiTConfig, dtype: torch.dtype = DTYPE) -> nn.Module:
+    from diffusers import CosmosTransformer3DModel
+
+    with DEVICE:
+        net = CosmosTransformer3DModel(
+            in_channels=17, out_channels=16, num_attention_heads=dit.num_heads,
+            attention_head_dim=dit.head_dim, num_layers=dit.num_blocks, mlp_ratio=dit.mlp_ratio,
+            text_embed_dim=dit.crossattn_dim, adaln_lora_dim=dit.adaln_lora_dim,
+            max_size=(dit.max_frames, dit.max_height, dit.max_width), patch_size=(1, 2, 2),
+            rope_scale=(dit.rope_ratio_t, dit.rope_ratio_h, dit.rope_ratio_w),
+            concat_padding_mask=True, extra_pos_embed_type=None,
+        ).to(dtype)  # fmt: skip
+    return net.eval().requires_grad_(False)
+
+
+def _their_pass(net: nn.Module, x: Tensor, mask: Tensor, text: Tensor) -> Callable[[], Tensor]:
+    dtype = next(net.parameters()).dtype
+    _, _, frames, height, width = x.shape
+    level = torch.full((1, 1, frames, 1, 1), 0.8, device=DEVICE, dtype=dtype)
+    padding = torch.zeros(1, 1, height * 8, width * 8, device=DEVICE, dtype=dtype)
+    given = torch.cat([x, mask], 1).to(dtype)
+
+    @torch.no_grad()
+    def work() -> Tensor:
+        out: Tensor = net(given, level, text.to(dtype), padding_mask=padding, return_dict=False)[0]
+        return out.float()
+
+    return work
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    error = (found - expected).double().norm() / expected.double().norm()
+    return float(f"{float(error):.3e}")
+
+
+def _small_in_float32(size: Size) -> float:
+    """The same comparison without rounding to bfloat16, all blocks, 1/33 of the area."""
+    small = replace(size, height=96, width=256)
+    given, texts = _given(small), _texts(small)
+    mask = given_mask(given, 1)
+    net = _network(size.dit, exact_rope=True, dtype=torch.float32)
+    theirs = _diffusers(size.dit, torch.float32)
+    theirs.load_state_dict(to_diffusers(net.state_dict()))
+    found = _once(network_velocity(net, texts[:1], mask), given)()
+    return _difference(found, _their_pass(theirs, given, mask, texts[:1])())
+
+
+def _vae(size: Size) -> VideoVAE:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    return VideoVAE(AutoencoderKLWan(base_dim=size.vae_width), "random", DEVICE, DTYPE)
+
+
+def vae_decode(tiny: bool = False) -> dict[str, Any]:
+    """Latents to pixels: diffusers as it comes, and ours with more frames a pass."""
+    size = _size(tiny)
+    latents, vae = _given(size), _vae(size)
+    result: dict[str, Any] = {}
+
+    def theirs() -> Tensor:
+        with torch.no_grad():
+            plain = latents.to(DTYPE) / vae._inverse_std + vae._mean
+            return vae.model.decode(plain).sample
+
+    result["diffusers"] = _timing(_timed(theirs, count=2)) | _peak()
+    expected = theirs().float()
+    rows = {}
+    for name, frames, last in (
+        ("4", 4, False), ("4, channels last", 4, True), ("8, channels last", 8, True),
+        ("16, channels last", 16, True),
+    ):  # fmt: skip
+        vae.frames_per_pass = frames
+        if last:
+            _channels_last(vae.model.decoder)
+        _forget_peak()
+        times = _timed(lambda: vae.decode_latents(latents), count=2)
+        rows[name] = _timing(times) | _peak()
+        found = vae.decode_latents(latents).float().clamp(-1, 1)
+        rows[name]["relative_difference"] = _difference(found, expected)
+    result["frames_a_pass"] = rows
+    best = min(rows, key=lambda name: rows[name]["seconds"])
+    result |= {"best": best, "seconds": rows[best]["seconds"]}
+    result["of_diffusers"] = round(result["seconds"] / result["diffusers"]["seconds"], 4)
+    _forget_peak()
+    vae.prepare_to_decode()
+    result["to_pixels_on_the_host"] = _timing(_timed(lambda: decode(vae, latents), count=1))
+    return result
+
+
+def sparse(tiny: bool = False) -> dict[str, Any]:
+    """The ``-natten`` patterns: each kernel on each pattern, and a whole evaluation."""
+    size = _size(tiny)
+    heads, width = size.dit.num_heads, size.dit.head_dim
+    tokens = int(np.prod(size.grid))
+    generator = torch.Generator(DEVICE).manual_seed(3)
+    qkv = [
+        torch.randn(1, tokens, heads, width, device=DEVICE, generator=generator).to(DTYPE)
+        for _ in range(3)
+    ]
+    dense = select_for("auto", DEVICE, DTYPE).attend
+    patterns = patterns_for("2B", size.grid)
+    kernel = choose(torch.cuda.get_device_capability() if ON_GPU else None, DTYPE)
+    result: dict[str, Any] = {"kernel": kernel, "patterns": {}}
+    for letter, pattern in zip("ABCDE", dict.fromkeys(patterns), strict=False):
+        row: dict[str, Any] = {"density": round(_density(pattern, size.grid), 4)}
+        for name in dict.fromkeys((kernel, "flex")):
+            try:
+                attend = sparse_attention([pattern], size.grid, DEVICE, name, dense)[0]
+                row[name] = _timing(_timed(lambda attend=attend: attend(*qkv), count=3))
+                row[name]["relative_error"] = _sampled_error(attend(*qkv), qkv, pattern, size)
+            except Exception as error:  # the other kernel may run
+                row[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+        result["patterns"][letter] = row
+    usable = all("seconds" in row[kernel] for row in result["patterns"].values())
+    used = kernel if usable else "flex"
+    given, texts = _given(size), _texts(size)
+    net = _network(size.dit)
+    _prepared(net)
+    pair = _once(network_velocity(net, texts, given_mask(given, 1)), given)
+    result["dense"] = _timing(_timed(pair, count=2))
+    ways = sparse_attention(patterns, size.grid, DEVICE, used, dense)
+    for block, attend in zip(net.blocks, ways, strict=True):
+        block.self_attn.attend = attend
+    _forget_peak()
+    times = _timed(pair)
+    result |= {"used": used, **_timing(times), **_peak()}
+    result["of_dense"] = round(result["seconds"] / result["dense"]["seconds"], 4)
+    return result
+
+
+def _density(pattern: Any, grid: Any) -> float:
+    blocks = plan(pattern, grid)
+    return float(blocks.rows[blocks.kind.long()].float().mean())
+
+
+def _sampled_error(found: Tensor, qkv: list[Tensor], pattern: Any, size: Size) -> float:
+    """Against masked attention in float32, for queries drawn at random."""
+    if size.height == 96:
+        rows = dense_mask(pattern, size.grid)
+        chosen = torch.arange(len(rows))[::7]
+        rows = rows[chosen]
+    else:
+        blocks = plan(pattern, size.grid)
+        chosen = torch.randperm(len(blocks.order), generator=torch.manual_seed(4))[:64]
+        rows = blocks.rows[blocks.kind[blocks.place[chosen]].long()][:, blocks.place]
+    rows, chosen = rows.to(DEVICE), chosen.to(DEVICE)
+    query, key, value = (one[0].float() for one in qkv)
+    scores = torch.einsum("qhd,khd->hqk", query[chosen], key) / key.shape[-1] ** 0.5
+    scores = scores.masked_fill(~rows, float("-inf"))
+    expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+    return _difference(found[0, chosen].float(), expected)
+
+
+def _sample(net: VideoDiT, size: Size, vae: VideoVAE, settings: Settings, folder: Path,
+            *, together: bool = True) -> dict[str, Any]:  # fmt: skip
+    """From embeddings and a first frame to an mp4, timed part by part."""
+    frame = np.random.default_rng(0).integers(0, 255, (1, size.height, size.width, 3))
+    _forget_peak()
+    marks = [time.perf_counter()]
+    given = encode_given(vae, frame.astype(np.uint8), size.frames).to(DEVICE)
+    velocity = network_velocity(net, _texts(size), given_mask(given, 1), together=together)
+    _wait()
+    marks.append(time.perf_counter())
+    latents = denoised(velocity, given, 1, settings)
+    _wait()
+    marks.append(time.perf_counter())
+    if not together and ON_GPU:
+        torch.cuda.empty_cache()
+    video = decode(vae, latents)
+    marks.append(time.perf_counter())
+    write_video(folder / "a.mp4", video, 16)
+    marks.append(time.perf_counter())
+    parts = np.diff(marks).round(3).tolist()
+    return {
+        "seconds": round(marks[-1] - marks[0], 3),
+        **dict(zip(("condition", "denoise", "decode", "write"), parts, strict=True)),
+        **_peak(),
+        "video": video,
+        "latents": latents,
+    }
+
+
+def _told(sample: dict[str, Any]) -> dict[str, Any]:
+    return {key: one for key, one in sample.items() if key not in ("video", "latents")}
+
+
+def _full(size: Size, steps: int, *, approximate: bool) -> dict[str, Any]:
+    net = _network(size.dit)
+    attention = _prepared(net)
+    vae = _vae(size)
+    vae.prepare_to_decode()
+    with tempfile.TemporaryDirectory() as folder:
+        _sample(net, size, vae, Settings(steps=1), Path(folder))  # compiles
+        exact = _sample(net, size, vae, Settings(steps=steps), Path(folder))
+        result = _told(exact) | {"attention": attention, "steps": steps, "passes": 2 * (steps + 1)}
+        result["seconds_a_pass"] = round(exact["denoise"] / result["passes"], 4)
+        if approximate:
+            other = _sample(net, size, vae, Settings(steps=steps, approximate=True), Path(folder))
+            result["approximate"] = _told(other) | {
+                "of_exact": round(other["seconds"] / exact["seconds"], 4),
+                "psnr_against_exact": round(psnr(other["video"], exact["video"]), 2),
+                "latents_relative_difference": _difference(other["latents"], exact["latents"]),
+            }
+    return result
+
+
+def full_16fps(tiny: bool = False) -> dict[str, Any]:
+    """Embedding to mp4: 93 frames of 704x1280, 35 steps with guidance."""
+    return _full(_size(tiny), 3 if tiny else 35, approximate=False)
+
+
+def full_10fps(tiny: bool = False) -> dict[str, Any]:
+    """The same with 61 frames; and approximately, from the same seed."""
+    return _full(_size(tiny, fps=10), 9 if tiny else 35, approximate=True)
+
+
+def offload(tiny: bool = False) -> dict[str, Any]:
+    """A sample of two evaluations with weights streamed from the host: pass time and peak."""
+    size = _size(tiny)
+    net = _network(size.dit)
+    _prepared(net)
+    stream_weights(net, DEVICE)
+    given, texts = _given(size), _texts(size)
+    velocity = network_velocity(net, texts, given_mask(given, 1), together=False)
+    times = _timed(_once(velocity, given), count=2)
+    result = {"pair": _timing(times), "seconds": round(statistics.median(times) / 2, 4)}
+    del velocity
+    vae = _vae(size)
+    vae.prepare_to_decode(frames_per_pass=4)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(steps=1)
+        sample = _sample(net, size, vae, settings, Path(folder), together=False)
+    return result | {"sample_of_two_evaluations": _told(sample), "peak_GiB": sample["peak_GiB"]}
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    one.__name__: one for one in (network_pass, vae_decode, sparse, offload, full_10fps, full_16fps)
+}

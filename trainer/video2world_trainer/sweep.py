@@ -1,0 +1,323 @@
+"""The inference stage: every sample from every checkpoint asked for, shared between pods.
+
+``python -m video2world_trainer.sweep ... -- FLAGS`` makes each checkpoint's samples with one
+``python -m video2world_trainer.inference FLAGS`` of its own, so that nothing of one checkpoint
+stays in memory for the next. A sample that was finished with the same settings is not made again.
+At the end the results page is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from video2world_preprocess.events import emit, say
+from video2world_preprocess.files import read_json
+from video2world_preprocess.shares import share_flags, share_of
+from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, Marker, UserError, run_stage
+
+from .checkpoint import CheckpointFolder, held
+from .results_page import write_page
+
+__all__ = ["main", "parser"]
+
+FIELD = "spec.inference.checkpoints"
+GRACE = 30  # seconds that an inference gets to end after SIGTERM
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; what stands behind ``--`` goes to every inference."""
+    flags = argparse.ArgumentParser(
+        prog="python -m video2world_trainer.sweep",
+        description=__doc__,
+        parents=[share_flags()],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = flags.add_argument
+    add("--run_folder", type=Path, required=True, help="the run's checkpoints folder")
+    add("--checkpoints", nargs="+", default=["latest"], metavar="NAME",
+        help="latest, all, an iteration's number, or a weights file (default: latest)")  # fmt: skip
+    add("--batch_input_json", type=Path, required=True,
+        help='[{"input_video", "prompt", "output_video"}, ...]')  # fmt: skip
+    add("--by_checkpoint", action="store_true",
+        help="put samples into a folder for each checkpoint beside output_video, such as "
+        "iter_000000500/; without it there can be one checkpoint only")  # fmt: skip
+    add("--pass_over_missing", action="store_true",
+        help="a checkpoint that has been deleted is told of, not an error")  # fmt: skip
+    add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
+    return flags
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """``label`` names its folder under the results."""
+
+    label: str
+    path: Path
+    iteration: int | None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One sample from one checkpoint; ``wanted`` stands for all that decides its content."""
+
+    checkpoint: _Checkpoint
+    entry: dict[str, str]
+    wanted: str
+
+    @property
+    def output(self) -> Path:
+        return Path(self.entry["output_video"])
+
+    @property
+    def _marker(self) -> Marker:
+        return Marker("sample", _digest(str(self.output)))
+
+    @property
+    def done(self) -> bool:
+        """Whether the video is there and was made with these very settings."""
+        record = self._marker.read()
+        return record is not None and record["summary"].get("wanted") == self.wanted
+
+    def finish(self) -> None:
+        """Remember that the sample is whole."""
+        outputs = [str(self.output), str(self.output.with_suffix(".json"))]
+        self._marker.write(outputs, {"wanted": self.wanted})
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def _checkpoints(args: argparse.Namespace) -> list[_Checkpoint]:
+    """The checkpoints that are meant, each once.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    folder = CheckpointFolder(args.run_folder)
+    there = sorted(i for i in folder.iterations() if folder.path("model", i).is_file())
+    found: dict[str, _Checkpoint] = {}
+    for name in args.checkpoints:
+        for one in _meant(name, folder, there, passing=args.pass_over_missing):
+            found.setdefault(one.label, one)
+    if len(found) > 1 and not args.by_checkpoint:
+        raise UserError("--checkpoints: several need --by_checkpoint, as they share file names")
+    return list(found.values())
+
+
+def _meant(
+    name: str, folder: CheckpointFolder, there: list[int], *, passing: bool
+) -> list[_Checkpoint]:
+    if name == "all":
+        if not there:
+            raise UserError(f"{FIELD}: all: there is no checkpoint in {folder.folder}")
+        return [_of_run(folder, iteration) for iteration in there]
+    if name == "latest":
+        newest = folder.newest_whole(("model",))
+        if newest is None:
+            raise UserError(f"{FIELD}: latest: there is no checkpoint in {folder.folder}")
+        return [_of_run(folder, newest)]
+    if re.fullmatch("[0-9]+", name):
+        if int(name) not in there and not passing:
+            listed = ", ".join(map(str, there)) or "none"
+            raise UserError(
+                f"{FIELD}: {name}: there is no checkpoint of this iteration in {folder.folder} "
+                f"(there is {listed}); name another, or raise spec.training.checkpoint.keep"
+            )
+        return [_of_run(folder, int(name))]
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"{FIELD}: {name}: there is no such file on the volume")
+    return [_Checkpoint(f"{path.stem[:80]}-{_digest(name)[:8]}", path, None)]
+
+
+def _of_run(folder: CheckpointFolder, iteration: int) -> _Checkpoint:
+    path = folder.path("model", iteration)
+    return _Checkpoint(path.stem, path, iteration)
+
+
+def _items(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list[_Item]:
+    try:
+        entries = read_json(args.batch_input_json)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--batch_input_json {args.batch_input_json}: {error}") from None
+    if not isinstance(entries, list) or not entries or not all(map(_is_entry, entries)):
+        raise UserError(
+            f"--batch_input_json {args.batch_input_json}: it must be a list of objects with "
+            "input_video, prompt and output_video"
+        )
+    items = []
+    for checkpoint in checkpoints:
+        for entry in entries:
+            output = Path(entry["output_video"])
+            if args.by_checkpoint:
+                output = output.parent / checkpoint.label / output.name
+            made = entry | {"output_video": str(output)}
+            facts = (made, args.flags, str(checkpoint.path), _identity(checkpoint.path))
+            items.append(_Item(checkpoint, made, _digest(*facts)))
+    return items
+
+
+def _is_entry(one: Any) -> bool:
+    fields = ("input_video", "prompt", "output_video")
+    return isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields)
+
+
+def _identity(path: Path) -> list[int]:
+    """Size and time of a file: another training may have put another one there."""
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return []
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+class _Sweep:
+    """One pod's part of the work, and what it tells of the whole."""
+
+    def __init__(self, args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> None:
+        self.flags: list[str] = args.flags
+        self.items = _items(args, checkpoints)
+        self.mine = share_of(args).of(self.items)
+        self.passing: bool = args.pass_over_missing
+        self.stage = os.environ.get("V2W_STAGE", "inference")
+        self.refused: list[str] = []
+        self.missing: set[str] = set()
+
+    def tell(self, checkpoint: _Checkpoint) -> None:
+        """How many samples of a checkpoint there are, whoever made them."""
+        of_it = [item for item in self.items if item.checkpoint == checkpoint]
+        fields: dict[str, Any] = {"checkpoint": checkpoint.label}
+        if checkpoint.iteration is not None:
+            fields["iteration"] = checkpoint.iteration
+        if checkpoint.label in self.missing:
+            fields["message"] = "the checkpoint was deleted before its samples were made"
+        done = sum(item.done for item in of_it)
+        emit("samples", self.stage, done=done, total=len(of_it), **fields)
+
+    def run(self) -> None:
+        """Make what is not made yet of this pod's share; user errors are collected."""
+        for checkpoint in dict.fromkeys(item.checkpoint for item in self.items):
+            self.tell(checkpoint)
+        for checkpoint in dict.fromkeys(item.checkpoint for item in self.mine):
+            todo = [i for i in self.mine if i.checkpoint == checkpoint and not i.done]
+            if not todo:
+                say(f"{checkpoint.label}: nothing to do, this share's samples are made")
+                continue
+            with held(checkpoint.path) as there:
+                if there:
+                    self._infer(checkpoint, todo)
+                elif self.passing:
+                    self.missing.add(checkpoint.label)
+                    say(f"{checkpoint.label} was deleted before its samples were made: raise "
+                        "spec.training.checkpoint.keep to have them")  # fmt: skip
+                    self.tell(checkpoint)
+                else:
+                    raise UserError(f"{FIELD}: {checkpoint.path} was deleted meanwhile")
+
+    def _infer(self, checkpoint: _Checkpoint, todo: Sequence[_Item]) -> None:
+        say(f"{checkpoint.label}: {len(todo)} samples")
+        hidden = ("V2W_INPUTS_HASH", "V2W_LATER_STAGES")  # of the stage, which is this process
+        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as batch:
+            json.dump([item.entry for item in todo], batch)
+            batch.flush()
+            argv = [sys.executable, "-m", "video2world_trainer.inference"]
+            argv += ["--dit_path", str(checkpoint.path), "--batch_input_json", batch.name]
+            child = subprocess.Popen([*argv, *self.flags], env=env, stdout=subprocess.PIPE)
+            try:
+                refusal = self._follow(child, checkpoint, {str(i.output): i for i in todo})
+                code = child.wait()
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                    try:
+                        child.wait(GRACE)
+                    except subprocess.TimeoutExpired:
+                        child.kill()
+        if code == EXIT_USER_ERROR:
+            self.refused.append(f"{checkpoint.label}: {refusal or 'see the log'}")
+        elif code:
+            raise SystemExit(code if code > 0 else EXIT_FAILURE)
+
+    def _follow(
+        self, child: subprocess.Popen[bytes], checkpoint: _Checkpoint, todo: dict[str, _Item]
+    ) -> str:
+        """Pass on what an inference prints, under this stage's name; why it refused, if it did."""
+        refusal = ""
+        assert child.stdout is not None
+        for raw in child.stdout:
+            line = raw.decode("utf-8", "replace").rstrip("\n")
+            event = _event(line)
+            match event.pop("event", None):
+                case None:
+                    say(line)
+                case "sample":
+                    if (item := todo.get(str(event.get("path")))) is not None:
+                        item.finish()
+                    event.pop("stage", None)
+                    emit("sample", self.stage, checkpoint=checkpoint.label, **event)
+                    self.tell(checkpoint)
+                case "failed":
+                    refusal = str(event.get("message", ""))
+                case "finished" | "skipped":
+                    pass
+                case str(kind):
+                    event.pop("stage", None)
+                    emit(kind, self.stage, **event)
+        return refusal
+
+
+def _event(line: str) -> dict[str, Any]:
+    if not line.startswith('{"event"'):
+        return {}
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+    checkpoints = _checkpoints(args)
+    sweep = _Sweep(args, checkpoints)
+    results = _results(sweep.items, by_checkpoint=args.by_checkpoint)
+    try:
+        sweep.run()
+    finally:
+        write_page(results, args.run_folder.parent)
+    if sweep.refused:
+        raise UserError("; ".join(sweep.refused))
+    wanted = [item for item in sweep.items if item.checkpoint.label not in sweep.missing]
+    if not all(item.done for item in wanted):
+        return None
+    summary = {"samples": len(wanted), "checkpoints": len({i.checkpoint.label for i in wanted})}
+    return [str(item.output) for item in wanted], summary
+
+
+def _results(items: Sequence[_Item], *, by_checkpoint: bool) -> Path:
+    """The resource's folder of results, in which the page lies."""
+    folder = items[0].output.parent
+    return folder.parent if by_checkpoint else folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parser().parse_args(argv)
+    return run_stage(lambda: _work(args), stage="inference")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
