@@ -310,8 +310,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
     pair = _once(network_velocity(net, texts, given_mask(given, 1)), given)
     result["dense"] = _timing(_timed(pair, count=2))
     ways = sparse_attention(patterns, size.grid, DEVICE, used, dense)
-    for block, attend in zip(net.blocks, ways, strict=True):
-        block.self_attn.attend = attend
+    net.set_attention(select_for("auto", DEVICE, DTYPE).to_caption, ways)
     _forget_peak()
     times = _timed(pair)
     result |= {"used": used, **_timing(times), **_peak()}

@@ -253,10 +253,16 @@ class VideoDiT(nn.Module):
         ):
             self.register_buffer(name, torch.zeros((), dtype=dtype))
 
-    def set_attention(self, attend: Attend, over_tokens: Attend | None = None) -> None:
-        """Use ``attend`` in every attention layer, and ``over_tokens`` in the self-attentions."""
-        for block in self.blocks:
-            block.self_attn.attend = over_tokens or attend
+    def set_attention(
+        self, attend: Attend, over_tokens: Attend | Sequence[Attend] | None = None
+    ) -> None:
+        """Use ``attend`` in every attention layer, and ``over_tokens`` in the self-attentions: one
+        for all blocks, or one for each."""
+        own = [over_tokens or attend] * len(self.blocks)
+        if isinstance(over_tokens, Sequence):
+            own = list(over_tokens)
+        for block, one in zip(self.blocks, own, strict=True):
+            block.self_attn.attend = one
             block.cross_attn.attend = attend
 
     def caption(self, text: Tensor) -> list[KeyValue]:

@@ -1,0 +1,193 @@
+"""Sparse attention: its definition by hand and by brute force, and the blocks kernels are given."""
+
+import importlib
+import itertools
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from video2world_preprocess.stage import UserError
+from video2world_trainer.model import VideoDiT, sdpa
+from video2world_trainer.presets import DiTConfig
+from video2world_trainer.sparse import (
+    BLOCK,
+    PATTERNS,
+    Pattern,
+    dense_mask,
+    patterns_for,
+    plan,
+    scaled,
+)
+from video2world_trainer.sparse_kernels import choose, sparse_attention
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+FULL = (24, 44, 80)
+KINDS = list(dict.fromkeys(PATTERNS["2B"]))
+
+
+def test_every_block_of_the_published_models_has_its_pattern():
+    counts = {size: [row.count(one) for one in [*KINDS, None]] for size, row in PATTERNS.items()}
+    assert counts == {"2B": [2, 3, 7, 15, 1, 0], "14B": [11, 2, 10, 6, 6, 1]}
+    assert PATTERNS["2B"][23].window == (-1, 28, 56)
+    assert PATTERNS["14B"][27] is None
+    with pytest.raises(UserError, match="no sparse Tiny model, only 2B, 14B"):
+        patterns_for("Tiny", FULL)
+
+
+def brute_force(pattern, grid):
+    """Position by position, as NATTEN's documentation defines windows, strides and dilation."""
+    cells = list(itertools.product(*(range(n) for n in grid)))
+
+    def sees(query, key, length, window, stride, dilation):
+        if query % dilation != key % dilation:
+            return False
+        group = [n for n in range(length) if n % dilation == query % dilation]
+        i, j = group.index(query), group.index(key)
+        leader = min(i // stride * stride + stride // 2, len(group) - 1)
+        first = min(max(leader - window // 2, 0), len(group) - window)
+        return first <= j < first + window
+
+    axes = list(zip(grid, pattern.window, pattern.stride, pattern.dilation, strict=True))
+    return torch.tensor(
+        [[all(sees(q[a], k[a], *axes[a]) for a in range(3)) for k in cells] for q in cells]
+    )
+
+
+# equal to natten 0.21.0's own na3d on these grids and patterns (checked by hand)
+SMALL = [
+    ((2, 6, 8), Pattern((2, 3, 4))),
+    ((2, 7, 9), Pattern((2, 2, 3), (1, 1, 1), (1, 3, 2))),
+    ((3, 8, 8), Pattern((2, 4, 5), (2, 2, 4), (1, 1, 1))),
+    ((1, 9, 12), Pattern((1, 4, 6), (1, 3, 2), (1, 2, 2))),
+]
+
+
+@pytest.mark.parametrize(("grid", "pattern"), SMALL)
+def test_the_definition_by_brute_force(grid, pattern):
+    assert torch.equal(dense_mask(pattern, grid), brute_force(pattern, grid))
+
+
+def test_strides_share_windows_that_stop_at_the_ends():
+    """Pattern C along the height of 44: four rows share the twelve around them."""
+    mask = dense_mask(Pattern((1, 12, 1), (1, 4, 1)), (1, 44, 1))
+    seen = [(int(row.nonzero()[0]), int(row.nonzero()[-1])) for row in mask]
+    assert seen[0:4] == [(0, 11)] * 4
+    assert seen[4:8] == [(0, 11)] * 4
+    assert seen[20:24] == [(16, 27)] * 4
+    assert seen[40:44] == [(32, 43)] * 4
+
+
+def rebuilt(blocks):
+    """The mask that the blocks tell a kernel, in the tokens' own order."""
+    tokens, count = len(blocks.order), len(blocks.full_count)
+    mask = torch.zeros(count * BLOCK, count * BLOCK, dtype=torch.bool)
+    rows = F.pad(blocks.rows[blocks.kind.long()],
+                 (0, count * BLOCK - tokens, 0, count * BLOCK - tokens))  # fmt: skip
+    for q in range(count):
+        here = slice(q * BLOCK, (q + 1) * BLOCK)
+        for k in blocks.full_index[q, : blocks.full_count[q]].tolist():
+            mask[here, k * BLOCK : (k + 1) * BLOCK] = True
+        for k in blocks.part_index[q, : blocks.part_count[q]].tolist():
+            there = slice(k * BLOCK, (k + 1) * BLOCK)
+            mask[here, there] = rows[here, there]
+    return mask[:tokens, :tokens][blocks.place][:, blocks.place]
+
+
+@pytest.mark.parametrize("grid", [(4, 11, 20), (3, 12, 20)])
+@pytest.mark.parametrize("kind", range(5))
+def test_blocks_are_the_definition(grid, kind):
+    pattern = scaled(KINDS[kind], grid)
+    assert torch.equal(rebuilt(plan(pattern, grid)), dense_mask(pattern, grid))
+
+
+@pytest.mark.parametrize("frames", [24, 16])
+def test_at_the_published_sizes_no_block_is_seen_in_part(frames):
+    grid = (frames, 44, 80)
+    shares = []
+    for kind in KINDS:
+        blocks = plan(scaled(kind, grid), grid)
+        assert blocks.whole
+        count = len(blocks.full_count)
+        assert count * BLOCK == frames * 44 * 80
+        assert blocks.order[blocks.place].equal(torch.arange(count * BLOCK))
+        shares.append(float(blocks.full_count.sum()) / count**2)
+    wide = [(4 * 16, 1), (12 * 16, 1), (12 * 24, 1), (20 * 40, 1), (28 * 56, 1)]
+    assert shares == pytest.approx([n / (44 * 80) for n, _ in wide])
+
+
+def test_attention_by_blocks_is_masked_attention():
+    """By flex attention, compiled, with blocks seen in part."""
+    grid = (3, 8, 16)
+    pattern = scaled(KINDS[2], grid)
+    assert not plan(pattern, grid).whole
+    generator = torch.Generator().manual_seed(0)
+    tokens = 3 * 8 * 16
+    query, key, value = (torch.randn(2, tokens, 2, 16, generator=generator) for _ in range(3))
+    sparse, dense = sparse_attention([pattern, None], grid, CPU, "flex", sdpa)
+    assert dense is sdpa
+    expected = F.scaled_dot_product_attention(
+        *(one.transpose(1, 2) for one in (query, key, value)), attn_mask=dense_mask(pattern, grid)
+    ).transpose(1, 2)
+    torch.testing.assert_close(sparse(query, key, value), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(sparse(query, key, value), dense(query, key, value), atol=1e-2)
+
+
+def test_a_network_takes_one_attention_for_each_block():
+    config = DiTConfig(model_channels=32, num_blocks=2, num_heads=2, adaln_lora_dim=8,
+                       crossattn_dim=16)  # fmt: skip
+    net = VideoDiT(config)
+    calls = []
+
+    def noted(name):
+        return lambda *given: calls.append(name) or sdpa(*given)
+
+    net.set_attention(sdpa, [noted("first"), noted("second")])
+    net(torch.zeros(1, 16, 1, 4, 4), torch.zeros(1, 1), torch.zeros(1, 3, 16),
+        torch.zeros(1, 1, 1, 4, 4))  # fmt: skip
+    assert calls == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "expected"),
+    [
+        ((9, 0), ("natten", "flash_attn.cute"), "natten"),
+        ((9, 0), ("flash_attn.cute",), "flash_attention_4"),
+        ((10, 0), ("flash_attn.cute",), "flex"),  # its blocks there are of another size
+        ((8, 0), ("natten",), "flex"),
+        (None, ("natten", "flash_attn.cute"), "flex"),
+    ],
+)
+def test_the_kernel_is_chosen_by_hardware_and_packages(capability, packages, expected):
+    assert choose(capability, torch.bfloat16, has=packages.__contains__) == expected
+    assert choose(capability, torch.float32, has=packages.__contains__) == "flex"
+
+
+NATTEN = """
+from video2world_trainer.sparse import Pattern, dense_mask
+import torch.nn.functional as F
+def na3d(query, key, value, *, kernel_size, stride, dilation):
+    grid = tuple(query.shape[1:4])
+    mask = dense_mask(Pattern(kernel_size, stride, dilation), grid)
+    given = [one.flatten(1, 3).transpose(1, 2) for one in (query, key, value)]
+    out = F.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
+    return out.unflatten(1, grid)
+"""
+
+
+def test_natten_is_called_as_it_wants(tmp_path, monkeypatch):
+    """A stand-in with its call convention; the real one runs on GPUs only."""
+    (tmp_path / "natten.py").write_text(NATTEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "natten", raising=False)
+    importlib.invalidate_caches()
+    grid, pattern = SMALL[2]
+    given = [torch.randn(1, 3 * 8 * 8, 2, 8) for _ in range(3)]
+    (attend,) = sparse_attention([pattern], grid, CPU, "natten", sdpa)
+    expected = F.scaled_dot_product_attention(
+        *(one.transpose(1, 2) for one in given), attn_mask=dense_mask(pattern, grid)
+    ).transpose(1, 2)
+    torch.testing.assert_close(attend(*given), expected)
+    monkeypatch.delitem(sys.modules, "natten")
