@@ -8,6 +8,7 @@ import torch
 
 from video2world_preprocess.stage import UserError
 from video2world_trainer.checkpoint import PARTS, CheckpointFolder, newest_whole, read_latest
+from video2world_trainer.sharded import Staging
 
 
 def contents(value):
@@ -198,3 +199,17 @@ def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, cap
             assert latest >= reached
             reached = latest
     assert reached > 0
+
+
+def test_memory_reserved_in_the_background_is_what_copies_are_made_in():
+    staging = Staging()
+    state = {"a": torch.randn(3, 4), "b": torch.randn(5)}
+    staging.reserve(state)
+    first = staging(state)
+    assert all(torch.equal(first[name], one) for name, one in state.items())
+    places = [one.data_ptr() for one in first.values()]
+    state["a"].zero_()
+    assert first["a"].any()  # a copy
+    again = staging(state)
+    assert [one.data_ptr() for one in again.values()] == places
+    assert not again["a"].any()
