@@ -91,7 +91,7 @@ class World:
 
     def start_pods(self, **fields):
         """The Job under way gets its pods."""
-        (job,) = [j for j in self.jobs.values() if not j.finished]
+        (job,) = [j for j in self.jobs.values() if not j.finished and j.stage != "samples"]
         count = 2 if job.stage == "train" else 1
         for index in range(count):
             pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,

@@ -132,7 +132,7 @@ def _explained(error: ValidationError) -> list[Problem]:
     return list(problems.values())
 
 
-_UNION_TAGS = {"int", "float", "constrained-str", "[key]"}
+_UNION_TAGS = {"int", "float", "constrained-str", "constrained-int", "[key]"}
 
 
 def _message(detail: Any, location: list[Any]) -> str:
@@ -227,10 +227,28 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     if modes == "ReadWriteOncePod" and spec.sharing > 1:
         yield Problem(
             "spec.storage.accessMode",
-            f"{modes} cannot be shared by {spec.sharing} nodes; use ReadWriteMany",
+            f"{modes} cannot be shared by {spec.sharing} pods; use ReadWriteMany",
         )
+    yield from _inference(spec)
     yield from _paths(resource)
     yield from _environment(spec)
+
+
+def _inference(spec: Spec) -> Iterator[Problem]:
+    inference = spec.inference
+    if inference.checkpoint is not None and inference.checkpoints:
+        remedy = "given beside checkpoints; keep one of them (put this one into the list)"
+        yield Problem("spec.inference.checkpoint", f"{inference.checkpoint} {remedy}")
+    if inference.every_checkpoint and not inference.samples:
+        yield Problem(
+            "spec.inference.everyCheckpoint",
+            "there is nothing to make; name inference.samples, or leave it out",
+        )
+    if inference.weights == "EMA" and not spec.training.ema:
+        yield Problem(
+            "spec.inference.weights",
+            "EMA is not kept with training.ema: false; use Regular, or leave training.ema out",
+        )
 
 
 def _either(numbers: list[int]) -> str:

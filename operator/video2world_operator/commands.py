@@ -6,7 +6,7 @@ from typing import Any
 
 from .models import Video2WorldPostTrain
 
-__all__ = ["Command", "commands", "run_folder", "samples"]
+__all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
 
 # change when something is saved or given up, not what is trained
 CADENCE = ("checkpoint.save_iter=", "checkpoint.keep=", "trainer.timeout_seconds=")
@@ -42,6 +42,11 @@ def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
     if resource.spec.inference.samples:
         made["inference"] = _inference(resource)
     return made
+
+
+def sampling(resource: Video2WorldPostTrain, iteration: int) -> Command:
+    """What makes the samples of one checkpoint while training goes on."""
+    return _sweep(resource, [str(iteration)], resource.spec.inference.pods(1), passing=True)
 
 
 def run_folder(resource: Video2WorldPostTrain) -> str:
@@ -221,20 +226,28 @@ def _shown(value: object) -> str:
 
 
 def _inference(resource: Video2WorldPostTrain) -> Command:
+    inference = resource.spec.inference
+    return _sweep(resource, inference.names, inference.pods(inference.count), passing=False)
+
+
+def _sweep(
+    resource: Video2WorldPostTrain, checkpoints: list[str], pods: int, *, passing: bool
+) -> Command:
     spec, inference = resource.spec, resource.spec.inference
-    checkpoint = inference.checkpoint
-    if checkpoint == "latest":
-        checkpoint = run_folder(resource)
-    elif checkpoint.isdigit():
-        checkpoint = f"{run_folder(resource)}/model/iter_{int(checkpoint):09d}.pt"
     argv = _python(
-        "video2world_trainer.inference",
+        "video2world_trainer.sweep",
+        *("--run_folder", run_folder(resource), "--checkpoints", *checkpoints),
+        *("--batch_input_json", "$(V2W_CONFIG_DIR)/samples.json"),
+        *(["--by_checkpoint"] if inference.by_checkpoint else []),
+        *(["--pass_over_missing"] if passing else []),
+        *([f"--shards={pods}"] if pods > 1 else []),
+        "--",
         *("--model_size", spec.model.size, *_size_flags(resource)),
-        *("--dit_path", checkpoint, "--batch_input_json", "$(V2W_CONFIG_DIR)/samples.json"),
         *("--num_conditional_frames", inference.num_conditional_frames),
         *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),
+        *(["--load_ema"] if inference.weights == "EMA" else []),
         *("--vae_path", f"{_base(resource)}/tokenizer"),
         *("--text_encoder_path", _text_encoder(resource), "--frames", "first"),
     )
-    return Command(argv, *(sample["output_video"] for sample in samples(resource)))
+    return Command(argv, f"results/{resource.job_name}")

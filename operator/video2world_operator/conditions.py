@@ -30,6 +30,10 @@ class Type(StrEnum):
     CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
     PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
     GANG = "GangScheduled", "the train group starts together or not at all"
+    SAMPLES = (
+        "SamplesMade",
+        "the samples of the newest checkpoint taken up beside training are made",
+    )
     PROGRESSING = "Progressing", "a stage runs, or will without anybody's doing"
     SUSPENDED = "Suspended", "stopped on request; nothing is lost"
     SUCCEEDED = "Succeeded", "every stage is finished"
@@ -64,10 +68,14 @@ class Reason(StrEnum):
     GANG_OFF = "Off"
     GANG_NOT_NEEDED = "NotNeeded"
     GANG_UNAVAILABLE = "Unavailable"
+    SAMPLING = "Sampling"
+    SAMPLED = "Sampled"
+    SAMPLES_FAILED = "SamplesFailed"
     STAGE_RUNNING = "StageRunning"
     RESTARTING = "Restarting"
     STOPPING = "Stopping"
     WAITING = "Waiting"
+    WAITING_FOR_SAMPLES = "WaitingForSamples"
     INTERRUPTED = "Interrupted"
     SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
@@ -120,12 +128,18 @@ _MESSAGES: dict[Reason, str] = {
     Reason.GANG_OFF: "spec.scheduling.gang is None: nodes start one by one.",
     Reason.GANG_NOT_NEEDED: "One node has nobody to wait for.",
     Reason.GANG_UNAVAILABLE: "{problem}",
+    Reason.SAMPLING: "Samples of iteration {iteration} are being made.",
+    Reason.SAMPLED: "No samples are being made beside training; those taken up are made.",
+    Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training goes on, "
+    "and the next checkpoint is tried: {message}",
     Reason.STAGE_RUNNING: "Stage {stage} runs (attempt {attempt}).",
     Reason.RESTARTING: "Stage {stage} failed (exit code {code}); attempt {attempt} follows "
     "(restart {restart} of {limit}).",
     Reason.STOPPING: "Stage {stage}, attempt {attempt} follows once the last one's pods are gone. "
     "It ended: {message}",
     Reason.WAITING: "Stage {stage} waits for {peer}, which does the same work on this volume.",
+    Reason.WAITING_FOR_SAMPLES: "Stage {stage} waits for the samples of iteration {iteration}, "
+    "which were begun beside training.",
     Reason.INTERRUPTED: "Stopped in stage {stage}; run the same command to resume.",
     Reason.SUSPENDING: "Stage {stage} saves its work and ends its pods.",
     Reason.SUSPENDED: "Suspended in stage {stage}.",

@@ -16,7 +16,7 @@ from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
-from .plan import Plan
+from .plan import SAMPLING, Plan
 from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
@@ -215,7 +215,7 @@ class Controller:
         return peers
 
     async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:
-        """What the worker of the stage under way has told since the status was last written."""
+        """What the workers under way have told since the status was last written."""
         status = body.get("status") or {}
         name = status.get("stage", "")
         entry = next((e for e in status.get("stages", []) if e["name"] == name), None)
@@ -224,7 +224,8 @@ class Controller:
         attempts = (entry.get("attempt", 0), entry.get("attempt", 0) - 1)
         events = self._told.setdefault(key, [])
         for pod in sorted(pods, key=lambda p: p.attempt):
-            if pod.stage == name and pod.index == 0 and pod.attempt in attempts:
+            under_way = pod.stage == name and pod.attempt in attempts
+            if (under_way or pod.stage == SAMPLING) and _tells(pod, pods):
                 events += await self._read_log(key[0], pod)
         del events[:-MAX_TOLD]
         return events
@@ -241,7 +242,7 @@ class Controller:
         known.read_at, known.final = now, pod.over
         since = {"sinceTime": known.since} if known.since else {"tailLines": "300"}
         text = await self.cluster.pod_log(
-            namespace, pod.name, pod.stage, timestamps="true", **since
+            namespace, pod.name, pod.container, timestamps="true", **since
         )
         events = []
         again = known.lines  # so many lines of the last time stamp have been read before
@@ -374,6 +375,7 @@ def urgent(status: Object) -> dict[str, Any]:
         k: status.get(k)
         for k in ("phase", "stage", "observedGeneration", "restarts", "attempt", "checkpoint")
     }
+    kept["samples"] = [(r["checkpoint"], r.get("state")) for r in status.get("samples") or []]
     kept["stages"] = [
         (e["name"], e["state"], e.get("attempt", 0), e.get("inputsHash"))
         for e in status.get("stages", [])
@@ -387,8 +389,18 @@ def urgent(status: Object) -> dict[str, Any]:
     return kept
 
 
+def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
+    """Whether a pod's log is read: the first one's; where samples are shared between pods, each of
+    which tells of the whole, the first one's that is still at work, and what the others left."""
+    if pod.container != "inference" or pod.over:
+        return pod.index == 0 or pod.container == "inference"
+    beside = [p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt)
+              and not p.over]  # fmt: skip
+    return pod.index == min(beside)
+
+
 def _shareable(claim: Claim, plan: Plan) -> bool:
-    return plan.resource.spec.nodes == 1 or "ReadWriteMany" in claim.modes
+    return plan.resource.spec.sharing == 1 or "ReadWriteMany" in claim.modes
 
 
 def _ended(body: Object) -> bool:

@@ -47,7 +47,11 @@ _COLUMNS = (
     ("Checkpoint", "integer", ".status.checkpoint.iteration", 1, "Iteration last saved."),
     ("Message", "string", ".status.message", 1, "What is going on."),
 )
-_MAP_LISTS = {"status.conditions": "type", "status.stages": "name"}
+_MAP_LISTS = {
+    "status.conditions": "type",
+    "status.stages": "name",
+    "status.samples": "checkpoint",
+}
 _KEPT = {"type", "description", "enum", "pattern", "format", "minimum", "maximum", "default",
          "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}  # fmt: skip
 
@@ -214,9 +218,24 @@ def _spec_rules() -> list[dict[str, str]]:
               "training.device: CPU can train model.size Tiny only"),
         _rule("!has(self.storage) || !has(self.storage.accessMode) || "
               "self.storage.accessMode != 'ReadWriteOncePod' || "
-              "!has(self.training.nodes) || self.training.nodes == 1",
-              "storage.accessMode: ReadWriteOncePod cannot be shared by several nodes; "
-              "use ReadWriteMany"),
+              "((!has(self.training.nodes) || self.training.nodes == 1) && "
+              "(!has(self.inference) || !has(self.inference.everyCheckpoint) || "
+              "!self.inference.everyCheckpoint))",
+              "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, or "
+              "inference.everyCheckpoint beside training); use ReadWriteMany"),
+        _rule("!has(self.inference) || !has(self.inference.checkpoint) || "
+              "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
+              "inference.checkpoint is given beside inference.checkpoints; keep one of them (put "
+              "it into the list; checkpoint: null takes out what an older definition filled in)"),
+        _rule("!has(self.inference) || !has(self.inference.everyCheckpoint) || "
+              "!self.inference.everyCheckpoint || "
+              "(has(self.inference.samples) && size(self.inference.samples) > 0)",
+              "inference.everyCheckpoint: there is nothing to make; name inference.samples, or "
+              "leave it out"),
+        _rule("!has(self.inference) || !has(self.inference.weights) || "
+              "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
+              "inference.weights: EMA is not kept with training.ema: false; use Regular, or leave "
+              "training.ema out"),
     ]  # fmt: skip
 
 
@@ -232,13 +251,16 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     if len(branches) == 1:
         raw = _inlined(branches[0], definitions) | raw
         branches = []
-    if branches:  # quantities: 500m or 2
+    if branches:  # quantities: 500m or 2; checkpoints: latest or 500
         text = next(b for b in branches if b["type"] == "string")
+        number = next(b for b in branches if b["type"] == "integer")
+        bounds = {name: number[name] for name in ("minimum", "maximum") if name in number}
         return {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": text["pattern"],
             "maxLength": text["maxLength"],
+            **bounds,
         }
     node = {name: value for name, value in raw.items() if name in _KEPT and value is not None}
     if "const" in raw:

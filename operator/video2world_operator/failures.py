@@ -133,7 +133,7 @@ def _crash(pod: Pod) -> Failure:
     if pod.reason == "OOMKilled":
         message = (
             f"pod {pod.name} was killed for want of memory: raise "
-            f"spec.stages.{pod.stage}.resources.limits.memory, or lower spec.training.batchSize"
+            f"spec.stages.{pod.container}.resources.limits.memory, or lower spec.training.batchSize"
         )
         return Failure("OutOfMemory", message, charged=True, exit_code=code, tail=tail_of(pod))
     said = _said(pod)

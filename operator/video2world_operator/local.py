@@ -18,21 +18,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
-from . import accounting, pod_init
+from . import accounting, pod_init, sampling
 from .conditions import Reason, Type, phase_of, set_condition
 from .local_pod import Process, Surroundings, UnsupportedManifest, downward, process
+from .local_sampling import Sampler
 from .observed import Pod
-from .plan import Plan, Stage
-from .progress import Event, Failed, Lines, parse, update_status
+from .plan import SAMPLING, Plan, Stage
+from .progress import CheckpointSaved, Event, Failed, Lines, SamplesMade, parse, update_status
 from .terminal import Display
 
 __all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine", "RunRefused", "StateFolder"]
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 TAIL_LINES = 15
-_KEPT = ("progress", "checkpoint", "attempts", "gpuSeconds", "closedGPUSeconds")
+_KEPT = ("progress", "checkpoint", "samples", "attempts", "gpuSeconds", "closedGPUSeconds")
 DOWN_TOGETHER = 5.0  # seconds the rest of a group gets to end by itself after one pod failed
 
 
@@ -114,14 +115,18 @@ def _lock(stream: IO[str], kind: int) -> bool:
     return True
 
 
+_Told: TypeAlias = "queue.SimpleQueue[tuple[_Pod, bytes | None]]"
+
+
 @dataclass
 class _Pod:
-    """A started pod; its reader puts what it prints on the engine's queue."""
+    """A started pod; its reader puts what it prints on the queue ``told``, at the end None."""
 
     name: str
     log: Path
     child: subprocess.Popen[bytes]
     started: datetime
+    told: _Told
     reader: threading.Thread = field(init=False)
     code: int | None = None
 
@@ -154,8 +159,8 @@ class LocalEngine:
         self.state = StateFolder(self.volume, plan.name)
         self._stop: int | None = None  # the signal that asks to end
         self._hard = False  # asked a second time
-        self._events: queue.SimpleQueue[tuple[_Pod, bytes | None]] = queue.SimpleQueue()
         self._kept: dict[str, Any] = {}
+        self._sampler = Sampler(self._sample, self._sampled)
 
     # ------------------------------------------------------------------ the run
 
@@ -166,9 +171,12 @@ class LocalEngine:
             RunRefused: the resource runs already, or its name belongs to another file.
         """
         self.volume.mkdir(parents=True, exist_ok=True)
-        with self.state.locked(), self._signals():
+        with self.state.locked(), self._signals(), contextlib.ExitStack() as stack:
+            stack.callback(self._sampler.stop)
             self._open()
             for stage in self.plan.stages:
+                if stage.name == "inference" and not self._samples_first(stage):
+                    return self._interrupted(stage)
                 if self.state.finished(stage):
                     self._set_stage(stage, "Skipped")
                     self.display.skip(stage.name)
@@ -205,6 +213,7 @@ class LocalEngine:
             }
             | {key: status[key] for key in _KEPT if key in status},
         }
+        sampling.abandon(self._kept["status"])
         self._close("Killed", "v2w run was killed", charged=False)  # if it did not end by itself
         self._condition(Type.ACCEPTED, True, Reason.VALID)
         self._save()
@@ -283,16 +292,17 @@ class LocalEngine:
         count = int(job["spec"].get("parallelism", 1))
         self.display.start(stage.name, f"{count} pods" if count > 1 else "")
         with contextlib.ExitStack() as stack:
-            around = self._surroundings(stage, job, manifests, count)
+            around = self._surroundings(stage.name, job, manifests, count)
             pods: list[_Pod] = []
+            told: _Told = queue.SimpleQueue()
             stack.callback(self._end_all, pods)
             for index in range(count):
                 what = process(pod, around, index=index)
-                pods.append(self._start(stage, attempt, index, what, count))
-            return self._watch(pods)
+                pods.append(self._start(stage.name, attempt, index, what, count, told))
+            return self._watch(pods, told)
 
     def _surroundings(
-        self, stage: Stage, job: Mapping[str, Any], manifests: tuple[Any, ...], count: int
+        self, stage: str, job: Mapping[str, Any], manifests: tuple[Any, ...], count: int
     ) -> Surroundings:
         template = job["spec"]["template"]
         volumes: dict[str, Path] = {}
@@ -300,14 +310,14 @@ class LocalEngine:
             if "persistentVolumeClaim" in volume:
                 volumes[volume["name"]] = self.volume
             elif "downwardAPI" in volume:
-                folder = self.state.folder / "config"
+                folder = self.state.folder / "config" / stage
                 folder.mkdir(parents=True, exist_ok=True)
                 for item in volume["downwardAPI"]["items"]:
                     text = downward(template["metadata"], item["fieldRef"]["fieldPath"])
                     (folder / item["path"]).write_text(text, encoding="utf-8")
                 volumes[volume["name"]] = folder
             elif volume.get("emptyDir", {}).get("medium") != "Memory":
-                folder = self.state.folder / "scratch" / stage.name
+                folder = self.state.folder / "scratch" / stage
                 folder.mkdir(parents=True, exist_ok=True)
                 volumes[volume["name"]] = folder
         services = [m for m in manifests if m["kind"] == "Service"]
@@ -319,14 +329,16 @@ class LocalEngine:
         )
         return Surroundings(volumes, os.environ, hosts, ports)
 
-    def _start(self, stage: Stage, attempt: int, index: int, what: Process, count: int) -> _Pod:
+    def _start(
+        self, stage: str, attempt: int, index: int, what: Process, count: int, told: _Told
+    ) -> _Pod:
         env = dict(what.env)
         if count > 1:
             # the pods share this machine: without limits each would use all of its cores
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         what.cwd.mkdir(parents=True, exist_ok=True)
-        log = self.state.log(stage.name, attempt, index)
+        log = self.state.log(stage, attempt, index)
         log.parent.mkdir(parents=True, exist_ok=True)
         init = [sys.executable, "-I", "-S", str(Path(pod_init.__file__))]
         child = subprocess.Popen(
@@ -337,36 +349,37 @@ class LocalEngine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        pod = _Pod(
-            f"{stage.name}-{index}" if count > 1 else stage.name, log, child, datetime.now(UTC)
-        )
+        name = f"{stage}-{index}" if count > 1 else stage
+        pod = _Pod(name, log, child, datetime.now(UTC), told)
         assert child.stdout is not None
         pod.reader = threading.Thread(target=self._read, args=(pod, child.stdout), daemon=True)
         pod.reader.start()
         return pod
 
     def _read(self, pod: _Pod, stream: IO[bytes]) -> None:
-        """Copy a pod's output to its log and to the engine, line by line (a thread of its own)."""
+        """Copy a pod's output to its log and its queue, line by line (a thread of its own)."""
         lines = Lines()
         with pod.log.open("wb", buffering=0) as log:
             while data := os.read(stream.fileno(), 1 << 16):
                 with contextlib.suppress(OSError):  # a full disk must not stop the worker
                     log.write(data)
                 for line in lines.feed(data):
-                    self._events.put((pod, line))
+                    pod.told.put((pod, line))
         for line in lines.end():
-            self._events.put((pod, line))
-        self._events.put((pod, None))
+            pod.told.put((pod, line))
+        pod.told.put((pod, None))
 
-    def _watch(self, pods: list[_Pod]) -> _Outcome:
+    def _watch(self, pods: list[_Pod], told: _Told) -> _Outcome:
         """Follow the pods until all have ended; the first failure ends the group."""
         running, message = len(pods), ""
         failed: _Pod | None = None
         deadline: float | None = None
         asked = saved = 0.0
         while running:
+            if self._stop is None:
+                self._sampler.tick()
             with contextlib.suppress(queue.Empty):
-                pod, line = self._events.get(timeout=0.2)
+                pod, line = told.get(timeout=0.2)
                 if line is None:
                     running -= 1
                     pod.code = pod.child.wait()
@@ -381,10 +394,10 @@ class LocalEngine:
             if self._stop is not None and not asked:
                 asked = time.monotonic()
                 self.display.say("stopping: the work so far is being saved (again to force)")
-                self._signal(pods, pod_init.STOP)
+                _signal(pods, pod_init.STOP)
             overdue = deadline is not None and time.monotonic() > deadline
             if self._hard or (overdue and not asked):
-                self._signal(pods, pod_init.KILL)
+                _signal(pods, pod_init.KILL)
                 deadline = None
         if all(pod.code == 0 for pod in pods):
             return _Outcome(0)
@@ -401,6 +414,11 @@ class LocalEngine:
         """Show an event and keep it in the status, on disk at most once a second."""
         self.display.event(event)
         self._kept["status"] = update_status(self._kept["status"], event, _now())
+        if (
+            isinstance(event, CheckpointSaved)
+            and self.plan.resource.spec.inference.every_checkpoint
+        ):
+            self._sampler.offer(event.iteration)
         if time.monotonic() - saved < 1.0:
             return saved
         seen = [Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in pods]
@@ -410,6 +428,61 @@ class LocalEngine:
         self._save()
         return time.monotonic()
 
+    # ------------------------------------------------------------------ samples beside training
+
+    def _sample(self, iteration: int) -> _Sampling:
+        """Start making the samples of a checkpoint."""
+        (job,) = self.plan.sampling(iteration)
+        pod, count = job["spec"]["template"]["spec"], int(job["spec"].get("parallelism", 1))
+        total = len(self.plan.resource.spec.inference.samples)
+        sampling.begin(self._kept["status"], iteration, total)
+        self._save()
+        told: _Told = queue.SimpleQueue()
+        pods = []
+        try:
+            around = self._surroundings(SAMPLING, job, (job,), count)
+            for index in range(count):
+                what = process(pod, around, index=index)
+                pods.append(self._start(SAMPLING, iteration, index, what, count, told))
+        except (UnsupportedManifest, OSError) as error:
+            self.display.say(f"samples of iteration {iteration}: {error}")
+        self.display.say(f"samples of iteration {iteration} are being made beside training")
+        return _Sampling(self, pods, told, wanted=count)
+
+    def _sampled(self, iteration: int, code: int | None) -> None:
+        """The samples of a checkpoint have ended, or were passed over (None)."""
+        status, log = self._kept["status"], self.state.log(SAMPLING, iteration, 0)
+        if code is None:
+            sampling.begin(status, iteration, len(self.plan.resource.spec.inference.samples))
+            sampling.end(status, iteration, "Skipped", "passed over: a newer one was there, or the "
+                         "end of training")  # fmt: skip
+        elif code == 0:
+            sampling.end(status, iteration, "Succeeded")
+            self.display.say(f"samples of iteration {iteration} are made")
+        elif self._stop is not None:
+            sampling.end(status, iteration, "Skipped", "stopped on request")
+        else:
+            why = f"exit code {code}: see {log}"
+            sampling.end(status, iteration, "Failed", why)
+            self.display.say(f"samples of iteration {iteration} could not be made ({why})")
+        self._save()
+
+    def _samples_first(self, stage: Stage) -> bool:
+        """Wait for the samples begun beside training; False if asked to stop meanwhile."""
+        if self._sampler.iteration is not None:
+            facts = {"stage": stage.name, "iteration": self._sampler.iteration}
+            self._condition(Type.PROGRESSING, True, Reason.WAITING_FOR_SAMPLES, **facts)
+            self.display.say(Reason.WAITING_FOR_SAMPLES.text(**facts))
+        self._sampler.finish(lambda: self._stop is not None)
+        return self._stop is None
+
+    def take_in(self, event: Event) -> None:
+        """Put into the status what samples beside training tell of themselves."""
+        self._kept["status"] = update_status(self._kept["status"], event, _now())
+        self._save()
+
+    # ------------------------------------------------------------------ records and ends
+
     def _close(self, reason: str, message: str, charged: bool) -> None:
         """End the record of the attempt at training, if one is open."""
         now = datetime.now(UTC)
@@ -417,14 +490,9 @@ class LocalEngine:
             self._kept["status"], self.plan.resource.spec.gpus, now, reason, message, charged
         )
 
-    def _signal(self, pods: list[_Pod], number: int) -> None:
-        for pod in pods:
-            if pod.child.poll() is None:
-                pod.child.send_signal(number)
-
     def _end_all(self, pods: list[_Pod]) -> None:
         """Leave nothing running, whatever happened."""
-        self._signal(pods, pod_init.KILL)
+        _signal(pods, pod_init.KILL)
         for pod in pods:
             pod.child.wait()
             pod.reader.join(timeout=5)
@@ -470,6 +538,40 @@ class LocalEngine:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             # The workers meet the full volume themselves, save what they can and say what to do.
+
+
+class _Sampling:
+    """The processes that make a checkpoint's samples (see :class:`.local_sampling.Group`)."""
+
+    def __init__(self, engine: LocalEngine, pods: list[_Pod], told: _Told, *, wanted: int) -> None:
+        self._engine, self._pods, self._told = engine, pods, told
+        self._running, self._short = len(pods), len(pods) < wanted
+
+    def poll(self) -> int | None:
+        """See :meth:`.local_sampling.Group.poll`."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                pod, line = self._told.get_nowait()
+                if line is None:
+                    self._running -= 1
+                    pod.code = pod.child.wait()
+                elif isinstance(event := parse(line), SamplesMade):
+                    self._engine.take_in(event)
+        if self._running:
+            return None
+        if self._short:  # not all of them could be started
+            return EXIT_FAILED
+        return next((pod.code for pod in self._pods if pod.code), 0)
+
+    def stop(self, *, hard: bool) -> None:
+        """See :meth:`.local_sampling.Group.stop`."""
+        _signal(self._pods, pod_init.KILL if hard else pod_init.STOP)
+
+
+def _signal(pods: list[_Pod], number: int) -> None:
+    for pod in pods:
+        if pod.child.poll() is None:
+            pod.child.send_signal(number)
 
 
 def _free_port() -> int:

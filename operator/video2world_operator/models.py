@@ -404,14 +404,50 @@ class Sample(_Model):
     )
 
 
+# As VolumePath, without .. by itself, as no rule can be put beside it where numbers may stand too.
+CHECKPOINT = (
+    r"^(\.?[A-Za-z0-9_][^/$\x00]*|\.\.[^/$\x00]+)"
+    r"(/(\.?[^./$\x00][^/$\x00]*|\.|\.\.[^/$\x00]+))*$"
+)
+CheckpointName = Annotated[str, _text(512, CHECKPOINT)]
+Iteration = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+
+
 class InferenceSpec(_Model):
-    """Videos generated from the post-trained checkpoint; without samples, none."""
+    """Videos generated from the post-trained checkpoints; without samples, none."""
 
     samples: list[Sample] = Field(default=[], max_length=64, description="Videos to generate.")
-    checkpoint: Annotated[str, _text(512, r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$")] = Field(
-        default="latest",
-        description="What generates: latest, the number of an iteration, or a weights file on the "
-        "volume.",
+    checkpoint: Annotated[str, _text(512, r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$")] | None = (
+        Field(
+            default=None,
+            description="What generates: latest (the default), the number of an iteration, or a "
+            "weights file on the volume.",
+        )
+    )
+    checkpoints: list[CheckpointName | Iteration] = Field(
+        default=[],
+        max_length=64,
+        description="Instead of checkpoint, several: each latest, all (those on the volume), the "
+        "number of an iteration, or a weights file on the volume, without .. in its path. Samples "
+        "of several checkpoints lie in a folder for each, such as results/<job>/iter_000000500/.",
+    )
+    every_checkpoint: bool = Field(
+        default=False,
+        description="Make the samples from each checkpoint while training goes on, by a Job of "
+        "its own: one at a time, the newest checkpoint first; those that are overtaken meanwhile "
+        "are passed over.",
+    )
+    parallelism: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Pods that make samples at the same time, each its share; more than one need "
+        "a volume that several nodes can write (ReadWriteMany).",
+    )
+    weights: Literal["Regular", "EMA"] = Field(
+        default="Regular",
+        description="Which weights of a checkpoint generate: those that are trained, or their "
+        "exponential moving average (training.ema).",
     )
     num_conditional_frames: Literal[1, 5] = Field(
         default=1, description="Frames of the input that the video continues."
@@ -421,6 +457,26 @@ class InferenceSpec(_Model):
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the first noise.")
     steps: int = Field(default=35, ge=1, le=1000, description="Steps of the sampler.")
+
+    @property
+    def names(self) -> list[str]:
+        """The checkpoints of the inference stage, as they are named."""
+        return [str(name) for name in self.checkpoints] or [self.checkpoint or "latest"]
+
+    @property
+    def count(self) -> int | None:
+        """How many these are; None while that is not known."""
+        return None if "all" in self.names else len(set(self.names))
+
+    @property
+    def by_checkpoint(self) -> bool:
+        """Whether every checkpoint's samples lie in a folder of their own."""
+        return self.every_checkpoint or self.count != 1
+
+    def pods(self, checkpoints: int | None) -> int:
+        """Pods that share the samples of so many ``checkpoints``: none without work."""
+        work = len(self.samples) * (checkpoints or self.parallelism)
+        return max(1, min(self.parallelism, work))
 
 
 class SecretKey(_Model):
@@ -646,7 +702,9 @@ class Spec(_Model):
     @property
     def sharing(self) -> int:
         """Pods that use the volume at the same time, at most."""
-        return max(self.nodes, self.dataset.shards)
+        sampling = self.inference.pods(1) if self.inference.every_checkpoint else 0
+        stage = self.inference.pods(self.inference.count)
+        return max(self.nodes + sampling, self.dataset.shards, stage)
 
     @property
     def processes_per_node(self) -> int:
@@ -750,6 +808,17 @@ class AttemptStatus(_Model):
     )
 
 
+class SamplesStatus(_Model):
+    """How far the samples of one checkpoint are."""
+
+    checkpoint: str = Field(description="Name of the checkpoint, and of its folder of results.")
+    iteration: int | None = Field(default=None, ge=0, description="Iteration of the checkpoint.")
+    state: State = Field(default="Pending", description="Where its samples stand.")
+    done: int = Field(default=0, ge=0, description="Samples that are made.")
+    total: int = Field(default=0, ge=0, description="Samples to make.")
+    message: str = Field(default="", description="For people: why some are not made.")
+
+
 class ProgressStatus(_Model):
     """How far training is."""
 
@@ -818,6 +887,9 @@ class Status(_Model):
     stages: list[StageStatus] = Field(default=[], max_length=16, description="Every stage.")
     progress: ProgressStatus | None = Field(default=None, description="How far training is.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="The newest checkpoint.")
+    samples: list[SamplesStatus] = Field(
+        default=[], max_length=64, description="Samples by checkpoint, those of the newest last."
+    )
     attempt: int = Field(default=0, ge=0, description="Number of the train group's attempt.")
     restarts: int = Field(default=0, ge=0, description="Restarts of the train group.")
     charged_restarts: int = Field(

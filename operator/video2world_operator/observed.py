@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from .plan import ATTEMPT_LABEL, HASH_ANNOTATION, RESOURCE_LABEL, STAGE_LABEL
+from .plan import ATTEMPT_LABEL, HASH_ANNOTATION, RESOURCE_LABEL, STAGE_LABEL, container_of
 from .progress import Event
 
 __all__ = ["Capabilities", "Claim", "Job", "Observed", "Peer", "Pod", "parse_time"]
@@ -116,7 +116,7 @@ class Pod:
         states = [
             c.get("state") or {}
             for c in status.get("containerStatuses") or []
-            if c.get("name") == stage
+            if c.get("name") == container_of(stage)
         ]
         state = states[0] if states else {}
         ended, waiting = state.get("terminated") or {}, state.get("waiting") or {}
@@ -148,6 +148,11 @@ class Pod:
             disruption=disruption.get("reason", ""),
             disruption_message=disruption.get("message", ""),
         )
+
+    @property
+    def container(self) -> str:
+        """Name of its one container."""
+        return container_of(self.stage)
 
     @property
     def over(self) -> bool:

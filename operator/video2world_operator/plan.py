@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples
+from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples, sampling
 from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
 from .quantity import quantity
 
@@ -17,10 +17,12 @@ __all__ = [
     "CONFIG_DIR",
     "HASH_ANNOTATION",
     "RESOURCE_LABEL",
+    "SAMPLING",
     "STAGE_LABEL",
     "VOLUME_DIR",
     "Plan",
     "Stage",
+    "container_of",
     "make_plan",
     "owned",
     "to_yaml",
@@ -31,6 +33,8 @@ Manifest = dict[str, Any]
 RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
 ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
 SAMPLES_ANNOTATION = f"{GROUP}/samples"
+
+SAMPLING = "samples"  # stage label of the Jobs beside training; their attempt is the iteration
 
 VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
 EXIT_USER_ERROR = 2  # as the workers have it: the input's fault, not worth another attempt
@@ -89,6 +93,16 @@ class Stage:
         """The batch/v1 Job among the manifests."""
         return next(m for m in self.manifests if m["kind"] == "Job")
 
+    @property
+    def kind(self) -> str:
+        """The stage of the spec whose settings hold for its pods."""
+        return container_of(self.name)
+
+
+def container_of(stage: str) -> str:
+    """Name of the container in the pods that bear this stage's label."""
+    return "inference" if stage == SAMPLING else stage
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -112,6 +126,15 @@ class Plan:
         stage = self.stage(name)
         later = list(self.stages[self.stages.index(stage) + 1 :])
         return _manifests(self.resource, self.namespace, stage, later, attempt)
+
+    def sampling(self, iteration: int) -> tuple[Manifest, ...]:
+        """The Job that makes the samples of one checkpoint while training goes on."""
+        command = sampling(self.resource, iteration)
+        argv = [a for a in command.argv if not a.startswith(SPEED)]
+        run = _run_hash(self.stage("train").argv, [self.resource.dataset_dir])
+        inputs = {"argv": argv, "run": run, "samples": samples(self.resource)}
+        stage = Stage(SAMPLING, (), _digest(inputs), command.outputs, tuple(command.argv))
+        return _manifests(self.resource, self.namespace, stage, [], iteration)
 
 
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
@@ -239,15 +262,25 @@ def _manifests(
     settings: dict[str, Any] = {"backoffLimit": 3}
     if stage.name == "dataset":
         env["V2W_WORKERS"] = str(_whole_cpus(_resources(resource, "dataset")["requests"]["cpu"]))
-    if stage.name == "dataset" and (shards := resource.spec.dataset.shards) > 1:
+    if (pods := _shares(resource, stage)) > 1:
         # each pod takes its share by JOB_COMPLETION_INDEX, and may fail as often as one alone
         settings = {
             "completionMode": "Indexed",
-            "completions": shards,
-            "parallelism": shards,
+            "completions": pods,
+            "parallelism": pods,
             "backoffLimitPerIndex": 3,
         }
     return (_job(resource, namespace, stage, env, attempt, settings, _disrupted),)
+
+
+def _shares(resource: Video2WorldPostTrain, stage: Stage) -> int:
+    """Pods between which the stage's work is shared."""
+    inference = resource.spec.inference
+    if stage.name == "dataset":
+        return resource.spec.dataset.shards
+    if stage.kind == "inference":
+        return inference.pods(1 if stage.name == SAMPLING else inference.count)
+    return 1
 
 
 def _job(
@@ -261,18 +294,18 @@ def _job(
 ) -> Manifest:
     labels = _labels(resource, stage.name) | {ATTEMPT_LABEL: str(attempt)}
     metadata: dict[str, Any] = {"labels": dict(labels)}
-    if stage.name == "inference":
+    if stage.kind == "inference":
         text = json.dumps(samples(resource), ensure_ascii=False)
         metadata["annotations"] = {SAMPLES_ANNOTATION: text}
     template: dict[str, Any] = {"metadata": metadata, "spec": _pod(resource, stage, env)}
-    patch: StagePatch = getattr(resource.spec.stages, stage.name)
+    patch: StagePatch = getattr(resource.spec.stages, stage.kind)
     if patch.pod_template:
         template = _merge(template, patch.pod_template)
-    codes = {"containerName": stage.name, "operator": "In", "values": [EXIT_USER_ERROR]}
+    codes = {"containerName": stage.kind, "operator": "In", "values": [EXIT_USER_ERROR]}
     rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
     spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
     queue = resource.spec.scheduling.queue_name
-    if queue and (stage.name == "train" or _gpus(resource, stage.name)):
+    if queue and (stage.name == "train" or _gpus(resource, stage.kind)):
         labels["kueue.x-k8s.io/queue-name"] = queue  # on the Job, not its pods
     name = f"{resource.name}-{stage.name}-{attempt}"
     job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
@@ -362,7 +395,7 @@ def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
 
 
 def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) -> dict[str, Any]:
-    spec, stage = resource.spec, step.name
+    spec, stage = resource.spec, step.kind
     patch: StagePatch = getattr(spec.stages, stage)
     trainer = stage in ("train", "inference")
     image = patch.image or (spec.images.trainer if trainer else spec.images.preprocess)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -20,15 +20,18 @@ __all__ = [
     "ItemProgress",
     "Lines",
     "Resumed",
+    "SamplesMade",
     "Skipped",
     "TrainProgress",
     "duration",
     "parse",
     "update_status",
+    "with_samples",
 ]
 
 MAX_LINE = 64 << 10  # bytes; an event line has a few hundred
 MAX_TEXT = 1000  # characters of a message or path that reach the status
+SAMPLE_ROWS = 64  # checkpoints whose samples the status lists: the newest
 MAX_COUNT = 1 << 62  # fits the API server's int64
 
 
@@ -74,6 +77,18 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class SamplesMade:
+    """Of a checkpoint's ``total`` samples, ``done`` are made; ``message``: why there are no more"""
+
+    stage: str
+    checkpoint: str
+    done: int
+    total: int
+    iteration: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Skipped:
     """The work of the stage was on the volume already; a worker may tell so of a later stage."""
 
@@ -99,7 +114,14 @@ class Failed:
 
 
 Event: TypeAlias = (
-    TrainProgress | ItemProgress | CheckpointSaved | Resumed | Skipped | Finished | Failed
+    TrainProgress
+    | ItemProgress
+    | CheckpointSaved
+    | Resumed
+    | SamplesMade
+    | Skipped
+    | Finished
+    | Failed
 )
 
 
@@ -147,6 +169,21 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
     )
 
 
+def _samples(stage: str, line: Mapping[str, Any]) -> Event:
+    iteration = line.get("iteration")
+    checkpoint = _text(line.get("checkpoint"))
+    if not checkpoint:
+        raise _Refused
+    return SamplesMade(
+        stage,
+        checkpoint,
+        _count(line.get("done")),
+        _count(line.get("total")),
+        None if iteration is None else _count(iteration),
+        _text(line.get("message", "")),
+    )
+
+
 def _finished(stage: str, line: Mapping[str, Any]) -> Event:
     summary: list[tuple[str, int | float | str]] = []
     for name, value in list(line.items())[:50]:
@@ -167,6 +204,7 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
         stage, _count(line.get("iteration")), _text(line.get("path", ""))
     ),
     "resumed": lambda stage, line: Resumed(stage, _count(line.get("iteration"))),
+    "samples": _samples,
     "skipped": lambda stage, line: Skipped(stage, _text(line.get("inputsHash", ""))),
     "finished": _finished,
     "failed": lambda stage, line: Failed(
@@ -251,12 +289,41 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
             ]
         case CheckpointSaved():
             _checkpoint(new, event.iteration, event.path or None, now)
+        case SamplesMade():
+            new["samples"] = with_samples(
+                status.get("samples") or [],
+                event.checkpoint,
+                iteration=event.iteration,
+                state=_samples_state(event),
+                done=event.done,
+                total=event.total,
+                message=event.message,
+            )
         case Resumed():
             if event.iteration > (new.get("checkpoint") or {}).get("iteration", 0):
                 _checkpoint(new, event.iteration, None, now)
         case _:
             pass
     return new
+
+
+def with_samples(
+    rows: Sequence[Mapping[str, Any]], checkpoint: str, **fields: Any
+) -> list[dict[str, Any]]:
+    """``rows`` of ``status.samples`` with that of ``checkpoint`` brought up to date or added.
+
+    Fields that are None stay as they were. Rows are in order of iterations, the newest are kept.
+    """
+    by_name = {row["checkpoint"]: dict(row) for row in rows}
+    by_name[checkpoint] = by_name.get(checkpoint, {"checkpoint": checkpoint}) | _known(**fields)
+    order = sorted(by_name.values(), key=lambda r: ("iteration" in r, r.get("iteration", 0)))
+    return order[-SAMPLE_ROWS:]
+
+
+def _samples_state(event: SamplesMade) -> str:
+    if event.done == event.total:
+        return "Succeeded"
+    return "Skipped" if event.message else "Running"
 
 
 def _known(**fields: Any) -> dict[str, Any]:

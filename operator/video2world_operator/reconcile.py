@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import accounting, gang
+from . import accounting, gang, sampling
 from .actions import Action, Apply, Decision, Delete
 from .api import parse
 from .commands import run_folder
@@ -23,7 +23,7 @@ from .errors import InvalidResource
 from .failures import Failure, diagnose
 from .models import KIND, Video2WorldPostTrain
 from .observed import Job, Observed, Pod, parse_time
-from .plan import Plan, Stage, make_plan, owned
+from .plan import SAMPLING, Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
 from .troubles import remedy
 
@@ -129,6 +129,8 @@ class _Round:
                 stage = self._current()
             if stage is None:
                 self._succeed()
+            else:
+                self._sample_checkpoints(stage)
         self._summarise()
         return Decision(self.status, tuple(self.actions), self.wake)
 
@@ -166,6 +168,7 @@ class _Round:
                     "inputsHash"
                 ):  # fmt: skip
                     entry |= {"state": "Skipped", "message": "done before on this volume"}
+        sampling.take_in(self.status, self.jobs, self.seen.pods)
 
     def _current(self) -> Stage | None:
         """The first stage that is not done."""
@@ -232,6 +235,8 @@ class _Round:
         if stage.name == "train":
             self.status["attempt"] = entry["attempt"]
             accounting.open_attempt(self.status, entry["attempt"])
+        if stage.name == "inference":
+            sampling.abandon(self.status)
 
     def _apply(self, stage: Stage, entry: dict[str, Any]) -> None:
         manifests = self.plan.manifests(stage.name, entry["attempt"])
@@ -247,6 +252,8 @@ class _Round:
         entry |= {"state": "Skipped" if skipped else "Succeeded", "active": 0}
         entry["completionTime"] = _text(self.now)
         entry.pop("message", None)
+        if stage.name == "inference":
+            sampling.conclude(self.status)
         if stage.name == "train":
             self._close("Succeeded", "", charged=False)
             progress = self.status.get("progress")
@@ -352,7 +359,7 @@ class _Round:
         """End whatever runs beside the attempt that shall run; whether it has ended."""
         keep = (stage.name, entry["attempt"])
         for job in self.jobs:
-            if (job.stage, job.attempt) == keep or job.deleting:
+            if (job.stage, job.attempt) == keep or job.deleting or job.stage == SAMPLING:
                 continue
             if not self._over(job) or job.stage == stage.name:
                 self.actions.append(Delete("Job", job.name, job.uid))
@@ -368,8 +375,11 @@ class _Round:
         return job.finished or recorded
 
     def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
-        """Pods that have not ended, but for the attempt ``keep``; overdue ones are forced out."""
+        """Pods that have not ended, but for the attempt ``keep`` and what goes on beside it;
+        overdue ones are forced out."""
         left = [p for p in self.seen.pods if not p.over and (p.stage, p.attempt) != keep]
+        if keep is not None:
+            left = [p for p in left if p.stage != SAMPLING]
         for pod in left:
             if pod.deleted is None:
                 continue
@@ -446,7 +456,7 @@ class _Round:
 
     def _blocked(self, stage: Stage) -> bool:
         """Whether the stage may not start yet; a condition then says why."""
-        return not self._volume_ready() or self._peer_first(stage)
+        return not self._volume_ready() or self._peer_first(stage) or self._samples_first(stage)
 
     def _volume_ready(self) -> bool:
         claim, spec = self.seen.claim, self.resource.spec
@@ -491,6 +501,44 @@ class _Round:
                 return True
         self._set(Type.ACCEPTED, True, Reason.VALID)
         return False
+
+    # ------------------------------------------------------------------ samples beside training
+
+    def _sample_checkpoints(self, stage: Stage) -> None:
+        """Have samples made of the newest checkpoint while training goes on."""
+        inference = self.resource.spec.inference
+        if not inference.every_checkpoint and not self._sampling_jobs():
+            return
+        entry = self._entry(stage.name)
+        training = stage.name == "train" and entry["state"] in ("Running", "Restarting")
+        step = sampling.decide(
+            self.status, self.jobs, self.seen.pods,
+            training=training and inference.every_checkpoint, total=len(inference.samples),
+        )  # fmt: skip
+        for job in step.delete:
+            self.actions.append(Delete("Job", job.name, job.uid))
+        if step.apply is not None:
+            for manifest in self.plan.sampling(step.apply):
+                self.actions.append(Apply(owned(manifest, self.resource)))
+        if step.running is not None:
+            self._set(Type.SAMPLES, False, Reason.SAMPLING, iteration=step.running)
+        elif step.failed is not None:
+            iteration, message = step.failed
+            self._set(Type.SAMPLES, False, Reason.SAMPLES_FAILED, iteration=iteration,
+                      message=message)  # fmt: skip
+        else:
+            self._set(Type.SAMPLES, True, Reason.SAMPLED)
+
+    def _sampling_jobs(self) -> list[Job]:
+        return [job for job in self.jobs if job.stage == SAMPLING and not job.finished]
+
+    def _samples_first(self, stage: Stage) -> bool:
+        """Whether samples begun beside training are still being made."""
+        if stage.name != "inference" or not (jobs := self._sampling_jobs()):
+            return False
+        self._set(Type.PROGRESSING, True, Reason.WAITING_FOR_SAMPLES, stage=stage.name,
+                  iteration=jobs[0].attempt)  # fmt: skip
+        return True
 
     # ------------------------------------------------------------------ conditions and counts
 
@@ -575,7 +623,7 @@ class _Round:
         )
 
     def _desired(self, stage: Stage) -> int:
-        return self.resource.spec.nodes if stage.name == "train" else 1
+        return int(stage.job["spec"].get("completions", 1))
 
     def _close(self, reason: str, message: str, *, charged: bool) -> None:
         accounting.close_attempt(

@@ -238,7 +238,7 @@ def logs(
             pod = _choose(name, pods, stage or status.get("stage", ""), rank, attempt)
             try:
                 async with cluster.stream_log(
-                    space, pod.name, pod.stage, **({"follow": "true"} if follow else {})
+                    space, pod.name, pod.container, **({"follow": "true"} if follow else {})
                 ) as stream:
                     async for line in stream:
                         out.write(line.decode("utf-8", "replace"))

@@ -10,11 +10,13 @@ from itertools import pairwise
 from typing import Any
 
 from .observed import Pod, parse_time
+from .plan import SAMPLING
 from .progress import TrainProgress, duration, parse
 
 __all__ = ["Snapshot", "losses_of", "sparkline", "tree"]
 
 PODS = 8  # pods of a stage that are listed one by one
+SAMPLE_ROWS = 8  # checkpoints whose samples are listed one by one
 BAR, SPARKS = 24, 32  # characters
 NOBODY = "no operator has looked at it yet; is one running?"
 ENDED = ("Succeeded", "Failed", "Skipped")
@@ -101,6 +103,8 @@ def _stage(seen: Snapshot, entry: Mapping[str, Any], now: datetime, plain: bool)
     if entry.get("message") and state not in ("Running", "Succeeded"):
         words.append(entry["message"])
     below = _training(seen, now, plain) if name == "train" else []
+    if name == "inference":
+        below = _samples(status=seen.status, pods=seen.pods)
     if state in ("Running", "Restarting", "Failed", "Suspended"):
         below += _pods([p for p in seen.pods if p.stage == name])
     return _Node("  ".join(words), below)
@@ -129,6 +133,24 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         if attempt.get("endTime") and attempt.get("reason") != "Succeeded":
             below.append(_Node(_attempt(attempt)))
     return below
+
+
+def _samples(status: Mapping[str, Any], pods: Sequence[Pod]) -> list[_Node]:
+    """The samples by checkpoint, the newest last; older ones are only counted."""
+    rows = list(status.get("samples") or [])
+    nodes = []
+    if older := rows[:-SAMPLE_ROWS]:
+        done, total = (sum(row.get(key, 0) for row in older) for key in ("done", "total"))
+        nodes.append(_Node(f"{len(older)} older checkpoints: {done}/{total} samples"))
+    for row in rows[-SAMPLE_ROWS:]:
+        words = [f"{row['checkpoint']:<14} {row.get('state', 'Pending'):<10}"]
+        words.append(f"{row.get('done', 0)}/{row.get('total', 0)} samples")
+        below = []
+        if row.get("state") == "Running":
+            of_it = [p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.get("iteration"))]
+            below = _pods(of_it)
+        nodes.append(_Node("  ".join(filter(None, [*words, row.get("message")])), below))
+    return nodes
 
 
 def _progress(progress: Mapping[str, Any], plain: bool) -> str:

@@ -144,7 +144,30 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         ),
         (
             {"storage": {"accessMode": "ReadWriteOncePod"}, "model": {"size": "14B"}},
-            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 4 nodes",
+            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 4 pods",
+        ),
+        (
+            {"inference": {"checkpoint": "latest", "checkpoints": [500]}},
+            "spec.inference.checkpoint: latest given beside checkpoints; keep one of them",
+        ),
+        (
+            {"inference": {"checkpoints": ["a/../b.pt"]}},
+            "spec.inference.checkpoints[0]: 'a/../b.pt' does not fit",
+        ),
+        (
+            {"inference": {"everyCheckpoint": True}},
+            "spec.inference.everyCheckpoint: there is nothing to make; name inference.samples",
+        ),
+        (
+            {"inference": {"weights": "EMA"}, "training": {"iterations": 5, "ema": False}},
+            "spec.inference.weights: EMA is not kept with training.ema: false; use Regular",
+        ),
+        (
+            {
+                "inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]},
+                "storage": {"accessMode": "ReadWriteOncePod"},
+            },
+            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 2 pods",
         ),
         ({"storage": {"size": "big"}}, "spec.storage.size: 'big' does not fit (Size of"),
         (

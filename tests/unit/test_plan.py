@@ -217,23 +217,86 @@ def test_samples_file():
         },
         {"input_video": "x.mp4", "prompt": "é", "output_video": "results/run/y.mp4"},
     ]
-    assert made.stage("inference").outputs == ("results/run/sample-0.mp4", "results/run/y.mp4")
+    assert made.stage("inference").outputs == ("results/run",)
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "path"),
+    ("given", "named", "by_checkpoint"),
     [
-        ("latest", "checkpoints/posttraining/video2world/run/checkpoints"),
-        (
-            "1000",
-            "checkpoints/posttraining/video2world/run/checkpoints/model/iter_000001000.pt",
-        ),
-        ("mine/w.pt", "mine/w.pt"),
+        ({}, ["latest"], False),
+        ({"checkpoint": "latest"}, ["latest"], False),
+        ({"checkpoint": "1000"}, ["1000"], False),
+        ({"checkpoint": "mine/w.pt"}, ["mine/w.pt"], False),
+        ({"checkpoints": [1000]}, ["1000"], False),
+        ({"checkpoints": ["latest", 500, "mine/w.pt"]}, ["latest", "500", "mine/w.pt"], True),
+        ({"checkpoints": ["all"]}, ["all"], True),
+        ({"everyCheckpoint": True}, ["latest"], True),
     ],
 )
-def test_checkpoint_for_inference(checkpoint, path):
-    argv = plan(inference={"checkpoint": checkpoint}).stage("inference").argv
-    assert argv[argv.index("--dit_path") + 1] == path
+def test_checkpoints_for_inference(given, named, by_checkpoint):
+    argv = plan(inference=given).stage("inference").argv
+    start = argv.index("--checkpoints") + 1
+    assert list(argv[start : start + len(named)]) == named
+    assert ("--by_checkpoint" in argv) == by_checkpoint
+    assert argv[argv.index("--run_folder") + 1] == (
+        "checkpoints/posttraining/video2world/run/checkpoints"
+    )
+    assert "--load_ema" not in argv
+    assert "--load_ema" in plan(inference=given | {"weights": "EMA"}).stage("inference").argv
+
+
+def test_samples_are_shared_between_pods_and_no_more_than_there_are():
+    two = [{"input": "a.mp4"}, {"input": "b.mp4"}]
+    for fields, pods in (
+        ({"parallelism": 8}, 2),
+        ({"parallelism": 8, "checkpoints": [1, 2, 3]}, 6),
+        ({"parallelism": 8, "checkpoints": ["all"]}, 8),
+        ({"parallelism": 2, "checkpoints": [1, 2, 3]}, 2),
+    ):
+        stage = plan(inference={"samples": two} | fields).stage("inference")
+        spec = stage.job["spec"]
+        assert (spec["completionMode"], spec["completions"]) == ("Indexed", pods)
+        assert spec["parallelism"] == pods
+        assert f"--shards={pods}" in stage.argv
+    assert changed(inference={"parallelism": 8}) == []  # how the work is shared decides nothing
+    alone = plan(inference={"samples": two}).stage("inference")
+    assert "completionMode" not in alone.job["spec"]
+    one_node = {"nodes": 1}
+    claim = plan(inference={"samples": two, "parallelism": 2}, training=one_node).shared[0]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    claim = plan(inference={"everyCheckpoint": True}, training=one_node).shared[0]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]  # sampling runs beside training
+    assert plan(training=one_node).shared[0]["spec"]["accessModes"] == ["ReadWriteOnce"]
+
+
+def test_the_job_of_one_checkpoint_beside_training():
+    patch = {"inference": {"podTemplate": {"spec": {"containers": [{"name": "inference",
+             "tty": True}]}}, "env": [{"name": "A", "value": "b"}]}}  # fmt: skip
+    made = plan(model={"size": "2B"}, inference={"everyCheckpoint": True}, stages=patch)
+    (job,) = made.sampling(500)
+    assert job["metadata"]["name"] == "run-samples-500"
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert labels["video2world.dev/stage"] == "samples"
+    assert labels["video2world.dev/attempt"] == "500"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    command = container["command"]
+    assert command[command.index("--checkpoints") + 1] == "500"
+    assert "--pass_over_missing" in command
+    assert (container["name"], container["tty"]) == ("inference", True)
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    given = {v["name"]: v.get("value") for v in container["env"]}
+    assert (given["V2W_STAGE"], given["A"]) == ("samples", "b")
+    codes = job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert codes["containerName"] == "inference"
+
+    def hashed(iteration, **spec):
+        (job,) = plan(model={"size": "2B"}, **spec).sampling(iteration)
+        return job["metadata"]["annotations"]["video2world.dev/inputs-hash"]
+
+    on = {"everyCheckpoint": True}
+    assert hashed(500, inference=on) != hashed(1000, inference=on)
+    assert hashed(500, inference=on) == hashed(500, inference=on, training={"iterations": 2000})
+    assert hashed(500, inference=on) != hashed(500, inference=on, training={"seed": 5})
 
 
 def test_claim():

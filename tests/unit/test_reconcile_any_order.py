@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reconcile_world import World, resource
+from video2world_operator.observed import Pod
+from video2world_operator.progress import CheckpointSaved
 
 FAILURES = [
     {"phase": "Failed", "exit_code": 1},
@@ -21,18 +23,26 @@ FAILURES = [
 class AnyOrder(RuleBasedStateMachine):
     """The world does what it likes; the operator may look as often or as seldom as it likes."""
 
-    @initialize()
-    def begin(self):
-        self.world = World(resource(training={"iterations": 9, "nodes": 2, "maxRestarts": 3}))
+    @initialize(sampled=st.booleans())
+    def begin(self, sampled):
+        samples = {"samples": [{"input": "a.mp4"}], "everyCheckpoint": sampled}
+        training = {"iterations": 9, "nodes": 2, "maxRestarts": 3}
+        self.world = World(resource(training=training, inference=samples))
         self.seen = {"attempt": 0, "restarts": 0}
 
     @property
     def job(self):
-        return next((j for j in self.world.jobs.values() if not j.finished), None)
+        return next(
+            (j for j in self.world.jobs.values() if not j.finished and j.stage != "samples"), None
+        )
 
     @property
     def alive(self):
-        return [p for p in self.world.pods.values() if not p.over]
+        return [p for p in self.world.pods.values() if not p.over and p.stage != "samples"]
+
+    @property
+    def samplers(self):
+        return [j for j in self.world.jobs.values() if not j.finished and j.stage == "samples"]
 
     @rule()
     def look(self):
@@ -88,6 +98,28 @@ class AnyOrder(RuleBasedStateMachine):
         name = self.job.name
         self.world.jobs[name] = replace(self.world.jobs[name], failed="BackoffLimitExceeded")
 
+    @precondition(lambda self: self.job is not None and self.job.stage == "train")
+    @rule()
+    def a_checkpoint_is_saved(self):
+        before = self.world.status.get("checkpoint", {}).get("iteration", 0)
+        self.world.round(events=[CheckpointSaved("train", before + 1)])
+
+    @precondition(lambda self: bool(self.samplers))
+    @rule()
+    def its_samples_begin(self):
+        job = self.samplers[0]
+        self.world.pods[job.name] = Pod(job.name, job.name, "samples", job.attempt, 0, "Running")
+
+    @precondition(lambda self: bool(self.samplers))
+    @rule(how=st.sampled_from([{"complete": True}, {"failed": "BackoffLimitExceeded"}, None]))
+    def its_samples_end(self, how):
+        job = self.samplers[0]
+        self.world.pods.pop(job.name, None)
+        if how is None:
+            del self.world.jobs[job.name]  # somebody deletes it
+        else:
+            self.world.jobs[job.name] = replace(job, **how)
+
     @rule(value=st.booleans())
     def suspend_or_resume(self, value):
         if bool(self.world.body["spec"].get("suspend")) != value:
@@ -96,10 +128,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def never_two_live_attempts(self):
-        running = {(j.stage, j.attempt) for j in self.world.jobs.values() if not j.finished}
+        running = {(j.stage, j.attempt) for j in self.world.jobs.values()
+                   if not j.finished and j.stage != "samples"}  # fmt: skip
         assert len(running) <= 1
         live = {(p.stage, p.attempt) for p in self.alive}
         assert len(live | running) <= 1 or not running, (live, running)
+
+    @invariant()
+    def one_checkpoint_at_a_time(self):
+        assert len(self.samplers) <= 1
+        begun = [r["iteration"] for r in self.world.status.get("samples", [])]
+        assert begun == sorted(set(begun))
 
     @invariant()
     def counts_only_grow(self):
@@ -136,10 +175,14 @@ class AnyOrder(RuleBasedStateMachine):
                     if (pod.stage, pod.attempt) == (stage, attempt) and not pod.over:
                         world.pod(pod.name, phase="Succeeded", exit_code=0)
                 world.finish(stage)
+            for job in self.samplers:
+                world.pods.pop(job.name, None)
+                world.jobs[job.name] = replace(job, complete=True)
         assert world.status["phase"] in ("Succeeded", "Failed")
         world.tick(3600)
         world.settle()
         assert self.job is None  # no GPU is held at the end
+        assert not self.samplers
 
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -31,6 +31,7 @@ from .results_page import write_page
 
 __all__ = ["main", "parser"]
 
+INFERENCE = (sys.executable, "-m", "video2world_trainer.inference")
 FIELD = "spec.inference.checkpoints"
 GRACE = 30  # seconds that an inference gets to end after SIGTERM
 
@@ -234,8 +235,13 @@ class _Sweep:
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as batch:
             json.dump([item.entry for item in todo], batch)
             batch.flush()
-            argv = [sys.executable, "-m", "video2world_trainer.inference"]
-            argv += ["--dit_path", str(checkpoint.path), "--batch_input_json", batch.name]
+            argv = [
+                *INFERENCE,
+                "--dit_path",
+                str(checkpoint.path),
+                "--batch_input_json",
+                batch.name,
+            ]
             child = subprocess.Popen([*argv, *self.flags], env=env, stdout=subprocess.PIPE)
             try:
                 refusal = self._follow(child, checkpoint, {str(i.output): i for i in todo})
