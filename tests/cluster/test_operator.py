@@ -228,6 +228,49 @@ def test_progress_comes_from_the_log(run, gpu_cluster):
     assert "0.25" in shown
 
 
+def test_samples_are_made_beside_training(run, gpu_cluster):
+    def saved(*iterations):
+        lines = [f'{{"event":"checkpoint","stage":"train","iteration":{i},"path":"x.pt"}}'
+                 for i in iterations]  # fmt: skip
+        gpu_cluster.write_pod_log(run.namespace, training[0], "\n".join(lines))
+
+    def rows():
+        return {r["iteration"]: (r["state"], r["done"]) for r in run.status.get("samples", [])}
+
+    run.create(inference={"samples": [{"input": "a.mp4"}] * 3, "everyCheckpoint": True})
+    training = run.to_training()
+    saved(25)
+    (sampler,) = run.running("samples", 25)
+    assert run.condition("SamplesMade")["reason"] == "Sampling"
+    told = {"event": "samples", "stage": "samples", "checkpoint": "iter_000000025",
+            "iteration": 25, "done": 2, "total": 3}  # fmt: skip
+    gpu_cluster.write_pod_log(run.namespace, sampler, json.dumps(told))
+    saved(50, 75)
+    eventually(lambda: rows() == {25: ("Running", 2)}, what=rows)
+    eventually(lambda: run.status["checkpoint"]["iteration"] == 75)
+    gpu_cluster.finish_pod(run.namespace, sampler)
+    (sampler,) = run.running("samples", 75)  # the newest; 50 was passed over
+    eventually(lambda: rows() == {25: ("Succeeded", 3), 75: ("Running", 0)}, what=rows)
+    assert [p["metadata"]["name"] for p in run.pods("train")] == training  # untouched
+    run.finish("train")
+    eventually(lambda: run.condition("Progressing").get("reason") == "WaitingForSamples")
+    gpu_cluster.finish_pod(run.namespace, sampler, 2)
+    run.finish("inference")
+    status = run.reaches(phase="Succeeded")
+    assert [r["state"] for r in status["samples"]] == ["Succeeded", "Failed"]
+    code, out, _ = v2w_in(gpu_cluster, run)
+    assert code == 0
+    assert "iter_000000025 Succeeded   3/3 samples" in out
+
+
+def v2w_in(cluster, run):
+    """``v2w status`` of the resource."""
+    argv = [sys.executable, "-m", "video2world_operator.cli", "status", "run", "-n", run.namespace]
+    env = {**os.environ, "KUBECONFIG": str(cluster.write_kubeconfig(cluster.admin))}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
     run.create()
     (pod,) = run.running("download")

@@ -89,6 +89,37 @@ CASES = {
         {"stages": {"train": {"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}}},
         "Duplicate value",
     ),
+    "checkpoint or checkpoints": (
+        {"inference": {"checkpoints": ["latest", 500, "all", "a/b..c/w.pt", ".x/w.pt"]}},
+        {"inference": {"checkpoint": "latest", "checkpoints": [500]}},
+        "inference.checkpoint is given beside inference.checkpoints; keep one",
+    ),
+    "checkpoints stay on the volume": (
+        {"inference": {"checkpoints": ["..a/w.pt"]}},
+        {"inference": {"checkpoints": ["a/../../w.pt"]}},
+        "inference.checkpoints[0]",
+    ),
+    "iterations of checkpoints": (
+        {"inference": {"checkpoints": [0]}},
+        {"inference": {"checkpoints": [-1]}},
+        "inference.checkpoints[0]",
+    ),
+    "every checkpoint needs samples": (
+        {"inference": {"everyCheckpoint": True}},
+        {"inference": {"everyCheckpoint": True, "samples": []}},
+        "there is nothing to make; name inference.samples",
+    ),
+    "averaged weights are kept": (
+        {"inference": {"weights": "EMA"}},
+        {"inference": {"weights": "EMA"}, "training": {"ema": False}},
+        "EMA is not kept with training.ema: false",
+    ),
+    "a volume for training and samples": (
+        {"storage": {"accessMode": "ReadWriteMany"}, "inference": {"everyCheckpoint": True}},
+        {"storage": {"accessMode": "ReadWriteOncePod"}, "training": {"nodes": 1},
+         "inference": {"everyCheckpoint": True}},
+        "cannot be shared",
+    ),
     "outputs end in mp4": (
         {"inference": {"samples": [{"input": "a", "output": "a.mp4"}]}},
         {"inference": {"samples": [{"input": "a", "output": "a.avi"}]}},
