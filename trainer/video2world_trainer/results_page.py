@@ -240,7 +240,8 @@ def page(results: Results) -> str:
         _configuration(results),
         "</body></html>\n",
     ]
-    return "\n".join(filter(None, parts))
+    text = "\n".join(filter(None, parts))
+    return text.encode(errors="replace").decode()  # half a surrogate pair is no text
 
 
 def _facts(results: Results) -> str:
@@ -315,7 +316,7 @@ def _group(name: str, samples: Sequence[Sample]) -> str:
     chart = curve(known, title="PSNR by checkpoint", across="iteration", up="dB", dots=True)
     sheets = "".join(
         f"<p>{escape(s.checkpoint)}</p>"
-        f'<img loading="lazy" alt="contact sheet" src="{quote(s.sheet)}">'
+        f'<img loading="lazy" alt="contact sheet" src="{_link(s.sheet)}">'
         for s in samples
         if s.sheet
     )
@@ -333,10 +334,14 @@ def _group(name: str, samples: Sequence[Sample]) -> str:
 
 def _video(path: str, caption: str) -> str:
     return (
-        f'<figure><video controls loop muted playsinline preload="auto" src="{quote(path)}">'
-        f'</video><figcaption>{caption} &middot; <a href="{quote(path)}">file</a>'
+        f'<figure><video controls loop muted playsinline preload="auto" src="{_link(path)}">'
+        f'</video><figcaption>{caption} &middot; <a href="{_link(path)}">file</a>'
         "</figcaption></figure>"
     )
+
+
+def _link(path: str) -> str:
+    return quote(path, errors="replace")
 
 
 def _data(reports: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,0 +1,222 @@
+"""The results page: what it shows, and that no text in it can be more than text."""
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from video2world_preprocess.video import probe, write_video
+from video2world_trainer.curves import curve
+from video2world_trainer.records import Records, read_records
+from video2world_trainer.results_page import Results, Sample, collect, page, write_page
+
+HOSTILE = st.one_of(
+    st.text(),
+    st.sampled_from([
+        "<script>alert(1)</script>", "</title><script>x", "\"><img src=x onerror=alert(1)>",
+        "' onload='x", "</video></p></section>", "<!--", "]]>", "&lt;script&gt;", "javascript:x",
+        "http://elsewhere.example/x.png", "half a pair \ud800",
+        "\u202e\x00\x1b[2J", "{{x}}", "</style><style>*{}",
+    ]),
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+class Read(HTMLParser):
+    """Every tag, every attribute and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text = set(), [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+TAGS = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "div", "dt",
+    "dd", "figure", "figcaption", "svg", "line", "text", "polyline", "circle", "small", "section",
+    "video", "strong", "br", "a", "details", "summary", "img", "table", "tr", "th", "td", "ul",
+    "li",
+}  # fmt: skip
+FACTS = st.dictionaries(
+    st.sampled_from(["prompt", "checkpoint", "iteration", "ema", "psnr", "metrics", "seed",
+                     "psnr_of_repeating_the_input", "input"]) | HOSTILE,
+    VALUES,
+)  # fmt: skip
+PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
+
+
+@given(
+    name=HOSTILE,
+    samples=st.lists(
+        st.builds(Sample, video=PATHS, facts=FACTS, sheet=st.none() | PATHS,
+                  truth=st.none() | PATHS), max_size=4),
+    reports=st.dictionaries(HOSTILE, st.fixed_dictionaries(
+        {}, optional={"counts": VALUES, "dropped": VALUES}), max_size=2),
+    settings=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
+)  # fmt: skip
+def test_whatever_a_text_says_it_stays_text(name, samples, reports, settings):
+    made = page(Results(name=name, samples=samples, reports=reports, settings=settings))
+    read = Read(made)
+    assert read.tags <= TAGS
+    for tag, attribute, value in read.attributes:
+        assert not attribute.startswith("on")
+        if attribute in ("src", "href"):
+            assert ":" not in value  # relative, and no scheme
+            assert not value.startswith("//")
+        assert (attribute != "style") or tag == "svg"
+    made.encode()
+
+
+@pytest.mark.parametrize("text", ["<b>bold</b> & \"quoted\" 'single'", "línea\nnueva"])
+def test_a_caption_is_shown_as_it_is(text):
+    sample = Sample("iter_000000005/sample-0.mp4", {"prompt": text, "checkpoint": "x"})
+    assert text in "".join(Read(page(Results("run", samples=[sample]))).text)
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def volume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 255, (30, 96, 128, 3), np.uint8)
+    source = Path("datasets/d/val/videos/w.mp4")
+    source.parent.mkdir(parents=True)
+    write_video(source, frames, 30)
+    job, results = Path("checkpoints/p/g/run"), Path("results/run")
+    described = {"size": "Tiny", "geometry": "crop", "run": {"dataset_dir": "datasets/d/train"}}
+    put(job / "checkpoints/model/config.json", described)
+    put(Path("datasets/d/report.json"), {"counts": {"windows": 24}, "dropped": [
+        {"kind": "window", "item": "w<9>", "reason": "too short"}]})  # fmt: skip
+    put(job / "checkpoints/model/iter_000000500.pt", "x")
+    for iteration in (500, 1000):
+        folder = results / f"iter_{iteration:09d}"
+        folder.mkdir(parents=True)
+        write_video(folder / "sample-0.mp4", frames[:17], 16)
+        (folder / "sample-0.png").write_bytes(b"png")
+        put(folder / "sample-0.json", {
+            "prompt": "The arm reaches.", "input": str(source), "frames": 17, "fps": 16,
+            "size": [96, 128], "checkpoint": f"checkpoints/x/iter_{iteration:09d}.pt",
+            "iteration": iteration, "ema": False, "seed": 3, "psnr": iteration / 50,
+            "psnr_of_repeating_the_input": 9.5,
+            "metrics": {"psnr": iteration / 50, "ssim": 0.5, "lpips": None},
+        })  # fmt: skip
+    records = Records(job)
+    for iteration in range(10, 110, 10):
+        records.append(iteration, loss=1 / iteration, seconds=0.5)
+    return results, job
+
+
+def test_the_page_shows_what_there_is_by_relative_paths(volume):
+    results, job = volume
+    write_page(results, job)
+    read = Read((results / "index.html").read_text())
+    videos = [value for tag, name, value in read.attributes if (tag, name) == ("video", "src")]
+    truth = "ground-truth/w-17x96x128.mp4"
+    assert videos == [truth, "iter_000000500/sample-0.mp4", "iter_000001000/sample-0.mp4"]
+    assert all((results / video).is_file() for video in videos)
+    assert (probe(results / truth).frames, probe(results / truth).fps) == (17, 16)
+    text = " ".join("".join(read.text).split())
+    for expected in (
+        "ground truth", "iteration 500PSNR 10.00 dBSSIM 0.500", "iteration 1000PSNR 20.00 dB",
+        "Repeating the last given frame: PSNR 9.50 dB", "The arm reaches.", "windows24",
+        "w<9>: too short", "dataset dirdatasets/d/train", "Training loss", "Iteration time",
+        "PSNR by checkpoint",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "script" not in read.tags
+
+
+def test_the_layout_of_one_checkpoint_is_read_and_older_results_too(volume):
+    results, job = volume
+    facts = json.loads((results / "iter_000000500/sample-0.json").read_text())
+    for key in ("iteration", "metrics"):
+        del facts[key]
+    for suffix in (".mp4", ".png"):
+        (results / "iter_000000500/sample-0").with_suffix(suffix).rename(
+            (results / "sample-0").with_suffix(suffix)
+        )
+    put(results / "sample-0.json", facts)
+    seen = collect(results, job).samples
+    assert [(s.video, s.iteration, s.metrics.get("psnr")) for s in seen] == [
+        ("sample-0.mp4", 500, 10.0),
+        ("iter_000001000/sample-0.mp4", 1000, 20.0),
+    ]
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "{", '{"frames": "many"}', "[" * 100_000])
+def test_damaged_files_cost_only_themselves(volume, damage):
+    results, job = volume
+    put(results / "iter_000000500/sample-0.json", damage)
+    put(Path("datasets/d/report.json"), damage)
+    put(job / "checkpoints/model/config.json", damage)
+    with (job / "progress.jsonl").open("a") as stream:
+        stream.write(damage)
+    write_page(results, job)
+    assert "iteration 1000" in (results / "index.html").read_text()
+
+
+def test_an_empty_volume_gives_a_page_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_page(Path("results/run"), Path("checkpoints/p/g/run"))
+    text = Path("results/run/index.html").read_text()
+    assert "no samples yet" in text
+    assert "no records" in text
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "results").write_text("a file")
+    write_page(tmp_path / "results/run", tmp_path / "job")
+    assert "could not be written" in capsys.readouterr().out
+
+
+def test_what_a_restart_repeats_counts_once(tmp_path):
+    records = Records(tmp_path)
+    for iteration, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
+        records.append(iteration, loss=loss, seconds=1.0)
+    with records.path.open("a") as stream:
+        stream.write('{"iteration": 40, "lo')  # killed while writing
+    again = Records(tmp_path)
+    again.append(20, loss=2.5, seconds=1.0)
+    again.append(30, loss=None, seconds=1.0, gradient_norm=4.0)
+    assert [(r["iteration"], r.get("loss")) for r in read_records(tmp_path)] == [
+        (10, 3.0),
+        (20, 2.5),
+        (30, None),
+    ]
+
+
+@given(st.lists(st.tuples(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12)), max_size=900))
+def test_a_curve_stays_in_its_frame(points):
+    points = sorted(points)
+    made = curve(points, title="<t>", across="x", up="y")
+    if len(points) < 2:
+        assert made == ""
+        return
+    read = Read(made)
+    (line,) = [v for tag, name, v in read.attributes if (tag, name) == ("polyline", "points")]
+    places = [tuple(map(float, pair.split(","))) for pair in line.split()]
+    assert 2 <= len(places) <= 300
+    for x, y in places:
+        assert math.isfinite(x)
+        assert 57 <= x <= 551
+        assert 9 <= y <= 187
