@@ -1,12 +1,13 @@
 """The guide's commands, with the guide's flags as they are printed there, for each of its steps."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from torch.distributed.run import parse_args
 
 from video2world_preprocess import agibot, download, embeddings
-from video2world_trainer import inference, train
+from video2world_trainer import inference, items, train
 from video2world_trainer.config import read_config
 
 DATASET = "agibot_head_center_fisheye_color"
@@ -102,11 +103,11 @@ def test_the_guides_own_paths_are_understood(tmp_path, monkeypatch, capsys):
     (tmp_path / "val/videos").mkdir(parents=True)
     (tmp_path / "val/videos/a.mp4").touch()
     (tmp_path / f"checkpoints/2b_{DATASET}").mkdir(parents=True)
-    meant = inference._meant
-    assert str(meant(inference.Path("val/a.mp4"))) == "val/videos/a.mp4"
+    meant = items.meant
+    assert str(meant(Path("val/a.mp4"))) == "val/videos/a.mp4"
     written = f"checkpoints/predict2_video2world_training_2b_{DATASET}"
-    assert str(meant(inference.Path(written))) == f"checkpoints/2b_{DATASET}"
+    assert str(meant(Path(written))) == f"checkpoints/2b_{DATASET}"
     assert "is taken" in capsys.readouterr().out
-    assert str(meant(inference.Path("val/videos/a.mp4"))) == "val/videos/a.mp4"
-    assert str(meant(inference.Path("nowhere/a.mp4"))) == "nowhere/a.mp4"
+    assert str(meant(Path("val/videos/a.mp4"))) == "val/videos/a.mp4"
+    assert str(meant(Path("nowhere/a.mp4"))) == "nowhere/a.mp4"
     assert capsys.readouterr().out == ""

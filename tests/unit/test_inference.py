@@ -1,6 +1,7 @@
 """The inference command end to end on a small random checkpoint, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from PIL import Image
 
 from video2world_preprocess.demo import draw_episode, scene
 from video2world_preprocess.pickles import write_embedding
+from video2world_preprocess.tiny_weights import write_tiny_t5
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import fit, probe, read_frames, write_video
 from video2world_trainer.inference import main
-from video2world_trainer.metrics import psnr
+from video2world_trainer.metrics import psnr, ssim
 from video2world_trainer.model import VideoDiT
 from video2world_trainer.presets import PRESETS
 
@@ -60,7 +62,16 @@ def volume(made, monkeypatch):
 
 
 def infer(*arguments, source=f"datasets/d/val/videos/{STEM}.mp4", checkpoint=RUN, target="o.mp4"):
-    flags = ["--model_size", "Tiny", "--num_steps", "2", "--dit_path", checkpoint]
+    flags = [
+        "--device",
+        "cpu",
+        "--model_size",
+        "Tiny",
+        "--num_steps",
+        "2",
+        "--dit_path",
+        checkpoint,
+    ]
     flags += ["--input_path", source, "--save_path", target]
     return main([*flags, *arguments])
 
@@ -81,6 +92,20 @@ def test_writes_video_sheet_prompt_and_figures(volume):
     generated = read_frames("results/x/a.mp4")
     # the file is lossy, the figure is of the frames before encoding
     assert figures["psnr"] == pytest.approx(psnr(generated[1:], truth[1:]), abs=0.5)
+    metrics = figures["metrics"]
+    assert (metrics["frames"], metrics["psnr"]) == (16, figures["psnr"])
+    assert metrics["repeating_the_input"]["ssim"] == pytest.approx(ssim(held, truth[1:]), abs=1e-3)
+    assert metrics["lpips"] is None
+    assert "lpips" in metrics["lpips_missing"]
+    timings = figures["timings"]
+    assert set(timings) == {"condition", "denoise", "decode", "write"}
+    parts = timings["condition"] + timings["denoise"] + timings["decode"]
+    assert figures["seconds"] == pytest.approx(parts, abs=2e-3)
+    assert (figures["passes"], figures["approximate"], figures["iteration"]) == (6, False, 7)
+    told = Path("docs/inference.md")
+    documented = (Path(__file__).parents[2] / told).read_text()
+    for key in {*figures, *metrics}:
+        assert f"`{key}`" in documented, f"{key} is not in {told}"
     # the given frame comes through, as far as the codec carries it
     assert psnr(generated[:1], fit(truth[:1], (96, 128), "crop")) > 25
 
@@ -97,6 +122,30 @@ def test_same_seed_same_bytes_and_what_changes_them(volume):
     assert len(set(content.values())) == len(runs) - 1
 
 
+def test_two_ranks_write_what_one_writes(volume, capfd):
+    """--num_gpus, by gloo: each rank evaluates one branch of guidance."""
+    assert infer("--seed", "3", target="one.mp4") == 0
+    capfd.readouterr()
+    assert infer("--seed", "3", "--num_gpus", "2", target="two.mp4") == 0
+    found = capfd.readouterr().out
+    assert found.count('"event": "sample"') == 1
+    assert found.count('"event": "finished"') == 1
+    assert psnr(read_frames("two.mp4"), read_frames("one.mp4")) > 45
+
+
+def test_approximate_and_offloaded_samples_say_so(volume, capfd):
+    flags = ["--num_steps", "9", "--seed", "4"]
+    assert infer(*flags, target="exact.mp4") == 0
+    assert infer(*flags, "--offload", target="streamed.mp4") == 0
+    assert Path("streamed.mp4").read_bytes() == Path("exact.mp4").read_bytes()
+    assert infer(*flags, "--approximate", target="near.mp4") == 0
+    assert "--approximate: most network evaluations are extrapolated" in capfd.readouterr().out
+    figures = json.loads(Path("near.json").read_text())
+    assert figures["approximate"] is True
+    assert figures["passes"] == 2 * 6  # the first three of ten levels, 5, 8 and 9
+    assert Path("near.mp4").read_bytes() != Path("exact.mp4").read_bytes()
+
+
 def test_an_image_is_a_first_frame(volume):
     assert infer("--prompt", "x", "--text_encoder_path", "nowhere/at/all", source="first.png") == 2
     assert infer(source="first.png") == 2  # no prompt and no caption
@@ -109,10 +158,14 @@ def test_an_image_is_a_first_frame(volume):
         ([], {"source": "damaged.mp4"}, "damaged.mp4"),
         ([], {"checkpoint": "nowhere.pt"}, "nowhere.pt"),
         ([], {"checkpoint": "damaged.mp4"}, "damaged.mp4"),
-        (["--num_gpus", "8"], {}, "--num_gpus"),
+        (["--num_gpus", "0"], {}, "--num_gpus"),
         (["--num_steps", "0"], {}, "--num_steps"),
         (["--guidance", "nan"], {}, "--guidance"),
         (["--vae_path", "nowhere"], {}, "nowhere"),
+        (["--natten"], {}, "no sparse Tiny model"),
+        (["--natten", "--aspect_ratio", "1:1"], {}, "--resolution 720 of 16:9 only"),
+        ([], {"target": "/proc/nothing/o.mp4"}, "nothing can be written into /proc/nothing"),
+        (["--device", "cuda:99"], {}, "--device cuda:99"),
     ],
 )
 def test_bad_input_is_named_without_a_traceback(volume, capfd, arguments, options, wanted):
@@ -123,6 +176,27 @@ def test_bad_input_is_named_without_a_traceback(volume, capfd, arguments, option
     assert wanted in message
     assert "Traceback" not in message
     assert not Path("o.mp4").exists()
+
+
+def test_large_models_without_a_gpu(volume, capfd):
+    """14B is refused, with how long it would take; 2B is only warned of."""
+    Path("any.pt").write_bytes(b"x")
+    flags = ["--prompt", "x", "--input_path", "first.png", "--dit_path", "any.pt"]
+    assert main(["--model_size", "14B", "--device", "cpu", *flags]) == 2
+    message = capfd.readouterr().err
+    assert re.search(r"--model_size 14B: there is no GPU .* about \d+ hours .* --force", message)
+    assert main(["--model_size", "2B", "--device", "cpu", *flags]) == 2
+    captured = capfd.readouterr()
+    assert re.search(r"no GPU: a 2B sample takes about \d+ hours", captured.out)
+    assert "any.pt is damaged or not a checkpoint" in captured.err
+
+
+def test_a_prompt_beyond_all_positions_is_told_of(volume, capfd):
+    write_tiny_t5(Path(PRESETS["Tiny"].text_encoder_folder))
+    assert infer("--prompt", "the robot moves " * 40) == 0
+    assert "fills all 64 positions" in capfd.readouterr().out
+    assert infer("--prompt", "the robot moves") == 0
+    assert "fills all" not in capfd.readouterr().out
 
 
 def test_wrong_model_size_is_explained(volume, capfd):

@@ -1,6 +1,8 @@
 """What a sample starts from, how it is scored, and the picture that shows it."""
 
+import importlib
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import write_video
 from video2world_trainer.conditioning import read_condition
 from video2world_trainer.contact_sheet import HEADER, LABEL, contact_sheet, write_contact_sheet
-from video2world_trainer.metrics import psnr
+from video2world_trainer.metrics import lpips, psnr, ssim
 
 SIZE = (32, 48)
 
@@ -83,6 +85,49 @@ def test_psnr_of_known_errors():
     assert psnr(grey([0]), grey([255])) == pytest.approx(0)  # no wrap-around of bytes
     with pytest.raises(ValueError, match="cannot compare"):
         psnr(a, grey([1, 2]))
+
+
+def test_ssim_of_known_changes():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    assert ssim(noise, noise) == pytest.approx(1)
+    # of flat frames only the comparison of means is left: (2ab + c1) / (a^2 + b^2 + c1)
+    c1 = (0.01 * 255) ** 2
+    expected = (2 * 100 * 120 + c1) / (100**2 + 120**2 + c1)
+    assert ssim(grey([100]), grey([120])) == pytest.approx(expected, abs=1e-4)
+    assert ssim(255 - noise, noise) < -0.9
+    assert -0.1 < ssim(noise[:1], noise[1:]) < 0.1
+    with pytest.raises(ValueError, match="cannot compare"):
+        ssim(noise, noise[:1])
+    with pytest.raises(ValueError, match="smaller than 11x11"):
+        ssim(noise[:, :8], noise[:, :8])
+
+
+LPIPS = """
+class LPIPS:
+    def __init__(self, net, verbose): assert (net, verbose) == ("alex", False)
+    def eval(self): return self
+    def requires_grad_(self, flag): return self
+    def __call__(self, a, b):
+        assert a.shape[:2] == (1, 3) and a.min() >= -1 and a.max() <= 1
+        return (a - b).abs().mean()
+"""
+
+
+def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("video2world_trainer.metrics.installed", lambda _: False)
+    assert lpips(grey([0]), grey([1])) == "the package lpips is not installed (pip install lpips)"
+    monkeypatch.setattr("video2world_trainer.metrics.installed", lambda _: True)
+    assert "alexnet-owt-7be5be79.pth" in lpips(grey([0]), grey([1]))
+    weights = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (tmp_path / "lpips.py").write_text(LPIPS)  # a stand-in with its call convention
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert lpips(grey([0, 0]), grey([255, 0])) == pytest.approx(1)  # means of 2 and 0
+    sys.modules.pop("lpips")
 
 
 def test_the_sheet_shows_rows_over_time(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .presets import DiTConfig
 
-__all__ = ["peak_flops", "step_flops"]
+__all__ = ["pass_flops", "peak_flops", "step_flops"]
 
 # Dense bfloat16 of the vendor's datasheets, by a part of the device's name; the first that fits
 _RATED = {
@@ -23,6 +23,11 @@ def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = Fal
     dense = (4 if lora else 6) * parameters * tokens
     attention = 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
     return dense + 3.5 * attention
+
+
+def pass_flops(dit: DiTConfig, parameters: int, tokens: int) -> float:
+    """Operations of one evaluation for one clip of ``tokens``, as in :func:`step_flops`."""
+    return 2.0 * parameters * tokens + 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -84,7 +84,10 @@ class Layout:
         return square.sqrt()
 
 
-def lay_out(world: World, *, context: int, shard_size: int, frames: int, heads: int) -> Layout:
+def lay_out(
+    world: World, *, context: int, shard_size: int, frames: int, heads: int,
+    setting: str | None = None,
+) -> Layout:  # fmt: skip
     """Arrange the ranks.
 
     Args:
@@ -93,11 +96,12 @@ def lay_out(world: World, *, context: int, shard_size: int, frames: int, heads: 
         shard_size: ranks that FSDP cuts over at most; 1 is no FSDP, -1 all ranks.
         frames: latent frames of a clip.
         heads: attention heads of the network.
+        setting: what the user said that decides ``context``, for messages.
 
     Raises:
         UserError: the ranks, frames or heads cannot be shared so.
     """
-    key = f"model_parallel.context_parallel_size={context}"
+    key = setting or f"model_parallel.context_parallel_size={context}"
     if world.size % context:
         raise UserError(
             f"{key}: the {world.size} ranks cannot be divided into groups of {context}; use a "
@@ -178,11 +182,13 @@ def all_to_all(
 
 
 def share_frames(
-    net: VideoDiT, attend: Attend, to_caption: Attend, layout: Layout, frames: int
-) -> None:
+    net: VideoDiT, attend: Attend | Sequence[Attend], to_caption: Attend, layout: Layout,
+    frames: int,
+) -> None:  # fmt: skip
     """Let ``net`` work on this rank's of ``frames`` latent frames, and attend over them all.
 
-    ``attend`` is one rank's self-attention, ``to_caption`` its cross-attention.
+    ``attend`` is one rank's self-attention, of all blocks or of each; ``to_caption`` its
+    cross-attention.
     """
     group = layout.context_group
     if group is None:
@@ -196,9 +202,14 @@ def share_frames(
     ]
     transfer = partial(all_to_all, group=group)
 
-    def over_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        cells = query.shape[1] // counts[layout.context_rank]
-        sizes = [count * cells for count in counts]
-        return ulysses(attend, sizes, transfer, layout.context_rank)(query, key, value)
+    def over_all(one: Attend) -> Attend:
+        def over_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            cells = query.shape[1] // counts[layout.context_rank]
+            sizes = [count * cells for count in counts]
+            return ulysses(one, sizes, transfer, layout.context_rank)(query, key, value)
 
-    net.set_attention(to_caption, over_tokens)
+        return over_tokens
+
+    every = list(attend) if isinstance(attend, Sequence) else [attend] * len(net.blocks)
+    made = {one: over_all(one) for one in every}
+    net.set_attention(to_caption, [made[one] for one in every])

@@ -17,7 +17,13 @@ from video2world_preprocess.stage import UserError
 
 from .lora import merge_state
 
-__all__ = ["from_diffusers", "load_dit_weights", "read_weights", "to_diffusers"]
+__all__ = [
+    "fitting_weights",
+    "from_diffusers",
+    "load_dit_weights",
+    "read_weights",
+    "to_diffusers",
+]
 
 # What a checkpoint may hold beyond parameters; recomputed here, so neither loaded nor missed.
 _DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
@@ -132,10 +138,10 @@ def _select(state: Mapping[str, Tensor], path: Path, *, ema: bool) -> dict[str, 
     return {key: value for key, value in chosen.items() if not _DERIVED.search(key)}
 
 
-def load_dit_weights(
+def fitting_weights(
     net: nn.Module, path: Path | str, *, ema: bool = False, lora_scale: float = 1.0
-) -> None:
-    """Copy a checkpoint's tensors into ``net``, converted to its dtype.
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors for the parameters of ``net``, whose shapes alone matter.
 
     Every parameter must be there and no other; buffers and upstream's ``_extra_state`` are
     ignored. ``lora_scale`` is alpha / rank of a file with adapters, which are merged.
@@ -159,6 +165,18 @@ def load_dit_weights(
             f"{path} does not fit the model ({len(wrong)} of {len(wanted)} tensors: {shown}); "
             "is --model_size (model.size) the checkpoint's own?"
         )
+    return {key: state[key] for key in wanted}
+
+
+def load_dit_weights(
+    net: nn.Module, path: Path | str, *, ema: bool = False, lora_scale: float = 1.0
+) -> None:
+    """Copy a checkpoint's tensors into ``net``, converted to its dtype.
+
+    Raises:
+        UserError: see :func:`fitting_weights`.
+    """
+    state = fitting_weights(net, path, ema=ema, lora_scale=lora_scale)
     with torch.no_grad():
-        for key, parameter in wanted.items():
+        for key, parameter in net.named_parameters():
             parameter.copy_(state[key])

@@ -1,0 +1,183 @@
+"""Which samples the inference command is asked for, and their prompts' embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from video2world_preprocess.events import say
+from video2world_preprocess.pickles import read_embedding
+from video2world_preprocess.stage import UserError
+from video2world_preprocess.text import TextEncoder
+
+__all__ = ["Item", "Texts", "items_of", "meant"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to make; an empty ``prompt`` stands for the input's own caption."""
+
+    source: Path
+    prompt: str
+    target: Path
+
+    @property
+    def caption(self) -> str:
+        """Of a data set's window, or of a user's own video; empty if there is none."""
+        name = f"{self.source.stem}.txt"
+        for path in (self.source.parent.parent / "metas" / name, self.source.parent / name):
+            try:
+                return path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                continue
+        return ""
+
+    @property
+    def wording(self) -> str:
+        """What the network is told; empty if nothing says it."""
+        return self.prompt.strip() or self.caption
+
+    @property
+    def embedding(self) -> Path | None:
+        """The data set's embedding of the wording, where that is the caption it was made of."""
+        path = self.source.parent.parent / "t5_xxl" / f"{self.source.stem}.pickle"
+        return path if path.is_file() and self.wording == self.caption else None
+
+
+def meant(path: Path) -> Path:
+    """``path``, or what is there of what the guide's own command means by it.
+
+    Its example leaves ``videos/`` out of the input's path and names a run's folder by the whole
+    experiment (facts sheet 8.2).
+    """
+    if path.exists():
+        return path
+    for other in (
+        path.parent / "videos" / path.name,
+        Path(*(part.removeprefix("predict2_video2world_training_") for part in path.parts)),
+    ):
+        if other != path and other.exists():
+            say(f"note: there is no {path}: {other} is taken")
+            return other
+    return path
+
+
+def items_of(args: argparse.Namespace) -> list[Item]:
+    """The samples that the command line names.
+
+    Raises:
+        UserError: none or damaged; or one would overwrite an input or another one's files, or
+            cannot be written.
+    """
+    if args.batch_input_json is None:
+        if args.input_path is None:
+            raise UserError("--input_path: name the image or video to start from")
+        return _checked([Item(meant(args.input_path), args.prompt, args.save_path)], "--save_path")
+    path = args.batch_input_json
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--batch_input_json {path} cannot be read ({error})") from None
+    if not isinstance(entries, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("input_video"), str) for one in entries
+    ):
+        raise UserError(f"{path}: it must be a list of objects with input_video and prompt")
+    if not entries:
+        raise UserError(f"{path}: the list is empty; name at least one input_video")
+    items = [
+        Item(
+            meant(Path(one["input_video"])),
+            str(one.get("prompt") or ""),
+            Path(one.get("output_video") or f"output_{number}.mp4"),
+        )
+        for number, one in enumerate(entries)
+    ]
+    return _checked(items, f"{path}: output_video")
+
+
+def _checked(items: list[Item], where: str) -> list[Item]:
+    """``items``, if writing one can destroy neither an input nor another one's files."""
+    inputs = {item.source.resolve() for item in items}
+    taken: set[Path] = set()
+    for item in items:
+        target = item.target.resolve()
+        if item.target.suffix.lower() != ".mp4":
+            raise UserError(f"{where} {item.target}: the name must end in .mp4")
+        if target in inputs:
+            raise UserError(f"{where} {item.target}: this is an input; choose another name")
+        if target.with_suffix("") in taken:
+            raise UserError(f"{where} {item.target}: two samples have this name; rename one")
+        taken.add(target.with_suffix(""))
+    for folder in {item.target.parent for item in items}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{where}: nothing can be written into {folder} ({error.strerror}); choose another "
+                "folder or give this one the right owner"
+            ) from None
+    return items
+
+
+class Texts:
+    """Embeddings of prompts: the data set's own where the prompt is its caption, else T5's."""
+
+    def __init__(self, encoder: str, device: str, length: int) -> None:
+        self._folder, self._device, self._length = encoder, device, length
+        self._known: dict[str, np.ndarray] = {}
+        self._refused: dict[str, UserError] = {}
+
+    def prepare(self, items: Iterable[Item], *more: str) -> None:
+        """Encode the wordings of ``items`` and ``more`` prompts, loading T5 once if at all.
+
+        T5 is released on return. A bad embedding file is reported when its prompt is asked for.
+        """
+        wanted: dict[str, Path | None] = {}
+        for item in items:
+            if item.wording:
+                wanted[item.wording] = wanted.get(item.wording) or item.embedding
+        self._encode(wanted | dict.fromkeys(more))
+        for prompt, rows in self._known.items():
+            if len(rows) >= self._length:
+                say(
+                    f"note: this prompt fills all {self._length} positions; what lies beyond them "
+                    f"is not read: {prompt[:60]}..."
+                )
+
+    def _encode(self, prompts: Mapping[str, Path | None]) -> None:
+        missing = []
+        for prompt, cached in prompts.items():
+            if cached is None:
+                missing.append(prompt)
+                continue
+            try:
+                self._known[prompt] = read_embedding(cached)
+            except UserError as error:  # it must not cost the other prompts
+                self._refused[prompt] = error
+        if missing:
+            encoder = TextEncoder.load(self._folder, self._device)
+            self._known.update(zip(missing, encoder.encode(missing), strict=True))
+
+    def padded(self, prompt: str | None) -> Tensor:
+        """[1, length, 1024] float32, zeros beyond the prompt; None is zeros throughout.
+
+        Raises:
+            UserError: the prompt's embedding file is damaged or refused.
+        """
+        text = torch.zeros(1, self._length, 1024)
+        if prompt in self._refused:
+            raise self._refused[prompt]
+        if prompt is not None:
+            rows = torch.from_numpy(self._known[prompt][: self._length]).float()
+            text[0, : len(rows)] = rows
+        return text
