@@ -2,12 +2,13 @@
 
 Velocities change slowly from one noise level to the next. The network is evaluated at the first
 levels, at every third one after them and at the last; in between, its velocity is continued along
-the line through the last two that were computed (TaylorSeer, Liu et al. 2025, of first order and
-over the whole network). What it costs in quality is measured in docs/inference.md.
+the parabola through the last three that were computed (TaylorSeer, Liu et al. 2025, of second order
+and over the whole network). What it costs in quality is measured in docs/inference.md.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 __all__ = ["computed_steps", "extrapolated"]
 
 FIRST, EVERY = 3, 3  # levels at the start that are all computed; after them one of so many
+POINTS = 3  # computed velocities that are continued
 
 
 def computed_steps(count: int) -> list[int]:
@@ -23,22 +25,34 @@ def computed_steps(count: int) -> list[int]:
     return sorted({*range(min(FIRST, count)), *later, count - 1})
 
 
+def weights(step: int, known: list[int]) -> list[float]:
+    """What each of the values at ``known`` steps counts at ``step`` (Lagrange's polynomials)."""
+    return [
+        math.prod((step - other) / (one - other) for other in known if other != one)
+        for one in known
+    ]
+
+
 def extrapolated(
     velocity: Callable[[Tensor, Tensor], Tensor], count: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """``velocity`` for one sample of ``count`` evaluations, called for each in turn."""
     chosen = set(computed_steps(count))
-    known: list[tuple[int, Tensor]] = []  # the last two that were computed
+    known: dict[int, Tensor] = {}
     step = -1
 
     def approximate(x: Tensor, times: Tensor) -> Tensor:
         nonlocal step
         step += 1
         if step in chosen:
-            known.append((step, velocity(x, times)))
-            del known[:-2]
-            return known[-1][1]
-        (before, earlier), (last, latest) = known
-        return latest + (step - last) / (last - before) * (latest - earlier)
+            known[step] = velocity(x, times)
+            if len(known) > POINTS:
+                del known[min(known)]
+            return known[step]
+        total, *rest = (
+            weight * one
+            for weight, one in zip(weights(step, list(known)), known.values(), strict=True)
+        )
+        return sum(rest, start=total)
 
     return approximate
