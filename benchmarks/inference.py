@@ -20,6 +20,9 @@ from .train_step import _commit as commit
 
 MODULE = "benchmarks.inference"
 RESULTS = Path(__file__).parent / "results" / "inference.json"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "inference.md"
+MARKS = ("<!-- inference: made by `python -m benchmarks.inference --document` -->",
+         "<!-- /inference -->")  # fmt: skip
 ORDER = ("network_pass", "vae_decode", "sparse", "offload", "full_10fps", "full_16fps")
 
 
@@ -31,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument("--only", nargs="+", choices=ORDER, default=ORDER)
     flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
+    flags.add_argument(
+        "--document", action="store_true", help="only put the record into docs/inference.md"
+    )
     flags.add_argument("--case", help=argparse.SUPPRESS)
     flags.add_argument("--options", default="{}", help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
@@ -39,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
         result = CASES[args.case](**json.loads(args.options))
         Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
+        return 0
+    if args.document:
+        told = json.loads(args.json.read_text(encoding="utf-8"))
+        DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), told), "utf-8")
         return 0
     record: dict[str, Any] = {"cases": {}}
     if args.json.exists():
@@ -101,6 +111,43 @@ def table(record: dict[str, Any]) -> str:
     lines.append("")
     for one in record["goals"]:
         lines.append(f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}")
+    return "\n".join(lines)
+
+
+def documented(text: str, record: dict[str, Any]) -> str:
+    """``text`` with the record's tables between its marks."""
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return f"{before}{MARKS[0]}\n{markdown(record)}\n{MARKS[1]}{after}"
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record's tables."""
+    cases = record["cases"]
+    lines = ["| goal | measured | |", "| --- | --- | --- |"]
+    for one in record["goals"]:
+        met = "met" if one["met"] else "**missed**"
+        lines.append(f"| {one['goal']} | {one['measured']:.4g} | {met} |")
+    lines += [
+        "",
+        "| case | seconds | peak memory, GiB | where and when |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, one in cases.items():
+        place = one["machine"]
+        where = f"{place['nvidia_smi']}, PyTorch {place['torch']}, {place['date']}"
+        where += f", commit {place['commit'][:12]}, `{place['command']}`"
+        told = f"failed: {one['error']}" if "error" in one else f"{one['seconds']:.4g}"
+        lines.append(f"| {name} | {told} | {one.get('peak_GiB', '')} | {where} |")
+    rows = [
+        (f"{name}: {part}", one[part])
+        for name, one in cases.items()
+        for part in ("condition", "denoise", "decode", "write")
+        if part in one
+    ]
+    if rows:
+        lines += ["", "| part of a sample | seconds |", "| --- | --- |"]
+        lines += [f"| {name} | {seconds:.4g} |" for name, seconds in rows]
     return "\n".join(lines)
 
 
