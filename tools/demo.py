@@ -175,6 +175,7 @@ def _show(
         f"\n{'learned' if learned else 'NOT LEARNED'}: {gain:+.2f} dB over the untrained model "
         f"(goal +{GAIN_DB:.0f}), {trained['psnr'] - held:+.2f} dB over repeating the first frame"
     )
+    print(f"\nTo look at in a browser: {(VOLUME / SAMPLE).parent / 'index.html'}")
     return 0 if learned else 1
 
 

@@ -34,6 +34,7 @@ def test_learning_is_3_db_and_better_than_a_still_picture(
     assert ("NOT LEARNED" in out) == bool(code)
     assert "12 s" in out
     assert "2.00 GiB" in out
+    assert out.splitlines()[-1].endswith("/.demo/results/demo/index.html")
 
 
 def test_the_meter_sees_what_children_hold(demo):

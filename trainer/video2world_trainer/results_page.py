@@ -35,6 +35,7 @@ REPORTS = {  # file in the data set's folder: what it is about
     "report-embeddings.json": "Embeddings",
     "report-latents.json": "Latents",
 }
+PLAYING = 24  # samples at most that play by themselves: more would be a burden
 DROPPED = 20  # of what a stage left out, shown
 METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "lpips": "LPIPS {:.3f}"}
 SHOWN_APART = ("prompt", "metrics", "psnr", "psnr_frames", "psnr_of_repeating_the_input")
@@ -62,15 +63,16 @@ svg polyline { fill: none; stroke: var(--accent); stroke-width: 1.8 }
 svg circle { fill: var(--accent) }
 .sample { background: var(--card); border-radius: 10px; padding: 1rem; margin: 0 0 1.2rem }
 .prompt { overflow-wrap: anywhere; white-space: pre-wrap; max-height: 9em; overflow-y: auto }
-.row { display: flex; gap: 1rem; overflow-x: auto; padding: .6rem 0 .2rem }
-.row figure { flex: 1 0 15rem; max-width: 26rem } figcaption { font-size: .9rem }
+.row { display: grid; gap: 1rem; padding: .6rem 0 .2rem;
+  grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
+.sample .curve { max-width: 34rem; margin: .8rem 0 } figcaption { font-size: .9rem }
 video { width: 100%; border-radius: 6px; background: #000; display: block }
 details { margin: .5rem 0 0 } summary { cursor: pointer; color: var(--accent) }
 details img { max-width: 100%; border-radius: 6px; margin: .4rem 0 1rem; display: block }
 table { border-collapse: collapse; font-size: .92rem }
 th, td { text-align: left; vertical-align: top; padding: .12rem 1.2rem .12rem 0;
-  overflow-wrap: anywhere } th { font-weight: 400; color: var(--soft) }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
+  overflow-wrap: anywhere } th { font-weight: 400; color: var(--soft); white-space: nowrap }
+.tables td { text-align: right; font-variant-numeric: tabular-nums }
 .tables { display: flex; flex-wrap: wrap; gap: 1.5rem 3.5rem }
 """
 
@@ -292,21 +294,23 @@ def _all_samples(samples: Sequence[Sample]) -> str:
     note = ""
     if len({len(group) for group in groups.values()}) > 1:
         note = "<p class='soft'>Not every sample has been made from every checkpoint."
-    return f"<h2>Samples</h2>{note}" + "".join(_group(n, g) for n, g in groups.items())
+    playing = len(samples) <= PLAYING
+    return f"<h2>Samples</h2>{note}" + "".join(_group(n, g, playing) for n, g in groups.items())
 
 
-def _group(name: str, samples: Sequence[Sample]) -> str:
+def _group(name: str, samples: Sequence[Sample], playing: bool) -> str:
     """One sample from all checkpoints, beside the truth."""
     first = samples[-1]
     prompts = dict.fromkeys(str(s.facts.get("prompt") or "") for s in samples)
     cells = []
     truth = next((s.truth for s in samples if s.truth), None)
     if truth:
-        cells.append(_video(truth, "<strong>ground truth</strong>"))
+        cells.append(_video(truth, "<strong>ground truth</strong>", playing))
     for sample in samples:
         metrics = "<br>".join(METRICS[k].format(v) for k, v in sample.metrics.items())
         caption = f"<strong>{escape(sample.checkpoint)}</strong>"
-        cells.append(_video(sample.video, caption + (f"<br>{metrics}" if metrics else "")))
+        caption += f"<br>{metrics}" if metrics else ""
+        cells.append(_video(sample.video, caption, playing))
     held = first.facts.get("psnr_of_repeating_the_input")
     still = ""
     if _is_number(held):
@@ -328,13 +332,15 @@ def _group(name: str, samples: Sequence[Sample]) -> str:
     return (
         f'<section class="sample"><h3>{escape(name)}</h3>{shown}'
         f'<div class="row">{"".join(cells)}</div>{still}'
-        f"{f'<div class=curves>{chart}</div>' if chart else ''}{sheets}{settings}</section>"
+        f"{chart}{sheets}{settings}</section>"
     )
 
 
-def _video(path: str, caption: str) -> str:
+def _video(path: str, caption: str, playing: bool) -> str:
+    # side by side and at the same time they are compared best, and controls do not cover them
+    start = "autoplay" if playing else 'preload="metadata"'
     return (
-        f'<figure><video controls loop muted playsinline preload="auto" src="{_link(path)}">'
+        f'<figure><video controls loop muted playsinline {start} src="{_link(path)}">'
         f'</video><figcaption>{caption} &middot; <a href="{_link(path)}">file</a>'
         "</figcaption></figure>"
     )
@@ -383,8 +389,8 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if type(value) is int:
-        return f"{value:,}"
+    if _is_number(value):
+        return f"{value:,}" if type(value) is int else f"{value:,.6g}"
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(v, (int, float, str)) for v in value):

@@ -1,0 +1,225 @@
+"""The inference stage: which checkpoints, whose share, and what is not made twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from video2world_trainer import sweep
+from video2world_trainer.checkpoint import CheckpointFolder, held
+
+# Stands in for the generator, which has its own tests: writes what behave.json says of an input.
+INFERENCE = """
+import json, os, sys, time
+from pathlib import Path
+argv = sys.argv
+checkpoint = argv[argv.index("--dit_path") + 1]
+entries = json.loads(Path(argv[argv.index("--batch_input_json") + 1]).read_text())
+behave = json.loads(Path("behave.json").read_text()) if Path("behave.json").exists() else {}
+assert "V2W_INPUTS_HASH" not in os.environ
+for entry in entries:
+    what = behave.get(entry["input_video"], "make")
+    if what == "refuse":
+        print(json.dumps({"event": "failed", "stage": "inference", "message": "no video"}))
+        sys.exit(2)
+    if what == "crash":
+        sys.exit(1)
+    if what == "wait":
+        Path("waiting").write_text("x")
+        time.sleep(60)
+    with open("made.txt", "a") as made:
+        made.write(f"{entry['output_video']}\\n")
+    target = Path(entry["output_video"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("video")
+    target.with_suffix(".json").write_text(json.dumps({"checkpoint": checkpoint}))
+    print(json.dumps({"event": "progress", "stage": "inference", "done": 1, "total": 2}))
+    print(json.dumps({"event": "sample", "stage": "inference", "path": str(target), "psnr": 9}))
+"""
+RUN = Path("checkpoints/p/g/run/checkpoints")
+FLAGS = ["--run_folder", str(RUN), "--batch_input_json", "samples.json"]
+
+
+@pytest.fixture(autouse=True)
+def volume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inference.py").write_text(INFERENCE)
+    monkeypatch.setattr(sweep, "INFERENCE", (sys.executable, str(tmp_path / "inference.py")))
+    for name in [n for n in os.environ if n.startswith(("V2W_", "JOB_"))]:
+        monkeypatch.delenv(name)
+    before = signal.getsignal(signal.SIGTERM)
+    Path("samples.json").write_text(json.dumps([
+        {"input_video": f"{n}.mp4", "prompt": "", "output_video": f"results/run/{n}.mp4"}
+        for n in "ab"
+    ]))  # fmt: skip
+    folder = CheckpointFolder(RUN)
+    for iteration in (500, 1000):
+        folder.save(iteration, {part: {} for part in ("model", "optim", "scheduler", "trainer")})
+    yield folder
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(capsys, *flags):
+    code = sweep.main([*FLAGS, *flags, "--", "--seed", "0"])
+    out = capsys.readouterr()
+    events = [json.loads(line) for line in out.out.splitlines() if line.startswith("{")]
+    return code, events, out.out + out.err
+
+
+def made():
+    path = Path("made.txt")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+BOTH = ["--checkpoints", "all", "--by_checkpoint"]
+ALL = [f"results/run/iter_{i:09d}/{n}.mp4" for i in (500, 1000) for n in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "outputs"),
+    [
+        ([], ["results/run/a.mp4", "results/run/b.mp4"]),
+        (["--checkpoints", "500"], ["results/run/a.mp4", "results/run/b.mp4"]),
+        (BOTH, ALL),
+        (["--checkpoints", "latest", "1000", "--by_checkpoint"], ALL[2:]),
+        (["--checkpoints", "500", "latest", "--by_checkpoint"], ALL),
+    ],
+)
+def test_checkpoints_and_where_their_samples_lie(capsys, flags, outputs):
+    code, events, _ = run(capsys, *flags)
+    assert code == 0
+    assert made() == outputs
+    assert Path("results/run/index.html").exists()
+    last = {e["checkpoint"]: (e["done"], e["total"]) for e in events if e["event"] == "samples"}
+    assert set(last.values()) == {(2, 2)}
+    assert [e["stage"] for e in events] == ["inference"] * len(events)
+
+
+def test_a_weights_file_of_its_own(capsys):
+    Path("mine").mkdir()
+    Path("mine/w.pt").write_text("x")
+    code, _, _ = run(capsys, "--checkpoints", "mine/w.pt", "latest", "--by_checkpoint")
+    assert code == 0
+    folders = sorted(p.name for p in Path("results/run").iterdir() if p.is_dir())
+    assert folders[0] == "iter_000001000"
+    assert folders[1].startswith("w-")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--checkpoints", "7"], "checkpoints: 7: there is no checkpoint of this iteration in"),
+        (["--checkpoints", "7"], "(there is 500, 1000); name another, or raise spec.training."),
+        (["--checkpoints", "x.pt"], "checkpoints: x.pt: there is no such file on the volume"),
+        (["--checkpoints", "all"], "several need --by_checkpoint"),
+        (["--run_folder", "none"], "latest: there is no checkpoint in none"),
+        (["--batch_input_json", "none.json"], "it must be a list of objects"),
+    ],
+)
+def test_mistakes_are_explained(capsys, flags, expected):
+    code, _, text = run(capsys, *flags)
+    assert code == 2
+    assert expected in text
+    assert "Traceback" not in text
+
+
+def test_what_is_made_is_not_made_again_unless_its_settings_change(capsys, volume):
+    run(capsys, *BOTH)
+    assert run(capsys, *BOTH)[0] == 0
+    assert made() == ALL
+    Path(ALL[1]).unlink()
+    run(capsys, *BOTH)
+    assert made() == [*ALL, ALL[1]]
+    assert sweep.main([*FLAGS, *BOTH, "--", "--seed", "1"]) == 0
+    assert made()[5:] == ALL
+    time.sleep(0.02)
+    volume.save(1000, {part: {"new": 1} for part in ("model", "optim", "scheduler", "trainer")})
+    sweep.main([*FLAGS, *BOTH, "--", "--seed", "1"])
+    assert made()[9:] == ALL[2:]
+
+
+def test_the_work_is_shared_and_the_last_one_ends_the_stage(capsys, monkeypatch):
+    monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
+    monkeypatch.setenv("V2W_STAGE", "inference")
+    marker = Path(".video2world/stages/inference-abc.json")
+    for index, (share, ended) in enumerate(((ALL[:1], 0), (ALL[1:2], 0), (ALL[2:], 1))):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        before = len(made())
+        code, events, _ = run(capsys, *BOTH, "--shards=3")
+        assert code == 0
+        assert made()[before:] == share
+        assert marker.exists() == bool(ended)
+        told = [(e["done"], e["total"]) for e in events if e["event"] == "samples"]
+        assert told[-1][1] == 2  # of the whole checkpoint, not of the share
+    assert json.loads(marker.read_text())["summary"] == {"samples": 4, "checkpoints": 2}
+
+
+def test_one_bad_input_costs_only_its_checkpoint_and_is_named(capsys):
+    Path("behave.json").write_text('{"b.mp4": "refuse"}')
+    code, events, text = run(capsys, *BOTH)
+    assert code == 2
+    assert made() == [ALL[0], ALL[2]]
+    assert "iter_000000500: no video; iter_000001000: no video" in text
+    assert [e["event"] for e in events].count("failed") == 1
+    Path("behave.json").unlink()
+    assert run(capsys, *BOTH)[0] == 0
+    assert made() == [ALL[0], ALL[2], ALL[1], ALL[3]]
+
+
+def test_a_crash_is_worth_another_attempt_which_goes_on(capsys):
+    Path("behave.json").write_text('{"b.mp4": "crash"}')
+    with pytest.raises(SystemExit) as caught:
+        run(capsys, *BOTH)
+    assert caught.value.code == 1
+    assert Path("results/run/index.html").exists()
+    Path("behave.json").unlink()
+    run(capsys, *BOTH)
+    assert made() == [ALL[0], ALL[1], *ALL[2:]]
+
+
+def test_sigterm_ends_the_inference_and_what_was_made_stays(volume):
+    Path("behave.json").write_text('{"b.mp4": "wait"}')
+    script = (
+        "import sys; from video2world_trainer import sweep\n"
+        f"sweep.INFERENCE = ({sys.executable!r}, 'inference.py')\n"
+        f"sys.exit(sweep.main({[*FLAGS, *BOTH]!r}))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not Path("waiting").exists():
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # meanwhile its checkpoint cannot be pruned, though nobody else may be at work on it
+    volume.save(1500, {p: {} for p in ("model", "optim", "scheduler", "trainer")}, keep=1)
+    assert volume.iterations() == [1500, 500]
+    child.terminate()
+    assert child.wait(30) == 143
+    assert made() == ALL[:1]
+    volume.save(2000, {p: {} for p in ("model", "optim", "scheduler", "trainer")}, keep=1)
+    assert volume.iterations() == [2000]
+
+
+def test_a_checkpoint_that_was_deleted_is_passed_over_where_that_is_meant(capsys):
+    flags = ["--checkpoints", "250", "--by_checkpoint", "--pass_over_missing"]
+    code, events, text = run(capsys, *flags)
+    assert code == 0
+    assert made() == []
+    (_, told) = [e for e in events if e["event"] == "samples"]
+    assert told["message"] == "the checkpoint was deleted before its samples were made"
+    assert "raise spec.training.checkpoint.keep" in text
+
+
+def test_held_says_whether_a_file_is_there(tmp_path):
+    (tmp_path / "w.pt").write_text("x")
+    with held(tmp_path / "w.pt") as there:
+        assert there
+    with held(tmp_path / "none.pt") as there:
+        assert not there
+    with held(tmp_path) as there:
+        assert there
