@@ -102,7 +102,11 @@ def parser() -> argparse.ArgumentParser:
     where_flags(one)
     one = command("logs", "Print the logs of a stage.", "logs demo --stage train --rank 1")
     where_flags(one)
-    one.add_argument("--stage", help="download, dataset, embeddings, latents, train or inference")
+    one.add_argument(
+        "--stage",
+        help="download, dataset, embeddings, latents, train, inference; or "
+        "samples, of which --attempt is the iteration",
+    )
     one.add_argument("--rank", type=int, default=0, help="node of the train group (0)")
     one.add_argument("--attempt", type=int, help="default: the last")
     one.add_argument("--follow", action="store_true", help="go on until its end")

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from .local import StateFolder
 from .observed import Pod
+from .plan import SAMPLING
 from .view import Snapshot, losses_of
 
 __all__ = ["Checkpoint", "NotFound", "checkpoints", "print_log", "snapshot"]
@@ -85,7 +86,9 @@ def print_log(
     if not logs:
         _state(volume, name)  # says so if there is no such run
         raise NotFound(f"{name}: there are no logs on {volume} yet")
-    stage = stage or max(logs, key=lambda key: logs[key].stat().st_mtime)[0]
+    # what goes on beside training is shown when it is asked for
+    main = [key for key in logs if key[0] != SAMPLING] or list(logs)
+    stage = stage or max(main, key=lambda key: logs[key].stat().st_mtime)[0]
     attempts = [number for name_, number, _ in logs if name_ == stage]
     if not attempts:
         known = ", ".join(sorted({name_ for name_, _, _ in logs}))
