@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from video2world_trainer.attention import select_for
 from video2world_trainer.generate import (
     Settings,
     Velocity,
-    decode,
+    decoded,
     denoised,
     encode_given,
     given_mask,
@@ -274,7 +274,7 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
     result["of_diffusers"] = round(result["seconds"] / result["diffusers"]["seconds"], 4)
     _forget_peak()
     vae.prepare_to_decode()
-    result["to_pixels_on_the_host"] = _timing(_timed(lambda: decode(vae, latents), count=1))
+    result["to_pixels_on_the_host"] = _timing(_timed(lambda: [*decoded(vae, latents)], count=1))
     return result
 
 
@@ -356,14 +356,21 @@ def _sample(net: VideoDiT, size: Size, vae: VideoVAE, settings: Settings, folder
     marks.append(time.perf_counter())
     if not together and ON_GPU:
         torch.cuda.empty_cache()
-    video = decode(vae, latents)
+    parts: list[np.ndarray] = []
+
+    def passing() -> Iterator[np.ndarray]:
+        for part in decoded(vae, latents):
+            parts.append(part)
+            yield part
+        marks.append(time.perf_counter())
+
+    write_video(folder / "a.mp4", passing(), 16)
     marks.append(time.perf_counter())
-    write_video(folder / "a.mp4", video, 16)
-    marks.append(time.perf_counter())
-    parts = np.diff(marks).round(3).tolist()
+    video = np.concatenate(parts)
+    seconds = np.diff(marks).round(3).tolist()
     return {
         "seconds": round(marks[-1] - marks[0], 3),
-        **dict(zip(("condition", "denoise", "decode", "write"), parts, strict=True)),
+        **dict(zip(("condition", "denoise", "decode", "write"), seconds, strict=True)),
         **_peak(),
         "video": video,
         "latents": latents,

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -219,25 +219,38 @@ class _Writer:
         self._stack.__exit__(kind, error, trace)
 
 
-def write_video(path: Path | str, frames: np.ndarray, fps: Fraction | float, crf: int = 18) -> None:
+def write_video(
+    path: Path | str,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: Fraction | float,
+    crf: int = 18,
+) -> None:
     """Write uint8 RGB ``frames`` [T, H, W, 3] as H.264 yuv420p MP4; the file appears when whole.
 
-    The same frames give the same bytes. An odd last row or column is scaled away. ``crf`` is
-    x264's constant rate factor (0 lossless .. 51).
+    ``frames`` may come in parts along time, each coded before the next is asked for. The same
+    frames give the same bytes. An odd last row or column is scaled away. ``crf`` is x264's constant
+    rate factor (0 lossless .. 51).
 
     Raises:
         ValueError: ``frames`` are not as described.
         OSError: the disk is full, or the like; nothing is left behind.
     """
     path = Path(path)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) == 0:
-        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
+    parts = iter([frames] if isinstance(frames, np.ndarray) else frames)
+    first = _frames_of(next(parts, np.empty(0)))
     rate = Fraction(fps).limit_denominator(100_000)
     options = {"crf": crf, "threads": WRITER_THREADS}
-    with _Writer(path, rate, frames.shape[2], frames.shape[1], options) as writer:
-        for frame in frames:
-            pixels = np.ascontiguousarray(frame)
-            writer.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+    with _Writer(path, rate, first.shape[2], first.shape[1], options) as writer:
+        for part in itertools.chain([first], map(_frames_of, parts)):
+            for frame in part:
+                pixels = np.ascontiguousarray(frame)
+                writer.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+
+
+def _frames_of(part: np.ndarray) -> np.ndarray:
+    if part.dtype != np.uint8 or part.ndim != 4 or part.shape[3] != 3 or len(part) == 0:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {part.dtype} {part.shape}")
+    return part
 
 
 def cut(

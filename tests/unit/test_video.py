@@ -261,3 +261,15 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     with pytest.raises(UserError, match=r"song\.mp4: the file has no video stream"):
         video.probe(path)
+
+
+def test_a_video_in_parts_is_the_same_file(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3), dtype=np.uint8)
+    video.write_video(tmp_path / "whole.mp4", frames, 16)
+    video.write_video(tmp_path / "parts.mp4", iter([frames[:1], frames[1:6], frames[6:]]), 16)
+    assert (tmp_path / "parts.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        video.write_video(tmp_path / "bad.mp4", iter([frames, frames[:0]]), 16)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        video.write_video(tmp_path / "bad.mp4", iter([]), 16)
+    assert not (tmp_path / "bad.mp4").exists()

@@ -24,7 +24,7 @@ from .checkpoint import CheckpointFolder
 from .conditioning import Condition, read_condition
 from .distributed import World
 from .flops import pass_flops
-from .generate import Settings, decode, denoised, encode_given, given_mask
+from .generate import Settings, decoded, denoised, encode_given, given_mask
 from .items import Item, Texts, meant
 from .many_gpus import branches_apart, shared_layout, shared_velocity
 from .memory import prepare_blocks
@@ -114,17 +114,11 @@ class Engine:
             return None
         if self.offload and device.type == "cuda":
             torch.cuda.empty_cache()
-        video = decode(self.vae, latents)
-        marks.append(_now(device))
-        steps = np.diff(marks).round(3).tolist()
-        timings = dict(zip(("condition", "denoise", "decode"), steps, strict=True))
+        timings = dict(zip(("condition", "denoise"), np.diff(marks).round(3).tolist(), strict=True))
         return write_sample(
-            item.target, video, args.fps, condition,
+            item.target, decoded(self.vae, latents), args.fps, condition,
             f"{item.source.name}   {self.checkpoint.name}",
-            self._summary(item, video) | {
-                "seconds": round(sum(steps), 3), "timings": timings,
-                "peak_memory_gib": _peak(device),
-            },
+            self._summary(item) | {"timings": timings}, lambda: _peak(device),
         )  # fmt: skip
 
     def _begun(self, item: Item) -> tuple[Condition, Tensor, Tensor]:
@@ -152,7 +146,7 @@ class Engine:
         away = None if self.chosen.size == "Tiny" else self.args.negative_prompt or prompt
         return torch.cat([positive, self.texts.padded(away)])
 
-    def _summary(self, item: Item, video: np.ndarray) -> dict[str, Any]:
+    def _summary(self, item: Item) -> dict[str, Any]:
         args, device = self.args, self.world.device
         led_away = args.guidance and self.chosen.size != "Tiny"
         found = re.search(r"iter_(\d+)$", self.checkpoint.stem)
@@ -170,7 +164,6 @@ class Engine:
             "ema": args.load_ema,
             "model_size": self.chosen.size,
             "size": list(self.size),
-            "frames": len(video),
             "fps": args.fps,
             "seed": args.seed,
             "guidance": args.guidance,

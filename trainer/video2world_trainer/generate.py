@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from .objective import CONDITION_SIGMA, condition_mask, sigma_to_time
 from .sampler import initial_noise, karras_sigmas, sample
 from .step_cache import extrapolated
 
-__all__ = ["Settings", "Velocity", "decode", "denoised", "encode_given", "network_velocity"]
+__all__ = ["Settings", "Velocity", "decoded", "denoised", "encode_given", "network_velocity"]
 
 # The network's input [1, 16, T, h, w] in float32 and each frame's time [1, T] to the velocities of
 # all branches [B, 16, T, h, w] in float32
@@ -135,7 +135,33 @@ def given_mask(given: Tensor, frames: int) -> Tensor:
     return condition_mask(torch.tensor([frames], device=given.device), given.shape)
 
 
-def decode(vae: VideoVAE, latents: Tensor) -> np.ndarray:
-    """The video uint8 [T, H, W, 3]; a part leaves the device while the next is decoded."""
-    parts = [to_frames(part) for part in vae.decode_parts(latents)]
-    return torch.cat(parts).cpu().numpy()
+def decoded(vae: VideoVAE, latents: Tensor) -> Iterator[np.ndarray]:
+    """The video in parts along time, uint8 [t, H, W, 3].
+
+    While the caller works on one part, the device decodes the next.
+    """
+    waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
+    for part in vae.decode_parts(latents):
+        leaving = _leaving(to_frames(part))
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = leaving
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _leaving(frames: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start moving ``frames`` to the host."""
+    if not frames.is_cuda:
+        return frames, None
+    host = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+    host.copy_(frames, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
+
+
+def _arrived(host: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
+    if event is not None:
+        event.synchronize()
+    return host.numpy()

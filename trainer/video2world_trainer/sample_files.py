@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,31 +51,49 @@ def _decibel(value: float) -> float | None:
 
 
 def write_sample(
-    target: Path, video: np.ndarray, fps: int, condition: Condition, title: str,
-    summary: Mapping[str, Any],
+    target: Path, parts: Iterator[np.ndarray], fps: int, condition: Condition, title: str,
+    summary: Mapping[str, Any], peak_memory: Callable[[], float | None],
 ) -> dict[str, Any]:  # fmt: skip
     """Write ``target`` and the files beside it, the ``.json`` last; the finished summary.
 
     Args:
         target: the ``.mp4``.
-        video: uint8 [T, H, W, 3].
+        parts: the video in parts along time, uint8 [t, H, W, 3]; each is coded while the next is
+            decoded.
         fps: frames a second.
         condition: what it started from and the truth, if any.
         title: of the contact sheet.
-        summary: what else the ``.json`` tells; ``timings`` is completed here.
+        summary: what else the ``.json`` tells; ``timings``, ``seconds`` and ``frames`` are
+            completed here.
+        peak_memory: GiB that the device has held so far.
     """
-    started = time.perf_counter()
-    write_video(target, video, fps)
+    marks = [time.perf_counter()]
+    kept: list[np.ndarray] = []
+
+    def passing() -> Iterator[np.ndarray]:
+        for part in parts:
+            kept.append(part)
+            yield part
+        marks.append(time.perf_counter())
+
+    write_video(target, passing(), fps)
+    video = np.concatenate(kept)
     rows = {"input": condition.given}
     if condition.truth is not None:
         rows["ground truth"] = condition.truth
     rows["generated"] = video
     write_contact_sheet(target.with_suffix(".png"), rows, fps, title=title)
     write_text(target.with_suffix(".txt"), summary["prompt"] + "\n")
-    whole = dict(summary)
-    whole["timings"] = summary["timings"] | {"write": round(time.perf_counter() - started, 3)}
+    marks.append(time.perf_counter())
+    decode, write = np.diff(marks).round(3).tolist()
     metrics = compared(video, condition)
-    whole["metrics"] = metrics
+    whole = dict(summary) | {
+        "frames": len(video),
+        "seconds": round(sum(summary["timings"].values()) + decode, 3),
+        "timings": summary["timings"] | {"decode": decode, "write": write},
+        "peak_memory_gib": peak_memory(),
+        "metrics": metrics,
+    }
     if metrics is not None:
         whole |= {
             "psnr": metrics["psnr"],
