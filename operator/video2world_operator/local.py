@@ -26,7 +26,16 @@ from .local_pod import Process, Surroundings, UnsupportedManifest, downward, pro
 from .local_sampling import Sampler
 from .observed import Pod
 from .plan import SAMPLING, Plan, Stage
-from .progress import CheckpointSaved, Event, Failed, Lines, SamplesMade, parse, update_status
+from .progress import (
+    CheckpointSaved,
+    Event,
+    Failed,
+    Lines,
+    Resumed,
+    SamplesMade,
+    parse,
+    update_status,
+)
 from .terminal import Display
 
 __all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine", "RunRefused", "StateFolder"]
@@ -414,11 +423,10 @@ class LocalEngine:
         """Show an event and keep it in the status, on disk at most once a second."""
         self.display.event(event)
         self._kept["status"] = update_status(self._kept["status"], event, _now())
-        if (
-            isinstance(event, CheckpointSaved)
-            and self.plan.resource.spec.inference.every_checkpoint
-        ):
-            self._sampler.offer(event.iteration)
+        if isinstance(event, CheckpointSaved | Resumed):
+            every = self.plan.resource.spec.inference.every_checkpoint
+            if every and not sampling.made(self._kept["status"], event.iteration):
+                self._sampler.offer(event.iteration)
         if time.monotonic() - saved < 1.0:
             return saved
         seen = [Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in pods]

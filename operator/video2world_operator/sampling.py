@@ -16,7 +16,18 @@ from .observed import Job, Pod
 from .plan import SAMPLING
 from .progress import with_samples
 
-__all__ = ["ENDED", "Step", "abandon", "begin", "conclude", "decide", "end", "label", "take_in"]
+__all__ = [
+    "ENDED",
+    "Step",
+    "abandon",
+    "begin",
+    "conclude",
+    "decide",
+    "end",
+    "label",
+    "made",
+    "take_in",
+]
 
 ENDED = ("Succeeded", "Failed", "Skipped")
 OVERTAKEN = "passed over: a newer checkpoint was there before its pods could start"
@@ -53,6 +64,11 @@ def end(status: dict[str, Any], iteration: int, state: str, message: str = "") -
         return  # its worker has told why there are none
     done = row.get("total") if state == "Succeeded" else None
     _merge(status, label(iteration), iteration=iteration, state=state, message=message, done=done)
+
+
+def made(status: Mapping[str, Any], iteration: int) -> bool:
+    """Whether all samples of a checkpoint are there."""
+    return (_row(status, iteration) or {}).get("state") == "Succeeded"
 
 
 def abandon(status: dict[str, Any]) -> None:

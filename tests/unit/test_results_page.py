@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from video2world_preprocess.video import probe, write_video
@@ -62,6 +62,7 @@ FACTS = st.dictionaries(
 PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
 
 
+@settings(max_examples=60, deadline=None)  # others may use the machine
 @given(
     name=HOSTILE,
     samples=st.lists(
@@ -69,10 +70,10 @@ PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
                   truth=st.none() | PATHS), max_size=4),
     reports=st.dictionaries(HOSTILE, st.fixed_dictionaries(
         {}, optional={"counts": VALUES, "dropped": VALUES}), max_size=2),
-    settings=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
+    config=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
 )  # fmt: skip
-def test_whatever_a_text_says_it_stays_text(name, samples, reports, settings):
-    made = page(Results(name=name, samples=samples, reports=reports, settings=settings))
+def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
+    made = page(Results(name=name, samples=samples, reports=reports, settings=config))
     read = Read(made)
     assert read.tags <= TAGS
     for tag, attribute, value in read.attributes:
@@ -118,7 +119,8 @@ def volume(tmp_path, monkeypatch):
             "size": [96, 128], "checkpoint": f"checkpoints/x/iter_{iteration:09d}.pt",
             "iteration": iteration, "ema": False, "seed": 3, "psnr": iteration / 50,
             "psnr_of_repeating_the_input": 9.5,
-            "metrics": {"psnr": iteration / 50, "ssim": 0.5, "lpips": None},
+            "metrics": {"psnr": iteration / 50, "ssim": 0.5, "lpips": None,
+                        "lpips_missing": "weights <w>"},
         })  # fmt: skip
     records = Records(job)
     for iteration in range(10, 110, 10):
@@ -140,7 +142,7 @@ def test_the_page_shows_what_there_is_by_relative_paths(volume):
         "ground truth", "iteration 500PSNR 10.00 dBSSIM 0.500", "iteration 1000PSNR 20.00 dB",
         "Repeating the last given frame: PSNR 9.50 dB", "The arm reaches.", "windows24",
         "w<9>: too short", "dataset dirdatasets/d/train", "Training loss", "Iteration time",
-        "PSNR by checkpoint",
+        "PSNR by checkpoint", "No LPIPS: weights <w>.",
     ):  # fmt: skip
         assert expected in text, expected
     assert "script" not in read.tags
@@ -205,6 +207,7 @@ def test_what_a_restart_repeats_counts_once(tmp_path):
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12)), max_size=900))
 def test_a_curve_stays_in_its_frame(points):
     points = sorted(points)

@@ -145,8 +145,8 @@ def write_page(results: Path, job_folder: Path) -> None:
         made = page(collect(results, job_folder))
         write_text(results / NAME, made)
         say(f"results page: {results / NAME}")
-    except OSError as error:
-        say(f"note: the results page {results / NAME} could not be written ({error})")
+    except Exception as error:  # a volume that is full, or a defect: neither may cost the run
+        say(f"note: the results page {results / NAME} could not be written ({error!r})")
 
 
 def collect(results: Path, job_folder: Path) -> Results:
@@ -315,6 +315,9 @@ def _group(name: str, samples: Sequence[Sample], playing: bool) -> str:
     still = ""
     if _is_number(held):
         still = f"<p class='soft'>Repeating the last given frame: PSNR {held:.2f} dB."
+    metrics = first.facts.get("metrics")
+    if isinstance(metrics, Mapping) and metrics.get("lpips_missing"):
+        still += f"<p class='soft'>No LPIPS: {escape(str(metrics['lpips_missing']))}."
     gains = [(s.iteration, s.metrics["psnr"]) for s in samples if "psnr" in s.metrics]
     known = [(float(i), v) for i, v in gains if i is not None]
     chart = curve(known, title="PSNR by checkpoint", across="iteration", up="dB", dots=True)
