@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 V2W = (sys.executable, "-m", "video2world_operator.cli")
 
 
-def resource(tmp_path, dataset, sample, **training):
+def resource(tmp_path, dataset, sample, inference=None, **training):
     document = {
         "apiVersion": "video2world.dev/v1alpha1",
         "kind": "Video2WorldPostTrain",
@@ -29,7 +29,8 @@ def resource(tmp_path, dataset, sample, **training):
             "model": {"size": "Tiny"},
             "dataset": dataset,
             "training": {"iterations": 4, "clipsPerWindow": 2} | training,
-            "inference": {"steps": 3, "guidance": 2, "samples": [{"input": sample}]},
+            "inference": {"steps": 3, "guidance": 2, "samples": [{"input": sample}]}
+            | (inference or {}),
         },
     }
     path = tmp_path / "line.yaml"
@@ -130,11 +131,37 @@ def test_recorded_footage(tmp_path):
     for name, caption in captions.items():
         shutil.copy(Path(package) / f"datasets/data/{name}.mp4", own)
         (own / f"{name}.txt").write_text(caption)
-    sample = "my-videos/bikes.mp4"
     dataset = {"videos": {"path": "my-videos", "validationNames": ["bikes"]}}
-    run(resource(tmp_path, dataset, sample), volume)
+    inference = {"checkpoints": ["all"], "everyCheckpoint": True}
+    inference["samples"] = [{"input": f"my-videos/{name}.mp4"} for name in captions]
+    training = {"iterations": 24, "checkpoint": {"everyIterations": 12, "keep": 2}}
+    file = resource(tmp_path, dataset, "", inference=inference, **training)
+    out = run(file, volume)
     assert check_split(volume / "datasets/line/train")
     names = check_split(volume / "datasets/line/val")
     meta = volume / f"datasets/line/val/metas/{names[0]}.txt"
     assert meta.read_text().strip() == captions["bikes"]
-    assert probe(volume / "results/line/sample-0.mp4").frames == 17
+    check_samples(volume, out)
+
+
+def check_samples(volume, out):
+    """Two samples from each of two checkpoints, one of them made while training went on."""
+    results = volume / "results/line"
+    assert "samples of iteration 12 are being made beside training" in out
+    assert "samples of iteration 12 are made" in out
+    for iteration in (12, 24):
+        for sample in (0, 1):
+            path = results / f"iter_{iteration:09d}/sample-{sample}"
+            assert probe(path.with_suffix(".mp4")).frames == 17
+            facts = json.loads(path.with_suffix(".json").read_text())
+            assert facts["checkpoint"].endswith(f"model/iter_{iteration:09d}.pt")
+    status = json.loads((volume / ".video2world/line/state.json").read_text())["status"]
+    rows = [(r["iteration"], r["state"], r["done"], r["total"]) for r in status["samples"]]
+    assert rows == [(12, "Succeeded", 2, 2), (24, "Succeeded", 2, 2)]
+    # what was made beside training is not made again by the stage
+    (begun,) = (volume / ".video2world/line/logs").glob("inference-1-0.log")
+    assert "iter_000000012: nothing to do" in begun.read_text()
+    page = (results / "index.html").read_text()
+    for part in ("Training loss", "iteration 12", "iteration 24", "Cyclists wait", "windows",
+                 'src="iter_000000024/sample-1.mp4"', 'src="ground-truth/'):  # fmt: skip
+        assert part in page, part
