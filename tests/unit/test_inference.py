@@ -14,6 +14,7 @@ from video2world_preprocess.pickles import write_embedding
 from video2world_preprocess.tiny_weights import write_tiny_t5
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import fit, probe, read_frames, write_video
+from video2world_trainer.engine import needed_bytes
 from video2world_trainer.inference import main
 from video2world_trainer.metrics import psnr, ssim
 from video2world_trainer.model import VideoDiT
@@ -197,6 +198,15 @@ def test_a_prompt_beyond_all_positions_is_told_of(volume, capfd):
     assert "fills all 64 positions" in capfd.readouterr().out
     assert infer("--prompt", "the robot moves") == 0
     assert "fills all" not in capfd.readouterr().out
+
+
+def test_the_memory_that_offload_is_decided_by():
+    """2B with both branches: 8.63 GiB were measured; 14B fits into 48 GB, not into 24."""
+    tokens = 24 * 44 * 80
+    small = needed_bytes(PRESETS["2B"].dit, 1_956_413_440, tokens, 2)
+    assert small == pytest.approx(8.63 * 2**30, rel=0.05)
+    large = needed_bytes(PRESETS["14B"].dit, 14_265_285_632, tokens, 2)
+    assert 24e9 < large < 0.9 * 48e9
 
 
 def test_wrong_model_size_is_explained(volume, capfd):
