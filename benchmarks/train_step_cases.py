@@ -150,14 +150,20 @@ def _profile(work: Callable[[], Any]) -> dict[str, float]:
     with torch.profiler.profile(activities=activities) as profiler:
         work()
         torch.cuda.synchronize()
+    return kinds_of(profiler)
+
+
+def kinds_of(profiler: Any) -> dict[str, float]:
+    """Seconds of device time by kind of kernel in what was profiled."""
     kinds: dict[str, float] = {}
     for one in sorted(profiler.key_averages(), key=lambda one: -one.device_time_total):
         seconds = one.device_time_total / 1e6
         name = one.key.lower()
         kind = next(
             (kind for part, kind in (
-                ("flashattention", "attention"), ("flash", "attention"), ("cudnn", "attention"),
-                ("fmha", "attention"), ("nvjet", "products"), ("gemm", "products"),
+                ("nccl", "communication"), ("flashattention", "attention"),
+                ("flash", "attention"), ("cudnn", "attention"), ("fmha", "attention"),
+                ("nvjet", "products"), ("gemm", "products"),
                 ("cutlass", "products"), ("adam", "optimizer"), ("multi_tensor", "foreach"),
                 ("triton", "element-wise"), ("memcpy", "copies"), ("memset", "copies"),
             ) if part in name),

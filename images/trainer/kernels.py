@@ -60,13 +60,14 @@ def sources(requirement: str, folder: Path) -> Path:
 
 
 def narrow(tree: Path) -> None:
-    """Leave in FlashAttention's sources the instances for head dimension 128 and bfloat16."""
+    """Leave in FlashAttention's sources the kernels for head dimension 128 and bfloat16."""
     header = tree / "csrc/flash_attn/src/static_switch.h"
     kept = header.read_text().partition("#define FP16_SWITCH")[0]
     header.write_text(f"{kept}#include <c10/util/Exception.h>\n{SWITCHES}")
     setup = tree / "setup.py"
     other = r'^\s*"csrc/flash_attn/src/flash_(?!\w*hdim128_bf16)\w+\.cu",\n'
-    setup.write_text(re.sub(other, "", setup.read_text(), flags=re.MULTILINE))
+    text = re.sub(other, "", setup.read_text(), flags=re.MULTILINE)
+    setup.write_text(text.replace("c++17", "c++20"))  # what PyTorch's headers are written in
 
 
 def main(variant: str, wheels: Path) -> int:

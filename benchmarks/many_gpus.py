@@ -1,0 +1,316 @@
+"""``python -m benchmarks.many_gpus``: training on the GPUs of one host, by layout.
+
+Runs the train command itself on random weights and latents of the true shapes, with every layout
+of data x context parallel ranks that the host's GPUs allow, prints a table and writes
+``benchmarks/results/many_gpus.json``: time, memory, what goes to communication, loss and gradient
+norm beside one GPU's; a checkpoint resumed by another number of ranks; SIGTERM and a killed rank.
+``--tiny`` does the same with the Tiny model, on CPUs with gloo if there is no GPU, and writes
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from video2world_preprocess.pickles import write_embedding
+from video2world_trainer.model import VideoDiT
+from video2world_trainer.presets import PRESETS
+
+from .train_step import machine, write
+
+MODULE = "benchmarks.many_gpus"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "many_gpus.json"
+DATA = "datasets/random/train"
+ITERATIONS = 5  # the first compiles, the last is profiled
+GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
+CASES = ("layouts", "resume", "faults")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is trained, and where."""
+
+    size: str
+    tiny: bool
+    gpus: int
+    folder: Path
+    timeout: float
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        return (1, 16, 5, 12, 16) if self.tiny else (1, 16, 24, 88, 160)
+
+    def prepare(self) -> None:
+        """Latents, embeddings and, unless the model is Tiny, base weights."""
+        generator = torch.Generator().manual_seed(0)
+        for number in range(8):
+            latents = torch.randn(self.latents, generator=generator).bfloat16()
+            path = self.folder / DATA / f"latents/w{number}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensors = {"latents": latents, "starts": torch.zeros(1)}
+            save_file(tensors, path, metadata={"geometry": "crop"})
+            words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
+            write_embedding(self.folder / DATA / f"t5_xxl/w{number}.pickle", words)
+        if self.tiny:
+            return
+        with torch.device("cuda"):
+            net = VideoDiT(PRESETS[self.size].dit).bfloat16()
+        with torch.no_grad():
+            for one in net.parameters():
+                if one.dim() > 1:
+                    one.normal_(std=0.5 / one.shape[1] ** 0.5)
+        state = {f"net.{name}": one.cpu() for name, one in net.state_dict().items()}
+        torch.save(state, self.folder / "base.pt")
+
+    def start(self, name: str, gpus: int, *overrides: str) -> subprocess.Popen[str]:
+        """The train command on ``gpus`` ranks; its output is read by the caller."""
+        settings = [
+            f"model.size={'Tiny' if self.tiny else self.size}", f"job.name={name}",
+            f"dataloader_train.dataset.dataset_dir={DATA}", "trainer.logging_iter=1",
+            "optimizer.clip_norm=1.0", "trainer.seed=1",
+        ]  # fmt: skip
+        if not self.tiny:
+            settings.append("model.config.model_manager_config.dit_path=base.pt")
+        launch = ["-m", "video2world_trainer.launch", "--standalone", f"--nproc_per_node={gpus}"]
+        environment = {
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True", "OMP_NUM_THREADS": "1",
+            **os.environ, "NCCL_NVLS_ENABLE": "0", "BENCHMARK_PROFILE": str(ITERATIONS),
+            "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        }  # fmt: skip
+        if self.tiny and not torch.cuda.is_available():
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return subprocess.Popen(
+            [sys.executable, *launch, "-m", "benchmarks.many_gpus_rank", "--", *settings,
+             *overrides],
+            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, name: str, gpus: int, *overrides: str) -> tuple[int, list[dict[str, Any]]]:
+        """Run the command to its end: exit code and events."""
+        process = self.start(name, gpus, *overrides)
+        try:
+            output, _ = process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+        if process.returncode:
+            print("\n".join(output.splitlines()[-12:]), flush=True)
+        return process.returncode, list(events(output.splitlines()))
+
+    def checkpoints(self, name: str) -> Path:
+        return self.folder / "checkpoints/posttraining/video2world" / name / "checkpoints"
+
+
+def events(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """The events among a command's lines."""
+    for line in lines:
+        if line.startswith('{"event"'):
+            yield json.loads(line)
+
+
+def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
+    """Train a few iterations on ``gpus`` ranks, ``context`` of which share a clip."""
+    name = f"dp{gpus // context}_cp{context}"
+    code, told = bench.run(
+        name, gpus, f"trainer.max_iter={ITERATIONS}", "checkpoint.save_iter=1000",
+        f"model_parallel.context_parallel_size={context}",
+        f"model.config.fsdp_shard_size={gpus}",
+    )  # fmt: skip
+    steps = [one for one in told if one["event"] == "progress"]
+    if code or len(steps) < ITERATIONS:
+        return {"error": f"exit code {code} after {len(steps)} iterations"}
+    times = [one["seconds_per_iteration"] for one in steps[1:-1]]
+    found: dict[str, Any] = {
+        "gpus": gpus, "data_parallel": gpus // context, "context_parallel": context,
+        "seconds": statistics.median(times), "all_seconds": times,
+        "clips_per_second": round(gpus / context / statistics.median(times), 4),
+        "peak_GiB": steps[-1].get("peak_memory_gib"),
+        "loss": [one["loss"] for one in steps],
+        "gradient_norm": [one["gradient_norm"] for one in steps],
+    }  # fmt: skip
+    profiles = [one for one in told if one["event"] == "benchmark_profile"]
+    if profiles:
+        found["device_seconds"] = profiles[0]["seconds"]
+    return found
+
+
+def layouts(bench: Bench) -> dict[str, Any]:
+    """Every layout, with its efficiency and agreement against one GPU."""
+    found: dict[str, Any] = {}
+    for gpus in (one for one in (1, 2, 4, 8) if one <= bench.gpus):
+        for context in (one for one in (1, 2, 4, 8) if gpus % one == 0):
+            name = f"{gpus} x GPU, context parallel {context}"
+            row = found[name] = layout(bench, gpus, context)
+            base = found.get("1 x GPU, context parallel 1", {})
+            if "error" not in row and "seconds" in base:
+                rate = row["clips_per_second"] / gpus
+                row["efficiency"] = round(rate / base["clips_per_second"], 4)
+                if row["data_parallel"] == 1:  # the same clip
+                    row["loss_difference"] = _difference(row["loss"], base["loss"])
+                    row["norm_difference"] = _difference(
+                        row["gradient_norm"], base["gradient_norm"]
+                    )
+            print(f"{name}: {json.dumps(row)}", flush=True)
+    return found
+
+
+def _difference(found: list[float], expected: list[float]) -> float:
+    """Largest relative difference, iteration by iteration."""
+    pairs = zip(found, expected, strict=True)
+    return float(f"{max(abs(a - b) / abs(b) for a, b in pairs):.2e}")
+
+
+def resume(bench: Bench) -> dict[str, Any]:
+    """Save on all ranks, go on with half of them and without FSDP."""
+    gpus = bench.gpus
+    common = ["trainer.max_iter=4", "checkpoint.save_iter=2"]
+    sharded = ["model_parallel.context_parallel_size=2", f"model.config.fsdp_shard_size={gpus}"]
+    halved = [f"model_parallel.context_parallel_size={max(1, gpus // 2)}",
+              "model.config.fsdp_shard_size=1"]  # fmt: skip
+    code, told = bench.run("whole", gpus, *common, *sharded)
+    checkpoints = bench.checkpoints("whole")
+    latest = checkpoints / "latest_checkpoint.txt"
+    if code or not latest.exists():
+        return {"error": f"exit code {code}"}
+    for path in (checkpoints / "trainer").glob("iter_000000004*"):
+        path.unlink()  # as if it had been killed before
+    latest.unlink()
+    code, again = bench.run("whole", gpus // 2, *common, *halved)
+
+    def losses(told: list[dict[str, Any]]) -> dict[int, float]:
+        return {one["iteration"]: one["loss"] for one in told if one["event"] == "progress"}
+
+    before, after = losses(told), losses(again)
+    resumed = [one["iteration"] for one in again if one["event"] == "resumed"]
+    return {
+        "ranks": [gpus, gpus // 2], "exit_code": code, "resumed_at": resumed,
+        "loss": before, "loss_after": after,
+        "loss_difference": _difference([after[n] for n in after], [before[n] for n in after]),
+    }  # fmt: skip
+
+
+def faults(bench: Bench) -> dict[str, Any]:
+    """SIGTERM to the launcher saves and ends with 143; a killed rank ends all, soon."""
+    found = {}
+    for name, number in (("sigterm", signal.SIGTERM), ("killed_rank", signal.SIGKILL)):
+        process = bench.start(
+            name, bench.gpus, "trainer.max_iter=100000", "checkpoint.save_iter=100000",
+            f"model_parallel.context_parallel_size={bench.gpus}",
+            f"model.config.fsdp_shard_size={bench.gpus}",
+        )  # fmt: skip
+        assert process.stdout is not None
+        iteration = 0
+        for line in process.stdout:
+            for event in events([line]):
+                iteration = event.get("iteration") or iteration
+            if iteration >= 3:
+                break
+        if process.poll() is not None or iteration < 3:
+            found[name] = {"error": f"ended with {process.wait()} after {iteration} iterations"}
+            continue
+        since = time.monotonic()
+        os.kill(process.pid if name == "sigterm" else _rank(process.pid), number)
+        try:
+            output, _ = process.communicate(timeout=bench.timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            found[name] = {"error": f"still running after {bench.timeout:.0f} s"}
+            continue
+        latest = bench.checkpoints(name) / "latest_checkpoint.txt"
+        found[name] = {
+            "exit_code": process.returncode, "seconds_to_the_end": round(time.monotonic() - since, 1),
+            "sent_after_iteration": iteration,
+            "checkpoint": latest.read_text().strip() if latest.exists() else None,
+            "said": [line for line in output.splitlines() if re.search("error|asked", line)][-2:],
+        }  # fmt: skip
+        print(f"{name}: {json.dumps(found[name])}", flush=True)
+    return found
+
+
+def _rank(launcher: int) -> int:
+    """A worker of ``launcher`` that is not the first."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    workers = [int(one) for one in children
+               if b"many_gpus_rank" in Path(f"/proc/{one}/cmdline").read_bytes()]  # fmt: skip
+    return workers[-1]
+
+
+def goals(size: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The goals that were measured, and whether they are met."""
+    rows = []
+    for row in found.get("layouts", {}).values():
+        limit = GOALS.get((size, row.get("gpus"), row.get("context_parallel")))
+        if limit is not None and "seconds" in row:
+            what = f"{size}, {row['gpus']} GPUs, context parallel {row['context_parallel']}, s"
+            rows.append({"goal": f"{what} <= {limit:g}", "measured": row["seconds"],
+                         "met": row["seconds"] <= limit})  # fmt: skip
+    return rows
+
+
+def table(found: dict[str, Any]) -> str:
+    """The layouts for people."""
+    lines = [f"{'layout':<30}{'s/iteration':>12}{'efficiency':>12}{'peak GiB':>10}{'NCCL s':>8}"]
+    for name, row in found.get("layouts", {}).items():
+        if "error" in row:
+            lines.append(f"{name:<30}  failed: {row['error']}")
+            continue
+        talk = row.get("device_seconds", {}).get("communication", "")
+        lines.append(f"{name:<30}{row['seconds']:>12}{row.get('efficiency', ''):>12}"
+                     f"{row['peak_GiB'] or '':>10}{talk:>8}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the cases and write the record."""
+    flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
+    flags.add_argument("--size", choices=("2B", "14B"), default="2B")
+    flags.add_argument("--gpus", type=int, default=torch.cuda.device_count())
+    flags.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
+    flags.add_argument("--timeout", type=float, default=400, help="seconds a command may take")
+    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--json", type=Path, default=RESULTS)
+    flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
+    args = flags.parse_args(argv)
+    gpus = args.gpus or (2 if args.tiny else 0)
+    if gpus < 2:
+        raise SystemExit("error: this needs two GPUs or more (--tiny tries it without)")
+    record: dict[str, Any] = {"cases": {}}
+    if args.json.exists():
+        record = json.loads(args.json.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        bench = Bench(args.size, args.tiny, gpus, Path(folder), args.timeout)
+        bench.prepare()
+        for name in args.only:
+            found = {"layouts": layouts, "resume": resume, "faults": faults}[name](bench)
+            print(f"{name}: {json.dumps(found)}", flush=True)
+            record["cases"].setdefault(args.size, {})[name] = found
+            if not args.tiny:
+                record["machine"] = machine(args.commit, module=MODULE) | {"gpus": gpus}
+                record["goals"] = goals(args.size, record["cases"][args.size])
+                write(args.json, record)
+    print(table(record["cases"][args.size]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""One rank of ``benchmarks.many_gpus``: the train command, with one iteration profiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from video2world_preprocess.events import emit
+from video2world_trainer import train
+from video2world_trainer.run import Run
+
+from .train_step_cases import kinds_of
+
+
+def main() -> int:
+    """Train; rank 0 says where the device's time went in iteration ``BENCHMARK_PROFILE``."""
+    plain, profiled = Run.step, int(os.environ["BENCHMARK_PROFILE"])
+
+    def step(run: Run, *args: Any) -> Any:
+        on_gpu = run.world.device.type == "cuda"
+        if not on_gpu or run.progress.iteration != profiled - 1:
+            return plain(run, *args)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            outcome = plain(run, *args)
+            torch.cuda.synchronize()
+        if run.world.leads:
+            emit("benchmark_profile", "train", seconds=kinds_of(profiler))
+        return outcome
+
+    Run.step = step  # type: ignore[method-assign]
+    return train.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""The record of several GPUs: goals by layout, agreement with one GPU, what is told."""
+
+from benchmarks.many_gpus import _difference, events, goals, table
+
+
+def row(gpus, context, seconds, **more):
+    return {"gpus": gpus, "context_parallel": context, "seconds": seconds, "peak_GiB": 40} | more
+
+
+def test_a_goal_is_held_against_its_own_layout():
+    layouts = {"a": row(8, 2, 5.9), "b": row(8, 1, 9.0), "c": {"error": "exit code 1"}}
+    (met,) = goals("2B", {"layouts": layouts})
+    assert (met["measured"], met["met"]) == (5.9, True)
+    assert goals("14B", {"layouts": layouts}) == []
+    (missed,) = goals("14B", {"layouts": {"a": row(8, 8, 6.1)}})
+    assert not missed["met"]
+
+
+def test_the_difference_is_the_largest_of_the_iterations():
+    assert _difference([1.0, 2.2], [1.0, 2.0]) == 0.1
+    assert _difference([1.0, 2.0], [1.0, 2.0]) == 0
+
+
+def test_a_failed_layout_is_said_and_only_events_are_read():
+    text = table(
+        {"layouts": {"a": row(2, 2, 5.75, efficiency=0.95), "b": {"error": "exit code 1"}}}
+    )
+    assert "0.95" in text
+    assert "failed: exit code 1" in text
+    assert list(events(["iteration 1/5", '{"event": "progress", "iteration": 1}'])) == [
+        {"event": "progress", "iteration": 1}
+    ]
