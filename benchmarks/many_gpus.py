@@ -237,7 +237,8 @@ def faults(bench: Bench) -> dict[str, Any]:
             continue
         latest = bench.checkpoints(name) / "latest_checkpoint.txt"
         found[name] = {
-            "exit_code": process.returncode, "seconds_to_the_end": round(time.monotonic() - since, 1),
+            "exit_code": process.returncode,
+            "seconds_to_the_end": round(time.monotonic() - since, 1),
             "sent_after_iteration": iteration,
             "checkpoint": latest.read_text().strip() if latest.exists() else None,
             "said": [line for line in output.splitlines() if re.search("error|asked", line)][-2:],
