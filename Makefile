@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test images e2e node lint docs format generate constraints clean
+.PHONY: help setup demo cluster tools test images e2e node torture lint docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ e2e: .venv/ready ## Run the tests on a real node made here: kubelet, containerd,
 
 node: .venv/ready ## Open a shell with such a node, until it is left (root)
 	PYTHONPATH=tools $(BIN)/python tools/e2e.py --shell
+
+torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
+	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
 
 lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/ruff check .

@@ -20,25 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from video2world_preprocess.pickles import write_embedding
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS
-
+from .random_run import DATA, TINY, events, write_base, write_data
 from .train_step import machine, write
 
 MODULE = "benchmarks.many_gpus"
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "many_gpus.json"
-DATA = "datasets/random/train"
 ITERATIONS = 5  # the first compiles, the last is profiled
 GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
 CASES = ("layouts", "resume", "faults")
@@ -54,31 +47,11 @@ class Bench:
     folder: Path
     timeout: float
 
-    @property
-    def latents(self) -> tuple[int, ...]:
-        return (1, 16, 5, 12, 16) if self.tiny else (1, 16, 24, 88, 160)
-
     def prepare(self) -> None:
         """Latents, embeddings and, unless the model is Tiny, base weights."""
-        generator = torch.Generator().manual_seed(0)
-        for number in range(8):
-            latents = torch.randn(self.latents, generator=generator).bfloat16()
-            path = self.folder / DATA / f"latents/w{number}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {"latents": latents, "starts": torch.zeros(1)}
-            save_file(tensors, path, metadata={"geometry": "crop"})
-            words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
-            write_embedding(self.folder / DATA / f"t5_xxl/w{number}.pickle", words)
-        if self.tiny:
-            return
-        with torch.device("cuda"):
-            net = VideoDiT(PRESETS[self.size].dit).bfloat16()
-        with torch.no_grad():
-            for one in net.parameters():
-                if one.dim() > 1:
-                    one.normal_(std=0.5 / one.shape[1] ** 0.5)
-        state = {f"net.{name}": one.cpu() for name, one in net.state_dict().items()}
-        torch.save(state, self.folder / "base.pt")
+        write_data(self.folder, TINY if self.tiny else (1, 16, 24, 88, 160))
+        if not self.tiny:
+            write_base(self.folder / "base.pt", self.size)
 
     def start(self, name: str, gpus: int, *overrides: str) -> subprocess.Popen[str]:
         """The train command on ``gpus`` ranks; its output is read by the caller."""
@@ -118,13 +91,6 @@ class Bench:
 
     def checkpoints(self, name: str) -> Path:
         return self.folder / "checkpoints/posttraining/video2world" / name / "checkpoints"
-
-
-def events(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """The events among a command's lines."""
-    for line in lines:
-        if line.startswith('{"event"'):
-            yield json.loads(line)
 
 
 def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The record of several GPUs: goals by layout, agreement with one GPU, what is told."""
 
-from benchmarks.many_gpus import _difference, events, goals, table
+from benchmarks.many_gpus import _difference, goals, table
+from benchmarks.random_run import events
 
 
 def row(gpus, context, seconds, **more):

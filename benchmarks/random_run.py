@@ -1,0 +1,54 @@
+"""Something to train on, random and of the true shapes; and what a training says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from video2world_preprocess.pickles import write_embedding
+from video2world_trainer.model import VideoDiT
+from video2world_trainer.presets import PRESETS
+
+__all__ = ["DATA", "TINY", "events", "write_base", "write_data"]
+
+DATA = "datasets/random/train"  # on the volume
+TINY = (1, 16, 5, 12, 16)  # shape of the Tiny size's latents: offsets, channels, then the clip's
+
+
+def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None:
+    """Latents and text embeddings of ``windows`` clips."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(windows):
+        path = volume / DATA / f"latents/w{number}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "latents": torch.randn(latents, generator=generator).bfloat16(),
+            "starts": torch.zeros(1),
+        }
+        save_file(tensors, path, metadata={"geometry": "crop"})
+        words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
+        write_embedding(volume / DATA / f"t5_xxl/w{number}.pickle", words)
+
+
+def write_base(path: Path, size: str) -> None:
+    """Base weights of a model of ``size``, made on the GPU."""
+    with torch.device("cuda"):
+        net = VideoDiT(PRESETS[size].dit).bfloat16()
+    with torch.no_grad():
+        for one in net.parameters():
+            if one.dim() > 1:
+                one.normal_(std=0.5 / one.shape[1] ** 0.5)
+    torch.save({f"net.{name}": one.cpu() for name, one in net.state_dict().items()}, path)
+
+
+def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The events among a command's lines."""
+    for line in lines:
+        if line.startswith('{"event"'):
+            yield json.loads(line)

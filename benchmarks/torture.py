@@ -1,0 +1,303 @@
+"""``make torture``: training killed again and again, at random, until it is through nevertheless.
+
+The Tiny model trains on two nodes of this machine (two launchers that meet on loopback, a rank
+each), once undisturbed, and then while ranks and launchers get SIGKILL at moments drawn from a
+seed. After each, whatever is left is swept away, as the operator would, and the run is started
+again. Held against the undisturbed run: every checkpoint that is taken as whole, bit by bit, and
+the final weights. Then the same on a volume that fills up, and on one that becomes read-only (root
+is needed for these two: they mount). Writes ``benchmarks/results/torture.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from video2world_preprocess.stage import UserError
+from video2world_trainer.checkpoint import CheckpointFolder, newest_whole
+
+from .host import facts
+from .random_run import DATA, TINY, events, write_data
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "torture.json"
+NODES, ITERATIONS, EVERY = 2, 24, 2
+KEEP = 3  # checkpoints on the volume
+GRACE = 30.0  # seconds that what is left of a group gets before it is swept away
+
+
+class Broken(Exception):
+    """A promise of the trainer was not kept."""
+
+
+class Group:
+    """A training on all nodes: one launcher each, of which each starts a rank."""
+
+    def __init__(self, volume: Path, *, iterations: int, logs: Path | None = None) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = [
+            "model.size=Tiny", "job.name=x", f"dataloader_train.dataset.dataset_dir={DATA}",
+            f"trainer.max_iter={iterations}", f"checkpoint.save_iter={EVERY}", "trainer.seed=1",
+            f"checkpoint.keep={KEEP}", "trainer.logging_iter=1", "checkpoint.asynchronous=true",
+            "model.config.fsdp_shard_size=2",
+        ]  # fmt: skip
+        identity = f"torture-{os.getpid()}-{port}"
+        self._mark = f"PET_RDZV_ID={identity}\0".encode()
+        environment = {
+            **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+            "PET_NNODES": str(NODES), "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d",
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_RDZV_ID": identity,
+            "PET_MAX_RESTARTS": "0",
+        }  # fmt: skip
+        command = ["-m", "video2world_trainer.launch", "-m", "video2world_trainer.train", "--"]
+        self.logs = [(logs or volume) / f"node{number}.log" for number in range(NODES)]
+        self.launchers = []
+        for log in self.logs:
+            with log.open("w") as stream:
+                self.launchers.append(
+                    subprocess.Popen(
+                        [sys.executable, *command, *settings], cwd=volume, env=environment,
+                        stdout=stream, stderr=stream, start_new_session=True,
+                    )
+                )  # fmt: skip
+
+    def processes(self) -> list[int]:
+        """Launchers and ranks that live, also ranks whose launcher does not."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._mark in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+        return sorted(found)
+
+    def wait(self, seconds: float) -> list[int | None]:
+        """Exit codes; None for a launcher that still runs after ``seconds``."""
+        until = time.monotonic() + seconds
+        for one in self.launchers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.wait(max(0.0, until - time.monotonic()))
+        return [one.poll() for one in self.launchers]
+
+    def sweep(self) -> None:
+        """End everything that is left."""
+        while left := self.processes():
+            for pid in left:
+                _kill(pid)
+            time.sleep(0.05)
+            self.wait(0)  # a zombie has no environment, but let none be
+
+    def said(self) -> list[dict[str, Any]]:
+        """The events of all nodes."""
+        return [one for log in self.logs for one in events(log.read_text().splitlines())]
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _folder(volume: Path) -> CheckpointFolder:
+    return CheckpointFolder(volume / "checkpoints/posttraining/video2world/x/checkpoints")
+
+
+def _weights(folder: CheckpointFolder, iteration: int) -> dict[str, torch.Tensor]:
+    found = torch.load(folder.path("model", iteration), map_location="cpu", weights_only=True)
+    return {name: one for name, one in found.items() if isinstance(one, torch.Tensor)}
+
+
+def _check(volume: Path, reference: dict[int, dict[str, torch.Tensor]]) -> int:
+    """The newest checkpoint that is taken as whole; it is the undisturbed run's, bit by bit.
+
+    Raises:
+        Broken: it is not.
+    """
+    folder = _folder(volume)
+    iteration = newest_whole(folder.folder)
+    if iteration is None:
+        return 0
+    found, expected = _weights(folder, iteration), reference[iteration]
+    if found.keys() != expected.keys():
+        raise Broken(f"iteration {iteration}: other tensors than the undisturbed run's")
+    for name, one in found.items():
+        if not torch.equal(one, expected[name]):
+            raise Broken(f"iteration {iteration}: {name} differs from the undisturbed run")
+    return iteration
+
+
+def undisturbed(volume: Path) -> tuple[dict[int, dict[str, torch.Tensor]], float]:
+    """Weights at every checkpoint of a run that nobody touches, and the seconds it took."""
+    started = time.monotonic()
+    reference: dict[int, dict[str, torch.Tensor]] = {}
+    group = Group(volume, iterations=ITERATIONS)
+    folder = _folder(volume)
+    while any(one.poll() is None for one in group.launchers):
+        _collect(folder, reference)
+        time.sleep(0.05)
+    _collect(folder, reference)
+    if group.wait(0) != [0] * NODES or set(reference) != set(range(EVERY, ITERATIONS + 1, EVERY)):
+        raise Broken(f"the undisturbed run: {group.wait(0)}, checkpoints {sorted(reference)}")
+    return reference, time.monotonic() - started
+
+
+def _collect(folder: CheckpointFolder, reference: dict[int, dict[str, torch.Tensor]]) -> None:
+    for iteration in folder.iterations():
+        if (
+            iteration not in reference
+            and (folder.folder / f"trainer/iter_{iteration:09d}.json").exists()
+        ):
+            reference[iteration] = _weights(folder, iteration)
+
+
+def killed(volume: Path, kills: int, seed: int, told: Callable[[str], None]) -> dict[str, Any]:
+    """``kills`` times SIGKILL, and as many resumes."""
+    write_data(volume / "reference", TINY)
+    reference, seconds = undisturbed(volume / "reference")
+    told(f"undisturbed: {seconds:.1f} s, {len(reference)} checkpoints")
+    drawn = random.Random(seed)
+    counts: Counter[str] = Counter()
+    losses: list[int] = []
+    work, done, runs, reached = volume / "work", 0, 0, 0
+    write_data(work, TINY)
+    while done < kills:
+        group = Group(work, iterations=ITERATIONS)
+        started = _check(work, reference)
+        time.sleep(drawn.uniform(0, seconds))
+        alive = group.processes()
+        if alive:
+            victim = drawn.choice(alive)
+            launcher = victim in {one.pid for one in group.launchers}
+            counts["launchers" if launcher else "ranks"] += 1
+            _kill(victim)
+            done += 1
+            codes = group.wait(GRACE)
+            counts["swept away"] += sum(code is None for code in codes)
+        else:
+            codes = group.wait(0)
+            if codes != [0] * NODES:
+                raise Broken(f"nobody was killed, yet the launchers ended with {codes}")
+        group.sweep()
+        now = _check(work, reference)
+        if now < started:
+            raise Broken(f"checkpoint {started} was whole, now it is {now}")
+        seen = [one["iteration"] for one in group.said() if one["event"] == "progress"]
+        reached = max([reached, *seen])
+        losses.append(max([now, *seen]) - now)
+        told(f"{done}/{kills}: from {started}, seen {max([0, *seen])}, whole {now}, codes {codes}")
+        if now == ITERATIONS:  # the final weights were compared just now
+            runs += 1
+            shutil.rmtree(_folder(work).folder.parent)
+    return {
+        "kills": done, "seed": seed, "whole_runs": runs, **counts,
+        "undisturbed_seconds": round(seconds, 1), "iterations": ITERATIONS,
+        "checkpoint_every": EVERY,
+        "iterations_lost": {"largest": max(losses), "mean": round(sum(losses) / len(losses), 2)},
+    }  # fmt: skip
+
+
+def _mounted(folder: Path, mebibytes: int) -> None:
+    folder.mkdir()
+    options = f"size={mebibytes}m"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def full_volume(volume: Path) -> dict[str, Any]:
+    """A volume with room for the first checkpoints; then for all of them."""
+    folder = volume / "full"
+    _mounted(folder, 120)
+    try:
+        write_data(folder, TINY)
+        group = Group(folder, iterations=ITERATIONS)
+        codes = group.wait(180)
+        group.sweep()
+        failed = [one for one in group.said() if one["event"] == "failed"]
+        before = newest_whole(_folder(folder).folder)
+        subprocess.run(["mount", "-o", "remount,size=2g", folder], check=True)
+        again = Group(folder, iterations=ITERATIONS)
+        after = again.wait(180)
+        again.sweep()
+        return {
+            "exit_codes": codes, "said": [one.get("message") for one in failed][:1],
+            "whole_before": before, "exit_codes_with_room": after,
+            "whole_after": newest_whole(_folder(folder).folder),
+        }  # fmt: skip
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def read_only_volume(volume: Path) -> dict[str, Any]:
+    """A run is to go on on a volume that was mounted read-only; then it is writable again."""
+    folder = volume / "read-only"
+    _mounted(folder, 2048)
+    try:
+        write_data(folder, TINY)
+        first = Group(folder, iterations=2 * EVERY, logs=volume).wait(180)
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        before = newest_whole(_folder(folder).folder)
+        group = Group(folder, iterations=4 * EVERY, logs=volume)
+        codes = group.wait(180)
+        group.sweep()
+        failed = [one for one in group.said() if one["event"] == "failed"]
+        after = newest_whole(_folder(folder).folder)
+        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        again = Group(folder, iterations=4 * EVERY, logs=volume).wait(180)
+        return {
+            "exit_codes_before": first, "whole_before": before, "exit_codes": codes,
+            "said": [one.get("message") for one in failed][:1], "whole_after": after,
+            "exit_codes_writable": again, "whole_at_the_end": newest_whole(_folder(folder).folder),
+        }  # fmt: skip
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Torture, and write the record."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
+    flags.add_argument("--kills", type=int, default=200)
+    flags.add_argument("--seed", type=int, default=1)
+    flags.add_argument("--json", type=Path, default=RESULTS)
+    flags.add_argument("--only", nargs="+", choices=("killed", "full", "read-only"),
+                       default=("killed", "full", "read-only"))  # fmt: skip
+    args = flags.parse_args(argv)
+    record = json.loads(args.json.read_text()) if args.json.exists() else {}
+    command = " ".join(["python -m benchmarks.torture", *(sys.argv[1:] if argv is None else argv)])
+    with tempfile.TemporaryDirectory() as text:
+        volume = Path(text)
+        (volume / "reference").mkdir()
+        (volume / "work").mkdir()
+        cases: dict[str, Callable[[], dict[str, Any]]] = {
+            "killed": lambda: killed(volume, args.kills, args.seed, lambda s: print(s, flush=True)),
+            "full": lambda: full_volume(volume),
+            "read-only": lambda: read_only_volume(volume),
+        }
+        for name in args.only:
+            try:
+                found = cases[name]()
+            except (Broken, UserError) as error:
+                print(f"BROKEN ({name}, seed {args.seed}): {error}")
+                return 1
+            record[name] = found | {"machine": facts(command)}
+            print(f"{name}: {json.dumps(found)}", flush=True)
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
