@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from .random_run import DATA, TINY, events, write_base, write_data
+from .random_run import DATA, TINY, events, write_base, write_data, write_samples
 from .train_step import machine, write
 
 MODULE = "benchmarks.many_gpus"
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "many_gpus.json"
 ITERATIONS = 5  # the first compiles, the last is profiled
 GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
-CASES = ("layouts", "resume", "faults")
+STEPS = 4  # of a sample: five noise levels, both branches of guidance at each
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Bench:
     def prepare(self) -> None:
         """Latents, embeddings and, unless the model is Tiny, base weights."""
         write_data(self.folder, TINY if self.tiny else (1, 16, 24, 88, 160))
-        if not self.tiny:
-            write_base(self.folder / "base.pt", self.size)
+        write_base(self.folder / "base.pt", "Tiny" if self.tiny else self.size)
 
     def start(self, name: str, gpus: int, *overrides: str) -> subprocess.Popen[str]:
         """The train command on ``gpus`` ranks; its output is read by the caller."""
@@ -63,23 +63,22 @@ class Bench:
         if not self.tiny:
             settings.append("model.config.model_manager_config.dit_path=base.pt")
         launch = ["-m", "video2world_trainer.launch", "--standalone", f"--nproc_per_node={gpus}"]
+        return self.spawn(*launch, "-m", "benchmarks.many_gpus_rank", "--", *settings, *overrides)
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[str]:
+        """``python ARGUMENTS`` on the volume."""
         environment = {
             "PYTORCH_ALLOC_CONF": "expandable_segments:True", "OMP_NUM_THREADS": "1",
             **os.environ, "NCCL_NVLS_ENABLE": "0", "BENCHMARK_PROFILE": str(ITERATIONS),
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         }  # fmt: skip
-        if self.tiny and not torch.cuda.is_available():
-            environment["CUDA_VISIBLE_DEVICES"] = ""
         return subprocess.Popen(
-            [sys.executable, *launch, "-m", "benchmarks.many_gpus_rank", "--", *settings,
-             *overrides],
-            cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, *arguments], cwd=self.folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-    def run(self, name: str, gpus: int, *overrides: str) -> tuple[int, list[dict[str, Any]]]:
-        """Run the command to its end: exit code and events."""
-        process = self.start(name, gpus, *overrides)
+    def finish(self, process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+        """Wait for a process: exit code and events."""
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
@@ -88,6 +87,10 @@ class Bench:
         if process.returncode:
             print("\n".join(output.splitlines()[-12:]), flush=True)
         return process.returncode, list(events(output.splitlines()))
+
+    def run(self, name: str, gpus: int, *overrides: str) -> tuple[int, list[dict[str, Any]]]:
+        """Run the train command to its end: exit code and events."""
+        return self.finish(self.start(name, gpus, *overrides))
 
     def checkpoints(self, name: str) -> Path:
         return self.folder / "checkpoints/posttraining/video2world" / name / "checkpoints"
@@ -213,12 +216,44 @@ def faults(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def inference(bench: Bench) -> dict[str, Any]:
+    """Seconds a sample, by GPUs that share it; the second of two samples, after compilation."""
+    size = "Tiny" if bench.tiny else bench.size
+    samples = write_samples(bench.folder, 2, size)
+    found: dict[str, Any] = {}
+    for gpus in (one for one in (1, 2, 4, 8) if one <= bench.gpus):
+        shutil.rmtree(bench.folder / "results", ignore_errors=True)
+        code, _ = bench.finish(bench.spawn(
+            "-m", "video2world_trainer.inference", f"--model_size={size}", "--dit_path=base.pt",
+            f"--batch_input_json={samples}", "--vae_path=vae", f"--num_steps={STEPS}",
+            "--negative_prompt=", f"--num_gpus={gpus}",
+        ))  # fmt: skip
+        told = bench.folder / "results" / "1.json"
+        if code or not told.exists():
+            found[str(gpus)] = {"error": f"exit code {code}"}
+            continue
+        record = json.loads(told.read_text())
+        seconds = record["timings"]["denoise"] / (STEPS + 1)
+        found[str(gpus)] = {
+            "steps": STEPS, "timings": record["timings"], "peak_GiB": record["peak_memory_gib"],
+            "seconds_a_level": round(seconds, 3),
+        }  # fmt: skip
+        if "error" not in found["1"]:
+            speedup = found["1"]["seconds_a_level"] / seconds
+            found[str(gpus)]["speedup"] = round(speedup, 3)
+        print(f"inference on {gpus}: {json.dumps(found[str(gpus)])}", flush=True)
+    return found
+
+
 def _rank(launcher: int) -> int:
     """A worker of ``launcher`` that is not the first."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     workers = [int(one) for one in children
                if b"many_gpus_rank" in Path(f"/proc/{one}/cmdline").read_bytes()]  # fmt: skip
     return workers[-1]
+
+
+CASES = {one.__name__: one for one in (layouts, inference, resume, faults)}
 
 
 def goals(size: str, found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -251,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     flags.add_argument("--size", choices=("2B", "14B"), default="2B")
     flags.add_argument("--gpus", type=int, default=torch.cuda.device_count())
-    flags.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    flags.add_argument("--only", nargs="+", choices=[*CASES], default=[*CASES])
     flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
     flags.add_argument("--timeout", type=float, default=400, help="seconds a command may take")
     flags.add_argument("--commit", default="", help="where git cannot tell it")
@@ -268,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(args.size, args.tiny, gpus, Path(folder), args.timeout)
         bench.prepare()
         for name in args.only:
-            found = {"layouts": layouts, "resume": resume, "faults": faults}[name](bench)
+            found = CASES[name](bench)
             print(f"{name}: {json.dumps(found)}", flush=True)
             record["cases"].setdefault(args.size, {})[name] = found
             if not args.tiny:

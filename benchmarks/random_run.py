@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
+from PIL import Image
 from safetensors.torch import save_file
 
 from video2world_preprocess.pickles import write_embedding
+from video2world_preprocess.tiny_weights import write_tiny_vae
 from video2world_trainer.model import VideoDiT
 from video2world_trainer.presets import PRESETS
 
-__all__ = ["DATA", "TINY", "events", "write_base", "write_data"]
+__all__ = ["DATA", "TINY", "events", "write_base", "write_data", "write_samples"]
 
 DATA = "datasets/random/train"  # on the volume
 TINY = (1, 16, 5, 12, 16)  # shape of the Tiny size's latents: offsets, channels, then the clip's
@@ -37,14 +40,43 @@ def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None
 
 
 def write_base(path: Path, size: str) -> None:
-    """Base weights of a model of ``size``, made on the GPU."""
-    with torch.device("cuda"):
+    """Base weights of a model of ``size``, made on the GPU if there is one."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         net = VideoDiT(PRESETS[size].dit).bfloat16()
     with torch.no_grad():
         for one in net.parameters():
             if one.dim() > 1:
                 one.normal_(std=0.5 / one.shape[1] ** 0.5)
     torch.save({f"net.{name}": one.cpu() for name, one in net.state_dict().items()}, path)
+
+
+def write_samples(volume: Path, count: int, size: str) -> Path:
+    """``count`` samples to generate, with the embeddings of their captions, and a VAE in ``vae``.
+
+    Returns:
+        The batch file, for ``--batch_input_json``; results go to ``results/0.mp4`` and so on.
+    """
+    entries = []
+    for number in range(count):
+        frame = np.random.default_rng(number).integers(0, 255, (704, 1280, 3)).astype(np.uint8)
+        source = volume / DATA / f"videos/s{number}.png"
+        for folder in ("videos", "metas", "t5_xxl"):
+            (volume / DATA / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(frame).save(source)
+        (volume / DATA / f"metas/s{number}.txt").write_text(f"sample {number}")
+        words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
+        write_embedding(volume / DATA / f"t5_xxl/s{number}.pickle", words)
+        entries.append({
+            "input_video": str(source.relative_to(volume)), "output_video": f"results/{number}.mp4",
+        })  # fmt: skip
+    if size == "Tiny":
+        write_tiny_vae(volume / "vae")
+    else:
+        torch.manual_seed(0)
+        AutoencoderKLWan().to(torch.bfloat16).save_pretrained(volume / "vae")
+    path = volume / "samples.json"
+    path.write_text(json.dumps(entries))
+    return path
 
 
 def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
