@@ -40,9 +40,10 @@ def test_samples_load(path):
     assert load_resource(path).name == path.stem
 
 
-def test_six_samples():
+def test_the_samples_are_known():
     assert {path.stem for path in SAMPLES} == {
-        "posttrain", "demo", "agibot-2b", "agibot-14b", "agibot-14b-lora", "own-videos",
+        "posttrain", "demo", "agibot-2b", "agibot-14b", "agibot-14b-lora",
+        "agibot-2b-sweep", "own-videos",
     }  # fmt: skip
 
 
