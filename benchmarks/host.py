@@ -12,25 +12,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def facts(command: str) -> dict[str, Any]:
-    """What a record of results begins with; ``command`` is what repeats it."""
+def facts(command: str, commit: str = "") -> dict[str, Any]:
+    """What a record of results begins with; ``command`` is what repeats it.
+
+    ``commit`` is for a machine where git cannot tell it.
+    """
     cpu = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
          if line.startswith("model name")), platform.machine(),
     )  # fmt: skip
-    try:
-        git = subprocess.run(
+    if not commit:
+        commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True,
             check=False,
         ).stdout.strip()  # fmt: skip
-    except FileNotFoundError:
-        git = ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "load_at_start": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "commit": git or os.environ.get("V2W_COMMIT", "unknown"),
+        "commit": commit,
         "command": command,
     }

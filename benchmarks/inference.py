@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from .train_step import RETURN, machine, run_case, write
-from .train_step import _commit as commit
+from .cases import answer, between, machine, run_case, verdicts, write
 
 MODULE = "benchmarks.inference"
 RESULTS = Path(__file__).parent / "results" / "inference.json"
@@ -43,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.case:
         from .inference_cases import CASES
 
-        result = CASES[args.case](**json.loads(args.options))
-        Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
-        return 0
+        return answer(CASES, args.case, args.options)
     if args.document:
         told = json.loads(args.json.read_text(encoding="utf-8"))
         DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), told), "utf-8")
@@ -57,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         options: dict[str, Any] = {"tiny": True} if args.tiny else {}
         if name == "network_pass":
             options["peer"] = args.peer == "diffusers"
-        found = run_case(name, module=MODULE, **options)
+        found = run_case(name, MODULE, **options)
         if args.tiny:
             if "error" in found:
                 return 1
             continue
-        found["machine"] = machine(args.commit or commit(), module=MODULE)
+        found["machine"] = machine(MODULE, args.commit)
         record["cases"][name] = found
         record["goals"] = goals(record["cases"])
         write(args.json, record)
@@ -108,17 +104,12 @@ def table(record: dict[str, Any]) -> str:
             lines.append(f"{name:<14}failed: {one['error']}")
         else:
             lines.append(f"{name:<14}{one['seconds']:>10} s  {one.get('peak_GiB', '')}  {where}")
-    lines.append("")
-    for one in record["goals"]:
-        lines.append(f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *verdicts(record)])
 
 
 def documented(text: str, record: dict[str, Any]) -> str:
     """``text`` with the record's tables between its marks."""
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{markdown(record)}\n{MARKS[1]}{after}"
+    return between(MARKS, text, markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:

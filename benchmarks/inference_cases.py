@@ -39,6 +39,8 @@ from video2world_trainer.sparse_kernels import choose, sparse_attention
 from video2world_trainer.stream_weights import stream_weights
 from video2world_trainer.weights import to_diffusers
 
+from .networks import diffusers_network, randomised
+
 GIB = 2**30
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -113,20 +115,10 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _randomised(net: nn.Module) -> None:
-    """Weights that hide nothing: upstream's start would zero every modulation."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5, generator=generator)
-
-
 def _network(dit: DiTConfig, *, exact_rope: bool = False, dtype: torch.dtype = DTYPE) -> VideoDiT:
     with DEVICE:
         net = VideoDiT(dit, exact_rope=exact_rope).to(dtype)
-    _randomised(net)
-    return net.eval().requires_grad_(False)
+    return randomised(net).eval().requires_grad_(False)
 
 
 def _prepared(net: VideoDiT) -> str:
@@ -189,18 +181,7 @@ def network_pass(tiny: bool = False, peer: bool = True) -> dict[str, Any]:
 
 
 def _diffusers(dit: DiTConfig, dtype: torch.dtype = DTYPE) -> nn.Module:
-    from diffusers import CosmosTransformer3DModel
-
-    with DEVICE:
-        net = CosmosTransformer3DModel(
-            in_channels=17, out_channels=16, num_attention_heads=dit.num_heads,
-            attention_head_dim=dit.head_dim, num_layers=dit.num_blocks, mlp_ratio=dit.mlp_ratio,
-            text_embed_dim=dit.crossattn_dim, adaln_lora_dim=dit.adaln_lora_dim,
-            max_size=(dit.max_frames, dit.max_height, dit.max_width), patch_size=(1, 2, 2),
-            rope_scale=(dit.rope_ratio_t, dit.rope_ratio_h, dit.rope_ratio_w),
-            concat_padding_mask=True, extra_pos_embed_type=None,
-        ).to(dtype)  # fmt: skip
-    return net.eval().requires_grad_(False)
+    return diffusers_network(dit, DEVICE, dtype).eval().requires_grad_(False)
 
 
 def _their_pass(net: nn.Module, x: Tensor, mask: Tensor, text: Tensor) -> Callable[[], Tensor]:

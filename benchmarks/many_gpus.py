@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from .cases import machine, write
 from .random_run import DATA, TINY, events, write_base, write_data, write_samples
-from .train_step import machine, write
 
 MODULE = "benchmarks.many_gpus"
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {json.dumps(found)}", flush=True)
             record["cases"].setdefault(args.size, {})[name] = found
             if not args.tiny:
-                record["machine"] = machine(args.commit, module=MODULE) | {"gpus": gpus}
+                record["machine"] = machine(MODULE, args.commit) | {"gpus": gpus}
                 record["goals"] = goals(args.size, record["cases"][args.size])
                 write(args.json, record)
     print(table(record["cases"][args.size]))

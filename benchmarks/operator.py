@@ -21,10 +21,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .host import facts
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
-
-from benchmarks.host import facts  # noqa: E402
 
 from control_plane import Cluster  # noqa: E402
 from operators import Operator, Resource, grant  # noqa: E402

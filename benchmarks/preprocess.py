@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from .host import facts
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools")]
-
-from benchmarks.host import facts  # noqa: E402
 
 from agibot_archives import footage, make_archives  # noqa: E402
 from video2world_preprocess.video import cut, read_frames, write_video  # noqa: E402
@@ -384,6 +384,7 @@ def main() -> None:
     flags.add_argument("--captions", type=Path, help="a caption file, for the T5 row")
     flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
     flags.add_argument("--only", nargs="*", choices=CASES, default=CASES)
+    flags.add_argument("--commit", default="", help="where git cannot tell it")
     args = flags.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
@@ -404,7 +405,8 @@ def main() -> None:
             cases["video_encoder"] = video_encoder
         for name in args.only:
             if name in cases:
-                machine = facts(" ".join(["python -m benchmarks.preprocess", *sys.argv[1:]]))
+                command = " ".join(["python -m benchmarks.preprocess", *sys.argv[1:]])
+                machine = facts(command, args.commit)
                 results[name] = cases[name]() | {"machine": machine}
                 print(f"{name}: {json.dumps(results[name])}", flush=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

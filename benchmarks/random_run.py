@@ -18,6 +18,8 @@ from video2world_preprocess.tiny_weights import write_tiny_vae
 from video2world_trainer.model import VideoDiT
 from video2world_trainer.presets import PRESETS
 
+from .networks import randomised
+
 __all__ = ["DATA", "TINY", "events", "write_base", "write_data", "write_samples"]
 
 DATA = "datasets/random/train"  # on the volume
@@ -43,11 +45,8 @@ def write_base(path: Path, size: str) -> None:
     """Base weights of a model of ``size``, made on the GPU if there is one."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         net = VideoDiT(PRESETS[size].dit).bfloat16()
-    with torch.no_grad():
-        for one in net.parameters():
-            if one.dim() > 1:
-                one.normal_(std=0.5 / one.shape[1] ** 0.5)
-    torch.save({f"net.{name}": one.cpu() for name, one in net.state_dict().items()}, path)
+    state = randomised(net).state_dict()
+    torch.save({f"net.{name}": one.cpu() for name, one in state.items()}, path)
 
 
 def write_samples(volume: Path, count: int, size: str) -> Path:

@@ -104,6 +104,12 @@ class Group:
             time.sleep(0.05)
             self.wait(0)  # a zombie has no environment, but let none be
 
+    def end(self, seconds: float) -> list[int | None]:
+        """As :meth:`wait`; what is left then is swept away."""
+        codes = self.wait(seconds)
+        self.sweep()
+        return codes
+
     def said(self) -> list[dict[str, Any]]:
         """The events of all nodes."""
         return [one for log in self.logs for one in events(log.read_text().splitlines())]
@@ -174,7 +180,7 @@ def killed(volume: Path, kills: int, seed: int, told: Callable[[str], None]) -> 
     drawn = random.Random(seed)
     counts: Counter[str] = Counter()
     losses: list[int] = []
-    work, done, runs, reached = volume / "work", 0, 0, 0
+    work, done, runs = volume / "work", 0, 0
     write_data(work, TINY)
     while done < kills:
         group = Group(work, iterations=ITERATIONS)
@@ -198,7 +204,6 @@ def killed(volume: Path, kills: int, seed: int, told: Callable[[str], None]) -> 
         if now < started:
             raise Broken(f"checkpoint {started} was whole, now it is {now}")
         seen = [one["iteration"] for one in group.said() if one["event"] == "progress"]
-        reached = max([reached, *seen])
         losses.append(max([now, *seen]) - now)
         told(f"{done}/{kills}: from {started}, seen {max([0, *seen])}, whole {now}, codes {codes}")
         if now == ITERATIONS:  # the final weights were compared just now
@@ -225,14 +230,12 @@ def full_volume(volume: Path) -> dict[str, Any]:
     try:
         write_data(folder, TINY)
         group = Group(folder, iterations=ITERATIONS)
-        codes = group.wait(180)
-        group.sweep()
+        codes = group.end(180)
         failed = [one for one in group.said() if one["event"] == "failed"]
         before = newest_whole(_folder(folder).folder)
         subprocess.run(["mount", "-o", "remount,size=2g", folder], check=True)
         again = Group(folder, iterations=ITERATIONS)
-        after = again.wait(180)
-        again.sweep()
+        after = again.end(180)
         return {
             "exit_codes": codes, "said": [one.get("message") for one in failed][:1],
             "whole_before": before, "exit_codes_with_room": after,
@@ -248,16 +251,15 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
     _mounted(folder, 2048)
     try:
         write_data(folder, TINY)
-        first = Group(folder, iterations=2 * EVERY, logs=volume).wait(180)
+        first = Group(folder, iterations=2 * EVERY, logs=volume).end(180)
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         before = newest_whole(_folder(folder).folder)
         group = Group(folder, iterations=4 * EVERY, logs=volume)
-        codes = group.wait(180)
-        group.sweep()
+        codes = group.end(180)
         failed = [one for one in group.said() if one["event"] == "failed"]
         after = newest_whole(_folder(folder).folder)
         subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-        again = Group(folder, iterations=4 * EVERY, logs=volume).wait(180)
+        again = Group(folder, iterations=4 * EVERY, logs=volume).end(180)
         return {
             "exit_codes_before": first, "whole_before": before, "exit_codes": codes,
             "said": [one.get("message") for one in failed][:1], "whole_after": after,

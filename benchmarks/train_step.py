@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from .cases import answer, between, machine, run_case, verdicts, write
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 ORDER = ("matrix_rate", "step_2b", "peer_diffusers", "rank_14b", "lora_14b", "gradients")
@@ -24,57 +21,6 @@ MARKS = ("<!-- train_step: made by `python -m benchmarks.train_step --document` 
          "<!-- /train_step -->")  # fmt: skip
 ERRORS = ("out", "dq", "dk", "dv")
 MODULE = "benchmarks.train_step"
-RETURN = "BENCHMARK_RESULT"  # names the file that a case's process leaves its answer in
-
-
-def _case(name: str, options: dict[str, Any]) -> int:
-    from .train_step_cases import CASES
-
-    result = CASES[name](**options)
-    Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
-    return 0
-
-
-def run_case(name: str, *, module: str = MODULE, **options: Any) -> dict[str, Any]:
-    """The result of one of ``module``'s cases, or its error under ``error``."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.json"
-        environment = {
-            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-            **os.environ,
-            RETURN: str(path),
-        }
-        command = [sys.executable, "-m", module, "--case", name]
-        done = subprocess.run(
-            [*command, "--options", json.dumps(options)], env=environment, text=True,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-        if done.returncode or not path.exists():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            print(f"{name} {options} failed:\n" + "\n".join(lines[-12:]), flush=True)
-            return {"error": lines[-1], "options": options}
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        print(f"{name} {options}: {json.dumps(result)}", flush=True)
-        return result
-
-
-def machine(commit: str, *, module: str = MODULE) -> dict[str, Any]:
-    """What the figures were measured on."""
-    import torch
-
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    card = subprocess.run(query, capture_output=True, text=True).stdout.strip()
-    return {
-        "device": torch.cuda.get_device_name(),
-        "nvidia_smi": card,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
-    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,32 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--skip", nargs="*", default=[], help="cases not to run")
     args = flags.parse_args(argv)
     if args.case:
-        return _case(args.case, json.loads(args.options))
+        from .train_step_cases import CASES
+
+        return answer(CASES, args.case, args.options)
     if args.document:
         record: dict[str, Any] = json.loads(args.json.read_text(encoding="utf-8"))
         DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), record), "utf-8")
         return 0
-    record = {"machine": machine(args.commit or _commit()), "cases": {}}
+    record = {"machine": machine(MODULE, args.commit), "cases": {}}
     cases = [one for one in ORDER if one not in args.skip]
     if args.peer == "none":
         cases.remove("peer_diffusers")
     for name in cases:
-        record["cases"][name] = run_case(name)
+        record["cases"][name] = run_case(name, MODULE)
         record["goals"] = goals(record["cases"])
         write(args.json, record)
     print(table(record))
     return 0 if all(one["met"] for one in record["goals"]) else 1
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Keep what is measured so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
@@ -181,17 +118,12 @@ def table(record: dict[str, Any]) -> str:
             lines.append(f"{name:<18}{one['seconds']:>10}{rate:>16}{one.get('peak_GiB', ''):>10}")
         elif "error" in one:
             lines.append(f"{name:<18}  failed: {one['error']}")
-    lines.append("")
-    for one in record["goals"]:
-        lines.append(f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *verdicts(record)])
 
 
 def documented(text: str, record: dict[str, Any]) -> str:
     """``text`` with the record's tables between its marks."""
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{markdown(record)}\n{MARKS[1]}{after}"
+    return between(MARKS, text, markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:

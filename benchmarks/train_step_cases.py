@@ -23,6 +23,9 @@ from video2world_trainer.parallel import frame_slice, ulysses
 from video2world_trainer.presets import PRESETS, DiTConfig
 from video2world_trainer.step import TrainStep
 
+from .networks import diffusers_network, randomised
+from .train_step import ERRORS
+
 GIB = 2**30
 BF16 = torch.bfloat16
 LATENTS = {"720p": (16, 24, 88, 160), "480p": (16, 24, 54, 96)}  # 93 frames
@@ -60,15 +63,6 @@ def memory() -> dict[str, float]:
         "peak_GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "peak_reserved_GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
     }
-
-
-def randomised(net: nn.Module) -> None:
-    """Weights that hide nothing: upstream's start would zero every modulation."""
-    generator = torch.Generator("cuda").manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5, generator=generator)
 
 
 def network(dit: DiTConfig) -> VideoDiT:
@@ -175,18 +169,8 @@ def kinds_of(profiler: Any) -> dict[str, float]:
 
 def peer_diffusers(count: int = 2) -> dict[str, Any]:
     """diffusers' transformer as it comes: bf16, gradient checkpointing, forward and backward."""
-    from diffusers import CosmosTransformer3DModel
-
     dit, latents = PRESETS["2B"].dit, LATENTS["720p"]
-    with torch.device("cuda"):
-        net = CosmosTransformer3DModel(
-            in_channels=17, out_channels=16, num_attention_heads=dit.num_heads,
-            attention_head_dim=dit.head_dim, num_layers=dit.num_blocks, mlp_ratio=dit.mlp_ratio,
-            text_embed_dim=dit.crossattn_dim, adaln_lora_dim=dit.adaln_lora_dim,
-            max_size=(dit.max_frames, dit.max_height, dit.max_width), patch_size=(1, 2, 2),
-            rope_scale=(dit.rope_ratio_t, dit.rope_ratio_h, dit.rope_ratio_w),
-            concat_padding_mask=True, extra_pos_embed_type=None,
-        ).to(BF16)  # fmt: skip
+    net: Any = diffusers_network(dit, torch.device("cuda"), BF16)
     randomised(net)
     net.enable_gradient_checkpointing()
     net.train()
@@ -317,7 +301,7 @@ def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, A
             ])  # fmt: skip
     for name, rows in errors.items():
         means = [statistics.mean(column) for column in zip(*rows, strict=True)]
-        found[name] = dict(zip(("out", "dq", "dk", "dv"), means, strict=True))
+        found[name] = dict(zip(ERRORS, means, strict=True))
         found[name]["spread"] = statistics.stdev(max(row) for row in rows)
     return found
 

@@ -392,8 +392,10 @@ def urgent(status: Object) -> dict[str, Any]:
 def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
     """Whether a pod's log is read: the first one's; where samples are shared between pods, each of
     which tells of the whole, the first one's that is still at work, and what the others left."""
-    if pod.container != "inference" or pod.over:
-        return pod.index == 0 or pod.container == "inference"
+    if pod.container != "inference":
+        return pod.index == 0
+    if pod.over:
+        return True
     beside = [p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt)
               and not p.over]  # fmt: skip
     return pod.index == min(beside)

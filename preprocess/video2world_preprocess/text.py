@@ -15,8 +15,7 @@ from .t5_weights import encoder_files, tensors
 
 __all__ = ["TextEncoder", "batches", "load_tokenizer"]
 
-BATCH_TOKENS = 8192  # padded tokens a forward pass takes: about 16 captions of full length
-MULTIPLE = 16  # lengths are padded to it: kernels for odd ones are slow, and each is chosen anew
+BATCH_TOKENS = 4096  # padded tokens a forward pass takes: about 8 captions of full length
 
 
 class TextEncoder:
@@ -75,7 +74,7 @@ class TextEncoder:
         return self._forward(tokens["input_ids"])
 
     def _forward(self, tokens: list[list[int]]) -> list[np.ndarray]:
-        longest = _padded(max(map(len, tokens)))
+        longest = max(map(len, tokens))
         padding = self.tokenizer.pad_token_id
         ids = torch.tensor([row + [padding] * (longest - len(row)) for row in tokens])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
@@ -103,7 +102,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # as above
+    except Exception as error:  # from a missing file to a torn header, each its own type
         raise _not_loaded(name, error) from error
 
 
@@ -116,14 +115,10 @@ def batches(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[li
     order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
     made = []
     while order:
-        take = max(1, BATCH_TOKENS // _padded(len(tokens[order[-1]])))
+        take = max(1, BATCH_TOKENS // len(tokens[order[-1]]))
         batch, order = order[-take:], order[:-take]
         made.append([texts[index] for index in batch])
     return made
-
-
-def _padded(length: int) -> int:
-    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def _load_local(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

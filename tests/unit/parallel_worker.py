@@ -4,30 +4,17 @@ import sys
 from dataclasses import replace
 
 import torch
+from small_network import network
 
 from video2world_trainer.distributed import join
 from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import VideoDiT, sdpa
+from video2world_trainer.model import sdpa
 from video2world_trainer.objective import Draw, collate_draws, draw, training_loss
 from video2world_trainer.optim import MasterAdamW
 from video2world_trainer.parallel import lay_out, shard, share_frames
-from video2world_trainer.presets import DiTConfig
 
 torch.set_num_threads(1)
-CONFIG = DiTConfig(
-    model_channels=64, num_blocks=2, num_heads=4, adaln_lora_dim=16, crossattn_dim=32,
-    max_height=16, max_width=16, max_frames=8,
-)  # fmt: skip
 CLIP = (16, 3, 4, 6)  # three frames: two ranks cannot share them evenly
-
-
-def network(device):
-    net = VideoDiT(CONFIG)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return net.to(device)
 
 
 def clips(numbers, device):
@@ -46,12 +33,12 @@ def whole(tensor):
 def check(world, context, shard_size):
     layout = lay_out(world, context=context, shard_size=shard_size, frames=CLIP[1], heads=4)
     device = world.device
-    alone = network(device)
+    alone = network().to(device)
     expected = training_loss(alone, *clips(range(layout.data_size), device))
     expected.backward()
     wanted = {name: one.grad for name, one in alone.named_parameters()}
 
-    net = network(device)
+    net = network().to(device)
     share_frames(net, sdpa, sdpa, layout, CLIP[1])
     prepare_blocks(net, keep="attention")
     shard(net, layout)

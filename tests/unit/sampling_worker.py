@@ -3,28 +3,15 @@
 import sys
 
 import torch
+from small_network import network
 
 from video2world_trainer.distributed import World, join
 from video2world_trainer.generate import Settings, denoised, given_mask, network_velocity
 from video2world_trainer.many_gpus import branches_apart, shared_layout, shared_velocity
-from video2world_trainer.model import VideoDiT, sdpa
-from video2world_trainer.presets import DiTConfig
+from video2world_trainer.model import sdpa
 
 torch.set_num_threads(1)
-CONFIG = DiTConfig(
-    model_channels=64, num_blocks=2, num_heads=4, adaln_lora_dim=16, crossattn_dim=32,
-    max_height=16, max_width=16, max_frames=8,
-)  # fmt: skip
 CLIP = (1, 16, 3, 4, 6)  # three frames: two ranks cannot share them evenly
-
-
-def network():
-    net = VideoDiT(CONFIG)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return net.requires_grad_(False)
 
 
 def twice(query, key, value):
@@ -37,10 +24,10 @@ def check(world: World, branches: int) -> None:
     given = torch.randn(CLIP, generator=generator)
     text = torch.randn(branches, 5, 32, generator=generator)
     mask, settings = given_mask(given, 1), Settings(seed=1, steps=4, guidance=1.5)
-    alone = network()
+    alone = network().requires_grad_(False)
     alone.set_attention(sdpa, [sdpa, twice])
     expected = denoised(network_velocity(alone, text, mask), given, 1, settings)
-    net = network()
+    net = network().requires_grad_(False)
     layout = shared_layout(net, [sdpa, twice], sdpa, world, branches, CLIP[2])
     own = layout.frames(CLIP[2])
     branch = layout.data_rank if branches_apart(world, branches) else "*"

@@ -5,32 +5,22 @@ import itertools
 
 import pytest
 import torch
+from small_network import network
 
 from video2world_trainer.generate import Settings, denoised, given_mask, network_velocity
 from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import VideoDiT
 from video2world_trainer.objective import condition_mask
-from video2world_trainer.presets import DiTConfig
 from video2world_trainer.sampler import initial_noise, karras_sigmas, solver_step
 from video2world_trainer.step_cache import computed_steps, extrapolated
 from video2world_trainer.stream_weights import stream_weights
 
 torch.set_num_threads(1)
-CONFIG = DiTConfig(
-    model_channels=64, num_blocks=3, num_heads=4, adaln_lora_dim=16, crossattn_dim=32,
-    max_height=16, max_width=16, max_frames=8,
-)  # fmt: skip
 CLIP = (1, 16, 3, 4, 6)
 
 
 @pytest.fixture(scope="module")
 def net():
-    net = VideoDiT(CONFIG)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return net.requires_grad_(False)
+    return network(blocks=3).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from benchmarks.inference import DOCUMENT, MARKS, ORDER, RESULTS, documented, goals, table
 from benchmarks.inference_cases import CASES
 
@@ -39,7 +38,6 @@ def test_every_case_is_run_in_the_order():
     assert set(ORDER) == set(CASES)
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="nothing measured yet")
 def test_the_document_tells_the_committed_record():
     text = DOCUMENT.read_text()
     assert all(mark in text for mark in MARKS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from video2world_preprocess.events import say
 
-__all__ = ["Records", "read_records"]
+__all__ = ["Records", "is_number", "read_records"]
 
 NAME = "progress.jsonl"
 
@@ -63,9 +63,10 @@ def read_records(job_folder: Path) -> list[dict[str, Any]]:
             continue
         while kept and kept[-1]["iteration"] >= record["iteration"]:
             kept.pop()
-        kept.append({name: value for name, value in record.items() if _is_number(value)})
+        kept.append({name: value for name, value in record.items() if is_number(value)})
     return kept
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether ``value``, read from a JSON file, is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)

@@ -8,7 +8,6 @@ pictures are named relative to the page, so that the folder can be copied (``kub
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -24,7 +23,7 @@ from video2world_preprocess.video import write_video
 from .checkpoint import CheckpointFolder
 from .conditioning import read_condition
 from .curves import curve
-from .records import read_records
+from .records import is_number, read_records
 
 __all__ = ["Results", "Sample", "collect", "page", "write_page"]
 
@@ -114,7 +113,7 @@ class Sample:
         """Numbers against the truth, by name."""
         facts = self.facts.get("metrics")
         facts = facts if isinstance(facts, Mapping) else self.facts
-        return {name: facts[name] for name in METRICS if _is_number(facts.get(name))}
+        return {name: facts[name] for name in METRICS if is_number(facts.get(name))}
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,6 @@ class Results:
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by title
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()  # iterations that are on the volume
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 # ---------------------------------------------------------------------- what lies on the volume
@@ -254,10 +249,10 @@ def _facts(results: Results) -> str:
     if results.records:
         last = results.records[-1]
         facts.append(("iterations", f"{last['iteration']:,}"))
-        if _is_number(last.get("loss")):
+        if is_number(last.get("loss")):
             facts.append(("loss", f"{last['loss']:.4g}"))
         seconds = [r["seconds_per_iteration"] for r in results.records
-                   if _is_number(r.get("seconds_per_iteration"))]  # fmt: skip
+                   if is_number(r.get("seconds_per_iteration"))]  # fmt: skip
         if seconds:
             facts.append(("seconds/iteration, median", f"{sorted(seconds)[len(seconds) // 2]:.3g}"))
     if results.checkpoints:
@@ -270,7 +265,7 @@ def _facts(results: Results) -> str:
 def _training(results: Results) -> str:
     charts = [
         curve(
-            [(r["iteration"], r[key]) for r in results.records if _is_number(r.get(key))],
+            [(r["iteration"], r[key]) for r in results.records if is_number(r.get(key))],
             title=title,
             across="iteration",
             up=up,
@@ -313,7 +308,7 @@ def _group(name: str, samples: Sequence[Sample], playing: bool) -> str:
         cells.append(_video(sample.video, caption, playing))
     held = first.facts.get("psnr_of_repeating_the_input")
     still = ""
-    if _is_number(held):
+    if is_number(held):
         still = f"<p class='soft'>Repeating the last given frame: PSNR {held:.2f} dB."
     metrics = first.facts.get("metrics")
     if isinstance(metrics, Mapping) and metrics.get("lpips_missing"):
@@ -385,14 +380,14 @@ def _configuration(results: Results) -> str:
 def _table(values: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><th>{escape(str(key).replace('_', ' '))}"
-        f"<td{' class=n' if _is_number(value) else ''}>{escape(_shown(value))}"
+        f"<td{' class=n' if is_number(value) else ''}>{escape(_shown(value))}"
         for key, value in values.items()
     )
     return f"<table>{rows}</table>"
 
 
 def _shown(value: Any) -> str:
-    if _is_number(value):
+    if is_number(value):
         return f"{value:,}" if type(value) is int else f"{value:,.6g}"
     if isinstance(value, str):
         return value
