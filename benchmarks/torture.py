@@ -63,18 +63,19 @@ class Group:
         self._mark = f"PET_RDZV_ID={identity}\0".encode()
         environment = {
             **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "PET_NNODES": str(NODES), "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "c10d",
+            "PET_NNODES": str(NODES), "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "static",
             "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_RDZV_ID": identity,
             "PET_MAX_RESTARTS": "0",
         }  # fmt: skip
         command = ["-m", "video2world_trainer.launch", "-m", "video2world_trainer.train", "--"]
         self.logs = [(logs or volume) / f"node{number}.log" for number in range(NODES)]
         self.launchers = []
-        for log in self.logs:
+        for number, log in enumerate(self.logs):
             with log.open("w") as stream:
                 self.launchers.append(
                     subprocess.Popen(
-                        [sys.executable, *command, *settings], cwd=volume, env=environment,
+                        [sys.executable, *command, *settings], cwd=volume,
+                        env={**environment, "JOB_COMPLETION_INDEX": str(number)},
                         stdout=stream, stderr=stream, start_new_session=True,
                     )
                 )  # fmt: skip

@@ -337,11 +337,12 @@ def _train(
     group = {
         "PET_NNODES": str(spec.nodes),
         "PET_NPROC_PER_NODE": str(spec.processes_per_node),
-        "PET_RDZV_BACKEND": "c10d",
+        # The pods' numbers are the nodes' ranks (launch.py): c10d would sort them by name and pid.
+        "PET_RDZV_BACKEND": "static",
         "PET_RDZV_ENDPOINT": f"{host}:{port}",
         "PET_RDZV_ID": name,
         # Nodes come up minutes apart when images are pulled; torchrun waits ten minutes otherwise.
-        "PET_RDZV_CONF": "join_timeout=1800",
+        "PET_RDZV_CONF": "timeout=1800",
         "PET_MAX_RESTARTS": "0",  # a lost process restarts the whole group, as a new attempt
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port + 1),

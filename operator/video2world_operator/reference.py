@@ -91,10 +91,11 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
     GROUP: (
         Variable("PET_NNODES", "", "Pods of the group (torchrun)."),
         Variable("PET_NPROC_PER_NODE", "", "Processes in each (torchrun)."),
-        Variable("PET_RDZV_BACKEND", "c10d", "How they meet (torchrun)."),
+        Variable("PET_RDZV_BACKEND", "static", "How they meet (torchrun)."),
         Variable("PET_RDZV_ENDPOINT", "", "Where they meet: pod 0 (torchrun)."),
         Variable("PET_RDZV_ID", "", "Name of the attempt (torchrun)."),
-        Variable("PET_RDZV_CONF", "join_timeout=1800", "How long they wait for each other."),
+        Variable("PET_RDZV_CONF", "timeout=1800", "How long they wait for each other."),
+        Variable("PET_NODE_RANK", "the pod's number", "The node's rank (torchrun)."),
         Variable("PET_MAX_RESTARTS", "0", "The operator restarts the group, not torchrun."),
         Variable("MASTER_ADDR", "", "Pod 0, for torch.distributed."),
         Variable("MASTER_PORT", "", "Its port, one above the rendezvous's."),

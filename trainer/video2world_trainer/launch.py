@@ -2,7 +2,7 @@
 
 ``python -m video2world_trainer.launch`` takes torchrun's flags and ``PET_*`` environment. torchrun
 ends with 1 whatever its workers say, so that nobody could tell the user's mistake (2) and a saved
-preemption (143) from a crash.
+preemption (143) from a crash. In a pod of an Indexed Job the node's rank is the pod's index.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ GRACE_SECONDS = 600  # for saving, after SIGTERM; torchrun's own 30 s are too sh
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Launch the workers and return the exit code of the whole."""
+    if (index := os.environ.get("JOB_COMPLETION_INDEX")) is not None:
+        # pod 0 holds rank 0, whose log tells of the run and whose name the others wait for
+        os.environ.setdefault("PET_NODE_RANK", index)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
     # the workers explain themselves; torchrun's tables would bury what they say
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
