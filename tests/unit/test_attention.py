@@ -147,6 +147,9 @@ def test_a_package_that_does_not_load_is_named(packages):
     packages("flash_attn_interface", "raise ImportError('libcudart.so.12: cannot open')")
     with pytest.raises(UserError, match=r"flash-attn-3 is installed but does not load \(libcudart"):
         select("flash_attention_3", (9, 0))
+    choice = select("auto", (9, 0))  # there is a next best
+    assert choice.name == "torch"
+    assert "flash-attn-3 is installed but does not load (libcudart" in choice.reason
 
 
 def test_names_are_the_plans():

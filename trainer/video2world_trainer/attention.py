@@ -189,27 +189,27 @@ def select(
     obstacles = {
         name: backend.obstacle(capability, dtype, has) for name, backend in BACKENDS.items()
     }
-    usable = [name for name, obstacle in obstacles.items() if obstacle is None]
-    if wanted in AUTO:
-        name = usable[0]
+    if obstacles.get(wanted):
+        usable = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
+        raise UserError(f"{setting}: {obstacles[wanted]}; here run {usable} (or leave it out)")
+    for name in BACKENDS if wanted in AUTO else (wanted,):
+        if obstacles[name] is not None:
+            continue
+        try:
+            attend = BACKENDS[name].load(capability)
+        except (ImportError, OSError, AttributeError) as error:
+            package = BACKENDS[name].package
+            obstacles[name] = f"{package} is installed but does not load ({error})"
+            continue
         passed = [f"{other}: {why}" for other, why in obstacles.items() if why is not None]
-        reason = "; ".join(["the best that runs here", *passed])
-    elif obstacles[wanted] is not None:
-        raise UserError(
-            f"{setting}: {obstacles[wanted]}; here run {', '.join(usable)} (or leave it out)"
-        )
-    else:
-        name, reason = wanted, "asked for"
-    try:
-        attend = BACKENDS[name].load(capability)
+        reason = "; ".join(["the best that runs here", *passed]) if wanted in AUTO else "asked for"
         # flash-attn-4's forward takes 1.6 times cuDNN's on a caption's 512 keys (performance.md)
         few = _torch(capability) if name == "flash_attention_4" else attend
         return Choice(name, attend, reason, few)
-    except (ImportError, OSError, AttributeError) as error:
-        raise UserError(
-            f"{setting}: {BACKENDS[name].package} is installed but does not load ({error}); "
-            "install the build for this PyTorch and CUDA, or set it to torch"
-        ) from error
+    raise UserError(
+        f"{setting}: {obstacles[wanted]}; install the build for this PyTorch and CUDA, or set it "
+        "to torch"
+    )
 
 
 def select_for(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
