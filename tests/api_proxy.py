@@ -42,6 +42,7 @@ class Proxy:
     ) -> None:
         self._api, self._judge, self._after_write = api, judge, after_write
         self._watch_seconds = watch_seconds
+        self._watches: set[asyncio.Transport] = set()
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._loop = asyncio.new_event_loop()
@@ -57,6 +58,10 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def cut_watches(self) -> None:
+        """End every watch that is open."""
+        self._loop.call_soon_threadsafe(lambda: [one.abort() for one in tuple(self._watches)])
 
     def kubeconfig(self) -> dict[str, Any]:
         """A kubeconfig of the user of ``api`` that leads through here."""
@@ -96,10 +101,14 @@ class Proxy:
             return _refusal(int(fault), _REASONS[fault])
         headers = {k: v for k, v in request.headers.items() if k.lower() in _KEPT}
         url = f"{self._api.server}{request.raw_path}"
-        async with self._session.request(method, url, data=body or None, headers=headers) as answer:
-            if "watch" in request.query:
-                return await self._stream(request, answer)
-            content = await answer.read()
+        ask = self._session.request(method, url, data=body or None, headers=headers)
+        try:
+            async with ask as answer:
+                if "watch" in request.query:
+                    return await self._stream(request, answer)
+                content = await answer.read()
+        except aiohttp.ClientError:  # as the server itself would do to the client
+            raise _Cut(request) from None
         if method in ("POST", "PATCH", "PUT", "DELETE") and answer.status < 300:
             self._after_write(method, path)
         if fault == "lost":
@@ -118,12 +127,16 @@ class Proxy:
             status=answer.status, headers={"Content-Type": "application/json"}
         )
         await response.prepare(request)
+        assert request.transport is not None
+        self._watches.add(transport := request.transport)
         try:
             async with asyncio.timeout(self._watch_seconds):
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
         except TimeoutError:
             pass
+        finally:
+            self._watches.discard(transport)
         return response
 
 

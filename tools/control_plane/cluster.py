@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from . import binaries, fake_nodes
 from .api import Api, ApiError
 from .certificates import Authority, signing_key
 from .processes import Keeper, Process, free_port
+from .store import Store
 
 BASE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 WITH_NODES = (*BASE, "kube-scheduler", "kwok")
@@ -58,6 +59,9 @@ class Cluster:
         native_gang: serve the native PodGroup API (scheduling.k8s.io/v1beta1), as a cluster
             whose administrator turned it on.
         address: where the API server listens and is told of to pods; 127.0.0.1 is no way for pods.
+        readable_store: store everything in JSON, so that ``store`` shows every object's states.
+        worker_logs: what every container of a name prints, in lines, on the fake nodes; what
+            ``write_pod_log`` gives a pod stands instead of that.
 
     Raises:
         Unavailable: a binary can neither be found nor built.
@@ -71,8 +75,12 @@ class Cluster:
         job_seconds: float | None = None,
         native_gang: bool = False,
         address: str = "127.0.0.1",
+        readable_store: bool = False,
+        worker_logs: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.address = address
+        self._worker_logs = worker_logs or {}
+        self._readable_store = readable_store
         self._with_nodes = nodes is not None
         self._job_seconds = job_seconds
         self._native_gang = native_gang
@@ -176,6 +184,11 @@ class Cluster:
             if user is None or event["user"]["username"] == user:
                 yield event
 
+    @property
+    def store(self) -> Store:
+        """etcd, with every state that there was."""
+        return Store(self._etcd_port)
+
     # Nodes and pods
 
     def add_node(self, name: str, gpus: int = 8, labels: dict[str, str] | None = None) -> None:
@@ -188,6 +201,11 @@ class Cluster:
         """Its fake kubelet falls silent: NotReady after some 30 s; its pods end no more."""
         path = f"/api/v1/nodes/{name}"
         self.admin.patch(path, {"metadata": {"labels": {fake_nodes.MANAGED: None}}})
+
+    def find_node(self, name: str) -> None:
+        """Its fake kubelet is there again."""
+        path = f"/api/v1/nodes/{name}"
+        self.admin.patch(path, {"metadata": {"labels": {fake_nodes.MANAGED: "kwok"}}})
 
     def add_volumes(self, count: int) -> None:
         """Add volumes that claims without a storage class, of any access mode, are bound to.
@@ -257,10 +275,18 @@ class Cluster:
             "audit-policy.json": json.dumps(AUDIT_POLICY),
             "kwok-logs-crd.yaml": json.dumps(fake_nodes.LOGS_CRD),
             "kwok.yaml": fake_nodes.stages(self._job_seconds),
+            **{
+                f"worker-{name}.log": fake_nodes.log_lines("\n".join(lines))
+                for name, lines in self._worker_logs.items()
+            },
         }.items():
             path = self.folder / name
             path.touch(mode=0o600)
             path.write_text(text)
+        if self._worker_logs:
+            logs = {name: self.folder / f"worker-{name}.log" for name in self._worker_logs}
+            with (self.folder / "kwok.yaml").open("a") as config:
+                config.write(f"---\n{json.dumps(fake_nodes.all_logs(logs))}\n")
 
     def _start(self) -> None:
         self._choose_ports()
@@ -329,6 +355,7 @@ class Cluster:
             f"--audit-log-path={self.folder / 'audit.log'}",
             "--audit-log-maxsize=4096",  # in MiB: never a second file within a test session
             *(gang if self._native_gang else ()),
+            *(("--storage-media-type=application/json",) if self._readable_store else ()),
         )
         self._wait("the API server", lambda: self.admin.get("/readyz"))
 
