@@ -6,8 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .actions import Apply, Decision, Delete
@@ -16,7 +15,7 @@ from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
-from .plan import SAMPLING, Plan
+from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, Plan
 from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
@@ -99,7 +98,10 @@ class Controller:
             return
         before = dict(body.get("status") or {})
         observed = await self._observe(key, body)
-        decision = reconcile(body, observed, datetime.now(UTC), self.policy)
+        decision = reconcile(body, observed, self.cluster.clock.now(), self.policy)
+        if _counts_on_absence(before, decision):
+            observed = await self._look_again(key, observed)
+            decision = reconcile(body, observed, self.cluster.clock.now(), self.policy)
         if decision.status is None or decision.status == before:
             self._told.pop(key, None)
         elif self._due(key, before, decision):
@@ -144,7 +146,7 @@ class Controller:
 
     def _plan_next(self, key: Key, decision: Decision, observed: Observed) -> None:
         if decision.wake is not None:
-            delay = (decision.wake - datetime.now(UTC)).total_seconds()
+            delay = (decision.wake - self.cluster.clock.now()).total_seconds()
             self.queue.add(key, max(delay, 0.05))
         if any(not pod.over for pod in observed.pods):
             self.queue.add(key, self.poll_seconds)
@@ -163,6 +165,18 @@ class Controller:
             events=await self._events(key, body, pods),
             problems=self._problems.get(key, ()),
         )
+
+    async def _look_again(self, key: Key, observed: Observed) -> Observed:
+        """``observed`` with the children as the API server has them: watches may lag behind."""
+        label = {"labelSelector": f"{RESOURCE_LABEL}={key[1]}"}
+
+        async def every(version: str, kind: str) -> list[Object]:
+            path = path_of(version, kind, key[0])
+            found: list[Object] = (await self.cluster.request("GET", path, params=label))["items"]
+            return found
+
+        jobs, pods = await every("batch/v1", "Job"), await every("v1", "Pod")
+        return replace(observed, jobs=[Job.of(b) for b in jobs], pods=[Pod.of(b) for b in pods])
 
     def _plan(self, body: Object) -> Plan | None:
         metadata = body["metadata"]
@@ -341,7 +355,7 @@ class Controller:
         """One core/v1 Event whose name follows from its occasion, so that it is made only once."""
         metadata = body["metadata"]
         digest = hashlib.sha256(f"{metadata['uid']} {reason} {occasion}".encode()).hexdigest()
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = self.cluster.clock.now().isoformat(timespec="seconds").replace("+00:00", "Z")
         about = {"apiVersion": API_VERSION, "kind": KIND, "uid": metadata["uid"]}
         about |= {k: metadata[k] for k in ("name", "namespace", "resourceVersion")}
         event = {
@@ -387,6 +401,18 @@ def urgent(status: Object) -> dict[str, Any]:
         or (c["status"] == "False" and c["type"] in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
     ]
     return kept
+
+
+def _counts_on_absence(before: Object, decision: Decision) -> bool:
+    """Whether ``decision`` would be wrong if there were a Job or pod that was not seen: something
+    is started after something else was ended, or it is said that nothing runs any more."""
+    after = decision.status or {}
+    claims = after.get("phase") in ("Suspended", "Succeeded")
+    if claims and after.get("phase") != before.get("phase"):
+        return True
+    jobs = (a.manifest for a in decision.actions
+            if isinstance(a, Apply) and a.manifest["kind"] == "Job")  # fmt: skip
+    return any(job["metadata"]["labels"][ATTEMPT_LABEL] != "1" for job in jobs)
 
 
 def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:

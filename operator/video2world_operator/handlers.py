@@ -21,13 +21,16 @@ CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 class KopfCache:
     """The controller's view of kopf's indices, by namespace and name of the resource.
 
-    kopf fills them before it calls any handler, so that what is not in them does not exist.
+    kopf fills them before it calls any handler, so that what is not in them does not exist. What
+    is in them may be gone: when a watch has to begin anew, nobody tells what went meanwhile.
+    :meth:`drop` takes note of it.
     """
 
     def __init__(self) -> None:
         self._resources: Mapping[Key, Iterable[Any]] = {}
         self._jobs: Mapping[Key, Iterable[Any]] = {}
         self._pods: Mapping[Key, Iterable[Any]] = {}
+        self._gone: set[str] = set()  # UIDs, which never come back
         self.filled = False
 
     def attach(
@@ -42,23 +45,43 @@ class KopfCache:
 
     def resource(self, key: Key) -> Mapping[str, Any] | None:
         """See :class:`.controller.Cache`."""
-        return next(iter(self._resources.get(key, ())), None)
+        return next((b for b in self._resources.get(key, ()) if self._lives(_uid(b))), None)
 
     def resources(self, namespace: str) -> Iterable[Mapping[str, Any]]:
         """See :class:`.controller.Cache`."""
-        return [b for k, bodies in self._resources.items() if k[0] == namespace for b in bodies]
+        return [b for k, bodies in self._resources.items() if k[0] == namespace for b in bodies
+                if self._lives(_uid(b))]  # fmt: skip
 
     def known(self) -> list[Key]:
         """Namespace and name of every resource."""
-        return list(self._resources)
+        return [key for key in self._resources if self.resource(key) is not None]
 
     def jobs(self, key: Key) -> Iterable[Job]:
         """See :class:`.controller.Cache`."""
-        return list(self._jobs.get(key, ()))
+        return [job for job in self._jobs.get(key, ()) if self._lives(job.uid)]
 
     def pods(self, key: Key) -> Iterable[Pod]:
         """See :class:`.controller.Cache`."""
-        return list(self._pods.get(key, ()))
+        return [pod for pod in self._pods.get(key, ()) if self._lives(pod.uid)]
+
+    def uids(self) -> dict[str, Key]:
+        """Every object that is thought to be there, and the resource that it belongs to."""
+        found = {_uid(b): key for key, bodies in self._resources.items() for b in bodies}
+        for index in (self._jobs, self._pods):
+            found |= {child.uid: key for key, children in index.items() for child in children}
+        self._gone &= found.keys()  # kopf has dropped the others
+        return {uid: key for uid, key in found.items() if self._lives(uid)}
+
+    def drop(self, uids: Iterable[str]) -> None:
+        """These objects are gone."""
+        self._gone.update(uids)
+
+    def _lives(self, uid: str) -> bool:
+        return uid not in self._gone
+
+
+def _uid(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"]["uid"])
 
 
 def settings_for(operator: kopf.OperatorSettings) -> None:

@@ -190,8 +190,7 @@ class _Round:
             self._begin(stage, entry)
         if entry["state"] == "Restarting":
             self._progressing(stage, entry)
-            ready = parse_time(self.status.get("nextAttemptTime"))
-            if not self._others_gone(stage, entry) or (ready and not self._reached(ready)):
+            if not self._others_gone(stage, entry) or not self._may_restart():
                 return False
             entry["state"] = "Running"
             self.status.pop("nextAttemptTime", None)
@@ -223,12 +222,17 @@ class _Round:
         if failure is not None:
             self._fail(stage, entry, failure)
             return False
+        self._force_out(pods)  # the Job controller waits for them before it makes others
         self._pods_started(stage, pods)
         return False
 
     def _begin(self, stage: Stage, entry: dict[str, Any]) -> None:
-        """Decide on a new attempt; its number is in the status before its Job exists."""
-        entry["state"], entry["attempt"] = "Running", entry.get("attempt", 0) + 1
+        """Decide on a new attempt; its number is in the status before its Job exists.
+
+        A stage that was taken out of the spec and is back has Jobs of which the status knows not.
+        """
+        numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
+        entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
         entry.setdefault("startTime", _text(self.now))
         for field in ("jobUID", "completionTime", "logTail", "message"):
             entry.pop(field, None)
@@ -310,6 +314,22 @@ class _Round:
         self._progressing(stage, entry)
         self._others_gone(stage, entry)
 
+    def _may_restart(self) -> bool:
+        """Whether the pause before the next attempt is over.
+
+        A time further ahead than any pause may be was written when the clock was ahead.
+        """
+        ready = parse_time(self.status.get("nextAttemptTime"))
+        if ready is None:
+            return True
+        pause = float(self.resource.spec.training.restart_backoff_seconds)
+        charged = self.status.get("chargedRestarts", 0)
+        longest = max(pause, min(pause * 2.0 ** (charged - 1), self.policy.longest_backoff))
+        if ready > self.now + timedelta(seconds=longest + 1):
+            ready = self.now + timedelta(seconds=longest)
+            self.status["nextAttemptTime"] = _text(ready)
+        return self._reached(ready)
+
     def _short_lived(self, entry: Mapping[str, Any]) -> bool:
         """Whether the attempt ended soon after its start: many such in a row must not spin."""
         started = [pod.started for pod in self._pods(entry) if pod.started]
@@ -380,21 +400,25 @@ class _Round:
         left = [p for p in self.seen.pods if not p.over and (p.stage, p.attempt) != keep]
         if keep is not None:
             left = [p for p in left if p.stage != SAMPLING]
-        for pod in left:
-            if pod.deleted is None:
+        self._force_out(left)
+        return left
+
+    def _force_out(self, pods: Sequence[Pod]) -> None:
+        """Take those that outlive their grace off a node that does not answer."""
+        for pod in pods:
+            if pod.over or pod.deleted is None:
                 continue
-            if pod.disruption == "DeletionByTaintManager":
-                accounting.restart_was_not_charged(
-                    self.status, "NodeLost", f"pod {pod.name} was on {pod.node}, which was lost"
-                )
+            lost = pod.disruption == "DeletionByTaintManager"
+            why = f"pod {pod.name} was on {pod.node}, which was lost"
             if self._reached(pod.deleted + timedelta(seconds=self.policy.termination_bound)):
+                lost = True
                 why = (
                     f"Pod {pod.name} outlived its grace period by "
                     f"{self.policy.termination_bound:.0f} s: its node {pod.node} does not answer."
                 )
-                accounting.restart_was_not_charged(self.status, "NodeLost", why)
                 self.actions.append(Delete("Pod", pod.name, pod.uid, force=True, why=why))
-        return left
+            if lost and pod.stage == "train":
+                accounting.restart_was_not_charged(self.status, "NodeLost", why)
 
     # ------------------------------------------------------------------ suspend, resume, end
 
@@ -407,16 +431,19 @@ class _Round:
             entry |= {"state": "Suspended", "active": 0, "ready": 0}
             entry.pop("jobUID", None)
             self.status.pop("nextAttemptTime", None)
-        for job in self.jobs:
-            if not self._over(job) and not job.deleting:
-                self.actions.append(Delete("Job", job.name, job.uid))
-        gone = not self._alive() and all(map(self._over, self.jobs))
-        if gone:
+        if self._nothing_left():
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.SUSPENDED, True, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
         else:
             self._set(Type.PROGRESSING, True, Reason.SUSPENDING, stage=stage.name)
+
+    def _nothing_left(self) -> bool:
+        """End whatever runs; whether it has ended."""
+        for job in self.jobs:
+            if not self._over(job) and not job.deleting:
+                self.actions.append(Delete("Job", job.name, job.uid))
+        return not self._alive() and all(map(self._over, self.jobs))
 
     def _resume(self) -> None:
         for kind in (Type.SUSPENDED, Type.SUCCEEDED):
@@ -426,6 +453,8 @@ class _Round:
                 self.status.pop("completionTime", None)
 
     def _succeed(self) -> None:
+        if not self._nothing_left():
+            return
         self._set(Type.PROGRESSING, False, Reason.FINISHED)
         self._set(Type.SUCCEEDED, True, Reason.FINISHED)
         self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
@@ -434,9 +463,11 @@ class _Round:
     def _end(self) -> None:
         """At the end: the time of it, what is cleaned up, and when the resource itself goes."""
         spec = self.resource.spec
-        self.status.setdefault("completionTime", _text(self.now))
+        ended = parse_time(self.status.get("completionTime"))
+        if ended is None or ended > self.now:  # written when the clock was ahead
+            ended = self.now
+            self.status["completionTime"] = _text(ended)
         self.actions.clear()
-        ended = parse_time(self.status["completionTime"]) or self.now
         failed = find(self.status["conditions"], Type.FAILED) or {}
         for job in self.jobs:
             # one pod's failure ends its Job, by the Job controller: it gets a moment to do so

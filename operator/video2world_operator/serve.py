@@ -178,6 +178,7 @@ async def _work(
     health.state = "waiting"
     await leadership.acquire()
     health.state = "leading"
+    cluster.fence = leadership.holds
     cache = KopfCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
     controller.capabilities, _ = await discover(cluster)
@@ -217,8 +218,13 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
     """Return once nothing is missing; until then every resource says what is."""
     said: list[str] = []
     while True:
-        _, groups = await discover(cluster)
-        lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+        try:
+            _, groups = await discover(cluster)
+            lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+        except (ApiError, OSError) as error:
+            log.warning("the rights cannot be looked up yet: %s", error)
+            await asyncio.sleep(min(options.housekeeping, 2))
+            continue
         health.missing = lacking
         if not lacking:
             return
@@ -254,8 +260,8 @@ async def _keep_house(
     while True:
         await asyncio.sleep(options.housekeeping)
         try:
-            if cache.filled:
-                await freshness.check()
+            for key in await freshness.check() if cache.filled else ():
+                controller.queue.add(key)
             controller.capabilities, groups = await discover(cluster)
             lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
         except (ApiError, OSError) as error:
