@@ -20,7 +20,7 @@ from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
 
-__all__ = ["Cache", "Controller", "Key"]
+__all__ = ["Cache", "Controller", "Key", "counts_on_absence"]
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
@@ -99,7 +99,7 @@ class Controller:
         before = dict(body.get("status") or {})
         observed = await self._observe(key, body)
         decision = reconcile(body, observed, self.cluster.clock.now(), self.policy)
-        if _counts_on_absence(before, decision):
+        if counts_on_absence(before, decision):
             observed = await self._look_again(key, observed)
             decision = reconcile(body, observed, self.cluster.clock.now(), self.policy)
         if decision.status is None or decision.status == before:
@@ -403,7 +403,7 @@ def urgent(status: Object) -> dict[str, Any]:
     return kept
 
 
-def _counts_on_absence(before: Object, decision: Decision) -> bool:
+def counts_on_absence(before: Object, decision: Decision) -> bool:
     """Whether ``decision`` would be wrong if there were a Job or pod that was not seen: something
     is started after something else was ended, or it is said that nothing runs any more."""
     after = decision.status or {}
