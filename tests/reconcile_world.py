@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from video2world_operator.actions import Apply
 from video2world_operator.observed import Job, Observed, Pod
-from video2world_operator.reconcile import reconcile
+from video2world_operator.reconcile import plan_of, reconcile
 
 __all__ = ["NOW", "STAGES", "World", "resource"]
 
@@ -48,7 +48,7 @@ class World:
         seen = Observed(
             jobs=list(self.jobs.values()), pods=list(self.pods.values()), **self.extra | extra
         )
-        decision = reconcile(self.body, seen, self.now, self.policy)
+        decision = reconcile(self.body, plan_of(self.body), seen, self.now, self.policy)
         if decision.status is not None:
             self.body = self.body | {"status": copy.deepcopy(dict(decision.status))}
         for action in decision.actions:
