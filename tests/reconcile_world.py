@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from video2world_operator.actions import Apply
 from video2world_operator.controller import counts_on_absence
 from video2world_operator.observed import Job, Observed, Pod
-from video2world_operator.reconcile import reconcile
+from video2world_operator.reconcile import plan_of, reconcile
 
 __all__ = ["NOW", "STAGES", "World", "resource"]
 
@@ -64,7 +64,7 @@ class World:
     def _decide(self, cache, extra):
         jobs, pods = cache
         seen = Observed(jobs=jobs, pods=pods, **self.extra | extra)
-        return reconcile(self.body, seen, self.now, self.policy)
+        return reconcile(self.body, plan_of(self.body), seen, self.now, self.policy)
 
     def _do(self, action, lagging):
         if isinstance(action, Apply):

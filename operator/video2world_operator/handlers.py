@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import kopf
 
 from .cluster import login
-from .controller import Key
+from .controller import Key, Volume, volume_of
 from .models import GROUP, PLURAL, VERSION
 from .observed import Job, Pod, resource_of
 from .plan import RESOURCE_LABEL
@@ -30,30 +30,29 @@ class KopfCache:
         self._resources: Mapping[Key, Iterable[Any]] = {}
         self._jobs: Mapping[Key, Iterable[Any]] = {}
         self._pods: Mapping[Key, Iterable[Any]] = {}
+        self._volumes: Mapping[Volume, Iterable[Key]] = {}
         self._gone: set[str] = set()  # UIDs, which never come back
         self.filled = False
 
-    def attach(
-        self,
-        resources: Mapping[Key, Iterable[Any]],
-        jobs: Mapping[Key, Iterable[Any]],
-        pods: Mapping[Key, Iterable[Any]],
-    ) -> None:
+    def attach(self, indices: Mapping[str, Mapping[Any, Iterable[Any]]]) -> None:
         """Take kopf's indices, which are the same live objects at every event."""
-        self._resources, self._jobs, self._pods = resources, jobs, pods
+        self._resources, self._volumes = indices["resources"], indices["volumes"]
+        self._jobs, self._pods = indices["jobs"], indices["pods"]
         self.filled = True
 
     def resource(self, key: Key) -> Mapping[str, Any] | None:
         """See :class:`.controller.Cache`."""
         return next((b for b in self._resources.get(key, ()) if self._lives(_uid(b))), None)
 
-    def resources(self, namespace: str) -> Iterable[Mapping[str, Any]]:
+    def sharing(self, volume: Volume) -> Iterable[Mapping[str, Any]]:
         """See :class:`.controller.Cache`."""
-        return [b for k, bodies in self._resources.items() if k[0] == namespace for b in bodies
-                if self._lives(_uid(b))]  # fmt: skip
+        keys = self._volumes.get(volume, ())
+        return [body for key in keys if (body := self.resource(key)) is not None]
 
-    def known(self) -> list[Key]:
-        """Namespace and name of every resource."""
+    def known(self) -> Sequence[Key]:
+        """See :class:`.controller.Cache`."""
+        if not self._gone:
+            return list(self._resources)
         return [key for key in self._resources if self.resource(key) is not None]
 
     def jobs(self, key: Key) -> Iterable[Job]:
@@ -116,6 +115,10 @@ def register(
     async def _(body: kopf.Body, namespace: str | None, name: str, **_: Any) -> dict[Key, Any]:
         return {(str(namespace), name): _lean(body)}
 
+    @kopf.index(GROUP, VERSION, PLURAL, registry=registry, id="volumes")
+    async def _(body: kopf.Body, namespace: str | None, name: str, **_: Any) -> dict[Volume, Key]:
+        return {volume_of(body): (str(namespace), name)}
+
     @kopf.index("batch", "v1", "jobs", registry=registry, id="jobs")
     async def _(body: kopf.Body, namespace: str | None, **_: Any) -> dict[Key, Any]:
         return {(str(namespace), resource_of(body)): Job.of(body)}
@@ -126,7 +129,7 @@ def register(
 
     def attach(indices: Mapping[str, Any]) -> None:
         if not cache.filled:
-            cache.attach(indices["resources"], indices["jobs"], indices["pods"])
+            cache.attach(indices)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def _(namespace: str | None, name: str, **indices: Any) -> None:

@@ -21,7 +21,7 @@ from .commands import run_folder
 from .conditions import Reason, Type, find, is_true, phase_of, set_condition
 from .errors import InvalidResource
 from .failures import Failure, diagnose
-from .models import KIND, Video2WorldPostTrain
+from .models import KIND
 from .observed import Job, Observed, Pod, parse_time
 from .plan import SAMPLING, Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
@@ -39,28 +39,38 @@ class Policy:
 
     termination_bound: float = 60  # a pod that outlives its grace by so long is force-deleted
     look_again: float = 15  # while something outside must change that cannot be watched
+    seldom: float = 300  # the longest time between two such looks: a tenth of the time waited
     longest_backoff: float = 600
     short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
 
 
 def reconcile(
-    body: Body, observed: Observed, now: datetime, policy: Policy | None = None
+    body: Body,
+    plan: Plan | InvalidResource,
+    observed: Observed,
+    now: datetime,
+    policy: Policy | None = None,
 ) -> Decision:
-    """Decide for the resource ``body`` (as the API server gives it) at ``now`` (with time zone)."""
+    """Decide for the resource ``body`` (as the API server gives it), whose ``plan`` is what
+    :func:`plan_of` makes of it, at ``now`` (with time zone)."""
     metadata = body["metadata"]
     if metadata.get("deletionTimestamp"):
         return Decision(None)  # the garbage collector does the rest
     status = copy.deepcopy(dict(body.get("status") or {}))
+    if isinstance(plan, InvalidResource):
+        return _invalid(status, plan, metadata.get("generation"), now)
+    return _Round(plan, status, observed, now, policy or Policy()).decide()
+
+
+def plan_of(body: Body) -> Plan | InvalidResource:
+    """The plan of a resource as the API server gives it, or what is wrong with it.
+
+    It follows from UID and generation: the status is ours to write, and may be an older version's.
+    """
     try:
-        resource = _resource(body)
+        return make_plan(parse({k: v for k, v in body.items() if k != "status"}))
     except InvalidResource as error:
-        return _invalid(status, error, metadata.get("generation"), now)
-    return _Round(resource, status, observed, now, policy or Policy()).decide()
-
-
-def _resource(body: Body) -> Video2WorldPostTrain:
-    """The resource without its status, which is ours to write and may be an older version's."""
-    return parse({k: v for k, v in body.items() if k != "status"})
+        return error
 
 
 def _text(moment: datetime) -> str:
@@ -99,15 +109,16 @@ class _Round:
 
     def __init__(
         self,
-        resource: Video2WorldPostTrain,
+        plan: Plan,
         status: dict[str, Any],
         observed: Observed,
         now: datetime,
         policy: Policy,
     ) -> None:
-        self.resource, self.plan = resource, make_plan(resource)
+        self.plan, self.resource = plan, plan.resource
         self.status, self.seen, self.now, self.policy = status, observed, now, policy
-        self.uid, self.generation = resource.metadata.uid or "", resource.metadata.generation
+        metadata = self.resource.metadata
+        self.uid, self.generation = metadata.uid or "", metadata.generation
         self.actions: list[Action] = []
         self.wake: datetime | None = None
         self.jobs = [job for job in observed.jobs if job.owner == self.uid]
@@ -511,7 +522,9 @@ class _Round:
             self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
             return True
         self._set(Type.VOLUME_READY, False, reason, **facts)
-        self._look_again()
+        since = find(self.status["conditions"], Type.VOLUME_READY) or {}
+        waited = self.now - (parse_time(since.get("lastTransitionTime")) or self.now)
+        self._look_again(min(waited.total_seconds() / 10, self.policy.seldom))
         return False
 
     def _peer_first(self, stage: Stage) -> bool:
@@ -668,13 +681,6 @@ class _Round:
         self.wake = moment if self.wake is None else min(self.wake, moment)
         return False
 
-    def _look_again(self) -> None:
-        self._reached(self.now + timedelta(seconds=self.policy.look_again))
-
-
-def plan_of(body: Body) -> Plan | None:
-    """The plan of a resource as the API server gives it; None while it is invalid."""
-    try:
-        return make_plan(_resource(body))
-    except InvalidResource:
-        return None
+    def _look_again(self, seconds: float = 0.0) -> None:
+        wait = max(seconds, self.policy.look_again)
+        self._reached(self.now + timedelta(seconds=wait))

@@ -20,7 +20,7 @@ import kopf
 
 from . import __version__
 from .cluster import ApiError, Cluster, LoginFailed, path_of
-from .controller import Controller, Key
+from .controller import LOOKS_PER_SECOND, Controller, Key
 from .discovery import discover
 from .handlers import KopfCache, register, settings_for
 from .health import Freshness, Health, serve
@@ -255,7 +255,7 @@ async def _keep_house(
 ) -> None:
     """From time to time: is the cache fresh, are the rights still there, what is new to schedule.
 
-    Every resource is looked at once a round too, in case an event was lost.
+    Every resource is looked at once in a while too, in case an event was lost.
     """
     while True:
         await asyncio.sleep(options.housekeeping)
@@ -269,5 +269,7 @@ async def _keep_house(
             continue
         if lacking:
             raise _RightsLost(f"may no longer {', '.join(lacking)}")
-        for key in cache.known():
-            controller.queue.add(key, options.housekeeping)
+        known = cache.known()
+        for number, key in enumerate(known):  # spread evenly, and not more than LOOKS_PER_SECOND
+            wait = max(options.housekeeping, len(known) / LOOKS_PER_SECOND)
+            controller.queue.add(key, options.housekeeping + wait * number / len(known))

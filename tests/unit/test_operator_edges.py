@@ -56,7 +56,8 @@ def test_what_went_without_an_event_is_dropped_for_good():
     jobs = {key: [Job("run-train-1", "j1", "train", 1, "", "r1")]}
     pods = {key: [Pod(name, f"p{index + 1}", "train", 1, index, "Running")
                   for index, name in enumerate("ab")]}  # fmt: skip
-    cache.attach(resources, jobs, pods)
+    volume = ("ns", "shared", "")
+    cache.attach({"resources": resources, "jobs": jobs, "pods": pods, "volumes": {volume: [key]}})
     assert cache.uids() == {"r1": key, "j1": key, "p1": key, "p2": key}
     cache.drop(["j1", "p2"])
     assert cache.jobs(key) == []
@@ -65,7 +66,7 @@ def test_what_went_without_an_event_is_dropped_for_good():
     cache.drop(["r1"])
     assert cache.resource(key) is None
     assert cache.known() == []
-    assert list(cache.resources("ns")) == []
+    assert list(cache.sharing(volume)) == []
     assert cache.uids() == {"p1": key}
     pods[key] = [Pod("b", "p3", "train", 2, 1, "Running")]  # another one of that name
     assert [pod.uid for pod in cache.pods(key)] == ["p3"]

@@ -27,7 +27,7 @@ WITH_NODES = (*BASE, "kube-scheduler", "kwok")
 START_SECONDS = 120.0  # a busy machine with two cores needs up to 30
 
 # Every request by anyone but the control plane itself, without bodies: who used which verb on what.
-AUDIT_POLICY = {
+AUDIT_POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
@@ -58,6 +58,8 @@ class Cluster:
             ``finish_pod`` says how it ends.
         native_gang: serve the native PodGroup API (scheduling.k8s.io/v1beta1), as a cluster
             whose administrator turned it on.
+        lease_seconds: how long a node's lease holds; with many nodes, long, as each renews it.
+        audited: rules of the audit log that go before those of AUDIT_POLICY.
         address: where the API server listens and is told of to pods; 127.0.0.1 is no way for pods.
         readable_store: store everything in JSON, so that ``store`` shows every object's states.
         worker_logs: what every container of a name prints, in lines, on the fake nodes; what
@@ -74,6 +76,8 @@ class Cluster:
         nodes: int | None = None,
         job_seconds: float | None = None,
         native_gang: bool = False,
+        lease_seconds: int = 20,
+        audited: Sequence[dict[str, Any]] = (),
         address: str = "127.0.0.1",
         readable_store: bool = False,
         worker_logs: Mapping[str, Sequence[str]] | None = None,
@@ -81,6 +85,7 @@ class Cluster:
         self.address = address
         self._worker_logs = worker_logs or {}
         self._readable_store = readable_store
+        self._lease_seconds, self._audited = lease_seconds, audited
         self._with_nodes = nodes is not None
         self._job_seconds = job_seconds
         self._native_gang = native_gang
@@ -169,7 +174,8 @@ class Cluster:
 
     def install_definition(self, path: Path) -> None:
         """Apply the CustomResourceDefinition in this YAML file and wait until it is served."""
-        definition = yaml.safe_load(path.read_text())
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # others' are of a megabyte
+        definition = yaml.load(path.read_text(), loader)  # noqa: S506
         base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         url = f"{base}/{definition['metadata']['name']}"
         self.admin.patch(f"{url}?fieldManager=control-plane", definition, "apply")
@@ -179,10 +185,18 @@ class Cluster:
 
     def audit(self, user: str | None = None) -> Iterator[dict[str, Any]]:
         """The audit events so far (verb, objectRef, user, responseStatus, ...), oldest first."""
-        for line in (self.folder / "audit.log").read_text().splitlines():
-            event: dict[str, Any] = json.loads(line)
-            if user is None or event["user"]["username"] == user:
-                yield event
+        with (self.folder / "audit.log").open() as log:
+            for line in log:
+                if not line.endswith("\n"):
+                    return  # being written
+                event: dict[str, Any] = json.loads(line)
+                if user is None or event["user"]["username"] == user:
+                    yield event
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The process ids by name."""
+        return {name: process.pid for name, process in self._running.items()}
 
     @property
     def store(self) -> Store:
@@ -232,6 +246,10 @@ class Cluster:
         with path.open("a") as log:
             log.write(fake_nodes.log_lines(text))
 
+    def run(self, name: str, binary: Path, *flags: str | Path) -> Process:
+        """Start another process, which ends with the cluster at the latest."""
+        return self._keeper.start(name, [binary, *flags])
+
     # Faults
 
     def stop_api_server(self, grace: float = 10) -> None:
@@ -272,7 +290,9 @@ class Cluster:
             "kwok.pem": fake_kubelet.certificate,
             "kwok.key": fake_kubelet.key,
             "accounts.key": signing_key(),
-            "audit-policy.json": json.dumps(AUDIT_POLICY),
+            "audit-policy.json": json.dumps(
+                {**AUDIT_POLICY, "rules": [*self._audited, *AUDIT_POLICY["rules"]]}
+            ),
             "kwok-logs-crd.yaml": json.dumps(fake_nodes.LOGS_CRD),
             "kwok.yaml": fake_nodes.stages(self._job_seconds),
             **{
@@ -370,7 +390,8 @@ class Cluster:
             f"--service-account-private-key-file={self.folder / 'accounts.key'}",
             f"--root-ca-file={self.folder / 'ca.pem'}",
             "--controllers=*,-node-ipam-controller",
-            "--node-monitor-grace-period=20s",
+            f"--node-monitor-grace-period={self._lease_seconds}s",
+            *_UNTHROTTLED,
             *((_GANG_GATE,) if self._native_gang else ()),
         )
 
@@ -380,6 +401,7 @@ class Cluster:
             f"--kubeconfig={self.folder / 'kube-scheduler.kubeconfig'}",
             "--leader-elect=false",
             "--secure-port=0",
+            *_UNTHROTTLED,
             *((_GANG_GATE,) if self._native_gang else ()),
         )
 
@@ -396,7 +418,7 @@ class Cluster:
             f"--server-address=127.0.0.1:{self._kwok_port}",
             f"--tls-cert-file={self.folder / 'kwok.pem'}",
             f"--tls-private-key-file={self.folder / 'kwok.key'}",
-            "--node-lease-duration-seconds=20",
+            f"--node-lease-duration-seconds={self._lease_seconds}",
         )
 
     def _wait(self, what: str, probe: Callable[[], Any]) -> None:
@@ -422,5 +444,6 @@ class Cluster:
             time.sleep(0.1)
 
 
+_UNTHROTTLED = ("--kube-api-qps=1000", "--kube-api-burst=2000")  # the machine is the bound
 _GANG_GATE = "--feature-gates=GenericWorkload=true"
 _DEFAULT_ACCOUNT = "/api/v1/namespaces/default/serviceaccounts/default"

@@ -1,0 +1,26 @@
+"""A slice of `make chaos`: few resources, few seeds, and what must hold in every state."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.chaos.arena import Arena
+from benchmarks.chaos.schedule import KINDS, faults, resources
+from benchmarks.chaos.trial import Size, run
+
+SLOW = "node vanishes"  # its pods are collected after a minute
+
+
+@pytest.fixture(scope="module")
+def arena(gpu_cluster, tmp_path_factory):
+    with Arena(gpu_cluster, tmp_path_factory.mktemp("arena")) as arena:
+        yield arena
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_invariant_holds(arena, seed, tmp_path):
+    kinds = [kind for kind in KINDS if kind != SLOW]
+    schedule = faults(seed, 8, 5, kinds)
+    trial = run(arena, seed, resources(seed, 10), schedule, Size(), lambda *_: False)
+    assert trial.broken == [], trial.write(tmp_path, arena.logs()).read_text()
+    assert trial.figures["resources"] >= 10
+    assert trial.figures["states"] > 200
