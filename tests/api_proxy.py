@@ -26,10 +26,11 @@ Judge = Callable[[str, str], str | None]
 class Proxy:
     """Forwards to the server of ``api``. Use as a context manager.
 
-    ``judge(method, path)`` names the fault that a request meets: an HTTP status that is answered
-    without asking the server, ``cut`` (the connection ends before the server was asked) or ``lost``
-    (it ends after); None forwards. ``after_write`` is called when the server has carried out a
-    write and nobody has been told yet. Watches end every ``watch_seconds``.
+    ``judge(method, path)`` names the fault that a request (``WATCH`` is a method of its own) meets:
+    an HTTP status that is answered without asking the server, ``cut`` (the connection ends before
+    the server was asked) or ``lost`` (it ends after); None forwards. ``after_write`` is called when
+    the server has carried out a write and nobody has been told yet. Watches end every
+    ``watch_seconds``.
     """
 
     def __init__(
@@ -92,11 +93,14 @@ class Proxy:
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        method, path = request.method, request.path
-        fault = self._judge(method, path)
+        method, path, watch = request.method, request.path, "watch" in request.query
+        fault = self._judge("WATCH" if watch else method, path)
         body = await request.read()
         if fault == "cut":
             raise _Cut(request)
+        if watch and fault == "410":  # told as an event, as the server does
+            event = {"type": "ERROR", "object": _status(410, _REASONS["410"])}
+            return web.Response(text=f"{json.dumps(event)}\n", content_type="application/json")
         if fault in _REASONS:
             return _refusal(int(fault), _REASONS[fault])
         headers = {k: v for k, v in request.headers.items() if k.lower() in _KEPT}
@@ -104,7 +108,7 @@ class Proxy:
         ask = self._session.request(method, url, data=body or None, headers=headers)
         try:
             async with ask as answer:
-                if "watch" in request.query:
+                if watch:
                     return await self._stream(request, answer)
                 content = await answer.read()
         except aiohttp.ClientError:  # as the server itself would do to the client
@@ -151,12 +155,13 @@ class _Cut(web.HTTPException):
             request.transport.abort()
 
 
-def _refusal(code: int, reason: str) -> web.Response:
-    status = {
+def _status(code: int, reason: str) -> dict[str, Any]:
+    return {
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
         "reason": reason, "message": f"injected {reason}",
     }  # fmt: skip
+
+
+def _refusal(code: int, reason: str) -> web.Response:
     headers = {"Retry-After": "1"} if code == 429 else {}
-    return web.Response(
-        status=code, text=json.dumps(status), content_type="application/json", headers=headers
-    )
+    return web.json_response(_status(code, reason), status=code, headers=headers)

@@ -116,7 +116,9 @@ class Hand:
     def _refused(self, fault: Fault, rng: random.Random) -> str:
         ending = f"/{fault.how['kind']}"
         answers = rng.choice([("cut",), ("500",), ("429",), ("410",)])
-        storm = Storm(answers, 1.0, lambda method, path: path.endswith(ending), rng)
+        storm = Storm(
+            answers, 1.0, lambda method, path: method == "WATCH" and path.endswith(ending), rng
+        )
         with self.arena.storm(storm):
             self.arena.proxy.cut_watches()
             time.sleep(fault.seconds)

@@ -142,6 +142,7 @@ class _Round:
                 self._succeed()
             else:
                 self._sample_checkpoints(stage)
+        self._force_out()
         self._summarise()
         return Decision(self.status, tuple(self.actions), self.wake)
 
@@ -233,7 +234,6 @@ class _Round:
         if failure is not None:
             self._fail(stage, entry, failure)
             return False
-        self._force_out(pods)  # the Job controller waits for them before it makes others
         self._pods_started(stage, pods)
         return False
 
@@ -406,17 +406,16 @@ class _Round:
         return job.finished or recorded
 
     def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
-        """Pods that have not ended, but for the attempt ``keep`` and what goes on beside it;
-        overdue ones are forced out."""
+        """Pods that have not ended, but for the attempt ``keep`` and what goes on beside it."""
         left = [p for p in self.seen.pods if not p.over and (p.stage, p.attempt) != keep]
         if keep is not None:
             left = [p for p in left if p.stage != SAMPLING]
-        self._force_out(left)
         return left
 
-    def _force_out(self, pods: Sequence[Pod]) -> None:
-        """Take those that outlive their grace off a node that does not answer."""
-        for pod in pods:
+    def _force_out(self) -> None:
+        """Take pods that outlive their grace off a node that does not answer: others wait for them,
+        the Job controller too before it makes new ones."""
+        for pod in self.seen.pods:
             if pod.over or pod.deleted is None:
                 continue
             lost = pod.disruption == "DeletionByTaintManager"
@@ -489,7 +488,6 @@ class _Round:
                 continue
             if spec.cleanup_policy == "All" or not self._over(job):
                 self.actions.append(Delete("Job", job.name, job.uid))
-        self._alive()
         ttl = spec.ttl_seconds_after_finished
         if ttl is not None and self._reached(ended + timedelta(seconds=ttl)):
             self.actions.append(Delete(KIND, self.resource.name, self.uid))
