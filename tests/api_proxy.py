@@ -80,6 +80,10 @@ class Proxy:
         await self._session.close()  # which ends the watches
         await self._runner.shutdown()
         await self._runner.cleanup()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}  # whose clients were killed
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _start(self) -> None:
         connector = aiohttp.TCPConnector(ssl=self._api._tls, limit=0)

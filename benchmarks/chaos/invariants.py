@@ -7,7 +7,7 @@ first state to their last: a claim of the status is held against all that was th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,10 +108,10 @@ class _Run:
 class Checker:
     """Feed it every change, in order; what is wrong is in :attr:`broken`.
 
-    ``known(stage, inputs_hash)`` says whether a worker has told that this work was done before.
+    ``known``: stage and hash of inputs of what the workers tell to have been done before.
     """
 
-    def __init__(self, known: Callable[[str, str], bool] = lambda stage, inputs_hash: False):
+    def __init__(self, known: Set[tuple[str, str]] = frozenset()) -> None:
         self._known = known
         self.broken: list[Broken] = []
         self.runs: dict[str, _Run] = {}
@@ -330,7 +330,11 @@ class Checker:
                 yield f"{_of(attempt)} is said to be done, but its Job has not been"
             elif run.finished[attempt] != inputs:
                 yield f"{_of(attempt)} is said to be done, but its Job did other work"
-        if state == "Skipped" and old.get("state") != "Skipped" and not self._known(name, inputs):
+        if (
+            state == "Skipped"
+            and old.get("state") != "Skipped"
+            and (name, inputs) not in self._known
+        ):
             yield f"{name} is said to be done before, but no worker has told so"
         if state == "Running" and entry.get("jobUID") and attempt not in run.applied:
             yield f"{_of(attempt)} is said to have a Job"
@@ -355,6 +359,11 @@ class Checker:
             yield "failed by a deadline that it has not"
 
     # ------------------------------------------------------------------ at the end
+
+    @property
+    def finished(self) -> int:
+        """Jobs that have done their work."""
+        return sum(len(run.finished) for run in self.runs.values())
 
     def unfinished(self) -> list[_Run]:
         """Resources that have not come to their end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,17 +11,18 @@ from video2world_operator.api import parse
 from video2world_operator.models import API_VERSION, KIND
 from video2world_operator.plan import make_plan
 
-__all__ = ["KINDS", "KNOWN_DATA", "Fault", "edit", "faults", "resources", "told"]
+__all__ = ["KINDS", "KNOWN_DATA", "Fault", "edit", "faults", "resources", "told", "work"]
 
 Body = dict[str, Any]
 KNOWN_DATA = "known"  # a data set that the download finds on the volume, with all made from it
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+LAST = 0.85  # share of the work at which the last fault may come
 CHECKPOINT = 50  # iteration of the checkpoint that every training tells of
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong, or that somebody does, ``at`` seconds after the first resource.
+    """One thing that goes wrong, or that somebody does, when the share ``at`` of the work is done.
 
     Whom it meets is drawn, when its time comes, with a generator of its own ``seed``.
     """
@@ -92,8 +93,8 @@ KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
 }
 
 
-def faults(seed: int, count: int, seconds: float, kinds: Sequence[str] = ()) -> list[Fault]:
-    """``count`` faults within ``seconds``, of every kind as often as any other, over many seeds."""
+def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
+    """``count`` faults, of every kind as often as of any other, over many seeds."""
     rng = random.Random(f"faults {seed}")
     names = list(kinds or KINDS)
     drawn = (names * (count // len(names) + 1))[: count - count % len(names)]
@@ -103,7 +104,7 @@ def faults(seed: int, count: int, seconds: float, kinds: Sequence[str] = ()) -> 
         least, most, details = KINDS[kind]
         made.append(
             Fault(
-                round(rng.uniform(0.5, seconds), 2), kind, round(rng.uniform(least, most), 2),
+                round(rng.uniform(0, LAST), 3), kind, round(rng.uniform(least, most), 2),
                 rng.randrange(1 << 30), details(rng),
             )
         )  # fmt: skip
@@ -149,10 +150,16 @@ def _resource(rng: random.Random, number: int) -> Body:
 
 def _stage(rng: random.Random, stage: str) -> Body:
     """Short lives; a short grace, too, as a pod on a dead node waits for it in vain."""
-    seconds = rng.choice([1, 2, 4]) if stage == "train" else 1
+    seconds = rng.choice([2, 4, 8]) if stage == "train" else 1
     annotations = {"fake.video2world.dev/seconds": str(seconds)}
     template = {"metadata": {"annotations": annotations}}
     return {"podTemplate": template | {"spec": {"terminationGracePeriodSeconds": 2}}}
+
+
+def work(bodies: Sequence[Body], known: Set[tuple[str, str]]) -> int:
+    """Jobs that the resources need if nothing happens, but for what is ``known`` to be made."""
+    plans = [make_plan(parse(body)) for body in bodies]
+    return sum((s.name, s.inputs_hash) not in known for plan in plans for s in plan.stages)
 
 
 def edit(rng: random.Random, body: Body) -> Body:

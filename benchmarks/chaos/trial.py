@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .arena import Arena
 from .eye import Eye
 from .hand import Hand
 from .invariants import Broken, Checker
-from .schedule import Body, Fault
+from .schedule import Body, Fault, work
 
 __all__ = ["Size", "Trial", "run"]
 
@@ -27,7 +27,7 @@ __all__ = ["Size", "Trial", "run"]
 class Size:
     """How long a trial is, in seconds."""
 
-    faults: float = 20  # within so long all faults begin
+    patience: float = 8  # a fault waits so long for the work to come so far, then it comes anyway
     end: float = 240  # so long after the last one every resource has to be at its end
     free: float = 90  # and so long after that no pod lives, and no child of a deleted resource
 
@@ -66,9 +66,12 @@ def run(
     bodies: Sequence[Body],
     schedule: Sequence[Fault],
     size: Size,
-    known: Callable[[str, str], bool],
+    known: Set[tuple[str, str]] = frozenset(),
 ) -> Trial:
-    """Carry a trial out on ``arena``, in a namespace of its own."""
+    """Carry a trial out on ``arena``, in a namespace of its own.
+
+    ``known``: stage and hash of inputs of what the workers tell to be there already.
+    """
     began = time.monotonic()
     cluster, checker = arena.cluster, Checker(known)
     before = Counter(arena.requests), Counter(arena.deployment.ends)
@@ -79,7 +82,7 @@ def run(
     hand = Hand(arena, eye, namespace, bodies)
     deeds: list[str] = []
     try:
-        _apply_and_disturb(hand, bodies, schedule, deeds)
+        deeds += _apply_and_disturb(hand, bodies, schedule, size, work(bodies, known))
         hand.calm()
         calm = eye.now
         deeds.append(f"{calm:8.2f}          calm")
@@ -120,28 +123,31 @@ def run(
 
 
 def _apply_and_disturb(
-    hand: Hand, bodies: Sequence[Body], schedule: Sequence[Fault], deeds: list[str]
-) -> None:
-    """Apply all resources, one after another, and carry the faults out at their times."""
-    began = time.monotonic()
+    hand: Hand, bodies: Sequence[Body], schedule: Sequence[Fault], size: Size, jobs: int
+) -> list[str]:
+    """Apply all resources, one after another, and carry the faults out; what was done when.
+
+    ``jobs`` is what the work comes to.
+    """
+    eye, deeds = hand.eye, []
 
     def carry_out(fault: Fault) -> None:
-        time.sleep(max(0.0, fault.at - (time.monotonic() - began)))
-        started = hand.eye.now
+        started = eye.now
         try:
             outcome = hand.do(fault)
         except (ApiError, OSError) as error:  # it met another one
             outcome = f"not done: {error}"
         how = ", ".join(f"{k} {v}" for k, v in fault.how.items())
-        deeds.append(f"{started:8.2f} {hand.eye.now:8.2f} {fault.kind} ({how}): {outcome}")
+        deeds.append(f"{started:8.2f} {eye.now:8.2f} {fault.kind} ({how}): {outcome}")
 
-    with ThreadPoolExecutor(max(1, len(schedule))) as pool:
-        waiting = [pool.submit(carry_out, fault) for fault in schedule]
-        for body in bodies:
-            _create(hand, body)
+    with ThreadPoolExecutor(len(schedule) + 1) as pool:
+        waiting = [pool.submit(lambda: [_create(hand, body) for body in bodies])]
+        for fault in schedule:
+            eye.wait(lambda c, at=fault.at: c.finished >= at * jobs, size.patience)
+            waiting.append(pool.submit(carry_out, fault))
         for one in waiting:
             one.result()
-    deeds.sort()
+    return sorted(deeds)
 
 
 def _create(hand: Hand, body: Body) -> None:

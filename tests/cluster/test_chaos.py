@@ -19,8 +19,8 @@ def arena(gpu_cluster, tmp_path_factory):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_invariant_holds(arena, seed, tmp_path):
     kinds = [kind for kind in KINDS if kind != SLOW]
-    schedule = faults(seed, 8, 5, kinds)
-    trial = run(arena, seed, resources(seed, 10), schedule, Size(), lambda *_: False)
+    schedule = faults(seed, 8, kinds)
+    trial = run(arena, seed, resources(seed, 10), schedule, Size(patience=2))
     assert trial.broken == [], trial.write(tmp_path, arena.logs()).read_text()
     assert trial.figures["resources"] >= 10
     assert trial.figures["states"] > 200
