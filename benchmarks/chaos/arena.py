@@ -53,6 +53,7 @@ class Deployment:
         self.ends: Counter[str] = Counter()
         self.crashes: list[str] = []  # ends that nobody caused
         self._excused: set[int] = set()  # processes that were asked to end
+        self._read = dict.fromkeys(self.operators, 0)  # how far its log was looked at
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -88,14 +89,15 @@ class Deployment:
 
     def _account(self, operator: Operator) -> None:
         assert operator.process is not None
-        code, last = operator.process.returncode, operator.tail()[-1500:]
+        code, log = operator.process.returncode, operator.log.read_text()
+        last, self._read[operator] = log[self._read[operator] :], len(log)
         if operator.process.pid in self._excused:
             self.ends["killed or told to end"] += 1
         elif code == 1 and any(words in last for words in IN_ORDER):
             self.ends["lost its lease"] += 1
         else:
             self.ends["crashed"] += 1
-            self.crashes.append(f"exit code {code}: {last}")
+            self.crashes.append(f"exit code {code}: {last[-1500:]}")
 
     def signal(self, operator: Operator, number: signal.Signals) -> None:
         """Send a signal; an end that it causes is in order."""

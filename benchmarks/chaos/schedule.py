@@ -119,7 +119,7 @@ def resources(seed: int, count: int) -> list[Body]:
 
 def _resource(rng: random.Random, number: int) -> Body:
     name = f"run-{number:03d}"
-    data = KNOWN_DATA if rng.random() < 0.7 else name
+    data = KNOWN_DATA if rng.random() < 0.85 else name
     training: Body = {
         "iterations": 100, "device": "GPU",
         "nodes": rng.choice([1, 1, 2, 3]), "gpusPerNode": rng.choice([1, 2]),

@@ -27,7 +27,7 @@ __all__ = ["Size", "Trial", "run"]
 class Size:
     """How long a trial is, in seconds."""
 
-    patience: float = 8  # a fault waits so long for the work to come so far, then it comes anyway
+    patience: float = 5  # a fault waits so long for the work to come so far, then it comes anyway
     end: float = 240  # so long after the last one every resource has to be at its end
     free: float = 90  # and so long after that no pod lives, and no child of a deleted resource
 

@@ -159,6 +159,7 @@ async def run(options: Options) -> int:
             await leadership.release()
         except* (LostLease, _RightsLost) as lost:
             log.error("%s; the process ends", "; ".join(map(str, lost.exceptions)))
+            loop.set_exception_handler(lambda *_: None)  # kopf's watches complain when torn down
             code = 1
         finally:
             await runner.cleanup()
