@@ -30,7 +30,7 @@ __all__ = ["Arena", "Deployment", "Storm"]
 
 OWN = "chaos-operator"  # namespace of the operator's account and lease
 FLAGS = (
-    *("--own-namespace", OWN, "--lease-seconds", "6", "--poll-seconds", "10"),
+    *("--own-namespace", OWN, "--lease-seconds", "10", "--poll-seconds", "10"),
     *("--termination-bound-seconds", "3"),
 )
 PROBE_EVERY, PROBES = 20.0, 3  # as the chart's livenessProbe has it

@@ -56,11 +56,11 @@ def _some(most: float) -> Callable[[random.Random], Body]:
 
 
 def _pods(rng: random.Random) -> Body:
-    return {"share": round(rng.uniform(0.02, 0.3), 2), "grace": rng.choice([None, None, 0])}
+    return {"share": round(rng.uniform(0.05, 0.5), 2), "grace": rng.choice([None, None, 0])}
 
 
 def _crash(rng: random.Random) -> Body:
-    return {"share": round(rng.uniform(0.02, 0.3), 2), "codes": rng.choice(_CODES)}
+    return {"share": round(rng.uniform(0.05, 0.5), 2), "codes": rng.choice(_CODES)}
 
 
 def _clock(rng: random.Random) -> Body:
@@ -72,7 +72,7 @@ _CODES = ([1], [137], [143], [1, 137, 143], [1, 2])
 # What happens: how long it lasts at least and at most, and what is drawn beside that.
 KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
     "operator killed": (0, 0, _kill),
-    "leader frozen": (3, 10, lambda rng: {}),
+    "leader frozen": (5, 16, lambda rng: {}),  # its lease holds for 10
     "leader told to end": (0, 0, lambda rng: {}),
     "lease taken away": (0, 0, lambda rng: {}),
     "API server restarted": (0.5, 3, lambda rng: {}),
@@ -150,7 +150,7 @@ def _resource(rng: random.Random, number: int) -> Body:
 
 def _stage(rng: random.Random, stage: str) -> Body:
     """Short lives; a short grace, too, as a pod on a dead node waits for it in vain."""
-    seconds = rng.choice([2, 4, 8]) if stage == "train" else 1
+    seconds = rng.choice([4, 8, 16]) if stage == "train" else 1
     annotations = {"fake.video2world.dev/seconds": str(seconds)}
     template = {"metadata": {"annotations": annotations}}
     return {"podTemplate": template | {"spec": {"terminationGracePeriodSeconds": 2}}}
