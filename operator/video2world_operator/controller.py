@@ -413,11 +413,13 @@ def urgent(status: Object) -> dict[str, Any]:
 
 
 def counts_on_absence(before: Object, decision: Decision) -> bool:
-    """Whether ``decision`` would be wrong if there were a Job or pod that was not seen: something
-    is started after something else was ended, or it is said that nothing runs any more."""
+    """Whether ``decision`` would be wrong if there were a Job or pod that was not seen, or not as
+    it is: an attempt is given up, another one is started, or it is said that nothing runs."""
     after = decision.status or {}
-    claims = after.get("phase") in ("Suspended", "Succeeded")
-    if claims and after.get("phase") != before.get("phase"):
+    ends = after.get("phase") in ("Failed", "Succeeded", "Suspended")
+    if ends and after.get("phase") != before.get("phase"):
+        return True
+    if after.get("restarts", 0) > before.get("restarts", 0):
         return True
     jobs = (a.manifest for a in decision.actions
             if isinstance(a, Apply) and a.manifest["kind"] == "Job")  # fmt: skip

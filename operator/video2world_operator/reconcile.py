@@ -30,6 +30,7 @@ from .troubles import remedy
 __all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
 
 DONE = ("Succeeded", "Skipped")
+COUNTS = ("active", "ready", "succeeded", "failed")  # pods of the attempt at work
 Body = Mapping[str, Any]
 
 
@@ -245,7 +246,7 @@ class _Round:
         numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
         entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
         entry.setdefault("startTime", _text(self.now))
-        for field in ("jobUID", "completionTime", "logTail", "message"):
+        for field in ("jobUID", "completionTime", "logTail", "message", *COUNTS):
             entry.pop(field, None)
         if stage.name == "train":
             self.status["attempt"] = entry["attempt"]
@@ -317,7 +318,8 @@ class _Round:
             wait = min(training.restart_backoff_seconds * 2.0**charged, self.policy.longest_backoff)
         entry |= {"state": "Restarting", "attempt": entry["attempt"] + 1}
         entry["message"] = f"{failure.reason}: {failure.message}"
-        entry.pop("jobUID", None)
+        for field in ("jobUID", *COUNTS):
+            entry.pop(field, None)
         self.status["nextAttemptTime"] = _text(self.now + timedelta(seconds=wait))
         if stage.name == "train":
             self.status["attempt"] = entry["attempt"]
@@ -438,8 +440,9 @@ class _Round:
         if entry["state"] in ("Running", "Restarting"):
             if stage.name == "train":
                 self._close("Suspended", "", charged=False)
-            entry |= {"state": "Suspended", "active": 0, "ready": 0}
-            entry.pop("jobUID", None)
+            entry["state"] = "Suspended"
+            for field in ("jobUID", *COUNTS):
+                entry.pop(field, None)
             self.status.pop("nextAttemptTime", None)
         if self._nothing_left():
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)

@@ -683,3 +683,30 @@ def test_success_is_told_when_nothing_runs_any_more():
     world.pods.pop(pod)
     world.settle()
     assert world.status["phase"] == "Succeeded"
+
+
+def test_a_failed_job_whose_pod_is_gone_costs_nothing():
+    """A pod deleted by hand while no operator led: what crashes leaves its pod."""
+    world = World()
+    world.to_training()
+    world.pods.clear()
+    world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], failed="BackoffLimitExceeded")
+    world.round()
+    assert world.status["attempts"][0]["reason"] == "JobFailed"
+    assert world.status["restarts"] == 1
+    assert world.status.get("chargedRestarts", 0) == 0
+
+
+def test_the_counts_of_an_attempt_go_with_it():
+    world = World()
+    first, _ = world.to_training()
+    world.round()
+    assert world.stage("train")["ready"] == 2
+    world.pod(first, phase="Failed", exit_code=1, ready=False)
+    world.round()
+    assert world.stage("train").get("ready", 0) == 0
+    world.pods.clear()
+    world.tick(60)
+    world.settle()
+    assert world.stage("train")["attempt"] == 2
+    assert world.stage("train").get("ready", 0) == 0
