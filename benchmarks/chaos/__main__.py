@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="a new record; else seeds that it has are not run again")  # fmt: skip
     flags.add_argument("--minutes", type=float, default=1e9, help="begin no seed after so long")
     args = flags.parse_args(argv)
+    os.environ.setdefault("GOGC", "300")  # memory for time, in the control plane
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients are killed
     with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
         cluster.install_definition(ROOT / "manifests" / "crd.yaml")

@@ -58,20 +58,24 @@ class Eye:
         with self.lock:
             return [self._objects[k] for k in sorted(self._objects) if k.startswith(prefix)]
 
-    def wait(self, probe: Callable[[Checker], bool], seconds: float) -> bool:
-        """Whether ``probe`` came true in time.
+    def wait(
+        self, probe: Callable[[Checker], bool], seconds: float, still: float = float("inf")
+    ) -> bool:
+        """Whether ``probe`` came true in time; it is over, too, when nothing changes for ``still``.
 
         Raises:
             RuntimeError: the store cannot be read any more.
         """
-        until = time.monotonic() + seconds
+        until, states = time.monotonic() + seconds, -1
         while True:
+            if self.checker.states != states:
+                states, moved = self.checker.states, time.monotonic()
             if self.failure is not None:
                 raise RuntimeError("the store cannot be read") from self.failure
             with self.lock:
                 self.checker.overdue(self.now)
                 if probe(self.checker):
                     return True
-            if time.monotonic() > until:
+            if time.monotonic() > min(until, moved + still):
                 return False
             time.sleep(0.25)

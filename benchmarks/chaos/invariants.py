@@ -37,7 +37,7 @@ CHILDREN = {
     "persistentvolumeclaims/": "PersistentVolumeClaim",
 }
 WATCHED = (RESOURCES, *CHILDREN)
-FREED_WITHIN = 60.0  # seconds after a failure; a success or suspension frees before it is told
+FREED_WITHIN = 120.0  # seconds after a failure; a success or suspension frees before it is told
 SAVED = 143  # a worker that was asked to end, and saved
 DONE = ("Succeeded", "Skipped")
 

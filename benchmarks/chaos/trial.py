@@ -28,8 +28,9 @@ class Size:
     """How long a trial is, in seconds."""
 
     patience: float = 5  # a fault waits so long for the work to come so far, then it comes anyway
-    end: float = 240  # so long after the last one every resource has to be at its end
-    free: float = 90  # and so long after that no pod lives, and no child of a deleted resource
+    end: float = 900  # so long after the last one every resource has to be at its end
+    still: float = 150  # and it is given up when nothing changes for so long
+    free: float = 300  # so long after that no pod lives, and no child of a deleted resource
 
 
 @dataclass
@@ -86,7 +87,7 @@ def run(
         hand.calm()
         calm = eye.now
         deeds.append(f"{calm:8.2f}          calm")
-        ended = eye.wait(lambda c: not c.unfinished(), size.end)
+        ended = eye.wait(lambda c: not c.unfinished(), size.end, size.still)
         with eye.lock:
             for one in checker.unfinished():
                 text = f"{one.status.get('phase')}: {one.status.get('message')}"
