@@ -29,10 +29,7 @@ from . import ROOT
 __all__ = ["Arena", "Deployment", "Storm"]
 
 OWN = "chaos-operator"  # namespace of the operator's account and lease
-FLAGS = (
-    *("--own-namespace", OWN, "--lease-seconds", "10", "--poll-seconds", "10"),
-    *("--termination-bound-seconds", "3"),
-)
+FLAGS = ("--own-namespace", OWN, "--poll-seconds", "10", "--termination-bound-seconds", "3")
 PROBE_EVERY, PROBES = 20.0, 3  # as the chart's livenessProbe has it
 IN_ORDER = ("the process ends", "may no longer")  # what the log of a lost lease ends with
 

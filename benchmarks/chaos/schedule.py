@@ -72,7 +72,7 @@ _CODES = ([1], [137], [143], [1, 137, 143], [1, 2])
 # What happens: how long it lasts at least and at most, and what is drawn beside that.
 KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
     "operator killed": (0, 0, _kill),
-    "leader frozen": (5, 16, lambda rng: {}),  # its lease holds for 10
+    "leader frozen": (5, 22, lambda rng: {}),  # its lease holds for 15
     "leader told to end": (0, 0, lambda rng: {}),
     "lease taken away": (0, 0, lambda rng: {}),
     "API server restarted": (0.5, 3, lambda rng: {}),
