@@ -107,10 +107,6 @@ class Deployment:
         """The one that leads, if one does."""
         return next((o for o in self.operators if o.probe("readyz")[1] == "leading"), None)
 
-    def ready(self) -> bool:
-        """Whether one leads and the other waits."""
-        return {o.probe("readyz")[1] for o in self.operators} == {"leading", "waiting"}
-
     def set_clock(self, number: int, seconds: float) -> None:
         """Let an operator's clock be wrong by so much."""
         aside = self.clocks[number].with_suffix(".new")

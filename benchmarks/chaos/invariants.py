@@ -17,17 +17,8 @@ from video2world_operator.models import GROUP, PLURAL
 from video2world_operator.observed import Job, Pod, resource_of
 from video2world_operator.plan import GPU, SAMPLING
 
-__all__ = ["INVARIANTS", "WATCHED", "Broken", "Checker"]
+__all__ = ["RESOURCES", "WATCHED", "Broken", "Checker"]
 
-INVARIANTS = {
-    "one attempt": "never two live attempts of one resource",
-    "GPUs freed": "no GPU is held by a resource that has ended or is suspended",
-    "only grows": "attempts, restarts and the observed generation only grow",
-    "true claims": "the status claims nothing that the children deny",
-    "ends": "every resource comes to its end",
-    "owned": "no child without its owner",
-    "operator lives": "the operator ends only where it is killed or has lost its lease",
-}
 RESOURCES = f"{GROUP}/{PLURAL}/"
 CHILDREN = {
     "jobs/": "Job",

@@ -11,10 +11,10 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import kopf
 
@@ -32,6 +32,7 @@ from .rights import missing
 
 __all__ = ["Options", "main", "run"]
 
+T = TypeVar("T")
 log = logging.getLogger("video2world_operator")
 
 
@@ -182,7 +183,7 @@ async def _work(
     cluster.fence = leadership.holds
     cache = KopfCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
-    controller.capabilities, _ = await discover(cluster)
+    controller.capabilities, _ = await _answered(lambda: discover(cluster))
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.reconciled
@@ -218,14 +219,13 @@ async def _work(
 async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -> None:
     """Return once nothing is missing; until then every resource says what is."""
     said: list[str] = []
+
+    async def look() -> list[str]:
+        _, groups = await discover(cluster)
+        return await missing(cluster, options.own_namespace, options.namespaces, groups)
+
     while True:
-        try:
-            _, groups = await discover(cluster)
-            lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
-        except (ApiError, OSError) as error:
-            log.warning("the rights cannot be looked up yet: %s", error)
-            await asyncio.sleep(min(options.housekeeping, 2))
-            continue
+        lacking = await _answered(look)
         health.missing = lacking
         if not lacking:
             return
@@ -236,6 +236,16 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
             with contextlib.suppress(ApiError, OSError):
                 await _tell_unauthorized(options, cluster, lacking)
         await asyncio.sleep(min(options.housekeeping, 10))
+
+
+async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """What ``ask`` gives, once the API server answers."""
+    while True:
+        try:
+            return await ask()
+        except (ApiError, OSError) as error:
+            log.warning("waiting for the API server: %s", error)
+            await asyncio.sleep(2)
 
 
 async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[str]) -> None:
