@@ -1,10 +1,13 @@
-"""What the operator goes by: the API server's clock, its lease, and a cache without ghosts."""
+"""What the operator goes by: the API server's clock, its lease, a cache without ghosts."""
 
 import asyncio
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+from control_plane.processes import free_port
+from operators import Operator, eventually
 from video2world_operator.handlers import KopfCache
 from video2world_operator.leader import Leadership, LeaseTimes
 from video2world_operator.observed import Job, Pod
@@ -70,3 +73,24 @@ def test_what_went_without_an_event_is_dropped_for_good():
     assert cache.uids() == {"p1": key}
     pods[key] = [Pod("b", "p3", "train", 2, 1, "Running")]  # another one of that name
     assert [pod.uid for pod in cache.pods(key)] == ["p3"]
+
+
+def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):
+    kubeconfig = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ns"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    path, log = tmp_path / "kubeconfig", tmp_path / "log"
+    path.write_text(json.dumps(kubeconfig))
+    operator = Operator(path, log=log)
+    operator.launch()
+    try:
+        eventually(lambda: "waiting for the API server" in log.read_text(), 120, operator.tail)
+        assert operator.alive
+        assert operator.probe("readyz")[0] == 503
+        assert operator.stop() == 0
+    finally:
+        operator.kill()
+    assert "Traceback" not in log.read_text()
