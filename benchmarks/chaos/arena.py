@@ -71,15 +71,17 @@ class Deployment:
             operator.kill()
 
     def _keep(self, operator: Operator) -> None:
-        failures, probed = 0, time.monotonic()
+        failures, probed, started = 0, time.monotonic(), False
         while not self._closed.wait(0.3):
             if not operator.alive:
                 self._account(operator)
-                failures, probed = 0, time.monotonic()
+                failures, probed, started = 0, time.monotonic(), False
                 operator.launch()
             elif time.monotonic() - probed >= PROBE_EVERY:
                 probed = time.monotonic()
-                failures = 0 if operator.probe("healthz")[0] == 200 else failures + 1
+                well = operator.probe("healthz")[0] == 200
+                started = started or well  # on a busy machine it takes a minute to start
+                failures = failures + 1 if started and not well else 0
                 if failures == PROBES:
                     self.ends["liveness probe"] += 1
                     self.signal(operator, signal.SIGKILL)
