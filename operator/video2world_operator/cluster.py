@@ -127,10 +127,6 @@ class Cluster:
         self.fence: Callable[[], bool] = lambda: True  # whether objects may be changed now
         self.default_namespace = "default"
 
-    def twin(self) -> Cluster:
-        """Another client of the same server, for another event loop."""
-        return Cluster(self._connect, observe=self._observe)
-
     async def __aenter__(self) -> Cluster:
         await self._log_in(None)
         return self

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Leadership:
         while True:
             asked = time.monotonic()
             try:
-                holder = await self._try(self._cluster)
+                holder = await self._try()
             except (ApiError, OSError) as error:
                 holder = f"unknown ({error})"
             if not holder:
@@ -82,37 +81,26 @@ class Leadership:
             await asyncio.sleep(self._times.every)
 
     async def hold(self) -> None:
-        """Renew until cancelled, in a thread of its own: much to reconcile does not hold it up.
+        """Renew until cancelled.
 
         Raises:
             LostLease: somebody else has the lease, or it could not be renewed in time.
         """
-        stop = threading.Event()
-        renewing = asyncio.get_running_loop().run_in_executor(
-            None, lambda: asyncio.run(self._renew(stop))
-        )
-        try:
-            await asyncio.shield(renewing)
-        finally:
-            stop.set()
-            await asyncio.wait([renewing])  # nobody renews what is released
-
-    async def _renew(self, stop: threading.Event) -> None:
-        async with self._cluster.twin() as cluster:
-            while not stop.wait(self._times.every):
-                asked = time.monotonic()
-                left = self._times.give_up - (asked - self._renewed)
-                try:
-                    holder = await asyncio.wait_for(self._try(cluster), max(left, 0.1))
-                except (ApiError, OSError, TimeoutError) as error:
-                    if not self.holds():
-                        self.leads = False
-                        raise LostLease(f"the lease could not be renewed: {error}") from None
-                    continue
-                if holder:
+        while True:
+            await asyncio.sleep(self._times.every)
+            asked = time.monotonic()
+            left = self._times.give_up - (asked - self._renewed)
+            try:
+                holder = await asyncio.wait_for(self._try(), max(left, 0.1))
+            except (ApiError, OSError, TimeoutError) as error:
+                if not self.holds():
                     self.leads = False
-                    raise LostLease(f"{holder} has taken the lease")
-                self._renewed = asked
+                    raise LostLease(f"the lease could not be renewed: {error}") from None
+                continue
+            if holder:
+                self.leads = False
+                raise LostLease(f"{holder} has taken the lease")
+            self._renewed = asked
 
     async def release(self) -> None:
         """Let the next one lead at once; only after all work has stopped."""
@@ -127,28 +115,23 @@ class Leadership:
         except (ApiError, OSError) as error:
             log.warning("the lease was not released: %s", error)
 
-    async def _try(self, cluster: Cluster) -> str:
+    async def _try(self) -> str:
         """Take or renew the lease; the holder's name where that is somebody else."""
-        lease = await cluster.get(self._path)
+        lease = await self._cluster.get(self._path)
         if lease is None:
             metadata = {"name": NAME, "namespace": self._namespace}
             new = {"apiVersion": VERSION, "kind": "Lease", "metadata": metadata}
             new["spec"] = self._spec({})
-            path = path_of(VERSION, "Lease", self._namespace)
-            return await self._write(cluster, "POST", path, new)
+            return await self._write("POST", path_of(VERSION, "Lease", self._namespace), new)
         holder = lease["spec"].get("holderIdentity") or ""
         if holder not in ("", self.identity) and not self._stale(lease):
             return str(holder)
         lease["spec"] = self._spec(lease["spec"])
-        return await self._write(
-            cluster, "PUT", self._path, lease
-        )  # with its version: one of us wins
+        return await self._write("PUT", self._path, lease)  # with its version: one of us wins
 
-    async def _write(
-        self, cluster: Cluster, method: str, path: str, lease: Mapping[str, Any]
-    ) -> str:
+    async def _write(self, method: str, path: str, lease: Mapping[str, Any]) -> str:
         try:
-            await cluster.request(method, path, body=lease)
+            await self._cluster.request(method, path, body=lease)
         except ApiError as error:
             if error.code == 409:
                 return "another operator that was quicker"
