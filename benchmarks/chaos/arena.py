@@ -37,11 +37,11 @@ IN_ORDER = ("the process ends", "may no longer")  # what the log of a lost lease
 class Deployment:
     """Two operators, of which one leads."""
 
-    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, lease: float) -> None:
         self.clocks = [folder / f"clock-{number}" for number in range(2)]
         self.operators = [
             Operator(
-                kubeconfig, *FLAGS, log=folder / f"operator-{number}.log",
+                kubeconfig, *FLAGS, "--lease-seconds", str(lease), log=folder / f"operator-{number}.log",
                 module="benchmarks.chaos.clock",
                 environment={"CHAOS_CLOCK": str(clock), "PYTHONPATH": str(ROOT)},
             )
@@ -127,10 +127,13 @@ class Storm:
 
 
 class Arena:
-    """A cluster with operators behind a proxy; use as a context manager."""
+    """A cluster with operators behind a proxy; use as a context manager.
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
-        self.cluster, self.folder = cluster, folder
+    ``lease``: for so many seconds an operator leads without news of it.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, lease: float = 15) -> None:
+        self.cluster, self.folder, self._lease = cluster, folder, lease
         self.storms: list[Storm] = []
         self.control_plane = threading.Lock()  # one fault of API server or etcd at a time
         self.requests: Counter[str] = Counter()
@@ -142,7 +145,9 @@ class Arena:
         kubeconfig = self.folder / "kubeconfig"
         kubeconfig.touch(mode=0o600)
         kubeconfig.write_text(yaml.safe_dump(self.proxy.kubeconfig()))
-        self.deployment = self._stack.enter_context(Deployment(kubeconfig, self.folder))
+        self.deployment = self._stack.enter_context(
+            Deployment(kubeconfig, self.folder, self._lease)
+        )
         return self
 
     def __exit__(self, *details: object) -> None:

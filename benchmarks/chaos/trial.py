@@ -29,7 +29,7 @@ class Size:
 
     patience: float = 5  # a fault waits so long for the work to come so far, then it comes anyway
     end: float = 900  # so long after the last one every resource has to be at its end
-    still: float = 150  # and it is given up when nothing changes for so long
+    still: float = 300  # and it is given up when nothing changes for so long
     free: float = 300  # so long after that no pod lives, and no child of a deleted resource
 
 
