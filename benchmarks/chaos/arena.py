@@ -41,7 +41,8 @@ class Deployment:
         self.clocks = [folder / f"clock-{number}" for number in range(2)]
         self.operators = [
             Operator(
-                kubeconfig, *FLAGS, "--lease-seconds", str(lease), log=folder / f"operator-{number}.log",
+                kubeconfig, *FLAGS, "--lease-seconds", str(lease),
+                log=folder / f"operator-{number}.log",
                 module="benchmarks.chaos.clock",
                 environment={"CHAOS_CLOCK": str(clock), "PYTHONPATH": str(ROOT)},
             )
