@@ -57,12 +57,12 @@ async def noise(count: int, starts: int) -> dict[str, Any]:
         async with client_of(cluster) as client:
             await add_nodes(client, 16)
             await asyncio.to_thread(system.install, cluster, Path(folder))
-            system.launch()
+            await asyncio.to_thread(system.launch)
             try:
                 await asyncio.to_thread(system.ready)
                 return await _measure(system, cluster, client, count, starts)
             finally:
-                system.kill()
+                system.close()
 
 
 async def _measure(

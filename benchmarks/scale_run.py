@@ -110,7 +110,7 @@ class Load:
             answer = await self.client.request(
                 "GET", path, params=page | ({"continue": token} if token else {}), accept=_NAMES
             )
-            for item in answer["items"]:
+            for item in answer["items"] or ():
                 name = item["metadata"]["name"]
                 resource = self.system.resource_of(name)
                 if resource and "deletionTimestamp" not in item["metadata"]:
@@ -167,7 +167,7 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
             load = Load(system, cluster, client, scale)
             await add_nodes(client, scale.cluster_nodes)
             await asyncio.to_thread(system.install, cluster, folder)
-            system.launch()
+            await asyncio.to_thread(system.launch)
             sampler = None
             try:
                 await asyncio.to_thread(system.ready)
@@ -192,7 +192,9 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
             finally:
                 if sampler is not None:
                     sampler.cancel()
-                system.kill()
+                system.close()
+            if isinstance(system, Ours):
+                results["lost_leases"] = system.lost_leases()
             return results
 
 
@@ -423,6 +425,7 @@ async def _drain(load: Load) -> dict[str, Any]:
         done = await load.succeeded()
         if not done[False]:
             break
+        print(f"{load.system.name}: {done[False]} resources have not ended", flush=True)
         if time.time() - stopped > load.scale.patience:
             raise TimeoutError(f"{load.system.title}: {done[False]} resources do not end")
         await asyncio.sleep(3)

@@ -59,10 +59,19 @@ class KopfCache:
         return list(self._pods.get(key, ()))
 
 
+class _NoStorage(kopf.AnnotationsDiffBaseStorage):
+    """No last state to compare with: kopf would copy every object whole at every event for it."""
+
+    def build(self, **_: Any) -> Any:
+        """Nothing of the object."""
+        return {}
+
+
 def settings_for(operator: kopf.OperatorSettings) -> None:
     """What of kopf is used: its watches alone. No finalizers, annotations, events or peering."""
     operator.posting.enabled = False
     operator.scanning.disabled = True  # no rights on CRDs and namespaces are needed
+    operator.persistence.diffbase_storage = _NoStorage()
     # A watch that says nothing is renewed; kopf's own bookmarks tell a quiet one from a dead one.
     operator.watching.server_timeout = 300
     operator.watching.client_timeout = 330

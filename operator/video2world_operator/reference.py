@@ -74,6 +74,8 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
                  "so long is force-deleted."),
         Variable("V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one "
                  "leads."),
+        Variable("V2W_POD_UID", "none", "UID of the operator's pod: a restarted container of it "
+                 "leads on at once."),
     ),
     PLAN: (
         Variable("V2W_STAGE", "", "Name of the stage."),
