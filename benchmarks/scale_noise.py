@@ -28,13 +28,13 @@ def bad(number: int) -> dict[str, Any]:
     body = Ours().body(Work(f"bad-{number}", 1, 1))
     spec = body["spec"]
     kind = number % 3
-    if kind == 0:  # the operator finds it invalid
-        spec["training"]["overrides"] = ["model.config.nonsense=1"]
-    elif kind == 1:  # its claim never comes
+    if kind == 0:  # its claim never comes
         spec["storage"] = {"claimName": f"missing-{number}"}
-    else:  # the API server refuses its Job
-        template = {"spec": {"priorityClassName": "nobody-has-this", "restartPolicy": "Always"}}
-        spec["stages"] = {"download": {"podTemplate": template}}
+    elif kind == 1:  # the API server refuses its Job
+        volumes = [{"name": "two-kinds", "emptyDir": {}, "hostPath": {"path": "/"}}]
+        spec["stages"]["download"] = {"podTemplate": {"spec": {"volumes": volumes}}}
+    else:  # its pods never get a node
+        spec["stages"]["download"] = {"nodeSelector": {"no": "such"}}
     return body
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import kopf
 
+from video2world_operator.cluster import ApiError
 from video2world_operator.cluster import Cluster as Client
 
 from .scale_seen import BENCH, RULES, Seen, follow, spread
@@ -392,10 +393,12 @@ async def _crash(load: Load) -> dict[str, Any] | None:
     load.system.kill()
     at = {name: time.time() for name in names}
     await load.end([running[name][0] for name in names], CRASH)
-    await load.post(new)
+    refused = left = await _insist(load, new)
     await asyncio.sleep(1)
     launched = time.time()
     load.system.launch()
+    while left := await _insist(load, left):
+        await asyncio.sleep(0.2)
     whole = isinstance(load.system, Ours) or load.system.name == "trainer"
     need = {name: len(running[name]) if whole else 1 for name in names}
     await load.until(
@@ -411,9 +414,21 @@ async def _crash(load: Load) -> dict[str, Any] | None:
     )
     return {
         "live_resources": len(running),
+        "resources_refused_while_away": len(refused),
         "launch_to_all_done": round(converged - launched, 2),
         "mib_after": usage(load.system.pids())["mib"],
     }
+
+
+async def _insist(load: Load, works: Sequence[Work]) -> list[Work]:
+    """Make these resources; those that the API server refuses, as its webhook does not answer."""
+    refused = []
+    for work in works:
+        try:
+            await load.post([work])
+        except ApiError:
+            refused.append(work)
+    return refused
 
 
 async def _drain(load: Load) -> dict[str, Any]:

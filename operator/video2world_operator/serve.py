@@ -48,7 +48,7 @@ class Options:
     housekeeping: float = 30  # between two checks of cache, rights and API groups
     policy: Policy = field(default_factory=Policy)
     lease: LeaseTimes = field(default_factory=LeaseTimes)
-    requests_per_second: float = 100
+    requests_per_second: float = 300
 
 
 class _PortTaken(Exception):
