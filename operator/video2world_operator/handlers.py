@@ -76,6 +76,7 @@ def settings_for(operator: kopf.OperatorSettings) -> None:
     operator.watching.server_timeout = 300
     operator.watching.client_timeout = 330
     operator.watching.connect_timeout = 10
+    operator.watching.chunk_size = 200  # thousands of pods in one answer would take their memory
     operator.networking.enforce_retry_after = True
     for group, version, plural in CHILDREN:
         operator.watching.label_selectors[group, version, plural] = RESOURCE_LABEL
