@@ -72,7 +72,7 @@ def goals(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 _FIGURES = (
-    ("1,000 at once", None),
+    ("All at once", None),
     ("resources posted per second", "fill.posted_per_second"),
     ("resources accepted per second (first status written)", "fill.accepted_per_second"),
     ("apply to first pod created, s", "fill.apply_to_first_pod"),
@@ -119,7 +119,7 @@ def document(record: dict[str, Any]) -> str:
     """docs/scale.md of the record."""
     machine, systems = record["machine"], record["systems"]
     lines = [
-        "# A thousand resources",
+        "# Under load",
         "",
         "Made by `make bench-operator`; do not edit. Real etcd, API server, controllers and "
         f"scheduler (Kubernetes {record['control_plane']}) with {record['scale']['cluster_nodes']} "
