@@ -194,7 +194,7 @@ _HOW = (
     "s) are drawn with a seed. The peers' client limits are raised to 500 requests a second and "
     "their workers to 16 (Trainer v2.1.0 reads its limit and does not apply it: it stays at "
     "client-go's 20); ours has its defaults. A killed one is started again after a second, ours in"
-    " the same pod, the peers without leader election. training-operator makes its pods itself and"
+    " the same pod (lease of 120 s), the peers without leader election. training-operator makes its pods itself and"
     " replaces one pod, not the group, so that its row of new pods is about that one; the Job "
     "controller's CPU, which ours and Trainer use, is in no row. training-operator's validating "
     "webhook is left out, Trainer's and JobSet's are in. Useful GPU time is that in which the "

@@ -184,6 +184,7 @@ class Ours(System):
         wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": wanted})
         flags = ("--own-namespace", OWN, "--poll-seconds", "10", "--pod-uid", "bench")
+        flags += ("--lease-seconds", "120")  # a busy machine must not end it; the peers have none
         kubeconfig = cluster.write_kubeconfig(grant(cluster, OWN))
         # kept, as its pod would be: where the machine is too busy to renew its lease it ends
         self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log", kept=True)
