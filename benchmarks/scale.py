@@ -185,21 +185,21 @@ def _requests(systems: dict[str, Any]) -> list[str]:
 
 
 _HOW = (
-    "How it was measured: every time is the API server's own, from its audit log, the same for all"
-    " systems. Of every 20 resources 11 are Tiny (one pod of one GPU), 6 are 1 x 8 and 3 are 4 x "
-    "8. A life of ours is six stages, each a Job: four of one second, training until all train, "
-    "inference; the peers have training only. *Turn of training* is for ours the moment at which "
-    "the stage before was told complete, for the peers that of apply. Crashed pods (exit code 137,"
-    " 2 % of all) and vanished nodes (1 %; their pods are collected by Kubernetes after 40 to 60 "
-    "s) are drawn with a seed. The peers' client limits are raised to 500 requests a second and "
-    "their workers to 16 (Trainer v2.1.0 reads its limit and does not apply it: it stays at "
-    "client-go's 20); ours has its defaults. A killed one is started again after a second, ours in"
-    " the same pod (lease of 120 s), the peers without leader election. training-operator makes its pods itself and"
-    " replaces one pod, not the group, so that its row of new pods is about that one; the Job "
-    "controller's CPU, which ours and Trainer use, is in no row. training-operator's validating "
-    "webhook is left out, Trainer's and JobSet's are in. Useful GPU time is that in which the "
-    "group that then ended well was whole; all else that pods held is lost, as if there were no "
-    "checkpoints.",
+    "How it was measured: every time is the API server's own, from its audit log, the same for "
+    "all systems. Of every 20 resources 11 are Tiny (one pod of one GPU), 6 are 1 x 8 and 3 are 4"
+    " x 8. A life of ours is six stages, each a Job: four of one second, training until all "
+    "train, inference; the peers have training only. *Turn of training* is for ours the moment at"
+    " which the stage before was told complete, for the peers that of apply. Crashed pods (exit "
+    "code 137, 2 % of all) and vanished nodes (1 %; their pods are collected by Kubernetes after "
+    "40 to 60 s) are drawn with a seed. The peers' client limits are raised to 500 requests a "
+    "second and their workers to 16 (Trainer v2.1.0 reads its limit and does not apply it: it "
+    "stays at client-go's 20); ours has its defaults. A killed one is started again after a "
+    "second, ours in the same pod (lease of 120 s), the peers without leader election. "
+    "training-operator makes its pods itself and replaces one pod, not the group, so that its row"
+    " of new pods is about that one; the Job controller's CPU, which ours and Trainer use, is in "
+    "no row. training-operator's validating webhook is left out, Trainer's and JobSet's are in. "
+    "Useful GPU time is that in which the group that then ended well was whole; all else that "
+    "pods held is lost, as if there were no checkpoints.",
 )
 _NOISY = (
     "A tenant starts a small resource twice a second, first alone, then while another tenant's bad"
