@@ -28,13 +28,13 @@ def bad(number: int) -> dict[str, Any]:
     body = Ours().body(Work(f"bad-{number}", 1, 1))
     spec = body["spec"]
     kind = number % 3
-    if kind == 0:  # the operator finds it invalid
-        spec["training"]["overrides"] = ["model.config.nonsense=1"]
-    elif kind == 1:  # its claim never comes
+    if kind == 0:  # its claim never comes
         spec["storage"] = {"claimName": f"missing-{number}"}
-    else:  # the API server refuses its Job
-        template = {"spec": {"priorityClassName": "nobody-has-this", "restartPolicy": "Always"}}
-        spec["stages"] = {"download": {"podTemplate": template}}
+    elif kind == 1:  # the API server refuses its Job
+        volumes = [{"name": "two-kinds", "emptyDir": {}, "hostPath": {"path": "/"}}]
+        spec["stages"]["download"] = {"podTemplate": {"spec": {"volumes": volumes}}}
+    else:  # its pods never get a node
+        spec["stages"]["download"] = {"nodeSelector": {"no": "such"}}
     return body
 
 
@@ -57,12 +57,12 @@ async def noise(count: int, starts: int) -> dict[str, Any]:
         async with client_of(cluster) as client:
             await add_nodes(client, 16)
             await asyncio.to_thread(system.install, cluster, Path(folder))
-            system.launch()
+            await asyncio.to_thread(system.launch)
             try:
                 await asyncio.to_thread(system.ready)
                 return await _measure(system, cluster, client, count, starts)
             finally:
-                system.kill()
+                system.close()
 
 
 async def _measure(

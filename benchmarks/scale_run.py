@@ -14,6 +14,7 @@ from typing import Any
 
 import kopf
 
+from video2world_operator.cluster import ApiError
 from video2world_operator.cluster import Cluster as Client
 
 from .scale_seen import BENCH, RULES, Seen, follow, spread
@@ -110,7 +111,7 @@ class Load:
             answer = await self.client.request(
                 "GET", path, params=page | ({"continue": token} if token else {}), accept=_NAMES
             )
-            for item in answer["items"]:
+            for item in answer["items"] or ():
                 name = item["metadata"]["name"]
                 resource = self.system.resource_of(name)
                 if resource and "deletionTimestamp" not in item["metadata"]:
@@ -167,7 +168,7 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
             load = Load(system, cluster, client, scale)
             await add_nodes(client, scale.cluster_nodes)
             await asyncio.to_thread(system.install, cluster, folder)
-            system.launch()
+            await asyncio.to_thread(system.launch)
             sampler = None
             try:
                 await asyncio.to_thread(system.ready)
@@ -192,7 +193,9 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
             finally:
                 if sampler is not None:
                     sampler.cancel()
-                system.kill()
+                system.close()
+            if isinstance(system, Ours):
+                results["lost_leases"] = system.lost_leases()
             return results
 
 
@@ -390,10 +393,12 @@ async def _crash(load: Load) -> dict[str, Any] | None:
     load.system.kill()
     at = {name: time.time() for name in names}
     await load.end([running[name][0] for name in names], CRASH)
-    await load.post(new)
+    refused = left = await _insist(load, new)
     await asyncio.sleep(1)
     launched = time.time()
     load.system.launch()
+    while left := await _insist(load, left):
+        await asyncio.sleep(0.2)
     whole = isinstance(load.system, Ours) or load.system.name == "trainer"
     need = {name: len(running[name]) if whole else 1 for name in names}
     await load.until(
@@ -409,9 +414,21 @@ async def _crash(load: Load) -> dict[str, Any] | None:
     )
     return {
         "live_resources": len(running),
+        "resources_refused_while_away": len(refused),
         "launch_to_all_done": round(converged - launched, 2),
         "mib_after": usage(load.system.pids())["mib"],
     }
+
+
+async def _insist(load: Load, works: Sequence[Work]) -> list[Work]:
+    """Make these resources; those that the API server refuses, as its webhook does not answer."""
+    refused = []
+    for work in works:
+        try:
+            await load.post([work])
+        except ApiError:
+            refused.append(work)
+    return refused
 
 
 async def _drain(load: Load) -> dict[str, Any]:
@@ -423,6 +440,7 @@ async def _drain(load: Load) -> dict[str, Any]:
         done = await load.succeeded()
         if not done[False]:
             break
+        print(f"{load.system.name}: {done[False]} resources have not ended", flush=True)
         if time.time() - stopped > load.scale.patience:
             raise TimeoutError(f"{load.system.title}: {done[False]} resources do not end")
         await asyncio.sleep(3)

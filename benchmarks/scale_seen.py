@@ -70,6 +70,8 @@ class Seen:
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Take one event of the audit log in."""
+        if event.get("stage") == "ResponseStarted":
+            return  # of a watch or a log, whose end is told too
         about = event.get("objectRef") or {}
         user, verb = event["user"]["username"], event["verb"]
         kind, name = about.get("resource", ""), about.get("name", "")

@@ -57,8 +57,8 @@ TOOLS = {
 }
 NAMESPACE = "bench"
 OWN = "video2world-system"
+KUBEFLOW = "kubeflow"  # where training-operator looks for its Secret
 CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # fixed in the peers
-LEASE_SECONDS = 4
 STAGE_SECONDS = "1"  # of each of our stages but training
 RATE = (500, 1000)  # requests a second, and burst, of the peers: more than the machine carries
 
@@ -98,6 +98,10 @@ class System:
     def ready(self) -> None:
         """Return once it works."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End it for good."""
+        self.kill()
 
     def pids(self) -> list[int]:
         """Its processes."""
@@ -179,16 +183,25 @@ class Ours(System):
         claims = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
         wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": wanted})
-        flags = ("--lease-seconds", str(LEASE_SECONDS), "--own-namespace", OWN)
-        flags += ("--poll-seconds", "10")
+        flags = ("--own-namespace", OWN, "--poll-seconds", "10", "--pod-uid", "bench")
+        flags += ("--lease-seconds", "120")  # a busy machine must not end it; the peers have none
         kubeconfig = cluster.write_kubeconfig(grant(cluster, OWN))
-        self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log")
+        # kept, as its pod would be: where the machine is too busy to renew its lease it ends
+        self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log", kept=True)
+        self._entered = False
 
     def launch(self) -> None:
-        self.operator.launch()
+        if self._entered:
+            self.operator.launch()
+        else:
+            self.operator.__enter__()
+            self._entered = True
 
     def kill(self) -> None:
         self.operator.kill()
+
+    def close(self) -> None:
+        self.operator.__exit__()
 
     def ready(self) -> None:
         eventually(lambda: self.operator.probe("readyz")[1] == "leading", 60, self.operator.tail)
@@ -199,6 +212,10 @@ class Ours(System):
 
     def scrape(self) -> list[str]:
         return [self.operator.probe("metrics")[1]]
+
+    def lost_leases(self) -> int:
+        """How often it ended because the machine was too busy for its lease."""
+        return self.operator.log.read_text().count("; the process ends")
 
     def body(self, work: Work) -> dict[str, Any]:
         quick = {"metadata": {"annotations": {"fake.video2world.dev/seconds": STAGE_SECONDS}}}
@@ -241,7 +258,7 @@ class _Peer(System):
         self.paths = {name: binaries.ready(TOOLS[name]) for name in self.tools}
         self.versions = {name: TOOLS[name].version for name in self.tools}
         self.started: list[Process] = []
-        cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": self.name}})
+        cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": KUBEFLOW}})
         served = cluster.authority.issue(self.name, hosts=("127.0.0.1",))
         CERTIFICATES.mkdir(parents=True, exist_ok=True)
         (CERTIFICATES / "tls.crt").write_text(served.certificate)
@@ -250,9 +267,9 @@ class _Peer(System):
         self.users, self.configs = {}, {}
         for name in self.tools:
             account = {"metadata": {"name": name}}
-            base = f"/api/v1/namespaces/{self.name}"
+            base = f"/api/v1/namespaces/{KUBEFLOW}"
             cluster.admin.post(f"{base}/serviceaccounts", account)
-            subject = {"kind": "ServiceAccount", "name": name, "namespace": self.name}
+            subject = {"kind": "ServiceAccount", "name": name, "namespace": KUBEFLOW}
             role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole"}
             cluster.admin.post(
                 "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
@@ -262,11 +279,9 @@ class _Peer(System):
                     "subjects": [subject],
                 },
             )
-            self.users[name] = cluster.service_account(self.name, name)
+            self.users[name] = cluster.service_account(KUBEFLOW, name)
             self.configs[name] = cluster.write_kubeconfig(self.users[name])
-        self.accounts = frozenset(
-            f"system:serviceaccount:{self.name}:{name}" for name in self.tools
-        )
+        self.accounts = frozenset(f"system:serviceaccount:{KUBEFLOW}:{name}" for name in self.tools)
         self.ports = {name: free_port() for name in self.tools}
         self.probes = {name: free_port() for name in self.tools}
         self.hooks = {name: free_port() for name in self.tools}
@@ -336,7 +351,7 @@ class TrainingOperator(_Peer):
 
     def _define(self, folder: Path) -> None:
         self._definition("training-operator", "manifests/base/crds/kubeflow.org_pytorchjobs.yaml")
-        base = f"/api/v1/namespaces/{self.name}/secrets"
+        base = f"/api/v1/namespaces/{KUBEFLOW}/secrets"
         self.cluster.admin.post(base, {"metadata": {"name": "training-operator-webhook-cert"}})
         # It writes certificates of its own for this one, and needs that it is there. Its webhooks,
         # which only validate, are left out: nobody resolves its Service here.

@@ -106,7 +106,7 @@ class Operator:
 
     def _keep(self) -> None:
         while self._kept:
-            if self._wanted and not self.alive and "the process ends" in self.tail()[-1000:]:
+            if self._wanted and not self.alive and "the process ends" in self.tail():
                 self.launch()
             time.sleep(0.5)
 

@@ -113,7 +113,7 @@ class Cluster:
         connect: Callable[[], kopf.ConnectionInfo] = login,
         *,
         requests_per_second: float = 100,
-        burst: int = 200,
+        burst: int = 400,
         parallel: int = 50,
         observe: Callable[[str, str, int, float], None] = lambda method, path, code, seconds: None,
     ) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .actions import Apply, Decision, Delete
@@ -28,6 +28,7 @@ Key = tuple[str, str]  # namespace and name of a resource
 Volume = tuple[str, str, str]  # namespace, claim and folder of it
 Object = Mapping[str, Any]
 MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
+UNSEEN = 5.0  # seconds for which an object just made is taken to be there
 LOOKS_PER_SECOND = 20  # at resources of which no event told: beyond, each is looked at less often
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
@@ -58,7 +59,7 @@ class Cache(Protocol):
 class _Log:
     """How far a pod's log has been read."""
 
-    read_at: float = 0.0
+    read_at: float = field(default_factory=time.monotonic)  # nothing is told at the start
     since: str = ""  # time stamp of the last line read
     lines: int = 0  # lines read that bear it
     final: bool = False
@@ -87,6 +88,7 @@ class Controller:
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
         self._logs: dict[Key, dict[str, _Log]] = {}  # by resource and UID of the pod
+        self._made: dict[Key, dict[str, float]] = {}  # what was applied of late, by its path
         self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
         self._shares: dict[Key, tuple[tuple[str, int], Peer | None]] = {}  # by UID and generation
 
@@ -141,7 +143,7 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         for store in (self._written, self._soft_written, self._problems, self._claims, self._told,
-                      self._logs, self._shares):  # fmt: skip
+                      self._made, self._logs, self._shares):  # fmt: skip
             store.pop(key, None)
         self.queue.forget(key)
 
@@ -291,7 +293,7 @@ class Controller:
         for action in decision.actions:
             try:
                 if isinstance(action, Apply):
-                    await self._apply(action.manifest, body)
+                    await self._apply(key, action.manifest, body)
                 else:
                     await self._delete(key, body, action)
             except ApiError as error:
@@ -311,13 +313,18 @@ class Controller:
             del self._problems[key]
             self.queue.add(key)
 
-    async def _apply(self, manifest: Object, body: Object) -> None:
+    async def _apply(self, key: Key, manifest: Object, body: Object) -> None:
         """Make the object unless it is there; one of somebody else's is never touched."""
         metadata, kind = manifest["metadata"], manifest["kind"]
         path = path_of(manifest["apiVersion"], kind, metadata["namespace"], metadata["name"])
+        made, now = self._made.setdefault(key, {}), time.monotonic()
+        if now - made.get(path, 0.0) < UNSEEN:  # the watch is still to bring it
+            self.queue.add(key, UNSEEN)
+            return
         found = await self.cluster.get(path)
         if found is None:
             await self.cluster.apply(manifest)
+            self._made[key] = {p: t for p, t in made.items() if now - t < UNSEEN} | {path: now}
             return
         owners = {o["uid"] for o in found["metadata"].get("ownerReferences", [])}
         label = "app.kubernetes.io/instance"

@@ -83,14 +83,24 @@ def _uid(body: Mapping[str, Any]) -> str:
     return str(body["metadata"]["uid"])
 
 
+class _NoStorage(kopf.AnnotationsDiffBaseStorage):
+    """No last state to compare with: kopf would copy every object whole at every event for it."""
+
+    def build(self, **_: Any) -> Any:
+        """Nothing of the object."""
+        return {}
+
+
 def settings_for(operator: kopf.OperatorSettings) -> None:
     """What of kopf is used: its watches alone. No finalizers, annotations, events or peering."""
     operator.posting.enabled = False
     operator.scanning.disabled = True  # no rights on CRDs and namespaces are needed
+    operator.persistence.diffbase_storage = _NoStorage()
     # A watch that says nothing is renewed; kopf's own bookmarks tell a quiet one from a dead one.
     operator.watching.server_timeout = 300
     operator.watching.client_timeout = 330
     operator.watching.connect_timeout = 10
+    operator.watching.chunk_size = 200  # thousands of pods in one answer would take their memory
     operator.networking.enforce_retry_after = True
     for group, version, plural in CHILDREN:
         operator.watching.label_selectors[group, version, plural] = RESOURCE_LABEL

@@ -42,13 +42,14 @@ class Options:
 
     namespaces: tuple[str, ...] = ()  # to serve; empty is all
     own_namespace: str = ""  # of the Lease; empty is that of the credentials
+    pod: str = ""  # UID of the pod this runs in; empty: it is in none, or does not know
     host: str = "0.0.0.0"
     port: int = 8080
     poll: float = 10  # between two looks at a worker's log, and two writes of mere progress
     housekeeping: float = 30  # between two checks of cache, rights and API groups
     policy: Policy = field(default_factory=Policy)
     lease: LeaseTimes = field(default_factory=LeaseTimes)
-    requests_per_second: float = 100
+    requests_per_second: float = 300
 
 
 class _PortTaken(Exception):
@@ -102,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
         default=float(os.environ.get("V2W_LEASE_SECONDS", "15")),
         help="after so long without news of the leader another one leads (V2W_LEASE_SECONDS; 15)",
     )
+    flags.add_argument(
+        "--pod-uid",
+        default=os.environ.get("V2W_POD_UID", ""),
+        help="UID of the pod this runs in: its containers run one after the other, so that one "
+        "restarted leads on without waiting for the lease to end (V2W_POD_UID)",
+    )
     flags.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     return flags
 
@@ -116,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
         own_namespace=args.own_namespace,
+        pod=args.pod_uid,
         port=args.port,
         poll=args.poll_seconds,
         policy=Policy(termination_bound=args.termination_bound_seconds),
@@ -147,7 +155,7 @@ async def run(options: Options) -> int:
             runner = await serve(health, metrics, options.host, options.port)
         except OSError as error:
             raise _PortTaken(error.strerror or error) from None
-        identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        identity = f"{socket.gethostname()}-{options.pod or uuid.uuid4().hex[:8]}"
         leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
         try:
             work = asyncio.create_task(_work(options, cluster, health, metrics, leadership, stop))

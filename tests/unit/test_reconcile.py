@@ -360,6 +360,16 @@ def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
         assert decision.actions
 
 
+def test_a_claim_that_stays_away_is_looked_for_less_and_less_often():
+    world = World(resource(storage={"claimName": "c"}))
+    waits = []
+    for waited in (0, 60, 1000, 10_000):
+        world.now = NOW + timedelta(seconds=waited)
+        decision = world.round(claim=Claim("c", found=False))
+        waits.append((decision.wake - world.now).total_seconds())
+    assert waits == [15, 15, 100, 300]
+
+
 def test_what_an_older_resource_does_is_waited_for():
     world = World(resource(storage={"claimName": "c"}))
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}

@@ -56,6 +56,7 @@ def life(seen):
         *(event(20, "kwok", "patch", "pods/status", f"run-train-2-{i}-b") for i in range(2)),
         *(event(30, "kwok", "patch", "pods/status", f"run-train-2-{i}-b") for i in range(2)),
         event(31, OPERATOR, "watch", "pods"),
+        event(31, OPERATOR, "get", "pods/log", "run-train-2-0-b") | {"stage": "ResponseStarted"},
         event(31, OPERATOR, "update", "leases", "video2world-operator"),
     ):  # fmt: skip
         seen.take(one)
