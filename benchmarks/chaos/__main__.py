@@ -103,11 +103,13 @@ class _Series:
     def go(self, command: str) -> int:
         """All seeds that the record lacks; the record is written after each."""
         args, until = self._args, time.monotonic() + self._args.minutes * 60
-        fresh = args.anew or not CHAOS.exists()
-        record: dict[str, Any] = {} if fresh else json.loads(CHAOS.read_text())
+        size = {"resources": args.resources, "faults": args.faults}
+        record: dict[str, Any] = json.loads(CHAOS.read_text()) if CHAOS.exists() else {}
+        if args.anew or any(record.get(name) != value for name, value in size.items()):
+            record = {}  # trials of another size are another series
         record["machine"] = facts(command)
         version = self._arena.cluster.admin.get("/version")["gitVersion"]
-        record |= {"control_plane": version, "resources": args.resources, "faults": args.faults}
+        record |= {"control_plane": version, **size}
         trials: list[dict[str, Any]] = record.setdefault("trials", [])
         there = {one["seed"] for one in trials}
         for seed in range(1, args.seeds + 1):
