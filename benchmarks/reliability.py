@@ -81,7 +81,7 @@ def _chaos(record: Record) -> str:
             ("restarts", f"{sum(one['restarts'] for one in trials):,}"),
             ("how resources ended", _listed(_sum(trials, "phases"))),
             ("states that were checked", f"{sum(one['states'] for one in trials):,}"),
-            ("faults", _listed(_sum(trials, "faults"))),
+            (f"faults (each seed: {record['faults']})", _listed(_sum(trials, "faults"))),
             ("requests of the operator by answer", _listed(_sum(trials, "requests"))),
             ("ends of an operator's process", _listed(_sum(trials, "operator_ends"))),
             ("seconds from the last fault until all resources had ended",
