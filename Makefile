@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test images e2e node torture lint docs format generate constraints clean
+.PHONY: help setup demo cluster tools test images e2e node torture chaos bench-operator lint docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ node: .venv/ready ## Open a shell with such a node, until it is left (root)
 
 torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
 	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
+
+chaos: .venv/ready ## Break everything around the operator, seed by seed (hours; SEEDS=20, SEED=7 for one)
+	$(BIN)/python -m benchmarks.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+
+bench-operator: .venv/ready ## Measure the operator at 1,000 resources beside Kubeflow's (half an hour; RESOURCES=50)
+	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))
 
 lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/ruff check .

@@ -170,6 +170,8 @@ def lifetime(cluster: Cluster) -> dict[str, Any]:
         about = event.get("objectRef", {})
         if event["user"]["username"] != USER or event["verb"] == "watch":
             continue
+        if event["stage"] == "ResponseStarted":  # of a log, whose end is told too
+            continue
         if not about.get("name", "").startswith("lifetime"):
             continue
         sub = f"/{about['subresource']}" if "subresource" in about else ""

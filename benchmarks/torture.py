@@ -5,7 +5,8 @@ each), once undisturbed, and then while ranks and launchers get SIGKILL at momen
 seed. After each, whatever is left is swept away, as the operator would, and the run is started
 again. Held against the undisturbed run: every checkpoint that is taken as whole, bit by bit, and
 the final weights. Then the same on a volume that fills up, and on one that becomes read-only (root
-is needed for these two: they mount). Writes ``benchmarks/results/torture.json``.
+is needed for these two: they mount). Writes ``benchmarks/results/torture.json`` and the part of
+``docs/reliability.md`` that is made of it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import torch
 from video2world_preprocess.stage import UserError
 from video2world_trainer.checkpoint import CheckpointFolder, newest_whole
 
+from . import reliability
 from .host import facts
 from .random_run import DATA, TINY, events, write_data
 
@@ -299,6 +301,7 @@ def main(argv: list[str] | None = None) -> int:
             record[name] = found | {"machine": facts(command)}
             print(f"{name}: {json.dumps(found)}", flush=True)
             args.json.write_text(json.dumps(record, indent=1) + "\n")
+    reliability.write()
     return 0
 
 

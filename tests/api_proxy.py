@@ -26,10 +26,11 @@ Judge = Callable[[str, str], str | None]
 class Proxy:
     """Forwards to the server of ``api``. Use as a context manager.
 
-    ``judge(method, path)`` names the fault that a request meets: an HTTP status that is answered
-    without asking the server, ``cut`` (the connection ends before the server was asked) or ``lost``
-    (it ends after); None forwards. ``after_write`` is called when the server has carried out a
-    write and nobody has been told yet. Watches end every ``watch_seconds``.
+    ``judge(method, path)`` names the fault that a request (``WATCH`` is a method of its own) meets:
+    an HTTP status that is answered without asking the server, ``cut`` (the connection ends before
+    the server was asked) or ``lost`` (it ends after); None forwards. ``after_write`` is called when
+    the server has carried out a write and nobody has been told yet. Watches end every
+    ``watch_seconds``.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Proxy:
     ) -> None:
         self._api, self._judge, self._after_write = api, judge, after_write
         self._watch_seconds = watch_seconds
+        self._watches: set[asyncio.Transport] = set()
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._loop = asyncio.new_event_loop()
@@ -57,6 +59,10 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def cut_watches(self) -> None:
+        """End every watch that is open."""
+        self._loop.call_soon_threadsafe(lambda: [one.abort() for one in tuple(self._watches)])
 
     def kubeconfig(self) -> dict[str, Any]:
         """A kubeconfig of the user of ``api`` that leads through here."""
@@ -74,6 +80,10 @@ class Proxy:
         await self._session.close()  # which ends the watches
         await self._runner.shutdown()
         await self._runner.cleanup()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}  # whose clients were killed
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     async def _start(self) -> None:
         connector = aiohttp.TCPConnector(ssl=self._api._tls, limit=0)
@@ -87,19 +97,26 @@ class Proxy:
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        method, path = request.method, request.path
-        fault = self._judge(method, path)
+        method, path, watch = request.method, request.path, "watch" in request.query
+        fault = self._judge("WATCH" if watch else method, path)
         body = await request.read()
         if fault == "cut":
             raise _Cut(request)
+        if watch and fault == "410":  # told as an event, as the server does
+            event = {"type": "ERROR", "object": _status(410, _REASONS["410"])}
+            return web.Response(text=f"{json.dumps(event)}\n", content_type="application/json")
         if fault in _REASONS:
             return _refusal(int(fault), _REASONS[fault])
         headers = {k: v for k, v in request.headers.items() if k.lower() in _KEPT}
         url = f"{self._api.server}{request.raw_path}"
-        async with self._session.request(method, url, data=body or None, headers=headers) as answer:
-            if "watch" in request.query:
-                return await self._stream(request, answer)
-            content = await answer.read()
+        ask = self._session.request(method, url, data=body or None, headers=headers)
+        try:
+            async with ask as answer:
+                if watch:
+                    return await self._stream(request, answer)
+                content = await answer.read()
+        except aiohttp.ClientError:  # as the server itself would do to the client
+            raise _Cut(request) from None
         if method in ("POST", "PATCH", "PUT", "DELETE") and answer.status < 300:
             self._after_write(method, path)
         if fault == "lost":
@@ -118,12 +135,16 @@ class Proxy:
             status=answer.status, headers={"Content-Type": "application/json"}
         )
         await response.prepare(request)
+        assert request.transport is not None
+        self._watches.add(transport := request.transport)
         try:
             async with asyncio.timeout(self._watch_seconds):
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
         except TimeoutError:
             pass
+        finally:
+            self._watches.discard(transport)
         return response
 
 
@@ -138,12 +159,13 @@ class _Cut(web.HTTPException):
             request.transport.abort()
 
 
-def _refusal(code: int, reason: str) -> web.Response:
-    status = {
+def _status(code: int, reason: str) -> dict[str, Any]:
+    return {
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
         "reason": reason, "message": f"injected {reason}",
     }  # fmt: skip
+
+
+def _refusal(code: int, reason: str) -> web.Response:
     headers = {"Retry-After": "1"} if code == 429 else {}
-    return web.Response(
-        status=code, text=json.dumps(status), content_type="application/json", headers=headers
-    )
+    return web.json_response(_status(code, reason), status=code, headers=headers)

@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,18 +70,27 @@ def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
 class Operator:
     """``python -m video2world_operator`` with a kubeconfig. Use as a context manager.
 
-    With ``kept`` it is started again when it ended because it lost its lease, as its pod would be:
-    on a busy machine that happens. Any other end is left for the test to see.
+    ``module`` is what runs it; ``environment`` is laid over this process's. With ``kept`` it is
+    started again when it ended because it lost its lease, as its pod would be: on a busy machine
+    that happens. Any other end is left for the test to see.
     """
 
-    def __init__(self, kubeconfig: Path, *flags: str, log: Path, kept: bool = False) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        *flags: str,
+        log: Path,
+        kept: bool = False,
+        module: str = "video2world_operator",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._kept, self._wanted = kept, False
         self._port = free_port()
         self._argv = [
-            *(sys.executable, "-m", "video2world_operator"),
+            *(sys.executable, "-m", module),
             *("--port", str(self._port), "--poll-seconds", "1", *flags),
         ]
-        self._env = os.environ | {"KUBECONFIG": str(kubeconfig)}
+        self._env = os.environ | {"KUBECONFIG": str(kubeconfig)} | (environment or {})
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -97,7 +106,7 @@ class Operator:
 
     def _keep(self) -> None:
         while self._kept:
-            if self._wanted and not self.alive and "the process ends" in self.tail()[-1000:]:
+            if self._wanted and not self.alive and "the process ends" in self.tail():
                 self.launch()
             time.sleep(0.5)
 

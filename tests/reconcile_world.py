@@ -5,8 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from video2world_operator.actions import Apply
+from video2world_operator.controller import counts_on_absence
 from video2world_operator.observed import Job, Observed, Pod
-from video2world_operator.reconcile import reconcile
+from video2world_operator.reconcile import plan_of, reconcile
 
 __all__ = ["NOW", "STAGES", "World", "resource"]
 
@@ -44,25 +45,37 @@ class World:
     def status(self):
         return self.body.get("status", {})
 
-    def round(self, **extra):
-        seen = Observed(
-            jobs=list(self.jobs.values()), pods=list(self.pods.values()), **self.extra | extra
-        )
-        decision = reconcile(self.body, seen, self.now, self.policy)
+    def round(self, cache=None, **extra):
+        """Reconcile once, or as often as the controller would with a ``cache`` that lags behind:
+        Jobs and pods as they were (see :meth:`snapshot`)."""
+        decision = self._decide(cache or self.snapshot(), extra)
+        if cache and counts_on_absence(self.status, decision):
+            decision = self._decide(self.snapshot(), extra)
         if decision.status is not None:
             self.body = self.body | {"status": copy.deepcopy(dict(decision.status))}
         for action in decision.actions:
-            self._do(action)
+            self._do(action, lagging=cache is not None)
         return decision
 
-    def _do(self, action):
+    def snapshot(self):
+        """Jobs and pods as they are."""
+        return list(self.jobs.values()), list(self.pods.values())
+
+    def _decide(self, cache, extra):
+        jobs, pods = cache
+        seen = Observed(jobs=jobs, pods=pods, **self.extra | extra)
+        return reconcile(self.body, plan_of(self.body), seen, self.now, self.policy)
+
+    def _do(self, action, lagging):
         if isinstance(action, Apply):
             manifest = action.manifest
             self.applied.append(manifest)
             if manifest["kind"] == "Job":
                 job = Job.of({**manifest, "metadata": manifest["metadata"] | {"uid": self._uid()}})
-                assert job.name not in self.jobs, "two Jobs of one name"
-                self.jobs[job.name] = job
+                assert lagging or job.name not in self.jobs, "two Jobs of one name"
+                self.jobs.setdefault(job.name, job)
+        elif lagging and action.uid not in self._uids():
+            pass  # gone by now
         elif action.kind == "Job":
             job = self.jobs.pop(action.name)
             for pod in [
@@ -74,6 +87,9 @@ class World:
                     self.pods[pod.name] = replace(pod, deleted=self.now + timedelta(seconds=600))
         elif action.kind == "Pod":
             self.pods.pop(action.name)
+
+    def _uids(self):
+        return {one.uid for kind in (self.jobs, self.pods) for one in kind.values()}
 
     def _uid(self):
         return f"j{len(self.applied)}"

@@ -16,6 +16,7 @@ import aiohttp
 import kopf
 
 from .models import API_VERSION, KIND, PLURAL
+from .server_clock import ServerClock
 
 __all__ = ["FIELD_MANAGER", "ApiError", "Cluster", "LoginFailed", "login", "path_of"]
 
@@ -33,6 +34,7 @@ _PLURALS: Mapping[str, str] = {
     KIND: PLURAL,
 }
 KNOWN = frozenset(_PLURALS.values())
+_CHANGES = ("PATCH", "DELETE")  # of children and status; the lease itself is made and put
 _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
@@ -111,7 +113,7 @@ class Cluster:
         connect: Callable[[], kopf.ConnectionInfo] = login,
         *,
         requests_per_second: float = 100,
-        burst: int = 200,
+        burst: int = 400,
         parallel: int = 50,
         observe: Callable[[str, str, int, float], None] = lambda method, path, code, seconds: None,
     ) -> None:
@@ -121,6 +123,8 @@ class Cluster:
         self._parallel = asyncio.Semaphore(parallel)
         self._session: aiohttp.ClientSession | None = None
         self._logging_in = asyncio.Lock()
+        self.clock = ServerClock()
+        self.fence: Callable[[], bool] = lambda: True  # whether objects may be changed now
         self.default_namespace = "default"
 
     async def __aenter__(self) -> Cluster:
@@ -198,19 +202,20 @@ class Cluster:
         assert session is not None, "use the client as a context manager"
         code, started = 0, time.monotonic()
         try:
-            async with (
-                self._parallel,
-                session.request(
+            async with self._parallel:
+                if method in _CHANGES and not self.fence():
+                    raise OSError("the lease may be another operator's by now")
+                async with session.request(
                     method, self._server + path, params=params, data=data,
                     headers={"Content-Type": content_type, "Accept": accept},
-                ) as answer,
-            ):  # fmt: skip
-                code = answer.status
-                if code < 300:
-                    if "json" in answer.content_type:
-                        return await answer.json()
-                    return await answer.text(errors="replace")
-                raise await _refusal(answer)
+                ) as answer:  # fmt: skip
+                    code = answer.status
+                    self.clock.hear(answer.headers.get("Date", ""))
+                    if code < 300:
+                        if "json" in answer.content_type:
+                            return await answer.json()
+                        return await answer.text(errors="replace")
+                    raise await _refusal(answer)
         finally:
             self._observe(method, path, code, time.monotonic() - started)
 

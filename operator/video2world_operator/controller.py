@@ -5,28 +5,31 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .actions import Apply, Decision, Delete
 from .cluster import ApiError, Cluster, path_of
 from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
+from .errors import InvalidResource
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
-from .plan import SAMPLING, Plan
+from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, Plan
 from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
 
-__all__ = ["Cache", "Controller", "Key"]
+__all__ = ["Cache", "Controller", "Key", "Volume", "counts_on_absence", "volume_of"]
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
+Volume = tuple[str, str, str]  # namespace, claim and folder of it
 Object = Mapping[str, Any]
 MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
+UNSEEN = 5.0  # seconds for which an object just made is taken to be there
+LOOKS_PER_SECOND = 20  # at resources of which no event told: beyond, each is looked at less often
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
 _ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.PROGRESSING, Type.SUSPENDED, Type.SUCCEEDED,
@@ -39,8 +42,11 @@ class Cache(Protocol):
     def resource(self, key: Key) -> Object | None:
         """The resource as the API server gave it last."""
 
-    def resources(self, namespace: str) -> Iterable[Object]:
-        """All resources of a namespace."""
+    def sharing(self, volume: Volume) -> Iterable[Object]:
+        """The resources whose spec names this volume."""
+
+    def known(self) -> Sequence[Key]:
+        """Namespace and name of every resource."""
 
     def jobs(self, key: Key) -> Iterable[Job]:
         """The Jobs that bear the resource's label."""
@@ -53,7 +59,7 @@ class Cache(Protocol):
 class _Log:
     """How far a pod's log has been read."""
 
-    read_at: float = 0.0
+    read_at: float = field(default_factory=time.monotonic)  # nothing is told at the start
     since: str = ""  # time stamp of the last line read
     lines: int = 0  # lines read that bear it
     final: bool = False
@@ -75,15 +81,16 @@ class Controller:
         self.poll_seconds = poll_seconds
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
-            self.work, workers=workers, expected=(ApiError, OSError)
+            self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0]
         )
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
-        self._logs: dict[str, _Log] = {}
+        self._logs: dict[Key, dict[str, _Log]] = {}  # by resource and UID of the pod
+        self._made: dict[Key, dict[str, float]] = {}  # what was applied of late, by its path
         self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
-        self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
+        self._shares: dict[Key, tuple[tuple[str, int], Peer | None]] = {}  # by UID and generation
 
     # ------------------------------------------------------------------ one resource
 
@@ -98,8 +105,12 @@ class Controller:
             self._forget(key)
             return
         before = dict(body.get("status") or {})
-        observed = await self._observe(key, body)
-        decision = reconcile(body, observed, datetime.now(UTC), self.policy)
+        plan = plan_of(body)
+        observed = await self._observe(key, body, plan)
+        decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
+        if counts_on_absence(before, decision):
+            observed = await self._look_again(key, observed)
+            decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
         if decision.status is None or decision.status == before:
             self._told.pop(key, None)
         elif self._due(key, before, decision):
@@ -131,7 +142,8 @@ class Controller:
         return body
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._problems, self._claims, self._told):
+        for store in (self._written, self._soft_written, self._problems, self._claims, self._told,
+                      self._made, self._logs, self._shares):  # fmt: skip
             store.pop(key, None)
         self.queue.forget(key)
 
@@ -140,38 +152,46 @@ class Controller:
         after = decision.status or {}
         if urgent(before) != urgent(after):
             return True
-        return time.monotonic() - self._soft_written.get(key, 0.0) >= self.poll_seconds
+        return time.monotonic() - self._soft_written.get(key, 0.0) >= self.pause
 
     def _plan_next(self, key: Key, decision: Decision, observed: Observed) -> None:
         if decision.wake is not None:
-            delay = (decision.wake - datetime.now(UTC)).total_seconds()
+            delay = (decision.wake - self.cluster.clock.now()).total_seconds()
             self.queue.add(key, max(delay, 0.05))
         if any(not pod.over for pod in observed.pods):
-            self.queue.add(key, self.poll_seconds)
+            self.queue.add(key, self.pause)
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two looks at a worker's log, and two writes of mere progress."""
+        return max(self.poll_seconds, len(self.cache.known()) / LOOKS_PER_SECOND)
 
     # ------------------------------------------------------------------ looking
 
-    async def _observe(self, key: Key, body: Object) -> Observed:
-        plan = self._plan(body)
+    async def _observe(self, key: Key, body: Object, plan: Plan | InvalidResource) -> Observed:
         pods = list(self.cache.pods(key))
+        valid = None if isinstance(plan, InvalidResource) else plan
         return Observed(
             jobs=list(self.cache.jobs(key)),
             pods=pods,
-            claim=await self._claim(key, plan, body) if plan else None,
-            peers=self._peers(key, plan, body) if plan else (),
+            claim=await self._claim(key, valid, body) if valid else None,
+            peers=self._peers(body, valid) if valid else (),
             capabilities=self.capabilities,
             events=await self._events(key, body, pods),
             problems=self._problems.get(key, ()),
         )
 
-    def _plan(self, body: Object) -> Plan | None:
-        metadata = body["metadata"]
-        known = (metadata["uid"], metadata["generation"])
-        if known not in self._plans:
-            if len(self._plans) > 20_000:
-                self._plans.clear()
-            self._plans[known] = plan_of(body)
-        return self._plans[known]
+    async def _look_again(self, key: Key, observed: Observed) -> Observed:
+        """``observed`` with the children as the API server has them: watches may lag behind."""
+        label = {"labelSelector": f"{RESOURCE_LABEL}={key[1]}"}
+
+        async def every(version: str, kind: str) -> list[Object]:
+            path = path_of(version, kind, key[0])
+            found: list[Object] = (await self.cluster.request("GET", path, params=label))["items"]
+            return found
+
+        jobs, pods = await every("batch/v1", "Job"), await every("v1", "Pod")
+        return replace(observed, jobs=[Job.of(b) for b in jobs], pods=[Pod.of(b) for b in pods])
 
     async def _claim(self, key: Key, plan: Plan, body: Object) -> Claim | None:
         """The claim, looked up until it is there with the modes that it has."""
@@ -192,27 +212,32 @@ class Controller:
             self._claims[key] = claim
         return claim
 
-    def _peers(self, key: Key, plan: Plan, body: Object) -> list[Peer]:
+    def _peers(self, body: Object, plan: Plan) -> list[Peer]:
         """Older resources on the same volume that still work."""
-        storage = plan.resource.spec.storage
-        if not storage.claim_name:
+        if not plan.resource.spec.storage.claim_name:
             return []  # a claim of its own
         mine = _age(body)
         peers = []
-        for other in self.cache.resources(key[0]):
+        for other in self.cache.sharing(volume_of(body)):
             if _age(other) >= mine or _ended(other):
                 continue
-            theirs = self._plan(other)
-            if theirs is None or theirs.resource.spec.suspend:
-                continue
-            shared = theirs.resource.spec.storage
-            if (shared.claim_name, shared.sub_path) != (storage.claim_name, storage.sub_path):
+            theirs = self._share(other)
+            if theirs is None:
                 continue
             status = other.get("status") or {}
             done = {e["name"] for e in status.get("stages", []) if e["state"] in DONE}
-            hashes = {s.name: s.inputs_hash for s in theirs.stages if s.name not in done}
-            peers.append(Peer(theirs.name, run_folder(theirs.resource), hashes))
+            hashes = {name: h for name, h in theirs.hashes.items() if name not in done}
+            peers.append(Peer(theirs.name, theirs.run_folder, hashes))
         return peers
+
+    def _share(self, body: Object) -> Peer | None:
+        """What a resource does to its volume, all stages of it; None while it does nothing."""
+        metadata = body["metadata"]
+        key, made_of = _key(body), (metadata["uid"], metadata["generation"])
+        known = self._shares.get(key)
+        if known is None or known[0] != made_of:
+            known = self._shares[key] = (made_of, _peer(plan_of(body)))
+        return known[1]
 
     async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:
         """What the workers under way have told since the status was last written."""
@@ -222,27 +247,27 @@ class Controller:
         if entry is None:
             return []
         attempts = (entry.get("attempt", 0), entry.get("attempt", 0) - 1)
+        known = self._logs.get(key, {})
+        self._logs[key] = {pod.uid: known[pod.uid] for pod in pods if pod.uid in known}
         events = self._told.setdefault(key, [])
         for pod in sorted(pods, key=lambda p: p.attempt):
             under_way = pod.stage == name and pod.attempt in attempts
             if (under_way or pod.stage == SAMPLING) and _tells(pod, pods):
-                events += await self._read_log(key[0], pod)
+                events += await self._read_log(key, pod)
         del events[:-MAX_TOLD]
         return events
 
-    async def _read_log(self, namespace: str, pod: Pod) -> list[Event]:
-        known = self._logs.setdefault(pod.uid, _Log())
+    async def _read_log(self, key: Key, pod: Pod) -> list[Event]:
+        known = self._logs[key].setdefault(pod.uid, _Log())
         now = time.monotonic()
         if known.final or pod.phase not in ("Running", "Succeeded", "Failed"):
             return []
-        if not pod.over and now - known.read_at < self.poll_seconds:
+        if not pod.over and now - known.read_at < self.pause:
             return []
-        if len(self._logs) > 20_000:
-            self._logs = {pod.uid: known}
         known.read_at, known.final = now, pod.over
         since = {"sinceTime": known.since} if known.since else {"tailLines": "300"}
         text = await self.cluster.pod_log(
-            namespace, pod.name, pod.container, timestamps="true", **since
+            key[0], pod.name, pod.container, timestamps="true", **since
         )
         events = []
         again = known.lines  # so many lines of the last time stamp have been read before
@@ -268,7 +293,7 @@ class Controller:
         for action in decision.actions:
             try:
                 if isinstance(action, Apply):
-                    await self._apply(action.manifest, body)
+                    await self._apply(key, action.manifest, body)
                 else:
                     await self._delete(key, body, action)
             except ApiError as error:
@@ -288,13 +313,18 @@ class Controller:
             del self._problems[key]
             self.queue.add(key)
 
-    async def _apply(self, manifest: Object, body: Object) -> None:
+    async def _apply(self, key: Key, manifest: Object, body: Object) -> None:
         """Make the object unless it is there; one of somebody else's is never touched."""
         metadata, kind = manifest["metadata"], manifest["kind"]
         path = path_of(manifest["apiVersion"], kind, metadata["namespace"], metadata["name"])
+        made, now = self._made.setdefault(key, {}), time.monotonic()
+        if now - made.get(path, 0.0) < UNSEEN:  # the watch is still to bring it
+            self.queue.add(key, UNSEEN)
+            return
         found = await self.cluster.get(path)
         if found is None:
             await self.cluster.apply(manifest)
+            self._made[key] = {p: t for p, t in made.items() if now - t < UNSEEN} | {path: now}
             return
         owners = {o["uid"] for o in found["metadata"].get("ownerReferences", [])}
         label = "app.kubernetes.io/instance"
@@ -341,7 +371,7 @@ class Controller:
         """One core/v1 Event whose name follows from its occasion, so that it is made only once."""
         metadata = body["metadata"]
         digest = hashlib.sha256(f"{metadata['uid']} {reason} {occasion}".encode()).hexdigest()
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = self.cluster.clock.now().isoformat(timespec="seconds").replace("+00:00", "Z")
         about = {"apiVersion": API_VERSION, "kind": KIND, "uid": metadata["uid"]}
         about |= {k: metadata[k] for k in ("name", "namespace", "resourceVersion")}
         event = {
@@ -389,6 +419,20 @@ def urgent(status: Object) -> dict[str, Any]:
     return kept
 
 
+def counts_on_absence(before: Object, decision: Decision) -> bool:
+    """Whether ``decision`` would be wrong if there were a Job or pod that was not seen, or not as
+    it is: an attempt is given up, another one is started, or it is said that nothing runs."""
+    after = decision.status or {}
+    ends = after.get("phase") in ("Failed", "Succeeded", "Suspended")
+    if ends and after.get("phase") != before.get("phase"):
+        return True
+    if after.get("restarts", 0) > before.get("restarts", 0):
+        return True
+    jobs = (a.manifest for a in decision.actions
+            if isinstance(a, Apply) and a.manifest["kind"] == "Job")  # fmt: skip
+    return any(job["metadata"]["labels"][ATTEMPT_LABEL] != "1" for job in jobs)
+
+
 def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
     """Whether a pod's log is read: the first one's; where samples are shared between pods, each of
     which tells of the whole, the first one's that is still at work, and what the others left."""
@@ -408,6 +452,24 @@ def _shareable(claim: Claim, plan: Plan) -> bool:
 def _ended(body: Object) -> bool:
     conditions = (body.get("status") or {}).get("conditions") or []
     return is_true(conditions, Type.FAILED) or is_true(conditions, Type.SUCCEEDED)
+
+
+def _key(body: Object) -> Key:
+    return (body["metadata"]["namespace"], body["metadata"]["name"])
+
+
+def volume_of(body: Object) -> Volume:
+    """Namespace, claim and folder that the spec names; the claim is empty for one of its own."""
+    storage = (body.get("spec") or {}).get("storage") or {}
+    claim, folder = storage.get("claimName") or "", storage.get("subPath") or ""
+    return (body["metadata"]["namespace"], claim, folder)
+
+
+def _peer(plan: Plan | InvalidResource) -> Peer | None:
+    if isinstance(plan, InvalidResource) or plan.resource.spec.suspend:
+        return None
+    hashes = {stage.name: stage.inputs_hash for stage in plan.stages}
+    return Peer(plan.name, run_folder(plan.resource), hashes)
 
 
 def _age(body: Object) -> tuple[str, str]:

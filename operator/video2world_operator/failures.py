@@ -90,8 +90,8 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
         )  # fmt: skip
     if crashed:
         return _crash(crashed[0])
-    if job.failed:
-        return Failure("JobFailed", job.message or job.failed, charged=True)
+    if job.failed:  # a pod that crashed would be there: it was deleted before anybody looked
+        return Failure("JobFailed", job.message or job.failed)
     return None
 
 

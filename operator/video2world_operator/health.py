@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
 from .cluster import Cluster, path_of
+from .controller import Key
 from .handlers import KopfCache
 from .metrics import Metrics
 from .models import API_VERSION, KIND
+from .plan import RESOURCE_LABEL
 
 __all__ = ["Freshness", "Health", "serve"]
 
+_CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -22,7 +26,8 @@ class Freshness:
     """For how long the cache has been behind the API server: zero on a healthy watch.
 
     An idle cluster has no events, so that their age says nothing. What is compared instead is the
-    version of every resource in a listing of metadata with the one in the cache.
+    version of every resource in a listing of metadata with the one in the cache. What the cache
+    has and the listings have not is gone without an event, and is dropped from the cache.
     """
 
     def __init__(self, cluster: Cluster, cache: KopfCache, namespaces: Sequence[str]) -> None:
@@ -30,22 +35,40 @@ class Freshness:
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._behind: dict[tuple[str, str], float] = {}
 
-    async def check(self) -> None:
-        """Compare once. Raises ApiError or OSError where the API server does not answer."""
+    async def check(self) -> set[Key]:
+        """Compare once; the resources of which something was dropped.
+
+        Raises:
+            ApiError, OSError: the API server does not answer.
+        """
         now = time.monotonic()
         behind = {}
+        known = self._cache.uids()  # before the listings: what comes later is in neither
+        there: set[str] = set()
         for namespace in self._namespaces:
-            path = path_of(API_VERSION, KIND, namespace)
-            listing = await self._cluster.request("GET", path, accept=_METADATA)
-            for item in listing["items"]:
-                metadata = item["metadata"]
+            for version, kind in _CHILDREN:
+                there |= {m["uid"] for m in await self._list(version, kind, namespace)}
+            for metadata in await self._list(API_VERSION, KIND, namespace):
+                there.add(metadata["uid"])
                 key = (metadata["namespace"], metadata["name"])
-                known = self._cache.resource(key) or {"metadata": {}}
+                body = self._cache.resource(key) or {"metadata": {}}
                 version = metadata["resourceVersion"]
-                if known["metadata"].get("resourceVersion") != version:
+                if body["metadata"].get("resourceVersion") != version:
                     lag = (metadata["uid"], version)
                     behind[lag] = self._behind.get(lag, now)
         self._behind = behind
+        gone = known.keys() - there
+        self._cache.drop(gone)
+        return {known[uid] for uid in gone}
+
+    async def _list(
+        self, version: str, kind: str, namespace: str | None
+    ) -> list[Mapping[str, Any]]:
+        """The metadata of all of a kind that the cache would have."""
+        params = {} if kind == KIND else {"labelSelector": RESOURCE_LABEL}
+        path = path_of(version, kind, namespace)
+        listing = await self._cluster.request("GET", path, params=params, accept=_METADATA)
+        return [item["metadata"] for item in listing["items"]]
 
     @property
     def age(self) -> float:

@@ -55,18 +55,24 @@ class Leadership:
         self._namespace = namespace
         self._path = path_of(VERSION, "Lease", namespace, NAME)
         self._seen: tuple[str, float] = ("", 0.0)  # version of the lease, and since when
+        self._renewed = 0.0
         self.leads = False
+
+    def holds(self) -> bool:
+        """Whether nobody else can lead yet, also if this process has been stopped meanwhile."""
+        return self.leads and time.monotonic() - self._renewed < self._times.give_up
 
     async def acquire(self) -> None:
         """Wait until this operator leads."""
         said = ""
         while True:
+            asked = time.monotonic()
             try:
                 holder = await self._try()
             except (ApiError, OSError) as error:
                 holder = f"unknown ({error})"
             if not holder:
-                self.leads = True
+                self.leads, self._renewed = True, asked
                 log.info("leading as %s", self.identity)
                 return
             if holder != said:
@@ -80,21 +86,21 @@ class Leadership:
         Raises:
             LostLease: somebody else has the lease, or it could not be renewed in time.
         """
-        renewed = time.monotonic()
         while True:
             await asyncio.sleep(self._times.every)
-            left = self._times.give_up - (time.monotonic() - renewed)
+            asked = time.monotonic()
+            left = self._times.give_up - (asked - self._renewed)
             try:
                 holder = await asyncio.wait_for(self._try(), max(left, 0.1))
             except (ApiError, OSError, TimeoutError) as error:
-                if time.monotonic() - renewed >= self._times.give_up:
+                if not self.holds():
                     self.leads = False
                     raise LostLease(f"the lease could not be renewed: {error}") from None
                 continue
             if holder:
                 self.leads = False
                 raise LostLease(f"{holder} has taken the lease")
-            renewed = time.monotonic()
+            self._renewed = asked
 
     async def release(self) -> None:
         """Let the next one lead at once; only after all work has stopped."""

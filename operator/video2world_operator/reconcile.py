@@ -21,7 +21,7 @@ from .commands import run_folder
 from .conditions import Reason, Type, find, is_true, phase_of, set_condition
 from .errors import InvalidResource
 from .failures import Failure, diagnose
-from .models import KIND, Video2WorldPostTrain
+from .models import KIND
 from .observed import Job, Observed, Pod, parse_time
 from .plan import SAMPLING, Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
@@ -30,6 +30,7 @@ from .troubles import remedy
 __all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
 
 DONE = ("Succeeded", "Skipped")
+COUNTS = ("active", "ready", "succeeded", "failed")  # pods of the attempt at work
 Body = Mapping[str, Any]
 
 
@@ -39,28 +40,38 @@ class Policy:
 
     termination_bound: float = 60  # a pod that outlives its grace by so long is force-deleted
     look_again: float = 15  # while something outside must change that cannot be watched
+    seldom: float = 300  # the longest time between two such looks: a tenth of the time waited
     longest_backoff: float = 600
     short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
 
 
 def reconcile(
-    body: Body, observed: Observed, now: datetime, policy: Policy | None = None
+    body: Body,
+    plan: Plan | InvalidResource,
+    observed: Observed,
+    now: datetime,
+    policy: Policy | None = None,
 ) -> Decision:
-    """Decide for the resource ``body`` (as the API server gives it) at ``now`` (with time zone)."""
+    """Decide for the resource ``body`` (as the API server gives it), whose ``plan`` is what
+    :func:`plan_of` makes of it, at ``now`` (with time zone)."""
     metadata = body["metadata"]
     if metadata.get("deletionTimestamp"):
         return Decision(None)  # the garbage collector does the rest
     status = copy.deepcopy(dict(body.get("status") or {}))
+    if isinstance(plan, InvalidResource):
+        return _invalid(status, plan, metadata.get("generation"), now)
+    return _Round(plan, status, observed, now, policy or Policy()).decide()
+
+
+def plan_of(body: Body) -> Plan | InvalidResource:
+    """The plan of a resource as the API server gives it, or what is wrong with it.
+
+    It follows from UID and generation: the status is ours to write, and may be an older version's.
+    """
     try:
-        resource = _resource(body)
+        return make_plan(parse({k: v for k, v in body.items() if k != "status"}))
     except InvalidResource as error:
-        return _invalid(status, error, metadata.get("generation"), now)
-    return _Round(resource, status, observed, now, policy or Policy()).decide()
-
-
-def _resource(body: Body) -> Video2WorldPostTrain:
-    """The resource without its status, which is ours to write and may be an older version's."""
-    return parse({k: v for k, v in body.items() if k != "status"})
+        return error
 
 
 def _text(moment: datetime) -> str:
@@ -99,15 +110,16 @@ class _Round:
 
     def __init__(
         self,
-        resource: Video2WorldPostTrain,
+        plan: Plan,
         status: dict[str, Any],
         observed: Observed,
         now: datetime,
         policy: Policy,
     ) -> None:
-        self.resource, self.plan = resource, make_plan(resource)
+        self.plan, self.resource = plan, plan.resource
         self.status, self.seen, self.now, self.policy = status, observed, now, policy
-        self.uid, self.generation = resource.metadata.uid or "", resource.metadata.generation
+        metadata = self.resource.metadata
+        self.uid, self.generation = metadata.uid or "", metadata.generation
         self.actions: list[Action] = []
         self.wake: datetime | None = None
         self.jobs = [job for job in observed.jobs if job.owner == self.uid]
@@ -131,6 +143,7 @@ class _Round:
                 self._succeed()
             else:
                 self._sample_checkpoints(stage)
+        self._force_out()
         self._summarise()
         return Decision(self.status, tuple(self.actions), self.wake)
 
@@ -190,8 +203,7 @@ class _Round:
             self._begin(stage, entry)
         if entry["state"] == "Restarting":
             self._progressing(stage, entry)
-            ready = parse_time(self.status.get("nextAttemptTime"))
-            if not self._others_gone(stage, entry) or (ready and not self._reached(ready)):
+            if not self._others_gone(stage, entry) or not self._may_restart():
                 return False
             entry["state"] = "Running"
             self.status.pop("nextAttemptTime", None)
@@ -227,10 +239,14 @@ class _Round:
         return False
 
     def _begin(self, stage: Stage, entry: dict[str, Any]) -> None:
-        """Decide on a new attempt; its number is in the status before its Job exists."""
-        entry["state"], entry["attempt"] = "Running", entry.get("attempt", 0) + 1
+        """Decide on a new attempt; its number is in the status before its Job exists.
+
+        A stage that was taken out of the spec and is back has Jobs of which the status knows not.
+        """
+        numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
+        entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
         entry.setdefault("startTime", _text(self.now))
-        for field in ("jobUID", "completionTime", "logTail", "message"):
+        for field in ("jobUID", "completionTime", "logTail", "message", *COUNTS):
             entry.pop(field, None)
         if stage.name == "train":
             self.status["attempt"] = entry["attempt"]
@@ -302,13 +318,30 @@ class _Round:
             wait = min(training.restart_backoff_seconds * 2.0**charged, self.policy.longest_backoff)
         entry |= {"state": "Restarting", "attempt": entry["attempt"] + 1}
         entry["message"] = f"{failure.reason}: {failure.message}"
-        entry.pop("jobUID", None)
+        for field in ("jobUID", *COUNTS):
+            entry.pop(field, None)
         self.status["nextAttemptTime"] = _text(self.now + timedelta(seconds=wait))
         if stage.name == "train":
             self.status["attempt"] = entry["attempt"]
             accounting.open_attempt(self.status, entry["attempt"])
         self._progressing(stage, entry)
         self._others_gone(stage, entry)
+
+    def _may_restart(self) -> bool:
+        """Whether the pause before the next attempt is over.
+
+        A time further ahead than any pause may be was written when the clock was ahead.
+        """
+        ready = parse_time(self.status.get("nextAttemptTime"))
+        if ready is None:
+            return True
+        pause = float(self.resource.spec.training.restart_backoff_seconds)
+        charged = self.status.get("chargedRestarts", 0)
+        longest = max(pause, min(pause * 2.0 ** (charged - 1), self.policy.longest_backoff))
+        if ready > self.now + timedelta(seconds=longest + 1):
+            ready = self.now + timedelta(seconds=longest)
+            self.status["nextAttemptTime"] = _text(ready)
+        return self._reached(ready)
 
     def _short_lived(self, entry: Mapping[str, Any]) -> bool:
         """Whether the attempt ended soon after its start: many such in a row must not spin."""
@@ -375,26 +408,29 @@ class _Round:
         return job.finished or recorded
 
     def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
-        """Pods that have not ended, but for the attempt ``keep`` and what goes on beside it;
-        overdue ones are forced out."""
+        """Pods that have not ended, but for the attempt ``keep`` and what goes on beside it."""
         left = [p for p in self.seen.pods if not p.over and (p.stage, p.attempt) != keep]
         if keep is not None:
             left = [p for p in left if p.stage != SAMPLING]
-        for pod in left:
-            if pod.deleted is None:
+        return left
+
+    def _force_out(self) -> None:
+        """Take pods that outlive their grace off a node that does not answer: others wait for them,
+        the Job controller too before it makes new ones."""
+        for pod in self.seen.pods:
+            if pod.over or pod.deleted is None:
                 continue
-            if pod.disruption == "DeletionByTaintManager":
-                accounting.restart_was_not_charged(
-                    self.status, "NodeLost", f"pod {pod.name} was on {pod.node}, which was lost"
-                )
+            lost = pod.disruption == "DeletionByTaintManager"
+            why = f"pod {pod.name} was on {pod.node}, which was lost"
             if self._reached(pod.deleted + timedelta(seconds=self.policy.termination_bound)):
+                lost = True
                 why = (
                     f"Pod {pod.name} outlived its grace period by "
                     f"{self.policy.termination_bound:.0f} s: its node {pod.node} does not answer."
                 )
-                accounting.restart_was_not_charged(self.status, "NodeLost", why)
                 self.actions.append(Delete("Pod", pod.name, pod.uid, force=True, why=why))
-        return left
+            if lost and pod.stage == "train":
+                accounting.restart_was_not_charged(self.status, "NodeLost", why)
 
     # ------------------------------------------------------------------ suspend, resume, end
 
@@ -404,19 +440,23 @@ class _Round:
         if entry["state"] in ("Running", "Restarting"):
             if stage.name == "train":
                 self._close("Suspended", "", charged=False)
-            entry |= {"state": "Suspended", "active": 0, "ready": 0}
-            entry.pop("jobUID", None)
+            entry["state"] = "Suspended"
+            for field in ("jobUID", *COUNTS):
+                entry.pop(field, None)
             self.status.pop("nextAttemptTime", None)
-        for job in self.jobs:
-            if not self._over(job) and not job.deleting:
-                self.actions.append(Delete("Job", job.name, job.uid))
-        gone = not self._alive() and all(map(self._over, self.jobs))
-        if gone:
+        if self._nothing_left():
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.SUSPENDED, True, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
         else:
             self._set(Type.PROGRESSING, True, Reason.SUSPENDING, stage=stage.name)
+
+    def _nothing_left(self) -> bool:
+        """End whatever runs; whether it has ended."""
+        for job in self.jobs:
+            if not self._over(job) and not job.deleting:
+                self.actions.append(Delete("Job", job.name, job.uid))
+        return not self._alive() and all(map(self._over, self.jobs))
 
     def _resume(self) -> None:
         for kind in (Type.SUSPENDED, Type.SUCCEEDED):
@@ -426,6 +466,8 @@ class _Round:
                 self.status.pop("completionTime", None)
 
     def _succeed(self) -> None:
+        if not self._nothing_left():
+            return
         self._set(Type.PROGRESSING, False, Reason.FINISHED)
         self._set(Type.SUCCEEDED, True, Reason.FINISHED)
         self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
@@ -434,9 +476,11 @@ class _Round:
     def _end(self) -> None:
         """At the end: the time of it, what is cleaned up, and when the resource itself goes."""
         spec = self.resource.spec
-        self.status.setdefault("completionTime", _text(self.now))
+        ended = parse_time(self.status.get("completionTime"))
+        if ended is None or ended > self.now:  # written when the clock was ahead
+            ended = self.now
+            self.status["completionTime"] = _text(ended)
         self.actions.clear()
-        ended = parse_time(self.status["completionTime"]) or self.now
         failed = find(self.status["conditions"], Type.FAILED) or {}
         for job in self.jobs:
             # one pod's failure ends its Job, by the Job controller: it gets a moment to do so
@@ -447,7 +491,6 @@ class _Round:
                 continue
             if spec.cleanup_policy == "All" or not self._over(job):
                 self.actions.append(Delete("Job", job.name, job.uid))
-        self._alive()
         ttl = spec.ttl_seconds_after_finished
         if ttl is not None and self._reached(ended + timedelta(seconds=ttl)):
             self.actions.append(Delete(KIND, self.resource.name, self.uid))
@@ -480,7 +523,9 @@ class _Round:
             self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
             return True
         self._set(Type.VOLUME_READY, False, reason, **facts)
-        self._look_again()
+        since = find(self.status["conditions"], Type.VOLUME_READY) or {}
+        waited = self.now - (parse_time(since.get("lastTransitionTime")) or self.now)
+        self._look_again(min(waited.total_seconds() / 10, self.policy.seldom))
         return False
 
     def _peer_first(self, stage: Stage) -> bool:
@@ -637,13 +682,6 @@ class _Round:
         self.wake = moment if self.wake is None else min(self.wake, moment)
         return False
 
-    def _look_again(self) -> None:
-        self._reached(self.now + timedelta(seconds=self.policy.look_again))
-
-
-def plan_of(body: Body) -> Plan | None:
-    """The plan of a resource as the API server gives it; None while it is invalid."""
-    try:
-        return make_plan(_resource(body))
-    except InvalidResource:
-        return None
+    def _look_again(self, seconds: float = 0.0) -> None:
+        wait = max(seconds, self.policy.look_again)
+        self._reached(self.now + timedelta(seconds=wait))

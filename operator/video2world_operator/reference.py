@@ -69,11 +69,14 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("V2W_NAMESPACES", "all", "Comma-separated namespaces to serve."),
         Variable("V2W_OWN_NAMESPACE", "the credentials'", "Namespace of the leader's Lease."),
         Variable("V2W_PORT", "8080", "Port of /healthz, /readyz and /metrics."),
-        Variable("V2W_POLL_SECONDS", "10", "Seconds between two looks at a worker's log."),
+        Variable("V2W_POLL_SECONDS", "10", "Seconds between two looks at a worker's log; more "
+                 "where that would be over 20 looks a second."),
         Variable("V2W_TERMINATION_BOUND_SECONDS", "60", "A pod that outlives its grace period by "
                  "so long is force-deleted."),
         Variable("V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one "
                  "leads."),
+        Variable("V2W_POD_UID", "none", "UID of the operator's pod: a restarted container of it "
+                 "leads on at once."),
     ),
     PLAN: (
         Variable("V2W_STAGE", "", "Name of the stage."),

@@ -11,16 +11,16 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import kopf
 
 from . import __version__
 from .cluster import ApiError, Cluster, LoginFailed, path_of
-from .controller import Controller, Key
+from .controller import LOOKS_PER_SECOND, Controller, Key
 from .discovery import discover
 from .handlers import KopfCache, register, settings_for
 from .health import Freshness, Health, serve
@@ -32,6 +32,7 @@ from .rights import missing
 
 __all__ = ["Options", "main", "run"]
 
+T = TypeVar("T")
 log = logging.getLogger("video2world_operator")
 
 
@@ -41,13 +42,14 @@ class Options:
 
     namespaces: tuple[str, ...] = ()  # to serve; empty is all
     own_namespace: str = ""  # of the Lease; empty is that of the credentials
+    pod: str = ""  # UID of the pod this runs in; empty: it is in none, or does not know
     host: str = "0.0.0.0"
     port: int = 8080
     poll: float = 10  # between two looks at a worker's log, and two writes of mere progress
     housekeeping: float = 30  # between two checks of cache, rights and API groups
     policy: Policy = field(default_factory=Policy)
     lease: LeaseTimes = field(default_factory=LeaseTimes)
-    requests_per_second: float = 100
+    requests_per_second: float = 300
 
 
 class _PortTaken(Exception):
@@ -101,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
         default=float(os.environ.get("V2W_LEASE_SECONDS", "15")),
         help="after so long without news of the leader another one leads (V2W_LEASE_SECONDS; 15)",
     )
+    flags.add_argument(
+        "--pod-uid",
+        default=os.environ.get("V2W_POD_UID", ""),
+        help="UID of the pod this runs in: its containers run one after the other, so that one "
+        "restarted leads on without waiting for the lease to end (V2W_POD_UID)",
+    )
     flags.add_argument("-v", "--verbose", action="store_true", help="log every detail")
     return flags
 
@@ -115,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
         own_namespace=args.own_namespace,
+        pod=args.pod_uid,
         port=args.port,
         poll=args.poll_seconds,
         policy=Policy(termination_bound=args.termination_bound_seconds),
@@ -146,7 +155,7 @@ async def run(options: Options) -> int:
             runner = await serve(health, metrics, options.host, options.port)
         except OSError as error:
             raise _PortTaken(error.strerror or error) from None
-        identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+        identity = f"{socket.gethostname()}-{options.pod or uuid.uuid4().hex[:8]}"
         leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
         try:
             work = asyncio.create_task(_work(options, cluster, health, metrics, leadership, stop))
@@ -159,6 +168,7 @@ async def run(options: Options) -> int:
             await leadership.release()
         except* (LostLease, _RightsLost) as lost:
             log.error("%s; the process ends", "; ".join(map(str, lost.exceptions)))
+            loop.set_exception_handler(lambda *_: None)  # kopf's watches complain when torn down
             code = 1
         finally:
             await runner.cleanup()
@@ -178,9 +188,10 @@ async def _work(
     health.state = "waiting"
     await leadership.acquire()
     health.state = "leading"
+    cluster.fence = leadership.holds
     cache = KopfCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
-    controller.capabilities, _ = await discover(cluster)
+    controller.capabilities, _ = await _answered(lambda: discover(cluster))
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.reconciled
@@ -216,9 +227,13 @@ async def _work(
 async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -> None:
     """Return once nothing is missing; until then every resource says what is."""
     said: list[str] = []
-    while True:
+
+    async def look() -> list[str]:
         _, groups = await discover(cluster)
-        lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+        return await missing(cluster, options.own_namespace, options.namespaces, groups)
+
+    while True:
+        lacking = await _answered(look)
         health.missing = lacking
         if not lacking:
             return
@@ -229,6 +244,16 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
             with contextlib.suppress(ApiError, OSError):
                 await _tell_unauthorized(options, cluster, lacking)
         await asyncio.sleep(min(options.housekeeping, 10))
+
+
+async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """What ``ask`` gives, once the API server answers."""
+    while True:
+        try:
+            return await ask()
+        except (ApiError, OSError) as error:
+            log.warning("waiting for the API server: %s", error)
+            await asyncio.sleep(2)
 
 
 async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[str]) -> None:
@@ -249,13 +274,13 @@ async def _keep_house(
 ) -> None:
     """From time to time: is the cache fresh, are the rights still there, what is new to schedule.
 
-    Every resource is looked at once a round too, in case an event was lost.
+    Every resource is looked at once in a while too, in case an event was lost.
     """
     while True:
         await asyncio.sleep(options.housekeeping)
         try:
-            if cache.filled:
-                await freshness.check()
+            for key in await freshness.check() if cache.filled else ():
+                controller.queue.add(key)
             controller.capabilities, groups = await discover(cluster)
             lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
         except (ApiError, OSError) as error:
@@ -263,5 +288,7 @@ async def _keep_house(
             continue
         if lacking:
             raise _RightsLost(f"may no longer {', '.join(lacking)}")
-        for key in cache.known():
-            controller.queue.add(key, options.housekeeping)
+        known = cache.known()
+        for number, key in enumerate(known):  # spread evenly, and not more than LOOKS_PER_SECOND
+            wait = max(options.housekeeping, len(known) / LOOKS_PER_SECOND)
+            controller.queue.add(key, options.housekeeping + wait * number / len(known))

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -21,7 +22,9 @@ class WorkQueue(Generic[Key]):
     A key added again while it waits keeps the earlier time; while it is worked on, it is worked on
     once more afterwards. If ``work`` raises, the key comes back after ``first_delay`` seconds,
     doubled with every failure in a row, up to ``longest_delay``; ``expected`` exceptions are logged
-    without a traceback. ``observe`` is told of every call: its seconds, and whether it went well.
+    without a traceback. Whose time has come are taken in turns by ``tenant``, so that nobody waits
+    for all keys of another. ``observe`` is told of every call: its seconds, and whether it went
+    well.
     """
 
     def __init__(
@@ -32,14 +35,17 @@ class WorkQueue(Generic[Key]):
         first_delay: float = 0.5,
         longest_delay: float = 60.0,
         expected: tuple[type[Exception], ...] = (),
+        tenant: Callable[[Key], Hashable] = lambda key: None,
     ) -> None:
-        self._work, self._workers, self._expected = work, workers, expected
+        self._work, self._expected, self._tenant = work, expected, tenant
         self._first, self._longest = first_delay, longest_delay
-        self._heap: list[tuple[float, int, Key]] = []
         self._due: dict[Key, float] = {}
+        self._later: list[tuple[float, int, Key]] = []  # a heap of all that is due some time
+        self._ready: OrderedDict[Hashable, OrderedDict[Key, None]] = OrderedDict()  # by tenant
         self._busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
+        self._free = asyncio.Semaphore(workers)
         self._count = 0
         self.observe: Callable[[float, bool], None] = lambda seconds, ok: None
 
@@ -49,9 +55,13 @@ class WorkQueue(Generic[Key]):
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
+        self._put(key)
+        if self._later[0][2] == key:
+            self._changed.set()
+
+    def _put(self, key: Key) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (due, self._count, key))
-        self._changed.set()
+        heapq.heappush(self._later, (self._due[key], self._count, key))
 
     def forget(self, key: Key) -> None:
         """Drop what is known of ``key``."""
@@ -74,58 +84,60 @@ class WorkQueue(Generic[Key]):
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._workers):
-                group.create_task(self._serve())
+            while True:
+                await self._free.acquire()
+                group.create_task(self._serve(await self._next()))
 
-    async def _serve(self) -> None:
-        while True:
-            key = await self._next()
-            self._busy.add(key)
-            started = time.monotonic()
-            try:
-                await self._work(key)
-                self._failures.pop(key, None)
-                self.observe(time.monotonic() - started, True)
-            except Exception as error:  # whatever it is, the other keys must go on
-                count = self._failures[key] = self._failures.get(key, 0) + 1
-                delay = min(self._first * 2.0 ** (count - 1), self._longest)
-                log.warning(
-                    "%s: %s; again in %.1f s",
-                    key,
-                    error,
-                    delay,
-                    exc_info=not isinstance(error, self._expected),
-                )
-                self.add(key, delay)
-                self.observe(time.monotonic() - started, False)
-            finally:
-                self._busy.discard(key)
-                self._changed.set()  # it may have been added again meanwhile
+    async def _serve(self, key: Key) -> None:
+        started = time.monotonic()
+        try:
+            await self._work(key)
+            self._failures.pop(key, None)
+            self.observe(time.monotonic() - started, True)
+        except Exception as error:  # whatever it is, the other keys must go on
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(self._first * 2.0 ** (count - 1), self._longest)
+            log.warning(
+                "%s: %s; again in %.1f s",
+                key,
+                error,
+                delay,
+                exc_info=not isinstance(error, self._expected),
+            )
+            self.add(key, delay)
+            self.observe(time.monotonic() - started, False)
+        finally:
+            self._busy.discard(key)
+            if key in self._due:  # added meanwhile, and passed over where its time had come
+                self._put(key)
+            self._free.release()
+            self._changed.set()
 
     async def _next(self) -> Key:
+        """Take the key that is to be worked on next, once there is one."""
         while True:
-            now = time.monotonic()
-            held: list[tuple[float, int, Key]] = []
-            found: Key | None = None
-            while self._heap and self._heap[0][0] <= now:
-                entry = heapq.heappop(self._heap)
-                due, _, key = entry
-                if self._due.get(key) != due:
-                    continue  # superseded
-                if key in self._busy:
-                    held.append(entry)
-                    continue
+            self._ripen()
+            while self._ready:
+                tenant, keys = self._ready.popitem(last=False)
+                key, _ = keys.popitem(last=False)
+                if keys:
+                    self._ready[tenant] = keys  # behind the others
+                if key not in self._due or key in self._busy:
+                    continue  # forgotten, or taken before
                 del self._due[key]
-                found = key
-                break
-            for entry in held:
-                heapq.heappush(self._heap, entry)
-            if found is not None:
-                return found
+                self._busy.add(key)
+                return key
             self._changed.clear()
-            later = [entry[0] for entry in self._heap if entry[0] > now]
-            timeout = min(later) - now if later else None
+            timeout = self._later[0][0] - time.monotonic() if self._later else None
             try:
                 await asyncio.wait_for(self._changed.wait(), timeout)
             except TimeoutError:
                 continue
+
+    def _ripen(self) -> None:
+        """Put the keys whose time has come into line behind the others of their tenant."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            due, _, key = heapq.heappop(self._later)
+            if self._due.get(key) == due and key not in self._busy:
+                self._ready.setdefault(self._tenant(key), OrderedDict())[key] = None

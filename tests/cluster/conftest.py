@@ -47,7 +47,7 @@ def gpu_cluster() -> Iterator[Cluster]:
 
     Pods run until ``gpu_cluster.finish_pod`` ends them.
     """
-    with Cluster(nodes=4, native_gang=True) as running:
+    with Cluster(nodes=4, native_gang=True, readable_store=True) as running:
         running.install_definition(CRD)
         yield running
 

@@ -45,6 +45,21 @@ def test_the_second_takes_over_when_the_first_is_killed(cluster, namespace, pair
     run.reaches(phase="Suspended")  # it works, too
 
 
+def test_a_restarted_container_of_the_same_pod_leads_on_without_waiting(
+    cluster, namespace, tmp_path
+):
+    kubeconfig = cluster.write_kubeconfig(grant(cluster, namespace, [namespace]))
+    flags = ("--namespaces", namespace, "--own-namespace", namespace, "--pod-uid", "the-pod")
+    operator = Operator(kubeconfig, *flags, "--lease-seconds", "600", log=tmp_path / "log")
+    try:
+        operator.start()
+        operator.kill()
+        operator.start()  # within its 60 s, a tenth of the lease
+    finally:
+        operator.kill()
+    assert lease(cluster, namespace)["spec"]["leaseTransitions"] == 0
+
+
 def test_the_second_follows_at_once_when_the_first_ends_in_order(cluster, namespace, pair):
     first, second = pair
     first.start()

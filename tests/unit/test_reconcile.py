@@ -360,6 +360,16 @@ def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
         assert decision.actions
 
 
+def test_a_claim_that_stays_away_is_looked_for_less_and_less_often():
+    world = World(resource(storage={"claimName": "c"}))
+    waits = []
+    for waited in (0, 60, 1000, 10_000):
+        world.now = NOW + timedelta(seconds=waited)
+        decision = world.round(claim=Claim("c", found=False))
+        waits.append((decision.wake - world.now).total_seconds())
+    assert waits == [15, 15, 100, 300]
+
+
 def test_what_an_older_resource_does_is_waited_for():
     world = World(resource(storage={"claimName": "c"}))
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
@@ -606,3 +616,107 @@ def test_a_job_seen_to_succeed_is_not_ended_because_the_cache_steps_back():
     world.jobs = {"run-download-1": before}
     world.settle()
     assert "run-download-1" in world.jobs
+
+
+def crashed_an_hour_ahead(**training):
+    """A world whose clock was an hour ahead when a training pod crashed, and is right again."""
+    world = World(resource(training=training))
+    first, _ = world.to_training()
+    world.tick(3600)
+    world.pod(first, phase="Failed", exit_code=1, ended=world.now)
+    world.settle()
+    world.tick(-3600)
+    return world
+
+
+def test_a_clock_that_was_ahead_does_not_put_the_next_attempt_off():
+    world = crashed_an_hour_ahead()
+    world.pods.clear()
+    world.settle()
+    assert "run-train-2" not in world.jobs
+    world.tick(10)  # the pause that it would have had
+    world.settle()
+    assert "run-train-2" in world.jobs
+
+
+def test_a_clock_that_was_ahead_does_not_let_a_failed_resource_hold_its_gpus():
+    world = crashed_an_hour_ahead(maxRestarts=0)
+    assert world.status["phase"] == "Failed"
+    world.settle()
+    assert world.status["completionTime"] == "2026-11-24T12:00:00Z"
+    world.tick(15)
+    world.settle()
+    assert "run-train-1" not in world.jobs
+
+
+def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
+    world = World()
+    world.settle()
+    (pod,) = world.start_pods()
+    world.pod(pod, node="dead", disruption="DeletionByTaintManager",
+              deleted=world.now + timedelta(seconds=30))  # fmt: skip
+    world.settle()
+    assert pod in world.pods
+    world.tick(91)
+    world.settle()
+    assert pod not in world.pods
+    assert world.status["phase"] == "Running"
+    assert world.status["restarts"] == 0
+
+
+def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
+    world = World()
+    world.settle()
+    for stage in STAGES:
+        world.finish(stage)
+        world.settle()
+    for samples in ([], [{"input": "val/videos/b.mp4"}]):
+        world.body["spec"]["inference"] = {"samples": samples}
+        world.body["metadata"]["generation"] += 1
+        world.settle()
+    assert world.stage("inference")["state"] == "Running"
+    assert not world.jobs["run-inference-2"].finished
+
+
+def test_success_is_told_when_nothing_runs_any_more():
+    world = World()
+    world.settle()
+    for stage in STAGES[:5]:
+        world.finish(stage)
+        world.settle()
+    (pod,) = world.start_pods()
+    world.body["spec"]["inference"] = {"samples": []}  # while they are being made
+    world.body["metadata"]["generation"] = 2
+    world.settle()
+    assert "run-inference-1" not in world.jobs
+    assert world.status["phase"] == "Running"
+    world.pods.pop(pod)
+    world.settle()
+    assert world.status["phase"] == "Succeeded"
+
+
+def test_a_failed_job_whose_pod_is_gone_costs_nothing():
+    """A pod deleted by hand while no operator led: what crashes leaves its pod."""
+    world = World()
+    world.to_training()
+    world.pods.clear()
+    world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], failed="BackoffLimitExceeded")
+    world.round()
+    assert world.status["attempts"][0]["reason"] == "JobFailed"
+    assert world.status["restarts"] == 1
+    assert world.status.get("chargedRestarts", 0) == 0
+
+
+def test_the_counts_of_an_attempt_go_with_it():
+    world = World()
+    first, _ = world.to_training()
+    world.round()
+    assert world.stage("train")["ready"] == 2
+    world.pod(first, phase="Failed", exit_code=1, ready=False)
+    world.round()
+    assert world.stage("train").get("ready", 0) == 0
+    world.pods.clear()
+    world.tick(60)
+    world.settle()
+    assert world.stage("train")["attempt"] == 2
+    assert world.stage("train").get("ready", 0) == 0

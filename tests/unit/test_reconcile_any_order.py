@@ -29,6 +29,7 @@ class AnyOrder(RuleBasedStateMachine):
         training = {"iterations": 9, "nodes": 2, "maxRestarts": 3}
         self.world = World(resource(training=training, inference=samples))
         self.seen = {"attempt": 0, "restarts": 0}
+        self.past = [self.world.snapshot()]
 
     @property
     def job(self):
@@ -47,8 +48,13 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def look(self):
         self.world.round()
+        self.past.append(self.world.snapshot())
 
-    @rule(seconds=st.sampled_from([-30, 1, 15, 700]))
+    @rule(ago=st.integers(1, 3))
+    def look_at_what_a_late_watch_shows(self, ago):
+        self.world.round(cache=self.past[-ago:][0])
+
+    @rule(seconds=st.sampled_from([-3600, -30, 1, 15, 700]))
     def time_passes(self, seconds):
         self.world.tick(seconds)
         for pod in list(self.world.pods.values()):  # kubelets end what was asked to go
@@ -120,6 +126,15 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.world.jobs[job.name] = replace(job, **how)
 
+    @rule(samples=st.sampled_from([[], [{"input": "a.mp4"}], [{"input": "b.mp4"}]]),
+          iterations=st.sampled_from([9, 12]))  # fmt: skip
+    def somebody_edits(self, samples, iterations):
+        spec = self.world.body["spec"]
+        every = bool(samples) and spec["inference"].get("everyCheckpoint", False)
+        spec["inference"] = {"samples": samples, "everyCheckpoint": every}
+        spec["training"] = spec["training"] | {"iterations": iterations}
+        self.world.body["metadata"]["generation"] += 1
+
     @rule(value=st.booleans())
     def suspend_or_resume(self, value):
         if bool(self.world.body["spec"].get("suspend")) != value:
@@ -151,8 +166,9 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def the_status_claims_nothing_that_the_children_deny(self):
         status = self.world.status
-        if status.get("phase") == "Suspended":
-            assert not self.alive or any(p.deleted for p in self.alive)
+        if status.get("phase") in ("Suspended", "Succeeded"):
+            assert not self.alive
+            assert self.job is None
         for entry in status.get("stages", []):
             assert entry["state"] != "Restarting" or entry["name"] == self.world.status["stage"]
 

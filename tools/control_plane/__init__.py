@@ -7,5 +7,6 @@ seconds and leaves nothing behind, however the process ends. Linux only.
 from .api import Api, ApiError
 from .binaries import Unavailable
 from .cluster import Cluster
+from .store import Change, Store
 
-__all__ = ["Api", "ApiError", "Cluster", "Unavailable"]
+__all__ = ["Api", "ApiError", "Change", "Cluster", "Store", "Unavailable"]

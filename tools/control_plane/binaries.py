@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -39,9 +40,6 @@ _KUBERNETES_STAMPS = {
 _STAMPS = {
     "k8s": _KUBERNETES_STAMPS,
     "node": _KUBERNETES_STAMPS,
-    "coredns": {},
-    "crane": {},
-    "etcd": {},
     "kwok": {"sigs.k8s.io/kwok/pkg/consts.Version": "{version}"},
     "helm": {"helm.sh/helm/v3/internal/version.version": "v{version}"},
     "helm4": {"helm.sh/helm/v4/internal/version.version": "v{version}"},
@@ -54,27 +52,36 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Tool:
-    """One binary: its name, the folder of its Go module, its package, the module of its version."""
+    """One binary: its name, the folder of its Go module, its package, the module of its version.
+
+    The folder lies in ``home``.
+    """
 
     name: str
     module: str
     package: str
     versioned: str
+    home: Path = TOOLS
+
+    @property
+    def folder(self) -> Path:
+        """Where its go.mod is."""
+        return self.home / self.module
 
     @property
     def version(self) -> str:
         """The version that the folder's go.mod requires, without its ``v``."""
-        text = (TOOLS / self.module / "go.mod").read_text()
+        text = (self.folder / "go.mod").read_text()
         found = re.search(rf"^(?:require)?\s*{re.escape(self.versioned)} v(\S+)", text, re.M)
         if found is None:
-            raise ValueError(f"tools/{self.module}/go.mod requires no {self.versioned}")
+            raise ValueError(f"{self.folder}/go.mod requires no {self.versioned}")
         return found[1]
 
     @property
     def linker_flags(self) -> str:
         major, minor = self.version.split(".")[:2]
         values = {"version": self.version, "major": major, "minor": minor}
-        stamps = (f"-X {k}={v.format(**values)}" for k, v in _STAMPS[self.module].items())
+        stamps = (f"-X {k}={v.format(**values)}" for k, v in _STAMPS.get(self.module, {}).items())
         return " ".join(["-s", "-w", *stamps])
 
     @property
@@ -82,7 +89,7 @@ class Tool:
         """Where the binary lies once built."""
         digest = hashlib.sha256(self.linker_flags.encode())
         for name in ("go.mod", "go.sum"):
-            digest.update((TOOLS / self.module / name).read_bytes())
+            digest.update((self.folder / name).read_bytes())
         folder = f"{self.module}-{self.version}-{digest.hexdigest()[:10]}"
         return cache() / folder / self.name
 
@@ -127,7 +134,21 @@ def find(*names: str) -> dict[str, Path]:
     Raises:
         Unavailable: one of them is missing and cannot be built.
     """
-    return {name: _present(ALL[name]) or _build(ALL[name]) for name in names}
+    return {name: ready(ALL[name]) for name in names}
+
+
+def ready(tool: Tool) -> Path:
+    """As :func:`find`, for one tool, of any folder of Go modules."""
+    return _present(tool) or _build(tool)
+
+
+def module_folder(tool: Tool) -> Path:
+    """Where the sources of the module of the tool's version lie: its definitions among them."""
+    command = [_go(), "mod", "download", "-json", f"{tool.versioned}@v{tool.version}"]
+    done = subprocess.run(command, cwd=tool.folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"{tool.versioned} cannot be downloaded: {done.stdout}{done.stderr}")
+    return Path(json.loads(done.stdout)["Dir"])
 
 
 def _present(tool: Tool) -> Path | None:
@@ -141,7 +162,8 @@ def _build(tool: Tool) -> Path:
         if (built := _present(tool)) is not None:
             return built
         go = _go()
-        _say(f"building {tool.name} {tool.version} from tools/{tool.module} (once; minutes) ...")
+        place = tool.folder.relative_to(TOOLS.parent)
+        _say(f"building {tool.name} {tool.version} from {place} (once; minutes) ...")
         started = time.monotonic()
         target = tool.cached
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +174,7 @@ def _build(tool: Tool) -> Path:
         try:
             done = subprocess.run(
                 command,
-                cwd=TOOLS / tool.module,
+                cwd=tool.folder,
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -162,7 +184,7 @@ def _build(tool: Tool) -> Path:
                 last = "\n".join(done.stderr.strip().splitlines()[-12:])
                 raise Unavailable(
                     f"{tool.name} {tool.version} could not be built by `{go} build` in"
-                    f" tools/{tool.module}: is the Go module proxy reachable, is there disk and"
+                    f" {place}: is the Go module proxy reachable, is there disk and"
                     f" memory (4 GiB)? Go said:\n{last}"
                 )
             aside.rename(target)

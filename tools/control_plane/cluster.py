@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +20,14 @@ from . import binaries, fake_nodes
 from .api import Api, ApiError
 from .certificates import Authority, signing_key
 from .processes import Keeper, Process, free_port
+from .store import Store
 
 BASE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 WITH_NODES = (*BASE, "kube-scheduler", "kwok")
-START_SECONDS = 120.0  # a busy machine with two cores needs up to 30
+START_SECONDS = 300.0  # a busy machine with two cores needs 30, one that is ten times too busy 150
 
 # Every request by anyone but the control plane itself, without bodies: who used which verb on what.
-AUDIT_POLICY = {
+AUDIT_POLICY: dict[str, Any] = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
     "omitStages": ["RequestReceived"],
@@ -57,7 +58,12 @@ class Cluster:
             ``finish_pod`` says how it ends.
         native_gang: serve the native PodGroup API (scheduling.k8s.io/v1beta1), as a cluster
             whose administrator turned it on.
+        lease_seconds: how long a node's lease holds; with many nodes, long, as each renews it.
+        audited: rules of the audit log that go before those of AUDIT_POLICY.
         address: where the API server listens and is told of to pods; 127.0.0.1 is no way for pods.
+        readable_store: store everything in JSON, so that ``store`` shows every object's states.
+        worker_logs: what every container of a name prints, in lines, on the fake nodes; what
+            ``write_pod_log`` gives a pod stands instead of that.
 
     Raises:
         Unavailable: a binary can neither be found nor built.
@@ -70,9 +76,16 @@ class Cluster:
         nodes: int | None = None,
         job_seconds: float | None = None,
         native_gang: bool = False,
+        lease_seconds: int = 20,
+        audited: Sequence[dict[str, Any]] = (),
         address: str = "127.0.0.1",
+        readable_store: bool = False,
+        worker_logs: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.address = address
+        self._worker_logs = worker_logs or {}
+        self._readable_store = readable_store
+        self._lease_seconds, self._audited = lease_seconds, audited
         self._with_nodes = nodes is not None
         self._job_seconds = job_seconds
         self._native_gang = native_gang
@@ -161,7 +174,8 @@ class Cluster:
 
     def install_definition(self, path: Path) -> None:
         """Apply the CustomResourceDefinition in this YAML file and wait until it is served."""
-        definition = yaml.safe_load(path.read_text())
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # others' are of a megabyte
+        definition = yaml.load(path.read_text(), loader)  # noqa: S506
         base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         url = f"{base}/{definition['metadata']['name']}"
         self.admin.patch(f"{url}?fieldManager=control-plane", definition, "apply")
@@ -171,10 +185,23 @@ class Cluster:
 
     def audit(self, user: str | None = None) -> Iterator[dict[str, Any]]:
         """The audit events so far (verb, objectRef, user, responseStatus, ...), oldest first."""
-        for line in (self.folder / "audit.log").read_text().splitlines():
-            event: dict[str, Any] = json.loads(line)
-            if user is None or event["user"]["username"] == user:
-                yield event
+        with (self.folder / "audit.log").open() as log:
+            for line in log:
+                if not line.endswith("\n"):
+                    return  # being written
+                event: dict[str, Any] = json.loads(line)
+                if user is None or event["user"]["username"] == user:
+                    yield event
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The process ids by name."""
+        return {name: process.pid for name, process in self._running.items()}
+
+    @property
+    def store(self) -> Store:
+        """etcd, with every state that there was."""
+        return Store(self._etcd_port)
 
     # Nodes and pods
 
@@ -188,6 +215,11 @@ class Cluster:
         """Its fake kubelet falls silent: NotReady after some 30 s; its pods end no more."""
         path = f"/api/v1/nodes/{name}"
         self.admin.patch(path, {"metadata": {"labels": {fake_nodes.MANAGED: None}}})
+
+    def find_node(self, name: str) -> None:
+        """Its fake kubelet is there again."""
+        path = f"/api/v1/nodes/{name}"
+        self.admin.patch(path, {"metadata": {"labels": {fake_nodes.MANAGED: "kwok"}}})
 
     def add_volumes(self, count: int) -> None:
         """Add volumes that claims without a storage class, of any access mode, are bound to.
@@ -213,6 +245,10 @@ class Cluster:
             self.admin.post(kind, fake_nodes.pod_log(namespace, name, path))
         with path.open("a") as log:
             log.write(fake_nodes.log_lines(text))
+
+    def run(self, name: str, binary: Path, *flags: str | Path) -> Process:
+        """Start another process, which ends with the cluster at the latest."""
+        return self._keeper.start(name, [binary, *flags])
 
     # Faults
 
@@ -254,13 +290,23 @@ class Cluster:
             "kwok.pem": fake_kubelet.certificate,
             "kwok.key": fake_kubelet.key,
             "accounts.key": signing_key(),
-            "audit-policy.json": json.dumps(AUDIT_POLICY),
+            "audit-policy.json": json.dumps(
+                {**AUDIT_POLICY, "rules": [*self._audited, *AUDIT_POLICY["rules"]]}
+            ),
             "kwok-logs-crd.yaml": json.dumps(fake_nodes.LOGS_CRD),
             "kwok.yaml": fake_nodes.stages(self._job_seconds),
+            **{
+                f"worker-{name}.log": fake_nodes.log_lines("\n".join(lines))
+                for name, lines in self._worker_logs.items()
+            },
         }.items():
             path = self.folder / name
             path.touch(mode=0o600)
             path.write_text(text)
+        if self._worker_logs:
+            logs = {name: self.folder / f"worker-{name}.log" for name in self._worker_logs}
+            with (self.folder / "kwok.yaml").open("a") as config:
+                config.write(f"---\n{json.dumps(fake_nodes.all_logs(logs))}\n")
 
     def _start(self) -> None:
         self._choose_ports()
@@ -329,6 +375,7 @@ class Cluster:
             f"--audit-log-path={self.folder / 'audit.log'}",
             "--audit-log-maxsize=4096",  # in MiB: never a second file within a test session
             *(gang if self._native_gang else ()),
+            *(("--storage-media-type=application/json",) if self._readable_store else ()),
         )
         self._wait("the API server", lambda: self.admin.get("/readyz"))
 
@@ -343,7 +390,8 @@ class Cluster:
             f"--service-account-private-key-file={self.folder / 'accounts.key'}",
             f"--root-ca-file={self.folder / 'ca.pem'}",
             "--controllers=*,-node-ipam-controller",
-            "--node-monitor-grace-period=20s",
+            f"--node-monitor-grace-period={self._lease_seconds}s",
+            *_UNTHROTTLED,
             *((_GANG_GATE,) if self._native_gang else ()),
         )
 
@@ -353,6 +401,7 @@ class Cluster:
             f"--kubeconfig={self.folder / 'kube-scheduler.kubeconfig'}",
             "--leader-elect=false",
             "--secure-port=0",
+            *_UNTHROTTLED,
             *((_GANG_GATE,) if self._native_gang else ()),
         )
 
@@ -369,7 +418,7 @@ class Cluster:
             f"--server-address=127.0.0.1:{self._kwok_port}",
             f"--tls-cert-file={self.folder / 'kwok.pem'}",
             f"--tls-private-key-file={self.folder / 'kwok.key'}",
-            "--node-lease-duration-seconds=20",
+            f"--node-lease-duration-seconds={self._lease_seconds}",
         )
 
     def _wait(self, what: str, probe: Callable[[], Any]) -> None:
@@ -395,5 +444,6 @@ class Cluster:
             time.sleep(0.1)
 
 
+_UNTHROTTLED = ("--kube-api-qps=1000", "--kube-api-burst=2000")  # the machine is the bound
 _GANG_GATE = "--feature-gates=GenericWorkload=true"
 _DEFAULT_ACCOUNT = "/api/v1/namespaces/default/serviceaccounts/default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
         "kind": "Logs",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"logs": [{"logsFile": str(path), "follow": True}]},
+    }
+
+
+def all_logs(paths: Mapping[str, Path]) -> dict[str, Any]:
+    """KWOK's object that serves files as the logs of all containers of these names."""
+    logs = [{"containers": [name], "logsFile": str(path), "follow": False}
+            for name, path in paths.items()]  # fmt: skip
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "ClusterLogs",
+        "metadata": {"name": "workers"},
+        "spec": {"logs": logs},
     }
 
 

@@ -1,0 +1,145 @@
+"""``python -m benchmarks.reliability``: docs/reliability.md, of chaos.json and torture.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .cases import Marks, between
+
+__all__ = ["CHAOS", "DOCUMENT", "TORTURE", "documented", "write"]
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAOS = ROOT / "benchmarks" / "results" / "chaos.json"
+TORTURE = ROOT / "benchmarks" / "results" / "torture.json"
+DOCUMENT = ROOT / "docs" / "reliability.md"
+BEGIN = "<!-- {0}: made by `python -m benchmarks.reliability` -->"
+CHAOS_MARKS: Marks = (BEGIN.format("chaos"), "<!-- /chaos -->")
+TORTURE_MARKS: Marks = (BEGIN.format("torture"), "<!-- /torture -->")
+
+Record = dict[str, Any]
+
+
+def documented(text: str, chaos: Record | None, torture: Record | None) -> str:
+    """``text`` with the records' tables between its marks; a record may be missing yet."""
+    text = between(CHAOS_MARKS, text, _chaos(chaos) if chaos else "Not run yet.")
+    return between(TORTURE_MARKS, text, _torture(torture) if torture else "Not run yet.")
+
+
+def write() -> None:
+    """Bring the document up to date with the records."""
+    chaos, torture = (
+        json.loads(path.read_text()) if path.exists() else None for path in (CHAOS, TORTURE)
+    )
+    DOCUMENT.write_text(documented(DOCUMENT.read_text(), chaos, torture))
+
+
+def _machine(machine: Record) -> str:
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}, commit "
+        f"{machine['commit']}, {machine['date']}, `{machine['command'].strip()}`"
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return ["", *(f"| {' | '.join(str(cell) for cell in row)} |" for row in lines)]
+
+
+def _sum(trials: list[Record], name: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in trials:
+        total.update(one[name])
+    return dict(sorted(total.items()))
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def _chaos(record: Record) -> str:
+    trials = sorted(record["trials"], key=lambda one: int(one["seed"]))
+    failed = [one for one in trials if one["broken"]]
+    commits = sorted({one["commit"] for one in trials})
+    lines = [
+        f"**{len(trials) - len(failed)} of {len(trials)} seeds without a broken invariant** (goal: "
+        f"200 of 200). Kubernetes {record['control_plane']}, {_machine(record['machine'])}; "
+        f"commits of the trials: {', '.join(commits)}."
+    ]
+    seconds = sorted(one["seconds"] for one in trials)
+    ends = sorted(one["seconds_from_calm_to_all_ended"] for one in trials)
+    count = record["resources"]
+    lines += _table(
+        ("figure", "all seeds"),
+        [
+            ("resources applied (each seed: " + f"{count}, and those made again)",
+             f"{sum(one['resources'] for one in trials):,}"),
+            ("Jobs made", f"{sum(one['jobs'] for one in trials):,}"),
+            ("restarts", f"{sum(one['restarts'] for one in trials):,}"),
+            ("how resources ended", _listed(_sum(trials, "phases"))),
+            ("states that were checked", f"{sum(one['states'] for one in trials):,}"),
+            (f"faults (each seed: {record['faults']})", _listed(_sum(trials, "faults"))),
+            ("requests of the operator by answer", _listed(_sum(trials, "requests"))),
+            ("ends of an operator's process", _listed(_sum(trials, "operator_ends"))),
+            ("seconds from the last fault until all resources had ended",
+             f"median {ends[len(ends) // 2]}, longest {ends[-1]}"),
+            ("longest that a failed resource's pods held a GPU, seconds",
+             max(one["longest_gpu_held_after_failure_s"] for one in trials)),
+            ("seconds a seed takes", f"median {seconds[len(seconds) // 2]}, longest {seconds[-1]}"),
+        ],
+    )  # fmt: skip
+    if failed:
+        lines += _table(
+            ("seed", "invariant", "resource", "what was seen"),
+            [
+                (one["seed"], b["invariant"], b["resource"], b["text"][:200].replace("\n", " "))
+                for one in failed
+                for b in one["broken"][:3]
+            ],
+        )
+    return "\n".join(lines)
+
+
+def _torture(record: Record) -> str:
+    lines: list[str] = []
+    if killed := record.get("killed"):
+        lost = killed["iterations_lost"]
+        lines += [
+            f"**{killed['kills']} kills** (seed {killed['seed']}): {killed.get('ranks', 0)} of a "
+            f"rank, {killed.get('launchers', 0)} of a launcher; {killed['whole_runs']} whole runs "
+            f"of {killed['iterations']} iterations came of it, each with the undisturbed run's "
+            "weights, bit by bit, at every checkpoint that was looked at and at the end. A kill "
+            f"cost {lost['mean']} iterations on average, {lost['largest']} at most (a checkpoint "
+            f"every {killed['checkpoint_every']}). {_machine(killed['machine'])}."
+        ]
+    if full := record.get("full"):
+        lines += [
+            "",
+            f"**A full volume.** Exit codes {full['exit_codes']}, said: "
+            f'"{next(iter(full["said"]), "")}"; the newest whole checkpoint then was of iteration '
+            f"{full['whole_before']}. With room again: exit codes {full['exit_codes_with_room']}, "
+            f"iteration {full['whole_after']}.",
+        ]
+    if locked := record.get("read-only"):
+        lines += [
+            "",
+            f"**A read-only volume.** Exit codes {locked['exit_codes']}, said: "
+            f'"{next(iter(locked["said"]), "")}"; whole before and after: iteration '
+            f"{locked['whole_before']} and {locked['whole_after']}. Writable again: exit codes "
+            f"{locked['exit_codes_writable']}, iteration {locked['whole_at_the_end']}.",
+        ]
+    return "\n".join(lines).strip()
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    write()
+    print(f"wrote {DOCUMENT.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

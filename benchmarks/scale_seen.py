@@ -1,0 +1,200 @@
+"""What the API server's audit log tells of a run: the one clock for every system measured.
+
+Pods are followed by the groups that train: ``system`` reads resource and attempt from a pod's
+labels, and the resource from its name. Times are those at which the API server had answered.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["BENCH", "RULES", "Naming", "Pod", "Seen", "follow", "spread"]
+
+BENCH = "bench"  # the user of the benchmark's own requests
+JOBS = "system:serviceaccount:kube-system:job-controller"
+RULES: list[dict[str, Any]] = [
+    {"level": "Request", "verbs": ["create"], "omitManagedFields": True,
+     "resources": [{"group": "", "resources": ["pods"]}]},
+    {"level": "Metadata", "users": ["kwok"], "verbs": ["patch", "delete"],
+     "resources": [{"group": "", "resources": ["pods", "pods/status"]}]},
+    {"level": "Metadata", "users": ["system:kube-scheduler"], "verbs": ["create"],
+     "resources": [{"group": "", "resources": ["pods/binding"]}]},
+    {"level": "Metadata", "users": [JOBS],
+     "resources": [{"group": "batch", "resources": ["jobs/status"]}]},
+]  # fmt: skip
+
+
+class Naming(Protocol):
+    """How a system names what it makes."""
+
+    accounts: Collection[str]
+
+    def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
+        """Resource and attempt of a training pod; None of another pod."""
+
+    def resource_of(self, pod: str) -> str:
+        """The resource that a training pod of this name belongs to; empty for another pod."""
+
+
+@dataclass
+class Pod:
+    """When a training pod of a name got a node, ran, and ended or was deleted."""
+
+    bound: float = 0.0
+    running: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass
+class Seen:
+    """The record, brought up to date by :meth:`take`, event by event."""
+
+    system: Naming
+    posted: dict[str, float] = field(default_factory=dict)  # resources, when they were accepted
+    created: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    accepted: dict[str, float] = field(default_factory=dict)  # resources: first status written
+    first: dict[str, float] = field(default_factory=dict)  # a resource's first pod
+    pods: dict[str, Pod] = field(default_factory=dict)
+    jobs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    deleted: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    applied: dict[str, float] = field(default_factory=dict)  # Jobs, by our operator
+    requests: Counter[str] = field(default_factory=Counter)
+    all_pods: int = 0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take one event of the audit log in."""
+        if event.get("stage") == "ResponseStarted":
+            return  # of a watch or a log, whose end is told too
+        about = event.get("objectRef") or {}
+        user, verb = event["user"]["username"], event["verb"]
+        kind, name = about.get("resource", ""), about.get("name", "")
+        if about.get("subresource"):
+            kind = f"{kind}/{about['subresource']}"
+        good = event.get("responseStatus", {}).get("code", 0) < 300
+        when = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
+        if user in self.system.accounts and verb != "watch" and kind not in _OWN:
+            self.requests[f"{verb} {kind}"] += 1
+            if good:
+                self._worked(verb, kind, name, when)
+        if not good:
+            return
+        if (verb, kind) == ("create", "pods"):
+            self._created(event, when)
+        elif user == BENCH and verb == "create":
+            self.posted[name] = when
+        elif user == JOBS and kind == "jobs/status":
+            self.jobs[name].append(when)
+        elif self.system.resource_of(name):
+            self._lived(verb, kind, name, when)
+
+    def _worked(self, verb: str, kind: str, name: str, when: float) -> None:
+        if kind in _STATUSES:
+            self.accepted.setdefault(name, when)
+        elif (verb, kind) == ("patch", "jobs"):
+            self.applied.setdefault(name, when)
+        elif verb in ("delete", "deletecollection") and kind in ("jobs", "pods"):
+            self.deleted[name].append(when)
+
+    def _created(self, event: Mapping[str, Any], when: float) -> None:
+        self.all_pods += 1
+        labels = event["requestObject"]["metadata"].get("labels") or {}
+        group = self.system.group(labels)
+        if group is not None:
+            self.created[group].append(when)
+        for label in _RESOURCE_LABELS:
+            if label in labels:
+                self.first.setdefault(labels[label], when)
+
+    def _lived(self, verb: str, kind: str, name: str, when: float) -> None:
+        if (verb, kind) == ("create", "pods/binding"):
+            self.pods[name] = Pod(bound=when)  # a new one, should it bear the name of another
+            return
+        pod = self.pods.setdefault(name, Pod(bound=when))
+        if (verb, kind) == ("patch", "pods/status"):
+            if not pod.running:
+                pod.running = when
+            elif not pod.ended:
+                pod.ended = when
+        elif verb == "delete" and not pod.ended:
+            pod.ended = when
+
+    # ------------------------------------------------------------------ figures
+
+    def attempts(self, resource: str) -> list[list[float]]:
+        """When the pods of each attempt of a resource were created, in order."""
+        found = [times for (name, _), times in self.created.items() if name == resource]
+        return sorted(found, key=min)
+
+    def whole(self, resource: str, nodes: int, since: float = 0.0) -> float | None:
+        """When ``nodes`` pods of one attempt begun after ``since`` had been created."""
+        for times in self.attempts(resource):
+            later = [when for when in times if when >= since]
+            if len(later) >= nodes:
+                return sorted(later)[nodes - 1]
+        return None
+
+    def goodput(self, works: Mapping[str, tuple[int, int]], until: float) -> dict[str, float]:
+        """GPU seconds held by training pods, and those of them in which a group that then ended
+        well was whole; ``works`` has nodes and GPUs of a node by resource."""
+        held = useful = 0.0
+        groups: dict[str, list[Pod]] = defaultdict(list)
+        for name, pod in self.pods.items():
+            resource = self.system.resource_of(name)
+            if resource in works:
+                held += ((pod.ended or until) - pod.bound) * works[resource][1]
+                groups[resource].append(pod)
+        for resource, pods in groups.items():
+            nodes, gpus = works[resource]
+            last = sorted(pods, key=lambda pod: pod.bound)[-nodes:]
+            if len(last) == nodes and all(pod.running for pod in last):
+                start, end = max(p.running for p in last), min(p.ended or until for p in last)
+                useful += max(0.0, end - start) * gpus * nodes
+        return {"held": round(held), "useful": round(useful)}
+
+
+_STATUSES = ("video2worldposttrains/status", "pytorchjobs/status", "trainjobs/status")
+_RESOURCE_LABELS = (
+    "video2world.dev/resource",
+    "training.kubeflow.org/job-name",
+    "jobset.sigs.k8s.io/jobset-name",
+)
+# what a controller asks for its own sake, not for a resource's
+_OWN = {"leases", "selfsubjectaccessreviews", "tokenreviews", "subjectaccessreviews", ""}
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, 99th percentile and largest of some seconds, and how many they are."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"count": 0}
+    p99 = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+    return {
+        "count": len(ordered),
+        "p50": round(statistics.median(ordered), 3),
+        "p99": round(p99, 3),
+        "max": round(ordered[-1], 3),
+    }
+
+
+def follow(log: Path) -> Iterator[Iterator[dict[str, Any]]]:
+    """Each turn: the events written to the audit log since the last one."""
+
+    def new(stream: Any) -> Iterator[dict[str, Any]]:
+        while True:
+            place = stream.tell()
+            line = stream.readline()
+            if not line.endswith("\n"):
+                stream.seek(place)  # being written
+                return
+            yield json.loads(line)
+
+    with log.open() as stream:
+        while True:
+            yield new(stream)

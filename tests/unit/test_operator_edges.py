@@ -1,0 +1,96 @@
+"""What the operator goes by: the API server's clock, its lease, a cache without ghosts."""
+
+import asyncio
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+from control_plane.processes import free_port
+from operators import Operator, eventually
+from video2world_operator.handlers import KopfCache
+from video2world_operator.leader import Leadership, LeaseTimes
+from video2world_operator.observed import Job, Pod
+from video2world_operator.server_clock import ServerClock
+
+
+def test_time_is_the_api_servers():
+    clock = ServerClock()
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
+    ahead = datetime.now(UTC) + timedelta(hours=2)
+    clock.hear(format_datetime(ahead, usegmt=True))
+    clock.hear("no date")
+    clock.hear("")
+    assert abs(clock.now() - ahead) < timedelta(seconds=5)
+    clock.hear(format_datetime(ahead - timedelta(seconds=1), usegmt=True))  # a slow answer
+    assert abs(clock.now() - ahead) < timedelta(seconds=5)
+    back = ahead - timedelta(hours=1)
+    clock.hear(format_datetime(back, usegmt=True))  # it was set back
+    assert abs(clock.now() - back) < timedelta(seconds=5)
+
+
+class LeaseServer:
+    """The requests of a Leadership, on one Lease."""
+
+    def __init__(self):
+        self.lease = None
+
+    async def get(self, path):
+        return self.lease
+
+    async def request(self, method, path, body):
+        self.lease = body | {"metadata": body["metadata"] | {"resourceVersion": "1"}}
+
+
+def test_who_slept_past_the_lease_knows_before_anybody_tells():
+    leadership = Leadership(LeaseServer(), "ns", "me", LeaseTimes(0.3, 0.2, 0.05))
+    assert not leadership.holds()
+    asyncio.run(leadership.acquire())
+    assert leadership.holds()
+    time.sleep(0.25)  # as a process that was stopped and goes on
+    assert leadership.leads
+    assert not leadership.holds()
+
+
+def test_what_went_without_an_event_is_dropped_for_good():
+    cache = KopfCache()
+    key = ("ns", "run")
+    resources = {key: [{"metadata": {"uid": "r1"}}]}
+    jobs = {key: [Job("run-train-1", "j1", "train", 1, "", "r1")]}
+    pods = {key: [Pod(name, f"p{index + 1}", "train", 1, index, "Running")
+                  for index, name in enumerate("ab")]}  # fmt: skip
+    volume = ("ns", "shared", "")
+    cache.attach({"resources": resources, "jobs": jobs, "pods": pods, "volumes": {volume: [key]}})
+    assert cache.uids() == {"r1": key, "j1": key, "p1": key, "p2": key}
+    cache.drop(["j1", "p2"])
+    assert cache.jobs(key) == []
+    assert [pod.name for pod in cache.pods(key)] == ["a"]
+    assert cache.known() == [key]
+    cache.drop(["r1"])
+    assert cache.resource(key) is None
+    assert cache.known() == []
+    assert list(cache.sharing(volume)) == []
+    assert cache.uids() == {"p1": key}
+    pods[key] = [Pod("b", "p3", "train", 2, 1, "Running")]  # another one of that name
+    assert [pod.uid for pod in cache.pods(key)] == ["p3"]
+
+
+def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):
+    kubeconfig = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "ns"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    path, log = tmp_path / "kubeconfig", tmp_path / "log"
+    path.write_text(json.dumps(kubeconfig))
+    operator = Operator(path, log=log)
+    operator.launch()
+    try:
+        eventually(lambda: "waiting for the API server" in log.read_text(), 120, operator.tail)
+        assert operator.alive
+        assert operator.probe("readyz")[0] == 503
+        assert operator.stop() == 0
+    finally:
+        operator.kill()
+    assert "Traceback" not in log.read_text()
