@@ -229,7 +229,8 @@ def main() -> int:
     chosen = [name for name in args.systems.split(",") if name]
     if unknown := set(chosen) - set(SYSTEMS):
         flags.error(f"--systems: {', '.join(unknown)}: choose from {', '.join(SYSTEMS)}")
-    scale = Scale(args.resources, args.nodes, seed=args.seed)
+    few = max(2, min(10, args.resources // 20))
+    scale = Scale(args.resources, args.nodes, probes=2 * few, killed=few, seed=args.seed)
     for name in chosen:  # building is no part of what is measured
         for tool in getattr(SYSTEMS[name], "tools", ()):
             binaries.ready(TOOLS[tool])
