@@ -49,7 +49,7 @@ node: .venv/ready ## Open a shell with such a node, until it is left (root)
 torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
 	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
 
-lint: .venv/ready ## Check style, types and generated files
+lint: .venv/ready ## Check style, types, generated files, known vulnerabilities and secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,6 +57,7 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/python -m video2world_operator.rights --check
 	$(BIN)/python -m video2world_operator.reference --check
 	$(BIN)/mkdocs build --site-dir build/lint-site
+	$(BIN)/python tools/audit.py
 
 docs: .venv/ready ## Build the documentation's site into build/site
 	$(BIN)/mkdocs build

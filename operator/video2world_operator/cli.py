@@ -298,19 +298,20 @@ def _remote_explain(args: argparse.Namespace) -> int:
 def _tell(seen: Snapshot, around: Facts) -> int:
     """Print the causes; the exit code is 0, found or not."""
     from .explain import explain
+    from .terminal import harmless
 
     status = seen.status
     causes = explain(seen, around, datetime.now(UTC))
     message = "" if causes else status.get("message", "")  # a cause says it better
-    print(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip())
+    print(harmless(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
     if not causes:
         print("nothing holds it up")
     for cause in causes:
-        print(f"why   {cause.what}")
-        print(f"do    {cause.remedy}.")
+        print(f"why   {harmless(cause.what)}")
+        print(f"do    {harmless(cause.remedy)}.")
         said = [line for line in cause.evidence.splitlines() if line and line != cause.what]
         for number, line in enumerate(said):
-            print(f"{'' if number else 'told':<5} {line}")
+            print(f"{'' if number else 'told':<5} {harmless(line)}")
     return 0
 
 

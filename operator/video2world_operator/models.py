@@ -82,6 +82,8 @@ FolderName = Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 _UNIT = "(Ki|[MGTPE]i?|[mk])?$"
 Quantity = Annotated[str, _text(32, rf"^[0-9]+(\.[0-9]+)?{_UNIT}")]
 ABOVE_ZERO = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
+# A commit, tag or branch; what begins with a dash would read as a flag.
+Revision = Annotated[str, _text(253, r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
 RepoID = Annotated[str, _text(200, r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
 FreeObject = dict[str, Any]
@@ -163,7 +165,7 @@ class AgiBotDataset(_Model):
         alias="repoID",
         description="Dataset repository on the Hugging Face Hub.",
     )
-    revision: Text | None = Field(
+    revision: Revision | None = Field(
         default=None,
         description="Commit, tag or branch of the repository; default its newest state.",
     )

@@ -52,7 +52,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "train": ("embeddings", "latents"),
     "inference": ("train",),
 }
-_NETWORK = ("download", "dataset")  # the stages that may fetch, and so get the token
+_NETWORK = ("download", "dataset")  # the stages that may fetch
 _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod (train: per GPU)
     "download": (2, 4),
     "dataset": (4, 8),
@@ -162,6 +162,12 @@ def to_yaml(plan: Plan) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        # Unicode's own line ends are lost, or end the value, where they are not escaped.
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
     documents = [*plan.shared, *(m for stage in plan.stages for m in stage.manifests)]
     return yaml.dump_all(
         documents,
@@ -472,12 +478,18 @@ def _env(
         values["CUDA_VISIBLE_DEVICES"] = ""
     env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
     token = resource.spec.credentials.hugging_face_token_secret
-    if token and stage in _NETWORK:
-        reference = {"name": token.name, "key": token.key}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    if token and _fetches(resource, stage):
+        source = token.model_dump(include={"name", "key"})
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
     patch: StagePatch = getattr(resource.spec.stages, stage)
     more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
     return _merge_named(env, more, "name")
+
+
+def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
+    """Whether the stage asks the Hub for anything: only then it gets the token."""
+    agibot = resource.spec.dataset.agibot
+    return stage == "download" or (stage == "dataset" and agibot is not None and not agibot.path)
 
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
@@ -513,7 +525,7 @@ _KEYS = {
     "volumes": "name",
     "env": "name",
     "volumeMounts": "mountPath",
-    "imagePullSecrets": "name",
+    "imagePullSecrets": "name",  # pragma: allowlist secret
 }
 
 

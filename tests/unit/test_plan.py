@@ -167,7 +167,8 @@ def test_user_errors_are_not_retried():
 
 
 def test_the_token_is_a_reference_and_only_where_it_is_needed():
-    made = plan(credentials={"huggingFaceTokenSecret": {"name": "hf", "key": "t"}})
+    token = {"huggingFaceTokenSecret": {"name": "hf", "key": "t"}}
+    made = plan(credentials=token, dataset={"agibot": {}})
     holders = []
     for stage in made.stages:
         for variable in pod(stage)["containers"][0]["env"]:
@@ -176,6 +177,24 @@ def test_the_token_is_a_reference_and_only_where_it_is_needed():
                 assert variable["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "t"}}
                 assert "value" not in variable
     assert holders == ["download", "dataset"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [{"videos": {"path": "v"}}, {"prepared": {"path": "p"}}, {"agibot": {"path": "a"}}],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_stage_that_fetches_nothing_gets_no_token(dataset):
+    made = plan(
+        credentials={"huggingFaceTokenSecret": {"name": "hf"}}, dataset={"agibot": None} | dataset
+    )
+    holders = [
+        stage.name
+        for stage in made.stages
+        for variable in pod(stage)["containers"][0]["env"]
+        if variable["name"] == "HF_TOKEN"
+    ]
+    assert holders == ["download"]
 
 
 def test_gpus_are_held_by_the_stages_that_use_them():
