@@ -25,6 +25,7 @@ from video2world_operator.api import InvalidResource, parse
 from video2world_operator.metrics import Metrics
 from video2world_operator.models import Spec
 from video2world_operator.plan import VOLUME_DIR, make_plan, to_yaml
+from video2world_operator.progress import parse as parse_line
 from video2world_operator.terminal import Screen
 
 MARK = "marker9x"
@@ -190,6 +191,9 @@ def test_a_hostile_value_changes_nothing_but_its_own_place(path, value):
             assert any(value.rstrip("/") in str(text) for _, text in texts), where
             assert old.startswith("-") or not new.startswith("-") or "/command/" not in where
 
+    # All of it in the resource's own namespace
+    assert {manifest["metadata"]["namespace"] for manifest in made} == {"ns"}
+
     # Commands: lists of words without a shell, in which nothing is a reference but ours
     for manifest in made:
         if manifest["kind"] == "Job":
@@ -258,6 +262,30 @@ def test_no_text_of_a_resource_gets_into_the_figures(name, said, unit):
                 for value in sample.labels.values():
                     assert FIXED.fullmatch(value), sample
                     assert len(value) < 40
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), hostile),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(hostile, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+EVENTS = ["progress", "checkpoint", "resumed", "samples", "skipped", "finished", "failed", "report"]
+FIELDS = ["iteration", "iterations", "done", "total", "loss", "path", "message", "reason", "unit",
+          "checkpoint", "eta_seconds", "inputsHash", "seconds_per_iteration"]  # fmt: skip
+
+
+@given(st.sampled_from(EVENTS), st.dictionaries(st.sampled_from(FIELDS), JSON), st.binary())
+def test_what_a_pod_prints_is_a_bounded_event_or_plain_text(event, fields, other):
+    line = json.dumps({"event": event, "stage": "train", **fields})
+    for told in (parse_line(line), parse_line(line.encode()[: len(other)] + other)):
+        for value in vars(told).values() if told else ():
+            if isinstance(value, str):
+                assert value.isprintable()
+                assert len(value) <= 1000
+            if isinstance(value, int):
+                assert 0 <= value < 2**63
 
 
 @given(hostile)

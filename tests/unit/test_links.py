@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import agibot, embeddings, latents, prepared, videos
+from video2world_preprocess.files import write_text
 from video2world_preprocess.links import on_volume
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import write_video
@@ -99,6 +100,13 @@ def test_a_sample_takes_no_caption_of_a_link_out(volume: Path) -> None:
     clip(volume / "in" / "a.mp4", None)
     (volume / "in" / "a.txt").symlink_to(volume.parent / "pod" / "environ.txt")
     assert Item(Path("in/a.mp4"), "", Path("a.mp4")).caption == ""
+
+
+def test_a_link_in_a_result_s_place_is_replaced_not_followed(volume: Path) -> None:
+    (volume / "result.txt").symlink_to(volume.parent / "pod" / "environ.txt")
+    write_text(volume / "result.txt", "mine")
+    assert not (volume / "result.txt").is_symlink()
+    assert SECRET in (volume.parent / "pod" / "environ.txt").read_text()
 
 
 def test_links_within_the_volume_and_commands_run_by_hand_go_on(

@@ -132,6 +132,7 @@ def test_pods_fit_the_restricted_profile(path):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
         (container,) = spec["containers"]
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False
