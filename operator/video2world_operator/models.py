@@ -47,12 +47,13 @@ class Size(NamedTuple):
     rope: tuple[float, float, float]  # height, width, time
     learning_rate: float
     warmup: int
+    volume: str  # what docs/sizing.md says of all weights, and room
 
 
 SIZES: Mapping[str, Size] = {
-    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50),
-    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000),
-    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000),
+    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50, "20Gi"),
+    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000, "500Gi"),
+    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000, "2Ti"),
 }
 
 
@@ -501,8 +502,10 @@ class CredentialsSpec(_Model):
 class StorageSpec(_Model):
     """The volume on which everything lies."""
 
-    size: Annotated[str, _text(32, ABOVE_ZERO)] = Field(
-        default="500Gi", description="Size of the claim that is made, in bytes."
+    size: Annotated[str, _text(32, ABOVE_ZERO)] | None = Field(
+        default=None,
+        description="Size of the claim that is made, in bytes; default 500Gi, for 14B 2Ti, for "
+        "Tiny 20Gi.",
     )
     claim_name: DNSName | None = Field(
         default=None,
@@ -717,6 +720,11 @@ class Spec(_Model):
     def context_parallel(self) -> int:
         """Processes that share one clip."""
         return self.training.context_parallel_size or SIZES[self.model.size].context_parallel
+
+    @property
+    def volume_size(self) -> str:
+        """Size of the claim that is made."""
+        return self.storage.size or SIZES[self.model.size].volume
 
     @property
     def device(self) -> str:

@@ -234,7 +234,7 @@ def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ..
     )
     spec: dict[str, Any] = {
         "accessModes": [mode],
-        "resources": {"requests": {"storage": storage.size}},
+        "resources": {"requests": {"storage": resource.spec.volume_size}},
     }
     if storage.storage_class_name:
         spec["storageClassName"] = storage.storage_class_name

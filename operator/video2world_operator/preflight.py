@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -146,6 +146,12 @@ def check_machine(plan: Plan, need: Needs, machine: Machine) -> Iterator[Check]:
     if len(found) < wanted:
         remedy = "set spec.training.gpusPerNode (and nodes: 1), or run it on a cluster"
         yield Check("GPUs", Verdict.FAIL, f"{wanted} are asked for, {len(found)} are here", remedy)
+    elif spec.inference.every_checkpoint and len(found) == wanted:
+        text = f"training takes all {wanted}: samples made meanwhile share the first with it"
+        remedy = (
+            "train on fewer (spec.training.gpusPerNode), or leave inference.everyCheckpoint out"
+        )
+        yield Check("GPUs", Verdict.WARN, text, remedy)
     else:
         yield Check("GPUs", Verdict.OK, f"{wanted} of {len(found)} are asked for")
     if found:
@@ -240,17 +246,50 @@ def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
                         if room > wanted else f"there is room for just {wanted} pods")  # fmt: skip
             if plan.resource.spec.device == "GPU":
                 yield from _kind(plan, need, [_gpu(node) for node in fitting])
+            if (sampler := _sampler(plan)) is not None:
+                yield _beside(stage, sampler, seen.nodes)
+
+
+def _sampler(plan: Plan) -> Stage | None:
+    """What makes the samples of each checkpoint while training goes on, if anything does."""
+    if not plan.resource.spec.inference.every_checkpoint:
+        return None
+    return replace(plan.stage("inference"), manifests=plan.sampling(1))
+
+
+def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
+    """Whether the sampler's pods find room while all pods of the train group run."""
+
+    def left(node: Object, pods: int) -> int:
+        """Pods of the sampler for which a node has room with so many of the train group."""
+        taken = {name: pods * amount for name, amount in (_asked(train) | {"pods": 1}).items()}
+        return 0 if _misfit(sampler, node) else _room(sampler, node, taken)
+
+    rooms = [0 if _misfit(train, node) else _room(train, node) for node in nodes]
+    placed = [0] * len(nodes)
+    for _ in range(_pods(train)):  # each where it costs the sampler least
+        open_ = [i for i, room in enumerate(rooms) if placed[i] < room]
+        best = min(open_, key=lambda i: left(nodes[i], placed[i]) - left(nodes[i], placed[i] + 1))
+        placed[best] += 1
+    room, wanted = sum(map(left, nodes, placed)), _pods(sampler)
+    if room >= wanted:
+        return Check("nodes for samples", Verdict.OK, f"there is room for {wanted} beside training")
+    text = f"beside training there is room for {room} of {wanted} pods: samples come late or never"
+    remedy = "add a GPU, train on fewer, or name inference.checkpoints in place of everyCheckpoint"
+    return Check("nodes for samples", Verdict.WARN, text, remedy)
 
 
 def _pods(stage: Stage) -> int:
     return int(stage.job["spec"].get("parallelism", 1))
 
 
-def _room(stage: Stage, node: Object) -> int:
-    """How many pods of the stage an empty node holds."""
-    room = (node.get("status") or {}).get("allocatable") or {}
-    shares = [quantity(room.get(name, "0")) / n for name, n in _asked(stage).items() if n]
-    return int(min([float(quantity(room.get("pods", "110"))), *shares]))
+def _room(stage: Stage, node: Object, taken: Mapping[str, float] | None = None) -> int:
+    """How many pods of the stage a node holds on which only ``taken`` is in use."""
+    room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
+    asked = {"pods": 1.0} | {name: amount for name, amount in _asked(stage).items() if amount}
+    free = {"pods": "110"} | dict(room)
+    return int(min((quantity(free.get(n, "0")) - used.get(n, 0)) / amount
+                   for n, amount in asked.items()))  # fmt: skip
 
 
 def _misfit(stage: Stage, node: Object) -> str:
@@ -319,7 +358,7 @@ def _volume(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
         size = quantity((status.get("capacity") or {}).get("storage", asked))
     else:
         yield from _storage_class(plan, seen)
-        size = quantity(storage.size)
+        size = quantity(plan.resource.spec.volume_size)
     remedy = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
     yield _enough("volume size", need.disk, size, "", remedy)
 
@@ -373,23 +412,17 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
     if seen.quotas is None:
         yield Check("quota", Verdict.UNKNOWN, "quotas may not be listed")
         return
-    most: dict[str, float] = {}
+    most: Counter[str] = Counter()
     for stage in plan.stages:
-        count = _pods(stage)
-        asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
-        amounts = {"pods": float(count), "count/pods": float(count), "count/jobs.batch": 1.0}
-        for part in ("requests", "limits"):
-            for name, value in asked.get(part, {}).items():
-                amounts[f"{part}.{name}"] = quantity(value) * count
-        amounts.setdefault(f"requests.{GPU}", amounts.get(f"limits.{GPU}", 0.0))
-        for name, amount in amounts.items():
-            most[name] = max(most.get(name, 0.0), amount)
+        most |= _charged(stage)
+    if (sampler := _sampler(plan)) is not None:
+        most |= _charged(plan.stage("train")) + _charged(sampler)
     tight = False
     for quota in seen.quotas:
         hard = (quota.get("status") or {}).get("hard") or quota["spec"].get("hard") or {}
         used = (quota.get("status") or {}).get("used") or {}
         for name, limit in hard.items():
-            if most.get(name, 0.0) > (left := quantity(limit) - quantity(used.get(name, "0"))):
+            if most[name] > (left := quantity(limit) - quantity(used.get(name, "0"))):
                 tight = True
                 text = f"{quota['metadata']['name']} leaves {left:g} of {limit} {name}, "
                 text += f"{most[name]:g} are needed"
@@ -398,6 +431,18 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
                 yield Check("quota", Verdict.WARN if ever else Verdict.FAIL, text, remedy)
     if not tight:
         yield Check("quota", Verdict.OK, "nothing stands against it")
+
+
+def _charged(stage: Stage) -> Counter[str]:
+    """What all pods of a stage together are charged for, under the names of quotas."""
+    count = _pods(stage)
+    asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    amounts: Counter[str] = Counter({"pods": count, "count/pods": count, "count/jobs.batch": 1})
+    for part in ("requests", "limits"):
+        for name, value in asked.get(part, {}).items():
+            amounts[f"{part}.{name}"] = quantity(value) * count  # type: ignore[assignment]
+    amounts.setdefault(f"requests.{GPU}", amounts[f"limits.{GPU}"])
+    return amounts
 
 
 def _scheduling(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:

@@ -321,6 +321,47 @@ def test_a_cluster_that_will_not_do(spec, fields, name, verdict, text):
     assert verdict != "fail" or found[name][2]
 
 
+EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "verdict", "text"),
+    [
+        (1, {}, "warn", "room for 0 of 1 pods"),  # training takes all eight
+        (2, {}, "ok", "room for 1 beside"),
+        (2, {"training": {"nodes": 2}}, "warn", "room for 0 of 1 pods"),
+        (2, {"training": {"nodes": 2, "gpusPerNode": 4}}, "ok", "room for 1 beside"),
+        # four pods fit on one node of two, and so leave the other to the sampler's two
+        (2, {"training": {"nodes": 4, "gpusPerNode": 2}, "inference": EVERY["inference"] | {
+            "samples": [{"input": "a.mp4"}] * 2, "parallelism": 2}}, "ok", "room for 2 beside"),
+        (2, {"stages": {"inference": {"nodeSelector": {"a": "b"}}}}, "warn", "room for 0 of 1"),
+    ],
+)  # fmt: skip
+def test_the_sampler_needs_a_gpu_beside_training(nodes, more, verdict, text):
+    made = resource(storage={"accessMode": "ReadWriteMany"}, **{**EVERY, **more})
+    found = there(made, nodes=[node(labels=KIND)] * nodes)["nodes for samples"]
+    assert found[0] == verdict
+    assert text in found[1]
+    without = resource(inference={"samples": [{"input": "a.mp4"}]})
+    assert "nodes for samples" not in there(without)
+
+
+def test_the_sampler_counts_against_the_quota_and_on_this_machine():
+    eight = [quota({"requests.nvidia.com/gpu": "8"}, {})]
+    assert there(resource(), quotas=eight)["quota"][0] == "ok"
+    found = there(resource(**EVERY), quotas=eight)["quota"]
+    assert found[0] == "fail"
+    assert "9 are needed" in found[1]
+    assert here(resource(**EVERY))["GPUs"][0] == "warn"
+    fewer = {"gpusPerNode": 4, "nodes": 1}
+    assert here(resource(training=fewer, **EVERY))["GPUs"][0] == "ok"
+
+
+@pytest.mark.parametrize("size", ["Tiny", "2B", "14B"])
+def test_the_claim_of_a_short_file_is_large_enough(size):
+    assert there(resource(size, storage={"accessMode": "ReadWriteMany"}))["volume size"][0] == "ok"
+
+
 def test_several_small_pods_share_a_node():
     small = {"nodes": 8, "gpusPerNode": 1, "contextParallelSize": 1}
     made = resource(training=small, storage={"accessMode": "ReadWriteOnce"})
