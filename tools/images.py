@@ -68,7 +68,7 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
         # several GB that nothing names any more; the cache of the small stages goes with them
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
     for component in ("operator", "preprocess", "trainer"):
-        sbom.write(made[component], BILLS / f"{component}.cdx.json", _moment())
+        sbom.write(made[component], BILLS / f"{component}.cdx.json", moment())
     print(f"bills of materials in {BILLS.relative_to(ROOT)}", flush=True)
     with tempfile.TemporaryDirectory() as context:
         (Path(context) / "Dockerfile").write_text(f'FROM {base}\nCMD ["sleep", "infinity"]\n')
@@ -105,7 +105,7 @@ def _size(name: str) -> int:
     return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
 
 
-def _moment() -> datetime:
+def moment() -> datetime:
     """That of the commit, which is what the bills of two builds of it have in common."""
     done = subprocess.run(
         ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"],

@@ -11,7 +11,7 @@ import hashlib
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, distributions
@@ -20,10 +20,11 @@ from pathlib import Path
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import License
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-__all__ = ["bill", "mounted", "write"]
+__all__ = ["bill", "mounted", "pinned", "write"]
 
 DPKG = "var/lib/dpkg/status"
 PLACES = (  # of Python's packages in our images and in Debian's Python
@@ -41,10 +42,27 @@ def bill(root: Path, name: str, version: str, moment: datetime) -> str:
     parts = {str(part.purl): part for part in (*_debian(root), *_python(root))}
     if not parts:
         raise SystemExit(f"error: {root} holds neither {DPKG} nor a Python package")
+    return _written(parts, name, version, moment, ComponentType.CONTAINER)
+
+
+def pinned(constraints: str, name: str, version: str, moment: datetime) -> str:
+    """The bill of a Python distribution: the versions that it was tested with."""
+    parts = {}
+    for line in constraints.splitlines():
+        if line and not line.startswith("#"):
+            package, _, number = line.partition("==")
+            part = _distribution(package, number)
+            parts[str(part.purl)] = part
+    return _written(parts, name, version, moment, ComponentType.LIBRARY)
+
+
+def _written(
+    parts: Mapping[str, Component], name: str, version: str, moment: datetime, kind: ComponentType
+) -> str:
     made = Bom(components=parts.values())
-    image = Component(name=name, version=version, type=ComponentType.CONTAINER, bom_ref="image")
-    made.metadata.component = image
-    made.register_dependency(image, parts.values())
+    whole = Component(name=name, version=version, type=kind, bom_ref="whole")
+    made.metadata.component = whole
+    made.register_dependency(whole, parts.values())
     made.metadata.timestamp = moment
     content = "\n".join([name, version, *sorted(parts)])
     made.serial_number = uuid.UUID(bytes=hashlib.sha256(content.encode()).digest()[:16], version=4)
@@ -75,16 +93,19 @@ def _python(root: Path) -> Iterator[Component]:
     folders = [str(folder) for place in PLACES for folder in sorted(root.glob(place))]
     for one in distributions(path=folders):
         name = one.metadata["Name"]
-        if name is None:
-            continue
-        purl = PackageURL("pypi", None, name.lower().replace("_", "-"), one.version)
-        yield Component(
-            name=name, version=one.version, purl=purl, bom_ref=str(purl),
-            type=ComponentType.LIBRARY, licenses=_licences(one),
-        )  # fmt: skip
+        if name is not None:
+            yield _distribution(name, one.version, _licences(one))
 
 
-def _licences(one: Distribution) -> list[object]:
+def _distribution(name: str, version: str, licences: Iterable[License] = ()) -> Component:
+    purl = PackageURL("pypi", None, name.lower().replace("_", "-"), version)
+    return Component(
+        name=name, version=version, purl=purl, bom_ref=str(purl), type=ComponentType.LIBRARY,
+        licenses=licences,
+    )  # fmt: skip
+
+
+def _licences(one: Distribution) -> list[License]:
     """What the distribution says of its licence in a few words; many put its whole text there."""
     said = one.metadata.get("License-Expression") or one.metadata.get("License") or ""
     return [LicenseFactory().make_from_string(said)] if 0 < len(said) < 100 else []

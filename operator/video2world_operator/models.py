@@ -380,8 +380,9 @@ class TrainingSpec(_Model):
     rendezvous_port: int = Field(
         default=29500,
         ge=1024,
-        le=65534,
-        description="TCP port at which the nodes meet; the next port is used too.",
+        le=65533,
+        description="TCP port at which the nodes meet; the two next ones are used too, the second "
+        "of them for the figures that training tells Prometheus.",
     )
     job_name: FolderName | None = Field(
         default=None,

@@ -355,6 +355,7 @@ def _train(
         # Names a run whose checkpoints may be gone on from: all but its length and cadence.
         "V2W_RUN_HASH": _run_hash(stage.argv, [resource.dataset_dir]),
         "V2W_ATTEMPT": str(attempt),
+        "V2W_METRICS_PORT": str(port + 2),  # of rank 0, and so of pod 0
         **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
     }
     settings = {
@@ -367,7 +368,11 @@ def _train(
     job = _job(
         resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
     )
-    ports = [{"name": "rendezvous", "port": port}, {"name": "master", "port": port + 1}]
+    ports = [
+        {"name": "rendezvous", "port": port},
+        {"name": "master", "port": port + 1},
+        {"name": "metrics", "port": port + 2},
+    ]
     body = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -451,6 +456,9 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if stage == "train":
+        port = spec.training.rendezvous_port + 2
+        container["ports"] = [{"name": "metrics", "containerPort": port}]
     if stage == "inference":
         # The samples travel in the pod's own annotation: no ConfigMap to make, own and clean up.
         path = f"metadata.annotations['{SAMPLES_ANNOTATION}']"

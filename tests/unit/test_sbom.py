@@ -53,7 +53,7 @@ def test_it_lists_what_is_installed(root: Path) -> None:
     python = {one.metadata["Name"].lower().replace("_", "-") for one in distributions()}
     listed = {p.partition("/")[2].partition("@")[0] for p in found if p.startswith("pkg:pypi/")}
     assert {"kopf", "pydantic", "torch"} <= listed <= python
-    (graph,) = [one for one in bill["dependencies"] if one["ref"] == "image"]
+    (graph,) = [one for one in bill["dependencies"] if one["ref"] == "whole"]
     assert sorted(graph["dependsOn"]) == sorted(found)
 
 

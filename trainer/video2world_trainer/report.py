@@ -11,6 +11,7 @@ import torch
 from video2world_preprocess.events import emit, say
 from video2world_preprocess.stage import UserError
 
+from .exporter import Exporter
 from .flops import peak_flops, step_flops
 from .records import Records
 from .run import STAGE, Run
@@ -31,6 +32,7 @@ class Report:
         clip = step_flops(run.net.config, count, run.tokens_per_clip, lora=lora)
         self._flops = clip * config.batch_size * layout.data_size
         self._records = Records(config.job_folder) if run.world.leads else None
+        self._exporter = Exporter() if run.world.leads else None
         self._writer: Any = None
         if config.tensorboard and run.world.leads:
             try:
@@ -78,6 +80,12 @@ class Report:
         emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
              loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
              checkpoint=run.saver.saved, **numbers)  # fmt: skip
+        if self._exporter is not None:
+            self._exporter.told(
+                iteration=progress.iteration, iterations=config.max_iter, loss=loss,
+                seconds_per_iteration=seconds, checkpoint_iteration=run.saver.saved,
+                skipped_steps=len(progress.skipped), **numbers,
+            )  # fmt: skip
         if self._records is not None:
             self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
         if self._writer is not None:
