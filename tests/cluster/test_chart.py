@@ -13,8 +13,11 @@ import yaml
 
 from control_plane import binaries
 from operators import Operator, Resource, eventually, exists
+from video2world_operator.api import load_resource
+from video2world_operator.plan import make_plan
 
 CHART = Path(__file__).parents[2] / "charts" / "video2world-operator"
+SAMPLE = CHART.parents[1] / "manifests" / "samples" / "posttrain.yaml"
 CRD = (
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/video2worldposttrains.video2world.dev"
 )
@@ -246,16 +249,30 @@ def test_monitoring_comes_on_request(helm):
         done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *flags)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
-    assert not [one for one in kinds() if one["kind"] in ("ServiceMonitor", "ConfigMap")]
-    flags = ("metrics.serviceMonitor.enabled=true", "metrics.dashboards.enabled=true")
+    ours = ("ServiceMonitor", "ConfigMap", "PodMonitor", "PrometheusRule")
+    assert not [one for one in kinds() if one["kind"] in ours]
+    parts = ("serviceMonitor", "dashboards", "podMonitor", "alerts")
+    flags = [f"metrics.{part}.enabled=true" for part in parts]
     made = {one["kind"]: one for one in kinds(*(part for one in flags for part in ("--set", one)))}
     service, monitor = made["Service"], made["ServiceMonitor"]
     wanted = monitor["spec"]["selector"]["matchLabels"]
     assert wanted.items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert made["PrometheusRule"]["spec"] == yaml.safe_load(
+        (CHART / "files" / "alerts.yaml").read_text()
+    )
+    pods = made["PodMonitor"]["spec"]
+    (job,) = [m for m in make_plan(load_resource(SAMPLE)).stage("train").manifests
+              if m["kind"] == "Job"]  # fmt: skip
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    index = {"batch.kubernetes.io/job-completion-index": "0"}
+    assert pods["selector"]["matchLabels"].items() <= (labels | index).items()
+    (port,) = job["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert pods["podMetricsEndpoints"][0]["port"] == port["name"]
     boards = [json.loads(text) for text in made["ConfigMap"]["data"].values()]
     asked = re.findall(r"video2world_\w+", json.dumps(boards))
     assert asked
-    told = (CHART.parents[1] / "docs/reference/metrics.md").read_text()
+    docs = CHART.parents[1] / "docs"
+    told = "".join((docs / name).read_text() for name in ("reference/metrics.md", "watching.md"))
     for name in asked:  # the operator has all that the dashboard asks for
         assert f"`{name.removesuffix('_bucket')}`" in told
