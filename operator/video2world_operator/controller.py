@@ -14,6 +14,7 @@ from .actions import Apply, Decision, Delete
 from .cluster import ApiError, Cluster, path_of
 from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
+from .foresight import Foresight
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import SAMPLING, Plan
@@ -81,6 +82,8 @@ class Controller:
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
+        self.foresight = Foresight(cluster)
+        self._foreseen: dict[Key, tuple[tuple[int, bool], list[str]]] = {}  # when, and what
         self._logs: dict[str, _Log] = {}
         self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
         self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
@@ -131,7 +134,10 @@ class Controller:
         return body
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._problems, self._claims, self._told):
+        for store in (
+            self._written, self._soft_written, self._problems, self._claims, self._told,
+            self._foreseen,
+        ):  # fmt: skip
             store.pop(key, None)
         self.queue.forget(key)
 
@@ -154,15 +160,34 @@ class Controller:
     async def _observe(self, key: Key, body: Object) -> Observed:
         plan = self._plan(body)
         pods = list(self.cache.pods(key))
+        claim = await self._claim(key, plan, body) if plan else None
         return Observed(
             jobs=list(self.cache.jobs(key)),
             pods=pods,
-            claim=await self._claim(key, plan, body) if plan else None,
+            claim=claim,
             peers=self._peers(key, plan, body) if plan else (),
             capabilities=self.capabilities,
             events=await self._events(key, body, pods),
             problems=self._problems.get(key, ()),
+            preflight=await self._preflight(key, plan, body, claim) if plan else None,
         )
+
+    async def _preflight(
+        self, key: Key, plan: Plan, body: Object, claim: Claim | None
+    ) -> list[str] | None:
+        """What speaks against the plan: looked at for each spec, and once more before training."""
+        states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
+        if _ended(body) or states.get("train", "Pending") != "Pending":
+            return None
+        moment = body["metadata"]["generation"], states.get("latents") in DONE
+        known = self._foreseen.get(key)
+        if known is None or known[0] != moment:
+            spec = plan.resource.spec
+            size = "" if spec.storage.claim_name else spec.volume_size
+            if claim is not None and claim.found:
+                size = claim.size
+            known = self._foreseen[key] = moment, await self.foresight.judge(plan, size)
+        return known[1]
 
     def _plan(self, body: Object) -> Plan | None:
         metadata = body["metadata"]

@@ -12,13 +12,14 @@ from enum import StrEnum
 from typing import Any
 
 from . import gang
+from .models import STAGES
 from .needs import GIB, Needs
 from .observed import Capabilities
 from .plan import GPU, Plan, Stage
 from .quantity import quantity
 
 __all__ = ["ATTENTION", "Access", "Check", "ClusterFacts", "Gpu", "Machine", "Verdict"]
-__all__ += ["check_cluster", "check_hub", "check_machine"]
+__all__ += ["before_training", "check_cluster", "check_hub", "check_machine"]
 
 Object = Mapping[str, Any]
 GB = 1e9
@@ -29,6 +30,9 @@ ATTENTION: Mapping[str, tuple[int, ...]] = {
     "FlashAttention2": (8, 9, 10, 12),
     "TransformerEngine": (8, 9, 10, 12),
 }
+
+
+_MORE_ROOM = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
 
 
 class Verdict(StrEnum):
@@ -213,6 +217,16 @@ def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check
     yield Check("images", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
 
 
+def before_training(
+    plan: Plan, need: Needs, nodes: Sequence[Object] | None, size: str
+) -> Iterator[Check]:
+    """For the operator: what it may look at, before a GPU is held. ``size`` is the claim's."""
+    if size:
+        yield _enough("volume size", need.disk, quantity(size), "", _MORE_ROOM)
+    if nodes is not None:
+        yield from _nodes(plan, need, ClusterFacts(plan.namespace, nodes=nodes), ("train",))
+
+
 def _operator(seen: ClusterFacts) -> Check:
     if seen.leader is None:
         text = "its Lease may not be read"
@@ -224,13 +238,15 @@ def _operator(seen: ClusterFacts) -> Check:
     return Check("operator", Verdict.OK, f"{seen.leader} leads")
 
 
-def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+def _nodes(
+    plan: Plan, need: Needs, seen: ClusterFacts, names: Sequence[str] = STAGES
+) -> Iterator[Check]:
     """Whether the nodes could hold the pods of each stage if nothing else ran on them."""
     if seen.nodes is None:
         text = "nodes may not be listed"
         yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
         return
-    for stage in plan.stages:
+    for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", _pods(stage)
         why = [_misfit(stage, node) for node in seen.nodes]
         fitting = [node for node, misfit in zip(seen.nodes, why, strict=True) if not misfit]
@@ -359,8 +375,7 @@ def _volume(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
     else:
         yield from _storage_class(plan, seen)
         size = quantity(plan.resource.spec.volume_size)
-    remedy = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
-    yield _enough("volume size", need.disk, size, "", remedy)
+    yield _enough("volume size", need.disk, size, "", _MORE_ROOM)
 
 
 def _storage_class(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:

@@ -72,6 +72,9 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     make("unbound", storage={"storageClassName": "fast"})
     make("resting", suspend=True)
 
+    # told before a GPU is held, while the first stage runs
+    says(v2w, "big", "nodes for train: there is room for 0 of 1 pods on 4 nodes")
+    assert big.condition("PreflightPassed")["reason"] == "ChecksFailed"
     (pod,) = big.running("download")  # its worker tells that the stages before training are done
     eventually(lambda: big.stage("latents").get("inputsHash"))
     told = [
@@ -368,7 +371,7 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
     def asked(spec, file):
         """Exit code and all that is printed."""
         base = {"model": {"size": "2B"}, "training": EIGHT, "storage": {"claimName": "mine"}}
-        body = Resource.body("pre", **base) | {}
+        body = Resource.body("pre")
         body["spec"] |= base | spec
         (tmp_path / "pre.yaml").write_text(json.dumps(body))
         if mistake.ask == ("explain",):
@@ -380,8 +383,6 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
     gpu_cluster.admin.post(
         f"{place.base}/persistentvolumeclaims", {"metadata": {"name": "mine"}, "spec": claim}
     )
-    if "storageClassName" in str(mistake.spec):
-        mistake.mended["storage"] = {"claimName": "mine"}
     mistake.first(place)
     os.environ["KUBECONFIG"] = os.fspath(
         gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)

@@ -1,5 +1,6 @@
 """v2w preflight: what a resource needs by the measured figures, and every check's ends."""
 
+import asyncio
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,8 @@ import pytest
 
 from video2world_operator.api import parse
 from video2world_operator.cli import main
+from video2world_operator.cluster import ApiError
+from video2world_operator.foresight import Foresight
 from video2world_operator.needs import GIB, needs
 from video2world_operator.observed import Capabilities
 from video2world_operator.plan import make_plan
@@ -17,6 +20,7 @@ from video2world_operator.preflight import (
     ClusterFacts,
     Gpu,
     Machine,
+    before_training,
     check_cluster,
     check_hub,
     check_machine,
@@ -319,6 +323,55 @@ def test_a_cluster_that_will_not_do(spec, fields, name, verdict, text):
     assert found[name][0] == verdict
     assert text in found[name][1]
     assert verdict != "fail" or found[name][2]
+
+
+def foreseen(made, nodes, size="1Ti"):
+    """What the operator's own preflight finds."""
+    checks = before_training(make_plan(made), needs(made), nodes, size)
+    return {check.name: str(check.verdict) for check in checks}
+
+
+def test_the_operator_judges_training_by_what_it_may_look_at():
+    good = {"volume size": "ok", "nodes for train": "ok", "GPU memory": "ok", "attention": "ok"}
+    assert foreseen(resource(), [node(labels=KIND)]) == good
+    assert foreseen(resource(), [node(4)], "100Gi") == {
+        "volume size": "fail", "nodes for train": "fail"}  # fmt: skip
+    assert foreseen(resource(), None, "") == {}  # by Roles alone, and a claim that is not there
+
+
+class Nodes:
+    """An API server that has these nodes, until it is ``away``."""
+
+    def __init__(self, *nodes):
+        self.nodes, self.asked, self.away = nodes, 0, False
+
+    async def get(self, path):
+        self.asked += 1
+        if self.away:
+            raise ApiError(500, "", "away")
+        return {"items": list(self.nodes)}
+
+
+def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("video2world_operator.foresight.time.monotonic", lambda: clock[0])
+    server = Nodes({"metadata": {"name": "a", "managedFields": ["much"]}, **{
+        k: v for k, v in node(4).items() if k != "metadata"}})  # fmt: skip
+    foresight, plan = Foresight(server), make_plan(resource())
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []  # it was not granted to look
+    assert server.asked == 0
+    foresight.sees_nodes = True
+    for _ in range(3):
+        (found,) = asyncio.run(foresight.judge(plan, "1Ti"))
+        assert found.startswith("nodes for train: there is room for 0 of 1 pods on 1 nodes")
+        assert "spec.training" in found
+    assert server.asked == 1
+    server.nodes = (node(8),)
+    clock[0] = 61
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    server.away, clock[0] = True, 122
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    assert server.asked == 3
 
 
 EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}

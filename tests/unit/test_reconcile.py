@@ -606,3 +606,16 @@ def test_a_job_seen_to_succeed_is_not_ended_because_the_cache_steps_back():
     world.jobs = {"run-download-1": before}
     world.settle()
     assert "run-download-1" in world.jobs
+
+
+def test_what_the_preflight_found_is_a_condition_and_holds_nothing_up():
+    world = World()
+    world.round(preflight=["nodes for train: there is room for 0 of 2 pods; add nodes"])
+    found = world.condition("PreflightPassed")
+    assert (found["status"], found["reason"]) == ("False", "ChecksFailed")
+    assert "room for 0 of 2" in found["message"]
+    assert world.jobs
+    world.round()  # not looked at: as it was
+    assert world.condition("PreflightPassed") == found
+    world.round(preflight=[])
+    assert world.condition("PreflightPassed")["status"] == "True"

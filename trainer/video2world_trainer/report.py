@@ -74,18 +74,18 @@ class Report:
             for name, value in numbers.items()
             if value is not None and name != "learning_rate"
         )
-        say(f"iteration {progress.iteration}/{config.max_iter}  "
-            f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
-            f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip
-        emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
-             loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
-             checkpoint=run.saver.saved, **numbers)  # fmt: skip
         if self._exporter is not None:
             self._exporter.told(
                 iteration=progress.iteration, iterations=config.max_iter, loss=loss,
                 seconds_per_iteration=seconds, checkpoint_iteration=run.saver.saved,
                 skipped_steps=len(progress.skipped), **numbers,
             )  # fmt: skip
+        say(f"iteration {progress.iteration}/{config.max_iter}  "
+            f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
+            f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip
+        emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
+             loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
+             checkpoint=run.saver.saved, **numbers)  # fmt: skip
         if self._records is not None:
             self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
         if self._writer is not None:
