@@ -201,7 +201,7 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _preflight(args: argparse.Namespace) -> int:
-    from . import preflight, probes
+    from . import preflight, probes, registry
     from .needs import needs
 
     plan = _plan(args)
@@ -217,6 +217,7 @@ def _preflight(args: argparse.Namespace) -> int:
         except RemoteFailed as error:
             raise _Mistake(str(error)) from None
         checks += preflight.check_cluster(plan, need, facts)
+        checks += preflight.check_images(plan, registry.pullable(preflight.images_of(plan)))
     else:
         checks += preflight.check_machine(plan, need, probes.machine(args.volume))
     checks += preflight.check_hub(probes.hub(need.repositories))

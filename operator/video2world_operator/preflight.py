@@ -19,7 +19,14 @@ from .plan import GPU, Plan, Stage
 from .quantity import quantity
 
 __all__ = ["ATTENTION", "Access", "Check", "ClusterFacts", "Gpu", "Machine", "Verdict"]
-__all__ += ["before_training", "check_cluster", "check_hub", "check_machine"]
+__all__ += [
+    "before_training",
+    "check_cluster",
+    "check_hub",
+    "check_images",
+    "check_machine",
+    "images_of",
+]
 
 Object = Mapping[str, Any]
 GB = 1e9
@@ -211,10 +218,35 @@ def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check
     yield from _secrets(plan, seen)
     yield from _quotas(plan, seen)
     yield from _scheduling(plan, seen)
-    images = sorted({stage.job["spec"]["template"]["spec"]["containers"][0]["image"]
-                     for stage in plan.stages})  # fmt: skip
-    text = f"only a node can pull {' and '.join(images)}"
-    yield Check("images", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
+
+
+def images_of(plan: Plan) -> list[str]:
+    """The images that the stages need."""
+    pods = (stage.job["spec"]["template"]["spec"] for stage in plan.stages)
+    return sorted({pod["containers"][0]["image"] for pod in pods})
+
+
+def check_images(plan: Plan, answers: Mapping[str, Access]) -> Iterator[Check]:
+    """What the registries said from here; a node may have an image already, or reach others."""
+    images = plan.resource.spec.images
+    bad = Verdict.FAIL if images.pull_policy == "Always" else Verdict.WARN
+    for image, answer in answers.items():
+        if images.pull_policy == "Never":
+            yield Check("image", Verdict.UNKNOWN, f"{image} must be on the nodes already")
+        elif answer is Access.ALLOWED:
+            yield Check("image", Verdict.OK, f"{image} can be pulled")
+        elif answer is Access.UNREACHABLE:
+            text = f"{image}: its registry cannot be reached from here"
+            yield Check("image", Verdict.UNKNOWN, text, "v2w explain says so if a node cannot")
+        elif images.pull_secrets:
+            text = f"{image} is not for everybody: only a node can try {images.pull_secrets[0]}"
+            yield Check("image", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
+        elif answer is Access.MISSING:
+            remedy = "push it (README, On Kubernetes), or mend spec.images"
+            yield Check("image", bad, f"{image} is not in its registry", remedy)
+        else:
+            remedy = "name a Secret in spec.images.pullSecrets, or mend spec.images"
+            yield Check("image", bad, f"{image}: its registry gives it to nobody unknown", remedy)
 
 
 def before_training(

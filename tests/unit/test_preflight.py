@@ -23,10 +23,13 @@ from video2world_operator.preflight import (
     before_training,
     check_cluster,
     check_hub,
+    check_images,
     check_machine,
+    images_of,
 )  # fmt: skip
 from video2world_operator.probes import gpus_in, hub, machine
 from video2world_operator.quantity import quantity
+from video2world_operator.registry import parts, pullable
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
 REPOSITORIES = ("nvidia/Cosmos-Predict2-2B-Video2World", "google-t5/t5-11b",
@@ -255,7 +258,7 @@ def there(made, seen=GOOD, **fields):
 def test_a_cluster_that_will_do():
     made = resource(storage={"size": "500Gi"}, training={"nodes": 4})
     found = there(made)
-    assert {name for name, (verdict, *_) in found.items() if verdict != "ok"} == {"images"}
+    assert {verdict for verdict, *_ in found.values()} == {"ok"}
     assert "nodes for train" in found
     assert found["gang"][1].startswith("Kubernetes' own PodGroup")
 
@@ -372,6 +375,73 @@ def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
     server.away, clock[0] = True, 122
     assert asyncio.run(foresight.judge(plan, "1Ti")) == []
     assert server.asked == 3
+
+
+class _Registry(BaseHTTPRequestHandler):
+    """A registry that gives tokens to everybody, and with one what is public."""
+
+    def do_HEAD(self):
+        port, known = self.server.server_port, self.headers.get("Authorization") == "Bearer anybody"
+        name = self.path.split("/manifests/")[0].removeprefix("/v2/")
+        code = 401 if not known else {"open/a": 200, "secret/b": 401}.get(name, 404)
+        self.send_response(code)
+        if code == 401:
+            realm = f"http://127.0.0.1:{port}/token"
+            self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="s"')
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"token": "anybody"}')
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def registry():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        ("ghcr.io/video2world/trainer:0.1.0", ("ghcr.io", "video2world/trainer", "0.1.0")),
+        ("python", ("docker.io", "library/python", "latest")),
+        ("me/python:3", ("docker.io", "me/python", "3")),
+        ("localhost:5000/a/b/c", ("localhost:5000", "a/b/c", "latest")),
+        ("x.example/a:1@sha256:0ab", ("x.example", "a", "sha256:0ab")),
+    ],
+)
+def test_the_parts_of_an_image_s_name(image, found):
+    assert parts(image) == found
+
+
+def test_images_are_asked_for_at_their_registries(registry):
+    images = [f"{registry}/{name}:1" for name in ("open/a", "secret/b", "missing/c")]
+    answers = pullable([*images, "127.0.0.1:9/a:1"])
+    assert list(answers.values()) == ["allowed", "refused", "missing", "unreachable"]
+
+
+def test_what_an_image_s_answer_means():
+    def of(answer, **images):
+        (check,) = check_images(make_plan(resource(images=images)), {"a": answer})
+        return str(check.verdict), check.text
+
+    assert of(Access.ALLOWED) == ("ok", "a can be pulled")
+    assert of(Access.MISSING)[0] == "warn"  # a node may have it
+    assert of(Access.MISSING, pullPolicy="Always")[0] == "fail"
+    assert of(Access.REFUSED, pullPolicy="Always")[0] == "fail"
+    assert of(Access.REFUSED, pullSecrets=["mine"]) == (
+        "?", "a is not for everybody: only a node can try mine")  # fmt: skip
+    assert of(Access.UNREACHABLE)[0] == "?"
+    assert of(Access.MISSING, pullPolicy="Never")[0] == "?"
+    made = make_plan(resource(stages={"train": {"image": "mine"}}))
+    assert images_of(made) == ["ghcr.io/video2world/preprocess:0.1.0", "mine"]
 
 
 EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}
