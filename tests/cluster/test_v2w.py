@@ -103,6 +103,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     spec["spec"]["training"] = {"iterations": 5, "nodes": 4}
     spec["spec"]["credentials"] = {"huggingFaceTokenSecret": {"name": "hf"}}
     spec["spec"]["storage"]["claimName"] = "mine"
+    spec["spec"]["images"] = NOWHERE
     file = tmp_path / "pre.yaml"
 
     def check(code, user=gpu_cluster.admin):
@@ -314,6 +315,7 @@ class Mistake:
     file: tuple[str, str] = ("pre.yaml", "pre.yaml")  # named before and after
 
 
+NOWHERE = {"preprocess": "127.0.0.1:9/p:1", "trainer": "127.0.0.1:9/t:1"}  # nobody answers there
 VALIDATE, CLUSTER = ("validate",), ("preflight", "--cluster")
 EIGHT = {"iterations": 5, "nodes": 1}
 TOKEN = {"credentials": {"huggingFaceTokenSecret": {"name": "hf"}}}
@@ -371,6 +373,7 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
     def asked(spec, file):
         """Exit code and all that is printed."""
         base = {"model": {"size": "2B"}, "training": EIGHT, "storage": {"claimName": "mine"}}
+        base["images"] = NOWHERE
         body = Resource.body("pre")
         body["spec"] |= base | spec
         (tmp_path / "pre.yaml").write_text(json.dumps(body))
