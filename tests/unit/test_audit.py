@@ -77,7 +77,7 @@ def test_a_list_that_is_none_is_no_clean_one(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_found_and_a_revision_is_not(tmp_path: Path) -> None:
-    token = "hf_" + "aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3x"
+    token = "hf_" + "aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3x"  # pragma: allowlist secret
     (tmp_path / "a.py").write_text(f'token = "{token}"\nREVISION = "{"0a" * 20}"\n')
     (tmp_path / "b.pem").write_text("-----BEGIN RSA PRIVATE KEY-----\n")  # pragma: allowlist secret
     found = audit.secrets(tmp_path, ["a.py", "b.pem"])

@@ -16,7 +16,7 @@ from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import write_video
 from video2world_trainer.items import Item
 
-SECRET = "hf_of_the_pod"
+SECRET = "hf_of_the_pod"  # pragma: allowlist secret
 
 
 @pytest.fixture
