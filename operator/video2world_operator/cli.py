@@ -216,7 +216,10 @@ def _preflight(args: argparse.Namespace) -> int:
             facts = look(plan, args.namespace)
         except RemoteFailed as error:
             raise _Mistake(str(error)) from None
-        checks += preflight.check_cluster(plan, need, facts)
+        try:
+            checks += preflight.check_cluster(plan, need, facts)
+        except ValueError as error:  # a pod template of the user's own can be anything
+            raise _Mistake(f"{args.file}: podTemplate: {error}") from None
         checks += preflight.check_images(plan, registry.pullable(preflight.images_of(plan)))
     else:
         checks += preflight.check_machine(plan, need, probes.machine(args.volume))

@@ -34,11 +34,11 @@ class Foresight:
         """What speaks against ``plan``, each with its remedy; empty if nothing does."""
         nodes = await self._look() if self.sees_nodes else None
         checks = before_training(plan, needs(plan.resource), nodes, claim_size)
-        return [
-            f"{check.name}: {check.text}; {check.remedy}"
-            for check in checks
-            if check.verdict is Verdict.FAIL
-        ]
+        try:
+            failed = [check for check in checks if check.verdict is Verdict.FAIL]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return []  # a pod template of the user's own can be anything: the API server's to judge
+        return [f"{check.name}: {check.text}; {check.remedy}" for check in failed]
 
     async def _look(self) -> Sequence[Mapping[str, Any]] | None:
         if time.monotonic() - self._seen_at > FRESH:

@@ -373,9 +373,15 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
 
 def _asked(stage: Stage) -> dict[str, float]:
     """What one pod of the stage asks for, by resource name."""
-    asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    asked = _resources(stage)
     named = {**asked.get("limits", {}), **asked.get("requests", {})}
     return {name: quantity(value) for name, value in named.items()}
+
+
+def _resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:
+    """Those of the stage's container; a patch of its pod template may have taken them out."""
+    given = stage.job["spec"]["template"]["spec"]["containers"][0].get("resources") or {}
+    return {part: given.get(part) or {} for part in ("limits", "requests")}
 
 
 def _gpu(node: Object) -> Gpu:
@@ -483,7 +489,7 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
 def _charged(stage: Stage) -> Counter[str]:
     """What all pods of a stage together are charged for, under the names of quotas."""
     count = _pods(stage)
-    asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    asked = _resources(stage)
     amounts: Counter[str] = Counter({"pods": count, "count/pods": count, "count/jobs.batch": 1})
     for part in ("requests", "limits"):
         for name, value in asked.get(part, {}).items():

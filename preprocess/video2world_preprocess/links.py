@@ -23,6 +23,7 @@ def on_volume(path: Path) -> Path:
         volume, real = os.path.realpath("."), os.path.realpath(path)
         if os.path.commonpath((volume, real)) != volume:
             raise UserError(
-                f"{path}: a link leads out of the volume, to {real}; put the file itself there"
+                f"{path}: a link leads out of the volume, to {real}; put it there itself, or mount "
+                "its folder on the volume"
             )
     return path

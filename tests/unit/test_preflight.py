@@ -444,6 +444,20 @@ def test_what_an_image_s_answer_means():
     assert images_of(made) == ["ghcr.io/video2world/preprocess:0.1.0", "mine"]
 
 
+@pytest.mark.parametrize(
+    "container",
+    [{"resources": None}, {"resources": {"limits": None}}, {"resources": "none"},
+     {"resources": {"requests": {"cpu": "much"}}}, {"resources": {"requests": {"cpu": ["1"]}}}],
+    ids=str,
+)  # fmt: skip
+def test_a_pod_template_of_any_kind_does_not_stop_the_operator(container):
+    patch = {"spec": {"containers": [{"name": "train", **container}]}}
+    plan = make_plan(resource(stages={"train": {"podTemplate": patch}}))
+    foresight = Foresight(Nodes(node(8)))
+    foresight.sees_nodes = True
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+
+
 EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}
 
 
