@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -74,6 +74,7 @@ class Controller:
     ) -> None:
         self.cluster, self.cache, self.policy = cluster, cache, policy or Policy()
         self.poll_seconds = poll_seconds
+        self.foresight = Foresight(cluster)
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
             self.work, workers=workers, expected=(ApiError, OSError)
@@ -82,8 +83,6 @@ class Controller:
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
-        self.foresight = Foresight(cluster)
-        self._foreseen: dict[Key, tuple[tuple[int, bool], list[str]]] = {}  # when, and what
         self._logs: dict[str, _Log] = {}
         self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
         self._plans: dict[tuple[str, int], Plan | None] = {}  # by UID and generation
@@ -102,6 +101,10 @@ class Controller:
             return
         before = dict(body.get("status") or {})
         observed = await self._observe(key, body)
+        plan = None if _ended(body) else self._plan(body)
+        if isinstance(plan, Plan):
+            found = await self.foresight.of(key, plan, body, observed.claim)
+            observed = replace(observed, preflight=found)
         decision = reconcile(body, observed, datetime.now(UTC), self.policy)
         if decision.status is None or decision.status == before:
             self._told.pop(key, None)
@@ -134,12 +137,10 @@ class Controller:
         return body
 
     def _forget(self, key: Key) -> None:
-        for store in (
-            self._written, self._soft_written, self._problems, self._claims, self._told,
-            self._foreseen,
-        ):  # fmt: skip
+        for store in (self._written, self._soft_written, self._problems, self._claims, self._told):
             store.pop(key, None)
         self.queue.forget(key)
+        self.foresight.forget(key)
 
     def _due(self, key: Key, before: Object, decision: Decision) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""
@@ -160,34 +161,15 @@ class Controller:
     async def _observe(self, key: Key, body: Object) -> Observed:
         plan = self._plan(body)
         pods = list(self.cache.pods(key))
-        claim = await self._claim(key, plan, body) if plan else None
         return Observed(
             jobs=list(self.cache.jobs(key)),
             pods=pods,
-            claim=claim,
+            claim=await self._claim(key, plan, body) if plan else None,
             peers=self._peers(key, plan, body) if plan else (),
             capabilities=self.capabilities,
             events=await self._events(key, body, pods),
             problems=self._problems.get(key, ()),
-            preflight=await self._preflight(key, plan, body, claim) if plan else None,
         )
-
-    async def _preflight(
-        self, key: Key, plan: Plan, body: Object, claim: Claim | None
-    ) -> list[str] | None:
-        """What speaks against the plan: looked at for each spec, and once more before training."""
-        states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
-        if _ended(body) or states.get("train", "Pending") != "Pending":
-            return None
-        moment = body["metadata"]["generation"], states.get("latents") in DONE
-        known = self._foreseen.get(key)
-        if known is None or known[0] != moment:
-            spec = plan.resource.spec
-            size = "" if spec.storage.claim_name else spec.volume_size
-            if claim is not None and claim.found:
-                size = claim.size
-            known = self._foreseen[key] = moment, await self.foresight.judge(plan, size)
-        return known[1]
 
     def _plan(self, body: Object) -> Plan | None:
         metadata = body["metadata"]

@@ -13,8 +13,10 @@ from typing import Any
 
 from .cluster import ApiError, Cluster
 from .needs import needs
+from .observed import Claim
 from .plan import Plan
 from .preflight import Verdict, before_training
+from .reconcile import DONE
 
 __all__ = ["Foresight"]
 
@@ -29,6 +31,29 @@ class Foresight:
         self._cluster = cluster
         self._nodes: Sequence[Mapping[str, Any]] | None = None
         self._seen_at = float("-inf")
+        # by resource: of which spec, and whether just before training; and what was found
+        self._known: dict[tuple[str, str], tuple[tuple[int, bool], list[str]]] = {}
+
+    async def of(
+        self, key: tuple[str, str], plan: Plan, body: Mapping[str, Any], claim: Claim | None
+    ) -> list[str] | None:
+        """What speaks against the plan of ``body``; None once its training has begun."""
+        states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
+        if states.get("train", "Pending") != "Pending":
+            return None
+        moment = body["metadata"]["generation"], states.get("latents") in DONE
+        known = self._known.get(key)
+        if known is None or known[0] != moment:
+            spec = plan.resource.spec
+            size = "" if spec.storage.claim_name else spec.volume_size
+            if claim is not None and claim.found:
+                size = claim.size
+            known = self._known[key] = moment, await self.judge(plan, size)
+        return known[1]
+
+    def forget(self, key: tuple[str, str]) -> None:
+        """The resource is gone."""
+        self._known.pop(key, None)
 
     async def judge(self, plan: Plan, claim_size: str) -> list[str]:
         """What speaks against ``plan``, each with its remedy; empty if nothing does."""
