@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test images e2e node torture chaos bench-operator lint docs format generate constraints clean
+.PHONY: help setup demo cluster tools test images e2e node torture chaos bench-operator lint dist docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +55,7 @@ chaos: .venv/ready ## Break everything around the operator, seed by seed (hours;
 bench-operator: .venv/ready ## Measure the operator at 1,000 resources beside Kubeflow's (half an hour; RESOURCES=50)
 	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))
 
-lint: .venv/ready ## Check style, types and generated files
+lint: .venv/ready ## Check style, types, generated files, known vulnerabilities and secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -63,6 +63,10 @@ lint: .venv/ready ## Check style, types and generated files
 	$(BIN)/python -m video2world_operator.rights --check
 	$(BIN)/python -m video2world_operator.reference --check
 	$(BIN)/mkdocs build --site-dir build/lint-site
+	$(BIN)/python tools/audit.py
+
+dist: .venv/ready ## Make a release of the commit in dist/ (IMAGES=1: the built images too)
+	$(BIN)/python tools/dist.py $(if $(IMAGES),--images)
 
 docs: .venv/ready ## Build the documentation's site into build/site
 	$(BIN)/mkdocs build

@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
+import sbom
 from control_plane.node import PAUSE
 
 ROOT = Path(__file__).resolve().parents[1]
+BILLS = ROOT / "build" / "sbom"  # what each image holds, as CycloneDX
 REGISTRY = "ghcr.io/video2world"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 BASE = f"localhost/video2world/base:{SUITE}"
@@ -64,6 +67,9 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
     if before and before != _identity(made["preprocess"]):
         # several GB that nothing names any more; the cache of the small stages goes with them
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
+    for component in ("operator", "preprocess", "trainer"):
+        sbom.write(made[component], BILLS / f"{component}.cdx.json", moment())
+    print(f"bills of materials in {BILLS.relative_to(ROOT)}", flush=True)
     with tempfile.TemporaryDirectory() as context:
         (Path(context) / "Dockerfile").write_text(f'FROM {base}\nCMD ["sleep", "infinity"]\n')
         _run("buildah", "build", "--layers", "--quiet", "--tag", PAUSE, context)
@@ -97,6 +103,15 @@ def _size(name: str) -> int:
     text = json.loads(told.stdout)[0]["size"]
     number, unit = text.split()
     return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
+
+
+def moment() -> datetime:
+    """That of the commit, which is what the bills of two builds of it have in common."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return datetime.fromtimestamp(int(done.stdout.strip() or 0), UTC)
 
 
 def _revision() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -133,6 +134,17 @@ def _remote(args: argparse.Namespace) -> bool:
 
 
 _DEFAULT = Path("volume")
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+def _need_a_cluster() -> None:
+    """Say at once that none is configured: the client that would takes a second to load."""
+    given = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    places = [_ACCOUNT, *(Path(one) for one in given.split(os.pathsep) if one)]
+    if not any(place.is_file() for place in places):
+        from .errors import NO_CLUSTER
+
+        raise _Mistake(NO_CLUSTER)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command in ("suspend", "resume") or (
             args.command in ("status", "explain", "logs", "checkpoints") and _remote(args)
         ):
+            _need_a_cluster()
             from .remote import RemoteFailed
 
             try:
@@ -188,13 +201,14 @@ def _render(args: argparse.Namespace) -> int:
 
 
 def _preflight(args: argparse.Namespace) -> int:
-    from . import preflight, probes
+    from . import preflight, probes, registry
     from .needs import needs
 
     plan = _plan(args)
     need = needs(plan.resource)
     checks = [preflight.Check("spec", preflight.Verdict.OK, f"{args.file} is valid")]
     if args.cluster:
+        _need_a_cluster()
         from .remote import RemoteFailed
         from .remote import preflight as look
 
@@ -202,7 +216,11 @@ def _preflight(args: argparse.Namespace) -> int:
             facts = look(plan, args.namespace)
         except RemoteFailed as error:
             raise _Mistake(str(error)) from None
-        checks += preflight.check_cluster(plan, need, facts)
+        try:
+            checks += preflight.check_cluster(plan, need, facts)
+        except ValueError as error:  # a pod template of the user's own can be anything
+            raise _Mistake(f"{args.file}: podTemplate: {error}") from None
+        checks += preflight.check_images(plan, registry.pullable(preflight.images_of(plan)))
     else:
         checks += preflight.check_machine(plan, need, probes.machine(args.volume))
     checks += preflight.check_hub(probes.hub(need.repositories))
@@ -298,19 +316,20 @@ def _remote_explain(args: argparse.Namespace) -> int:
 def _tell(seen: Snapshot, around: Facts) -> int:
     """Print the causes; the exit code is 0, found or not."""
     from .explain import explain
+    from .terminal import harmless
 
     status = seen.status
     causes = explain(seen, around, datetime.now(UTC))
     message = "" if causes else status.get("message", "")  # a cause says it better
-    print(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip())
+    print(harmless(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
     if not causes:
         print("nothing holds it up")
     for cause in causes:
-        print(f"why   {cause.what}")
-        print(f"do    {cause.remedy}.")
+        print(f"why   {harmless(cause.what)}")
+        print(f"do    {harmless(cause.remedy)}.")
         said = [line for line in cause.evidence.splitlines() if line and line != cause.what]
         for number, line in enumerate(said):
-            print(f"{'' if number else 'told':<5} {line}")
+            print(f"{'' if number else 'told':<5} {harmless(line)}")
     return 0
 
 

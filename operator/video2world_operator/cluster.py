@@ -15,6 +15,7 @@ from urllib.parse import quote
 import aiohttp
 import kopf
 
+from .errors import NO_CLUSTER
 from .models import API_VERSION, KIND, PLURAL
 from .server_clock import ServerClock
 
@@ -76,9 +77,7 @@ def login() -> kopf.ConnectionInfo:
     except (OSError, ValueError, KeyError, kopf.LoginError) as error:
         raise LoginFailed(f"the kubeconfig cannot be used ({error})") from None
     if info is None:
-        raise LoginFailed(
-            "no cluster is configured: set KUBECONFIG, or run inside a pod with a service account"
-        )
+        raise LoginFailed(NO_CLUSTER)
     return info
 
 

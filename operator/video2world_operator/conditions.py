@@ -27,6 +27,7 @@ class Type(StrEnum):
     ACCEPTED = "Accepted", "the spec is valid and the name is free on the volume"
     AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
     VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
+    PREFLIGHT = "PreflightPassed", "what can be seen of nodes and claim is enough for training"
     CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
     PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
     GANG = "GangScheduled", "the train group starts together or not at all"
@@ -48,6 +49,8 @@ class Reason(StrEnum):
     NAME_IN_USE = "NameInUse"
     ALLOWED = "Allowed"
     FORBIDDEN = "Forbidden"
+    CHECKS_PASSED = "ChecksPassed"
+    CHECKS_FAILED = "ChecksFailed"
     CLAIM_FOUND = "ClaimFound"
     CLAIM_MISSING = "ClaimMissing"
     CLAIM_LOST = "ClaimLost"
@@ -105,6 +108,8 @@ _MESSAGES: dict[Reason, str] = {
     Reason.ALLOWED: "The operator has the rights it needs.",
     Reason.FORBIDDEN: "The operator may not {missing}: apply manifests/rbac.yaml, or install the "
     "chart with rbac.create=true.",
+    Reason.CHECKS_PASSED: "Nodes and claim, as far as they can be seen, are enough.",
+    Reason.CHECKS_FAILED: "{problem}",
     Reason.CLAIM_FOUND: "The claim {claim} is there.",
     Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or leave out "
     "spec.storage.claimName to have one made.",

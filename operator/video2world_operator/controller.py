@@ -14,6 +14,7 @@ from .cluster import ApiError, Cluster, path_of
 from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
 from .errors import InvalidResource
+from .foresight import Foresight
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, Plan
@@ -79,6 +80,7 @@ class Controller:
     ) -> None:
         self.cluster, self.cache, self.policy = cluster, cache, policy or Policy()
         self.poll_seconds = poll_seconds
+        self.foresight = Foresight(cluster)
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
             self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0]
@@ -107,6 +109,9 @@ class Controller:
         before = dict(body.get("status") or {})
         plan = plan_of(body)
         observed = await self._observe(key, body, plan)
+        if isinstance(plan, Plan) and not _ended(body):
+            found = await self.foresight.of(key, plan, body, observed.claim)
+            observed = replace(observed, preflight=found)
         decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
         if counts_on_absence(before, decision):
             observed = await self._look_again(key, observed)
@@ -146,6 +151,7 @@ class Controller:
                       self._made, self._logs, self._shares):  # fmt: skip
             store.pop(key, None)
         self.queue.forget(key)
+        self.foresight.forget(key)
 
     def _due(self, key: Key, before: Object, decision: Decision) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""

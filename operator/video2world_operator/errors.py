@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-__all__ = ["InvalidResource", "Problem", "nearest"]
+__all__ = ["NO_CLUSTER", "InvalidResource", "Problem", "nearest"]
+
+NO_CLUSTER = (
+    "no cluster is configured: set KUBECONFIG, or run inside a pod with a service account; for a "
+    "run on this machine give --volume"
+)
 
 
 @dataclass(frozen=True, order=True)

@@ -89,6 +89,9 @@ class _Case:
         found += [*self._waiting(), *self._pods(), *self._missing_pods()]
         if not found and self._stale():
             found.append(self._nobody_looks())
+        train: Object = next((e for e in self.status.get("stages", []) if e["name"] == "train"), {})
+        if train.get("state") == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
+            found.append(self._of_condition(foreseen))
         return list(dict.fromkeys(found))
 
     # ------------------------------------------------------------------ the operator

@@ -96,7 +96,8 @@ def _native(job: Manifest, version: str) -> Made:
 def _volcano(job: Manifest, _: str) -> Made:
     name, nodes = job["metadata"]["name"], job["spec"]["completions"]
     group = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "PodGroup"}
-    limits = job["spec"]["template"]["spec"]["containers"][0]["resources"].get("limits", {})
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    limits = (container.get("resources") or {}).get("limits") or {}  # a pod template may clear them
     spec: dict[str, Any] = {"minMember": nodes}
     if GPU in limits:
         spec["minResources"] = {GPU: str(int(limits[GPU]) * nodes)}

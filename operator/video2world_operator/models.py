@@ -47,12 +47,13 @@ class Size(NamedTuple):
     rope: tuple[float, float, float]  # height, width, time
     learning_rate: float
     warmup: int
+    volume: str  # what docs/sizing.md says of all weights, and room
 
 
 SIZES: Mapping[str, Size] = {
-    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50),
-    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000),
-    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000),
+    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50, "20Gi"),
+    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000, "500Gi"),
+    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000, "2Ti"),
 }
 
 
@@ -82,6 +83,8 @@ FolderName = Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 _UNIT = "(Ki|[MGTPE]i?|[mk])?$"
 Quantity = Annotated[str, _text(32, rf"^[0-9]+(\.[0-9]+)?{_UNIT}")]
 ABOVE_ZERO = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
+# A commit, tag or branch; what begins with a dash would read as a flag.
+Revision = Annotated[str, _text(253, r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
 RepoID = Annotated[str, _text(200, r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
 FreeObject = dict[str, Any]
@@ -163,7 +166,7 @@ class AgiBotDataset(_Model):
         alias="repoID",
         description="Dataset repository on the Hugging Face Hub.",
     )
-    revision: Text | None = Field(
+    revision: Revision | None = Field(
         default=None,
         description="Commit, tag or branch of the repository; default its newest state.",
     )
@@ -377,8 +380,9 @@ class TrainingSpec(_Model):
     rendezvous_port: int = Field(
         default=29500,
         ge=1024,
-        le=65534,
-        description="TCP port at which the nodes meet; the next port is used too.",
+        le=65533,
+        description="TCP port at which the nodes meet; the two next ones are used too, the second "
+        "of them for the figures that training tells Prometheus.",
     )
     job_name: FolderName | None = Field(
         default=None,
@@ -499,8 +503,10 @@ class CredentialsSpec(_Model):
 class StorageSpec(_Model):
     """The volume on which everything lies."""
 
-    size: Annotated[str, _text(32, ABOVE_ZERO)] = Field(
-        default="500Gi", description="Size of the claim that is made, in bytes."
+    size: Annotated[str, _text(32, ABOVE_ZERO)] | None = Field(
+        default=None,
+        description="Size of the claim that is made, in bytes; default 500Gi, for 14B 2Ti, for "
+        "Tiny 20Gi.",
     )
     claim_name: DNSName | None = Field(
         default=None,
@@ -715,6 +721,11 @@ class Spec(_Model):
     def context_parallel(self) -> int:
         """Processes that share one clip."""
         return self.training.context_parallel_size or SIZES[self.model.size].context_parallel
+
+    @property
+    def volume_size(self) -> str:
+        """Size of the claim that is made."""
+        return self.storage.size or SIZES[self.model.size].volume
 
     @property
     def device(self) -> str:

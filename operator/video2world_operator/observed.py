@@ -168,14 +168,18 @@ class Claim:
     found: bool = True
     lost: bool = False
     modes: tuple[str, ...] = ()
+    size: str = ""  # what it holds, or asks for while it is not bound
 
     @classmethod
     def of(cls, name: str, body: Object | None) -> Claim:
         """The claim in an object of the API, or its absence."""
         if body is None:
             return cls(name, found=False)
-        phase = (body.get("status") or {}).get("phase")
-        return cls(name, True, phase == "Lost", tuple(body["spec"].get("accessModes") or ()))
+        spec, status = body["spec"], body.get("status") or {}
+        asked = ((spec.get("resources") or {}).get("requests") or {}).get("storage", "")
+        size = (status.get("capacity") or {}).get("storage", asked)
+        modes = tuple(spec.get("accessModes") or ())
+        return cls(name, True, status.get("phase") == "Lost", modes, size)
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ class Observed:
     capabilities: Capabilities = field(default_factory=Capabilities)
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()
+    preflight: Sequence[str] | None = None  # what the checks before training found; None: not made
 
 
 def resource_of(body: Object) -> str:

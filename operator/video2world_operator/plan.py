@@ -52,7 +52,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "train": ("embeddings", "latents"),
     "inference": ("train",),
 }
-_NETWORK = ("download", "dataset")  # the stages that may fetch, and so get the token
+_NETWORK = ("download", "dataset")  # the stages that may fetch
 _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod (train: per GPU)
     "download": (2, 4),
     "dataset": (4, 8),
@@ -162,6 +162,12 @@ def to_yaml(plan: Plan) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        # Unicode's own line ends are lost, or end the value, where they are not escaped.
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
     documents = [*plan.shared, *(m for stage in plan.stages for m in stage.manifests)]
     return yaml.dump_all(
         documents,
@@ -228,7 +234,7 @@ def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ..
     )
     spec: dict[str, Any] = {
         "accessModes": [mode],
-        "resources": {"requests": {"storage": storage.size}},
+        "resources": {"requests": {"storage": resource.spec.volume_size}},
     }
     if storage.storage_class_name:
         spec["storageClassName"] = storage.storage_class_name
@@ -349,6 +355,7 @@ def _train(
         # Names a run whose checkpoints may be gone on from: all but its length and cadence.
         "V2W_RUN_HASH": _run_hash(stage.argv, [resource.dataset_dir]),
         "V2W_ATTEMPT": str(attempt),
+        "V2W_METRICS_PORT": str(port + 2),  # of rank 0, and so of pod 0
         **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
     }
     settings = {
@@ -361,7 +368,11 @@ def _train(
     job = _job(
         resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
     )
-    ports = [{"name": "rendezvous", "port": port}, {"name": "master", "port": port + 1}]
+    ports = [
+        {"name": "rendezvous", "port": port},
+        {"name": "master", "port": port + 1},
+        {"name": "metrics", "port": port + 2},
+    ]
     body = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -445,6 +456,9 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if stage == "train":
+        port = spec.training.rendezvous_port + 2
+        container["ports"] = [{"name": "metrics", "containerPort": port}]
     if stage == "inference":
         # The samples travel in the pod's own annotation: no ConfigMap to make, own and clean up.
         path = f"metadata.annotations['{SAMPLES_ANNOTATION}']"
@@ -472,12 +486,18 @@ def _env(
         values["CUDA_VISIBLE_DEVICES"] = ""
     env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
     token = resource.spec.credentials.hugging_face_token_secret
-    if token and stage in _NETWORK:
-        reference = {"name": token.name, "key": token.key}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    if token and _fetches(resource, stage):
+        source = token.model_dump(include={"name", "key"})
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
     patch: StagePatch = getattr(resource.spec.stages, stage)
     more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
     return _merge_named(env, more, "name")
+
+
+def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
+    """Whether the stage asks the Hub for anything: only then it gets the token."""
+    agibot = resource.spec.dataset.agibot
+    return stage == "download" or (stage == "dataset" and agibot is not None and not agibot.path)
 
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
@@ -513,7 +533,7 @@ _KEYS = {
     "volumes": "name",
     "env": "name",
     "volumeMounts": "mountPath",
-    "imagePullSecrets": "name",
+    "imagePullSecrets": "name",  # pragma: allowlist secret
 }
 
 

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from . import gang
+from .models import STAGES
 from .needs import GIB, Needs
 from .observed import Capabilities
 from .plan import GPU, Plan, Stage
 from .quantity import quantity
 
 __all__ = ["ATTENTION", "Access", "Check", "ClusterFacts", "Gpu", "Machine", "Verdict"]
-__all__ += ["check_cluster", "check_hub", "check_machine"]
+__all__ += [
+    "before_training",
+    "check_cluster",
+    "check_hub",
+    "check_images",
+    "check_machine",
+    "images_of",
+]
 
 Object = Mapping[str, Any]
 GB = 1e9
@@ -29,6 +37,9 @@ ATTENTION: Mapping[str, tuple[int, ...]] = {
     "FlashAttention2": (8, 9, 10, 12),
     "TransformerEngine": (8, 9, 10, 12),
 }
+
+
+_MORE_ROOM = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
 
 
 class Verdict(StrEnum):
@@ -146,6 +157,12 @@ def check_machine(plan: Plan, need: Needs, machine: Machine) -> Iterator[Check]:
     if len(found) < wanted:
         remedy = "set spec.training.gpusPerNode (and nodes: 1), or run it on a cluster"
         yield Check("GPUs", Verdict.FAIL, f"{wanted} are asked for, {len(found)} are here", remedy)
+    elif spec.inference.every_checkpoint and len(found) == wanted:
+        text = f"training takes all {wanted}: samples made meanwhile share the first with it"
+        remedy = (
+            "train on fewer (spec.training.gpusPerNode), or leave inference.everyCheckpoint out"
+        )
+        yield Check("GPUs", Verdict.WARN, text, remedy)
     else:
         yield Check("GPUs", Verdict.OK, f"{wanted} of {len(found)} are asked for")
     if found:
@@ -201,10 +218,45 @@ def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check
     yield from _secrets(plan, seen)
     yield from _quotas(plan, seen)
     yield from _scheduling(plan, seen)
-    images = sorted({stage.job["spec"]["template"]["spec"]["containers"][0]["image"]
-                     for stage in plan.stages})  # fmt: skip
-    text = f"only a node can pull {' and '.join(images)}"
-    yield Check("images", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
+
+
+def images_of(plan: Plan) -> list[str]:
+    """The images that the stages need."""
+    pods = (stage.job["spec"]["template"]["spec"] for stage in plan.stages)
+    return sorted({pod["containers"][0]["image"] for pod in pods})
+
+
+def check_images(plan: Plan, answers: Mapping[str, Access]) -> Iterator[Check]:
+    """What the registries said from here; a node may have an image already, or reach others."""
+    images = plan.resource.spec.images
+    bad = Verdict.FAIL if images.pull_policy == "Always" else Verdict.WARN
+    for image, answer in answers.items():
+        if images.pull_policy == "Never":
+            yield Check("image", Verdict.UNKNOWN, f"{image} must be on the nodes already")
+        elif answer is Access.ALLOWED:
+            yield Check("image", Verdict.OK, f"{image} can be pulled")
+        elif answer is Access.UNREACHABLE:
+            text = f"{image}: its registry cannot be reached from here"
+            yield Check("image", Verdict.UNKNOWN, text, "v2w explain says so if a node cannot")
+        elif images.pull_secrets:
+            text = f"{image} is not for everybody: only a node can try {images.pull_secrets[0]}"
+            yield Check("image", Verdict.UNKNOWN, text, "v2w explain says so if it cannot")
+        elif answer is Access.MISSING:
+            remedy = "push it (README, On Kubernetes), or mend spec.images"
+            yield Check("image", bad, f"{image} is not in its registry", remedy)
+        else:
+            remedy = "name a Secret in spec.images.pullSecrets, or mend spec.images"
+            yield Check("image", bad, f"{image}: its registry gives it to nobody unknown", remedy)
+
+
+def before_training(
+    plan: Plan, need: Needs, nodes: Sequence[Object] | None, size: str
+) -> Iterator[Check]:
+    """For the operator: what it may look at, before a GPU is held. ``size`` is the claim's."""
+    if size:
+        yield _enough("volume size", need.disk, quantity(size), "", _MORE_ROOM)
+    if nodes is not None:
+        yield from _nodes(plan, need, ClusterFacts(plan.namespace, nodes=nodes), ("train",))
 
 
 def _operator(seen: ClusterFacts) -> Check:
@@ -218,13 +270,15 @@ def _operator(seen: ClusterFacts) -> Check:
     return Check("operator", Verdict.OK, f"{seen.leader} leads")
 
 
-def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+def _nodes(
+    plan: Plan, need: Needs, seen: ClusterFacts, names: Sequence[str] = STAGES
+) -> Iterator[Check]:
     """Whether the nodes could hold the pods of each stage if nothing else ran on them."""
     if seen.nodes is None:
         text = "nodes may not be listed"
         yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
         return
-    for stage in plan.stages:
+    for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", _pods(stage)
         why = [_misfit(stage, node) for node in seen.nodes]
         fitting = [node for node, misfit in zip(seen.nodes, why, strict=True) if not misfit]
@@ -240,17 +294,50 @@ def _nodes(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
                         if room > wanted else f"there is room for just {wanted} pods")  # fmt: skip
             if plan.resource.spec.device == "GPU":
                 yield from _kind(plan, need, [_gpu(node) for node in fitting])
+            if (sampler := _sampler(plan)) is not None:
+                yield _beside(stage, sampler, seen.nodes)
+
+
+def _sampler(plan: Plan) -> Stage | None:
+    """What makes the samples of each checkpoint while training goes on, if anything does."""
+    if not plan.resource.spec.inference.every_checkpoint:
+        return None
+    return replace(plan.stage("inference"), manifests=plan.sampling(1))
+
+
+def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
+    """Whether the sampler's pods find room while all pods of the train group run."""
+
+    def left(node: Object, pods: int) -> int:
+        """Pods of the sampler for which a node has room with so many of the train group."""
+        taken = {name: pods * amount for name, amount in (_asked(train) | {"pods": 1}).items()}
+        return 0 if _misfit(sampler, node) else _room(sampler, node, taken)
+
+    rooms = [0 if _misfit(train, node) else _room(train, node) for node in nodes]
+    placed = [0] * len(nodes)
+    for _ in range(_pods(train)):  # each where it costs the sampler least
+        open_ = [i for i, room in enumerate(rooms) if placed[i] < room]
+        best = min(open_, key=lambda i: left(nodes[i], placed[i]) - left(nodes[i], placed[i] + 1))
+        placed[best] += 1
+    room, wanted = sum(map(left, nodes, placed)), _pods(sampler)
+    if room >= wanted:
+        return Check("nodes for samples", Verdict.OK, f"there is room for {wanted} beside training")
+    text = f"beside training there is room for {room} of {wanted} pods: samples come late or never"
+    remedy = "add a GPU, train on fewer, or name inference.checkpoints in place of everyCheckpoint"
+    return Check("nodes for samples", Verdict.WARN, text, remedy)
 
 
 def _pods(stage: Stage) -> int:
     return int(stage.job["spec"].get("parallelism", 1))
 
 
-def _room(stage: Stage, node: Object) -> int:
-    """How many pods of the stage an empty node holds."""
-    room = (node.get("status") or {}).get("allocatable") or {}
-    shares = [quantity(room.get(name, "0")) / n for name, n in _asked(stage).items() if n]
-    return int(min([float(quantity(room.get("pods", "110"))), *shares]))
+def _room(stage: Stage, node: Object, taken: Mapping[str, float] | None = None) -> int:
+    """How many pods of the stage a node holds on which only ``taken`` is in use."""
+    room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
+    asked = {"pods": 1.0} | {name: amount for name, amount in _asked(stage).items() if amount}
+    free = {"pods": "110"} | dict(room)
+    return int(min((quantity(free.get(n, "0")) - used.get(n, 0)) / amount
+                   for n, amount in asked.items()))  # fmt: skip
 
 
 def _misfit(stage: Stage, node: Object) -> str:
@@ -286,9 +373,15 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
 
 def _asked(stage: Stage) -> dict[str, float]:
     """What one pod of the stage asks for, by resource name."""
-    asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    asked = _resources(stage)
     named = {**asked.get("limits", {}), **asked.get("requests", {})}
     return {name: quantity(value) for name, value in named.items()}
+
+
+def _resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:
+    """Those of the stage's container; a patch of its pod template may have taken them out."""
+    given = stage.job["spec"]["template"]["spec"]["containers"][0].get("resources") or {}
+    return {part: given.get(part) or {} for part in ("limits", "requests")}
 
 
 def _gpu(node: Object) -> Gpu:
@@ -319,9 +412,8 @@ def _volume(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
         size = quantity((status.get("capacity") or {}).get("storage", asked))
     else:
         yield from _storage_class(plan, seen)
-        size = quantity(storage.size)
-    remedy = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
-    yield _enough("volume size", need.disk, size, "", remedy)
+        size = quantity(plan.resource.spec.volume_size)
+    yield _enough("volume size", need.disk, size, "", _MORE_ROOM)
 
 
 def _storage_class(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
@@ -373,23 +465,17 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
     if seen.quotas is None:
         yield Check("quota", Verdict.UNKNOWN, "quotas may not be listed")
         return
-    most: dict[str, float] = {}
+    most: Counter[str] = Counter()
     for stage in plan.stages:
-        count = _pods(stage)
-        asked = stage.job["spec"]["template"]["spec"]["containers"][0]["resources"]
-        amounts = {"pods": float(count), "count/pods": float(count), "count/jobs.batch": 1.0}
-        for part in ("requests", "limits"):
-            for name, value in asked.get(part, {}).items():
-                amounts[f"{part}.{name}"] = quantity(value) * count
-        amounts.setdefault(f"requests.{GPU}", amounts.get(f"limits.{GPU}", 0.0))
-        for name, amount in amounts.items():
-            most[name] = max(most.get(name, 0.0), amount)
+        most |= _charged(stage)
+    if (sampler := _sampler(plan)) is not None:
+        most |= _charged(plan.stage("train")) + _charged(sampler)
     tight = False
     for quota in seen.quotas:
         hard = (quota.get("status") or {}).get("hard") or quota["spec"].get("hard") or {}
         used = (quota.get("status") or {}).get("used") or {}
         for name, limit in hard.items():
-            if most.get(name, 0.0) > (left := quantity(limit) - quantity(used.get(name, "0"))):
+            if most[name] > (left := quantity(limit) - quantity(used.get(name, "0"))):
                 tight = True
                 text = f"{quota['metadata']['name']} leaves {left:g} of {limit} {name}, "
                 text += f"{most[name]:g} are needed"
@@ -398,6 +484,18 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
                 yield Check("quota", Verdict.WARN if ever else Verdict.FAIL, text, remedy)
     if not tight:
         yield Check("quota", Verdict.OK, "nothing stands against it")
+
+
+def _charged(stage: Stage) -> Counter[str]:
+    """What all pods of a stage together are charged for, under the names of quotas."""
+    count = _pods(stage)
+    asked = _resources(stage)
+    amounts: Counter[str] = Counter({"pods": count, "count/pods": count, "count/jobs.batch": 1})
+    for part in ("requests", "limits"):
+        for name, value in asked.get(part, {}).items():
+            amounts[f"{part}.{name}"] = quantity(value) * count  # type: ignore[assignment]
+    amounts.setdefault(f"requests.{GPU}", amounts[f"limits.{GPU}"])
+    return amounts
 
 
 def _scheduling(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ["quantity"]
 
@@ -11,6 +12,7 @@ _UNITS |= {unit: 1000.0**n for n, unit in enumerate("MGTPE", start=2)}
 _UNITS |= {f"{unit}i": 1024.0**n for n, unit in enumerate("KMGTPE", start=1)}
 
 
+@lru_cache(4096)  # nodes by the thousand say the same few
 def quantity(text: str | int | float) -> float:
     """The number that ``text`` means. Raises ValueError for what is no quantity."""
     match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([a-zA-Z]*)", str(text).strip())

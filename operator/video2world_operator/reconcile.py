@@ -167,6 +167,9 @@ class _Round:
         accepted = find(self.status.get("conditions", []), Type.ACCEPTED)
         if accepted is None or accepted["reason"] != Reason.NAME_IN_USE:
             self._set(Type.ACCEPTED, True, Reason.VALID)
+        if (found := self.seen.preflight) is not None:
+            reason = Reason.CHECKS_FAILED if found else Reason.CHECKS_PASSED
+            self._set(Type.PREFLIGHT, not found, reason, problem="; ".join(found))
         if find(self.status["conditions"], Type.AUTHORIZED):
             self._set(Type.AUTHORIZED, True, Reason.ALLOWED)
 

@@ -107,6 +107,7 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("WORLD_SIZE", "", "Set by torchrun for each process."),
         Variable("V2W_RUN_HASH", "", "Names a run whose checkpoints may be gone on from."),
         Variable("V2W_ATTEMPT", "", "Number of the attempt."),
+        Variable("V2W_METRICS_PORT", "", "Port at which rank 0 tells Prometheus its figures."),
         Variable("NCCL_*, FI_*", "", "By spec.training.interconnect."),
     ),
 }  # fmt: skip

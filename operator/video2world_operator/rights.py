@@ -18,7 +18,8 @@ from .cluster import Cluster
 from .generated import generate
 from .models import GROUP, PLURAL
 
-__all__ = ["NAMESPACED", "OWN_NAMESPACE", "PATH", "Rule", "missing", "render", "rules"]
+__all__ = ["CLUSTER_WIDE", "NAMESPACED", "OWN_NAMESPACE", "PATH", "Rule"]
+__all__ += ["may_see_nodes", "missing", "render", "rules"]
 
 _ROOT = Path(__file__).parents[2]
 PATH = _ROOT / "manifests" / "rbac.yaml"
@@ -51,6 +52,8 @@ NAMESPACED: tuple[Rule, ...] = (
     Rule("scheduling.volcano.sh", "podgroups", _MADE, optional=True),
     Rule("scheduling.x-k8s.io", "podgroups", _MADE, optional=True),
 )
+# Where it serves all namespaces, by a ClusterRole: what no Role can give, and it can do without.
+CLUSTER_WIDE: tuple[Rule, ...] = (Rule("", "nodes", ("list",), optional=True),)
 # In its own: the Lease that makes one of several operators the leader.
 OWN_NAMESPACE: tuple[Rule, ...] = (
     Rule("coordination.k8s.io", "leases", ("get", "create", "update")),
@@ -91,7 +94,8 @@ def manifests(own: str, served: Sequence[str] = ()) -> list[dict[str, Any]]:
         _binding("Role", f"{ACCOUNT}-leader", own, own),
     ]
     if not served:
-        made.append(_object("ClusterRole", ACCOUNT, rules=rules(NAMESPACED)))
+        every = rules((*NAMESPACED, *CLUSTER_WIDE))
+        made.append(_object("ClusterRole", ACCOUNT, rules=every))
         made.append(_binding("ClusterRole", ACCOUNT, own))
     for namespace in served:
         made.append(_object("Role", ACCOUNT, namespace, rules=rules(NAMESPACED)))
@@ -117,8 +121,9 @@ def render_chart() -> str:
     import yaml
 
     head = "# Generated from operator/video2world_operator/rights.py by `make generate`.\n"
-    both = {"served": rules(NAMESPACED), "ownNamespace": rules(OWN_NAMESPACE)}
-    return head + yaml.safe_dump(both, sort_keys=False, width=100)
+    tables = {"served": NAMESPACED, "clusterWide": CLUSTER_WIDE, "ownNamespace": OWN_NAMESPACE}
+    made = {name: rules(table) for name, table in tables.items()}
+    return head + yaml.safe_dump(made, sort_keys=False, width=100)
 
 
 async def missing(
@@ -142,6 +147,11 @@ async def missing(
         for (namespace, verb, rule), yes in zip(asked, allowed, strict=True)
         if not yes
     ]
+
+
+async def may_see_nodes(cluster: Cluster) -> bool:
+    """Whether it was granted to look at nodes, for the checks before a run."""
+    return await _allowed(cluster, None, "list", CLUSTER_WIDE[0])
 
 
 async def _allowed(cluster: Cluster, namespace: str | None, verb: str, rule: Rule) -> bool:

@@ -28,7 +28,7 @@ from .leader import Leadership, LeaseTimes, LostLease
 from .metrics import Metrics, Present
 from .models import API_VERSION, KIND
 from .reconcile import Policy, unauthorized
-from .rights import missing
+from .rights import may_see_nodes, missing
 
 __all__ = ["Options", "main", "run"]
 
@@ -192,6 +192,7 @@ async def _work(
     cache = KopfCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
     controller.capabilities, _ = await _answered(lambda: discover(cluster))
+    controller.foresight.sees_nodes = await _answered(lambda: may_see_nodes(cluster))
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.reconciled

@@ -9,10 +9,15 @@ from typing import TextIO
 
 from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress, duration
 
-__all__ = ["Display", "Screen"]
+__all__ = ["Display", "Screen", "harmless"]
 
 BAR = 28  # characters
 EVERY = 5.0  # seconds between plain lines of progress
+
+
+def harmless(text: str) -> str:
+    """``text`` of a pod or another's message, without what a terminal would take as a command."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _text(event: Event) -> tuple[float, str] | None:
@@ -82,7 +87,7 @@ class Display:
     def line(self, pod: str, text: str) -> None:
         """A worker's plain line."""
         if self._verbose:
-            self.say(f"{pod} | {text}")
+            self.say(f"{pod} | {harmless(text)}")
 
     def end(self, stage: str, outcome: str) -> None:
         """A stage ended."""
@@ -105,6 +110,7 @@ class Screen:
 
     def show(self, lines: Sequence[str], *, changed: bool = True) -> None:
         """Show ``lines`` in the place of the last ones; what does not fit is cut off."""
+        lines = [harmless(line) for line in lines]
         if not self._live:
             if changed:
                 self._out.write("".join(f"{line}\n" for line in lines))

@@ -235,6 +235,8 @@ BY_REASON: Mapping[str, str] = {
     Reason.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds",
     Reason.ENGINE_ERROR: "Mend what it names and run the same command again",
     Reason.FORBIDDEN: "An administrator applies manifests/rbac.yaml, or upgrades the chart",
+    Reason.CHECKS_FAILED: "Do it before training begins; until then all goes on. `v2w preflight -f "
+    "FILE --cluster` asks again",
     Reason.INVALID: "Mend the spec: kubectl edit v2w {name} -n {namespace}",
     Reason.REFUSED: "Mend what the API server names; the operator tries again by itself",
     Reason.WAITING: "Wait, or give this resource a volume of its own (spec.storage)",

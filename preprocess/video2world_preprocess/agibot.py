@@ -44,6 +44,7 @@ from .fetch import (
 )
 from .files import remove_leftovers, write_text
 from .hub import Hub, NoSuchEntry, digest_of, digest_of_file, explained
+from .links import on_volume
 from .ranges import RemoteFile
 from .report import Report
 from .shares import Share, share_flags, share_of
@@ -495,6 +496,8 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
     rule_of(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")
+    for path in (args.data_dir, args.caption_file):
+        on_volume(Path(path or "."))
     args.share = share_of(args)
     for episode in args.val_episode_ids:
         if not (episode.isascii() and episode.isdigit()):

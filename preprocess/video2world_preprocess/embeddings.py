@@ -18,6 +18,7 @@ import torch
 from .claims import claimed_in_splits
 from .events import Progress, say
 from .files import read_json, write_json
+from .links import on_volume
 from .pickles import read_embedding, write_embedding
 from .report import Report, write_report
 from .spread import devices, spread
@@ -54,9 +55,12 @@ def _captions(split: Path, report: Report) -> dict[str, str]:
     found = {}
     for meta in sorted((split / "metas").glob("[!.]*.txt")):
         try:
-            caption = meta.read_text(encoding="utf-8").strip()
+            caption = on_volume(meta).read_text(encoding="utf-8").strip()
         except (UnicodeDecodeError, OSError) as error:
             report.drop("caption", str(meta), f"cannot be read ({error})")
+            continue
+        except UserError as error:
+            report.drop("caption", str(meta), str(error))
             continue
         if caption:
             found[meta.stem] = caption

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .dataset import SPLITS
+from .links import on_volume
 from .report import Report
 from .stage import UserError, run_stage
 from .video import VideoInfo, probe
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def _check_clip(split: Path, name: str, min_frames: int) -> VideoInfo:
     meta = split / "metas" / f"{name}.txt"
     try:
-        if not meta.read_text(encoding="utf-8").strip():
+        if not on_volume(meta).read_text(encoding="utf-8").strip():
             raise UserError(f"its caption {meta} is empty")
     except FileNotFoundError:
         raise UserError(f"its caption {meta} is missing") from None
@@ -61,6 +62,7 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
     Raises:
         UserError: the layout is another one, or nothing is left to train on.
     """
+    on_volume(folder)
     for needed in (folder, folder / "train" / "videos", folder / "train" / "metas"):
         if not needed.is_dir():
             raise UserError(

@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from .files import atomic_path
+from .links import on_volume
 from .stage import UserError
 
 __all__ = [
@@ -66,7 +67,7 @@ COVER = av.stream.Disposition.attached_pic
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream; every decoding error becomes a UserError."""
-    if not path.is_file():
+    if not on_volume(path).is_file():
         raise UserError(f"{path}: there is no such video file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the video file is empty; copy or download it again")

@@ -11,6 +11,7 @@ from typing import Any
 
 from .claims import claimed
 from .dataset import OneCaption, Source, leftover_places, rule_of, split_all, window_flags
+from .links import on_volume
 from .report import Report
 from .shares import share_flags, share_of
 from .stage import UserError, run_stage
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def _caption(video: Path) -> str:
     path = video.with_suffix(".txt")
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = on_volume(path).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise UserError(f"its caption {path.name} is missing; write one beside it") from None
     except UnicodeDecodeError:
@@ -65,7 +66,7 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
     videos: dict[str, Path] = {}
-    for path in sorted(args.videos_dir.iterdir()):
+    for path in sorted(on_volume(args.videos_dir).iterdir()):
         if not path.is_file() or path.suffix.lower() not in VIDEO_SUFFIXES:
             continue
         if path.stem in videos:

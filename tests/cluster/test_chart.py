@@ -13,8 +13,11 @@ import yaml
 
 from control_plane import binaries
 from operators import Operator, Resource, eventually, exists
+from video2world_operator.api import load_resource
+from video2world_operator.plan import make_plan
 
 CHART = Path(__file__).parents[2] / "charts" / "video2world-operator"
+SAMPLE = CHART.parents[1] / "manifests" / "samples" / "posttrain.yaml"
 CRD = (
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/video2worldposttrains.video2world.dev"
 )
@@ -134,21 +137,142 @@ def test_wrong_values_are_refused(helm, value, words):
     assert words in done.stderr
 
 
+HOSTILE = [
+    "x\n      hostNetwork: true", "x}, {name: y", "x: y", "{{ .Release.Name }}", "x #", "&a",
+    "x'\"",
+]  # fmt: skip
+# Values that stand in the templates as bare text; all others go through toYaml or quote.
+BARE = ["image.repository", "image.tag", "image.digest", "image.pullPolicy", "serviceAccount.name",
+        "priorityClassName", "watchNamespaces[0]", "metrics.serviceMonitor.interval",
+        "networkPolicy.apiServerPorts[0]", "replicas"]  # fmt: skip
+
+
+def rendered(helm, values, tmp_path, check=True):
+    """What the chart makes of ``values``, or None where they are refused."""
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", "--values",
+                str(tmp_path / "values.yaml"), check=check)  # fmt: skip
+    return [m for m in yaml.safe_load_all(done.stdout) if m] if done.returncode == 0 else None
+
+
+def nested(path, value):
+    for part in reversed(path.split(".")):
+        key, listed, _ = part.partition("[")
+        value = {key: [value] if listed else value}
+    return value
+
+
+@pytest.mark.parametrize("path", BARE)
+def test_a_hostile_value_of_bare_text_is_refused(helm, helm_binary, path, tmp_path):
+    if "helm4" in str(helm_binary):
+        pytest.skip("the schema is the same for both: once is enough")
+    on = {"networkPolicy": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
+    for text in HOSTILE:
+        values = nested(path, text)
+        for key, more in on.items():
+            values[key] = {**more, **values.get(key, {})}
+        assert rendered(helm, values, tmp_path, check=False) is None, text
+
+
+def test_a_hostile_value_elsewhere_stays_a_value(helm, tmp_path):
+    hostile = {f"k{number}": text for number, text in enumerate(HOSTILE)}
+    toleration = [{"key": text, "operator": "Exists"} for text in HOSTILE]
+    values = {
+        "podAnnotations": hostile, "nodeSelector": hostile, "tolerations": toleration,
+        "serviceAccount": {"annotations": hostile},
+        "metrics": {"dashboards": {"enabled": True, "labels": hostile}},
+    }  # fmt: skip
+    plain, made = rendered(helm, {}, tmp_path), rendered(helm, values, tmp_path)
+    named = [(one["kind"], one["metadata"]["name"]) for one in plain]
+    assert sorted([*named, ("ConfigMap", f"{NAME}-dashboards")]) == sorted(
+        (one["kind"], one["metadata"]["name"]) for one in made
+    )
+    by_kind = {one["kind"]: one for one in made}
+    template = by_kind["Deployment"]["spec"]["template"]
+    assert template["metadata"]["annotations"] == hostile
+    assert template["spec"]["nodeSelector"] == hostile
+    assert template["spec"]["tolerations"] == toleration
+    assert hostile.items() <= by_kind["ConfigMap"]["metadata"]["labels"].items()
+    assert "hostNetwork" not in template["spec"]
+
+
+ANY = "anybody"
+
+
+def flows(policy):
+    """What a NetworkPolicy lets through, as (direction, peer, protocol, port)."""
+    spec, found = policy["spec"], set()
+    assert spec["policyTypes"] == ["Ingress", "Egress"]  # what no rule names is kept out
+    for direction, side in (("ingress", "from"), ("egress", "to")):
+        for rule in spec[direction]:
+            assert rule["ports"]  # none would mean all of them
+            assert rule.get(side) != []
+            for port in rule["ports"]:
+                for peer in rule.get(side, [ANY]):
+                    peer = peer if peer == ANY else json.dumps(peer)
+                    found.add((direction, peer, port["protocol"], port["port"]))
+    return found
+
+
+def test_the_network_policy_lets_through_what_docs_security_md_lists(helm, tmp_path):
+    def policy(**more):
+        made = rendered(helm, {"networkPolicy": {"enabled": True, **more}}, tmp_path)
+        (one,) = [one for one in made if one["kind"] == "NetworkPolicy"]
+        deployment = next(one for one in made if one["kind"] == "Deployment")
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert one["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+        return one
+
+    dns = {("egress", ANY, "UDP", 53), ("egress", ANY, "TCP", 53)}
+    server = {("egress", ANY, "TCP", port) for port in (443, 6443)}
+    assert flows(policy()) == dns | server
+    # told where they are, nothing else is left
+    api = {"ipBlock": {"cidr": "10.0.0.1/32"}}
+    names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    prometheus = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
+    tight = policy(
+        apiServerPorts=[6443], apiServerTo=[api], dnsTo=[names], metricsFrom=[prometheus]
+    )
+    assert flows(tight) == {
+        ("egress", json.dumps(names), "UDP", 53),
+        ("egress", json.dumps(names), "TCP", 53),
+        ("egress", json.dumps(api), "TCP", 6443),
+        ("ingress", json.dumps(prometheus), "TCP", "probes"),
+    }
+    told = (CHART.parents[1] / "docs" / "security.md").read_text()
+    for value in ("apiServerTo", "dnsTo", "metricsFrom", "apiServerPorts"):
+        assert f"networkPolicy.{value}" in told
+
+
 def test_monitoring_comes_on_request(helm):
     def kinds(*flags):
         done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *flags)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
-    assert not [one for one in kinds() if one["kind"] in ("ServiceMonitor", "ConfigMap")]
-    flags = ("metrics.serviceMonitor.enabled=true", "metrics.dashboards.enabled=true")
+    ours = ("ServiceMonitor", "ConfigMap", "PodMonitor", "PrometheusRule")
+    assert not [one for one in kinds() if one["kind"] in ours]
+    parts = ("serviceMonitor", "dashboards", "podMonitor", "alerts")
+    flags = [f"metrics.{part}.enabled=true" for part in parts]
     made = {one["kind"]: one for one in kinds(*(part for one in flags for part in ("--set", one)))}
     service, monitor = made["Service"], made["ServiceMonitor"]
     wanted = monitor["spec"]["selector"]["matchLabels"]
     assert wanted.items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert made["PrometheusRule"]["spec"] == yaml.safe_load(
+        (CHART / "files" / "alerts.yaml").read_text()
+    )
+    pods = made["PodMonitor"]["spec"]
+    (job,) = [m for m in make_plan(load_resource(SAMPLE)).stage("train").manifests
+              if m["kind"] == "Job"]  # fmt: skip
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    index = {"batch.kubernetes.io/job-completion-index": "0"}
+    assert pods["selector"]["matchLabels"].items() <= (labels | index).items()
+    (port,) = job["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert pods["podMetricsEndpoints"][0]["port"] == port["name"]
     boards = [json.loads(text) for text in made["ConfigMap"]["data"].values()]
     asked = re.findall(r"video2world_\w+", json.dumps(boards))
     assert asked
-    told = (CHART.parents[1] / "docs/reference/metrics.md").read_text()
+    docs = CHART.parents[1] / "docs"
+    told = "".join((docs / name).read_text() for name in ("reference/metrics.md", "watching.md"))
     for name in asked:  # the operator has all that the dashboard asks for
         assert f"`{name.removesuffix('_bucket')}`" in told

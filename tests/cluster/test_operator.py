@@ -248,6 +248,9 @@ def test_samples_are_made_beside_training(run, gpu_cluster):
     saved(50, 75)
     eventually(lambda: rows() == {25: ("Running", 2)}, what=rows)
     eventually(lambda: run.status["checkpoint"]["iteration"] == 75)
+    for more in ((), ("--attempt", "25")):
+        code, out, _ = v2w_in(gpu_cluster, run, "logs", "--stage", "samples", *more)
+        assert (code, out.strip()) == (0, json.dumps(told))
     gpu_cluster.finish_pod(run.namespace, sampler)
     (sampler,) = run.running("samples", 75)  # the newest; 50 was passed over
     eventually(lambda: rows() == {25: ("Succeeded", 3), 75: ("Running", 0)}, what=rows)
@@ -263,9 +266,11 @@ def test_samples_are_made_beside_training(run, gpu_cluster):
     assert "iter_000000025 Succeeded   3/3 samples" in out
 
 
-def v2w_in(cluster, run):
-    """``v2w status`` of the resource."""
-    argv = [sys.executable, "-m", "video2world_operator.cli", "status", "run", "-n", run.namespace]
+def v2w_in(cluster, run, *command):
+    """``v2w COMMAND`` (``status``) of the resource."""
+    words = command or ("status",)
+    argv = [sys.executable, "-m", "video2world_operator.cli", words[0], "run", "-n", run.namespace]
+    argv += words[1:]
     env = {**os.environ, "KUBECONFIG": str(cluster.write_kubeconfig(cluster.admin))}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env, timeout=60)
     return done.returncode, done.stdout, done.stderr

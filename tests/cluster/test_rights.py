@@ -11,7 +11,15 @@ import yaml
 
 from operators import Operator, Resource, apply, eventually, exists, grant
 from video2world_operator.cluster import Cluster as Client
-from video2world_operator.rights import ACCOUNT, NAMESPACED, OWN_NAMESPACE, PATH, missing, rules
+from video2world_operator.rights import (
+    ACCOUNT,
+    CLUSTER_WIDE,
+    NAMESPACED,
+    OWN_NAMESPACE,
+    PATH,
+    missing,
+    rules,
+)  # fmt: skip
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]
@@ -50,7 +58,7 @@ def role(namespace, table):
 def test_the_file_is_what_the_table_says():
     documents = list(yaml.safe_load_all(PATH.read_text()))
     (role_,) = [d for d in documents if d["kind"] == "ClusterRole"]
-    assert role_["rules"] == rules(NAMESPACED)
+    assert role_["rules"] == rules((*NAMESPACED, *CLUSTER_WIDE))
     assert not [r for r in role_["rules"] if "secrets" in r["resources"]]
     assert not [r for r in role_["rules"] if "*" in (*r["verbs"], *r["resources"])]
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import runpy
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,6 +72,9 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     make("unbound", storage={"storageClassName": "fast"})
     make("resting", suspend=True)
 
+    # told before a GPU is held, while the first stage runs
+    says(v2w, "big", "nodes for train: there is room for 0 of 1 pods on 4 nodes")
+    assert big.condition("PreflightPassed")["reason"] == "ChecksFailed"
     (pod,) = big.running("download")  # its worker tells that the stages before training are done
     eventually(lambda: big.stage("latents").get("inputsHash"))
     told = [
@@ -94,6 +103,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     spec["spec"]["training"] = {"iterations": 5, "nodes": 4}
     spec["spec"]["credentials"] = {"huggingFaceTokenSecret": {"name": "hf"}}
     spec["spec"]["storage"]["claimName"] = "mine"
+    spec["spec"]["images"] = NOWHERE
     file = tmp_path / "pre.yaml"
 
     def check(code, user=gpu_cluster.admin):
@@ -242,3 +252,153 @@ def test_watching_survives_an_api_server_that_is_away(v2w, gpu_cluster, gpu_name
     assert True in notes
     assert notes[-1] is False
     assert all(snapshot.status["phase"] == "Suspended" for snapshot in seen)
+
+
+# ---------------------------------------------------------------- ten mistakes
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Says of every repository that its licence is not accepted, until ``accepted``."""
+
+    accepted = False
+
+    def do_GET(self):
+        self.send_response(200 if Hub.accepted else 403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Place:
+    """What the mistakes of the table are made in."""
+
+    def __init__(self, cluster, namespace):
+        self.cluster, self.namespace = cluster, namespace
+        self.base = f"/api/v1/namespaces/{namespace}"
+
+    def secret(self, key):
+        body = {"metadata": {"name": "hf"}, "stringData": {key: "x"}}
+        path = f"{self.base}/secrets"
+        if exists(self.cluster.admin, f"{path}/hf"):
+            self.cluster.admin.patch(f"{path}/hf", body)
+        else:
+            self.cluster.admin.post(path, body)
+
+    def quota(self, gpus):
+        body = {"metadata": {"name": "few"}, "spec": {"hard": {"requests.nvidia.com/gpu": gpus}}}
+        path = f"{self.base}/resourcequotas"
+        if exists(self.cluster.admin, f"{path}/few"):
+            self.cluster.admin.patch(f"{path}/few", body)
+        else:
+            self.cluster.admin.post(path, body)
+        eventually(lambda: self.cluster.admin.get(f"{path}/few").get("status", {}).get("hard") ==
+                   body["spec"]["hard"])  # fmt: skip
+
+    def suspended(self):
+        Resource(self.cluster, self.namespace, "pre").create(suspend=True).reaches(
+            phase="Suspended"
+        )
+
+
+@dataclass
+class Mistake:
+    """``spec`` and ``first`` make it; ``ask`` says ``words``; ``mended`` and ``then`` undo it."""
+
+    ask: tuple[str, ...]
+    words: str
+    spec: dict[str, Any]
+    mended: dict[str, Any]
+    first: Callable[[Place], Any] = lambda place: None
+    then: Callable[[Place, Any], Any] = lambda place, v2w: None
+    file: tuple[str, str] = ("pre.yaml", "pre.yaml")  # named before and after
+
+
+NOWHERE = {"preprocess": "127.0.0.1:9/p:1", "trainer": "127.0.0.1:9/t:1"}  # nobody answers there
+VALIDATE, CLUSTER = ("validate",), ("preflight", "--cluster")
+EIGHT = {"iterations": 5, "nodes": 1}
+TOKEN = {"credentials": {"huggingFaceTokenSecret": {"name": "hf"}}}
+MISTAKES = {
+    "a misspelt field": Mistake(
+        VALIDATE, "spec.training.iteratons: unknown field; did you mean iterations?",
+        {"training": {"iteratons": 5}}, {}),
+    "context parallelism that does not fit": Mistake(
+        VALIDATE, "3 does not fit: it must divide nodes x gpusPerNode (8)",
+        {"training": EIGHT | {"contextParallelSize": 3}},
+        {"training": EIGHT | {"contextParallelSize": 4}}),
+    "a file that is not there": Mistake(
+        VALIDATE, "give the path of a YAML file", {}, {}, file=("per.yaml", "pre.yaml")),
+    "a licence that was not accepted": Mistake(
+        CLUSTER, "its licence is not accepted", {}, {},
+        lambda place: setattr(Hub, "accepted", False),
+        lambda place, v2w: setattr(Hub, "accepted", True)),
+    "a Secret without the key": Mistake(
+        CLUSTER, "put the token there under token; it has TOKEN", TOKEN, TOKEN,
+        lambda place: place.secret("TOKEN"), lambda place, v2w: place.secret("token")),
+    "more GPUs a node than any node has": Mistake(
+        CLUSTER, "with too little nvidia.com/gpu (8)",
+        {"training": EIGHT | {"gpusPerNode": 16}}, {"training": EIGHT}),
+    "a node label that no node has": Mistake(
+        CLUSTER, "without the label disk=fast",
+        {"stages": {"train": {"nodeSelector": {"disk": "fast"}}}}, {}),
+    "a quota without room": Mistake(
+        CLUSTER, "few leaves 4 of 4 requests.nvidia.com/gpu, 8 are needed", {}, {},
+        lambda place: place.quota("4"), lambda place, v2w: place.quota("8")),
+    "a storage class that is not there": Mistake(
+        CLUSTER, "there is no quick", {"storage": {"storageClassName": "quick"}}, {}),
+    "suspended and forgotten": Mistake(
+        ("explain",), "`v2w resume pre`", {}, {},
+        lambda place: place.suspended(), lambda place, v2w: v2w("resume", "pre")),
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A server that answers as the Hugging Face Hub does."""
+    Hub.accepted = True
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
+    name, v2w, hub, gpu_cluster, gpu_namespace, tmp_path, capsys
+):
+    mistake, place = MISTAKES[name], Place(gpu_cluster, gpu_namespace)
+
+    def asked(spec, file):
+        """Exit code and all that is printed."""
+        base = {"model": {"size": "2B"}, "training": EIGHT, "storage": {"claimName": "mine"}}
+        base["images"] = NOWHERE
+        body = Resource.body("pre")
+        body["spec"] |= base | spec
+        (tmp_path / "pre.yaml").write_text(json.dumps(body))
+        if mistake.ask == ("explain",):
+            return 0, v2w("explain", "pre")
+        code = main([*mistake.ask, "-f", str(tmp_path / file)])
+        return code, "".join(capsys.readouterr())
+
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Ti"}}}
+    gpu_cluster.admin.post(
+        f"{place.base}/persistentvolumeclaims", {"metadata": {"name": "mine"}, "spec": claim}
+    )
+    mistake.first(place)
+    os.environ["KUBECONFIG"] = os.fspath(
+        gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)
+    )
+    code, told = asked(mistake.spec, mistake.file[0])
+    assert mistake.words in told
+    assert code == (0 if mistake.ask == ("explain",) else 2)
+    mistake.then(place, v2w)
+    eventually(lambda: mistake.words not in asked(mistake.mended, mistake.file[1])[1], 30)
+    assert asked(mistake.mended, mistake.file[1])[0] == 0
+
+
+def test_the_page_lists_these_ten():
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    listed = re.findall(r"^\| \d+ \| ([^|]+) \|", page.partition("## Ten mistakes")[2], re.M)
+    assert listed == list(MISTAKES)

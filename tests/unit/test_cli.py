@@ -39,6 +39,38 @@ def test_help_is_quick_and_loads_no_torch():
     assert min(taken) < 0.5
 
 
+@pytest.mark.parametrize("command", ["status", "explain", "logs", "checkpoints", "suspend"])
+def test_without_a_cluster_no_client_is_loaded_to_say_so(command, tmp_path):
+    code = (
+        "import sys; from video2world_operator.cli import main\n"
+        f"code = main(['{command}', 'a'])\n"
+        "assert code == 2, code\n"
+        "heavy = {'kopf', 'kubernetes', 'aiohttp', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "no cluster is configured: set KUBECONFIG" in result.stderr
+
+
+def test_the_log_of_the_samples_beside_training_is_shown_when_asked_for(tmp_path):
+    logs = tmp_path / ".video2world/run/logs"
+    logs.mkdir(parents=True)
+    for name in ("train-1-0", "samples-500-0", "samples-1000-0"):
+        (logs / f"{name}.log").write_text(f"words of {name}\n")
+    shown = v2w("logs", "run", "--volume", tmp_path)
+    assert shown.stdout == "words of train-1-0\n"
+    shown = v2w("logs", "run", "--volume", tmp_path, "--stage", "samples")
+    assert shown.stdout == "words of samples-1000-0\n"
+    shown = v2w("logs", "run", "--volume", tmp_path, "--stage", "samples", "--attempt", "500")
+    assert shown.stdout == "words of samples-500-0\n"
+    shown = v2w("logs", "run", "--volume", tmp_path, "--stage", "samples", "--attempt", "7")
+    assert (shown.returncode, "no log of samples, attempt 7" in shown.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     "command",
     ["validate", "preflight", "render", "run", "status", "explain", "logs", "checkpoints"],

@@ -351,3 +351,21 @@ def test_every_rules_words_are_filled_in_without_a_gap(rule):
     known |= set(re.compile(rule.pattern).groupindex)
     for text in (rule.what, rule.remedy):
         assert {field for _, field, _, _ in Formatter().parse(text) if field} <= known
+
+
+def test_what_the_preflight_foresees_is_told_until_training_begins():
+    world = World()
+    world.settle()
+    told = "nodes for train: there is room for 0 of 2 pods; add nodes"
+    world.round(preflight=[told])
+    world.start_pods()
+    world.round()
+    (cause,) = causes(world)
+    assert cause.what == told
+    assert "before training begins" in cause.remedy
+    later = World()
+    later.to_training()
+    later.round(preflight=[told])
+    later.start_pods()
+    later.round()
+    assert causes(later) == []

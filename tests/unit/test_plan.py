@@ -132,6 +132,7 @@ def test_pods_fit_the_restricted_profile(path):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
         (container,) = spec["containers"]
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False
@@ -167,7 +168,8 @@ def test_user_errors_are_not_retried():
 
 
 def test_the_token_is_a_reference_and_only_where_it_is_needed():
-    made = plan(credentials={"huggingFaceTokenSecret": {"name": "hf", "key": "t"}})
+    token = {"huggingFaceTokenSecret": {"name": "hf", "key": "t"}}
+    made = plan(credentials=token, dataset={"agibot": {}})
     holders = []
     for stage in made.stages:
         for variable in pod(stage)["containers"][0]["env"]:
@@ -176,6 +178,24 @@ def test_the_token_is_a_reference_and_only_where_it_is_needed():
                 assert variable["valueFrom"] == {"secretKeyRef": {"name": "hf", "key": "t"}}
                 assert "value" not in variable
     assert holders == ["download", "dataset"]
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [{"videos": {"path": "v"}}, {"prepared": {"path": "p"}}, {"agibot": {"path": "a"}}],
+    ids=lambda given: next(iter(given)),
+)
+def test_a_stage_that_fetches_nothing_gets_no_token(dataset):
+    made = plan(
+        credentials={"huggingFaceTokenSecret": {"name": "hf"}}, dataset={"agibot": None} | dataset
+    )
+    holders = [
+        stage.name
+        for stage in made.stages
+        for variable in pod(stage)["containers"][0]["env"]
+        if variable["name"] == "HF_TOKEN"
+    ]
+    assert holders == ["download"]
 
 
 def test_gpus_are_held_by_the_stages_that_use_them():

@@ -1,5 +1,6 @@
 """v2w preflight: what a resource needs by the measured figures, and every check's ends."""
 
+import asyncio
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,8 @@ import pytest
 
 from video2world_operator.api import parse
 from video2world_operator.cli import main
+from video2world_operator.cluster import ApiError
+from video2world_operator.foresight import Foresight
 from video2world_operator.needs import GIB, needs
 from video2world_operator.observed import Capabilities
 from video2world_operator.plan import make_plan
@@ -17,12 +20,16 @@ from video2world_operator.preflight import (
     ClusterFacts,
     Gpu,
     Machine,
+    before_training,
     check_cluster,
     check_hub,
+    check_images,
     check_machine,
+    images_of,
 )  # fmt: skip
 from video2world_operator.probes import gpus_in, hub, machine
 from video2world_operator.quantity import quantity
+from video2world_operator.registry import parts, pullable
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
 REPOSITORIES = ("nvidia/Cosmos-Predict2-2B-Video2World", "google-t5/t5-11b",
@@ -251,7 +258,7 @@ def there(made, seen=GOOD, **fields):
 def test_a_cluster_that_will_do():
     made = resource(storage={"size": "500Gi"}, training={"nodes": 4})
     found = there(made)
-    assert {name for name, (verdict, *_) in found.items() if verdict != "ok"} == {"images"}
+    assert {verdict for verdict, *_ in found.values()} == {"ok"}
     assert "nodes for train" in found
     assert found["gang"][1].startswith("Kubernetes' own PodGroup")
 
@@ -319,6 +326,177 @@ def test_a_cluster_that_will_not_do(spec, fields, name, verdict, text):
     assert found[name][0] == verdict
     assert text in found[name][1]
     assert verdict != "fail" or found[name][2]
+
+
+def foreseen(made, nodes, size="1Ti"):
+    """What the operator's own preflight finds."""
+    checks = before_training(make_plan(made), needs(made), nodes, size)
+    return {check.name: str(check.verdict) for check in checks}
+
+
+def test_the_operator_judges_training_by_what_it_may_look_at():
+    good = {"volume size": "ok", "nodes for train": "ok", "GPU memory": "ok", "attention": "ok"}
+    assert foreseen(resource(), [node(labels=KIND)]) == good
+    assert foreseen(resource(), [node(4)], "100Gi") == {
+        "volume size": "fail", "nodes for train": "fail"}  # fmt: skip
+    assert foreseen(resource(), None, "") == {}  # by Roles alone, and a claim that is not there
+
+
+class Nodes:
+    """An API server that has these nodes, until it is ``away``."""
+
+    def __init__(self, *nodes):
+        self.nodes, self.asked, self.away = nodes, 0, False
+
+    async def get(self, path):
+        self.asked += 1
+        if self.away:
+            raise ApiError(500, "", "away")
+        return {"items": list(self.nodes)}
+
+
+def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("video2world_operator.foresight.time.monotonic", lambda: clock[0])
+    server = Nodes({"metadata": {"name": "a", "managedFields": ["much"]}, **{
+        k: v for k, v in node(4).items() if k != "metadata"}})  # fmt: skip
+    foresight, plan = Foresight(server), make_plan(resource())
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []  # it was not granted to look
+    assert server.asked == 0
+    foresight.sees_nodes = True
+    for _ in range(3):
+        (found,) = asyncio.run(foresight.judge(plan, "1Ti"))
+        assert found.startswith("nodes for train: there is room for 0 of 1 pods on 1 nodes")
+        assert "spec.training" in found
+    assert server.asked == 1
+    server.nodes = (node(8),)
+    clock[0] = 61
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    server.away, clock[0] = True, 122
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    assert server.asked == 3
+
+
+class _Registry(BaseHTTPRequestHandler):
+    """A registry that gives tokens to everybody, and with one what is public."""
+
+    def do_HEAD(self):
+        port, known = self.server.server_port, self.headers.get("Authorization") == "Bearer anybody"
+        name = self.path.split("/manifests/")[0].removeprefix("/v2/")
+        code = 401 if not known else {"open/a": 200, "secret/b": 401}.get(name, 404)
+        self.send_response(code)
+        if code == 401:
+            realm = f"http://127.0.0.1:{port}/token"
+            self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="s"')
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"token": "anybody"}')
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def registry():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        ("ghcr.io/video2world/trainer:0.1.0", ("ghcr.io", "video2world/trainer", "0.1.0")),
+        ("python", ("docker.io", "library/python", "latest")),
+        ("me/python:3", ("docker.io", "me/python", "3")),
+        ("localhost:5000/a/b/c", ("localhost:5000", "a/b/c", "latest")),
+        ("x.example/a:1@sha256:0ab", ("x.example", "a", "sha256:0ab")),
+    ],
+)
+def test_the_parts_of_an_image_s_name(image, found):
+    assert parts(image) == found
+
+
+def test_images_are_asked_for_at_their_registries(registry):
+    images = [f"{registry}/{name}:1" for name in ("open/a", "secret/b", "missing/c")]
+    answers = pullable([*images, "127.0.0.1:9/a:1"])
+    assert list(answers.values()) == ["allowed", "refused", "missing", "unreachable"]
+
+
+def test_what_an_image_s_answer_means():
+    def of(answer, **images):
+        (check,) = check_images(make_plan(resource(images=images)), {"a": answer})
+        return str(check.verdict), check.text
+
+    assert of(Access.ALLOWED) == ("ok", "a can be pulled")
+    assert of(Access.MISSING)[0] == "warn"  # a node may have it
+    assert of(Access.MISSING, pullPolicy="Always")[0] == "fail"
+    assert of(Access.REFUSED, pullPolicy="Always")[0] == "fail"
+    assert of(Access.REFUSED, pullSecrets=["mine"]) == (
+        "?", "a is not for everybody: only a node can try mine")  # fmt: skip
+    assert of(Access.UNREACHABLE)[0] == "?"
+    assert of(Access.MISSING, pullPolicy="Never")[0] == "?"
+    made = make_plan(resource(stages={"train": {"image": "mine"}}))
+    assert images_of(made) == ["ghcr.io/video2world/preprocess:0.1.0", "mine"]
+
+
+@pytest.mark.parametrize(
+    "container",
+    [{"resources": None}, {"resources": {"limits": None}}, {"resources": "none"},
+     {"resources": {"requests": {"cpu": "much"}}}, {"resources": {"requests": {"cpu": ["1"]}}}],
+    ids=str,
+)  # fmt: skip
+def test_a_pod_template_of_any_kind_does_not_stop_the_operator(container):
+    patch = {"spec": {"containers": [{"name": "train", **container}]}}
+    plan = make_plan(resource(stages={"train": {"podTemplate": patch}}))
+    foresight = Foresight(Nodes(node(8)))
+    foresight.sees_nodes = True
+    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+
+
+EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "verdict", "text"),
+    [
+        (1, {}, "warn", "room for 0 of 1 pods"),  # training takes all eight
+        (2, {}, "ok", "room for 1 beside"),
+        (2, {"training": {"nodes": 2}}, "warn", "room for 0 of 1 pods"),
+        (2, {"training": {"nodes": 2, "gpusPerNode": 4}}, "ok", "room for 1 beside"),
+        # four pods fit on one node of two, and so leave the other to the sampler's two
+        (2, {"training": {"nodes": 4, "gpusPerNode": 2}, "inference": EVERY["inference"] | {
+            "samples": [{"input": "a.mp4"}] * 2, "parallelism": 2}}, "ok", "room for 2 beside"),
+        (2, {"stages": {"inference": {"nodeSelector": {"a": "b"}}}}, "warn", "room for 0 of 1"),
+    ],
+)  # fmt: skip
+def test_the_sampler_needs_a_gpu_beside_training(nodes, more, verdict, text):
+    made = resource(storage={"accessMode": "ReadWriteMany"}, **{**EVERY, **more})
+    found = there(made, nodes=[node(labels=KIND)] * nodes)["nodes for samples"]
+    assert found[0] == verdict
+    assert text in found[1]
+    without = resource(inference={"samples": [{"input": "a.mp4"}]})
+    assert "nodes for samples" not in there(without)
+
+
+def test_the_sampler_counts_against_the_quota_and_on_this_machine():
+    eight = [quota({"requests.nvidia.com/gpu": "8"}, {})]
+    assert there(resource(), quotas=eight)["quota"][0] == "ok"
+    found = there(resource(**EVERY), quotas=eight)["quota"]
+    assert found[0] == "fail"
+    assert "9 are needed" in found[1]
+    assert here(resource(**EVERY))["GPUs"][0] == "warn"
+    fewer = {"gpusPerNode": 4, "nodes": 1}
+    assert here(resource(training=fewer, **EVERY))["GPUs"][0] == "ok"
+
+
+@pytest.mark.parametrize("size", ["Tiny", "2B", "14B"])
+def test_the_claim_of_a_short_file_is_large_enough(size):
+    assert there(resource(size, storage={"accessMode": "ReadWriteMany"}))["volume size"][0] == "ok"
 
 
 def test_several_small_pods_share_a_node():

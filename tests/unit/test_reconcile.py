@@ -720,3 +720,16 @@ def test_the_counts_of_an_attempt_go_with_it():
     world.settle()
     assert world.stage("train")["attempt"] == 2
     assert world.stage("train").get("ready", 0) == 0
+
+
+def test_what_the_preflight_found_is_a_condition_and_holds_nothing_up():
+    world = World()
+    world.round(preflight=["nodes for train: there is room for 0 of 2 pods; add nodes"])
+    found = world.condition("PreflightPassed")
+    assert (found["status"], found["reason"]) == ("False", "ChecksFailed")
+    assert "room for 0 of 2" in found["message"]
+    assert world.jobs
+    world.round()  # not looked at: as it was
+    assert world.condition("PreflightPassed") == found
+    world.round(preflight=[])
+    assert world.condition("PreflightPassed")["status"] == "True"

@@ -79,3 +79,9 @@ def test_the_tables_have_the_same_number_of_cells_in_every_row():
         for block in page.read_text().split("\n\n"):
             rows = [line for line in block.splitlines() if line.startswith("|")]
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1
+
+
+def test_every_test_that_the_security_page_names_is_there():
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "security.md").read_text()))
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).is_file()] == []

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -570,3 +572,26 @@ def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, mon
     code, out = here(volume, "job.name=none", *encode, "model.config.vae_path=nowhere")
     assert code == 2
     assert "nowhere holds no VAE" in out
+
+
+def test_prometheus_sees_a_training_while_it_runs(volume, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("V2W_METRICS_PORT", str(port))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    process = start(volume, "trainer.max_iter=100000", "checkpoint.save_iter=100000")
+    try:
+        said = events(read_until(process, 3), "progress")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code, out = finish(process)
+    assert code == 143, out
+    figures = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
+    iteration = int(float(figures["video2world_training_iteration"]))
+    told = losses("".join(json.dumps(one) + "\n" for one in said) + out)
+    assert iteration >= said[-1]["iteration"]
+    assert float(figures["video2world_training_loss"]) == pytest.approx(told[iteration], abs=1e-6)
+    assert float(figures["video2world_training_iterations"]) == 100000

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from video2world_preprocess.links import on_volume
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import Geometry, fit, read_frames
 
@@ -82,7 +83,7 @@ def read_condition(
 
 def _read_image(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(on_volume(path)) as image:
             return np.array(image.convert("RGB"))[None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such image file") from None

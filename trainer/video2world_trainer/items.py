@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from video2world_preprocess.events import say
+from video2world_preprocess.links import on_volume
 from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.text import TextEncoder
@@ -35,8 +36,8 @@ class Item:
         name = f"{self.source.stem}.txt"
         for path in (self.source.parent.parent / "metas" / name, self.source.parent / name):
             try:
-                return path.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError):
+                return on_volume(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError, UserError):
                 continue
         return ""
 

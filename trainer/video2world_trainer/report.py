@@ -11,6 +11,7 @@ import torch
 from video2world_preprocess.events import emit, say
 from video2world_preprocess.stage import UserError
 
+from .exporter import Exporter
 from .flops import peak_flops, step_flops
 from .records import Records
 from .run import STAGE, Run
@@ -31,6 +32,7 @@ class Report:
         clip = step_flops(run.net.config, count, run.tokens_per_clip, lora=lora)
         self._flops = clip * config.batch_size * layout.data_size
         self._records = Records(config.job_folder) if run.world.leads else None
+        self._exporter = Exporter() if run.world.leads else None
         self._writer: Any = None
         if config.tensorboard and run.world.leads:
             try:
@@ -72,6 +74,12 @@ class Report:
             for name, value in numbers.items()
             if value is not None and name != "learning_rate"
         )
+        if self._exporter is not None:
+            self._exporter.told(
+                iteration=progress.iteration, iterations=config.max_iter, loss=loss,
+                seconds_per_iteration=seconds, checkpoint_iteration=run.saver.saved,
+                skipped_steps=len(progress.skipped), **numbers,
+            )  # fmt: skip
         say(f"iteration {progress.iteration}/{config.max_iter}  "
             f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
             f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip

@@ -1,0 +1,86 @@
+"""The operator's own preflight: the checks of :mod:`.preflight` for which it has the rights.
+
+Made when a resource is accepted and again before training, so that who waits hours for data learns
+at once that no node will take the training pods. It holds nothing back: figures are estimates, and
+nodes may yet come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .cluster import ApiError, Cluster
+from .needs import needs
+from .observed import Claim
+from .plan import Plan
+from .preflight import Verdict, before_training
+from .reconcile import DONE
+
+__all__ = ["Foresight"]
+
+FRESH = 60.0  # seconds for which the nodes that were seen are taken to be there
+
+
+class Foresight:
+    """Looks at nodes now and then, and judges plans by them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.sees_nodes = False
+        self._cluster = cluster
+        self._nodes: Sequence[Mapping[str, Any]] | None = None
+        self._seen_at = float("-inf")
+        # by resource: of which spec, and whether just before training; and what was found
+        self._known: dict[tuple[str, str], tuple[tuple[int, bool], list[str]]] = {}
+
+    async def of(
+        self, key: tuple[str, str], plan: Plan, body: Mapping[str, Any], claim: Claim | None
+    ) -> list[str] | None:
+        """What speaks against the plan of ``body``; None once its training has begun."""
+        states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
+        if states.get("train", "Pending") != "Pending":
+            return None
+        moment = body["metadata"]["generation"], states.get("latents") in DONE
+        known = self._known.get(key)
+        if known is None or known[0] != moment:
+            spec = plan.resource.spec
+            size = "" if spec.storage.claim_name else spec.volume_size
+            if claim is not None and claim.found:
+                size = claim.size
+            known = self._known[key] = moment, await self.judge(plan, size)
+        return known[1]
+
+    def forget(self, key: tuple[str, str]) -> None:
+        """The resource is gone."""
+        self._known.pop(key, None)
+
+    async def judge(self, plan: Plan, claim_size: str) -> list[str]:
+        """What speaks against ``plan``, each with its remedy; empty if nothing does."""
+        nodes = await self._look() if self.sees_nodes else None
+        checks = before_training(plan, needs(plan.resource), nodes, claim_size)
+        try:
+            failed = [check for check in checks if check.verdict is Verdict.FAIL]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return []  # a pod template of the user's own can be anything: the API server's to judge
+        return [f"{check.name}: {check.text}; {check.remedy}" for check in failed]
+
+    async def _look(self) -> Sequence[Mapping[str, Any]] | None:
+        if time.monotonic() - self._seen_at > FRESH:
+            self._seen_at = time.monotonic()
+            try:
+                found = await self._cluster.get("/api/v1/nodes") or {}
+            except (ApiError, OSError):
+                return self._nodes  # it is not worth holding up a reconciliation
+            # of thousands of nodes only what is asked of them is kept
+            self._nodes = [_trimmed(node) for node in found.get("items", [])]
+        return self._nodes
+
+
+def _trimmed(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    spec, status = node.get("spec") or {}, node.get("status") or {}
+    return {
+        "metadata": {"labels": node["metadata"].get("labels") or {}},
+        "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
+        "status": {"allocatable": status.get("allocatable") or {}},
+    }
