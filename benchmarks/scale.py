@@ -130,6 +130,11 @@ def document(record: dict[str, Any]) -> str:
         "plane and the operator share its cores, so that figures of the same row compare, and "
         "none says what a larger control plane does.",
         "",
+        f"This run: {record['scale']['resources']} resources at once, {record['scale']['nodes']} "
+        "nodes of the large one. The goals are for 1,000 of each and a machine that does nothing "
+        "else: with fewer, or a load above its cores before the start, they are told, not judged "
+        "by.",
+        "",
         "## Goals",
         "",
         "| goal | measured | |",

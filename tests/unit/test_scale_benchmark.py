@@ -108,7 +108,7 @@ def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
     record = {
         "machine": {"cores": 2, "cpu": "x", "load_at_start": 0, "python": "3", "commit": "c",
                     "date": "d", "command": "make"},
-        "control_plane": "v1", "scale": {"cluster_nodes": 3},
+        "control_plane": "v1", "scale": {"cluster_nodes": 3, "resources": 5, "nodes": 4},
         "systems": {
             "video2world": {"fill": {"accepted_per_second": 5.0},
                             "probe": {"turn_to_4_pods_created": spread([1.0])}},
