@@ -55,7 +55,7 @@ class Leadership:
         self._namespace = namespace
         self._path = path_of(VERSION, "Lease", namespace, NAME)
         self._seen: tuple[str, float] = ("", 0.0)  # version of the lease, and since when
-        self._renewed = 0.0
+        self._renewed = 0.0  # when the last renewal that succeeded was asked for
         self.leads = False
 
     def holds(self) -> bool:
@@ -86,21 +86,22 @@ class Leadership:
         Raises:
             LostLease: somebody else has the lease, or it could not be renewed in time.
         """
+        heard = time.monotonic()
         while True:
             await asyncio.sleep(self._times.every)
             asked = time.monotonic()
-            left = self._times.give_up - (asked - self._renewed)
+            left = self._times.give_up - (asked - heard)
             try:
                 holder = await asyncio.wait_for(self._try(), max(left, 0.1))
             except (ApiError, OSError, TimeoutError) as error:
-                if not self.holds():
+                if time.monotonic() - heard >= self._times.give_up:
                     self.leads = False
                     raise LostLease(f"the lease could not be renewed: {error}") from None
                 continue
             if holder:
                 self.leads = False
                 raise LostLease(f"{holder} has taken the lease")
-            self._renewed = asked
+            self._renewed, heard = asked, time.monotonic()
 
     async def release(self) -> None:
         """Let the next one lead at once; only after all work has stopped."""
