@@ -38,8 +38,10 @@ Geometry = Literal["crop", "stretch"]
 
 # The bytes that x264 makes depend on its number of threads, which by default is the machine's:
 # fixed here, the same frames give the same file everywhere. Cutting keeps all cores busy with
-# other videos, and one thread per video is what they do most with.
-WRITER_THREADS, CUTTER_THREADS = 4, 1
+# other videos, and one thread per video is what they do most with. With several lookahead threads
+# x264 does not even repeat itself.
+WRITER_EFFORT = {"threads": 4, "x264-params": "lookahead-threads=1"}
+CUTTER_THREADS = 1
 # x264's effort when cutting. At this quality (crf 18, ffmpeg's default is 23) windows come out
 # about as near to their source as at ffmpeg's "medium", in a sixth of the time, but some three
 # times as large; that is still little beside the latents made of them (docs/data.md).
@@ -241,7 +243,7 @@ def write_video(
     parts = iter([frames] if isinstance(frames, np.ndarray) else frames)
     first = _frames_of(next(parts, np.empty(0)))
     rate = Fraction(fps).limit_denominator(100_000)
-    options = {"crf": crf, "threads": WRITER_THREADS}
+    options = {"crf": crf} | WRITER_EFFORT
     with _Writer(path, rate, first.shape[2], first.shape[1], options) as writer:
         for part in itertools.chain([first], map(_frames_of, parts)):
             for frame in part:
