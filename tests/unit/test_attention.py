@@ -152,6 +152,13 @@ def test_a_package_that_does_not_load_is_named(packages):
     assert "flash-attn-3 is installed but does not load (libcudart" in choice.reason
 
 
+def test_a_package_that_misses_a_library_is_passed_over(packages):
+    packages("transformer_engine.pytorch", "raise RuntimeError('curand shared object not found')")
+    choice = select("auto", (8, 0))
+    assert choice.name == "torch"
+    assert "curand shared object not found" in choice.reason
+
+
 def test_names_are_the_plans():
     from video2world_operator.commands import _ATTENTION
 

@@ -197,7 +197,7 @@ def select(
             continue
         try:
             attend = BACKENDS[name].load(capability)
-        except (ImportError, OSError, AttributeError) as error:
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
             package = BACKENDS[name].package
             obstacles[name] = f"{package} is installed but does not load ({error})"
             continue
