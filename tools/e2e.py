@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import images
@@ -32,13 +33,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--shell", action="store_true", help="a shell in place of the tests")
     given, more = parser.parse_known_args()
+    began = time.time()
     try:
         prepare()
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     shell = ["control_plane", "node", *images.names().values()]
-    inside = shell if given.shell else ["pytest", "tests/node", "--timeout=1800", *more]
+    inside = shell if given.shell else [
+        "pytest", "tests/node", "--timeout=1800", f"--began={began}", *more
+    ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "control_plane.sandbox", sys.executable, "-m", *inside]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -20,13 +20,19 @@ from on_node import CHART, NAMESPACE, RELEASE, helm
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, help="JSON file for the measures")
+    parser.addoption("--began", type=float, help="Unix time at which make e2e began")
 
 
 @pytest.fixture(scope="session")
 def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     """Measures by name; written to the file of ``--record`` at the end."""
     seen: dict[str, Any] = {}
+    began = request.config.getoption("--began")
+    if began:
+        seen["preparation_seconds"] = round(time.time() - began)
     yield seen
+    if began:
+        seen["whole_seconds"] = round(time.time() - began)
     path = request.config.getoption("--record")
     if path:
         path.write_text(json.dumps(_stamped(seen), indent=1) + "\n")
