@@ -198,8 +198,8 @@ class Hand:
 
     def _bring_back(self, name: str) -> None:
         self.cluster.find_node(name)
-        gone = {"$patch": "delete", **LOST}
-        self.api.patch(f"/api/v1/nodes/{name}", {"spec": {"taints": [gone]}}, "strategic")
+        # a list of taints is one value: no single one can be taken out
+        self.api.patch(f"/api/v1/nodes/{name}", {"spec": {"taints": None}}, "strategic")
 
     def _vanish(self, fault: Fault, rng: random.Random) -> str:
         """A node's object goes, and with it its pods in time; later there is another one."""

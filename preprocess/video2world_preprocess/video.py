@@ -37,10 +37,10 @@ __all__ = [
 Geometry = Literal["crop", "stretch"]
 
 # The bytes that x264 makes depend on its number of threads, which by default is the machine's:
-# fixed here, the same frames give the same file everywhere. Cutting keeps all cores busy with
-# other videos, and one thread per video is what they do most with. With several lookahead threads
-# x264 does not even repeat itself.
-WRITER_EFFORT = {"threads": 4, "x264-params": "lookahead-threads=1"}
+# fixed here, the same frames give the same file everywhere. Without mbtree: with AVX-512 that reads
+# beyond small pictures, and makes other bytes each time.
+WRITER_EFFORT = {"threads": 4, "x264-params": "mbtree=0"}
+# Cutting keeps all cores busy with other videos; one thread per video is what they do most with.
 CUTTER_THREADS = 1
 # x264's effort when cutting. At this quality (crf 18, ffmpeg's default is 23) windows come out
 # about as near to their source as at ffmpeg's "medium", in a sixth of the time, but some three

@@ -25,3 +25,5 @@ def test_every_invariant_holds(arena, seed, tmp_path):
     assert trial.broken == [], trial.write(tmp_path, arena.logs()).read_text()
     assert trial.figures["resources"] >= 10
     assert trial.figures["states"] > 200
+    nodes = arena.cluster.admin.get("/api/v1/nodes")["items"]
+    assert not any(node["spec"].get("taints") for node in nodes)  # for those who come after
