@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import kopf
+
 from control_plane import Api, ApiError, Cluster
 from control_plane.processes import free_port
 from video2world_operator.models import GROUP, PLURAL, VERSION
 from video2world_operator.plan import RESOURCE_LABEL
 from video2world_operator.rights import ACCOUNT, manifests
 
-__all__ = ["Operator", "Resource", "apply", "eventually", "exists", "grant"]
+__all__ = ["Operator", "Resource", "apply", "connection", "eventually", "exists", "grant"]
 
 _PLACES = {
     "ServiceAccount": "/api/v1/namespaces/{0}/serviceaccounts",
@@ -67,6 +69,17 @@ def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
     return cluster.service_account(own, ACCOUNT)
 
 
+def connection(api: Api) -> Callable[[], kopf.ConnectionInfo]:
+    """What the operator's client needs to be this user."""
+    config = api.kubeconfig()
+    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+    return lambda: kopf.ConnectionInfo(
+        server=cluster["server"],
+        ca_data=cluster["certificate-authority-data"],
+        token=user["token"],
+    )
+
+
 class Operator:
     """``python -m video2world_operator`` with a kubeconfig. Use as a context manager.
 
@@ -106,7 +119,7 @@ class Operator:
 
     def _keep(self) -> None:
         while self._kept:
-            if self._wanted and not self.alive and "the process ends" in self.tail():
+            if self._wanted and not self.alive and not self.crashed:
                 self.launch()
             time.sleep(0.5)
 
@@ -130,6 +143,11 @@ class Operator:
     def alive(self) -> bool:
         """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the process ended though nobody ended it and its lease was not lost."""
+        return self._wanted and not self.alive and "the process ends" not in self.tail()
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -68,7 +68,7 @@ class Freshness:
         params = {} if kind == KIND else {"labelSelector": RESOURCE_LABEL}
         path = path_of(version, kind, namespace)
         listing = await self._cluster.request("GET", path, params=params, accept=_METADATA)
-        return [item["metadata"] for item in listing["items"]]
+        return [item["metadata"] for item in listing["items"] or ()]  # null when there are none
 
     @property
     def age(self) -> float:

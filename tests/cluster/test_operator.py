@@ -33,9 +33,10 @@ def operator(gpu_cluster, tmp_path_factory):
 @pytest.fixture
 def run(gpu_cluster, gpu_namespace, operator):
     """A resource that is not made yet."""
-    if not operator.alive:
+    if not operator.alive:  # the test before has ended it
         operator.start()
-    return Resource(gpu_cluster, gpu_namespace)
+    yield Resource(gpu_cluster, gpu_namespace)
+    assert not operator.crashed, operator.tail()
 
 
 def writes(cluster, run):

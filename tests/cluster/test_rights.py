@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import kopf
 import pytest
 import yaml
 
-from operators import Operator, Resource, apply, eventually, exists, grant
+from operators import Operator, Resource, apply, connection, eventually, exists, grant
 from video2world_operator.cluster import Cluster as Client
 from video2world_operator.rights import (
     ACCOUNT,
@@ -23,17 +22,6 @@ from video2world_operator.rights import (
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]
-
-
-def connection(api):
-    """What our client needs to be this user."""
-    config = api.kubeconfig()
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    return lambda: kopf.ConnectionInfo(
-        server=cluster["server"],
-        ca_data=cluster["certificate-authority-data"],
-        token=user["token"],
-    )
 
 
 def lacking(api, own, namespaces):

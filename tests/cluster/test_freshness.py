@@ -1,0 +1,30 @@
+"""What the operator's cache has and the API server has not: gone, with or without an event."""
+
+import asyncio
+
+from operators import connection, grant
+from video2world_operator.cluster import Cluster as Client
+from video2world_operator.handlers import KopfCache
+from video2world_operator.health import Freshness
+from video2world_operator.observed import Job
+
+
+def test_the_last_job_goes_without_an_event(cluster, namespace):
+    """The API server says null, not an empty list, where metadata of nothing is asked for."""
+    api = grant(cluster, namespace, [namespace])
+    key = (namespace, "run")
+    cache = KopfCache()
+    cache.attach({
+        "resources": {key: [{"metadata": {"uid": "r1"}}]},
+        "jobs": {key: [Job("run-train-1", "j1", "train", 1, "", "r1")]},
+        "pods": {},
+        "volumes": {},
+    })  # fmt: skip
+
+    async def check():
+        async with Client(connection(api)) as client:
+            return await Freshness(client, cache, [namespace]).check()
+
+    assert asyncio.run(check()) == {key}
+    assert not list(cache.jobs(key))
+    assert cache.resource(key) is None
