@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ class Work:
     gpus: int
 
 
-class System:
+class System(ABC):
     """One operator in a cluster: installed, started, killed, and asked for its figures."""
 
     name = ""
@@ -83,49 +84,49 @@ class System:
     def __init__(self) -> None:
         self.versions: dict[str, str] = {}  # of its binaries
 
+    @abstractmethod
     def install(self, cluster: Cluster, folder: Path) -> None:
         """Definitions, rights, configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def launch(self) -> None:
         """Start its processes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self) -> None:
         """SIGKILL to all of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self) -> None:
         """Return once it works."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """End it for good."""
         self.kill()
 
+    @abstractmethod
     def pids(self) -> list[int]:
         """Its processes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scrape(self) -> list[str]:
         """What its processes tell Prometheus."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self, work: Work) -> dict[str, Any]:
         """The resource that asks for this work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """See :class:`.scale_seen.Naming`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def resource_of(self, pod: str) -> str:
         """See :class:`.scale_seen.Naming`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def succeeded(self, body: Mapping[str, Any]) -> bool:
         """Whether a resource has come to its good end."""
-        raise NotImplementedError
 
     def busy(self) -> dict[str, float]:
         """Queue depth now, and reconciliations with their seconds so far."""
@@ -287,12 +288,13 @@ class _Peer(System):
         self.hooks = {name: free_port() for name in self.tools}
         self._define(folder)
 
+    @abstractmethod
     def _define(self, folder: Path) -> None:
         """Definitions and configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _flags(self, name: str) -> list[str]:
-        raise NotImplementedError
+        """Of the tool ``name``."""
 
     def _definition(self, tool: str, path: str) -> None:
         self.cluster.install_definition(binaries.module_folder(TOOLS[tool]) / path)

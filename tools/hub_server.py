@@ -91,7 +91,10 @@ class Faults:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The Hub and its CDN at once. ``seen`` are the requests; ``sent`` the bytes by path."""
+    """The Hub and its CDN at once. ``seen`` are the requests; ``sent`` the bytes by path.
+
+    ``connections`` is how many there were.
+    """
 
     daemon_threads = True
 
@@ -102,6 +105,7 @@ class HubServer(ThreadingHTTPServer):
         self.tokens = {"hf_good": True, "hf_unlicensed": False}  # valid ones: with licence or not
         self.seen: list[tuple[str, str, str | None]] = []
         self.sent: Counter[str] = Counter()
+        self.connections = 0
         self.lock = threading.Lock()
 
     @property
@@ -121,6 +125,12 @@ class HubServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HubServer
+
+    def setup(self) -> None:
+        """For every connection."""
+        super().setup()
+        with self.server.lock:
+            self.server.connections += 1
 
     def log_message(self, *args: object) -> None:
         """Nothing."""

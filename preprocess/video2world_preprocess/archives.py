@@ -18,17 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from .headers import LARGEST_NAME, NAMES, leap, next_header
+
 __all__ = ["ARCHIVE_SUFFIXES", "Member", "Piece", "Take", "unproven", "walk"]
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-BLOCK = 512  # bytes: where members begin
-SCAN = 1 << 16  # bytes looked through at a time
-LARGEST_NAME = 1 << 20  # bytes of a long name or an extended header, which are read into memory
-READ_WHOLE = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class Piece:
     ``first`` is where the first of all members begins, ``end`` where the one after the last does;
     both None where no member begins. ``last``: the archive's end mark was met. ``rejected`` are
     members not to be trusted, each with the reason; ``damage`` says what ended the walk too early.
+    ``leapt`` are the episodes of directories that were not read member by member.
     """
 
     start: int
@@ -60,6 +56,7 @@ class Piece:
     members: list[Member] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     damage: str | None = None
+    leapt: list[int] = field(default_factory=list)
 
 
 class _CheckedMember(tarfile.TarInfo):
@@ -82,7 +79,7 @@ class _CheckedMember(tarfile.TarInfo):
             raise tarfile.ReadError(f"no whole member at byte {archive.offset}: {reason}") from None
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size < 0 or (self.type in READ_WHOLE and self.size > LARGEST_NAME):
+        if self.size < 0 or (self.type in NAMES and self.size > LARGEST_NAME):
             raise tarfile.InvalidHeaderError(f"a size of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
 
@@ -102,54 +99,34 @@ def _unsafe(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _is_header(block: bytes) -> bool:
-    """Whether ``block`` carries tar's magic and a checksum that holds."""
-    try:
-        stated = int(bytes(block[148:156]).strip(b" \0"), 8)
-    except ValueError:
-        return False
-    return stated == sum(block) - sum(block[148:156]) + 8 * ord(" ")
-
-
-def _next_header(stream: IO[bytes], start: int, stop: int) -> int | None:
-    """Where the first header at or after ``start``, before ``stop``, begins."""
-    position = -(-start // BLOCK) * BLOCK
-    while position < stop:
-        stream.seek(position)
-        data = stream.read(min(SCAN, stop - position + BLOCK))
-        found = data.find(b"ustar")
-        while found >= 0:
-            begin = found - 257
-            if begin >= 0 and begin % BLOCK == 0 and _is_header(data[begin : begin + BLOCK]):
-                return position + begin if position + begin < stop else None
-            found = data.find(b"ustar", found + 1)
-        if len(data) < BLOCK:
-            return None
-        position += len(data) // BLOCK * BLOCK
-    return None
-
-
 def walk(
-    stream: Any, start: int, stop: int, camera: str, take: Take, at: int | None = None
+    stream: Any,
+    start: int,
+    stop: int,
+    camera: str,
+    take: Take,
+    at: int | None = None,
+    least_leap: int = 0,
 ) -> Piece:
     """Hand the ``camera``'s members that begin at ``start .. stop - 1`` to ``take``, in order.
 
     ``stream`` is the archive, uncompressed and seekable. ``at`` is where a member begins, if that
     is known, else the next one is looked for. ``take`` gets the member and a stream of its
-    content, which it may leave unread.
+    content, which it may leave unread. With ``least_leap`` an episode's directory of depth images
+    is leapt over, as :func:`.headers.leap` does, where so many bytes are saved at once.
 
     Raises:
         OSError: of ``stream`` or ``take``; damage to the archive is no exception but reported.
     """
     piece = Piece(start, stop)
     try:
-        begin = at if at is not None else _next_header(stream, start, stop)
+        begin = at if at is not None else next_header(stream, start, stop)
         if begin is None or begin >= stop:
             return piece
         piece.first = begin
         stream.seek(begin)
         with tarfile.TarFile(fileobj=stream, mode="r", tarinfo=_CheckedMember) as members:
-            at = begin
+            at, folder, leapt = begin, None, None
             while at < stop:
                 member = members.next()
                 if member is None:
@@ -161,10 +138,22 @@ def walk(
                 # tarfile's list of members would grow with each of millions of depth images
                 members.members = []
                 _judge(piece, members, member, camera, take)
+                before, folder = folder, PurePosixPath(member.name).parent
+                if least_leap and folder == before != leapt and _is_depth(folder):
+                    leapt = folder
+                    target = leap(stream, at, stop, folder, least_leap)
+                    if target > at:
+                        at = members.offset = target
+                        piece.leapt.append(int(folder.parent.name))
             piece.end = at
     except DAMAGE as error:
         piece.damage = str(error) or type(error).__name__
     return piece
+
+
+def _is_depth(folder: PurePosixPath) -> bool:
+    number = folder.parent.name
+    return folder.name == "depth" and number.isascii() and number.isdigit() and len(number) < 16
 
 
 def _judge(

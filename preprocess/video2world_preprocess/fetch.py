@@ -1,6 +1,7 @@
 """One camera's videos out of many archives: several pieces at once, none read twice.
 
-Archives are read in pieces of fixed size, wherever they are. What each piece holds is kept in a
+Archives are read in pieces of fixed size, wherever they are; of those on a server the depth images
+are leapt over. What each piece holds is kept in a
 small index beside the task's videos, so that a stopped run goes on at the next member, a lost
 video is fetched alone, and pods can share the archives between them.
 """
@@ -20,7 +21,7 @@ from .archives import ARCHIVE_SUFFIXES, Member, Piece, unproven, walk
 from .claims import locked
 from .events import Progress, say
 from .files import atomic_path, read_json, write_json
-from .ranges import SMALLEST_RANGE, RangeReader, RemoteFile
+from .ranges import JUMP, SMALLEST_RANGE, RangeReader, RemoteFile
 from .report import Report
 from .shares import Share
 
@@ -40,6 +41,7 @@ class Archive:
     identity: str
     size: int
     open: Callable[[], IO[bytes]]
+    least_leap: int = 0  # as in :func:`.archives.walk`
 
     @property
     def pieces(self) -> dict[int, int]:
@@ -75,7 +77,8 @@ def remote_archive(file: RemoteFile, name: str, identity: str) -> Archive:
         stream = io.BufferedReader(RangeReader(file), SMALLEST_RANGE)
         return stream if name.endswith(".tar") else cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
 
-    return Archive(name, identity, file.size, open_it)
+    # a leap takes up to two jumps to find its way
+    return Archive(name, identity, file.size, open_it, 2 * JUMP if name.endswith(".tar") else 0)
 
 
 class _Index:
@@ -204,7 +207,8 @@ class Fetch:
         if piece is None:
             with archive.open() as stream:
                 at, stop = None if start else 0, archive.pieces[start]
-                index.add(walk(stream, start, stop, self._camera, self._taker(archive), at))
+                take, least = self._taker(archive), archive.least_leap
+                index.add(walk(stream, start, stop, self._camera, take, at, least))
             return
         missing = [m for m in piece.members if self._wanted(archive, m)]
         if missing:
@@ -255,15 +259,25 @@ class Fetch:
                 return None
             while (wrong := unproven([pieces[start] for start in starts])) is not None:
                 start, at = starts[wrong[0]], wrong[1]
-                say(f"{archive.name}: reading again from byte {at}")
-                with archive.open() as stream:
-                    stop, take = pieces[start].stop, self._taker(archive)
-                    pieces[start] = walk(stream, start, stop, self._camera, take, at)
+                pieces[start] = self._again(archive, pieces[start], at)
+            leapt = {episode for start in starts for episode in pieces[start].leapt}
+            if leapt - {m.episode for start in starts for m in pieces[start].members}:
+                # a video may lie between its episode's depth images: where was not looked for it
+                for start in starts:
+                    if pieces[start].leapt:
+                        pieces[start] = self._again(archive, pieces[start], pieces[start].first)
             index.close(pieces)
             videos = [m for start in starts for m in pieces[start].members]
             found += [(archive, member) for member in videos]
             self._tell(archive, [pieces[start] for start in starts], len(videos), report)
         return found
+
+    def _again(self, archive: Archive, piece: Piece, at: int | None) -> Piece:
+        """``piece`` walked anew from ``at``, every header of it."""
+        say(f"{archive.name}: reading again from byte {at}")
+        with archive.open() as stream:
+            take = self._taker(archive)
+            return walk(stream, piece.start, piece.stop, self._camera, take, at)
 
     def _tell(self, archive: Archive, pieces: Iterable[Piece], videos: int, report: Report) -> None:
         for piece in pieces:

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from video2world_preprocess.archives import Member, Piece, unproven, walk
-from video2world_preprocess.fetch import find_archives, local_archive
+from video2world_preprocess.fetch import Fetch, find_archives, local_archive
+from video2world_preprocess.report import Report
+from video2world_preprocess.shares import Share
 
 CAMERA = "head_center_fisheye_color"
 
@@ -183,3 +185,87 @@ def test_pieces_find_what_one_walk_finds(tmp_path_factory: Any, data: Any) -> No
         found |= more
     assert [m for piece in made for m in piece.members] == whole.members
     assert {episode: found[episode] for episode in videos} == videos
+
+
+def depth(number: str, images: range, pax: bool = False) -> list[tuple]:
+    """Depth images of an episode, of which no two are of one size."""
+    made = [member(f"{number}/depth/{i:06d}.png", os.urandom(700 + 37 * i)) for i in images]
+    for info, _ in made if pax else ():
+        info.pax_headers = {"mtime": "1.5"}  # as of tar --format=posix: before every header another
+    return made
+
+
+def video(number: str) -> tuple:
+    return member(f"{number}/videos/{CAMERA}.mp4", number.encode() * 3000)
+
+
+class Counting(io.BufferedReader):
+    """A file that counts the bytes it is asked for."""
+
+    asked = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.asked += len(data)
+        return data
+
+
+@settings(max_examples=40)
+@given(
+    images=st.lists(st.integers(0, 60), min_size=1, max_size=6),
+    least=st.integers(1, 40_000),
+    piece=st.integers(5_000, 400_000),
+    pax=st.booleans(),
+)
+def test_a_leap_over_depth_images_loses_nothing(
+    tmp_path_factory: pytest.TempPathFactory, images: list[int], least: int, piece: int, pax: bool
+) -> None:
+    path = tmp_path_factory.mktemp("leap") / "a.tar"
+    write_tar(path, [
+        each for n, count in enumerate(images)
+        for each in (*depth(str(n), range(count), pax), video(str(n)))
+    ])  # fmt: skip
+    size = path.stat().st_size
+    for start in range(0, size, piece):
+        limits = {"start": start, "stop": min(start + piece, size), "at": None if start else 0}
+        plain, found = read(path, **limits)
+        leaping, leapt = read(path, **limits, least_leap=least)
+        assert leapt == found
+        assert (leaping.first, leaping.end, leaping.last) == (plain.first, plain.end, plain.last)
+        assert leaping.damage is None
+
+
+@pytest.mark.parametrize("pax", [False, True])
+def test_a_leap_reads_little(tmp_path: Path, pax: bool) -> None:
+    path = write_tar(tmp_path / "a.tar", [*depth("1", range(1000), pax), video("1")])
+    size = path.stat().st_size
+    found = []
+    with Counting(path.open("rb", buffering=0)) as stream:
+        piece = walk(
+            stream, 0, size, CAMERA, lambda m, c: found.append((m.episode, c.read())), 0, 200_000
+        )
+        assert stream.asked < size / 8
+    assert found == [(1, b"1" * 3000)]
+    assert piece.leapt == [1]
+
+
+def test_a_video_between_depth_images_is_found_in_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory is not in one place, as a leap takes it to be."""
+    members = [*depth("1", range(500)), video("1"), *depth("1", range(500, 1000))]
+    path = write_tar(tmp_path / "a.tar", [*members, *depth("2", range(900)), video("2")])
+    archive = replace(local_archive(path, "a.tar"), least_leap=20_000)
+    there = tmp_path / "videos"
+    fetch = Fetch(
+        [archive], tmp_path / "state", CAMERA, lambda m: there / f"{m.episode}.mp4",
+        lambda _, m: not (there / f"{m.episode}.mp4").exists(), Share(),
+    )  # fmt: skip
+    fetch.run("dataset")
+    assert not (there / "1.mp4").exists()
+    members_found = fetch.members(Report("dataset"))
+    assert [m.episode for _, m in members_found or ()] == [1, 2]
+    assert (there / "1.mp4").read_bytes() == b"1" * 3000
+    assert "a.tar: reading again from byte 0" in capsys.readouterr().out
+    assert fetch.members(Report("dataset")) == members_found  # and not read a third time
+    assert "again" not in capsys.readouterr().out

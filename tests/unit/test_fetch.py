@@ -327,12 +327,22 @@ def test_a_file_that_changes_while_it_is_read(cdn: HubServer) -> None:
             reader.readall()
 
 
-def test_skipping_transfers_little(cdn: HubServer) -> None:
+def test_skipping_transfers_little(cdn: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "JUMP", 1_000_000)
     with RangeReader(remote(cdn)) as reader:
         for at in (0, 1_500_000, 2_900_000):
             reader.seek(at)
             assert reader.read(512) == CONTENT[at : at + 512]
     assert cdn.sent["x.tar"] <= 3 * 2 * ranges.SMALLEST_RANGE
+
+
+def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServer) -> None:
+    with RangeReader(remote(cdn)) as reader:
+        for at in range(0, len(CONTENT) - 90_000, 90_000):  # as the headers of depth images
+            reader.seek(at)
+            assert reader.read(512) == CONTENT[at : at + 512]
+    assert sum(path.startswith("/cdn/") for _, path, _ in cdn.seen) <= 7
+    assert cdn.connections == 1
 
 
 def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path: Path) -> None:
