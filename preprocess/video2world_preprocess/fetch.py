@@ -262,7 +262,7 @@ class Fetch:
                 pieces[start] = self._again(archive, pieces[start], at)
             leapt = {episode for start in starts for episode in pieces[start].leapt}
             if leapt - {m.episode for start in starts for m in pieces[start].members}:
-                # a video may lie between its episode's depth images: where was not looked for it
+                # its video may lie among the depth images that were leapt over
                 for start in starts:
                     if pieces[start].leapt:
                         pieces[start] = self._again(archive, pieces[start], pieces[start].first)
