@@ -104,7 +104,7 @@ def groups(cluster: Cluster, count: int) -> dict[str, Any]:
     for event in _audited(cluster, began):
         about, verb = event.get("objectRef", {}), event["verb"]
         name, moment = about.get("name", ""), _time(event["stageTimestamp"])
-        if verb == "patch" and about.get("resource") == "jobs" and "-train-" in name:
+        if verb == "create" and about.get("resource") == "jobs" and "-train-" in name:
             decided[name] = moment
     for run in runs:
         job = f"{run.name}-train-1"
@@ -148,7 +148,10 @@ def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
             if about.get("resource") == "jobs" and event["user"]["username"] == USER:
                 if (event["verb"], about.get("name")) == ("delete", f"restarts-train-{attempt}"):
                     deleted.append(moment)
-                if (event["verb"], about.get("name")) == ("patch", f"restarts-train-{attempt + 1}"):
+                if (event["verb"], about.get("name")) == (
+                    "create",
+                    f"restarts-train-{attempt + 1}",
+                ):
                     created.append(moment)
     return {
         "rounds": rounds,

@@ -97,7 +97,7 @@ class Seen:
     def _worked(self, verb: str, kind: str, name: str, when: float) -> None:
         if kind in _STATUSES:
             self.accepted.setdefault(name, when)
-        elif (verb, kind) == ("patch", "jobs"):
+        elif (verb, kind) == ("create", "jobs"):
             self.applied.setdefault(name, when)
         elif verb in ("delete", "deletecollection") and kind in ("jobs", "pods"):
             self.deleted[name].append(when)

@@ -12,7 +12,7 @@ __all__ = ["Action", "Apply", "Decision", "Delete"]
 
 @dataclass(frozen=True)
 class Apply:
-    """Apply ``manifest`` server-side, unless an object of that name is there already."""
+    """Create the object ``manifest``, unless an object of that name is there already."""
 
     manifest: Mapping[str, Any]
 

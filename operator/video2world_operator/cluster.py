@@ -22,6 +22,7 @@ from .server_clock import ServerClock
 __all__ = ["FIELD_MANAGER", "ApiError", "Cluster", "LoginFailed", "login", "path_of"]
 
 FIELD_MANAGER = "video2world-operator"
+_OURS = {"fieldManager": FIELD_MANAGER}
 Object = dict[str, Any]
 
 _PLURALS: Mapping[str, str] = {
@@ -237,26 +238,30 @@ class Cluster:
             raise
         return found
 
-    async def apply(self, manifest: Mapping[str, Any], *, subresource: str = "") -> Object:
-        """Server-side apply with our field manager; returns the object as it then is."""
-        metadata = manifest["metadata"]
-        path = path_of(
-            manifest["apiVersion"], manifest["kind"], metadata.get("namespace"), metadata["name"]
-        )
-        applied: Object = await self.request(
-            "PATCH",
-            path + (f"/{subresource}" if subresource else ""),
-            params={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body=manifest,
-            content_type="application/apply-patch+yaml",
-        )
-        return applied
+    async def create(self, manifest: Mapping[str, Any]) -> bool:
+        """Create the object; False if one of its name is there already."""
+        namespace = manifest["metadata"].get("namespace")
+        path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
+        try:
+            await self.request("POST", path, params=_OURS, body=manifest)
+        except ApiError as error:
+            if (error.code, error.reason) != (409, "AlreadyExists"):
+                raise
+            return False
+        return True
 
     async def apply_status(self, body: Object, status: Mapping[str, Any]) -> Object:
-        """Write the status of a resource, if nobody has changed the resource since ``body``."""
+        """Server-side apply of a resource's status, if nobody has changed the resource since
+        ``body``; returns the resource as it then is."""
         metadata = {k: body["metadata"][k] for k in ("name", "namespace", "resourceVersion")}
-        manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata}
-        return await self.apply(manifest | {"status": status}, subresource="status")
+        written: Object = await self.request(
+            "PATCH",
+            path_of(API_VERSION, KIND, metadata["namespace"], metadata["name"]) + "/status",
+            params=_OURS | {"force": "true"},
+            body={"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status},
+            content_type="application/apply-patch+yaml",
+        )
+        return written
 
     async def delete(
         self, version: str, kind: str, namespace: str, name: str, uid: str, *, force: bool = False

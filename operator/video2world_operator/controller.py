@@ -327,10 +327,12 @@ class Controller:
         if now - made.get(path, 0.0) < UNSEEN:  # the watch is still to bring it
             self.queue.add(key, UNSEEN)
             return
-        found = await self.cluster.get(path)
-        if found is None:
-            await self.cluster.apply(manifest)
+        if await self.cluster.create(manifest):
             self._made[key] = {p: t for p, t in made.items() if now - t < UNSEEN} | {path: now}
+            return
+        found = await self.cluster.get(path)
+        if found is None:  # it has gone meanwhile
+            self.queue.add(key)
             return
         owners = {o["uid"] for o in found["metadata"].get("ownerReferences", [])}
         label = "app.kubernetes.io/instance"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from aiohttp import web
 
@@ -18,8 +18,20 @@ from .plan import RESOURCE_LABEL
 
 __all__ = ["Freshness", "Health", "serve"]
 
-_CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"))
+_KINDS = (("batch/v1", "Job"), ("v1", "Pod"), (API_VERSION, KIND))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+PAGE = 500  # objects: the metadata of thousands would take hundreds of megabytes
+STILL = 1.0  # seconds without anything new after which what is missing is looked for
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """An object as a listing has it."""
+
+    kind: str
+    uid: str
+    key: Key
+    version: str
 
 
 class Freshness:
@@ -35,6 +47,21 @@ class Freshness:
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._behind: dict[tuple[str, str], float] = {}
 
+    async def fill(self) -> None:
+        """Wait until the cache has all that is there.
+
+        Raises:
+            ApiError, OSError: the API server does not answer.
+        """
+        missing = {one.uid async for one in self._listed()}
+        while missing:
+            began, before = time.monotonic(), len(missing)
+            while missing and len(missing) == before and time.monotonic() - began < STILL:
+                await asyncio.sleep(0.1)
+                missing -= self._cache.uids().keys()
+            if len(missing) == before:  # nothing comes any more: they may have gone meanwhile
+                missing &= {one.uid async for one in self._listed()}
+
     async def check(self) -> set[Key]:
         """Compare once; the resources of which something was dropped.
 
@@ -45,30 +72,35 @@ class Freshness:
         behind = {}
         known = self._cache.uids()  # before the listings: what comes later is in neither
         there: set[str] = set()
-        for namespace in self._namespaces:
-            for version, kind in _CHILDREN:
-                there |= {m["uid"] for m in await self._list(version, kind, namespace)}
-            for metadata in await self._list(API_VERSION, KIND, namespace):
-                there.add(metadata["uid"])
-                key = (metadata["namespace"], metadata["name"])
-                body = self._cache.resource(key) or {"metadata": {}}
-                version = metadata["resourceVersion"]
-                if body["metadata"].get("resourceVersion") != version:
-                    lag = (metadata["uid"], version)
+        async for one in self._listed():
+            there.add(one.uid)
+            if one.kind == KIND:
+                body = self._cache.resource(one.key) or {"metadata": {}}
+                if body["metadata"].get("resourceVersion") != one.version:
+                    lag = (one.uid, one.version)
                     behind[lag] = self._behind.get(lag, now)
         self._behind = behind
         gone = known.keys() - there
         self._cache.drop(gone)
         return {known[uid] for uid in gone}
 
-    async def _list(
-        self, version: str, kind: str, namespace: str | None
-    ) -> list[Mapping[str, Any]]:
-        """The metadata of all of a kind that the cache would have."""
-        params = {} if kind == KIND else {"labelSelector": RESOURCE_LABEL}
-        path = path_of(version, kind, namespace)
-        listing = await self._cluster.request("GET", path, params=params, accept=_METADATA)
-        return [item["metadata"] for item in listing["items"] or ()]  # null when there are none
+    async def _listed(self) -> AsyncIterator[_Listed]:
+        """All that the cache would have, from listings of metadata, page by page."""
+        for namespace in self._namespaces:
+            for version, kind in _KINDS:
+                path = path_of(version, kind, namespace)
+                params = {"limit": str(PAGE)}
+                if kind != KIND:
+                    params["labelSelector"] = RESOURCE_LABEL
+                while True:
+                    page = await self._cluster.request("GET", path, params=params, accept=_METADATA)
+                    for item in page["items"] or ():  # null when there are none
+                        m = item["metadata"]
+                        key = (m["namespace"], m["name"])
+                        yield _Listed(kind, m["uid"], key, m["resourceVersion"])
+                    if not page["metadata"].get("continue"):
+                        break
+                    params["continue"] = page["metadata"]["continue"]
 
     @property
     def age(self) -> float:

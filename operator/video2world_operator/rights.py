@@ -37,7 +37,7 @@ class Rule:
     optional: bool = False
 
 
-_MADE = ("get", "create", "patch")  # looked up, then applied server-side
+_MADE = ("create", "get")  # looked at where there is one of the name already
 # In every namespace that the operator serves.
 NAMESPACED: tuple[Rule, ...] = (
     Rule(GROUP, PLURAL, ("list", "watch", "delete")),

@@ -208,8 +208,7 @@ async def _work(
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(leadership.hold()),
-            group.create_task(controller.queue.run()),
-            group.create_task(_keep_house(options, cluster, controller, cache, freshness)),
+            group.create_task(_reconcile(options, cluster, controller, cache, freshness)),
         ]
         await kopf.operator(
             registry=registry,
@@ -266,6 +265,21 @@ async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[s
                 await cluster.apply_status(body, status)
 
 
+async def _reconcile(
+    options: Options,
+    cluster: Cluster,
+    controller: Controller,
+    cache: KopfCache,
+    freshness: Freshness,
+) -> None:
+    """Work for good, once the cache is whole: what is not in it is taken not to exist."""
+    await _answered(freshness.fill)
+    log.info("reconciling %d resources", len(cache.known()))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(controller.queue.run())
+        group.create_task(_keep_house(options, cluster, controller, cache, freshness))
+
+
 async def _keep_house(
     options: Options,
     cluster: Cluster,
@@ -280,7 +294,7 @@ async def _keep_house(
     while True:
         await asyncio.sleep(options.housekeeping)
         try:
-            for key in await freshness.check() if cache.filled else ():
+            for key in await freshness.check():
                 controller.queue.add(key)
             controller.capabilities, groups = await discover(cluster)
             lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)

@@ -14,12 +14,8 @@ def test_the_last_job_goes_without_an_event(cluster, namespace):
     api = grant(cluster, namespace, [namespace])
     key = (namespace, "run")
     cache = KopfCache()
-    cache.attach({
-        "resources": {key: [{"metadata": {"uid": "r1"}}]},
-        "jobs": {key: [Job("run-train-1", "j1", "train", 1, "", "r1")]},
-        "pods": {},
-        "volumes": {},
-    })  # fmt: skip
+    cache.put_resource(key, {"metadata": {"uid": "r1", "namespace": namespace}})
+    cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
 
     async def check():
         async with Client(connection(api)) as client:

@@ -62,8 +62,8 @@ def test_a_whole_life(run, gpu_cluster):
     assert "video2world-operator" in managers
     assert "kopf" not in json.dumps(run.object["metadata"].get("annotations", {}))
     made = list(writes(gpu_cluster, run))
-    assert made.count("patch services run-train") == 1
-    assert [m for m in made if "jobs" in m] == [f"patch jobs run-{s}-1" for s in STAGES]
+    assert made.count("create services run-train") == 1
+    assert [m for m in made if "jobs" in m] == [f"create jobs run-{s}-1" for s in STAGES]
     shown = gpu_cluster.kubectl("get", "v2w", "-n", run.namespace).stdout.splitlines()
     assert shown[0].split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ETA", "RESTARTS", "AGE"]
     assert shown[1].split()[:2] == ["run", "Succeeded"]
@@ -88,8 +88,8 @@ def test_one_crash_restarts_the_group_as_a_new_attempt(run, gpu_cluster):
     assert status["attempts"][0]["reason"] == "Crashed"
     assert not exists(gpu_cluster.admin, f"/api/v1/namespaces/{run.namespace}/pods/{first}")
     made = list(writes(gpu_cluster, run))
-    gone, job = made.index("delete jobs run-train-1"), made.index("patch jobs run-train-2")
-    started = made.index("patch jobs run-train-1")
+    gone, job = made.index("delete jobs run-train-1"), made.index("create jobs run-train-2")
+    started = made.index("create jobs run-train-1")
     assert "patch video2worldposttrains/status run" in made[started:gone]  # persisted first
     assert gone < job
     events = gpu_cluster.admin.get(f"/api/v1/namespaces/{run.namespace}/events")["items"]

@@ -52,27 +52,45 @@ def test_who_slept_past_the_lease_knows_before_anybody_tells():
     assert not leadership.holds()
 
 
-def test_what_went_without_an_event_is_dropped_for_good():
-    cache = KopfCache()
-    key = ("ns", "run")
-    resources = {key: [{"metadata": {"uid": "r1"}}]}
-    jobs = {key: [Job("run-train-1", "j1", "train", 1, "", "r1")]}
-    pods = {key: [Pod(name, f"p{index + 1}", "train", 1, index, "Running")
-                  for index, name in enumerate("ab")]}  # fmt: skip
-    volume = ("ns", "shared", "")
-    cache.attach({"resources": resources, "jobs": jobs, "pods": pods, "volumes": {volume: [key]}})
+def body(uid: str, claim: str = "shared") -> dict:
+    metadata = {"uid": uid, "namespace": "ns", "name": "run"}
+    return {"metadata": metadata, "spec": {"storage": {"claimName": claim}}}
+
+
+def test_the_cache_has_what_was_brought_and_not_what_went():
+    cache, key, volume = KopfCache(), ("ns", "run"), ("ns", "shared", "")
+    cache.put_resource(key, body("r1"))
+    cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
+    for index, name in enumerate("ab"):
+        cache.put_pod(key, Pod(name, f"p{index + 1}", "train", 1, index, "Running"))
     assert cache.uids() == {"r1": key, "j1": key, "p1": key, "p2": key}
-    cache.drop(["j1", "p2"])
+    assert list(cache.sharing(volume)) == [body("r1")]
+    cache.drop(["j1", "p2", "unheard of"])
     assert cache.jobs(key) == []
     assert [pod.name for pod in cache.pods(key)] == ["a"]
+    cache.put_pod(key, Pod("a", "p1", "train", 1, 0, "Failed"))
+    assert [pod.phase for pod in cache.pods(key)] == ["Failed"]
     assert cache.known() == [key]
     cache.drop(["r1"])
     assert cache.resource(key) is None
     assert cache.known() == []
     assert list(cache.sharing(volume)) == []
     assert cache.uids() == {"p1": key}
-    pods[key] = [Pod("b", "p3", "train", 2, 1, "Running")]  # another one of that name
-    assert [pod.uid for pod in cache.pods(key)] == ["p3"]
+
+
+def test_a_resource_made_anew_is_the_one_that_counts():
+    cache, key = KopfCache(), ("ns", "run")
+    cache.put_resource(key, body("r1"))
+    cache.put_resource(key, body("r2", "another"))  # before it is told that the first one went
+    assert cache.resource(key) == body("r2", "another")
+    cache.put_resource(key, body("r1") | {"late": True})
+    assert cache.resource(key) == body("r2", "another")
+    cache.drop(["r1"])
+    assert cache.known() == [key]
+    assert list(cache.sharing(("ns", "shared", ""))) == []
+    cache.put_resource(key, body("r2", "moved"))
+    assert list(cache.sharing(("ns", "another", ""))) == []
+    assert list(cache.sharing(("ns", "moved", ""))) == [body("r2", "moved")]
 
 
 def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):

@@ -39,7 +39,7 @@ def life(seen):
         event(1, BENCH, "create", "video2worldposttrains", "run"),
         event(1.5, OPERATOR, "patch", "video2worldposttrains/status", "run"),
         event(2, JOBS, "update", "jobs/status", "run-latents-1"),
-        event(2.5, OPERATOR, "patch", "jobs", "run-train-1"),
+        event(2.5, OPERATOR, "create", "jobs", "run-train-1"),
         event(3, JOBS, "create", "pods", labels=train("1")),
         event(4, JOBS, "create", "pods", labels=train("1")),
         event(4, JOBS, "create", "pods", labels=train("1"), code=409),
@@ -73,7 +73,7 @@ def test_a_life_is_read_from_the_audit_log():
     assert [t - at for t in seen.deleted["run-train-1"]] == [10]
     assert seen.applied["run-train-1"] - max(seen.jobs["run-latents-1"]) == 0.5
     assert seen.requests == {
-        "patch video2worldposttrains/status": 1, "patch jobs": 1, "delete jobs": 1,
+        "patch video2worldposttrains/status": 1, "create jobs": 1, "delete jobs": 1,
     }  # fmt: skip
 
 
