@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples, sampling
@@ -77,16 +78,22 @@ _INTERCONNECT: Mapping[str, Mapping[str, str]] = {
 class Stage:
     """One step of the plan.
 
-    ``manifests`` are applied to start its first attempt; ``inputs_hash`` names all that its result
-    depends on: a stage whose hash stands on the volume is skipped; ``outputs`` are the paths,
-    relative to the volume's root, that exist once it is done.
+    ``inputs_hash`` names all that its result depends on: a stage whose hash stands on the volume
+    is skipped; ``outputs`` are the paths, relative to the volume's root, that exist once it is
+    done. ``make`` makes its ``manifests``.
     """
 
     name: str
-    manifests: tuple[Manifest, ...]
     inputs_hash: str
     outputs: tuple[str, ...]
     argv: tuple[str, ...]
+    make: Callable[[], tuple[Manifest, ...]] = field(repr=False, compare=False)
+
+    @cached_property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """What is applied to start its first attempt; made when it is asked for, as most
+        reconciliations do not ask."""
+        return self.make()
 
     @property
     def job(self) -> Manifest:
@@ -133,23 +140,27 @@ class Plan:
         argv = [a for a in command.argv if not a.startswith(SPEED)]
         run = _run_hash(self.stage("train").argv, [self.resource.dataset_dir])
         inputs = {"argv": argv, "run": run, "samples": samples(self.resource)}
-        stage = Stage(SAMPLING, (), _digest(inputs), command.outputs, tuple(command.argv))
-        return _manifests(self.resource, self.namespace, stage, [], iteration)
+        stage = Stage(
+            SAMPLING, _digest(inputs), command.outputs, tuple(command.argv),
+            lambda: _manifests(self.resource, self.namespace, stage, [], iteration),
+        )  # fmt: skip
+        return stage.manifests
 
 
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
     """Plan a resource; its own ``metadata.namespace`` stands against ``namespace``."""
     namespace = resource.metadata.namespace or namespace
     hashes: dict[str, str] = {}
-    bare = []
-    for name, command in commands(resource).items():
+    stages: list[Stage] = []
+
+    def manifests(number: int) -> tuple[Manifest, ...]:
+        return _manifests(resource, namespace, stages[number], stages[number + 1 :], 1)
+
+    for number, (name, command) in enumerate(commands(resource).items()):
         hashes[name] = _inputs_hash(resource, name, command, hashes)
-        bare.append(Stage(name, (), hashes[name], command.outputs, tuple(command.argv)))
-    stages = tuple(
-        replace(stage, manifests=_manifests(resource, namespace, stage, bare[number:], 1))
-        for number, stage in enumerate(bare, start=1)
-    )
-    return Plan(resource.name, namespace, resource, _claim(resource, namespace), stages)
+        argv, make = tuple(command.argv), partial(manifests, number)
+        stages.append(Stage(name, hashes[name], command.outputs, argv, make))
+    return Plan(resource.name, namespace, resource, _claim(resource, namespace), tuple(stages))
 
 
 def to_yaml(plan: Plan) -> str:
@@ -542,13 +553,13 @@ def _merge(base: Any, patch: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(patch, dict):
         return patch
     merged = dict(base)
-    for field, value in patch.items():
+    for name, value in patch.items():
         if value is None:
-            merged.pop(field, None)
-        elif field in _KEYS and isinstance(merged.get(field), list) and isinstance(value, list):
-            merged[field] = _merge_named(merged[field], value, _KEYS[field])
+            merged.pop(name, None)
+        elif name in _KEYS and isinstance(merged.get(name), list) and isinstance(value, list):
+            merged[name] = _merge_named(merged[name], value, _KEYS[name])
         else:
-            merged[field] = _merge(merged.get(field, {}), value)
+            merged[name] = _merge(merged.get(name, {}), value)
     return merged
 
 

@@ -280,9 +280,10 @@ def _nodes(
         return
     for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", _pods(stage)
-        why = [_misfit(stage, node) for node in seen.nodes]
+        asked = _asked(stage)
+        why = [_misfit(stage, asked, node) for node in seen.nodes]
         fitting = [node for node, misfit in zip(seen.nodes, why, strict=True) if not misfit]
-        room = sum(_room(stage, node) for node in fitting)
+        room = sum(_room(asked, node) for node in fitting)
         if room < wanted:
             counts = Counter(filter(None, why))
             told = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
@@ -302,18 +303,20 @@ def _sampler(plan: Plan) -> Stage | None:
     """What makes the samples of each checkpoint while training goes on, if anything does."""
     if not plan.resource.spec.inference.every_checkpoint:
         return None
-    return replace(plan.stage("inference"), manifests=plan.sampling(1))
+    return replace(plan.stage("inference"), make=lambda: plan.sampling(1))
 
 
 def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
     """Whether the sampler's pods find room while all pods of the train group run."""
 
+    asked, beside = _asked(train), _asked(sampler)
+
     def left(node: Object, pods: int) -> int:
         """Pods of the sampler for which a node has room with so many of the train group."""
-        taken = {name: pods * amount for name, amount in (_asked(train) | {"pods": 1}).items()}
-        return 0 if _misfit(sampler, node) else _room(sampler, node, taken)
+        taken = {name: pods * amount for name, amount in (asked | {"pods": 1}).items()}
+        return 0 if _misfit(sampler, beside, node) else _room(beside, node, taken)
 
-    rooms = [0 if _misfit(train, node) else _room(train, node) for node in nodes]
+    rooms = [0 if _misfit(train, asked, node) else _room(asked, node) for node in nodes]
     placed = [0] * len(nodes)
     for _ in range(_pods(train)):  # each where it costs the sampler least
         open_ = [i for i, room in enumerate(rooms) if placed[i] < room]
@@ -331,16 +334,17 @@ def _pods(stage: Stage) -> int:
     return int(stage.job["spec"].get("parallelism", 1))
 
 
-def _room(stage: Stage, node: Object, taken: Mapping[str, float] | None = None) -> int:
-    """How many pods of the stage a node holds on which only ``taken`` is in use."""
+def _room(
+    asked: Mapping[str, float], node: Object, taken: Mapping[str, float] | None = None
+) -> int:
+    """How many pods that ask for so much a node holds on which only ``taken`` is in use."""
     room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
-    asked = {"pods": 1.0} | {name: amount for name, amount in _asked(stage).items() if amount}
     free = {"pods": "110"} | dict(room)
     return int(min((quantity(free.get(n, "0")) - used.get(n, 0)) / amount
-                   for n, amount in asked.items()))  # fmt: skip
+                   for n, amount in {"pods": 1.0, **asked}.items() if amount))  # fmt: skip
 
 
-def _misfit(stage: Stage, node: Object) -> str:
+def _misfit(stage: Stage, asked: Mapping[str, float], node: Object) -> str:
     """Why a pod of the stage could never run on the node; empty if it could."""
     pod = stage.job["spec"]["template"]["spec"]
     spec, metadata = node.get("spec") or {}, node["metadata"]
@@ -356,7 +360,7 @@ def _misfit(stage: Stage, node: Object) -> str:
         ):
             return f"with the taint {taint['key']}"
     room = (node.get("status") or {}).get("allocatable") or {}
-    for name, amount in _asked(stage).items():
+    for name, amount in asked.items():
         if quantity(room.get(name, "0")) < amount:
             return f"with too little {name} ({room.get(name, 0)})"
     return ""
