@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ __all__ = ["Freshness", "Health", "serve"]
 _KINDS = (("batch/v1", "Job"), ("v1", "Pod"), (API_VERSION, KIND))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PAGE = 500  # objects: the metadata of thousands would take hundreds of megabytes
-STILL = 1.0  # seconds without anything new after which what is missing is looked for
+STILL, LONGEST_STILL = 1.0, 30.0  # seconds without news after which what is missing is listed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,19 @@ class Freshness:
         Raises:
             ApiError, OSError: the API server does not answer.
         """
-        missing = {one.uid async for one in self._listed()}
+        missing, patience = {one.uid async for one in self._listed()}, STILL
         while missing:
             began, before = time.monotonic(), len(missing)
-            while missing and len(missing) == before and time.monotonic() - began < STILL:
+            while missing and len(missing) == before and time.monotonic() - began < patience:
                 await asyncio.sleep(0.1)
                 missing -= self._cache.uids().keys()
-            if len(missing) == before:  # nothing comes any more: they may have gone meanwhile
-                missing &= {one.uid async for one in self._listed()}
+            if len(missing) < before:
+                patience = STILL
+                continue
+            missing &= {one.uid async for one in self._listed()}  # they may have gone meanwhile
+            patience = min(2 * patience, LONGEST_STILL)
+            if missing:
+                log.warning("%d objects are listed that the watches do not bring", len(missing))
 
     async def check(self) -> set[Key]:
         """Compare once; the resources of which something was dropped.

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from operators import connection, grant
+from operators import Operator, Resource, connection, eventually, exists, grant
 from video2world_operator.cluster import Cluster as Client
 from video2world_operator.handlers import KopfCache
 from video2world_operator.health import Freshness
@@ -24,3 +24,20 @@ def test_the_last_job_goes_without_an_event(cluster, namespace):
     assert asyncio.run(check()) == {key}
     assert not list(cache.jobs(key))
     assert cache.resource(key) is None
+
+
+def test_somebody_else_s_pod_with_our_label_holds_nothing_up(cluster, namespace, tmp_path):
+    """An operator begins once its cache has all that bears the label: strange things, too."""
+    path = f"/api/v1/namespaces/{namespace}"
+    eventually(lambda: exists(cluster.admin, f"{path}/serviceaccounts/default"))
+    for name, labels in (("a", {}), ("b", {"video2world.dev/attempt": "x"})):
+        metadata = {"name": name, "labels": {"video2world.dev/resource": "run", **labels}}
+        containers = [{"name": "a", "image": "a"}]
+        cluster.admin.post(
+            f"{path}/pods", {"metadata": metadata, "spec": {"containers": containers}}
+        )
+    kubeconfig = cluster.write_kubeconfig(grant(cluster, namespace, [namespace]))
+    flags = ("--namespaces", namespace, "--own-namespace", namespace)
+    with Operator(kubeconfig, *flags, log=tmp_path / "log") as operator:
+        run = Resource(cluster, namespace).create()
+        eventually(lambda: run.children("jobs"), what=operator.tail)
