@@ -361,10 +361,14 @@ def _result(future: Future[Tally]) -> Tally:
     try:
         return future.result()
     except BrokenProcessPool:
-        raise OSError(
-            "a worker process was killed, most likely for want of memory: give the stage more of "
-            "it (spec.stages.dataset.resources), or fewer --workers"
-        ) from None
+        raise _killed() from None
+
+
+def _killed() -> OSError:
+    return OSError(
+        "a worker process was killed, most likely for want of memory: give the stage more of "
+        "it (spec.stages.dataset.resources), or fewer --workers"
+    )
 
 
 class Splitter:
@@ -430,7 +434,12 @@ class Splitter:
                 for future in self._futures:
                     if future.done():
                         _result(future)  # no use in going on after a failure
-                future = self._pool.submit(_split, self.folder, source, self.rule)
+                try:
+                    future = self._pool.submit(_split, self.folder, source, self.rule)
+                except (BrokenProcessPool, ValueError):
+                    # the latter where one is killed while the next is started: the pool has
+                    # closed the pipes that the new one was to have
+                    raise _killed() from None
                 future.add_done_callback(lambda _: self._room.release())
                 self._futures.append(future)
                 return

@@ -31,7 +31,7 @@ def test_somebody_else_s_pod_with_our_label_holds_nothing_up(cluster, namespace,
     path = f"/api/v1/namespaces/{namespace}"
     eventually(lambda: exists(cluster.admin, f"{path}/serviceaccounts/default"))
     for name, labels in (("a", {}), ("b", {"video2world.dev/attempt": "x"})):
-        metadata = {"name": name, "labels": {"video2world.dev/resource": "run", **labels}}
+        metadata = {"name": name, "labels": {"video2world.dev/resource": "nobody", **labels}}
         containers = [{"name": "a", "image": "a"}]
         cluster.admin.post(
             f"{path}/pods", {"metadata": metadata, "spec": {"containers": containers}}
