@@ -327,10 +327,12 @@ class Controller:
         if now - made.get(path, 0.0) < UNSEEN:  # the watch is still to bring it
             self.queue.add(key, UNSEEN)
             return
-        if await self.cluster.create(manifest):
+        # the claim is asked for at every stage, and there from the first one on
+        found = await self.cluster.get(path) if kind == "PersistentVolumeClaim" else None
+        if found is None and await self.cluster.create(manifest):
             self._made[key] = {p: t for p, t in made.items() if now - t < UNSEEN} | {path: now}
             return
-        found = await self.cluster.get(path)
+        found = found or await self.cluster.get(path)
         if found is None:  # it has gone meanwhile
             self.queue.add(key)
             return
