@@ -19,10 +19,9 @@ from .errors import NO_CLUSTER
 from .models import API_VERSION, KIND, PLURAL
 from .server_clock import ServerClock
 
-__all__ = ["FIELD_MANAGER", "ApiError", "Cluster", "LoginFailed", "login", "path_of"]
+__all__ = ["ApiError", "Cluster", "LoginFailed", "login", "path_of"]
 
-FIELD_MANAGER = "video2world-operator"
-_OURS = {"fieldManager": FIELD_MANAGER}
+_OURS = {"fieldManager": "video2world-operator"}
 Object = dict[str, Any]
 
 _PLURALS: Mapping[str, str] = {
@@ -36,7 +35,6 @@ _PLURALS: Mapping[str, str] = {
     KIND: PLURAL,
 }
 KNOWN = frozenset(_PLURALS.values())
-_CHANGES = ("PATCH", "DELETE")  # of children and status; the lease itself is made and put
 _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
@@ -162,8 +160,10 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        fenced: bool = False,
     ) -> Any:
-        """The answer's object (text for logs). What is worth it is tried again a few times.
+        """The answer's object (text for logs). What is worth it is tried again a few times. What is
+        ``fenced`` is not sent where :attr:`fence` forbids it.
 
         Raises:
             ApiError: the server refused, or failed each time.
@@ -173,7 +173,7 @@ class Cluster:
             last = number == len(_DELAYS)
             wait = _DELAYS[min(number, len(_DELAYS) - 1)] * random.uniform(0.7, 1.3)
             try:
-                return await self._once(method, path, params, body, content_type, accept)
+                return await self._once(method, path, params, body, content_type, accept, fenced)
             except ApiError as error:
                 if last or error.code not in (*_RETRIED, 401):
                     raise
@@ -195,6 +195,7 @@ class Cluster:
         body: Mapping[str, Any] | None,
         content_type: str = "application/json",
         accept: str = "application/json",
+        fenced: bool = False,
     ) -> Any:
         await self._bucket.take()
         data = None if body is None else json.dumps(body).encode()
@@ -203,7 +204,7 @@ class Cluster:
         code, started = 0, time.monotonic()
         try:
             async with self._parallel:
-                if method in _CHANGES and not self.fence():
+                if fenced and not self.fence():
                     raise OSError("the lease may be another operator's by now")
                 async with session.request(
                     method, self._server + path, params=params, data=data,
@@ -243,7 +244,7 @@ class Cluster:
         namespace = manifest["metadata"].get("namespace")
         path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
         try:
-            await self.request("POST", path, params=_OURS, body=manifest)
+            await self.request("POST", path, params=_OURS, body=manifest, fenced=True)
         except ApiError as error:
             if (error.code, error.reason) != (409, "AlreadyExists"):
                 raise
@@ -260,6 +261,7 @@ class Cluster:
             params=_OURS | {"force": "true"},
             body={"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status},
             content_type="application/apply-patch+yaml",
+            fenced=True,
         )
         return written
 
@@ -271,7 +273,8 @@ class Cluster:
         if force:
             options["gracePeriodSeconds"] = 0
         try:
-            await self.request("DELETE", path_of(version, kind, namespace, name), body=options)
+            path = path_of(version, kind, namespace, name)
+            await self.request("DELETE", path, body=options, fenced=True)
         except ApiError as error:
             # 404: gone already; 409: another object bears the name by now
             if error.code not in (404, 409):

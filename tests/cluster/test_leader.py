@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
 
-from operators import Operator, Resource, eventually, grant
+from operators import Operator, Resource, connection, eventually, exists, grant
+from video2world_operator.cluster import Cluster as Client
 
 
 @pytest.fixture
@@ -89,3 +91,40 @@ def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
     assert stuck.problems() == ["a resource has been waiting for 300 s to be reconciled"]
     behind = Health(queue_lag=lambda: 0, cache_age=lambda: 200)
     assert behind.problems() == ["the watch is 200 s behind the API server"]
+
+
+@pytest.mark.parametrize("change", ["create", "apply_status", "delete"])
+def test_who_may_have_lost_the_lease_changes_nothing(cluster, namespace, change):
+    """As a leader that was frozen and wakes; with the lease the same change is made."""
+    api = grant(cluster, namespace, [namespace])
+    run = Resource(cluster, namespace).create()
+    jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "a", "namespace": namespace},
+        "spec": {"suspend": True, "template": template},
+    }
+    uid = cluster.admin.post(jobs, job)["metadata"]["uid"] if change == "delete" else ""
+    body = run.object
+
+    async def attempt(holds):
+        async with Client(connection(api)) as client:
+            client.fence = lambda: holds
+            await {
+                "create": lambda: client.create(job),
+                "apply_status": lambda: client.apply_status(body, {"message": "mine"}),
+                "delete": lambda: client.delete("batch/v1", "Job", namespace, "a", uid),
+            }[change]()
+
+    def changed():
+        if change == "apply_status":
+            return run.status.get("message") == "mine"
+        return exists(cluster.admin, f"{jobs}/a") == (change == "create")
+
+    with pytest.raises(OSError, match="lease"):
+        asyncio.run(attempt(False))
+    assert not changed()
+    asyncio.run(attempt(True))
+    eventually(changed, 20)
