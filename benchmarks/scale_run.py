@@ -105,20 +105,13 @@ class Load:
         """Names of the training pods that run, by resource, in order."""
         path = f"/api/v1/namespaces/{NAMESPACE}/pods"
         found: dict[str, list[str]] = {}
-        token = ""
-        while True:
-            page = {"limit": "500", "fieldSelector": "status.phase=Running"}
-            answer = await self.client.request(
-                "GET", path, params=page | ({"continue": token} if token else {}), accept=_NAMES
-            )
-            for item in answer["items"] or ():
-                name = item["metadata"]["name"]
-                resource = self.system.resource_of(name)
-                if resource and "deletionTimestamp" not in item["metadata"]:
-                    found.setdefault(resource, []).append(name)
-            token = answer["metadata"].get("continue", "")
-            if not token:
-                return {resource: sorted(names) for resource, names in found.items()}
+        running = {"fieldSelector": "status.phase=Running"}
+        async for item in self.client.listed(path, accept=_NAMES, **running):
+            name = item["metadata"]["name"]
+            resource = self.system.resource_of(name)
+            if resource and "deletionTimestamp" not in item["metadata"]:
+                found.setdefault(resource, []).append(name)
+        return {resource: sorted(names) for resource, names in found.items()}
 
     async def end(self, pods: Iterable[str], code: int) -> None:
         """Let these pods end with this exit code."""

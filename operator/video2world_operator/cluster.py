@@ -38,6 +38,7 @@ KNOWN = frozenset(_PLURALS.values())
 _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
+PAGE = 500  # objects of a listing
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +239,19 @@ class Cluster:
                 return None
             raise
         return found
+
+    async def listed(
+        self, path: str, *, accept: str = "application/json", **params: str
+    ) -> AsyncIterator[Object]:
+        """The objects at ``path``, page by page: thousands at once would take their memory."""
+        params["limit"] = str(PAGE)
+        while True:
+            page = await self.request("GET", path, params=params, accept=accept)
+            for item in page["items"] or ():  # null when there are none
+                yield item
+            if not page["metadata"].get("continue"):
+                return
+            params["continue"] = page["metadata"]["continue"]
 
     async def create(self, manifest: Mapping[str, Any]) -> bool:
         """Create the object; False if one of its name is there already."""

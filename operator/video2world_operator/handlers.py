@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import kopf
 
-from .cluster import login
+from .cluster import PAGE, login
 from .controller import Key, Volume, volume_of
 from .models import GROUP, PLURAL, VERSION
 from .observed import Job, Pod, resource_of
@@ -110,6 +110,10 @@ class KopfCache:
         return self._resources.places | self._jobs.places | self._pods.places
 
 
+def _name(body: Body) -> str:
+    return str(body["metadata"]["name"])
+
+
 def _uid(body: Mapping[str, Any]) -> str:
     return str(body["metadata"]["uid"])
 
@@ -131,8 +135,8 @@ def settings_for(operator: kopf.OperatorSettings) -> None:
     operator.watching.server_timeout = 300
     operator.watching.client_timeout = 330
     operator.watching.connect_timeout = 10
+    operator.watching.chunk_size = PAGE
     operator.queueing.idle_timeout = 0.5  # every object of the first listing is held for so long
-    operator.watching.chunk_size = 500  # thousands of pods in one answer would take their memory
     operator.networking.enforce_retry_after = True
     for group, version, plural in CHILDREN:
         operator.watching.label_selectors[group, version, plural] = RESOURCE_LABEL
@@ -153,30 +157,20 @@ def register(
     def _(**_: Any) -> kopf.ConnectionInfo:
         return login()
 
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def _(event: kopf.RawEvent, namespace: str | None, name: str, **_: Any) -> None:
-        key = (str(namespace), name)
-        if not _gone(event):
-            cache.put_resource(key, _lean(event["object"]))
-        wake(key)
+    def watch(
+        kind: tuple[str, str, str], name_of: Callable[[Body], str], put: Callable[[Key, Body], None]
+    ) -> None:
+        @kopf.on.event(*kind, registry=registry)
+        async def _(event: kopf.RawEvent, namespace: str | None, **_: Any) -> None:
+            body = event["object"]
+            key = (str(namespace), name_of(body))
+            if event["type"] == "DELETED":
+                cache.drop([_uid(body)])
+            else:
+                put(key, body)
+            wake(key)
 
-    @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def _(event: kopf.RawEvent, namespace: str | None, **_: Any) -> None:
-        key = (str(namespace), resource_of(event["object"]))
-        if not _gone(event):
-            cache.put_job(key, Job.of(event["object"]))
-        wake(key)
-
-    @kopf.on.event("", "v1", "pods", registry=registry)
-    async def _(event: kopf.RawEvent, namespace: str | None, **_: Any) -> None:
-        key = (str(namespace), resource_of(event["object"]))
-        if not _gone(event):
-            cache.put_pod(key, Pod.of(event["object"]))
-        wake(key)
-
-    def _gone(event: kopf.RawEvent) -> bool:
-        """Whether its object is gone, which the cache then forgets."""
-        if event["type"] != "DELETED":
-            return False
-        cache.drop([_uid(event["object"])])
-        return True
+    jobs, pods = CHILDREN
+    watch((GROUP, VERSION, PLURAL), _name, lambda key, body: cache.put_resource(key, _lean(body)))
+    watch(jobs, resource_of, lambda key, body: cache.put_job(key, Job.of(body)))
+    watch(pods, resource_of, lambda key, body: cache.put_pod(key, Pod.of(body)))

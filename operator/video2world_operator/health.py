@@ -21,7 +21,6 @@ __all__ = ["Freshness", "Health", "serve"]
 
 _KINDS = (("batch/v1", "Job"), ("v1", "Pod"), (API_VERSION, KIND))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-PAGE = 500  # objects: the metadata of thousands would take hundreds of megabytes
 STILL, LONGEST_STILL = 1.0, 30.0  # seconds without news after which what is missing is listed
 
 log = logging.getLogger(__name__)
@@ -93,22 +92,14 @@ class Freshness:
         return {known[uid] for uid in gone}
 
     async def _listed(self) -> AsyncIterator[_Listed]:
-        """All that the cache would have, from listings of metadata, page by page."""
+        """All that the cache would have, from listings of metadata."""
         for namespace in self._namespaces:
             for version, kind in _KINDS:
+                only = {} if kind == KIND else {"labelSelector": RESOURCE_LABEL}
                 path = path_of(version, kind, namespace)
-                params = {"limit": str(PAGE)}
-                if kind != KIND:
-                    params["labelSelector"] = RESOURCE_LABEL
-                while True:
-                    page = await self._cluster.request("GET", path, params=params, accept=_METADATA)
-                    for item in page["items"] or ():  # null when there are none
-                        m = item["metadata"]
-                        key = (m["namespace"], m["name"])
-                        yield _Listed(kind, m["uid"], key, m["resourceVersion"])
-                    if not page["metadata"].get("continue"):
-                        break
-                    params["continue"] = page["metadata"]["continue"]
+                async for item in self._cluster.listed(path, accept=_METADATA, **only):
+                    m = item["metadata"]
+                    yield _Listed(kind, m["uid"], (m["namespace"], m["name"]), m["resourceVersion"])
 
     @property
     def age(self) -> float:

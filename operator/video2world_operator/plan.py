@@ -80,20 +80,20 @@ class Stage:
 
     ``inputs_hash`` names all that its result depends on: a stage whose hash stands on the volume
     is skipped; ``outputs`` are the paths, relative to the volume's root, that exist once it is
-    done. ``make`` makes its ``manifests``.
+    done. ``make`` makes the manifests of an attempt (1, 2, ...).
     """
 
     name: str
     inputs_hash: str
     outputs: tuple[str, ...]
     argv: tuple[str, ...]
-    make: Callable[[], tuple[Manifest, ...]] = field(repr=False, compare=False)
+    make: Callable[[int], tuple[Manifest, ...]] = field(repr=False, compare=False)
 
     @cached_property
     def manifests(self) -> tuple[Manifest, ...]:
         """What is applied to start its first attempt; made when it is asked for, as most
         reconciliations do not ask."""
-        return self.make()
+        return self.make(1)
 
     @property
     def job(self) -> Manifest:
@@ -130,9 +130,7 @@ class Plan:
 
     def manifests(self, name: str, attempt: int) -> tuple[Manifest, ...]:
         """What one attempt (1, 2, ...) at a stage applies: its Job; at training its Service too."""
-        stage = self.stage(name)
-        later = list(self.stages[self.stages.index(stage) + 1 :])
-        return _manifests(self.resource, self.namespace, stage, later, attempt)
+        return self.stage(name).make(attempt)
 
     def sampling(self, iteration: int) -> tuple[Manifest, ...]:
         """The Job that makes the samples of one checkpoint while training goes on."""
@@ -142,9 +140,9 @@ class Plan:
         inputs = {"argv": argv, "run": run, "samples": samples(self.resource)}
         stage = Stage(
             SAMPLING, _digest(inputs), command.outputs, tuple(command.argv),
-            lambda: _manifests(self.resource, self.namespace, stage, [], iteration),
+            lambda attempt: _manifests(self.resource, self.namespace, stage, [], attempt),
         )  # fmt: skip
-        return stage.manifests
+        return stage.make(iteration)
 
 
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
@@ -153,8 +151,9 @@ def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Pla
     hashes: dict[str, str] = {}
     stages: list[Stage] = []
 
-    def manifests(number: int) -> tuple[Manifest, ...]:
-        return _manifests(resource, namespace, stages[number], stages[number + 1 :], 1)
+    def manifests(number: int, attempt: int) -> tuple[Manifest, ...]:
+        later = stages[number + 1 :]
+        return _manifests(resource, namespace, stages[number], later, attempt)
 
     for number, (name, command) in enumerate(commands(resource).items()):
         hashes[name] = _inputs_hash(resource, name, command, hashes)

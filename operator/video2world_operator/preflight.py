@@ -303,7 +303,7 @@ def _sampler(plan: Plan) -> Stage | None:
     """What makes the samples of each checkpoint while training goes on, if anything does."""
     if not plan.resource.spec.inference.every_checkpoint:
         return None
-    return replace(plan.stage("inference"), make=lambda: plan.sampling(1))
+    return replace(plan.stage("inference"), make=plan.sampling)
 
 
 def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:

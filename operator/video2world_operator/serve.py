@@ -202,13 +202,20 @@ async def _work(
         metrics.look(key, cache.resource(key), cache.pods(key))
         controller.queue.add(key)
 
+    async def reconcile() -> None:  # what is not in the cache is taken not to exist
+        await _answered(freshness.fill)
+        log.info("reconciling %d resources", len(cache.known()))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(controller.queue.run())
+            group.create_task(_keep_house(options, cluster, controller, cache, freshness))
+
     registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
     settings_for(settings)
     register(registry, cache, wake)
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(leadership.hold()),
-            group.create_task(_reconcile(options, cluster, controller, cache, freshness)),
+            group.create_task(reconcile()),
         ]
         await kopf.operator(
             registry=registry,
@@ -263,21 +270,6 @@ async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[s
             status = unauthorized(body, lacking, datetime.now(UTC))
             with contextlib.suppress(ApiError):
                 await cluster.apply_status(body, status)
-
-
-async def _reconcile(
-    options: Options,
-    cluster: Cluster,
-    controller: Controller,
-    cache: KopfCache,
-    freshness: Freshness,
-) -> None:
-    """Work for good, once the cache is whole: what is not in it is taken not to exist."""
-    await _answered(freshness.fill)
-    log.info("reconciling %d resources", len(cache.known()))
-    async with asyncio.TaskGroup() as group:
-        group.create_task(controller.queue.run())
-        group.create_task(_keep_house(options, cluster, controller, cache, freshness))
 
 
 async def _keep_house(

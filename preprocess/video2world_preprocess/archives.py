@@ -126,7 +126,7 @@ def walk(
         piece.first = begin
         stream.seek(begin)
         with tarfile.TarFile(fileobj=stream, mode="r", tarinfo=_CheckedMember) as members:
-            at, folder, leapt = begin, None, None
+            at, leapt = begin, None
             while at < stop:
                 member = members.next()
                 if member is None:
@@ -138,8 +138,7 @@ def walk(
                 # tarfile's list of members would grow with each of millions of depth images
                 members.members = []
                 _judge(piece, members, member, camera, take)
-                before, folder = folder, PurePosixPath(member.name).parent
-                if least_leap and folder == before != leapt and _is_depth(folder):
+                if least_leap and (folder := _depth_folder(member)) and folder != leapt:
                     leapt = folder
                     target = leap(stream, at, stop, folder, least_leap)
                     if target > at:
@@ -151,9 +150,14 @@ def walk(
     return piece
 
 
-def _is_depth(folder: PurePosixPath) -> bool:
-    number = folder.parent.name
-    return folder.name == "depth" and number.isascii() and number.isdigit() and len(number) < 16
+def _depth_folder(member: tarfile.TarInfo) -> PurePosixPath | None:
+    """The directory of an episode's depth images that ``member`` lies in, if it does."""
+    folder = PurePosixPath(member.name).parent
+    return folder if folder.name == "depth" and _is_episode(folder.parent.name) else None
+
+
+def _is_episode(number: str) -> bool:
+    return number.isascii() and number.isdigit() and len(number) < 16
 
 
 def _judge(
@@ -166,7 +170,7 @@ def _judge(
     if not member.isreg() or parts[-2:] != ("videos", f"{camera}.mp4"):
         return
     number = parts[-3] if len(parts) > 2 else ""
-    if not (number.isascii() and number.isdigit() and len(number) < 16):
+    if not _is_episode(number):
         piece.rejected.append((member.name, "no episode number above it"))
         return
     found = Member(int(number), member.offset, member.size)

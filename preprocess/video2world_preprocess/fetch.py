@@ -1,9 +1,9 @@
 """One camera's videos out of many archives: several pieces at once, none read twice.
 
 Archives are read in pieces of fixed size, wherever they are; of those on a server the depth images
-are leapt over. What each piece holds is kept in a
-small index beside the task's videos, so that a stopped run goes on at the next member, a lost
-video is fetched alone, and pods can share the archives between them.
+are leapt over. What each piece holds is kept in a small index beside the task's videos, so that a
+stopped run goes on at the next member, a lost video is fetched alone, and pods can share the
+archives between them.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import PurePosixPath
 from typing import IO
 
-__all__ = ["BLOCK", "LARGEST_NAME", "NAMES", "leap", "next_header"]
+__all__ = ["LARGEST_NAME", "NAMES", "leap", "next_header"]
 
 BLOCK = 512  # bytes: where members begin
 SCAN = 1 << 16  # bytes looked through at a time

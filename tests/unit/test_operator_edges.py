@@ -76,6 +76,9 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
     assert cache.known() == []
     assert list(cache.sharing(volume)) == []
     assert cache.uids() == {"p1": key}
+    cache.drop(["p1"])
+    cache.put_pod(key, Pod("a", "p3", "train", 2, 1, "Running"))  # another one of that name
+    assert [pod.uid for pod in cache.pods(key)] == ["p3"]
 
 
 def test_a_resource_made_anew_is_the_one_that_counts():
