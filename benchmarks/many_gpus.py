@@ -4,13 +4,15 @@ Runs the train command itself on random weights and latents of the true shapes, 
 of data x context parallel ranks that the host's GPUs allow, prints a table and writes
 ``benchmarks/results/many_gpus.json``: time, memory, what goes to communication, loss and gradient
 norm beside one GPU's; a checkpoint resumed by another number of ranks; SIGTERM and a killed rank.
-``--tiny`` does the same with the Tiny model, on CPUs with gloo if there is no GPU, and writes
-nothing.
+What was measured before stays in the file, so that it can be done in several goes (``--counts``,
+``--contexts``, CUDA_VISIBLE_DEVICES). ``--tiny`` does the same with the Tiny model, on CPUs with
+gloo if there is no GPU, and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,7 +22,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +51,9 @@ class Bench:
     gpus: int
     folder: Path
     timeout: float
+    counts: tuple[int, ...] = (1, 2, 4, 8)  # of GPUs that are tried
+    contexts: tuple[int, ...] = (1, 2, 4, 8)
+    overrides: tuple[str, ...] = ()  # further settings of every training
 
     def prepare(self) -> None:
         """Latents, embeddings and, unless the model is Tiny, base weights."""
@@ -63,7 +70,8 @@ class Bench:
         if not self.tiny:
             settings.append("model.config.model_manager_config.dit_path=base.pt")
         launch = ["-m", "video2world_trainer.launch", "--standalone", f"--nproc_per_node={gpus}"]
-        return self.spawn(*launch, "-m", "benchmarks.many_gpus_rank", "--", *settings, *overrides)
+        return self.spawn(*launch, "-m", "benchmarks.many_gpus_rank", "--",
+                          *settings, *self.overrides, *overrides)  # fmt: skip
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         """``python ARGUMENTS`` on the volume."""
@@ -82,15 +90,32 @@ class Bench:
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
             output, _ = process.communicate()
         if process.returncode:
             print("\n".join(output.splitlines()[-12:]), flush=True)
         return process.returncode, list(events(output.splitlines()))
 
-    def run(self, name: str, gpus: int, *overrides: str) -> tuple[int, list[dict[str, Any]]]:
-        """Run the train command to its end: exit code and events."""
-        return self.finish(self.start(name, gpus, *overrides))
+    def killed_when(
+        self, process: subprocess.Popen[str], seen: Callable[[list[dict[str, Any]]], bool]
+    ) -> list[dict[str, Any]]:
+        """Its events up to the moment they are what is ``seen``, or its end; then SIGKILL."""
+        told: list[dict[str, Any]] = []
+        last: list[str] = []
+        timer = threading.Timer(self.timeout, _kill, (process.pid,))
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            told += events([line])
+            last = [*last[-11:], line.rstrip()]
+            if seen(told):
+                break
+        else:
+            print("\n".join(last), flush=True)
+        timer.cancel()
+        _kill(process.pid)
+        process.communicate()
+        return told
 
     def checkpoints(self, name: str) -> Path:
         return self.folder / "checkpoints/posttraining/video2world" / name / "checkpoints"
@@ -99,14 +124,19 @@ class Bench:
 def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
     """Train a few iterations on ``gpus`` ranks, ``context`` of which share a clip."""
     name = f"dp{gpus // context}_cp{context}"
-    code, told = bench.run(
-        name, gpus, f"trainer.max_iter={ITERATIONS}", "checkpoint.save_iter=1000",
+    process = bench.start(
+        name, gpus, "trainer.max_iter=1000", "checkpoint.save_iter=1000",
         f"model_parallel.context_parallel_size={context}",
         f"model.config.fsdp_shard_size={gpus}",
     )  # fmt: skip
+
+    def enough(told: list[dict[str, Any]]) -> bool:  # writing the last checkpoint takes minutes
+        return sum(one["event"] == "progress" for one in told) >= ITERATIONS
+
+    told = bench.killed_when(process, enough)
     steps = [one for one in told if one["event"] == "progress"]
-    if code or len(steps) < ITERATIONS:
-        return {"error": f"exit code {code} after {len(steps)} iterations"}
+    if not enough(told):
+        return {"error": f"it ended after {len(steps)} iterations"}
     times = [one["seconds_per_iteration"] for one in steps[1:-1]]
     found: dict[str, Any] = {
         "gpus": gpus, "data_parallel": gpus // context, "context_parallel": context,
@@ -122,24 +152,29 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
     return found
 
 
-def layouts(bench: Bench) -> dict[str, Any]:
+def layouts(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     """Every layout, with its efficiency and agreement against one GPU."""
-    found: dict[str, Any] = {}
-    for gpus in (one for one in (1, 2, 4, 8) if one <= bench.gpus):
-        for context in (one for one in (1, 2, 4, 8) if gpus % one == 0):
+    found = dict(before)
+    for gpus in (one for one in bench.counts if one <= bench.gpus):
+        for context in (one for one in bench.contexts if gpus % one == 0):
             name = f"{gpus} x GPU, context parallel {context}"
             row = found[name] = layout(bench, gpus, context)
-            base = found.get("1 x GPU, context parallel 1", {})
-            if "error" not in row and "seconds" in base:
-                rate = row["clips_per_second"] / gpus
-                row["efficiency"] = round(rate / base["clips_per_second"], 4)
-                if row["data_parallel"] == 1:  # the same clip
-                    row["loss_difference"] = _difference(row["loss"], base["loss"])
-                    row["norm_difference"] = _difference(
-                        row["gradient_norm"], base["gradient_norm"]
-                    )
             print(f"{name}: {json.dumps(row)}", flush=True)
+    compare(found)
     return found
+
+
+def compare(found: dict[str, Any]) -> None:
+    """Put beside every layout how it does against one GPU."""
+    base = found.get("1 x GPU, context parallel 1", {})
+    for row in found.values():
+        if "error" in row or "seconds" not in base:
+            continue
+        rate = row["clips_per_second"] / row["gpus"]
+        row["efficiency"] = round(rate / base["clips_per_second"], 4)
+        if row["data_parallel"] == 1:  # the same clip
+            row["loss_difference"] = _difference(row["loss"], base["loss"])
+            row["norm_difference"] = _difference(row["gradient_norm"], base["gradient_norm"])
 
 
 def _difference(found: list[float], expected: list[float]) -> float:
@@ -148,36 +183,47 @@ def _difference(found: list[float], expected: list[float]) -> float:
     return float(f"{max(abs(a - b) / abs(b) for a, b in pairs):.2e}")
 
 
-def resume(bench: Bench) -> dict[str, Any]:
-    """Save on all ranks, go on with half of them and without FSDP."""
+def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
+    """Save on all ranks, SIGKILL to all while the next is saved; go on with half of them and
+    without FSDP."""
     gpus = bench.gpus
     common = ["trainer.max_iter=4", "checkpoint.save_iter=2"]
     sharded = ["model_parallel.context_parallel_size=2", f"model.config.fsdp_shard_size={gpus}"]
     halved = [f"model_parallel.context_parallel_size={max(1, gpus // 2)}",
               "model.config.fsdp_shard_size=1"]  # fmt: skip
-    code, told = bench.run("whole", gpus, *common, *sharded)
-    checkpoints = bench.checkpoints("whole")
-    latest = checkpoints / "latest_checkpoint.txt"
-    if code or not latest.exists():
-        return {"error": f"exit code {code}"}
-    for path in (checkpoints / "trainer").glob("iter_000000004*"):
-        path.unlink()  # as if it had been killed before
-    latest.unlink()
-    code, again = bench.run("whole", gpus // 2, *common, *halved)
 
     def losses(told: list[dict[str, Any]]) -> dict[int, float]:
         return {one["iteration"]: one["loss"] for one in told if one["event"] == "progress"}
 
-    before, after = losses(told), losses(again)
-    resumed = [one["iteration"] for one in again if one["event"] == "resumed"]
+    def saved(told: list[dict[str, Any]]) -> bool:
+        return 4 in losses(told) and any(one["event"] == "checkpoint" for one in told)
+
+    since = time.monotonic()
+    whole = bench.killed_when(bench.start("whole", gpus, *common, *sharded), saved)
+    if not saved(whole):
+        return {"error": f"no checkpoint; iterations {sorted(losses(whole))}"}
+    told_after = round(time.monotonic() - since, 1)
+    checkpoints = bench.checkpoints("whole")
+    if (newer := checkpoints / "trainer/iter_000000004.pt").exists():  # a small one is that quick
+        newer.unlink()
+        (checkpoints / "latest_checkpoint.txt").write_text("iter_000000002.pt")
+    size = sum(one.stat().st_size for one in checkpoints.rglob("*iter_000000002*")
+               if one.is_file())  # fmt: skip
+    again = bench.killed_when(
+        bench.start("whole", gpus // 2, *common, *halved), lambda told: 4 in losses(told)
+    )
+    expected, after = losses(whole), losses(again)
+    if 4 not in after:
+        return {"error": f"not resumed; iterations {sorted(after)}"}
     return {
-        "ranks": [gpus, gpus // 2], "exit_code": code, "resumed_at": resumed,
-        "loss": before, "loss_after": after,
-        "loss_difference": _difference([after[n] for n in after], [before[n] for n in after]),
+        "ranks": [gpus, gpus // 2], "checkpoint_bytes": size, "seconds_until_killed": told_after,
+        "resumed_at": [one["iteration"] for one in again if one["event"] == "resumed"],
+        "loss": expected, "loss_after": after,
+        "loss_difference": _difference([after[n] for n in after], [expected[n] for n in after]),
     }  # fmt: skip
 
 
-def faults(bench: Bench) -> dict[str, Any]:
+def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     """SIGTERM to the launcher saves and ends with 143; a killed rank ends all, soon."""
     found = {}
     for name, number in (("sigterm", signal.SIGTERM), ("killed_rank", signal.SIGKILL)):
@@ -201,7 +247,7 @@ def faults(bench: Bench) -> dict[str, Any]:
         try:
             output, _ = process.communicate(timeout=bench.timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
             found[name] = {"error": f"still running after {bench.timeout:.0f} s"}
             continue
         latest = bench.checkpoints(name) / "latest_checkpoint.txt"
@@ -216,12 +262,12 @@ def faults(bench: Bench) -> dict[str, Any]:
     return found
 
 
-def inference(bench: Bench) -> dict[str, Any]:
+def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     """Seconds a sample, by GPUs that share it; the second of two samples, after compilation."""
     size = "Tiny" if bench.tiny else bench.size
     samples = write_samples(bench.folder, 2, size)
-    found: dict[str, Any] = {}
-    for gpus in (one for one in (1, 2, 4, 8) if one <= bench.gpus):
+    found = dict(before)
+    for gpus in (one for one in bench.counts if one <= bench.gpus):
         shutil.rmtree(bench.folder / "results", ignore_errors=True)
         code, _ = bench.finish(bench.spawn(
             "-m", "video2world_trainer.inference", f"--model_size={size}", "--dit_path=base.pt",
@@ -238,17 +284,32 @@ def inference(bench: Bench) -> dict[str, Any]:
             "steps": STEPS, "timings": record["timings"], "peak_GiB": record["peak_memory_gib"],
             "seconds_a_level": round(seconds, 3),
         }  # fmt: skip
-        if "error" not in found["1"]:
-            speedup = found["1"]["seconds_a_level"] / seconds
-            found[str(gpus)]["speedup"] = round(speedup, 3)
         print(f"inference on {gpus}: {json.dumps(found[str(gpus)])}", flush=True)
+    if "seconds_a_level" in found.get("1", {}):
+        for row in found.values():
+            if "seconds_a_level" in row:
+                speedup = found["1"]["seconds_a_level"] / row["seconds_a_level"]
+                row["speedup"] = round(speedup, 3)
     return found
+
+
+def _children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(one) for path in lists for one in path.read_text().split()]
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL to a process and all below it: the launcher's workers have sessions of their own."""
+    below = _children(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for one in below:
+        _kill(one)
 
 
 def _rank(launcher: int) -> int:
     """A worker of ``launcher`` that is not the first."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    workers = [int(one) for one in children
+    workers = [one for one in _children(launcher)
                if b"many_gpus_rank" in Path(f"/proc/{one}/cmdline").read_bytes()]  # fmt: skip
     return workers[-1]
 
@@ -286,6 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     flags.add_argument("--size", choices=("2B", "14B"), default="2B")
     flags.add_argument("--gpus", type=int, default=torch.cuda.device_count())
+    flags.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8], help="of GPUs")
+    flags.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 4, 8])
+    flags.add_argument("--set", nargs="+", default=[], help="further settings, key=value")
     flags.add_argument("--only", nargs="+", choices=[*CASES], default=[*CASES])
     flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
     flags.add_argument("--timeout", type=float, default=400, help="seconds a command may take")
@@ -294,18 +358,24 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
     args = flags.parse_args(argv)
     gpus = args.gpus or (2 if args.tiny else 0)
-    if gpus < 2:
-        raise SystemExit("error: this needs two GPUs or more (--tiny tries it without)")
+    if not gpus:
+        raise SystemExit("error: this needs GPUs, best several (--tiny tries it without)")
+    if gpus == 1 and {"resume", "faults"} & {*args.only}:
+        raise SystemExit("error: resume and faults need two GPUs: give --only layouts inference")
     record: dict[str, Any] = {"cases": {}}
     if args.json.exists():
         record = json.loads(args.json.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
-        bench = Bench(args.size, args.tiny, gpus, Path(folder), args.timeout)
+        bench = Bench(
+            args.size, args.tiny, gpus, Path(folder), args.timeout,
+            tuple(args.counts), tuple(args.contexts), tuple(args.set),
+        )  # fmt: skip
         bench.prepare()
         for name in args.only:
-            found = CASES[name](bench)
+            cases = record["cases"].setdefault(args.size, {})
+            found = CASES[name](bench, cases.get(name, {}))
             print(f"{name}: {json.dumps(found)}", flush=True)
-            record["cases"].setdefault(args.size, {})[name] = found
+            cases[name] = found
             if not args.tiny:
                 record["machine"] = machine(MODULE, args.commit) | {"gpus": gpus}
                 record["goals"] = goals(args.size, record["cases"][args.size])

@@ -29,8 +29,8 @@ class Proxy:
     ``judge(method, path)`` names the fault that a request (``WATCH`` is a method of its own) meets:
     an HTTP status that is answered without asking the server, ``cut`` (the connection ends before
     the server was asked) or ``lost`` (it ends after); None forwards. ``after_write`` is called when
-    the server has carried out a write and nobody has been told yet. Watches end every
-    ``watch_seconds``.
+    the server has carried out a write and nobody has been told yet. The path of what is created is
+    the one it will have. Watches end every ``watch_seconds``.
     """
 
     def __init__(
@@ -97,9 +97,10 @@ class Proxy:
         await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        method, path, watch = request.method, request.path, "watch" in request.query
-        fault = self._judge("WATCH" if watch else method, path)
+        method, watch = request.method, "watch" in request.query
         body = await request.read()
+        path = request.path + (_name(body) if method == "POST" else "")
+        fault = self._judge("WATCH" if watch else method, path)
         if fault == "cut":
             raise _Cut(request)
         if watch and fault == "410":  # told as an event, as the server does
@@ -137,10 +138,14 @@ class Proxy:
         await response.prepare(request)
         assert request.transport is not None
         self._watches.add(transport := request.transport)
+        begun = b""  # a server ends a watch between two events, never within one
         try:
             async with asyncio.timeout(self._watch_seconds):
                 async for chunk in answer.content.iter_any():
-                    await response.write(chunk)
+                    whole, end, rest = (begun + chunk).rpartition(b"\n")
+                    begun = rest
+                    if end:
+                        await response.write(whole + end)
         except TimeoutError:
             pass
         finally:
@@ -157,6 +162,12 @@ class _Cut(web.HTTPException):
         super().__init__()
         if request.transport is not None:
             request.transport.abort()
+
+
+def _name(body: bytes) -> str:
+    """The last part of the path of what is created; empty for what gets no name."""
+    name = json.loads(body).get("metadata", {}).get("name")
+    return f"/{name}" if name else ""
 
 
 def _status(code: int, reason: str) -> dict[str, Any]:

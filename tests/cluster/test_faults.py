@@ -47,7 +47,7 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
 
     def judge(method, path):
         found = re.search(r"/ra(\d)b(\d)\b", path)
-        if not found or path.endswith("/log"):
+        if not found or path.endswith("/log") or "/events/" in path:
             return None
         counts[found[0]] += 1
         number = counts[found[0]]
@@ -73,7 +73,7 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
                 check_done(run, what=operator.tail)
             assert operator.alive, operator.tail()
     shortest = min(counts.values())
-    assert shortest >= 20
+    assert shortest >= 15
     every = {(n, f) for n in range(1, shortest + 1) for f in FAULTS}
     assert every - met == set()
 
@@ -86,7 +86,7 @@ def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):
     operator: Operator
 
     def after_write(method, path):
-        if not path.endswith(("reviews", "events")) and "leases" not in path:
+        if not path.endswith("reviews") and "/events/" not in path and "leases" not in path:
             with lock:
                 kills.append(f"{method} {path}")
                 operator.process.kill()

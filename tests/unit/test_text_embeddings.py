@@ -1,16 +1,18 @@
 """The T5 encoder, the tiny stand-in for it, and the embeddings stage."""
 
+import copy
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from video2world_preprocess import embeddings
 from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
-from video2world_preprocess.text import TextEncoder
+from video2world_preprocess.text import TextEncoder, _FeedForward, fuse_relu
 from video2world_preprocess.tiny_weights import write_tiny_t5
 
 torch.set_num_threads(1)
@@ -67,6 +69,25 @@ def test_encoding_equals_the_padded_model(encoder):
         assert array.dtype == np.float16
         np.testing.assert_allclose(array, hidden[:tokens].numpy(), atol=4e-3)
     assert not np.allclose(arrays[0][0], arrays[1][0])
+
+
+def test_relu_within_the_product_is_the_same(encoder):
+    captions = ["the robot", "a caption of another length"]
+    plain = encoder.encode(captions)
+    fused = TextEncoder(copy.deepcopy(encoder.model), encoder.tokenizer, encoder.device)
+    fuse_relu(fused.model)
+    assert isinstance(fused.model.encoder.block[0].layer[-1].DenseReluDense, _FeedForward)
+    for expected, found in zip(plain, fused.encode(captions), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_other_activations_are_left_alone():
+    config = T5Config(d_model=8, d_kv=4, num_heads=2, d_ff=16, num_layers=1, vocab_size=9,
+                      feed_forward_proj="gated-gelu")  # fmt: skip
+    model = T5EncoderModel(config)
+    before = [*model.modules()]
+    fuse_relu(model)
+    assert [*model.modules()] == before
 
 
 def test_long_captions_are_cut_with_their_end_token(encoder):
