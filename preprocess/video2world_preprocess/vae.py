@@ -10,14 +10,13 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .stage import UserError
 from .transform_vae import TransformVAE
-from .wan_decode import decode_wan
+from .wan import decode_wan, encode_wan
 
 __all__ = ["VideoVAE", "load_vae"]
 
@@ -60,7 +59,7 @@ class VideoVAE:
             )
         video = video.to(self.device, self.dtype)
         if self.frames_per_pass > 4 and type(self.model).__name__ == "AutoencoderKLWan":
-            latents = _encode_wan(self.model, video, self.frames_per_pass)
+            latents = encode_wan(self.model, video, self.frames_per_pass)
         else:
             latents = self.model.encode(video).latent_dist.mode()
         return (latents - self._mean) * self._inverse_std
@@ -102,26 +101,6 @@ def _channels_last(model: nn.Module) -> None:
     for one in model.parameters():
         if one.dim() in formats:
             one.data = one.data.contiguous(memory_format=formats[one.dim()])
-
-
-def _encode_wan(model: Any, video: Tensor, frames: int) -> Tensor:
-    """The posterior's mean as ``model.encode`` computes it, with ``frames`` frames in each pass.
-
-    diffusers passes 4 at a time after the first; what a pass needs of those before is in the same
-    caches whatever their number.
-    """
-    model.clear_cache()
-    first, rest = video[:, :, :1], video[:, :, 1:]
-    passes = [first, *(rest.split(frames, dim=2) if rest.shape[2] else ())]
-    encoded = []
-    for part in passes:
-        model._enc_conv_idx = [0]
-        encoded.append(
-            model.encoder(part, feat_cache=model._enc_feat_map, feat_idx=model._enc_conv_idx)
-        )
-    moments = model.quant_conv(torch.cat(encoded, 2))
-    model.clear_cache()
-    return moments.chunk(2, dim=1)[0]
 
 
 def load_vae(
