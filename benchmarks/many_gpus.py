@@ -148,7 +148,7 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
     }  # fmt: skip
     profiles = [one for one in told if one["event"] == "benchmark_profile"]
     if profiles:
-        found["device_seconds"] = profiles[0]["seconds"]
+        found |= {"device_seconds": profiles[0]["seconds"], "attention": profiles[0]["attention"]}
     return found
 
 
@@ -207,8 +207,8 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     if (newer := checkpoints / "trainer/iter_000000004.pt").exists():  # a small one is that quick
         newer.unlink()
         (checkpoints / "latest_checkpoint.txt").write_text("iter_000000002.pt")
-    size = sum(one.stat().st_size for one in checkpoints.rglob("*iter_000000002*")
-               if one.is_file())  # fmt: skip
+    size = sum(one.stat().st_size for one in checkpoints.rglob("*")
+               if "iter_000000002" in str(one) and one.is_file())  # fmt: skip
     again = bench.killed_when(
         bench.start("whole", gpus // 2, *common, *halved), lambda told: 4 in losses(told)
     )

@@ -27,7 +27,8 @@ def main() -> int:
             outcome = plain(run, *args)
             torch.cuda.synchronize()
         if run.world.leads:
-            emit("benchmark_profile", "train", seconds=kinds_of(profiler))
+            emit("benchmark_profile", "train", seconds=kinds_of(profiler),
+                 attention=run.attention.name)  # fmt: skip
         return outcome
 
     Run.step = step  # type: ignore[method-assign]

@@ -52,6 +52,10 @@ def main() -> int:
         for name in LEFT_OUT:
             for found in list(site.rglob(name)):
                 shutil.rmtree(found, ignore_errors=True)
+        # a folder on PYTHONPATH has its .pth files read only if it is told to be a site
+        (site / "sitecustomize.py").write_text(
+            "import os, site\n\nsite.addsitedir(os.path.dirname(__file__))\n"
+        )
         pack = ["tar", "-C", str(site), "-I", "xz -6 -T0", "-cf", str(archive), "."]
         subprocess.run(pack, check=True)
         shutil.rmtree(args.folder, ignore_errors=True)

@@ -1,9 +1,11 @@
-"""The launcher: which node is rank 0."""
+"""The launcher: which node is rank 0, and how long workers may take to end."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 TELL = "import os; print(os.environ['JOB_COMPLETION_INDEX'], os.environ['RANK'])"
 
@@ -29,3 +31,45 @@ def test_the_pods_number_is_the_nodes_rank_whichever_came_first(tmp_path):
     told = [node.communicate(timeout=120)[0].split() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
     assert told == [["1", "1"], ["0", "0"]]
+
+
+WORKER = """
+import os, pathlib, signal, sys, time
+
+def stop(number, frame):
+    time.sleep({seconds})
+    pathlib.Path("saved").write_text("all of it")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep(300)
+"""
+
+
+def launched(folder, seconds, count):
+    """The launcher with ``count`` workers that take so many seconds to end, and their pids."""
+    (folder / "work.py").write_text(WORKER.format(seconds=seconds))
+    flags = ["--standalone", f"--nproc_per_node={count}", "work.py"]
+    process = subprocess.Popen([sys.executable, "-m", "video2world_trainer.launch", *flags],
+                               cwd=folder)  # fmt: skip
+    until = time.monotonic() + 60
+    while not all((folder / str(rank)).exists() for rank in range(count)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    time.sleep(0.5)
+    return process, [int((folder / str(rank)).read_text()) for rank in range(count)]
+
+
+def test_asked_to_stop_it_waits_longer_than_torchrun_would(tmp_path):
+    process, _ = launched(tmp_path, 32, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert (tmp_path / "saved").read_text() == "all of it"
+
+
+def test_when_a_worker_is_gone_the_others_follow_soon(tmp_path):
+    process, pids = launched(tmp_path, 100, 2)
+    os.kill(pids[1], signal.SIGKILL)
+    assert process.wait(25) == 1
+    assert not (tmp_path / "saved").exists()

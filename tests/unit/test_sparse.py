@@ -135,6 +135,17 @@ def test_attention_by_blocks_is_masked_attention():
     assert not torch.allclose(sparse(query, key, value), dense(query, key, value), atol=1e-2)
 
 
+def test_attention_by_blocks_runs_within_what_is_compiled():
+    grid = (1, 8, 16)
+    attend = sparse_attention([scaled(KINDS[2], grid)], grid, CPU, "flex", sdpa)[0]
+    generator = torch.Generator().manual_seed(1)
+    given = [torch.randn(1, 128, 2, 16, generator=generator) for _ in range(3)]
+    expected = attend(*given) + 1
+    block = torch.compile(lambda q, k, v: attend(q * 1, k, v) + 1, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(block(*given), expected)
+
+
 def test_a_network_takes_one_attention_for_each_block():
     config = DiTConfig(model_channels=32, num_blocks=2, num_heads=2, adaln_lora_dim=8,
                        crossattn_dim=16)  # fmt: skip

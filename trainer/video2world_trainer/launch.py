@@ -1,18 +1,20 @@
-"""torchrun, but its exit code is that of the worker that ended first.
+"""torchrun, but with the exit code of the worker that ended first, and time for workers to save.
 
 ``python -m video2world_trainer.launch`` takes torchrun's flags and ``PET_*`` environment. torchrun
 ends with 1 whatever its workers say, so that nobody could tell the user's mistake (2) and a saved
-preemption (143) from a crash. In a pod of an Indexed Job the node's rank is the pod's index.
+preemption (143) from a crash; and it gives workers 30 s to end, whether it was asked to stop or one
+of them is gone. In a pod of an Indexed Job the node's rank is the pod's index.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
@@ -20,7 +22,20 @@ from video2world_preprocess.stage import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER
 
 __all__ = ["main"]
 
-GRACE_SECONDS = 600  # for saving, after SIGTERM; torchrun's own 30 s are too short for 2B and 14B
+GRACE_SECONDS = 600  # for saving, after SIGTERM: at 2B that takes a minute
+LEFT_SECONDS = 10  # for those whose peer is gone to say so; they can compute nothing any more
+
+
+_plain_close = PContext.close
+
+
+def _close(self: PContext, death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
+    """End the workers; torchrun comes here while it handles the signal, if it was sent one.
+
+    A later torch takes the time for the first from the environment, and for the second the same.
+    """
+    asked = isinstance(sys.exception(), SignalException)
+    _plain_close(self, death_sig, GRACE_SECONDS if asked else LEFT_SECONDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (index := os.environ.get("JOB_COMPLETION_INDEX")) is not None:
         # pod 0 holds rank 0, whose log tells of the run and whose name the others wait for
         os.environ.setdefault("PET_NODE_RANK", index)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
+    PContext.close = _close  # type: ignore[method-assign]
     # the workers explain themselves; torchrun's tables would bury what they say
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:

@@ -1,7 +1,9 @@
 """Kernels for :mod:`video2world_trainer.sparse`: NATTEN's, FlashAttention-4's, or flex attention.
 
-The latter two are operators, opaque to the compiler, whose arguments have the same shapes for all
-patterns: blocks with different patterns share one compilation. For inference: no gradients.
+The latter two are opaque to the compiler, with arguments that at the published sizes have the same
+shapes for all patterns: blocks with different patterns share one compilation. Flex attention is not
+an operator as FlashAttention is: within one, it would neither be compiled nor make its blocks. For
+inference: no gradients.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> 
     if kernel == "flash_attention_4" and blocks.whole and len(blocks.order) % BLOCK == 0:
         return _in_order(blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count,
                                                         blocks.full_index))  # fmt: skip
-    rows = [] if blocks.whole else [blocks.kind, blocks.rows]
+    rows = () if blocks.whole else (blocks.kind, blocks.rows)
     return _in_order(
         blocks,
         lambda q, k, v: _flex(q, k, v, blocks.full_count, blocks.full_index, blocks.part_count,
@@ -114,10 +116,10 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@torch.library.custom_op("video2world::flex_blocks", mutates_args=())
+@torch.compiler.disable
 def _flex(
     query: Tensor, key: Tensor, value: Tensor, full_count: Tensor, full_index: Tensor,
-    part_count: Tensor, part_index: Tensor, rows: Sequence[Tensor],
+    part_count: Tensor, part_index: Tensor, rows: tuple[Tensor, ...],
 ) -> Tensor:  # fmt: skip
     mask = noop_mask
     if rows:
@@ -134,11 +136,3 @@ def _flex(
     function = _compiled_flex()
     out = function(*(one.transpose(1, 2) for one in (query, key, value)), block_mask=blocks)
     return out.transpose(1, 2).contiguous()
-
-
-@_flex.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, full_count: Tensor, full_index: Tensor,
-    part_count: Tensor, part_index: Tensor, rows: Sequence[Tensor],
-) -> Tensor:  # fmt: skip
-    return query.new_empty(query.shape)
