@@ -126,7 +126,7 @@ def markdown(record: dict[str, Any]) -> str:
     ]
     for name, one in cases.items():
         place = one["machine"]
-        where = f"{place['nvidia_smi']}, PyTorch {place['torch']}, {place['date']}"
+        where = f"{place['nvidia_smi'].splitlines()[0]}, PyTorch {place['torch']}, {place['date']}"
         where += f", commit {place['commit'][:12]}, `{place['command']}`"
         told = f"failed: {one['error']}" if "error" in one else f"{one['seconds']:.4g}"
         lines.append(f"| {name} | {told} | {one.get('peak_GiB', '')} | {where} |")

@@ -31,12 +31,15 @@ from typing import Any
 
 import torch
 
-from .cases import machine, write
+from .cases import Marks, between, machine, write
 from .random_run import DATA, TINY, events, write_base, write_data, write_samples
 
 MODULE = "benchmarks.many_gpus"
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "many_gpus.json"
+DOCUMENT = ROOT / "docs" / "performance.md"
+MARKS: Marks = ("<!-- many_gpus: made by `python -m benchmarks.many_gpus --document` -->",
+                "<!-- /many_gpus -->")  # fmt: skip
 ITERATIONS = 5  # the first compiles, the last is profiled
 GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
 STEPS = 4  # of a sample: five noise levels, both branches of guidance at each
@@ -342,6 +345,40 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """The record for docs/performance.md."""
+    place = record["machine"]
+    cards = place["nvidia_smi"].splitlines()
+    lines = [
+        f"{len(cards)} x {cards[0]} (name, driver, memory) of one host, PyTorch {place['torch']}, "
+        f"{place['date']}, commit {place['commit'][:12]}, `{place['command']}`."
+    ]
+    for size, cases in record["cases"].items():
+        lines += ["", f"| {size}: GPUs, data x context parallel | attention | s an iteration | "
+                  "efficiency | peak GiB a GPU | s of communication | loss, gradient norm against "
+                  "one GPU's |", "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        for name, row in cases.get("layouts", {}).items():
+            if "error" in row:
+                lines.append(f"| {name} | | failed: {row['error']} | | | | |")
+                continue
+            layout = f"{row['gpus']}, {row['data_parallel']} x {row['context_parallel']}"
+            talk = row.get("device_seconds", {}).get("communication", "")
+            apart = ""
+            if "loss_difference" in row and row["gpus"] > 1:
+                apart = f"{row['loss_difference']:.1e}, {row['norm_difference']:.1e}"
+            lines.append(
+                f"| {layout} | {row.get('attention', '')} | {row['seconds']:.2f} | "
+                f"{row.get('efficiency', '')} | {row['peak_GiB']} | {talk} | {apart} |"
+            )
+        if rows := cases.get("inference"):
+            lines += ["", f"| {size}: GPUs that share a sample | s a noise level, both branches | "
+                      "speed-up | s of decoding |", "| --- | --- | --- | --- |"]  # fmt: skip
+            lines += [f"| {gpus} | {row['seconds_a_level']} | {row.get('speedup', '')} | "
+                      f"{row['timings']['decode']} |" for gpus, row in rows.items()
+                      if "error" not in row]  # fmt: skip
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the cases and write the record."""
     flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
@@ -356,7 +393,14 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--commit", default="", help="where git cannot tell it")
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
+    flags.add_argument(
+        "--document", action="store_true", help="only put the record into docs/performance.md"
+    )
     args = flags.parse_args(argv)
+    if args.document:
+        told = markdown(json.loads(args.json.read_text(encoding="utf-8")))
+        DOCUMENT.write_text(between(MARKS, DOCUMENT.read_text(encoding="utf-8"), told), "utf-8")
+        return 0
     gpus = args.gpus or (2 if args.tiny else 0)
     if not gpus:
         raise SystemExit("error: this needs GPUs, best several (--tiny tries it without)")

@@ -1,6 +1,6 @@
 """The record of several GPUs: goals by layout, agreement with one GPU, what is told."""
 
-from benchmarks.many_gpus import _difference, goals, table
+from benchmarks.many_gpus import _difference, goals, markdown, table
 from benchmarks.random_run import events
 
 
@@ -31,3 +31,18 @@ def test_a_failed_layout_is_said_and_only_events_are_read():
     assert list(events(["iteration 1/5", '{"event": "progress", "iteration": 1}'])) == [
         {"event": "progress", "iteration": 1}
     ]
+
+
+def test_the_document_tells_layouts_and_samples():
+    place = {"nvidia_smi": "A, 1\nA, 1", "torch": "2", "date": "d", "commit": "c", "command": "x"}
+    layouts = {"a": row(2, 2, 5.754, data_parallel=1, loss_difference=2e-6, norm_difference=3e-5),
+               "b": {"error": "killed"}}  # fmt: skip
+    inference = {"2": {"seconds_a_level": 3.3, "speedup": 1.9, "timings": {"decode": 4.0}},
+                 "4": {"error": "exit code 1"}}  # fmt: skip
+    told = markdown({"machine": place, "cases": {"2B": {"layouts": layouts,
+                                                        "inference": inference}}})  # fmt: skip
+    assert "2 x A, 1 (name" in told
+    assert "| 2, 1 x 2 |  | 5.75 |" in told
+    assert "2.0e-06, 3.0e-05" in told
+    assert "failed: killed" in told
+    assert "| 2 | 3.3 | 1.9 | 4.0 |" in told
