@@ -105,15 +105,20 @@ def _chaos(record: Record) -> str:
 
 def _torture(record: Record) -> str:
     lines: list[str] = []
-    if killed := record.get("killed"):
-        lost = killed["iterations_lost"]
+    if trials := record.get("killed"):
+        first, kills = trials[0], sum(one["kills"] for one in trials)
+        ranks, launchers, runs = (
+            sum(one.get(name, 0) for one in trials) for name in ("ranks", "launchers", "whole_runs")
+        )
+        lost = sum(one["iterations_lost"]["all"] for one in trials) / kills
+        most = max(one["iterations_lost"]["largest"] for one in trials)
+        seeds = ", ".join(str(one["seed"]) for one in trials)
         lines += [
-            f"**{killed['kills']} kills** (seed {killed['seed']}): {killed.get('ranks', 0)} of a "
-            f"rank, {killed.get('launchers', 0)} of a launcher; {killed['whole_runs']} whole runs "
-            f"of {killed['iterations']} iterations came of it, each with the undisturbed run's "
-            "weights, bit by bit, at every checkpoint that was looked at and at the end. A kill "
-            f"cost {lost['mean']} iterations on average, {lost['largest']} at most (a checkpoint "
-            f"every {killed['checkpoint_every']}). {_machine(killed['machine'])}."
+            f"**{kills} kills** (goal: 200; seeds {seeds}): {ranks} of a rank, {launchers} of a "
+            f"launcher; {runs} whole runs of {first['iterations']} iterations came of it, each "
+            "with the undisturbed run's weights, bit by bit, at every checkpoint that was looked "
+            f"at and at the end. A kill cost {lost:.1f} iterations on average, {most} at most (a "
+            f"checkpoint every {first['checkpoint_every']}). {_machine(trials[-1]['machine'])}."
         ]
     if full := record.get("full"):
         lines += [

@@ -122,13 +122,14 @@ def _untrained(display: Display) -> dict[str, Any]:
     figures = VOLUME / BASELINE / "sample-0.json"
     if not figures.exists():
         dataset = "datasets/agibot_head_center_fisheye_color/train"
-        job = ["--", "model.size=Tiny", "job.project=untrained", "job.name=demo"]
+        # of another name: a training writes the results page of its name
+        job = ["--", "model.size=Tiny", "job.project=untrained", "job.name=untrained"]
         job += ["trainer.max_iter=1", "optimizer.lr=0"]
         job += [f"dataloader_train.dataset.dataset_dir={dataset}"]
         _worker(display, "untrained", "video2world_trainer.train", *job)
         trained = json.loads((VOLUME / SAMPLE).with_suffix(".json").read_text())
         flags = ["--model_size", "Tiny", "--input_path", trained["input"]]
-        flags += ["--dit_path", "checkpoints/untrained/video2world/demo/checkpoints"]
+        flags += ["--dit_path", "checkpoints/untrained/video2world/untrained/checkpoints"]
         flags += ["--guidance", str(trained["guidance"]), "--seed", str(trained["seed"])]
         flags += ["--save_path", str(BASELINE / "sample-0.mp4")]
         _worker(display, "untrained", "video2world_trainer.inference", *flags)

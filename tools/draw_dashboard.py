@@ -63,7 +63,10 @@ def draw(board: dict[str, Any], prometheus: str, minutes: float, output: Path) -
                 axes.plot(times, values, label=label, linewidth=1.2)
         if axes.lines:
             axes.legend(fontsize=6, loc="upper left")
-        axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
+        axes.set_xlim(*(datetime.fromtimestamp(at, UTC) for at in (end - 60 * minutes, end)))
+        axes.xaxis.set_major_formatter(
+            matplotlib.dates.ConciseDateFormatter(axes.xaxis.get_major_locator(), show_offset=False)
+        )
         axes.set_ylim(bottom=0)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
