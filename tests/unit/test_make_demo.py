@@ -37,6 +37,29 @@ def test_learning_is_3_db_and_better_than_a_still_picture(
     assert out.splitlines()[-1].endswith("/.demo/results/demo/index.html")
 
 
+def test_the_untrained_run_leaves_the_demos_results_page_alone(demo, tmp_path, monkeypatch):
+    """A training writes results/<its name>/index.html, and the demo's is the one to look at."""
+    monkeypatch.setattr(demo, "VOLUME", tmp_path)
+    for path in (demo.SAMPLE.with_suffix(".json"), demo.BASELINE / "sample-0.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / demo.SAMPLE).with_suffix(".json").write_text(
+        json.dumps({"input": "a.mp4", "guidance": 1, "seed": 0})
+    )
+    asked = []
+
+    def worker(display, title, module, *flags):
+        asked.append(flags)
+        if module.endswith("inference"):
+            (tmp_path / demo.BASELINE / "sample-0.json").write_text('{"psnr": 10.0}')
+
+    monkeypatch.setattr(demo, "_worker", worker)
+    assert demo._untrained(None) == {"psnr": 10.0}
+    train, sample = asked
+    name = next(flag.removeprefix("job.name=") for flag in train if flag.startswith("job.name="))
+    assert name != demo.SAMPLE.parent.name
+    assert f"checkpoints/untrained/video2world/{name}/checkpoints" in sample
+
+
 def test_the_meter_sees_what_children_hold(demo):
     code = "import time; held = b'x' * (300 << 20); time.sleep(2)"
     with demo.Meter() as meter:
