@@ -297,8 +297,11 @@ def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _children(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(one) for path in lists for one in path.read_text().split()]
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ends meanwhile
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
 
 
 def _kill(pid: int) -> None:

@@ -1,7 +1,7 @@
 """The chart's dashboard as a picture, without Grafana: its queries, asked of a Prometheus.
 
-    uv run --no-project --with matplotlib tools/draw_dashboard.py --prometheus http://127.0.0.1:9090 \\
-        --minutes 30 --output docs/images/dashboard.png
+    uv run --no-project --with matplotlib tools/draw_dashboard.py \\
+        --prometheus http://127.0.0.1:9090 --minutes 30 --output docs/images/dashboard.png
 
 Panels lie where the dashboard puts them, with its titles, units and legends. Every panel of the
 dashboard is a time series.
