@@ -299,6 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     def keep(name: str, found: Any) -> None:
         record[name] = found
         args.json.write_text(json.dumps(record, indent=1) + "\n")
+        reliability.write()
 
     def keep_kills(found: dict[str, Any]) -> None:
         trials[seed] = found | {"machine": machine}
@@ -321,8 +322,6 @@ def main(argv: list[str] | None = None) -> int:
         except (Broken, UserError) as error:
             print(f"BROKEN (seed {seed}): {error}")
             return 1
-        finally:
-            reliability.write()
     return 0
 
 

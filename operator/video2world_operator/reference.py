@@ -59,8 +59,6 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
                  "worker."),
         Variable("GLOO_SOCKET_IFNAME", "lo in local runs of several pods", "Network interface of "
                  "CPU collectives."),
-        Variable("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "the grace period", "Seconds that torchrun "
-                 "gives its workers to save after SIGTERM."),
         Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
         Variable("V2W_TRITON_CACHE", "", "Kernels that the trainer's image holds ready."),
         Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
