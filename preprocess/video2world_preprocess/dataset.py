@@ -436,9 +436,11 @@ class Splitter:
                         _result(future)  # no use in going on after a failure
                 try:
                     future = self._pool.submit(_split, self.folder, source, self.rule)
-                except (BrokenProcessPool, ValueError):
-                    # the latter where one is killed while the next is started: the pool has
-                    # closed the pipes that the new one was to have
+                except (BrokenProcessPool, ValueError, OSError) as error:
+                    # the latter two where one is killed while the next is started or told of
+                    # work: the pool has closed the pipes to it, which is no error of the system
+                    if isinstance(error, OSError) and error.errno is not None:
+                        raise
                     raise _killed() from None
                 future.add_done_callback(lambda _: self._room.release())
                 self._futures.append(future)

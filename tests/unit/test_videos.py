@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import videos
+from video2world_preprocess.dataset import Rule, Source, Splitter
 from video2world_preprocess.video import probe, read_frames, write_video
 
 
@@ -126,6 +127,29 @@ def test_a_volume_mounted_read_only_is_explained(
     assert "the volume is mounted read-only" in error
     assert "mount it writable" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("error", [OSError("handle is closed"), ValueError("closed")])
+def test_work_given_to_a_pool_that_is_breaking_is_explained(tmp_path, error):
+    """What CPython's pool raises when a worker died a moment ago; a real fault is told as it is."""
+
+    def submit(error: Exception) -> None:
+        class Pool:
+            def submit(self, *_: object) -> None:
+                raise error
+
+            def shutdown(self, **_: object) -> None:
+                pass
+
+        with Splitter(tmp_path, Rule(), workers=1) as splitter:
+            splitter._pool = Pool()
+            splitter.admit()
+            splitter.submit(Source("a", "video", tmp_path / "a.mp4", "train", {}, "1"))
+
+    with pytest.raises(OSError, match="a worker process was killed"):
+        submit(error)
+    with pytest.raises(OSError, match="Too many open files"):
+        submit(OSError(24, "Too many open files"))
 
 
 def test_a_caption_of_ten_thousand_characters_is_kept_whole(tmp_path: Path) -> None:
