@@ -110,7 +110,7 @@ def _torture(record: Record) -> str:
         ranks, launchers, runs = (
             sum(one.get(name, 0) for one in trials) for name in ("ranks", "launchers", "whole_runs")
         )
-        lost = sum(one["iterations_lost"]["all"] for one in trials) / kills
+        lost = sum(one["iterations_lost"]["all"] for one in trials) / max(1, kills)
         most = max(one["iterations_lost"]["largest"] for one in trials)
         seeds = ", ".join(str(one["seed"]) for one in trials)
         lines += [

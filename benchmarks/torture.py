@@ -225,7 +225,7 @@ def killed(
             "kills": done, "seed": seed, "whole_runs": runs, **counts,
             "undisturbed_seconds": round(seconds, 1), "iterations": ITERATIONS,
             "checkpoint_every": EVERY,
-            "iterations_lost": {"largest": max(losses), "all": sum(losses)},
+            "iterations_lost": {"largest": max(losses, default=0), "all": sum(losses)},
         })  # fmt: skip
 
 
