@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .stage import UserError
 __all__ = ["read_embedding", "write_embedding"]
 
 MAX_BYTES = 64 << 20  # 512 tokens of 1024 float16 values take 1 MiB
+MAX_OPCODES = 1000  # an embedding takes about 40
 
 
 class _Refused(pickle.UnpicklingError):
@@ -76,6 +78,15 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise _Refused(f"it names {module}.{name}") from None
 
 
+def _check_opcodes(data: bytes) -> None:
+    """Refuse what makes CPython's unpickler take memory before it has seen any content: a place in
+    its memo of any number, and lists by the million. A length that is not there is an error here.
+    """
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count > MAX_OPCODES or (opcode.name.endswith("PUT") and argument > MAX_OPCODES):
+            raise _Refused("it asks for more memory than an array of numbers takes")
+
+
 def write_embedding(path: Path, embedding: np.ndarray) -> None:
     """Write ``embedding`` [n_tokens, width] as float16 in upstream's form, at once."""
     if embedding.ndim != 2:
@@ -95,8 +106,10 @@ def read_embedding(path: Path) -> np.ndarray:
     remedy = "delete it and run the embeddings stage again"
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} is too large for a text embedding: {remedy}")
+    data = path.read_bytes()
     try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
+        _check_opcodes(data)
+        content = _ArrayUnpickler(io.BytesIO(data)).load()
     except _Refused as error:
         raise UserError(f"{path} is refused as a text embedding ({error}): {remedy}") from None
     except Exception as error:  # damaged opcodes surface as almost any exception of the callee

@@ -3,6 +3,9 @@
 import contextlib
 import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +104,33 @@ def test_anything_but_one_array_of_numbers_is_refused(tmp_path, content):
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=r"odd\.pickle"):
         read_embedding(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"]r" + (1 << 26).to_bytes(4, "little") + b".",  # the memo as far as this: 1 GiB
+        b"]p67108864\n.",
+        b"\x96" + (1 << 30).to_bytes(8, "little") + b"ab.",  # a byte array
+        b"]" * (16 << 20) + b".",  # 0.9 GiB of empty lists
+    ],
+)
+def test_memory_is_not_taken_at_a_files_word(tmp_path, data):
+    path = tmp_path / "greedy.pickle"
+    path.write_bytes(data)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from video2world_preprocess.pickles import read_embedding\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read_embedding(Path(sys.argv[1]))\n"
+        "except Exception as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    error, kibibytes = told.stdout.splitlines()
+    assert re.search(r"greedy\.pickle is (refused|damaged)", error)
+    assert int(kibibytes) < 100 << 10
 
 
 def test_a_file_cannot_change_how_the_next_is_read(tmp_path):
