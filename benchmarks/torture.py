@@ -195,7 +195,6 @@ def killed(
     while done < kills:
         group = Group(work, iterations=ITERATIONS)
         started = _check(work, reference)
-        harmed = False
         time.sleep(drawn.uniform(0, seconds))
         alive = group.processes()
         if alive:
@@ -203,7 +202,7 @@ def killed(
             launcher = victim in {one.pid for one in group.launchers}
             counts["launchers" if launcher else "ranks"] += 1
             _kill(victim)
-            done, harmed = done + 1, True
+            done += 1
             codes = group.wait(GRACE)
             counts["swept away"] += sum(code is None for code in codes)
         else:
@@ -215,7 +214,7 @@ def killed(
         if now < started:
             raise Broken(f"checkpoint {started} was whole, now it is {now}")
         seen = [one["iteration"] for one in group.said() if one["event"] == "progress"]
-        if harmed:
+        if alive:
             losses.append(max([now, *seen]) - now)
         told(f"{done}/{kills}: from {started}, seen {max([0, *seen])}, whole {now}, codes {codes}")
         if now == ITERATIONS:  # the final weights were compared just now

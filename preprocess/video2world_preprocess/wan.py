@@ -111,7 +111,7 @@ class _Passes:
         else:
             given[:, :, :PAST].copy_(past)
         write(given[:, :, PAST:])
-        self._past[layer] = _channels_last(given[:, :, -PAST:].clone())
+        self._past[layer] = _kept(given[:, :, -PAST:])
         across, _, down = layer._padding[:3]
         return F.conv3d(given, layer.weight, layer.bias, layer.stride, (0, down, across))
 
@@ -135,7 +135,7 @@ class _Encoder(_Passes):
         if layer.mode != "downsample3d":
             return x
         past = self._past.get(layer)
-        self._past[layer] = _channels_last(x[:, :, -1:].clone())
+        self._past[layer] = _kept(x[:, :, -1:])
         if past is None:  # the first frame stays one
             return x
         time = layer.time_conv
@@ -170,6 +170,11 @@ def _by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work`` on [B T, C, H, W] in place of ``x``, which is [B, C, T, H, W]."""
     images = work(x.transpose(1, 2).flatten(0, 1))
     return images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def _kept(x: Tensor) -> Tensor:
+    """A copy that does not hold on to the frames before."""
+    return x.clone(memory_format=torch.channels_last_3d)
 
 
 def _channels_last(x: Tensor) -> Tensor:

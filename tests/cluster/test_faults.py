@@ -73,7 +73,7 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
                 check_done(run, what=operator.tail)
             assert operator.alive, operator.tail()
     shortest = min(counts.values())
-    assert shortest >= 15
+    assert shortest >= 20
     every = {(n, f) for n in range(1, shortest + 1) for f in FAULTS}
     assert every - met == set()
 

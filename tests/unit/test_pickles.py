@@ -122,9 +122,10 @@ def test_memory_is_not_taken_at_a_files_word(tmp_path, data):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from video2world_preprocess.pickles import read_embedding\n"
+        "from video2world_preprocess.stage import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_embedding(Path(sys.argv[1]))\n"
-        "except Exception as error:\n    print(error)\n"
+        "except UserError as error:\n    print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
