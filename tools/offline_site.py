@@ -6,7 +6,8 @@ without what they need in turn, and leaves ``FOLDER/1``, ``FOLDER/2``, ...: each
 and each puts that on PYTHONPATH. The benchmarks need there, beside torch and transformers:
 
     diffusers importlib-metadata zipp av flash-attn-4 quack-kernels apache-tvm-ffi
-    torch-c-dlpack-ext nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-cu13
+    torch-c-dlpack-ext nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-base
+    nvidia-cutlass-dsl-libs-cu13
 """
 
 from __future__ import annotations
