@@ -14,7 +14,7 @@ from .files import FULL
 from .stage import UserError
 from .t5_weights import encoder_files, tensors
 
-__all__ = ["TextEncoder", "batches", "fuse_relu", "load_tokenizer"]
+__all__ = ["TextEncoder", "batches", "fuse_relu", "lay_out_bias", "load_tokenizer"]
 
 BATCH_TOKENS = 4096  # padded tokens a forward pass takes: about 8 captions of full length
 ALIGNMENT = 8  # tokens; attention copies a bias whose rows are no multiple of 16 bytes
@@ -26,6 +26,7 @@ class TextEncoder:
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
         self.tokenizer, self.device = tokenizer, device
+        lay_out_bias(self.model)
         if device.type == "cuda":
             fuse_relu(self.model)
 
@@ -117,6 +118,22 @@ def fuse_relu(model: nn.Module) -> None:
             continue
         if dense.wi.weight.dtype == dense.wo.weight.dtype:  # T5 may keep the latter in float32
             layer.DenseReluDense = _FeedForward(dense.wi, dense.wo)
+
+
+def lay_out_bias(model: nn.Module) -> None:
+    """Let T5's relative position bias lie in memory by heads, keys last.
+
+    It is looked up with the heads last. PyTorch's fused attention takes a mask only with the keys
+    last, and its fall-back, in float32, takes longer than all products of the layer.
+    """
+
+    def by_heads(_: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:  # [queries, keys, H]
+        return found.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+    for layer in model.modules():
+        bias = getattr(layer, "relative_attention_bias", None)
+        if isinstance(bias, nn.Embedding):
+            bias.register_forward_hook(by_heads)
 
 
 def load_tokenizer(folder: Path | str) -> Any:

@@ -55,6 +55,11 @@ def _parts(x: Tensor, frames: int) -> list[Tensor]:
 
 def _norm_silu(x: Tensor, norm: Any, out: Tensor) -> None:
     """Channels to unit length in float32, scaled and shifted; then SiLU, into ``out``."""
+    if x.is_cuda and all(_dense(one) for one in (x, out)):
+        from .norm_kernel import norm_silu
+
+        bias = norm.bias if isinstance(norm.bias, Tensor) else None
+        return norm_silu(x, norm.gamma, bias, norm.scale, out)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     scaled = torch.empty_like(x)
     torch.div(x, length.clamp_min_(1e-12), out=scaled)
@@ -170,6 +175,11 @@ def _by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work`` on [B T, C, H, W] in place of ``x``, which is [B, C, T, H, W]."""
     images = work(x.transpose(1, 2).flatten(0, 1))
     return images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether each video of the batch is one piece of memory, channels last."""
+    return x[:1].is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def _kept(x: Tensor) -> Tensor:

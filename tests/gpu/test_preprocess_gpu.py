@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import T5Config, T5EncoderModel
 
-from video2world_preprocess.text import _FeedForward
+from video2world_preprocess.text import TextEncoder, _FeedForward
 from video2world_preprocess.vae import VideoVAE
 
 CUDA = torch.device("cuda")
@@ -24,6 +26,17 @@ def test_relu_within_the_product_is_relu_after_it(rows):
     error, library = ((one - exact).norm() / exact.norm() for one in (found, plain))
     assert library < 1e-2
     assert error < 1.1 * library
+
+
+def test_attention_with_t5s_bias_is_fused():
+    """Not the fall-back in float32, that a bias with its keys elsewhere than last would get."""
+    config = T5Config(d_model=64, d_kv=128, num_heads=8, d_ff=128, num_layers=2, vocab_size=99)
+    encoder = TextEncoder(T5EncoderModel(config).to(CUDA, torch.bfloat16), None, CUDA)
+    ids = torch.arange(1, 65, device=CUDA)[None].expand(4, -1)
+    mask = (ids < 50).long()
+    with torch.no_grad(), sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        found = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("frames", [4, 16])

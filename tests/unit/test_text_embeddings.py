@@ -81,6 +81,20 @@ def test_relu_within_the_product_is_the_same(encoder):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_attention_gets_its_bias_with_the_keys_last(encoder, monkeypatch):
+    """The layout that PyTorch's fused attention asks of a mask on a GPU; else it takes another."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, attn_mask, **kwargs):
+        seen.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    encoder.encode(["the robot", "a caption of another length"])
+    assert seen
+    assert all(mask.stride(-1) == 1 for mask in seen)
+
+
 def test_other_activations_are_left_alone():
     config = T5Config(d_model=8, d_kv=4, num_heads=2, d_ff=16, num_layers=1, vocab_size=9,
                       feed_forward_proj="gated-gelu")  # fmt: skip

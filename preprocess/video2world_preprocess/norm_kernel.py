@@ -1,0 +1,53 @@
+"""The Wan VAE's norm and SiLU in one pass over memory, a Triton kernel.
+
+In PyTorch's own operations they are six passes, and took a third of the VAE's time at 704x1280.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["norm_silu"]
+
+ELEMENTS = 4096  # that a program takes
+
+
+@triton.jit
+def _norm_silu(  # type: ignore[no-untyped-def]
+    x, out, gamma, bias, rows, x_batch, out_batch, scale,
+    channels: tl.constexpr, padded: tl.constexpr, block: tl.constexpr, has_bias: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    channel = tl.arange(0, padded)
+    there = (row < rows)[:, None] & (channel < channels)[None, :]
+    place = row.to(tl.int64)[:, None] * channels + channel[None, :]
+    batch = tl.program_id(1).to(tl.int64)
+    value = tl.load(x + batch * x_batch + place, mask=there, other=0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(value * value, 1)), 1e-12)
+    weight = tl.load(gamma + channel, mask=channel < channels, other=0.0).to(tl.float32) * scale
+    value = value / length[:, None] * weight[None, :]
+    if has_bias:
+        shift = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+        value += shift[None, :]
+    value = value / (1.0 + tl.exp(-value))
+    tl.store(out + batch * out_batch + place, value.to(out.dtype.element_ty), mask=there)
+
+
+def norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> None:
+    """Channels to unit length, times ``scale * gamma``, plus ``bias``; then SiLU, into ``out``.
+
+    ``x`` and ``out`` are [B, C, T, H, W], dense in memory as [T, H, W, C] within each of the batch;
+    ``gamma`` and ``bias`` hold C values. All is computed in float32.
+    """
+    batch, channels, frames, height, width = x.shape
+    rows = frames * height * width
+    padded = triton.next_power_of_2(channels)
+    block = max(1, ELEMENTS // padded)
+    with torch.cuda.device_of(x):
+        _norm_silu[(triton.cdiv(rows, block), batch)](
+            x, out, gamma, gamma if bias is None else bias, rows, x.stride(0), out.stride(0), scale,
+            channels=channels, padded=padded, block=block, has_bias=bias is not None,
+        )  # fmt: skip
