@@ -60,7 +60,7 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("GLOO_SOCKET_IFNAME", "lo in local runs of several pods", "Network interface of "
                  "CPU collectives."),
         Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
-        Variable("V2W_TRITON_CACHE", "", "Kernels that the trainer's image holds ready."),
+        Variable("V2W_TRITON_CACHE", "", "What the images hold ready for Triton."),
         Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
     ),
     OPERATOR: (

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .triton_cache import can_compile
+
 __all__ = ["decode_wan", "encode_wan"]
 
 PAST = 2  # frames before its own that a causal convolution of three sees
@@ -55,7 +57,7 @@ def _parts(x: Tensor, frames: int) -> list[Tensor]:
 
 def _norm_silu(x: Tensor, norm: Any, out: Tensor) -> None:
     """Channels to unit length in float32, scaled and shifted; then SiLU, into ``out``."""
-    if x.is_cuda and all(_dense(one) for one in (x, out)):
+    if x.is_cuda and can_compile() and _dense(x) and _dense(out):
         from .norm_kernel import norm_silu
 
         bias = norm.bias if isinstance(norm.bias, Tensor) else None

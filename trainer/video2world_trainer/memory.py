@@ -6,10 +6,7 @@ the rest is cheap to compute again, and is kept level by level where there is ro
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +16,8 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+
+from video2world_preprocess.triton_cache import take_prepared_modules
 
 from .model import Block, VideoDiT
 from .offload import offloaded
@@ -94,27 +93,12 @@ def prepare_blocks(
     if keep != "all":
         run = _runner(keep, net.config.model_channels)
     if compiled:
-        _take_prepared_modules()
+        take_prepared_modules()
         run = torch.compile(run, dynamic=False)
     if offload:
         run = offloaded(run)
     for block in net.blocks:
         block.runner = run
-
-
-def _take_prepared_modules() -> None:
-    """Give Triton what the image (images/trainer) holds ready: there is no compiler in it."""
-    prepared = os.environ.get("V2W_TRITON_CACHE")
-    if not prepared:
-        return
-
-    def copy(source: str, target: str) -> None:  # whole or not at all: every process does this
-        aside = f"{target}.{os.getpid()}"
-        shutil.copyfile(source, aside)
-        Path(aside).replace(target)
-
-    cache = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
-    shutil.copytree(prepared, cache, copy_function=copy, dirs_exist_ok=True)
 
 
 def block_bytes(dit: DiTConfig, tokens: int, keep: Keep, *, element: int = 2) -> int:
