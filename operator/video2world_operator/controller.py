@@ -83,8 +83,9 @@ class Controller:
         self.foresight = Foresight(cluster)
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
-            self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0]
-        )
+            self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0],
+            per_tenant=max(1, workers // 4), urgent=self._urgent,
+        )  # fmt: skip
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
@@ -145,6 +146,14 @@ class Controller:
             return outcome
         self._written.pop(key, None)
         return body
+
+    def _urgent(self, key: Key) -> bool:
+        """Whether its user, or a group of GPUs, waits for nothing but us: the resource is new, or a
+        pod of it has failed."""
+        body = self._body(key)
+        if body is None or "observedGeneration" not in (body.get("status") or {}):
+            return True
+        return not _ended(body) and any(pod.phase == "Failed" for pod in self.cache.pods(key))
 
     def _forget(self, key: Key) -> None:
         for store in (self._written, self._soft_written, self._problems, self._claims, self._told,

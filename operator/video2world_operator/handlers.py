@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import kopf
 
-from .cluster import PAGE, login
+from .cluster import PAGE, Cluster, login, path_of
 from .controller import Key, Volume, volume_of
-from .models import GROUP, PLURAL, VERSION
+from .models import GROUP, KIND, PLURAL, VERSION
 from .observed import Job, Pod, resource_of
 from .plan import RESOURCE_LABEL
 
-__all__ = ["KopfCache", "register", "settings_for"]
+__all__ = ["KopfCache", "fill", "register", "settings_for"]
 
-CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 Body = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -49,14 +49,13 @@ class _Index(Generic[T]):
 
 
 class KopfCache:
-    """What kopf's watches have brought, by namespace and name of the resource.
+    """What :func:`fill` has found and kopf's watches have brought, by namespace and name of the
+    resource.
 
-    It is whole only once all that is in the API server's listings was brought
-    (:meth:`.health.Freshness.fill`), and what is in it may be gone: when a watch has to begin anew,
-    nobody tells what went meanwhile. :meth:`drop` takes note of it. These are not kopf's own
-    indices: kopf holds back every object until all are in its indices, and wakes all those that
-    wait whenever one more is, which took over six minutes of CPU for 1,000 resources with their
-    Jobs and pods.
+    What is in it may be gone: when a watch has to begin anew, nobody tells what went meanwhile.
+    :meth:`drop` takes note of it. These are not kopf's own indices: kopf holds back every object
+    until all are in its indices, and wakes all those that wait whenever one more is, which took
+    over six minutes of CPU for 1,000 resources with their Jobs and pods.
     """
 
     def __init__(self) -> None:
@@ -138,14 +137,56 @@ def settings_for(operator: kopf.OperatorSettings) -> None:
     operator.watching.chunk_size = PAGE
     operator.queueing.idle_timeout = 0.5  # every object of the first listing is held for so long
     operator.networking.enforce_retry_after = True
-    for group, version, plural in CHILDREN:
-        operator.watching.label_selectors[group, version, plural] = RESOURCE_LABEL
+    for one in KINDS:
+        if one.plural != PLURAL:
+            place = one.group, one.version, one.plural
+            operator.watching.label_selectors[place] = RESOURCE_LABEL
 
 
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
     """The object without what nobody here reads but takes most of the memory."""
     metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
     return {**body, "metadata": metadata}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Objects that are watched."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    key_of: Callable[[Body], str]  # the name of the resource that it belongs to
+    put: Callable[[KopfCache, Key, Body], None]
+
+
+KINDS = (
+    _Kind(GROUP, VERSION, PLURAL, KIND, _name, lambda cache, key, body:
+          cache.put_resource(key, _lean(body))),
+    _Kind("batch", "v1", "jobs", "Job", resource_of, lambda cache, key, body:
+          cache.put_job(key, Job.of(body))),
+    _Kind("", "v1", "pods", "Pod", resource_of, lambda cache, key, body:
+          cache.put_pod(key, Pod.of(body))),
+)  # fmt: skip
+
+
+async def fill(cluster: Cluster, cache: KopfCache, namespaces: Sequence[str]) -> None:
+    """Put all that is there into ``cache``, before the watches begin.
+
+    Whether something is *not* there can be told from then on. kopf does not say when its first
+    listing was all brought, and takes several times as long to bring it.
+
+    Raises:
+        ApiError, OSError: the API server does not answer.
+    """
+    for one in KINDS:
+        version = f"{one.group}/{one.version}".lstrip("/")
+        only = {} if one.plural == PLURAL else {"labelSelector": RESOURCE_LABEL}
+        for namespace in namespaces or (None,):
+            path = path_of(version, one.kind, namespace)
+            async for body in cluster.listed(path, **only):
+                one.put(cache, (body["metadata"]["namespace"], one.key_of(body)), body)
 
 
 def register(
@@ -157,20 +198,16 @@ def register(
     def _(**_: Any) -> kopf.ConnectionInfo:
         return login()
 
-    def watch(
-        kind: tuple[str, str, str], name_of: Callable[[Body], str], put: Callable[[Key, Body], None]
-    ) -> None:
-        @kopf.on.event(*kind, registry=registry)
+    def watch(one: _Kind) -> None:
+        @kopf.on.event(one.group, one.version, one.plural, registry=registry)
         async def _(event: kopf.RawEvent, namespace: str | None, **_: Any) -> None:
             body = event["object"]
-            key = (str(namespace), name_of(body))
+            key = (str(namespace), one.key_of(body))
             if event["type"] == "DELETED":
                 cache.drop([_uid(body)])
             else:
-                put(key, body)
+                one.put(cache, key, body)
             wake(key)
 
-    jobs, pods = CHILDREN
-    watch((GROUP, VERSION, PLURAL), _name, lambda key, body: cache.put_resource(key, _lean(body)))
-    watch(jobs, resource_of, lambda key, body: cache.put_job(key, Job.of(body)))
-    watch(pods, resource_of, lambda key, body: cache.put_pod(key, Pod.of(body)))
+    for one in KINDS:
+        watch(one)

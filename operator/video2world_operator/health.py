@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +19,6 @@ __all__ = ["Freshness", "Health", "serve"]
 
 _KINDS = (("batch/v1", "Job"), ("v1", "Pod"), (API_VERSION, KIND))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-STILL, LONGEST_STILL = 1.0, 30.0  # seconds without news after which what is missing is listed
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,26 +43,6 @@ class Freshness:
         self._cluster, self._cache = cluster, cache
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._behind: dict[tuple[str, str], float] = {}
-
-    async def fill(self) -> None:
-        """Wait until the cache has all that is there.
-
-        Raises:
-            ApiError, OSError: the API server does not answer.
-        """
-        missing, patience = {one.uid async for one in self._listed()}, STILL
-        while missing:
-            began, before = time.monotonic(), len(missing)
-            while missing and len(missing) == before and time.monotonic() - began < patience:
-                await asyncio.sleep(0.1)
-                missing -= self._cache.uids().keys()
-            if len(missing) < before:
-                patience = STILL
-                continue
-            missing &= {one.uid async for one in self._listed()}  # they may have gone meanwhile
-            patience = min(2 * patience, LONGEST_STILL)
-            if missing:
-                log.warning("%d objects are listed that the watches do not bring", len(missing))
 
     async def check(self) -> set[Key]:
         """Compare once; the resources of which something was dropped.

@@ -22,7 +22,7 @@ from . import __version__
 from .cluster import ApiError, Cluster, LoginFailed, path_of
 from .controller import LOOKS_PER_SECOND, Controller, Key
 from .discovery import discover
-from .handlers import KopfCache, register, settings_for
+from .handlers import KopfCache, fill, register, settings_for
 from .health import Freshness, Health, serve
 from .leader import Leadership, LeaseTimes, LostLease
 from .metrics import Metrics, Present
@@ -202,9 +202,14 @@ async def _work(
         metrics.look(key, cache.resource(key), cache.pods(key))
         controller.queue.add(key)
 
+    filled = asyncio.Event()
+
     async def reconcile() -> None:  # what is not in the cache is taken not to exist
-        await _answered(freshness.fill)
+        await _answered(lambda: fill(cluster, cache, options.namespaces))
+        filled.set()
         log.info("reconciling %d resources", len(cache.known()))
+        for key in cache.known():
+            wake(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.queue.run())
             group.create_task(_keep_house(options, cluster, controller, cache, freshness))
@@ -217,6 +222,10 @@ async def _work(
             group.create_task(leadership.hold()),
             group.create_task(reconcile()),
         ]
+        begun = [asyncio.create_task(one.wait()) for one in (filled, stop)]
+        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in begun:
+            waiting.cancel()
         await kopf.operator(
             registry=registry,
             settings=settings,

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -14,6 +14,27 @@ __all__ = ["WorkQueue"]
 
 Key = TypeVar("Key", bound=Hashable)
 log = logging.getLogger(__name__)
+URGENT_IN_A_ROW = 3  # so many urgent keys are taken before one that is not, while one waits
+
+
+class _Lane(Generic[Key]):
+    """Keys whose time has come, which tenants take out in turns."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[Hashable, OrderedDict[Key, None]] = OrderedDict()  # by tenant
+
+    def put(self, tenant: Hashable, key: Key) -> None:
+        self._keys.setdefault(tenant, OrderedDict())[key] = None
+
+    def take(self, may: Callable[[Hashable], bool]) -> tuple[Hashable, Key] | None:
+        """The first key of the first tenant that ``may`` have one worked on."""
+        for tenant in filter(may, self._keys):
+            keys = self._keys.pop(tenant)
+            key, _ = keys.popitem(last=False)
+            if keys:
+                self._keys[tenant] = keys  # behind the others
+            return tenant, key
+        return None
 
 
 class WorkQueue(Generic[Key]):
@@ -23,8 +44,9 @@ class WorkQueue(Generic[Key]):
     once more afterwards. If ``work`` raises, the key comes back after ``first_delay`` seconds,
     doubled with every failure in a row, up to ``longest_delay``; ``expected`` exceptions are logged
     without a traceback. Whose time has come are taken in turns by ``tenant``, so that nobody waits
-    for all keys of another. ``observe`` is told of every call: its seconds, and whether it went
-    well.
+    for all keys of another, and no tenant has more than ``per_tenant`` workers at once. What is
+    ``urgent`` overtakes what is not, but for one in :data:`URGENT_IN_A_ROW`. ``observe`` is told of
+    every call: its seconds, and whether it went well.
     """
 
     def __init__(
@@ -36,13 +58,19 @@ class WorkQueue(Generic[Key]):
         longest_delay: float = 60.0,
         expected: tuple[type[Exception], ...] = (),
         tenant: Callable[[Key], Hashable] = lambda key: None,
+        per_tenant: int | None = None,
+        urgent: Callable[[Key], bool] = lambda key: False,
     ) -> None:
         self._work, self._expected, self._tenant = work, expected, tenant
+        self._urgent, self._most = urgent, per_tenant or workers
         self._first, self._longest = first_delay, longest_delay
         self._due: dict[Key, float] = {}
         self._later: list[tuple[float, int, Key]] = []  # a heap of all that is due some time
-        self._ready: OrderedDict[Hashable, OrderedDict[Key, None]] = OrderedDict()  # by tenant
+        self._first_lane: _Lane[Key] = _Lane()  # what is urgent; it may be in the other one, too
+        self._other_lane: _Lane[Key] = _Lane()
+        self._in_a_row = 0  # of urgent ones
         self._busy: set[Key] = set()
+        self._working: Counter[Hashable] = Counter()  # keys that are worked on, by tenant
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self._free = asyncio.Semaphore(workers)
@@ -53,6 +81,8 @@ class WorkQueue(Generic[Key]):
         """Work on ``key`` after ``delay`` seconds at the latest."""
         due = time.monotonic() + delay
         if key in self._due and self._due[key] <= due:
+            if self._due[key] <= time.monotonic() and self._urgent(key):
+                self._first_lane.put(self._tenant(key), key)  # it may have become so meanwhile
             return
         self._due[key] = due
         self._put(key)
@@ -108,6 +138,7 @@ class WorkQueue(Generic[Key]):
             self.observe(time.monotonic() - started, False)
         finally:
             self._busy.discard(key)
+            self._working[self._tenant(key)] -= 1
             if key in self._due:  # added meanwhile, and passed over where its time had come
                 self._put(key)
             self._free.release()
@@ -117,15 +148,13 @@ class WorkQueue(Generic[Key]):
         """Take the key that is to be worked on next, once there is one."""
         while True:
             self._ripen()
-            while self._ready:
-                tenant, keys = self._ready.popitem(last=False)
-                key, _ = keys.popitem(last=False)
-                if keys:
-                    self._ready[tenant] = keys  # behind the others
+            while (taken := self._take()) is not None:
+                tenant, key = taken
                 if key not in self._due or key in self._busy:
                     continue  # forgotten, or taken before
                 del self._due[key]
                 self._busy.add(key)
+                self._working[tenant] += 1
                 return key
             self._changed.clear()
             timeout = self._later[0][0] - time.monotonic() if self._later else None
@@ -134,10 +163,21 @@ class WorkQueue(Generic[Key]):
             except TimeoutError:
                 continue
 
+    def _take(self) -> tuple[Hashable, Key] | None:
+        def may(tenant: Hashable) -> bool:
+            return self._working[tenant] < self._most
+
+        if self._in_a_row < URGENT_IN_A_ROW and (taken := self._first_lane.take(may)):
+            self._in_a_row += 1
+            return taken
+        self._in_a_row = 0
+        return self._other_lane.take(may) or self._first_lane.take(may)
+
     def _ripen(self) -> None:
         """Put the keys whose time has come into line behind the others of their tenant."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)
             if self._due.get(key) == due and key not in self._busy:
-                self._ready.setdefault(self._tenant(key), OrderedDict())[key] = None
+                lane = self._first_lane if self._urgent(key) else self._other_lane
+                lane.put(self._tenant(key), key)

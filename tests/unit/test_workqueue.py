@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 from video2world_operator.workqueue import WorkQueue
 
@@ -36,6 +37,73 @@ def test_a_tenant_with_many_keys_holds_another_up_by_one_key_at_most():
     run(queue, 0.5)
     assert len(order) == 53
     assert [order.index(("quiet", n)) for n in range(3)] == [1, 3, 5]
+
+
+def test_what_is_urgent_overtakes_but_not_for_ever():
+    order = []
+
+    async def work(key):
+        order.append(key)
+
+    queue = WorkQueue(work, workers=1, urgent=lambda key: key[0] == "u")
+    for number in range(4):
+        queue.add(("calm", number))
+    for number in range(8):
+        queue.add(("u", number))
+    run(queue, 0.2)
+    assert [kind for kind, _ in order] == [*["u"] * 3, "calm", *["u"] * 3, "calm", *["u"] * 2,
+                                           "calm", "calm"]  # fmt: skip
+    assert sorted(order) == sorted({*order})
+
+
+def test_what_becomes_urgent_while_it_waits_overtakes_once_it_is_added_again():
+    order, failed = [], set()
+
+    async def work(key):
+        order.append(key)
+        await asyncio.sleep(0.01)
+
+    async def fail():
+        await asyncio.sleep(0.035)
+        failed.add(19)
+        queue.add(19)
+
+    queue = WorkQueue(work, workers=1, urgent=failed.__contains__)
+    for number in range(20):
+        queue.add(number)
+    run(queue, 0.5, fail())
+    assert sorted(order) == [*range(20)]
+    assert order.index(19) < 8
+
+
+def test_a_tenant_leaves_workers_to_others():
+    at_once, most, waited = 0, 0, None
+
+    async def work(key):
+        nonlocal at_once, most, waited
+        if key[0] == "quiet":
+            waited = time.monotonic() - added
+            return
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.2)
+        at_once -= 1
+
+    async def come():
+        nonlocal added
+        await asyncio.sleep(0.1)
+        added = time.monotonic()
+        queue.add(("quiet", 0))
+
+    added = 0.0
+    queue = WorkQueue(work, workers=8, tenant=lambda key: key[0], per_tenant=2)
+    for number in range(6):
+        queue.add(("noisy", number))
+    run(queue, 0.8, come())
+    assert most == 2
+    assert waited is not None
+    assert waited < 0.09
+    assert queue.depth == 0
 
 
 def test_a_key_added_while_it_is_worked_on_is_worked_on_once_more_and_never_twice_at_once():
