@@ -49,8 +49,8 @@ node: .venv/ready ## Open a shell with such a node, until it is left (root)
 torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
 	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
 
-chaos: .venv/ready ## Break everything around the operator, seed by seed (hours; SEEDS=20, SEED=7 for one)
-	$(BIN)/python -m benchmarks.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200))
+chaos: .venv/ready ## Break everything around the operator, seed by seed (hours; SEEDS=20, JOBS=2, SEED=7 for one)
+	$(BIN)/python -m benchmarks.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) $(if $(JOBS),--jobs $(JOBS)))
 
 bench-operator: .venv/ready ## Measure the operator at 1,000 resources beside Kubeflow's (half an hour; RESOURCES=50)
 	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))

@@ -9,13 +9,16 @@ makes ``docs/reliability.md`` of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--anew", action="store_true",
                        help="a new record; else seeds that it has are not run again")  # fmt: skip
     flags.add_argument("--minutes", type=float, default=1e9, help="begin no seed after so long")
+    flags.add_argument("--jobs", type=int, default=1, metavar="N",
+                       help="so many trials at once, each on a control plane of its own (1): one "
+                       "waits more than it works")  # fmt: skip
+    flags.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
+    command = list(sys.argv[1:] if argv is None else argv)
+    if args.jobs > 1 and args.seed is None and "--share" not in command:
+        return _at_once(command, args.jobs)
     os.environ.setdefault("GOGC", "300")  # memory for time, in the control plane
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients are killed
     with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
@@ -61,8 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             series = _Series(arena, args)
             if args.seed is not None:
                 return series.repeat(args.seed)
-            command = " ".join(["python -m benchmarks.chaos", *(argv or sys.argv[1:])])
-            return series.go(command)
+            return series.go(" ".join(["python -m benchmarks.chaos", *command]))
+
+
+def _at_once(command: list[str], jobs: int) -> int:
+    """Processes that take every ``jobs``-th seed each; they share the record."""
+    if "--anew" in command:
+        command = [one for one in command if one != "--anew"]
+        CHAOS.unlink(missing_ok=True)
+    shares = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.chaos", *command, "--share", str(number)]
+        )
+        for number in range(jobs)
+    ]
+    return max(one.wait() for one in shares)
 
 
 def _cluster() -> Cluster:
@@ -75,6 +98,21 @@ def _cluster() -> Cluster:
         nodes=NODES, native_gang=True, readable_store=True, worker_logs=lines,
         audited=[{"level": "None"}],  # nobody reads it here
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _record(size: dict[str, int], anew: bool = False) -> Iterator[dict[str, Any]]:
+    """The record, which is written when done with; nobody else has it meanwhile."""
+    CHAOS.touch()
+    with CHAOS.open("r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        record: dict[str, Any] = json.loads(stream.read() or "{}")
+        if anew or any(record.get(name) != value for name, value in size.items()):
+            record = {**size, "trials": []}  # trials of another size are another series
+        yield record
+        stream.seek(0)
+        stream.write(json.dumps(record) + "\n")
+        stream.truncate()
 
 
 class _Series:
@@ -101,28 +139,30 @@ class _Series:
         return one
 
     def go(self, command: str) -> int:
-        """All seeds that the record lacks; the record is written after each."""
+        """All seeds of this share that the record lacks; it is written after each."""
         args, until = self._args, time.monotonic() + self._args.minutes * 60
-        size = {"resources": args.resources, "faults": args.faults}
-        record: dict[str, Any] = json.loads(CHAOS.read_text()) if CHAOS.exists() else {}
-        if args.anew or any(record.get(name) != value for name, value in size.items()):
-            record = {}  # trials of another size are another series
-        record["machine"] = facts(command)
+        machine, anew = facts(command), args.anew
         version = self._arena.cluster.admin.get("/version")["gitVersion"]
-        record |= {"control_plane": version, **size}
-        trials: list[dict[str, Any]] = record.setdefault("trials", [])
-        there = {one["seed"] for one in trials}
-        for seed in range(1, args.seeds + 1):
+        size = {"resources": args.resources, "faults": args.faults}
+        with _record(size, anew) as record:
+            there = {one["seed"] for one in record["trials"]}
+        broken = []
+        for seed in range(1 + args.share, args.seeds + 1, args.jobs):
             if seed in there:
                 continue
             if time.monotonic() > until:
                 break
-            trials.append(self.trial(seed).told() | {"commit": record["machine"]["commit"]})
-            CHAOS.write_text(json.dumps(record) + "\n")
+            trial = self.trial(seed)
+            if trial.broken:
+                broken.append(seed)
+            with _record(size) as record:
+                record |= {"machine": machine, "control_plane": version}
+                record["trials"].append(trial.told() | {"commit": machine["commit"]})
+                trials = list(record["trials"])
             reliability.write()
-        failed = [one["seed"] for one in trials if one["broken"]]
-        print(f"{len(trials)} seeds, {len(failed)} with a broken invariant: {failed}")
-        return 1 if failed else 0
+            failed = sorted(one["seed"] for one in trials if one["broken"])
+            print(f"{len(trials)} seeds, {len(failed)} with a broken invariant: {failed}")
+        return 1 if broken else 0
 
     def repeat(self, seed: int) -> int:
         """One seed again; with ``--shrink`` with as few faults as still break something."""

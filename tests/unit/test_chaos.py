@@ -1,9 +1,12 @@
 """The checker of `make chaos` sees what is wrong, and only that; the same seed draws the same."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
+from benchmarks.chaos import __main__ as chaos
 from benchmarks.chaos.invariants import RESOURCES, Checker
 from benchmarks.chaos.schedule import KINDS, faults, resources
 from benchmarks.reliability import CHAOS, DOCUMENT, TORTURE, documented
@@ -244,3 +247,22 @@ def test_the_page_tells_the_committed_records():
     text = DOCUMENT.read_text()
     assert text == documented(text, chaos, torture)
     assert "Not run yet." in documented(text, None, None)
+
+
+def test_trials_at_once_share_the_record_and_another_size_begins_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos, "CHAOS", tmp_path / "chaos.json")
+
+    def add(seed, size):
+        with chaos._record(size) as record:
+            time.sleep(0.01)  # whoever does not wait for it reads what is about to be written over
+            record["trials"].append({"seed": seed})
+
+    small = {"resources": 10, "faults": 2}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: add(seed, small), range(20)))
+    found = json.loads((tmp_path / "chaos.json").read_text())
+    assert found["resources"] == 10
+    assert sorted(one["seed"] for one in found["trials"]) == [*range(20)]
+    add(7, {"resources": 100, "faults": 2})
+    found = json.loads((tmp_path / "chaos.json").read_text())
+    assert found == {"resources": 100, "faults": 2, "trials": [{"seed": 7}]}
