@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import kopf
@@ -14,7 +15,7 @@ from .models import GROUP, KIND, PLURAL, VERSION
 from .observed import Job, Pod, resource_of
 from .plan import RESOURCE_LABEL
 
-__all__ = ["KopfCache", "fill", "register", "settings_for"]
+__all__ = ["WATCHED", "KopfCache", "Watched", "fill", "register", "settings_for"]
 
 Body = Mapping[str, Any]
 T = TypeVar("T")
@@ -137,10 +138,10 @@ def settings_for(operator: kopf.OperatorSettings) -> None:
     operator.watching.chunk_size = PAGE
     operator.queueing.idle_timeout = 0.5  # every object of the first listing is held for so long
     operator.networking.enforce_retry_after = True
-    for one in KINDS:
-        if one.plural != PLURAL:
+    for one in WATCHED:
+        if one.selector:
             place = one.group, one.version, one.plural
-            operator.watching.label_selectors[place] = RESOURCE_LABEL
+            operator.watching.label_selectors[place] = one.selector["labelSelector"]
 
 
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +151,8 @@ def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """Objects that are watched."""
+class Watched:
+    """A kind of object that is in the cache."""
 
     group: str
     version: str
@@ -159,15 +160,20 @@ class _Kind:
     kind: str
     key_of: Callable[[Body], str]  # the name of the resource that it belongs to
     put: Callable[[KopfCache, Key, Body], None]
+    selector: Mapping[str, str] = MappingProxyType({"labelSelector": RESOURCE_LABEL})
+
+    def path(self, namespace: str | None) -> str:
+        """Where they are listed; all of them without a ``namespace``."""
+        return path_of(f"{self.group}/{self.version}".lstrip("/"), self.kind, namespace)
 
 
-KINDS = (
-    _Kind(GROUP, VERSION, PLURAL, KIND, _name, lambda cache, key, body:
-          cache.put_resource(key, _lean(body))),
-    _Kind("batch", "v1", "jobs", "Job", resource_of, lambda cache, key, body:
-          cache.put_job(key, Job.of(body))),
-    _Kind("", "v1", "pods", "Pod", resource_of, lambda cache, key, body:
-          cache.put_pod(key, Pod.of(body))),
+WATCHED = (
+    Watched(GROUP, VERSION, PLURAL, KIND, _name, lambda cache, key, body:
+            cache.put_resource(key, _lean(body)), MappingProxyType({})),
+    Watched("batch", "v1", "jobs", "Job", resource_of, lambda cache, key, body:
+            cache.put_job(key, Job.of(body))),
+    Watched("", "v1", "pods", "Pod", resource_of, lambda cache, key, body:
+            cache.put_pod(key, Pod.of(body))),
 )  # fmt: skip
 
 
@@ -180,12 +186,9 @@ async def fill(cluster: Cluster, cache: KopfCache, namespaces: Sequence[str]) ->
     Raises:
         ApiError, OSError: the API server does not answer.
     """
-    for one in KINDS:
-        version = f"{one.group}/{one.version}".lstrip("/")
-        only = {} if one.plural == PLURAL else {"labelSelector": RESOURCE_LABEL}
+    for one in WATCHED:
         for namespace in namespaces or (None,):
-            path = path_of(version, one.kind, namespace)
-            async for body in cluster.listed(path, **only):
+            async for body in cluster.listed(one.path(namespace), **one.selector):
                 one.put(cache, (body["metadata"]["namespace"], one.key_of(body)), body)
 
 
@@ -198,7 +201,7 @@ def register(
     def _(**_: Any) -> kopf.ConnectionInfo:
         return login()
 
-    def watch(one: _Kind) -> None:
+    def watch(one: Watched) -> None:
         @kopf.on.event(one.group, one.version, one.plural, registry=registry)
         async def _(event: kopf.RawEvent, namespace: str | None, **_: Any) -> None:
             body = event["object"]
@@ -209,5 +212,5 @@ def register(
                 one.put(cache, key, body)
             wake(key)
 
-    for one in KINDS:
+    for one in WATCHED:
         watch(one)

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from .cluster import Cluster, path_of
+from .cluster import Cluster
 from .controller import Key
-from .handlers import KopfCache
+from .handlers import WATCHED, KopfCache
 from .metrics import Metrics
-from .models import API_VERSION, KIND
-from .plan import RESOURCE_LABEL
+from .models import KIND
 
 __all__ = ["Freshness", "Health", "serve"]
 
-_KINDS = (("batch/v1", "Job"), ("v1", "Pod"), (API_VERSION, KIND))
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -69,12 +67,12 @@ class Freshness:
     async def _listed(self) -> AsyncIterator[_Listed]:
         """All that the cache would have, from listings of metadata."""
         for namespace in self._namespaces:
-            for version, kind in _KINDS:
-                only = {} if kind == KIND else {"labelSelector": RESOURCE_LABEL}
-                path = path_of(version, kind, namespace)
-                async for item in self._cluster.listed(path, accept=_METADATA, **only):
+            for kind in reversed(WATCHED):  # owners last
+                path = kind.path(namespace)
+                async for item in self._cluster.listed(path, accept=_METADATA, **kind.selector):
                     m = item["metadata"]
-                    yield _Listed(kind, m["uid"], (m["namespace"], m["name"]), m["resourceVersion"])
+                    key = m["namespace"], m["name"]
+                    yield _Listed(kind.kind, m["uid"], key, m["resourceVersion"])
 
     @property
     def age(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import sysconfig
 from pathlib import Path
 
 __all__ = ["can_compile", "take_prepared_modules"]
@@ -17,11 +18,14 @@ COMPILERS = ("gcc", "clang")  # that Triton looks for, unless CC names one
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether a kernel of ours would run: there is a C compiler, or what it would make."""
+    """Whether a kernel of ours would run: there is a C compiler with Python's headers, or what they
+    would make."""
     if os.environ.get("V2W_TRITON_CACHE"):
         take_prepared_modules()
         return True
-    return bool(os.environ.get("CC")) or any(map(shutil.which, COMPILERS))
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    compiler = bool(os.environ.get("CC")) or any(map(shutil.which, COMPILERS))
+    return compiler and headers.is_file()
 
 
 def take_prepared_modules() -> None:
