@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import kopf
@@ -139,9 +138,8 @@ def settings_for(operator: kopf.OperatorSettings) -> None:
     operator.queueing.idle_timeout = 0.5  # every object of the first listing is held for so long
     operator.networking.enforce_retry_after = True
     for one in WATCHED:
-        if one.selector:
-            place = one.group, one.version, one.plural
-            operator.watching.label_selectors[place] = one.selector["labelSelector"]
+        if one.label:
+            operator.watching.label_selectors[one.group, one.version, one.plural] = one.label
 
 
 def _lean(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,16 +158,21 @@ class Watched:
     kind: str
     key_of: Callable[[Body], str]  # the name of the resource that it belongs to
     put: Callable[[KopfCache, Key, Body], None]
-    selector: Mapping[str, str] = MappingProxyType({"labelSelector": RESOURCE_LABEL})
+    label: str = RESOURCE_LABEL  # that they bear; empty: all of them
 
     def path(self, namespace: str | None) -> str:
         """Where they are listed; all of them without a ``namespace``."""
         return path_of(f"{self.group}/{self.version}".lstrip("/"), self.kind, namespace)
 
+    @property
+    def selector(self) -> dict[str, str]:
+        """The listing's parameter that leaves out others."""
+        return {"labelSelector": self.label} if self.label else {}
+
 
 WATCHED = (
     Watched(GROUP, VERSION, PLURAL, KIND, _name, lambda cache, key, body:
-            cache.put_resource(key, _lean(body)), MappingProxyType({})),
+            cache.put_resource(key, _lean(body)), label=""),
     Watched("batch", "v1", "jobs", "Job", resource_of, lambda cache, key, body:
             cache.put_job(key, Job.of(body))),
     Watched("", "v1", "pods", "Pod", resource_of, lambda cache, key, body:
