@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -39,6 +39,8 @@ _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
 PAGE = 500  # objects of a listing
+WATCH_SECONDS = 300  # after which the server is asked to end a watch
+SILENCE = 150  # seconds: the server sends a bookmark about once a minute
 
 log = logging.getLogger(__name__)
 
@@ -240,18 +242,57 @@ class Cluster:
             raise
         return found
 
-    async def listed(
+    async def pages(
         self, path: str, *, accept: str = "application/json", **params: str
     ) -> AsyncIterator[Object]:
-        """The objects at ``path``, page by page: thousands at once would take their memory."""
+        """The listing at ``path``, page by page: thousands at once would take their memory."""
         params["limit"] = str(PAGE)
         while True:
             page = await self.request("GET", path, params=params, accept=accept)
-            for item in page["items"] or ():  # null when there are none
-                yield item
+            page["items"] = page["items"] or []  # null when there are none
+            yield page
             if not page["metadata"].get("continue"):
                 return
             params["continue"] = page["metadata"]["continue"]
+
+    async def listed(
+        self, path: str, *, accept: str = "application/json", **params: str
+    ) -> AsyncIterator[Object]:
+        """The objects at ``path``."""
+        async for page in self.pages(path, accept=accept, **params):
+            for item in page["items"]:
+                yield item
+
+    async def watch(self, path: str, **params: str) -> AsyncGenerator[Object, None]:
+        """Events of the objects at ``path`` from ``resourceVersion`` on, and bookmarks, until the
+        server ends the watch (https://kubernetes.io/docs/reference/using-api/api-concepts).
+
+        Raises:
+            ApiError: the server refused, or cannot go on; code 410: from that version on.
+            OSError: it cannot be reached, or has been silent for :data:`SILENCE` seconds.
+        """
+        await self._bucket.take()
+        session = self._session
+        assert session is not None, "use the client as a context manager"
+        query = {**params, "watch": "true", "allowWatchBookmarks": "true",
+                 "timeoutSeconds": str(WATCH_SECONDS)}  # fmt: skip
+        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=SILENCE)
+        try:
+            async with session.get(self._server + path, params=query, timeout=timeout) as answer:
+                if answer.status >= 300:
+                    raise await _refusal(answer)
+                begun = b""
+                async for chunk in answer.content.iter_any():
+                    *lines, begun = (begun + chunk).split(b"\n")
+                    for event in map(json.loads, lines):
+                        if event["type"] == "ERROR":
+                            told = event["object"]
+                            raise ApiError(
+                                told.get("code", 0), told.get("reason", ""), told.get("message", "")
+                            )
+                        yield event
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise OSError(f"the watch of {path} was cut: {error or 'silent'}") from error
 
     async def create(self, manifest: Mapping[str, Any]) -> bool:
         """Create the object; False if one of its name is there already."""

@@ -133,6 +133,9 @@ class Controller:
             self._soft_written[key] = time.monotonic()
             self._told.pop(key, None)
             await self._announce(body, before, decision.status)
+            if not before and decision.actions:  # it is accepted; others wait for as much
+                self.queue.add(key)
+                return
         await self._perform(key, body, decision)
         self._plan_next(key, decision, observed)
 

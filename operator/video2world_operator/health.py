@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from .cache import CHILDREN, RESOURCES, WatchCache
 from .cluster import Cluster
 from .controller import Key
-from .handlers import WATCHED, KopfCache
 from .metrics import Metrics
 from .models import KIND
 
@@ -37,7 +37,7 @@ class Freshness:
     has and the listings have not is gone without an event, and is dropped from the cache.
     """
 
-    def __init__(self, cluster: Cluster, cache: KopfCache, namespaces: Sequence[str]) -> None:
+    def __init__(self, cluster: Cluster, cache: WatchCache, namespaces: Sequence[str]) -> None:
         self._cluster, self._cache = cluster, cache
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._behind: dict[tuple[str, str], float] = {}
@@ -67,7 +67,7 @@ class Freshness:
     async def _listed(self) -> AsyncIterator[_Listed]:
         """All that the cache would have, from listings of metadata."""
         for namespace in self._namespaces:
-            for kind in reversed(WATCHED):  # owners last
+            for kind in (*CHILDREN, RESOURCES):
                 path = kind.path(namespace)
                 async for item in self._cluster.listed(path, accept=_METADATA, **kind.selector):
                     m = item["metadata"]

@@ -19,11 +19,13 @@ from typing import Any, TypeVar, cast
 import kopf
 
 from . import __version__
+from .cache import CHILDREN, WatchCache
 from .cluster import ApiError, Cluster, LoginFailed, path_of
 from .controller import LOOKS_PER_SECOND, Controller, Key
 from .discovery import discover
-from .handlers import KopfCache, fill, register, settings_for
+from .handlers import fill, register, settings_for
 from .health import Freshness, Health, serve
+from .informer import Informer
 from .leader import Leadership, LeaseTimes, LostLease
 from .metrics import Metrics, Present
 from .models import API_VERSION, KIND
@@ -189,7 +191,7 @@ async def _work(
     await leadership.acquire()
     health.state = "leading"
     cluster.fence = leadership.holds
-    cache = KopfCache()
+    cache = WatchCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
     controller.capabilities, _ = await _answered(lambda: discover(cluster))
     controller.foresight.sees_nodes = await _answered(lambda: may_see_nodes(cluster))
@@ -202,11 +204,16 @@ async def _work(
         metrics.look(key, cache.resource(key), cache.pods(key))
         controller.queue.add(key)
 
-    filled = asyncio.Event()
+    informers = [
+        Informer(cluster, cache, kind, namespace, wake)
+        for kind in CHILDREN
+        for namespace in options.namespaces or (None,)
+    ]
 
     async def reconcile() -> None:  # what is not in the cache is taken not to exist
         await _answered(lambda: fill(cluster, cache, options.namespaces))
-        filled.set()
+        for one in informers:
+            await one.listed.wait()
         log.info("reconciling %d resources", len(cache.known()))
         for key in cache.known():
             wake(key)
@@ -221,11 +228,8 @@ async def _work(
         background = [
             group.create_task(leadership.hold()),
             group.create_task(reconcile()),
+            *(group.create_task(one.run()) for one in informers),
         ]
-        begun = [asyncio.create_task(one.wait()) for one in (filled, stop)]
-        await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
-        for waiting in begun:
-            waiting.cancel()
         await kopf.operator(
             registry=registry,
             settings=settings,
@@ -285,7 +289,7 @@ async def _keep_house(
     options: Options,
     cluster: Cluster,
     controller: Controller,
-    cache: KopfCache,
+    cache: WatchCache,
     freshness: Freshness,
 ) -> None:
     """From time to time: is the cache fresh, are the rights still there, what is new to schedule.

@@ -3,8 +3,8 @@
 import asyncio
 
 from operators import Operator, Resource, connection, eventually, exists, grant
+from video2world_operator.cache import WatchCache
 from video2world_operator.cluster import Cluster as Client
-from video2world_operator.handlers import KopfCache
 from video2world_operator.health import Freshness
 from video2world_operator.observed import Job
 
@@ -13,7 +13,7 @@ def test_the_last_job_goes_without_an_event(cluster, namespace):
     """The API server says null, not an empty list, where metadata of nothing is asked for."""
     api = grant(cluster, namespace, [namespace])
     key = (namespace, "run")
-    cache = KopfCache()
+    cache = WatchCache()
     cache.put_resource(key, {"metadata": {"uid": "r1", "namespace": namespace}})
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
 

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
-from video2world_operator.handlers import KopfCache
+from video2world_operator.cache import WatchCache
 from video2world_operator.leader import Leadership, LeaseTimes
 from video2world_operator.observed import Job, Pod
 from video2world_operator.server_clock import ServerClock
@@ -58,7 +58,7 @@ def body(uid: str, claim: str = "shared") -> dict:
 
 
 def test_the_cache_has_what_was_brought_and_not_what_went():
-    cache, key, volume = KopfCache(), ("ns", "run"), ("ns", "shared", "")
+    cache, key, volume = WatchCache(), ("ns", "run"), ("ns", "shared", "")
     cache.put_resource(key, body("r1"))
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
     for index, name in enumerate("ab"):
@@ -82,7 +82,7 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
 
 
 def test_a_resource_made_anew_is_the_one_that_counts():
-    cache, key = KopfCache(), ("ns", "run")
+    cache, key = WatchCache(), ("ns", "run")
     cache.put_resource(key, body("r1"))
     cache.put_resource(key, body("r2", "another"))  # before it is told that the first one went
     assert cache.resource(key) == body("r2", "another")
