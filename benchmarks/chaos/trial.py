@@ -204,7 +204,7 @@ def _namespace(cluster: Cluster, seed: int, bodies: Sequence[Body]) -> str:
     asked = {"metadata": {"generateName": f"chaos-{seed}-"}}
     name = str(cluster.admin.post("/api/v1/namespaces", asked)["metadata"]["name"])
     own = sum("claimName" not in body["spec"]["storage"] for body in bodies)
-    cluster.add_volumes(own + 1)
+    cluster.add_volumes(3 * own + 1)  # a claim made again needs another: a volume serves one only
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"metadata": {"name": "shared"}, "spec": spec}
     cluster.admin.post(f"/api/v1/namespaces/{name}/persistentvolumeclaims", claim)

@@ -87,6 +87,7 @@ class Controller:
             per_tenant=max(1, workers // 4), urgent=self._urgent,
         )  # fmt: skip
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
+        self._accepted: set[Key] = set()  # a moment ago, and nothing was made for them yet
         self._soft_written: dict[Key, float] = {}
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
@@ -103,6 +104,8 @@ class Controller:
         Raises:
             ApiError, OSError: the API server refused or cannot be reached; worth another try.
         """
+        just_accepted = key in self._accepted
+        self._accepted.discard(key)
         body = self._body(key)
         if body is None:
             self._forget(key)
@@ -114,7 +117,7 @@ class Controller:
             found = await self.foresight.of(key, plan, body, observed.claim)
             observed = replace(observed, preflight=found)
         decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
-        if counts_on_absence(before, decision):
+        if counts_on_absence(before, decision) and not just_accepted:
             observed = await self._look_again(key, observed)
             decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
         if decision.status is None or decision.status == before:
@@ -133,7 +136,8 @@ class Controller:
             self._soft_written[key] = time.monotonic()
             self._told.pop(key, None)
             await self._announce(body, before, decision.status)
-            if not before and decision.actions:  # it is accepted; others wait for as much
+            if not before and decision.actions:  # others wait for as much
+                self._accepted.add(key)
                 self.queue.add(key)
                 return
         await self._perform(key, body, decision)
@@ -154,7 +158,9 @@ class Controller:
         """Whether its user, or a group of GPUs, waits for nothing but us: the resource is new, or a
         pod of it has failed."""
         body = self._body(key)
-        if body is None or "observedGeneration" not in (body.get("status") or {}):
+        if body is None or key in self._accepted:
+            return True
+        if "observedGeneration" not in (body.get("status") or {}):
             return True
         return not _ended(body) and any(pod.phase == "Failed" for pod in self.cache.pods(key))
 
