@@ -61,6 +61,8 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
                  "CPU collectives."),
         Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
         Variable("V2W_TRITON_CACHE", "", "What the images hold ready for Triton."),
+        Variable("CC", "gcc or clang", "The C compiler that Triton uses; without one the VAE takes "
+                 "slower operations."),
         Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
     ),
     OPERATOR: (
