@@ -149,7 +149,7 @@ class Controller:
         if body is None:
             return None
         over, outcome = self._written.get(key, ("", None))
-        if outcome is not None and body["metadata"]["resourceVersion"] == over:
+        if outcome is not None and _before(body, over, outcome):
             return outcome
         self._written.pop(key, None)
         return body
@@ -445,6 +445,18 @@ def urgent(status: Object) -> dict[str, Any]:
         or (c["status"] == "False" and c["type"] in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
     ]
     return kept
+
+
+def _before(body: Object, over: str, outcome: Object) -> bool:
+    """Whether ``body`` is from before ``outcome``, which was written over the version ``over``: it
+    may be older than that, too, where several writes were quicker than the watch. Versions of one
+    kind compare as numbers (KEP-5504)."""
+    version, written = body["metadata"]["resourceVersion"], outcome["metadata"]["resourceVersion"]
+    if body["metadata"]["uid"] != outcome["metadata"]["uid"]:
+        return False
+    if version.isdecimal() and written.isdecimal():
+        return int(version) < int(written)
+    return bool(version == over)
 
 
 def counts_on_absence(before: Object, decision: Decision) -> bool:

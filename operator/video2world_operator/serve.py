@@ -211,9 +211,10 @@ async def _work(
     ]
 
     async def reconcile() -> None:  # what is not in the cache is taken not to exist
-        await _answered(lambda: fill(cluster, cache, options.namespaces))
         for one in informers:
             await one.listed.wait()
+        # last, so that no status is older than what is known of the children
+        await _answered(lambda: fill(cluster, cache, options.namespaces))
         log.info("reconciling %d resources", len(cache.known()))
         for key in cache.known():
             wake(key)
