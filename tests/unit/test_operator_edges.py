@@ -9,6 +9,7 @@ from email.utils import format_datetime
 from control_plane.processes import free_port
 from operators import Operator, eventually
 from video2world_operator.cache import WatchCache
+from video2world_operator.controller import _before
 from video2world_operator.leader import Leadership, LeaseTimes
 from video2world_operator.observed import Job, Pod
 from video2world_operator.server_clock import ServerClock
@@ -115,3 +116,16 @@ def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):
     finally:
         operator.kill()
     assert "Traceback" not in log.read_text()
+
+
+def test_what_was_written_counts_until_the_watch_is_past_it():
+    def body(version, uid="u"):
+        return {"metadata": {"uid": uid, "resourceVersion": version}}
+
+    assert _before(body("9"), "9", body("12"))
+    assert _before(
+        body("7"), "9", body("12")
+    )  # the watch has not even brought what was written over
+    assert not _before(body("12"), "9", body("12"))
+    assert not _before(body("100"), "9", body("12"))
+    assert not _before(body("7", uid="another"), "9", body("12"))
