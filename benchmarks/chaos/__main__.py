@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--jobs", type=int, default=1, metavar="N",
                        help="so many trials at once, each on a control plane of its own (1): one "
                        "waits more than it works")  # fmt: skip
-    flags.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
+    flags.add_argument("--share", type=int, help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
     command = list(sys.argv[1:] if argv is None else argv)
-    if args.jobs > 1 and args.seed is None and "--share" not in command:
+    if args.jobs > 1 and args.seed is None and args.share is None:
         return _at_once(command, args.jobs)
     os.environ.setdefault("GOGC", "300")  # memory for time, in the control plane
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients are killed
@@ -141,28 +141,26 @@ class _Series:
     def go(self, command: str) -> int:
         """All seeds of this share that the record lacks; it is written after each."""
         args, until = self._args, time.monotonic() + self._args.minutes * 60
-        machine, anew = facts(command), args.anew
+        machine = facts(command)
         version = self._arena.cluster.admin.get("/version")["gitVersion"]
         size = {"resources": args.resources, "faults": args.faults}
-        with _record(size, anew) as record:
+        with _record(size, args.anew) as record:
             there = {one["seed"] for one in record["trials"]}
-        broken = []
-        for seed in range(1 + args.share, args.seeds + 1, args.jobs):
+        for seed in range(1 + (args.share or 0), args.seeds + 1, args.jobs):
             if seed in there:
                 continue
             if time.monotonic() > until:
                 break
             trial = self.trial(seed)
-            if trial.broken:
-                broken.append(seed)
             with _record(size) as record:
                 record |= {"machine": machine, "control_plane": version}
                 record["trials"].append(trial.told() | {"commit": machine["commit"]})
-                trials = list(record["trials"])
             reliability.write()
-            failed = sorted(one["seed"] for one in trials if one["broken"])
-            print(f"{len(trials)} seeds, {len(failed)} with a broken invariant: {failed}")
-        return 1 if broken else 0
+        with _record(size) as record:
+            trials = record["trials"]
+        failed = sorted(one["seed"] for one in trials if one["broken"])
+        print(f"{len(trials)} seeds, {len(failed)} with a broken invariant: {failed}")
+        return 1 if failed else 0
 
     def repeat(self, seed: int) -> int:
         """One seed again; with ``--shrink`` with as few faults as still break something."""

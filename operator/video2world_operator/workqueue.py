@@ -26,14 +26,14 @@ class _Lane(Generic[Key]):
     def put(self, tenant: Hashable, key: Key) -> None:
         self._keys.setdefault(tenant, OrderedDict())[key] = None
 
-    def take(self, may: Callable[[Hashable], bool]) -> tuple[Hashable, Key] | None:
-        """The first key of the first tenant that ``may`` have one worked on."""
+    def take(self, may: Callable[[Hashable], bool]) -> tuple[Key] | None:
+        """The first key of the first tenant that ``may`` have one worked on, if there is one."""
         for tenant in filter(may, self._keys):
             keys = self._keys.pop(tenant)
             key, _ = keys.popitem(last=False)
             if keys:
                 self._keys[tenant] = keys  # behind the others
-            return tenant, key
+            return (key,)
         return None
 
 
@@ -70,7 +70,6 @@ class WorkQueue(Generic[Key]):
         self._other_lane: _Lane[Key] = _Lane()
         self._in_a_row = 0  # of urgent ones
         self._busy: set[Key] = set()
-        self._working: Counter[Hashable] = Counter()  # keys that are worked on, by tenant
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self._free = asyncio.Semaphore(workers)
@@ -138,7 +137,6 @@ class WorkQueue(Generic[Key]):
             self.observe(time.monotonic() - started, False)
         finally:
             self._busy.discard(key)
-            self._working[self._tenant(key)] -= 1
             if key in self._due:  # added meanwhile, and passed over where its time had come
                 self._put(key)
             self._free.release()
@@ -149,12 +147,11 @@ class WorkQueue(Generic[Key]):
         while True:
             self._ripen()
             while (taken := self._take()) is not None:
-                tenant, key = taken
+                (key,) = taken
                 if key not in self._due or key in self._busy:
                     continue  # forgotten, or taken before
                 del self._due[key]
                 self._busy.add(key)
-                self._working[tenant] += 1
                 return key
             self._changed.clear()
             timeout = self._later[0][0] - time.monotonic() if self._later else None
@@ -163,9 +160,11 @@ class WorkQueue(Generic[Key]):
             except TimeoutError:
                 continue
 
-    def _take(self) -> tuple[Hashable, Key] | None:
+    def _take(self) -> tuple[Key] | None:
+        working = Counter(map(self._tenant, self._busy))
+
         def may(tenant: Hashable) -> bool:
-            return self._working[tenant] < self._most
+            return working[tenant] < self._most
 
         if self._in_a_row < URGENT_IN_A_ROW and (taken := self._first_lane.take(may)):
             self._in_a_row += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from dataclasses import replace
 
 import kopf
 import pytest
@@ -55,14 +56,14 @@ def world(cluster, namespace):
     return World(cluster, namespace)
 
 
-def informed(world, story, watch_seconds=300.0):
+def informed(world, story, watch_seconds=300.0, kind=PODS):
     """Let ``story(proxy)`` happen while the informer is at work."""
 
     async def both(proxy):
         token = world.client_api.kubeconfig()["users"][0]["user"]["token"]
         info = kopf.ConnectionInfo(server=proxy.url, token=token)
         async with Client(lambda: info) as client:
-            informer = Informer(client, world.cache, PODS, world.namespace,
+            informer = Informer(client, world.cache, kind, world.namespace,
                                 lambda key: world.woken.update([key]))  # fmt: skip
             task = asyncio.create_task(informer.run())
             try:
@@ -131,9 +132,15 @@ def test_what_cannot_be_understood_holds_nothing_up(world):
     world.pod("strange", **{"video2world.dev/attempt": "x", "video2world.dev/stage": ""})
     world.pod("a")
 
+    def put(cache, key, body):
+        if body["metadata"]["name"] == "strange-too":
+            raise ValueError("as of a pod that nobody thought of")
+        PODS.put(cache, key, body)
+
     def story(_):
         world.pod("strange-too", **{"video2world.dev/attempt": "y"})
         world.pod("b")
         eventually(lambda: {"a", "b"} <= set(world.names()))
 
-    informed(world, story)
+    informed(world, story, kind=replace(PODS, put=put))
+    assert "strange-too" not in world.names()

@@ -123,9 +123,7 @@ def test_what_was_written_counts_until_the_watch_is_past_it():
         return {"metadata": {"uid": uid, "resourceVersion": version}}
 
     assert _before(body("9"), "9", body("12"))
-    assert _before(
-        body("7"), "9", body("12")
-    )  # the watch has not even brought what was written over
+    assert _before(body("7"), "9", body("12"))  # not even what was written over has been brought
     assert not _before(body("12"), "9", body("12"))
     assert not _before(body("100"), "9", body("12"))
     assert not _before(body("7", uid="another"), "9", body("12"))
