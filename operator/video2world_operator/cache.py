@@ -100,16 +100,14 @@ class WatchCache:
         """See :class:`.controller.Cache`."""
         return self._pods.of(key)
 
-    def uids(self, kind: str = "") -> dict[str, Key]:
-        """Every object that is thought to be there, or those of a kind, and the resource that it
-        belongs to."""
+    def uids(self, kind: str) -> dict[str, Key]:
+        """Every object of a kind that is thought to be there, and the resource it belongs to."""
         kinds: dict[str, _Index[Any]] = {
             KIND: self._resources,
             "Job": self._jobs,
             "Pod": self._pods,
         }
-        wanted = [kinds[kind]] if kind else kinds.values()
-        return {uid: key for index in wanted for uid, key in index.places.items()}
+        return dict(kinds[kind].places)
 
 
 def _name(body: Body) -> str:

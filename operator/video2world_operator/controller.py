@@ -22,7 +22,8 @@ from .progress import Event, parse
 from .reconcile import DONE, Policy, plan_of, reconcile
 from .workqueue import WorkQueue
 
-__all__ = ["Cache", "Controller", "Key", "Volume", "counts_on_absence", "volume_of"]
+__all__ = ["Cache", "Controller", "Key", "Volume"]
+__all__ += ["counts_on_absence", "volume_of", "waits_for_us"]
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
@@ -155,14 +156,10 @@ class Controller:
         return body
 
     def _urgent(self, key: Key) -> bool:
-        """Whether its user, or a group of GPUs, waits for nothing but us: the resource is new, or a
-        pod of it has failed."""
         body = self._body(key)
         if body is None or key in self._accepted:
             return True
-        if "observedGeneration" not in (body.get("status") or {}):
-            return True
-        return not _ended(body) and any(pod.phase == "Failed" for pod in self.cache.pods(key))
+        return waits_for_us(body, self.cache.jobs(key), self.cache.pods(key))
 
     def _forget(self, key: Key) -> None:
         for store in (self._written, self._soft_written, self._problems, self._claims, self._told,
@@ -425,6 +422,20 @@ class Controller:
         except (ApiError, OSError) as error:  # an event is worth no retry
             if not isinstance(error, ApiError) or error.code != 409:
                 log.warning("no event %s for %s: %s", reason, metadata["name"], error)
+
+
+def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool:
+    """Whether a user, or a group of GPUs, waits for nothing but the operator: the resource is new,
+    its stage has ended, or a pod of it has failed."""
+    status = body.get("status") or {}
+    if "observedGeneration" not in status:
+        return True
+    if _ended(body):
+        return False
+    at_work = {(e["name"], e.get("attempt")) for e in status.get("stages") or []
+               if e["state"] == "Running"}  # fmt: skip
+    stage_ended = any(job.finished and (job.stage, job.attempt) in at_work for job in jobs)
+    return stage_ended or any(pod.phase == "Failed" for pod in pods)
 
 
 def urgent(status: Object) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from .cache import CHILDREN, RESOURCES, WatchCache
+from .cache import RESOURCES, WatchCache
 from .cluster import Cluster
 from .controller import Key
 from .metrics import Metrics
@@ -19,22 +19,15 @@ __all__ = ["Freshness", "Health", "serve"]
 _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """An object as a listing has it."""
-
-    kind: str
-    uid: str
-    key: Key
-    version: str
-
-
 class Freshness:
-    """For how long the cache has been behind the API server: zero on a healthy watch.
+    """For how long the resources in the cache have been behind the API server: zero on a healthy
+    watch.
 
     An idle cluster has no events, so that their age says nothing. What is compared instead is the
     version of every resource in a listing of metadata with the one in the cache. What the cache
-    has and the listings have not is gone without an event, and is dropped from the cache.
+    has and the listing has not is gone without an event, and is dropped from the cache. Jobs and
+    pods need none of this: their :class:`.informer.Informer` begins anew where it may have missed
+    something, and ten times as many of them to list would be felt by those who wait.
     """
 
     def __init__(self, cluster: Cluster, cache: WatchCache, namespaces: Sequence[str]) -> None:
@@ -43,36 +36,29 @@ class Freshness:
         self._behind: dict[tuple[str, str], float] = {}
 
     async def check(self) -> set[Key]:
-        """Compare once; the resources of which something was dropped.
+        """Compare once; the resources that were dropped.
 
         Raises:
             ApiError, OSError: the API server does not answer.
         """
         now = time.monotonic()
         behind = {}
-        known = self._cache.uids()  # before the listings: what comes later is in neither
+        known = self._cache.uids(KIND)  # before the listing: what comes later is in neither
         there: set[str] = set()
-        async for one in self._listed():
-            there.add(one.uid)
-            if one.kind == KIND:
-                body = self._cache.resource(one.key) or {"metadata": {}}
-                if body["metadata"].get("resourceVersion") != one.version:
-                    lag = (one.uid, one.version)
+        for namespace in self._namespaces:
+            path = RESOURCES.path(namespace)
+            async for item in self._cluster.listed(path, accept=_METADATA):
+                metadata = item["metadata"]
+                there.add(metadata["uid"])
+                body = self._cache.resource((metadata["namespace"], metadata["name"]))
+                version = (body or {"metadata": {}})["metadata"].get("resourceVersion")
+                if version != metadata["resourceVersion"]:
+                    lag = (metadata["uid"], metadata["resourceVersion"])
                     behind[lag] = self._behind.get(lag, now)
         self._behind = behind
         gone = known.keys() - there
         self._cache.drop(gone)
         return {known[uid] for uid in gone}
-
-    async def _listed(self) -> AsyncIterator[_Listed]:
-        """All that the cache would have, from listings of metadata."""
-        for namespace in self._namespaces:
-            for kind in (*CHILDREN, RESOURCES):
-                path = kind.path(namespace)
-                async for item in self._cluster.listed(path, accept=_METADATA, **kind.selector):
-                    m = item["metadata"]
-                    key = m["namespace"], m["name"]
-                    yield _Listed(kind.kind, m["uid"], key, m["resourceVersion"])
 
     @property
     def age(self) -> float:

@@ -9,8 +9,9 @@ from video2world_operator.health import Freshness
 from video2world_operator.observed import Job
 
 
-def test_the_last_job_goes_without_an_event(cluster, namespace):
-    """The API server says null, not an empty list, where metadata of nothing is asked for."""
+def test_the_last_resource_goes_without_an_event(cluster, namespace):
+    """The API server says null, not an empty list, where metadata of nothing is asked for. Jobs
+    are their informer's to drop."""
     api = grant(cluster, namespace, [namespace])
     key = (namespace, "run")
     cache = WatchCache()
@@ -22,8 +23,8 @@ def test_the_last_job_goes_without_an_event(cluster, namespace):
             return await Freshness(client, cache, [namespace]).check()
 
     assert asyncio.run(check()) == {key}
-    assert not list(cache.jobs(key))
     assert cache.resource(key) is None
+    assert [job.uid for job in cache.jobs(key)] == ["j1"]
 
 
 def test_somebody_else_s_pod_with_our_label_holds_nothing_up(cluster, namespace, tmp_path):

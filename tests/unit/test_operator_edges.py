@@ -3,14 +3,16 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
 from video2world_operator.cache import WatchCache
-from video2world_operator.controller import _before
+from video2world_operator.controller import _before, waits_for_us
 from video2world_operator.leader import Leadership, LeaseTimes
+from video2world_operator.models import KIND
 from video2world_operator.observed import Job, Pod
 from video2world_operator.server_clock import ServerClock
 
@@ -64,7 +66,9 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
     for index, name in enumerate("ab"):
         cache.put_pod(key, Pod(name, f"p{index + 1}", "train", 1, index, "Running"))
-    assert cache.uids() == {"r1": key, "j1": key, "p1": key, "p2": key}
+    assert cache.uids(KIND) == {"r1": key}
+    assert cache.uids("Job") == {"j1": key}
+    assert cache.uids("Pod") == {"p1": key, "p2": key}
     assert list(cache.sharing(volume)) == [body("r1")]
     cache.drop(["j1", "p2", "unheard of"])
     assert cache.jobs(key) == []
@@ -76,7 +80,8 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
     assert cache.resource(key) is None
     assert cache.known() == []
     assert list(cache.sharing(volume)) == []
-    assert cache.uids() == {"p1": key}
+    assert cache.uids("Pod") == {"p1": key}
+    assert not cache.uids("Job")
     cache.drop(["p1"])
     cache.put_pod(key, Pod("a", "p3", "train", 2, 1, "Running"))  # another one of that name
     assert [pod.uid for pod in cache.pods(key)] == ["p3"]
@@ -127,3 +132,29 @@ def test_what_was_written_counts_until_the_watch_is_past_it():
     assert not _before(body("12"), "9", body("12"))
     assert not _before(body("100"), "9", body("12"))
     assert not _before(body("7", uid="another"), "9", body("12"))
+
+
+def test_whose_gpus_wait_for_nothing_else_overtakes():
+    """A stage that has ended, or a pod that has failed; not what was reacted to already."""
+    running = body("r") | {
+        "status": {
+            "observedGeneration": 1,
+            "conditions": [],
+            "stages": [
+                {"name": "latents", "state": "Succeeded", "attempt": 1},
+                {"name": "train", "state": "Running", "attempt": 2},
+            ],
+        }
+    }
+    before = Job("run-latents-1", "j1", "latents", 1, "", "r", complete=True)
+    failed = Job("run-train-1", "j2", "train", 1, "", "r", failed="BackoffLimitExceeded")
+    job = Job("run-train-2", "j3", "train", 2, "", "r")
+    pod = Pod("run-train-2-0", "p1", "train", 2, 0, "Running")
+    assert waits_for_us(body("new"), [], [])
+    assert not waits_for_us(running, [before, failed, job], [pod])
+    assert waits_for_us(running, [before, replace(job, complete=True)], [pod])
+    assert waits_for_us(running, [replace(job, failed="DeadlineExceeded")], [pod])
+    assert waits_for_us(running, [job], [replace(pod, phase="Failed")])
+    ended = [{"type": "Failed", "status": "True", "reason": "", "message": ""}]
+    running["status"]["conditions"] = ended
+    assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
