@@ -30,6 +30,8 @@ RESULTS = Path(__file__).parent / "results" / "scale.json"
 DOCUMENT = ROOT / "docs" / "scale.md"
 SYSTEMS: dict[str, type[System]] = {s.name: s for s in (Ours, TrainingOperator, Trainer)}
 PEERS = [name for name in SYSTEMS if name != Ours.name]
+NOISE = "noise"
+PARTS = (*SYSTEMS, NOISE)
 
 
 def at(record: Any, path: str) -> Any:
@@ -112,6 +114,7 @@ _FIGURES = (
     ("its CPU seconds", "large.cpu_seconds"),
     ("The machine", None),
     ("load, largest", "drain.load_max"),
+    ("measured", "measured"),
 )
 
 
@@ -222,7 +225,11 @@ def main() -> int:
     flags.add_argument("--nodes", type=int, default=1000, help="of the one large resource (1000)")
     flags.add_argument("--bad", type=int, help="of the noisy tenant (five for each resource)")
     flags.add_argument("--seed", type=int, default=1, help="of what crashes and vanishes (1)")
-    flags.add_argument("--systems", default=",".join(SYSTEMS), help="of which; default all")
+    flags.add_argument(
+        "--only",
+        default=",".join(PARTS),
+        help=f"which of {', '.join(PARTS)}; the others' figures stay in a record of this scale",
+    )
     flags.add_argument("--document", action="store_true", help="only make docs/scale.md again")
     flags.add_argument("--dry", action="store_true", help="write neither record nor document")
     args = flags.parse_args()
@@ -231,30 +238,44 @@ def main() -> int:
         record["goals"] = goals(record)
         DOCUMENT.write_text(document(record))
         return 0
-    chosen = [name for name in args.systems.split(",") if name]
-    if unknown := set(chosen) - set(SYSTEMS):
-        flags.error(f"--systems: {', '.join(unknown)}: choose from {', '.join(SYSTEMS)}")
+    chosen = [name for name in args.only.split(",") if name]
+    if unknown := set(chosen) - set(PARTS):
+        flags.error(f"--only: {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     few = max(2, min(10, args.resources // 20))
     scale = Scale(args.resources, args.nodes, probes=2 * few, killed=few, seed=args.seed)
-    for name in chosen:  # building is no part of what is measured
+    systems = [name for name in SYSTEMS if name in chosen]
+    for name in systems:  # building is no part of what is measured
         for tool in getattr(SYSTEMS[name], "tools", ()):
             binaries.ready(TOOLS[tool])
     record: dict[str, Any] = {
         "machine": facts(" ".join(["python -m benchmarks.scale", *sys.argv[1:]])),
         "control_plane": f"v{binaries.ALL['kube-apiserver'].version}",
         "scale": {**vars(scale), "cluster_nodes": scale.cluster_nodes},
-        "systems": {},
+        **_others(scale, chosen),
     }
-    for name in chosen:
-        record["systems"][name] = _one(SYSTEMS[name](), scale)
+    measured = f"{record['machine']['date'][:16]}, {record['machine']['commit']}"
+    for name in systems:
+        record["systems"][name] = {**_one(SYSTEMS[name](), scale), "measured": measured}
         _keep(record, args.dry)
     bad = 5 * args.resources if args.bad is None else args.bad
-    if bad and Ours.name in chosen:
-        record["noise"] = asyncio.run(noise(bad, max(10, args.resources // 20)))
+    if bad and NOISE in chosen:
+        told = asyncio.run(noise(bad, max(10, args.resources // 20)))
+        record["noise"] = told | {"measured": measured}
         print(f"noise: {record['noise']}", flush=True)
     _keep(record, args.dry)
     print("\n".join(verdicts(record)))
     return 0
+
+
+def _others(scale: Scale, chosen: list[str]) -> dict[str, Any]:
+    """What the record has of what is not measured now, if it is of the same scale."""
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    same = before.get("scale", {}) | vars(scale) == before.get("scale")
+    systems = before["systems"] if same else {}
+    kept: dict[str, Any] = {"systems": {n: systems[n] for n in systems if n not in chosen}}
+    if same and NOISE not in chosen and "noise" in before:
+        kept["noise"] = before["noise"]
+    return kept
 
 
 def _one(system: System, scale: Scale) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class Seen:
         elif user == JOBS and kind == "jobs/status":
             self.jobs[name].append(when)
         elif self.system.resource_of(name):
-            self._lived(verb, kind, name, when)
+            asked = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
+            self._lived(verb, kind, name, asked, when)
 
     def _worked(self, verb: str, kind: str, name: str, when: float) -> None:
         if kind in _STATUSES:
@@ -112,9 +113,13 @@ class Seen:
             if label in labels:
                 self.first.setdefault(labels[label], when)
 
-    def _lived(self, verb: str, kind: str, name: str, when: float) -> None:
+    def _lived(self, verb: str, kind: str, name: str, asked: float, when: float) -> None:
         if (verb, kind) == ("create", "pods/binding"):
-            self.pods[name] = Pod(bound=when)  # a new one, should it bear the name of another
+            known = self.pods.get(name)
+            if known is not None and known.running > asked:
+                known.bound = when  # it ran before the scheduler had its answer
+            else:
+                self.pods[name] = Pod(bound=when)  # a new one, if it bears the name of another
             return
         pod = self.pods.setdefault(name, Pod(bound=when))
         if (verb, kind) == ("patch", "pods/status"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+from benchmarks import scale
 from benchmarks.scale import document, goals
 from benchmarks.scale_run import Scale, mix
 from benchmarks.scale_seen import BENCH, JOBS, Seen, spread
@@ -12,13 +14,14 @@ from benchmarks.scale_systems import Ours, Trainer, TrainingOperator
 OPERATOR = next(iter(Ours.accounts))
 
 
-def event(second, user, verb, resource, name="", labels=None, code=200):
+def event(second, user, verb, resource, name="", labels=None, code=200, asked=None):
     kind, _, sub = resource.partition("/")
     about = {"resource": kind, "name": name} | ({"subresource": sub} if sub else {})
     return {
         "user": {"username": user},
         "verb": verb,
         "objectRef": about,
+        "requestReceivedTimestamp": f"2026-11-27T12:00:{asked or second:09.6f}Z",
         "stageTimestamp": f"2026-11-27T12:00:{second:09.6f}Z",
         "responseStatus": {"code": code},
         "requestObject": {"metadata": {"labels": labels or {}}},
@@ -84,6 +87,19 @@ def test_useful_is_only_what_a_group_did_while_it_was_whole_and_then_ended_well(
     assert seen.goodput({"run": (2, 1)}, 0) == {"held": 7 + 5 + 30, "useful": 20}
 
 
+def test_a_pod_may_run_before_the_scheduler_has_its_answer():
+    """Seen once in a thousand: the kubelet was told, and told back, while the answer was written.
+    A later pod may bear the name of an earlier one."""
+    seen, scheduler = Seen(TrainingOperator()), "system:kube-scheduler"
+    seen.take(event(5.1, "kwok", "patch", "pods/status", "run-worker-0"))
+    seen.take(event(5.2, scheduler, "create", "pods/binding", "run-worker-0", asked=5.0))
+    assert seen.pods["run-worker-0"].running
+    assert seen.pods["run-worker-0"].bound > seen.pods["run-worker-0"].running
+    seen.take(event(7, "kwok", "patch", "pods/status", "run-worker-0"))
+    seen.take(event(9.2, scheduler, "create", "pods/binding", "run-worker-0", asked=9.0))
+    assert not seen.pods["run-worker-0"].running
+
+
 def test_pods_of_every_system_are_told_by_their_names_and_labels():
     assert Ours().resource_of("one-3-train-2-0-x7k2p") == "one-3"
     assert Ours().resource_of("one-3-latents-1-x7k2p") == ""
@@ -123,3 +139,15 @@ def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
     text = document(record)
     assert "missed" in text
     assert "did not get through: RuntimeError: no" in text
+
+
+def test_what_is_not_measured_again_stays_if_it_is_of_the_same_scale(tmp_path, monkeypatch):
+    before = {"scale": {**vars(Scale()), "cluster_nodes": 9}, "noise": {"delay_p99": 1}}
+    before["systems"] = {"video2world": {"a": 1}, "trainer": {"b": 2}}
+    monkeypatch.setattr(scale, "RESULTS", tmp_path / "scale.json")
+    assert scale._others(Scale(), []) == {"systems": {}}
+    (tmp_path / "scale.json").write_text(json.dumps(before))
+    kept = {"systems": {"video2world": {"a": 1}}, "noise": {"delay_p99": 1}}
+    assert scale._others(Scale(), ["trainer"]) == kept
+    assert scale._others(Scale(), ["noise"]) == {"systems": before["systems"]}
+    assert scale._others(Scale(resources=50), ["trainer"]) == {"systems": {}}
