@@ -128,8 +128,8 @@ def document(record: dict[str, Any]) -> str:
         f"scheduler (Kubernetes {record['control_plane']}) with {record['scale']['cluster_nodes']} "
         f"KWOK nodes of 8 GPUs, all on one machine: {machine['cores']} cores of {machine['cpu']}, "
         f"load {machine['load_at_start']} before, Python {machine['python']}, commit "
-        f"{machine['commit']}, {machine['date']}, `{machine['command'].strip()}`. No container "
-        "runs. The machine is the bound of everything that is asked at once: all of the control "
+        f"{machine['commit']}, {machine['date']}, `{machine['command'].strip()}` (the last part; "
+        "when each was measured stands below). No container runs. The machine is the bound of everything that is asked at once: all of the control "
         "plane and the operator share its cores, so that figures of the same row compare, and "
         "none says what a larger control plane does.",
         "",
