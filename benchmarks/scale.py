@@ -129,9 +129,10 @@ def document(record: dict[str, Any]) -> str:
         f"KWOK nodes of 8 GPUs, all on one machine: {machine['cores']} cores of {machine['cpu']}, "
         f"load {machine['load_at_start']} before, Python {machine['python']}, commit "
         f"{machine['commit']}, {machine['date']}, `{machine['command'].strip()}` (the last part; "
-        "when each was measured stands below). No container runs. The machine is the bound of everything that is asked at once: all of the control "
-        "plane and the operator share its cores, so that figures of the same row compare, and "
-        "none says what a larger control plane does.",
+        "when each was measured stands below). No container runs. The machine is the bound of "
+        "everything that is asked at once: all of the control plane and the operator share its "
+        "cores, so that figures of the same row compare, and none says what a larger control plane "
+        "does.",
         "",
         f"This run: {record['scale']['resources']} resources at once, {record['scale']['nodes']} "
         "nodes of the large one. The goals are for 1,000 of each and a machine that does nothing "

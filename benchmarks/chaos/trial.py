@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane import ApiError, Cluster
+from video2world_operator.plan import RESOURCE_LABEL
 
 from .arena import Arena
 from .eye import Eye
@@ -184,6 +186,9 @@ def _free(eye: Eye, seconds: float, ended: bool) -> None:
                     eye.checker.fail(run, "GPUs freed", text)
 
 
+_HOLDS = ("deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "ownerReferences")
+
+
 def _deleted(hand: Hand, seconds: float) -> None:
     """Delete all resources; what they made goes with them."""
     with hand.eye.lock:
@@ -192,11 +197,23 @@ def _deleted(hand: Hand, seconds: float) -> None:
     hand.api.delete(hand.resources)
     if not hand.eye.wait(lambda c: not any(r.there for r in c.runs.values()), seconds):
         raise RuntimeError("the API server does not delete the resources")
-    if not hand.eye.wait(lambda c: not c.orphans(), seconds):
+    if hand.eye.wait(lambda c: not c.orphans(), seconds):
+        return
+    with hand.eye.lock:
+        left = hand.eye.checker.orphans()
+        text = f"{len(left)} are left after {seconds:.0f} s: {', '.join(left[:10])}"
+        hand.eye.checker.broken.append(Broken("owned", "", 0, text))
+    names = {one.partition(" ")[2] for one in left[:10]}
+    for body in hand.eye.objects(""):
+        metadata = body["metadata"]
+        if metadata["name"] not in names:
+            continue
+        told = {key: metadata.get(key) for key in _HOLDS}
+        told |= {"node": body.get("spec", {}).get("nodeName"), "status": body.get("status")}
+        text = f"{metadata['name']} is left as {json.dumps(told)}"
+        resource = metadata.get("labels", {}).get(RESOURCE_LABEL, "")
         with hand.eye.lock:
-            left = hand.eye.checker.orphans()
-            text = f"{len(left)} are left after {seconds:.0f} s: {', '.join(left[:10])}"
-            hand.eye.checker.broken.append(Broken("owned", "", 0, text))
+            hand.eye.checker.broken.append(Broken("owned", resource, 0, text))
 
 
 def _namespace(cluster: Cluster, seed: int, bodies: Sequence[Body]) -> str:

@@ -359,12 +359,29 @@ class Controller:
             if "deletionTimestamp" in found["metadata"]:
                 raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
             return
+        if _left_behind(found, body) and await self._is_there(body):
+            # Kubernetes' garbage collector would, but never does if its watch was cut while the
+            # resource was deleted and made again: it then knows nothing of the first one's end
+            uid = found["metadata"]["uid"]
+            name = metadata["name"]
+            await self.cluster.delete(manifest["apiVersion"], kind, key[0], name, uid)
+            raise ApiError(
+                409, "AlreadyExists", "the one of the last resource of this name is being deleted"
+            )
         raise ApiError(
             409,
             "AlreadyExists",
             f"an object of this name is there that is not this resource's: delete it, or give the "
             f"resource {body['metadata']['name']} another name",
         )
+
+    async def _is_there(self, body: Object) -> bool:
+        """Whether ``body`` is the resource of its name, by the API server's own word."""
+        metadata = body["metadata"]
+        path = path_of(API_VERSION, KIND, metadata["namespace"])
+        only = {"fieldSelector": f"metadata.name={metadata['name']}"}
+        found = (await self.cluster.request("GET", path, params=only))["items"]
+        return [one["metadata"]["uid"] for one in found] == [metadata["uid"]]
 
     async def _delete(self, key: Key, body: Object, action: Delete) -> None:
         namespace = key[0]
@@ -494,6 +511,18 @@ def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
     beside = [p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt)
               and not p.over]  # fmt: skip
     return pod.index == min(beside)
+
+
+def _left_behind(found: Object, body: Object) -> bool:
+    """Whether an object was made for an earlier resource of the same name; a claim has data, and
+    never is."""
+    mine = body["metadata"]
+    return found["kind"] != "PersistentVolumeClaim" and any(
+        (one["apiVersion"], one["kind"], one["name"]) == (API_VERSION, KIND, mine["name"])
+        and one.get("controller")
+        and one["uid"] != mine["uid"]
+        for one in found["metadata"].get("ownerReferences", [])
+    )
 
 
 def _shareable(claim: Claim, plan: Plan) -> bool:

@@ -45,12 +45,12 @@ NAMESPACED: tuple[Rule, ...] = (
     Rule("batch", "jobs", (*_MADE, "list", "watch", "delete")),
     Rule("", "pods", ("list", "watch", "delete")),
     Rule("", "pods/log", ("get",)),
-    Rule("", "services", _MADE),
+    Rule("", "services", (*_MADE, "delete")),
     Rule("", "persistentvolumeclaims", _MADE),
     Rule("", "events", ("create",)),
-    Rule("scheduling.k8s.io", "podgroups", _MADE, optional=True),
-    Rule("scheduling.volcano.sh", "podgroups", _MADE, optional=True),
-    Rule("scheduling.x-k8s.io", "podgroups", _MADE, optional=True),
+    Rule("scheduling.k8s.io", "podgroups", (*_MADE, "delete"), optional=True),
+    Rule("scheduling.volcano.sh", "podgroups", (*_MADE, "delete"), optional=True),
+    Rule("scheduling.x-k8s.io", "podgroups", (*_MADE, "delete"), optional=True),
 )
 # Where it serves all namespaces, by a ClusterRole: what no Role can give, and it can do without.
 CLUSTER_WIDE: tuple[Rule, ...] = (Rule("", "nodes", ("list",), optional=True),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -151,6 +152,28 @@ def test_delete_leaves_no_orphan_but_the_volume(run, gpu_cluster):
     for kind in ("jobs", "pods", "services"):
         eventually(lambda kind=kind: run.children(kind) == [])
     assert len(run.children("persistentvolumeclaims")) == 1
+
+
+def test_made_again_while_nobody_collects_what_the_first_one_left(run, gpu_cluster):
+    """The garbage collector forgets a resource that went and came while its watch was cut."""
+    controllers = gpu_cluster.processes["kube-controller-manager"]
+    run.create()
+    run.running("download")
+    os.kill(controllers, signal.SIGSTOP)
+    try:
+        (job,) = run.children("jobs")
+        run.delete()
+        run.create()
+
+        def others():
+            return [j for j in run.children("jobs")
+                    if j["metadata"]["uid"] != job["metadata"]["uid"]]  # fmt: skip
+
+        ((owner,),) = [j["metadata"]["ownerReferences"] for j in eventually(others)]
+        assert owner["uid"] == run.object["metadata"]["uid"]
+        assert len(run.children("jobs")) == 1
+    finally:
+        os.kill(controllers, signal.SIGCONT)
 
 
 def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):

@@ -10,6 +10,7 @@ import yaml
 
 from operators import Operator, Resource, apply, connection, eventually, exists, grant
 from video2world_operator.cluster import Cluster as Client
+from video2world_operator.models import API_VERSION, KIND
 from video2world_operator.rights import (
     ACCOUNT,
     CLUSTER_WIDE,
@@ -100,27 +101,34 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
     log = tmp_path / "log"
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
     served = f"namespaces/{namespace}"
-    theirs = {  # of somebody else, so that it is looked whose they are
+    theirs = {  # the Job of somebody else, the others left behind by another one of the name
         f"/apis/batch/v1/{served}/jobs/run-download-1": {"suspend": True, "template": template},
         f"/apis/scheduling.k8s.io/v1beta1/{served}/podgroups/run-train-1": {
             "schedulingPolicy": {"gang": {"minCount": 2}}},
         f"/api/v1/{served}/services/run-train": {"ports": [{"port": 80}]},
     }  # fmt: skip
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "uid": "gone"}
+    stale = {"ownerReferences": [owner | {"controller": True}], "finalizers": ["test.example/held"]}
     for path, spec in theirs.items():
         folder, _, name = path.rpartition("/")
-        gpu_cluster.admin.post(folder, {"metadata": {"name": name}, "spec": spec})
+        metadata = {"name": name} | ({} if "/jobs/" in path else stale)
+        gpu_cluster.admin.post(folder, {"metadata": metadata, "spec": spec})
     with Operator(gpu_cluster.write_kubeconfig(api), *flags, log=log) as operator:
         run = Resource(gpu_cluster, namespace).create(
             ttlSecondsAfterFinished=1, stages={"train": {"podTemplate": hangs}},
             scheduling={"gang": "Auto"},
         )  # fmt: skip
         for number, path in enumerate(theirs):
-            what = f"{path.rpartition('/')[2]}: an object of this name"
+            whose = "an object of this" if number == 0 else "the one of the last resource of this"
+            what = f"{path.rpartition('/')[2]}: {whose} name"
             eventually(
                 lambda what=what: what in run.condition("ChildrenApplied").get("message", ""),
                 what=lambda: run.status,
             )
-            gpu_cluster.admin.delete(path)
+            if number == 0:
+                gpu_cluster.admin.delete(path)
+            else:
+                gpu_cluster.admin.patch(path, {"metadata": {"finalizers": None}})
             for stage in STAGES[:4] if number == 0 else ():
                 run.finish(stage)
         gpu_cluster.finish_pod(namespace, run.running("train")[0], 1)
