@@ -321,10 +321,20 @@ class Cluster:
         return written
 
     async def delete(
-        self, version: str, kind: str, namespace: str, name: str, uid: str, *, force: bool = False
+        self,
+        version: str,
+        kind: str,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        force: bool = False,
+        foreground: bool = False,
     ) -> None:
-        """Delete the object with this UID, if it is still there; what it owns goes with it."""
-        options: Object = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        """Delete the object with this UID, if it is still there; what it owns goes with it, or,
+        ``foreground``, before it."""
+        how = "Foreground" if foreground else "Background"
+        options: Object = {"propagationPolicy": how, "preconditions": {"uid": uid}}
         if force:
             options["gracePeriodSeconds"] = 0
         try:

@@ -361,10 +361,12 @@ class Controller:
             return
         if _left_behind(found, body) and await self._is_there(body):
             # Kubernetes' garbage collector would, but never does if its watch was cut while the
-            # resource was deleted and made again: it then knows nothing of the first one's end
-            uid = found["metadata"]["uid"]
-            name = metadata["name"]
-            await self.cluster.delete(manifest["apiVersion"], kind, key[0], name, uid)
+            # resource was deleted and made again: it then knows nothing of the first one's end. In
+            # the foreground, so that the same does not happen to the object and its pods.
+            uid, name = found["metadata"]["uid"], metadata["name"]
+            await self.cluster.delete(
+                manifest["apiVersion"], kind, key[0], name, uid, foreground=True
+            )
             raise ApiError(
                 409, "AlreadyExists", "the one of the last resource of this name is being deleted"
             )

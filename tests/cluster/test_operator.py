@@ -161,19 +161,22 @@ def test_made_again_while_nobody_collects_what_the_first_one_left(run, gpu_clust
     run.running("download")
     os.kill(controllers, signal.SIGSTOP)
     try:
-        (job,) = run.children("jobs")
         run.delete()
         run.create()
-
-        def others():
-            return [j for j in run.children("jobs")
-                    if j["metadata"]["uid"] != job["metadata"]["uid"]]  # fmt: skip
-
-        ((owner,),) = [j["metadata"]["ownerReferences"] for j in eventually(others)]
-        assert owner["uid"] == run.object["metadata"]["uid"]
-        assert len(run.children("jobs")) == 1
+        (job,) = run.children("jobs")
+        path = f"/apis/batch/v1/namespaces/{run.namespace}/jobs/{job['metadata']['name']}"
+        eventually(lambda: "deletionTimestamp" in gpu_cluster.admin.get(path)["metadata"])
+        assert "foregroundDeletion" in gpu_cluster.admin.get(path)["metadata"]["finalizers"]
     finally:
         os.kill(controllers, signal.SIGCONT)
+
+    def another():
+        return [j for j in run.children("jobs") if j["metadata"]["uid"] != job["metadata"]["uid"]]
+
+    ((owner,),) = [j["metadata"]["ownerReferences"] for j in eventually(another)]
+    assert owner["uid"] == run.object["metadata"]["uid"]
+    assert len(run.children("jobs")) == 1
+    run.finish("download")
 
 
 def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):
