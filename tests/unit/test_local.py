@@ -93,12 +93,22 @@ def start(file, volume, *flags):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
+
+
+def said(engine):
+    """What the engine says until its end; if it does not end, where it is."""
+    try:
+        return engine.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        engine.send_signal(signal.SIGABRT)
+        pytest.fail(f"not within a minute: {engine.communicate()[0]}")
 
 
 def run(file, volume, *flags):
     engine = start(file, volume, *flags)
-    out, _ = engine.communicate(timeout=60)
+    out = said(engine)
     return engine.returncode, out
 
 
@@ -237,7 +247,7 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     assert "train-1-1  Running" in shown
     follower = follow(volume)
     engine.send_signal(number)
-    out, _ = engine.communicate(timeout=60)
+    out = said(engine)
     assert engine.returncode == 128 + number
     assert "plain words of train" in follower.communicate(timeout=30)[0]  # and it has ended
     assert "run the same command to resume" in out
