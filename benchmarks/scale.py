@@ -248,11 +248,12 @@ def main() -> int:
     for name in systems:  # building is no part of what is measured
         for tool in getattr(SYSTEMS[name], "tools", ()):
             binaries.ready(TOOLS[tool])
+    asked = {**vars(scale), "cluster_nodes": scale.cluster_nodes}
     record: dict[str, Any] = {
         "machine": facts(" ".join(["python -m benchmarks.scale", *sys.argv[1:]])),
         "control_plane": f"v{binaries.ALL['kube-apiserver'].version}",
-        "scale": {**vars(scale), "cluster_nodes": scale.cluster_nodes},
-        **_others(scale, chosen),
+        "scale": asked,
+        **_others(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, asked, chosen),
     }
     measured = f"{record['machine']['date'][:16]}, {record['machine']['commit']}"
     for name in systems:
@@ -268,10 +269,9 @@ def main() -> int:
     return 0
 
 
-def _others(scale: Scale, chosen: list[str]) -> dict[str, Any]:
-    """What the record has of what is not measured now, if it is of the same scale."""
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    same = before.get("scale", {}) | vars(scale) == before.get("scale")
+def _others(before: dict[str, Any], asked: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
+    """What the record ``before`` has of what is not ``chosen`` now, if its scale is the same."""
+    same = before.get("scale") == asked
     systems = before["systems"] if same else {}
     kept: dict[str, Any] = {"systems": {n: systems[n] for n in systems if n not in chosen}}
     if same and NOISE not in chosen and "noise" in before:

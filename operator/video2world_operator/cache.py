@@ -10,7 +10,6 @@ from .cluster import path_of
 from .controller import Key, Volume, volume_of
 from .models import GROUP, KIND, PLURAL, VERSION
 from .observed import Job, Pod, resource_of
-from .plan import RESOURCE_LABEL
 
 __all__ = ["CHILDREN", "RESOURCES", "WatchCache", "Watched"]
 
@@ -134,16 +133,10 @@ class Watched:
     kind: str
     key_of: Callable[[Body], str]  # the name of the resource that it belongs to
     put: Callable[[WatchCache, Key, Body], None]
-    label: str = RESOURCE_LABEL  # that they bear; empty: all of them
 
     def path(self, namespace: str | None) -> str:
         """Where they are listed; all of them without a ``namespace``."""
         return path_of(f"{self.group}/{self.version}".lstrip("/"), self.kind, namespace)
-
-    @property
-    def selector(self) -> dict[str, str]:
-        """The listing's parameter that leaves out others."""
-        return {"labelSelector": self.label} if self.label else {}
 
     def take(self, cache: WatchCache, body: Body) -> Key:
         """Put the object into ``cache``; the resource that it belongs to."""
@@ -154,7 +147,7 @@ class Watched:
 
 RESOURCES = Watched(
     GROUP, VERSION, PLURAL, KIND, _name,
-    lambda cache, key, body: cache.put_resource(key, _lean(body)), label="",
+    lambda cache, key, body: cache.put_resource(key, _lean(body)),
 )  # fmt: skip
 CHILDREN = (
     Watched("batch", "v1", "jobs", "Job", resource_of,

@@ -381,9 +381,8 @@ class Controller:
         """Whether ``body`` is the resource of its name, by the API server's own word."""
         metadata = body["metadata"]
         path = path_of(API_VERSION, KIND, metadata["namespace"])
-        only = {"fieldSelector": f"metadata.name={metadata['name']}"}
-        found = (await self.cluster.request("GET", path, params=only))["items"]
-        return [one["metadata"]["uid"] for one in found] == [metadata["uid"]]
+        named = self.cluster.listed(path, fieldSelector=f"metadata.name={metadata['name']}")
+        return [one["metadata"]["uid"] async for one in named] == [metadata["uid"]]
 
     async def _delete(self, key: Key, body: Object, action: Delete) -> None:
         namespace = key[0]

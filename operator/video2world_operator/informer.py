@@ -17,6 +17,7 @@ from typing import Any
 from .cache import WatchCache, Watched
 from .cluster import ApiError, Cluster
 from .controller import Key
+from .plan import RESOURCE_LABEL
 
 __all__ = ["Informer"]
 
@@ -52,7 +53,7 @@ class Informer:
             try:
                 if not self._version:
                     await self._list()
-                path, only = self._kind.path(self._namespace), self._kind.selector
+                path, only = self._kind.path(self._namespace), {"labelSelector": RESOURCE_LABEL}
                 watch = self._cluster.watch(path, resourceVersion=self._version, **only)
                 async with aclosing(watch) as events:
                     async for event in events:
@@ -72,7 +73,7 @@ class Informer:
 
     async def _list(self) -> None:
         """Bring the cache up to date; what it has and the listing has not is gone."""
-        path, only = self._kind.path(self._namespace), self._kind.selector
+        path, only = self._kind.path(self._namespace), {"labelSelector": RESOURCE_LABEL}
         known = {
             uid: key
             for uid, key in self._cache.uids(self._kind.kind).items()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-from benchmarks import scale
-from benchmarks.scale import document, goals
+from benchmarks.scale import _others, document, goals
 from benchmarks.scale_run import Scale, mix
 from benchmarks.scale_seen import BENCH, JOBS, Seen, spread
 from benchmarks.scale_systems import Ours, Trainer, TrainingOperator
@@ -141,13 +139,12 @@ def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
     assert "did not get through: RuntimeError: no" in text
 
 
-def test_what_is_not_measured_again_stays_if_it_is_of_the_same_scale(tmp_path, monkeypatch):
-    before = {"scale": {**vars(Scale()), "cluster_nodes": 9}, "noise": {"delay_p99": 1}}
+def test_what_is_not_measured_again_stays_if_it_is_of_the_same_scale():
+    asked = {"resources": 1000, "cluster_nodes": 9}
+    before = {"scale": asked, "noise": {"delay_p99": 1}}
     before["systems"] = {"video2world": {"a": 1}, "trainer": {"b": 2}}
-    monkeypatch.setattr(scale, "RESULTS", tmp_path / "scale.json")
-    assert scale._others(Scale(), []) == {"systems": {}}
-    (tmp_path / "scale.json").write_text(json.dumps(before))
+    assert _others({}, asked, []) == {"systems": {}}
     kept = {"systems": {"video2world": {"a": 1}}, "noise": {"delay_p99": 1}}
-    assert scale._others(Scale(), ["trainer"]) == kept
-    assert scale._others(Scale(), ["noise"]) == {"systems": before["systems"]}
-    assert scale._others(Scale(resources=50), ["trainer"]) == {"systems": {}}
+    assert _others(before, asked, ["trainer"]) == kept
+    assert _others(before, asked, ["noise"]) == {"systems": before["systems"]}
+    assert _others(before, asked | {"resources": 50}, ["trainer"]) == {"systems": {}}
