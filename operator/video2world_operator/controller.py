@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from .actions import Apply, Decision, Delete
@@ -19,7 +20,7 @@ from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, Plan
 from .progress import Event, parse
-from .reconcile import DONE, Policy, plan_of, reconcile
+from .reconcile import DONE, Policy, outlived, plan_of, reconcile
 from .workqueue import WorkQueue
 
 __all__ = ["Cache", "Controller", "Key", "Volume"]
@@ -110,6 +111,7 @@ class Controller:
         body = self._body(key)
         if body is None:
             self._forget(key)
+            await self._clear_away(key)
             return
         before = dict(body.get("status") or {})
         plan = plan_of(body)
@@ -177,8 +179,7 @@ class Controller:
 
     def _plan_next(self, key: Key, decision: Decision, observed: Observed) -> None:
         if decision.wake is not None:
-            delay = (decision.wake - self.cluster.clock.now()).total_seconds()
-            self.queue.add(key, max(delay, 0.05))
+            self._wake_at(key, decision.wake)
         if any(not pod.over for pod in observed.pods):
             self.queue.add(key, self.pause)
 
@@ -384,13 +385,27 @@ class Controller:
         named = self.cluster.listed(path, fieldSelector=f"metadata.name={metadata['name']}")
         return [one["metadata"]["uid"] async for one in named] == [metadata["uid"]]
 
-    async def _delete(self, key: Key, body: Object, action: Delete) -> None:
+    async def _clear_away(self, key: Key) -> None:
+        """Take what is left of a resource that is gone off nodes that do not answer: Kubernetes
+        itself waits for such a node for ever."""
+        forced, again = outlived(self.cache.pods(key), self.cluster.clock.now(), self.policy)
+        for action in forced:
+            log.warning("%s/%s is gone; %s", *key, action.why)
+            await self._delete(key, None, action)
+        if again is not None:
+            self._wake_at(key, again)
+
+    def _wake_at(self, key: Key, moment: datetime) -> None:
+        delay = (moment - self.cluster.clock.now()).total_seconds()
+        self.queue.add(key, max(delay, 0.05))
+
+    async def _delete(self, key: Key, body: Object | None, action: Delete) -> None:
         namespace = key[0]
         await self.cluster.delete(
             _VERSIONS[action.kind], action.kind, namespace, action.name, action.uid,
             force=action.force,
         )  # fmt: skip
-        if action.why:
+        if action.why and body is not None:
             await self._event(body, "Warning", "PodForceDeleted", action.why, action.uid)
 
     # ------------------------------------------------------------------ telling

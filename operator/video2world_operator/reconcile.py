@@ -9,7 +9,7 @@ actions that follow from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,7 +27,7 @@ from .plan import SAMPLING, Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
 from .troubles import remedy
 
-__all__ = ["Policy", "plan_of", "reconcile", "unauthorized"]
+__all__ = ["Policy", "outlived", "plan_of", "reconcile", "unauthorized"]
 
 DONE = ("Succeeded", "Skipped")
 COUNTS = ("active", "ready", "succeeded", "failed")  # pods of the attempt at work
@@ -103,6 +103,24 @@ def unauthorized(body: Body, missing: Sequence[str], now: datetime) -> Mapping[s
     status["message"] = Reason.FORBIDDEN.text(missing=", ".join(missing))
     status["phase"] = str(phase_of(status["conditions"], status.get("stages", [])))
     return status
+
+
+def outlived(
+    pods: Iterable[Pod], now: datetime, policy: Policy
+) -> tuple[list[Delete], datetime | None]:
+    """What takes pods that outlive their grace off their nodes, and when to look again. Those that
+    have ended, too: where a kubelet is gone for good nobody else takes them."""
+    bound = timedelta(seconds=policy.termination_bound)
+    ends = [(pod.deleted + bound, pod) for pod in pods if pod.deleted is not None]
+    forced = []
+    for end, pod in ends:
+        if end <= now:
+            why = (
+                f"Pod {pod.name} outlived its grace period by {policy.termination_bound:.0f} s: "
+                f"its node {pod.node} does not answer."
+            )
+            forced.append(Delete("Pod", pod.name, pod.uid, force=True, why=why))
+    return forced, min((end for end, _ in ends if end > now), default=None)
 
 
 class _Round:
@@ -418,22 +436,20 @@ class _Round:
         return left
 
     def _force_out(self) -> None:
-        """Take pods that outlive their grace off a node that does not answer: others wait for them,
-        the Job controller too before it makes new ones."""
+        """Take pods off nodes that do not answer: others wait for them, the Job controller too
+        before it makes new ones."""
+        forced, again = outlived(self.seen.pods, self.now, self.policy)
+        self.actions += forced
+        if again is not None:
+            self._reached(again)
+        told = {action.uid: action.why for action in forced}
         for pod in self.seen.pods:
-            if pod.over or pod.deleted is None:
+            if pod.stage != "train" or pod.over or pod.deleted is None:
                 continue
-            lost = pod.disruption == "DeletionByTaintManager"
-            why = f"pod {pod.name} was on {pod.node}, which was lost"
-            if self._reached(pod.deleted + timedelta(seconds=self.policy.termination_bound)):
-                lost = True
-                why = (
-                    f"Pod {pod.name} outlived its grace period by "
-                    f"{self.policy.termination_bound:.0f} s: its node {pod.node} does not answer."
-                )
-                self.actions.append(Delete("Pod", pod.name, pod.uid, force=True, why=why))
-            if lost and pod.stage == "train":
-                accounting.restart_was_not_charged(self.status, "NodeLost", why)
+            if pod.disruption == "DeletionByTaintManager":
+                told.setdefault(pod.uid, f"pod {pod.name} was on {pod.node}, which was lost")
+            if pod.uid in told:
+                accounting.restart_was_not_charged(self.status, "NodeLost", told[pod.uid])
 
     # ------------------------------------------------------------------ suspend, resume, end
 

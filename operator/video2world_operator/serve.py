@@ -222,7 +222,8 @@ async def _work(
         # last, so that no status is older than what is known of the children
         await _answered(lambda: fill(cluster, cache, options.namespaces))
         log.info("reconciling %d resources", len(cache.known()))
-        for key in cache.known():
+        left = cache.uids("Pod").values()  # resources may have gone while nobody looked
+        for key in {*cache.known(), *left}:
             wake(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.queue.run())

@@ -321,10 +321,14 @@ def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
     }  # fmt: skip
 
 
+HANGS = {
+    "metadata": {"annotations": {"fake.video2world.dev/hangs": "true"}},
+    "spec": {"terminationGracePeriodSeconds": 1},
+}
+
+
 def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
-    patch = {"metadata": {"annotations": {"fake.video2world.dev/hangs": "true"}}}
-    patch["spec"] = {"terminationGracePeriodSeconds": 1}
-    run.create(stages={"train": {"podTemplate": patch}})
+    run.create(stages={"train": {"podTemplate": HANGS}})
     first, _second = run.to_training()
     gpu_cluster.finish_pod(run.namespace, first, 1)
     run.running("train", 2)
@@ -332,6 +336,21 @@ def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
     assert status.get("chargedRestarts", 0) == 0  # a node that does not answer costs nothing
     events = gpu_cluster.admin.get(f"/api/v1/namespaces/{run.namespace}/events")["items"]
     assert "PodForceDeleted" in {e["reason"] for e in events}
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_pods_of_a_resource_that_is_gone_are_forced_out(run, gpu_cluster, operator, away):
+    run.create(stages={"train": {"podTemplate": HANGS}})
+    first, second = run.to_training()
+    if away:
+        operator.kill()
+    run.delete()
+    if away:
+        eventually(lambda: all("deletionTimestamp" in p["metadata"] for p in run.children("pods")))
+        time.sleep(3)  # grace and bound are over
+        assert {p["metadata"]["name"] for p in run.children("pods")} == {first, second}
+        operator.start()
+    eventually(lambda: run.children("pods") == [])
 
 
 def test_killing_the_operator_at_any_stage_changes_nothing(run, gpu_cluster, operator):

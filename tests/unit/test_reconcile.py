@@ -664,6 +664,20 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
     assert world.status["restarts"] == 0
 
 
+def test_a_pod_that_ended_while_its_node_fell_silent_is_taken_off_it_and_costs_what_it_did():
+    world = World()
+    first, second = world.to_training()
+    world.pod(first, phase="Failed", exit_code=1)
+    world.round()
+    world.pod(second, phase="Failed", exit_code=143, deleted=world.now + timedelta(seconds=30))
+    world.settle()
+    assert second in world.pods
+    world.tick(91)
+    world.settle()
+    assert second not in world.pods
+    assert world.status["chargedRestarts"] == 1
+
+
 def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
     world = World()
     world.settle()
