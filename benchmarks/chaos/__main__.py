@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = list(sys.argv[1:] if argv is None else argv)
     if args.jobs > 1 and args.seed is None and args.share is None:
         return _at_once(command, args.jobs)
-    os.environ.setdefault("GOGC", "300")  # memory for time, in the control plane
+    os.environ.setdefault("GOGC", "1000")  # memory for time, in the control plane
+    os.environ.setdefault("GOMEMLIMIT", "3GiB")  # of each of its processes, and no more of it
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients are killed
     with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
         cluster.install_definition(ROOT / "manifests" / "crd.yaml")
