@@ -19,11 +19,16 @@ from .cluster import ApiError, Cluster
 from .controller import Key
 from .plan import RESOURCE_LABEL
 
-__all__ = ["Informer"]
+__all__ = ["Informer", "pause_after"]
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries, doubled with each in a row
 ANEW = (401, 410)  # answers after which a watch cannot go on where it was
+
+
+def pause_after(failures: int) -> float:
+    """Seconds until a watch is tried again that has failed at once so often before."""
+    return min(FIRST_PAUSE * 2.0 ** min(failures, 10), LONGEST_PAUSE) * random.uniform(0.7, 1.3)
 
 
 class Informer:
@@ -66,10 +71,8 @@ class Informer:
                 log.info("watching %s: %s", self._kind.plural, error)
             except OSError as error:
                 log.info("%s", error)
-            await asyncio.sleep(
-                min(FIRST_PAUSE * 2**failures, LONGEST_PAUSE) * random.uniform(0.7, 1.3)
-            )
-            failures = min(failures + 1, 10)
+            await asyncio.sleep(pause_after(failures))
+            failures += 1
 
     async def _list(self) -> None:
         """Bring the cache up to date; what it has and the listing has not is gone."""

@@ -15,16 +15,14 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
-
-import kopf
+from typing import TypeVar
 
 from . import __version__
 from .cache import CHILDREN, WatchCache
 from .cluster import ApiError, Cluster, LoginFailed, path_of
 from .controller import LOOKS_PER_SECOND, Controller, Key
 from .discovery import discover
-from .handlers import fill, register, settings_for
+from .handlers import fill, watch
 from .health import Freshness, Health, serve
 from .informer import Informer
 from .leader import Leadership, LeaseTimes, LostLease
@@ -124,8 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("kopf", "aiohttp"):
-        logging.getLogger(noisy).setLevel(logging.DEBUG if args.verbose else logging.WARNING)
+    # what ends kopf is told by who begins it anew
+    for noisy, quiet in (("kopf", logging.CRITICAL), ("aiohttp", logging.WARNING)):
+        logging.getLogger(noisy).setLevel(logging.DEBUG if args.verbose else quiet)
     options = Options(
         namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
         own_namespace=args.own_namespace,
@@ -229,24 +228,14 @@ async def _work(
             group.create_task(controller.queue.run())
             group.create_task(_keep_house(options, cluster, controller, cache, freshness))
 
-    registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
-    settings_for(settings)
-    register(registry, cache, wake)
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(leadership.hold()),
             group.create_task(reconcile()),
             *(group.create_task(one.run()) for one in informers),
         ]
-        await kopf.operator(
-            registry=registry,
-            settings=settings,
-            # given, as kopf's own is made of the user's name, which an image need not have
-            identity=cast(Any, leadership.identity),
-            standalone=True,
-            clusterwide=not options.namespaces,
-            namespaces=options.namespaces,
-            stop_flag=stop,
+        await watch(
+            cache, wake, identity=leadership.identity, namespaces=options.namespaces, stop=stop
         )
         for task in background:
             task.cancel()

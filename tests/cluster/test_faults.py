@@ -78,6 +78,29 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
     assert every - met == set()
 
 
+def test_a_watch_of_resources_that_ends_kopf_does_not_end_the_operator(
+    gpu_cluster, gpu_namespace, tmp_path
+):
+    """kopf knows no passing 409 where it watches, and gives up."""
+    api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
+    refused: list[str] = []
+
+    def judge(method, path):
+        if len(refused) < 3 and method == "WATCH" and path.endswith("/video2worldposttrains"):
+            refused.append(path)
+            return "409"
+        return None
+
+    with Proxy(api, judge) as proxy:
+        kubeconfig = written(tmp_path, proxy.kubeconfig())
+        with Operator(kubeconfig, *flags(gpu_namespace), log=tmp_path / "log") as operator:
+            eventually(lambda: len(refused) == 3, 60, operator.tail)
+            run = Resource(gpu_cluster, gpu_namespace).create(stages=QUICKLY)
+            check_done(run, what=operator.tail)
+            assert operator.alive, operator.tail()
+            assert operator.log.read_text().count("injected Conflict; begun anew") == 3
+
+
 def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):
     """SIGKILL as soon as the API server has carried a write out, before its answer is heard."""
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
