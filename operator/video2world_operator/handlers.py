@@ -122,7 +122,8 @@ async def watch(
                 log.warning("watching resources: %s: %s; begun anew", type(error).__name__, what)
             failures = failures + 1 if time.monotonic() - began < STEADY else 0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), pause_after(failures))
+                async with asyncio.timeout(pause_after(failures)):
+                    await ended.wait()
 
     def run() -> None:
         with contextlib.closing(its):

@@ -72,6 +72,7 @@ class Health:
 
     queue_lag: Callable[[], float] = lambda: 0.0
     cache_age: Callable[[], float] = lambda: 0.0
+    holds: Callable[[], bool] = lambda: True  # the lease, once it leads
     state: str = "starting"  # starting, unauthorized, waiting, leading
     missing: Sequence[str] = field(default=())
     queue_bound: float = 120
@@ -80,6 +81,8 @@ class Health:
     def problems(self) -> list[str]:
         """Why the process should be restarted; empty while it is well."""
         found = []
+        if self.state == "leading" and not self.holds():
+            found.append("it no longer holds the lease, and has not ended")
         if (lag := self.queue_lag()) > self.queue_bound:
             found.append(f"a resource has been waiting for {lag:.0f} s to be reconciled")
         if (age := self.cache_age()) > self.cache_bound:

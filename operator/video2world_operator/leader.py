@@ -92,7 +92,8 @@ class Leadership:
             asked = time.monotonic()
             left = self._times.give_up - (asked - heard)
             try:
-                holder = await asyncio.wait_for(self._try(), max(left, 0.1))
+                async with asyncio.timeout(max(left, 0.1)):
+                    holder = await self._try()
             except (ApiError, OSError, TimeoutError) as error:
                 if time.monotonic() - heard >= self._times.give_up:
                     self.leads = False

@@ -195,7 +195,7 @@ async def _work(
     health.state = "waiting"
     await leadership.acquire()
     health.state = "leading"
-    cluster.fence = leadership.holds
+    cluster.fence = health.holds = leadership.holds
     cache = WatchCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
     controller.capabilities, _ = await _answered(lambda: discover(cluster))

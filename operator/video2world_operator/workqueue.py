@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import time
@@ -155,10 +156,10 @@ class WorkQueue(Generic[Key]):
                 return key
             self._changed.clear()
             timeout = self._later[0][0] - time.monotonic() if self._later else None
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                # not wait_for(): before Python 3.12 it can swallow a cancellation
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
 
     def _take(self) -> tuple[Key] | None:
         working = Counter(map(self._tenant, self._busy))

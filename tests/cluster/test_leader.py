@@ -91,6 +91,9 @@ def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
     assert stuck.problems() == ["a resource has been waiting for 300 s to be reconciled"]
     behind = Health(queue_lag=lambda: 0, cache_age=lambda: 200)
     assert behind.problems() == ["the watch is 200 s behind the API server"]
+    lost = Health(holds=lambda: False, state="leading")
+    assert lost.problems() == ["it no longer holds the lease, and has not ended"]
+    assert Health(holds=lambda: False, state="waiting").problems() == []
 
 
 @pytest.mark.parametrize("change", ["create", "apply_status", "delete"])

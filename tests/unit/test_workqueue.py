@@ -161,3 +161,23 @@ def test_what_fails_comes_again_and_holds_nobody_up():
     assert seen.count("bad") == 3
     assert seen.count("good") == 1
     assert queue.depth == 0
+
+
+def test_it_ends_when_cancelled_however_busy_it_is():
+    async def work(key):
+        await asyncio.sleep(0)
+
+    async def cancelled_after(steps):
+        queue = WorkQueue(work, workers=2)
+        queue.add("later", 60)
+        task = asyncio.create_task(queue.run())
+        await asyncio.sleep(0.001)
+        queue.add("a")
+        for _ in range(steps):  # of the loop: the key is on its way through them
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=1)
+        task.cancel()
+        return bool(done)
+
+    assert [asyncio.run(cancelled_after(steps)) for steps in range(12)] == [True] * 12
