@@ -39,6 +39,7 @@ class World:
         self.body, self.policy = body or resource(), policy
         self.now = NOW
         self.jobs, self.pods, self.applied = {}, {}, []
+        self._forced = set()  # pods that only their Job's finalizer keeps
         self.extra = {}
 
     @property
@@ -81,12 +82,19 @@ class World:
             for pod in [
                 p for p in self.pods.values() if (p.stage, p.attempt) == (job.stage, job.attempt)
             ]:
-                if pod.over:
+                if pod.over or pod.uid in self._forced:
                     del self.pods[pod.name]
                 else:
                     self.pods[pod.name] = replace(pod, deleted=self.now + timedelta(seconds=600))
         elif action.kind == "Pod":
-            self.pods.pop(action.name)
+            pod = self.pods[action.name]
+            made_by = [
+                j for j in self.jobs.values() if (j.stage, j.attempt) == (pod.stage, pod.attempt)
+            ]
+            if made_by and not pod.over:
+                self._forced.add(pod.uid)
+            else:
+                del self.pods[pod.name]
 
     def _uids(self):
         return {one.uid for kind in (self.jobs, self.pods) for one in kind.values()}

@@ -444,18 +444,39 @@ class _Round:
             self._reached(again)
         told = {action.uid: action.why for action in forced}
         for pod in self.seen.pods:
-            if pod.stage != "train" or pod.over or pod.deleted is None:
+            if pod.over or pod.deleted is None:
+                continue
+            if pod.stage != "train":
+                if pod.uid in told:
+                    self._replace(pod, told[pod.uid])
                 continue
             if pod.disruption == "DeletionByTaintManager":
                 told.setdefault(pod.uid, f"pod {pod.name} was on {pod.node}, which was lost")
             if pod.uid in told:
                 accounting.restart_was_not_charged(self.status, "NodeLost", told[pod.uid])
 
+    def _replace(self, pod: Pod, why: str) -> None:
+        """Have another Job do the work of one whose pod was forced out: with its podFailurePolicy
+        the Job controller waits for the pod to fail, and keeps it by a finalizer until then
+        (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy)."""
+        stage, entry = self._current(), self._entry(pod.stage)
+        here = (entry.get("state"), entry.get("attempt")) == ("Running", pod.attempt)
+        if stage is not None and stage.name == pod.stage and here:
+            self._fail(stage, entry, Failure("NodeLost", why))
+        for job in self.jobs:
+            gone = Delete("Job", job.name, job.uid)
+            if (job.stage, job.attempt) == (pod.stage, pod.attempt) and not (
+                job.finished or job.deleting or gone in self.actions
+            ):
+                self.actions.append(gone)
+
     # ------------------------------------------------------------------ suspend, resume, end
 
     def _suspend(self, stage: Stage) -> None:
         """End all pods (they save on SIGTERM); suspended once the last is gone."""
         entry = self._entry(stage.name)
+        if is_true(self.status["conditions"], Type.SUCCEEDED):  # the spec asks for more by now
+            self._again(Type.SUCCEEDED)
         if entry["state"] in ("Running", "Restarting"):
             if stage.name == "train":
                 self._close("Suspended", "", charged=False)
@@ -480,9 +501,13 @@ class _Round:
     def _resume(self) -> None:
         for kind in (Type.SUSPENDED, Type.SUCCEEDED):
             if is_true(self.status["conditions"], kind):
-                self._set(kind, False, Reason.RESUMED)
-                self.status["activeSince"] = _text(self.now)
-                self.status.pop("completionTime", None)
+                self._again(kind)
+
+    def _again(self, kind: Type) -> None:
+        """There is work again: it is not suspended, or not at its end, any more."""
+        self._set(kind, False, Reason.RESUMED)
+        self.status["activeSince"] = _text(self.now)
+        self.status.pop("completionTime", None)
 
     def _succeed(self) -> None:
         if not self._nothing_left():

@@ -338,6 +338,17 @@ def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
     assert "PodForceDeleted" in {e["reason"] for e in events}
 
 
+def test_a_stage_whose_only_pod_is_stuck_on_its_node_goes_on(run, gpu_cluster):
+    """Its Job alone would wait for ever: for a pod to fail that only the Job itself keeps."""
+    run.create(stages={"download": {"podTemplate": HANGS}})
+    (pod,) = run.running("download")
+    gpu_cluster.kubectl("delete", "pod", pod, "-n", run.namespace, "--wait=false")
+    run.running("download", 2)
+    status = run.reaches(restarts=1)
+    assert status.get("chargedRestarts", 0) == 0
+    assert "node-" in run.stage("download")["message"]
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_pods_of_a_resource_that_is_gone_are_forced_out(run, gpu_cluster, operator, away):
     run.create(stages={"train": {"podTemplate": HANGS}})

@@ -8,7 +8,7 @@ import pytest
 
 from reconcile_world import NOW, STAGES, World, resource
 from video2world_operator.actions import Apply, Delete
-from video2world_operator.observed import Capabilities, Claim, Peer
+from video2world_operator.observed import Capabilities, Claim, Peer, Pod
 from video2world_operator.plan import make_plan
 from video2world_operator.progress import CheckpointSaved, Resumed, Skipped, TrainProgress
 from video2world_operator.reconcile import Policy, plan_of
@@ -657,11 +657,47 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
               deleted=world.now + timedelta(seconds=30))  # fmt: skip
     world.settle()
     assert pod in world.pods
+    assert list(world.jobs) == ["run-download-1"]
     world.tick(91)
     world.settle()
     assert pod not in world.pods
+    assert list(world.jobs) == ["run-download-2"]
     assert world.status["phase"] == "Running"
+    assert (world.status["restarts"], world.status.get("chargedRestarts", 0)) == (1, 0)
+
+
+def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
+    world = World(resource(inference={"everyCheckpoint": True}))
+    world.to_training()
+    world.round(events=[CheckpointSaved("train", 100)])
+    world.settle()
+    (job,) = [j for j in world.jobs.values() if j.stage == "samples"]
+    pod = Pod("s", "s", "samples", 100, 0, "Running", "dead",
+              deleted=world.now + timedelta(seconds=30))  # fmt: skip
+    world.pods["s"] = pod
+    world.tick(91)
+    world.settle()
+    assert "s" not in world.pods
+    (again,) = [j for j in world.jobs.values() if j.stage == "samples"]
+    assert again.uid != job.uid
     assert world.status["restarts"] == 0
+
+
+def test_what_was_suspended_after_its_spec_asked_for_more_has_not_succeeded():
+    world = World()
+    world.settle()
+    for stage in STAGES:
+        world.finish(stage)
+        world.settle()
+    assert world.status["phase"] == "Succeeded"
+    world.body["spec"]["training"]["iterations"] = 2000
+    world.body["spec"]["suspend"] = True  # both before the operator has looked again
+    world.body["metadata"]["generation"] = 3
+    world.settle()
+    assert world.stage("train")["state"] == "Pending"
+    assert world.status["phase"] == "Suspended"
+    assert world.condition("Succeeded")["status"] == "False"
+    assert "completionTime" not in world.status
 
 
 def test_a_pod_that_ended_while_its_node_fell_silent_is_taken_off_it_and_costs_what_it_did():
