@@ -88,10 +88,9 @@ class World:
                     self.pods[pod.name] = replace(pod, deleted=self.now + timedelta(seconds=600))
         elif action.kind == "Pod":
             pod = self.pods[action.name]
-            made_by = [
-                j for j in self.jobs.values() if (j.stage, j.attempt) == (pod.stage, pod.attempt)
-            ]
-            if made_by and not pod.over:
+            attempt = (pod.stage, pod.attempt)
+            made_by = [j for j in self.jobs.values() if (j.stage, j.attempt) == attempt]
+            if not pod.over and not all(job.finished for job in made_by):
                 self._forced.add(pod.uid)
             else:
                 del self.pods[pod.name]
@@ -105,8 +104,12 @@ class World:
     def settle(self):
         """Look again until nothing is left to do."""
         before = None
-        while self.round().actions or self.body != before:
+        for _ in range(100):
+            actions = self.round().actions
+            if not actions and self.body == before:
+                return
             before = copy.deepcopy(self.body)
+        raise AssertionError(f"it never settles: {actions}")
 
     def finish(self, stage):
         """The stage's Job succeeds."""

@@ -18,7 +18,7 @@ from .errors import InvalidResource
 from .foresight import Foresight
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
-from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, Plan
+from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, STAGE_LABEL, Plan
 from .progress import Event, parse
 from .reconcile import DONE, Policy, outlived, plan_of, reconcile
 from .workqueue import WorkQueue
@@ -505,16 +505,20 @@ def _before(body: Object, over: str, outcome: Object) -> bool:
 
 def counts_on_absence(before: Object, decision: Decision) -> bool:
     """Whether ``decision`` would be wrong if there were a Job or pod that was not seen, or not as
-    it is: an attempt is given up, another one is started, or it is said that nothing runs."""
+    it is: an attempt is given up, another one is started or one anew, or it is said that nothing
+    runs."""
     after = decision.status or {}
     ends = after.get("phase") in ("Failed", "Succeeded", "Suspended")
     if ends and after.get("phase") != before.get("phase"):
         return True
     if after.get("restarts", 0) > before.get("restarts", 0):
         return True
-    jobs = (a.manifest for a in decision.actions
-            if isinstance(a, Apply) and a.manifest["kind"] == "Job")  # fmt: skip
-    return any(job["metadata"]["labels"][ATTEMPT_LABEL] != "1" for job in jobs)
+    at_work = {(e["name"], str(e.get("attempt"))) for e in before.get("stages") or []
+               if e["state"] == "Running"}  # fmt: skip
+    labels = [a.manifest["metadata"]["labels"] for a in decision.actions
+              if isinstance(a, Apply) and a.manifest["kind"] == "Job"]  # fmt: skip
+    made = {(its[STAGE_LABEL], its[ATTEMPT_LABEL]) for its in labels}
+    return bool(made & at_work) or any(attempt != "1" for _, attempt in made)
 
 
 def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:

@@ -234,7 +234,9 @@ class _Round:
             (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
         )
         if job is None and not entry.get("jobUID"):
-            if self._others_gone(stage, entry):
+            # pods of this very attempt: its Job was deleted before it was noted down, or they are
+            # those of an earlier resource of this name
+            if self._others_gone(stage, entry) and not self._pods(entry):
                 self._apply(stage, entry)
             return False
         if job is not None:

@@ -666,6 +666,38 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
     assert (world.status["restarts"], world.status.get("chargedRestarts", 0)) == (1, 0)
 
 
+def test_a_job_deleted_before_it_was_noted_down_is_made_again_once_its_pods_are_gone():
+    world = World()
+    first, second = world.to_training()
+    world.stage("train").pop("jobUID", None)  # as it was written before there was a Job
+    del world.jobs["run-train-1"]  # by a user
+    for pod in (first, second):
+        world.pod(pod, deleted=world.now + timedelta(seconds=600))
+    world.settle()
+    assert "run-train-1" not in world.jobs
+    del world.pods[first]
+    world.pod(second, phase="Failed", exit_code=143)
+    world.settle()
+    assert "run-train-1" not in world.jobs
+    del world.pods[second]
+    world.settle()
+    assert "run-train-1" in world.jobs
+    assert world.status["restarts"] == 0
+
+
+def test_a_job_that_ought_to_be_there_is_not_made_again_for_a_watch_that_lags():
+    world = World()
+    world.to_training()
+    world.stage("train").pop("jobUID", None)
+    job = world.jobs.pop("run-train-1")
+    of_the_stage_before = [j for j in world.snapshot()[0] if j.stage != "train"], []
+    pods = dict(world.pods)
+    decision = world.round(cache=of_the_stage_before)  # neither Job nor pods have been brought
+    assert not [a for a in decision.actions if isinstance(a, Apply)]
+    assert world.pods == pods
+    assert job.name not in world.jobs
+
+
 def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
     world = World(resource(inference={"everyCheckpoint": True}))
     world.to_training()

@@ -93,8 +93,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def somebody_deletes_the_job(self):
         name = self.job.name
-        for pod in self.alive:
-            if name in pod.name:
+        for pod in [p for p in self.world.pods.values() if name in p.name]:
+            if pod.over:
+                del self.world.pods[pod.name]
+            else:
                 self.world.pod(pod.name, deleted=self.world.now + timedelta(seconds=5))
         del self.world.jobs[name]
 
