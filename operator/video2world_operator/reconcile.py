@@ -234,9 +234,7 @@ class _Round:
             (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
         )
         if job is None and not entry.get("jobUID"):
-            # pods of this very attempt: its Job was deleted before it was noted down, or they are
-            # those of an earlier resource of this name
-            if self._others_gone(stage, entry) and not self._pods(entry):
+            if self._others_gone(stage, entry) and not self._without_job(entry):
                 self._apply(stage, entry)
             return False
         if job is not None:
@@ -436,6 +434,13 @@ class _Round:
         if keep is not None:
             left = [p for p in left if p.stage != SAMPLING]
         return left
+
+    def _without_job(self, entry: Mapping[str, Any]) -> bool:
+        """Whether pods of an attempt outlive its Job: one that was deleted before it was noted
+        down, or one of an earlier resource of this name."""
+        attempt = (entry["name"], entry["attempt"])
+        there = any((job.stage, job.attempt) == attempt for job in self.seen.jobs)
+        return bool(self._pods(entry)) and not there
 
     def _force_out(self) -> None:
         """Take pods off nodes that do not answer: others wait for them, the Job controller too

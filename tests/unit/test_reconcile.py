@@ -685,6 +685,18 @@ def test_a_job_deleted_before_it_was_noted_down_is_made_again_once_its_pods_are_
     assert world.status["restarts"] == 0
 
 
+def test_what_an_earlier_resource_left_with_its_pods_is_met_by_the_job_that_replaces_it():
+    world = World()
+    world.settle()
+    (pod,) = world.start_pods()
+    world.body = resource()
+    world.body["metadata"]["uid"] = "u2"  # and the first one's Job was not collected
+    decision = world.round(cache=world.snapshot())
+    assert pod in world.pods
+    made = [a.manifest for a in decision.actions if isinstance(a, Apply)]
+    assert "run-download-1" in [m["metadata"]["name"] for m in made if m["kind"] == "Job"]
+
+
 def test_a_job_that_ought_to_be_there_is_not_made_again_for_a_watch_that_lags():
     world = World()
     world.to_training()
