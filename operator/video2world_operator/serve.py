@@ -38,7 +38,6 @@ log = logging.getLogger("video2world_operator")
 # Python's own (700, 10, 10) has what a reconciliation holds outlive two collections: under load all
 # objects of thousands of resources were then looked through every 2.4 s, for 0.25 s each time.
 GC_THRESHOLDS = 20_000, 10, 10
-SWITCH = 0.0005  # seconds after which kopf's thread makes way for the loop (Python's own: 0.005)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     gc.freeze()  # what was imported is not looked through again
     gc.set_threshold(*GC_THRESHOLDS)
-    sys.setswitchinterval(SWITCH)
     try:
         return asyncio.run(run(options))
     except LoginFailed as error:
@@ -177,7 +175,6 @@ async def run(options: Options) -> int:
             await leadership.release()
         except* (LostLease, _RightsLost) as lost:
             log.error("%s; the process ends", "; ".join(map(str, lost.exceptions)))
-            loop.set_exception_handler(lambda *_: None)  # kopf's watches complain when torn down
             code = 1
         finally:
             await runner.cleanup()
@@ -224,7 +221,7 @@ async def _work(
         await _answered(lambda: fill(cluster, cache, options.namespaces))
         log.info("reconciling %d resources", len(cache.known()))
         left = cache.uids("Pod").values()  # resources may have gone while nobody looked
-        for key in {*cache.known(), *left}:
+        for key in dict.fromkeys([*cache.known(), *left]):
             wake(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.queue.run())

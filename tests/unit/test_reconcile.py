@@ -287,10 +287,7 @@ def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
 
 def test_more_iterations_train_on_after_success():
     world = World()
-    world.settle()
-    for stage in STAGES:
-        world.finish(stage)
-        world.settle()
+    world.through()
     assert world.status["phase"] == "Succeeded"
     world.body["spec"]["training"]["iterations"] = 2000
     world.body["metadata"]["generation"] = 2
@@ -328,10 +325,7 @@ def test_ttl_and_cleanup_come_after_the_end_is_written():
 
 def test_finished_jobs_stay_for_their_logs_by_default():
     world = World()
-    world.settle()
-    for stage in STAGES:
-        world.finish(stage)
-        world.settle()
+    world.through()
     assert sorted(world.jobs) == sorted(f"run-{stage}-1" for stage in STAGES)
 
 
@@ -387,10 +381,7 @@ def test_what_an_older_resource_does_is_waited_for():
 
 def test_two_runs_never_share_a_folder():
     world = World(resource(storage={"claimName": "c"}))
-    world.settle()
-    for stage in STAGES[:3]:
-        world.finish(stage)
-        world.settle()
+    world.through(STAGES[:3])
     folder = "checkpoints/posttraining/video2world/run/checkpoints"
     peer = Peer("elder", folder, {"train": "another"})
     world.finish("latents")
@@ -729,10 +720,7 @@ def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
 
 def test_what_was_suspended_after_its_spec_asked_for_more_has_not_succeeded():
     world = World()
-    world.settle()
-    for stage in STAGES:
-        world.finish(stage)
-        world.settle()
+    world.through()
     assert world.status["phase"] == "Succeeded"
     world.body["spec"]["training"]["iterations"] = 2000
     world.body["spec"]["suspend"] = True  # both before the operator has looked again
@@ -760,10 +748,7 @@ def test_a_pod_that_ended_while_its_node_fell_silent_is_taken_off_it_and_costs_w
 
 def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
     world = World()
-    world.settle()
-    for stage in STAGES:
-        world.finish(stage)
-        world.settle()
+    world.through()
     for samples in ([], [{"input": "val/videos/b.mp4"}]):
         world.body["spec"]["inference"] = {"samples": samples}
         world.body["metadata"]["generation"] += 1
@@ -774,10 +759,7 @@ def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
 
 def test_success_is_told_when_nothing_runs_any_more():
     world = World()
-    world.settle()
-    for stage in STAGES[:5]:
-        world.finish(stage)
-        world.settle()
+    world.through(STAGES[:5])
     (pod,) = world.start_pods()
     world.body["spec"]["inference"] = {"samples": []}  # while they are being made
     world.body["metadata"]["generation"] = 2
