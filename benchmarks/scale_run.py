@@ -33,7 +33,7 @@ class Scale:
 
     resources: int = 1000
     nodes: int = 1000  # of the one large resource
-    probes: int = 20  # resources of 4 nodes, one after the other, beside all the others
+    probes: int = 60  # resources of 4 nodes, one after the other, beside all the others
     failing: float = 0.02  # of all training pods
     vanishing: float = 0.01  # of all cluster nodes
     killed: int = 10  # pods that fail, and resources that come, while the operator is away
