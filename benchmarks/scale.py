@@ -243,7 +243,7 @@ def main() -> int:
     if unknown := set(chosen) - set(PARTS):
         flags.error(f"--only: {', '.join(unknown)}: choose from {', '.join(PARTS)}")
     few = max(2, min(10, args.resources // 20))
-    scale = Scale(args.resources, args.nodes, probes=2 * few, killed=few, seed=args.seed)
+    scale = Scale(args.resources, args.nodes, probes=6 * few, killed=few, seed=args.seed)
     systems = [name for name in SYSTEMS if name in chosen]
     for name in systems:  # building is no part of what is measured
         for tool in getattr(SYSTEMS[name], "tools", ()):
