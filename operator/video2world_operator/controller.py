@@ -113,6 +113,7 @@ class Controller:
             self._forget(key)
             await self._clear_away(key)
             return
+        await self._end_earlier(key, body)
         before = dict(body.get("status") or {})
         plan = plan_of(body)
         observed = await self._observe(key, body, plan)
@@ -360,14 +361,8 @@ class Controller:
             if "deletionTimestamp" in found["metadata"]:
                 raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
             return
-        if _left_behind(found, body) and await self._is_there(body):
-            # Kubernetes' garbage collector would, but never does if its watch was cut while the
-            # resource was deleted and made again: it then knows nothing of the first one's end. In
-            # the foreground, so that the same does not happen to the object and its pods.
-            uid, name = found["metadata"]["uid"], metadata["name"]
-            await self.cluster.delete(
-                manifest["apiVersion"], kind, key[0], name, uid, foreground=True
-            )
+        if await self._take_away(found, body):
+            self._claims.pop(key, None)
             raise ApiError(
                 409, "AlreadyExists", "the one of the last resource of this name is being deleted"
             )
@@ -377,6 +372,32 @@ class Controller:
             f"an object of this name is there that is not this resource's: delete it, or give the "
             f"resource {body['metadata']['name']} another name",
         )
+
+    async def _end_earlier(self, key: Key, body: Object) -> None:
+        """End the Jobs of an earlier resource of this name: this one waits for their pods."""
+        mine = body["metadata"]["uid"]
+        for job in list(self.cache.jobs(key)):
+            if job.owner in ("", mine) or job.deleting:
+                continue
+            found = await self.cluster.get(path_of("batch/v1", "Job", key[0], job.name))
+            if found is not None:
+                await self._take_away(found, body)
+
+    async def _take_away(self, found: Object, body: Object) -> bool:
+        """Delete an object if it was made for an earlier resource of the name of ``body``.
+
+        Kubernetes' garbage collector would, but never does if its watch was cut while the resource
+        was deleted and made again: it then knows nothing of the first one's end. In the foreground,
+        so that the same does not happen to the object and its pods.
+        """
+        if not _left_behind(found, body) or not await self._is_there(body):
+            return False
+        metadata = found["metadata"]
+        await self.cluster.delete(
+            found["apiVersion"], found["kind"], metadata["namespace"], metadata["name"],
+            metadata["uid"], foreground=True,
+        )  # fmt: skip
+        return True
 
     async def _is_there(self, body: Object) -> bool:
         """Whether ``body`` is the resource of its name, by the API server's own word."""
@@ -534,10 +555,10 @@ def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
 
 
 def _left_behind(found: Object, body: Object) -> bool:
-    """Whether an object was made for an earlier resource of the same name; a claim has data, and
-    never is."""
+    """Whether an object was made for an earlier resource of the same name, and is to go with it:
+    a claim has an owner only where its ``retention`` was Delete."""
     mine = body["metadata"]
-    return found["kind"] != "PersistentVolumeClaim" and any(
+    return any(
         (one["apiVersion"], one["kind"], one["name"]) == (API_VERSION, KIND, mine["name"])
         and one.get("controller")
         and one["uid"] != mine["uid"]

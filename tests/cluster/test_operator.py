@@ -154,28 +154,42 @@ def test_delete_leaves_no_orphan_but_the_volume(run, gpu_cluster):
     assert len(run.children("persistentvolumeclaims")) == 1
 
 
-def test_made_again_while_nobody_collects_what_the_first_one_left(run, gpu_cluster):
+@pytest.mark.parametrize("retention", ["Keep", "Delete"])
+@pytest.mark.parametrize("stage", STAGES[:2])
+def test_made_again_while_nobody_collects_what_the_first_one_left(
+    run, gpu_cluster, stage, retention
+):
     """The garbage collector forgets a resource that went and came while its watch was cut."""
     controllers = gpu_cluster.processes["kube-controller-manager"]
-    run.create()
-    run.running("download")
+    run.create(storage={"retention": retention})
+    for before in STAGES[: STAGES.index(stage)]:
+        run.finish(before)
+    run.running(stage)
+    first, (claim,) = run.children("jobs"), run.children("persistentvolumeclaims")
     os.kill(controllers, signal.SIGSTOP)
     try:
         run.delete()
-        run.create()
-        (job,) = run.children("jobs")
-        path = f"/apis/batch/v1/namespaces/{run.namespace}/jobs/{job['metadata']['name']}"
-        eventually(lambda: "deletionTimestamp" in gpu_cluster.admin.get(path)["metadata"])
-        assert "foregroundDeletion" in gpu_cluster.admin.get(path)["metadata"]["finalizers"]
+        run.create(storage={"retention": retention})
+        going = [f"/apis/batch/v1/namespaces/{run.namespace}/jobs/{j['metadata']['name']}"
+                 for j in first]  # fmt: skip
+        if retention == "Delete" and stage == STAGES[0]:  # else the first one's pods are awaited
+            going += [f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims/run-data"]
+        for path in going:
+            eventually(
+                lambda path=path: "deletionTimestamp" in gpu_cluster.admin.get(path)["metadata"]
+            )
+            assert "foregroundDeletion" in gpu_cluster.admin.get(path)["metadata"]["finalizers"]
     finally:
         os.kill(controllers, signal.SIGCONT)
+    uid = run.object["metadata"]["uid"]
 
-    def another():
-        return [j for j in run.children("jobs") if j["metadata"]["uid"] != job["metadata"]["uid"]]
+    def only_its_own():
+        owners = [o["uid"] for j in run.children("jobs") for o in j["metadata"]["ownerReferences"]]
+        return owners == [uid]
 
-    ((owner,),) = [j["metadata"]["ownerReferences"] for j in eventually(another)]
-    assert owner["uid"] == run.object["metadata"]["uid"]
-    assert len(run.children("jobs")) == 1
+    eventually(only_its_own, what=lambda: run.status)
+    (now,) = run.children("persistentvolumeclaims")
+    assert (now["metadata"]["uid"] == claim["metadata"]["uid"]) == (retention == "Keep")
     run.finish("download")
 
 

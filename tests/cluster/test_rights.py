@@ -101,35 +101,42 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
     log = tmp_path / "log"
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
     served = f"namespaces/{namespace}"
-    theirs = {  # the Job of somebody else, the others left behind by another one of the name
-        f"/apis/batch/v1/{served}/jobs/run-download-1": {"suspend": True, "template": template},
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    somebodys = f"/apis/batch/v1/{served}/jobs/run-download-1"
+    left = {  # by another one of the name
+        f"/api/v1/{served}/persistentvolumeclaims/run-data": claim,
         f"/apis/scheduling.k8s.io/v1beta1/{served}/podgroups/run-train-1": {
             "schedulingPolicy": {"gang": {"minCount": 2}}},
         f"/api/v1/{served}/services/run-train": {"ports": [{"port": 80}]},
     }  # fmt: skip
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "uid": "gone"}
     stale = {"ownerReferences": [owner | {"controller": True}], "finalizers": ["test.example/held"]}
-    for path, spec in theirs.items():
+    for path, spec in {somebodys: {"suspend": True, "template": template}, **left}.items():
         folder, _, name = path.rpartition("/")
-        metadata = {"name": name} | ({} if "/jobs/" in path else stale)
+        metadata = {"name": name} | ({} if path == somebodys else stale)
         gpu_cluster.admin.post(folder, {"metadata": metadata, "spec": spec})
     with Operator(gpu_cluster.write_kubeconfig(api), *flags, log=log) as operator:
         run = Resource(gpu_cluster, namespace).create(
             ttlSecondsAfterFinished=1, stages={"train": {"podTemplate": hangs}},
             scheduling={"gang": "Auto"},
         )  # fmt: skip
-        for number, path in enumerate(theirs):
-            whose = "an object of this" if number == 0 else "the one of the last resource of this"
+
+        def told(path, whose):
             what = f"{path.rpartition('/')[2]}: {whose} name"
             eventually(
-                lambda what=what: what in run.condition("ChildrenApplied").get("message", ""),
+                lambda: what in run.condition("ChildrenApplied").get("message", ""),
                 what=lambda: run.status,
             )
-            if number == 0:
-                gpu_cluster.admin.delete(path)
-            else:
+
+        claim, *of_training = left
+        for path in (claim, somebodys, *of_training):
+            if path != somebodys:
+                told(path, "the one of the last resource of this")
                 gpu_cluster.admin.patch(path, {"metadata": {"finalizers": None}})
-            for stage in STAGES[:4] if number == 0 else ():
+                continue
+            told(path, "an object of this")
+            gpu_cluster.admin.delete(path)
+            for stage in STAGES[:4]:
                 run.finish(stage)
         gpu_cluster.finish_pod(namespace, run.running("train")[0], 1)
         run.finish("train", 2)
