@@ -345,6 +345,9 @@ class Cluster:
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
             "--unsafe-no-fsync=true",
+            # the API server compacts every five minutes, but not one that is killed more often
+            "--auto-compaction-mode=periodic",
+            "--auto-compaction-retention=30m",
             "--log-level=warn",
         )
 
