@@ -468,7 +468,8 @@ class _Round:
         (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy)."""
         stage, entry = self._current(), self._entry(pod.stage)
         here = (entry.get("state"), entry.get("attempt")) == ("Running", pod.attempt)
-        if stage is not None and stage.name == pod.stage and here:
+        begun = bool(entry.get("jobUID"))  # else the pod is one that the attempt still waits for
+        if stage is not None and stage.name == pod.stage and here and begun:
             self._fail(stage, entry, Failure("NodeLost", why))
         for job in self.jobs:
             gone = Delete("Job", job.name, job.uid)

@@ -657,6 +657,22 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
     assert (world.status["restarts"], world.status.get("chargedRestarts", 0)) == (1, 0)
 
 
+def test_a_pod_of_an_earlier_resource_on_a_dead_node_is_forced_out_and_is_no_restart():
+    world = World()
+    world.settle()
+    (pod,) = world.start_pods()
+    world.pod(pod, node="dead", deleted=world.now + timedelta(seconds=30))
+    world.jobs.clear()
+    world.body = resource()
+    world.body["metadata"]["uid"] = "u2"
+    world.settle()
+    assert (pod in world.pods, list(world.jobs)) == (True, [])
+    world.tick(91)
+    world.settle()
+    assert (pod in world.pods, list(world.jobs)) == (False, ["run-download-1"])
+    assert world.status["restarts"] == 0
+
+
 def test_a_job_deleted_before_it_was_noted_down_is_made_again_once_its_pods_are_gone():
     world = World()
     first, second = world.to_training()
