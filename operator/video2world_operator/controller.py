@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 from .actions import Apply, Decision, Delete
@@ -21,6 +22,7 @@ from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, STAGE_LABEL, Plan
 from .progress import Event, parse
 from .reconcile import DONE, Policy, outlived, plan_of, reconcile
+from .turns import Turns
 from .workqueue import WorkQueue
 
 __all__ = ["Cache", "Controller", "Key", "Volume"]
@@ -32,7 +34,7 @@ Volume = tuple[str, str, str]  # namespace, claim and folder of it
 Object = Mapping[str, Any]
 MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
 UNSEEN = 5.0  # seconds for which an object just made is taken to be there
-LOOKS_PER_SECOND = 20  # at resources of which no event told: beyond, each is looked at less often
+LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
 _ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.PROGRESSING, Type.SUSPENDED, Type.SUCCEEDED,
@@ -91,6 +93,7 @@ class Controller:
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._accepted: set[Key] = set()  # a moment ago, and nothing was made for them yet
         self._soft_written: dict[Key, float] = {}
+        self._turns: Turns[Key] = Turns(LOOKS_PER_SECOND)
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
         self._logs: dict[Key, dict[str, _Log]] = {}  # by resource and UID of the pod
@@ -121,7 +124,7 @@ class Controller:
             found = await self.foresight.of(key, plan, body, observed.claim)
             observed = replace(observed, preflight=found)
         decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
-        if counts_on_absence(before, decision) and not just_accepted:
+        if counts_on_absence(before, decision, partial(self._just_made, key)) and not just_accepted:
             observed = await self._look_again(key, observed)
             decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
         if decision.status is None or decision.status == before:
@@ -168,6 +171,7 @@ class Controller:
         for store in (self._written, self._soft_written, self._problems, self._claims, self._told,
                       self._made, self._logs, self._shares):  # fmt: skip
             store.pop(key, None)
+        self._turns.forget(key)
         self.queue.forget(key)
         self.foresight.forget(key)
 
@@ -182,7 +186,9 @@ class Controller:
         if decision.wake is not None:
             self._wake_at(key, decision.wake)
         if any(not pod.over for pod in observed.pods):
-            self.queue.add(key, self.pause)
+            # thousands that began together would else be looked at together, and hold others up
+            now = time.monotonic()
+            self.queue.add(key, self._turns.next(key, now, self.pause) - now)
 
     @property
     def pause(self) -> float:
@@ -338,10 +344,9 @@ class Controller:
 
     async def _apply(self, key: Key, manifest: Object, body: Object) -> None:
         """Make the object unless it is there; one of somebody else's is never touched."""
-        metadata, kind = manifest["metadata"], manifest["kind"]
-        path = path_of(manifest["apiVersion"], kind, metadata["namespace"], metadata["name"])
+        metadata, kind, path = manifest["metadata"], manifest["kind"], _path(manifest)
         made, now = self._made.setdefault(key, {}), time.monotonic()
-        if now - made.get(path, 0.0) < UNSEEN:  # the watch is still to bring it
+        if self._just_made(key, manifest):  # the watch is still to bring it
             self.queue.add(key, UNSEEN)
             return
         # the claim is asked for at every stage, and there from the first one on
@@ -372,6 +377,10 @@ class Controller:
             f"an object of this name is there that is not this resource's: delete it, or give the "
             f"resource {body['metadata']['name']} another name",
         )
+
+    def _just_made(self, key: Key, manifest: Object) -> bool:
+        """Whether the object was made so lately that it need not have been seen yet."""
+        return time.monotonic() - self._made.get(key, {}).get(_path(manifest), 0.0) < UNSEEN
 
     async def _end_earlier(self, key: Key, body: Object) -> None:
         """End the Jobs of an earlier resource of this name: this one waits for their pods."""
@@ -524,10 +533,19 @@ def _before(body: Object, over: str, outcome: Object) -> bool:
     return bool(version == over)
 
 
-def counts_on_absence(before: Object, decision: Decision) -> bool:
+def _path(manifest: Object) -> str:
+    metadata = manifest["metadata"]
+    return path_of(
+        manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
+    )
+
+
+def counts_on_absence(
+    before: Object, decision: Decision, just_made: Callable[[Object], bool] = lambda manifest: False
+) -> bool:
     """Whether ``decision`` would be wrong if there were a Job or pod that was not seen, or not as
     it is: an attempt is given up, another one is started or one anew, or it is said that nothing
-    runs."""
+    runs. A Job that was ``just_made`` is not made again."""
     after = decision.status or {}
     ends = after.get("phase") in ("Failed", "Succeeded", "Suspended")
     if ends and after.get("phase") != before.get("phase"):
@@ -537,7 +555,8 @@ def counts_on_absence(before: Object, decision: Decision) -> bool:
     at_work = {(e["name"], str(e.get("attempt"))) for e in before.get("stages") or []
                if e["state"] == "Running"}  # fmt: skip
     labels = [a.manifest["metadata"]["labels"] for a in decision.actions
-              if isinstance(a, Apply) and a.manifest["kind"] == "Job"]  # fmt: skip
+              if isinstance(a, Apply) and a.manifest["kind"] == "Job"
+              and not just_made(a.manifest)]  # fmt: skip
     made = {(its[STAGE_LABEL], its[ATTEMPT_LABEL]) for its in labels}
     return bool(made & at_work) or any(attempt != "1" for _, attempt in made)
 
