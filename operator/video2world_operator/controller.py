@@ -366,7 +366,7 @@ class Controller:
             if "deletionTimestamp" in found["metadata"]:
                 raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
             return
-        if await self._take_away(found, body):
+        if await self._take_away([found], body):
             self._claims.pop(key, None)
             raise ApiError(
                 409, "AlreadyExists", "the one of the last resource of this name is being deleted"
@@ -385,27 +385,29 @@ class Controller:
     async def _end_earlier(self, key: Key, body: Object) -> None:
         """End the Jobs of an earlier resource of this name: this one waits for their pods."""
         mine = body["metadata"]["uid"]
-        for job in list(self.cache.jobs(key)):
-            if job.owner in ("", mine) or job.deleting:
-                continue
-            found = await self.cluster.get(path_of("batch/v1", "Job", key[0], job.name))
-            if found is not None:
-                await self._take_away(found, body)
+        paths = [path_of("batch/v1", "Job", key[0], job.name) for job in self.cache.jobs(key)
+                 if job.owner not in ("", mine) and not job.deleting]  # fmt: skip
+        found = [await self.cluster.get(path) for path in paths]
+        await self._take_away([one for one in found if one is not None], body)
 
-    async def _take_away(self, found: Object, body: Object) -> bool:
-        """Delete an object if it was made for an earlier resource of the name of ``body``.
+    async def _take_away(self, found: Sequence[Object], body: Object) -> bool:
+        """Delete what of ``found`` was made for an earlier resource of the name of ``body``, if
+        anything was; whether it was.
 
         Kubernetes' garbage collector would, but never does if its watch was cut while the resource
         was deleted and made again: it then knows nothing of the first one's end. In the foreground,
-        so that the same does not happen to the object and its pods.
+        so that the same does not happen to the objects and their pods. Whether ``body`` is still
+        the resource of its name is asked after they were found: none can be of a later one.
         """
-        if not _left_behind(found, body) or not await self._is_there(body):
+        left = [one for one in found if _left_behind(one, body)]
+        if not left or not await self._is_there(body):
             return False
-        metadata = found["metadata"]
-        await self.cluster.delete(
-            found["apiVersion"], found["kind"], metadata["namespace"], metadata["name"],
-            metadata["uid"], foreground=True,
-        )  # fmt: skip
+        for one in left:
+            metadata = one["metadata"]
+            await self.cluster.delete(
+                one["apiVersion"], one["kind"], metadata["namespace"], metadata["name"],
+                metadata["uid"], foreground=True,
+            )  # fmt: skip
         return True
 
     async def _is_there(self, body: Object) -> bool:

@@ -101,10 +101,10 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
     log = tmp_path / "log"
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
     served = f"namespaces/{namespace}"
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     somebodys = f"/apis/batch/v1/{served}/jobs/run-download-1"
     left = {  # by another one of the name
-        f"/api/v1/{served}/persistentvolumeclaims/run-data": claim,
+        f"/api/v1/{served}/persistentvolumeclaims/run-data": wanted,
         f"/apis/scheduling.k8s.io/v1beta1/{served}/podgroups/run-train-1": {
             "schedulingPolicy": {"gang": {"minCount": 2}}},
         f"/api/v1/{served}/services/run-train": {"ports": [{"port": 80}]},
@@ -128,16 +128,18 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
                 what=lambda: run.status,
             )
 
+        def goes(path):
+            told(path, "the one of the last resource of this")
+            gpu_cluster.admin.patch(path, {"metadata": {"finalizers": None}})
+
         claim, *of_training = left
-        for path in (claim, somebodys, *of_training):
-            if path != somebodys:
-                told(path, "the one of the last resource of this")
-                gpu_cluster.admin.patch(path, {"metadata": {"finalizers": None}})
-                continue
-            told(path, "an object of this")
-            gpu_cluster.admin.delete(path)
-            for stage in STAGES[:4]:
-                run.finish(stage)
+        goes(claim)
+        told(somebodys, "an object of this")
+        gpu_cluster.admin.delete(somebodys)
+        for stage in STAGES[:4]:
+            run.finish(stage)
+        for path in of_training:
+            goes(path)
         gpu_cluster.finish_pod(namespace, run.running("train")[0], 1)
         run.finish("train", 2)
         run.finish("inference")
