@@ -39,6 +39,7 @@ _RETRIED = (429, 500, 502, 503, 504)
 _DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
 _LOG_BYTES = 256 << 10
 PAGE = 500  # objects of a listing
+SMALL_PAGE = 50  # of one that is read beside other work: what is decoded at once holds that up
 WATCH_SECONDS = 300  # after which the server is asked to end a watch
 SILENCE = 150  # seconds: the server sends a bookmark about once a minute
 
@@ -243,24 +244,24 @@ class Cluster:
         return found
 
     async def pages(
-        self, path: str, *, accept: str = "application/json", **params: str
+        self, path: str, *, accept: str = "application/json", page: int = PAGE, **params: str
     ) -> AsyncIterator[Object]:
-        """The listing at ``path``, page by page: thousands at once would take their memory."""
-        params["limit"] = str(PAGE)
+        """The listing at ``path``, ``page`` objects at a time: all at once would take memory."""
+        params["limit"] = str(page)
         while True:
-            page = await self.request("GET", path, params=params, accept=accept)
-            page["items"] = page["items"] or []  # null when there are none
-            yield page
-            if not page["metadata"].get("continue"):
+            found = await self.request("GET", path, params=params, accept=accept)
+            found["items"] = found["items"] or []  # null when there are none
+            yield found
+            if not found["metadata"].get("continue"):
                 return
-            params["continue"] = page["metadata"]["continue"]
+            params["continue"] = found["metadata"]["continue"]
 
     async def listed(
-        self, path: str, *, accept: str = "application/json", **params: str
+        self, path: str, *, accept: str = "application/json", page: int = PAGE, **params: str
     ) -> AsyncIterator[Object]:
-        """The objects at ``path``."""
-        async for page in self.pages(path, accept=accept, **params):
-            for item in page["items"]:
+        """The objects at ``path``; see :meth:`pages`."""
+        async for found in self.pages(path, accept=accept, page=page, **params):
+            for item in found["items"]:
                 yield item
 
     async def watch(self, path: str, **params: str) -> AsyncGenerator[Object, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -11,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
-from .actions import Apply, Decision, Delete
+from .actions import Action, Apply, Decision, Delete
 from .cluster import ApiError, Cluster, path_of
 from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
@@ -186,9 +187,13 @@ class Controller:
         if decision.wake is not None:
             self._wake_at(key, decision.wake)
         if any(not pod.over for pod in observed.pods):
-            # thousands that began together would else be looked at together, and hold others up
-            now = time.monotonic()
-            self.queue.add(key, self._turns.next(key, now, self.pause) - now)
+            self.look_later(key)
+
+    def look_later(self, key: Key) -> None:
+        """Reconcile ``key`` in its turn, though nothing be told of it: thousands that began
+        together would else be looked at together, and hold others up."""
+        now = time.monotonic()
+        self.queue.add(key, self._turns.next(key, now, self.pause) - now)
 
     @property
     def pause(self) -> float:
@@ -319,17 +324,18 @@ class Controller:
         """Carry the actions out; what the API server refuses becomes a condition."""
         problems: list[str] = []
         failure: Exception | None = None
-        for action in decision.actions:
-            try:
-                if isinstance(action, Apply):
-                    await self._apply(key, action.manifest, body)
-                else:
-                    await self._delete(key, body, action)
-            except ApiError as error:
-                failure = error
-                problems.append(f"{_what(action)}: {error}")
-                if isinstance(action, Apply):
-                    break  # the objects after it may need this one
+        for actions in _steps(decision.actions):
+            outcomes = await asyncio.gather(
+                *(self._carry_out(key, body, action) for action in actions), return_exceptions=True
+            )
+            for action, error in zip(actions, outcomes, strict=True):
+                if isinstance(error, ApiError):
+                    failure = error
+                    problems.append(f"{_what(action)}: {error}")
+                elif error is not None:
+                    raise error
+            if problems and isinstance(actions[-1], Apply):
+                break  # the objects after them may need these
         before = self._problems.get(key, ())
         if problems:
             self._problems[key] = tuple(problems)
@@ -342,6 +348,12 @@ class Controller:
             del self._problems[key]
             self.queue.add(key)
 
+    async def _carry_out(self, key: Key, body: Object, action: Action) -> None:
+        if isinstance(action, Apply):
+            await self._apply(key, action.manifest, body)
+        else:
+            await self._delete(key, body, action)
+
     async def _apply(self, key: Key, manifest: Object, body: Object) -> None:
         """Make the object unless it is there; one of somebody else's is never touched."""
         metadata, kind, path = manifest["metadata"], manifest["kind"], _path(manifest)
@@ -352,7 +364,9 @@ class Controller:
         # the claim is asked for at every stage, and there from the first one on
         found = await self.cluster.get(path) if kind == "PersistentVolumeClaim" else None
         if found is None and await self.cluster.create(manifest):
-            self._made[key] = {p: t for p, t in made.items() if now - t < UNSEEN} | {path: now}
+            made[path] = now
+            for old in [one for one, then in made.items() if now - then >= UNSEEN]:
+                del made[old]
             return
         found = found or await self.cluster.get(path)
         if found is None:  # it has gone meanwhile
@@ -487,6 +501,22 @@ class Controller:
         except (ApiError, OSError) as error:  # an event is worth no retry
             if not isinstance(error, ApiError) or error.code != 409:
                 log.warning("no event %s for %s: %s", reason, metadata["name"], error)
+
+
+def _steps(actions: Iterable[Action]) -> list[list[Action]]:
+    """The actions in their order; objects one after the other of which none is a Job are made at
+    the same time, as only Jobs need others."""
+    steps: list[list[Action]] = []
+    for action in actions:
+        if steps and _needs_none(action) and _needs_none(steps[-1][-1]):
+            steps[-1].append(action)
+        else:
+            steps.append([action])
+    return steps
+
+
+def _needs_none(action: Action) -> bool:
+    return isinstance(action, Apply) and action.manifest["kind"] != "Job"
 
 
 def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool:

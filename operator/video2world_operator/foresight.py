@@ -1,22 +1,24 @@
 """The operator's own preflight: the checks of :mod:`.preflight` for which it has the rights.
 
-Made when a resource is accepted and again before training, so that who waits hours for data learns
-at once that no node will take the training pods. It holds nothing back: figures are estimates, and
-nodes may yet come.
+Made when a resource is accepted and again during the stage before training, so that who waits hours
+for data learns at once that no node will take the training pods. It holds nothing back: figures are
+estimates, and nodes may yet come. Nor does it hold training up, which is why it is not made when
+that is to begin.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .cluster import ApiError, Cluster
+from .cluster import SMALL_PAGE, ApiError, Cluster
 from .needs import needs
 from .observed import Claim
 from .plan import Plan
 from .preflight import Verdict, before_training
-from .reconcile import DONE
 
 __all__ = ["Foresight"]
 
@@ -31,7 +33,8 @@ class Foresight:
         self._cluster = cluster
         self._nodes: Sequence[Mapping[str, Any]] | None = None
         self._seen_at = float("-inf")
-        # by resource: of which spec, and whether just before training; and what was found
+        self._looking = asyncio.Lock()
+        # by resource: of which spec, and whether in the stage before training; and what was found
         self._known: dict[tuple[str, str], tuple[tuple[int, bool], list[str]]] = {}
 
     async def of(
@@ -41,7 +44,7 @@ class Foresight:
         states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
         if states.get("train", "Pending") != "Pending":
             return None
-        moment = body["metadata"]["generation"], states.get("latents") in DONE
+        moment = body["metadata"]["generation"], states.get("latents", "Pending") != "Pending"
         known = self._known.get(key)
         if known is None or known[0] != moment:
             spec = plan.resource.spec
@@ -66,21 +69,28 @@ class Foresight:
         return [f"{check.name}: {check.text}; {check.remedy}" for check in failed]
 
     async def _look(self) -> Sequence[Mapping[str, Any]] | None:
-        if time.monotonic() - self._seen_at > FRESH:
-            self._seen_at = time.monotonic()
-            try:
-                found = await self._cluster.get("/api/v1/nodes") or {}
-            except (ApiError, OSError):
-                return self._nodes  # it is not worth holding up a reconciliation
-            # of thousands of nodes only what is asked of them is kept
-            self._nodes = [_trimmed(node) for node in found.get("items", [])]
+        if self._nodes is None or not self._looking.locked():  # others take what was seen before
+            async with self._looking:
+                if time.monotonic() - self._seen_at > FRESH:
+                    self._seen_at = time.monotonic()
+                    await self._list()
         return self._nodes
 
+    async def _list(self) -> None:
+        same: dict[str, Mapping[str, Any]] = {}
+        found = self._cluster.listed("/api/v1/nodes", page=SMALL_PAGE)
+        with contextlib.suppress(ApiError, OSError):  # not worth holding up a reconciliation
+            self._nodes = [_trimmed(node, same) async for node in found]
 
-def _trimmed(node: Mapping[str, Any]) -> Mapping[str, Any]:
+
+def _trimmed(node: Mapping[str, Any], same: dict[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of thousands of nodes only what is asked of them; what is the ``same`` is one object, by
+    which :mod:`.preflight` knows nodes that are alike."""
     spec, status = node.get("spec") or {}, node.get("status") or {}
+    kept = {key: spec[key] for key in ("taints", "unschedulable") if key in spec}
+    room = {"allocatable": status.get("allocatable") or {}}
     return {
         "metadata": {"labels": node["metadata"].get("labels") or {}},
-        "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
-        "status": {"allocatable": status.get("allocatable") or {}},
+        "spec": same.setdefault(repr(kept), kept),
+        "status": same.setdefault(repr(room), room),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from .cache import RESOURCES, WatchCache
-from .cluster import Cluster
+from .cluster import SMALL_PAGE, Cluster
 from .controller import Key
 from .metrics import Metrics
 from .models import KIND
@@ -47,7 +47,7 @@ class Freshness:
         there: set[str] = set()
         for namespace in self._namespaces:
             path = RESOURCES.path(namespace)
-            async for item in self._cluster.listed(path, accept=_METADATA):
+            async for item in self._cluster.listed(path, accept=_METADATA, page=SMALL_PAGE):
                 metadata = item["metadata"]
                 there.add(metadata["uid"])
                 body = self._cache.resource((metadata["namespace"], metadata["name"]))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from . import gang
@@ -39,6 +40,7 @@ ATTENTION: Mapping[str, tuple[int, ...]] = {
 }
 
 
+_GPU_LABELS = ("nvidia.com/gpu.product", "nvidia.com/gpu.memory", "nvidia.com/gpu.compute.major")
 _MORE_ROOM = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
 
 
@@ -281,11 +283,15 @@ def _nodes(
     for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", _pods(stage)
         asked = _asked(stage)
-        why = [_misfit(stage, asked, node) for node in seen.nodes]
-        fitting = [node for node, misfit in zip(seen.nodes, why, strict=True) if not misfit]
-        room = sum(_room(asked, node) for node in fitting)
+        kinds = [(node, count, _misfit(stage, asked, node))
+                 for node, count in _kinds(seen.nodes, stage)]  # fmt: skip
+        fitting = [(node, count) for node, count, misfit in kinds if not misfit]
+        room = sum(count * _room(asked, node) for node, count in fitting)
         if room < wanted:
-            counts = Counter(filter(None, why))
+            counts: Counter[str] = Counter()
+            for _, count, misfit in kinds:
+                counts[misfit] += count
+            del counts[""]  # of those that fit
             told = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
             text = f"there is room for {room} of {wanted} pods on {len(seen.nodes)} nodes"
             remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
@@ -294,7 +300,7 @@ def _nodes(
             yield Check(name, Verdict.OK, f"there is room for {wanted} pods and more"
                         if room > wanted else f"there is room for just {wanted} pods")  # fmt: skip
             if plan.resource.spec.device == "GPU":
-                yield from _kind(plan, need, [_gpu(node) for node in fitting])
+                yield from _kind(plan, need, [_gpu(node) for node, _ in fitting])
             if (sampler := _sampler(plan)) is not None:
                 yield _beside(stage, sampler, seen.nodes)
 
@@ -306,23 +312,44 @@ def _sampler(plan: Plan) -> Stage | None:
     return replace(plan.stage("inference"), make=plan.sampling)
 
 
+def _kinds(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Object, int]]:
+    """One node of each kind of which nothing here can tell the others, and how many there are. What
+    is alike in spec or status is known by its being one object: compared they would take longer
+    than what is saved."""
+    names = [*_GPU_LABELS]
+    for stage in stages:
+        names += stage.job["spec"]["template"]["spec"].get("nodeSelector") or {}
+    first: dict[tuple[Any, ...], Object] = {}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for node in nodes:
+        labels = node["metadata"].get("labels") or {}
+        kind = (id(node.get("spec")), id(node.get("status")), *map(labels.get, names))
+        first.setdefault(kind, node)
+        counts[kind] += 1
+    return [(first[kind], count) for kind, count in counts.items()]
+
+
 def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
     """Whether the sampler's pods find room while all pods of the train group run."""
-
     asked, beside = _asked(train), _asked(sampler)
+    kinds = _kinds(nodes, train, sampler)
+    rooms = [0 if _misfit(train, asked, node) else _room(asked, node) for node, _ in kinds]
 
-    def left(node: Object, pods: int) -> int:
+    @cache
+    def left(kind: int, pods: int) -> int:
         """Pods of the sampler for which a node has room with so many of the train group."""
         taken = {name: pods * amount for name, amount in (asked | {"pods": 1}).items()}
+        node, _ = kinds[kind]
         return 0 if _misfit(sampler, beside, node) else _room(beside, node, taken)
 
-    rooms = [0 if _misfit(train, asked, node) else _room(asked, node) for node in nodes]
-    placed = [0] * len(nodes)
+    # nodes by their kind and how many pods of the train group they have
+    placed = Counter({(kind, 0): count for kind, (_, count) in enumerate(kinds)})
     for _ in range(_pods(train)):  # each where it costs the sampler least
-        open_ = [i for i, room in enumerate(rooms) if placed[i] < room]
-        best = min(open_, key=lambda i: left(nodes[i], placed[i]) - left(nodes[i], placed[i] + 1))
-        placed[best] += 1
-    room, wanted = sum(map(left, nodes, placed)), _pods(sampler)
+        open_ = [(kind, pods) for (kind, pods), n in placed.items() if n and pods < rooms[kind]]
+        kind, pods = min(open_, key=lambda place: left(*place) - left(place[0], place[1] + 1))
+        placed[kind, pods] -= 1
+        placed[kind, pods + 1] += 1
+    room, wanted = sum(n * left(*place) for place, n in placed.items()), _pods(sampler)
     if room >= wanted:
         return Check("nodes for samples", Verdict.OK, f"there is room for {wanted} beside training")
     text = f"beside training there is room for {room} of {wanted} pods: samples come late or never"
@@ -391,9 +418,9 @@ def _resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:
 def _gpu(node: Object) -> Gpu:
     """As NVIDIA's GPU feature discovery labels it; what it does not say is unknown."""
     labels = node["metadata"].get("labels") or {}
-    memory, major = labels.get("nvidia.com/gpu.memory"), labels.get("nvidia.com/gpu.compute.major")
+    product, memory, major = map(labels.get, _GPU_LABELS)
     return Gpu(
-        labels.get("nvidia.com/gpu.product", "a GPU of unknown kind"),
+        product or "a GPU of unknown kind",
         float(memory) * 2**20 if memory else 0,
         int(major) if major else 0,
     )

@@ -20,7 +20,7 @@ from typing import TypeVar
 from . import __version__
 from .cache import CHILDREN, WatchCache
 from .cluster import ApiError, Cluster, LoginFailed, path_of
-from .controller import LOOKS_PER_SECOND, Controller, Key
+from .controller import Controller, Key
 from .discovery import discover
 from .handlers import fill, watch
 from .health import Freshness, Health, serve
@@ -304,7 +304,5 @@ async def _keep_house(
             continue
         if lacking:
             raise _RightsLost(f"may no longer {', '.join(lacking)}")
-        known = cache.known()
-        for number, key in enumerate(known):  # spread evenly, and not more than LOOKS_PER_SECOND
-            wait = max(options.housekeeping, len(known) / LOOKS_PER_SECOND)
-            controller.queue.add(key, options.housekeeping + wait * number / len(known))
+        for key in cache.known():
+            controller.look_later(key)

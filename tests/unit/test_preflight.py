@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from video2world_operator import preflight
 from video2world_operator.api import parse
 from video2world_operator.cli import main
 from video2world_operator.cluster import ApiError
@@ -348,11 +349,14 @@ class Nodes:
     def __init__(self, *nodes):
         self.nodes, self.asked, self.away = nodes, 0, False
 
-    async def get(self, path):
+    async def listed(self, path, page):
+        assert path == "/api/v1/nodes"
         self.asked += 1
         if self.away:
             raise ApiError(500, "", "away")
-        return {"items": list(self.nodes)}
+        for found in self.nodes:
+            await asyncio.sleep(0)
+            yield found
 
 
 def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
@@ -375,6 +379,50 @@ def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
     server.away, clock[0] = True, 122
     assert asyncio.run(foresight.judge(plan, "1Ti")) == []
     assert server.asked == 3
+
+
+def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_seen(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("video2world_operator.foresight.time.monotonic", lambda: clock[0])
+    server, plan = Nodes(node(4)), make_plan(resource())
+
+    async def both():
+        foresight = Foresight(server)
+        foresight.sees_nodes = True
+        first = await asyncio.gather(*(foresight.judge(plan, "1Ti") for _ in range(2)))
+        server.nodes, clock[0] = (node(8),), 61
+        looks = asyncio.create_task(foresight.judge(plan, "1Ti"))
+        await asyncio.sleep(0)
+        return first, await foresight.judge(plan, "1Ti"), await looks
+
+    first, beside, anew = asyncio.run(both())
+    assert [len(found) for found in first] == [1, 1]
+    assert beside == first[0]
+    assert anew == []
+    assert server.asked == 2
+
+
+def test_of_nodes_that_are_alike_one_is_looked_at(monkeypatch):
+    looked = []
+    misfit = preflight._misfit
+    monkeypatch.setattr(preflight, "_misfit", lambda *of: looked.append(of) or misfit(*of))
+    several = [node(8), {**node(8), "spec": {"unschedulable": True}}, node(8, labels={"zone": "b"})]
+    server = Nodes(*several * 500)
+    foresight = Foresight(server)
+    foresight.sees_nodes = True
+
+    def judged(**spec):
+        looked.clear()
+        plan = make_plan(resource(training={"nodes": 1000}, **EVERY, **spec))
+        return asyncio.run(foresight.judge(plan, "1Ti")), len(looked)
+
+    found, times = judged()  # of two kinds, as nobody asks for the zone
+    assert found == []
+    assert times < 10
+    pinned = {"train": {"nodeSelector": {"zone": "b"}}}
+    (found,), times = judged(stages=pinned)
+    assert "500 of 1000 pods on 1500 nodes (500 without the label zone=b; 500 cordoned)" in found
+    assert times == 3
 
 
 class _Registry(BaseHTTPRequestHandler):

@@ -58,7 +58,10 @@ class Keeper:
             [sys.executable, "-I", "-S", str(KEEPER), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for the owner, which then closes this
+            # A Ctrl-C is for the owner, which then closes this. Not a session of its own: by the
+            # kernel's sched_autogroup whole sessions take turns, and a process in another one was
+            # seen to wait 0.3 s for a core.
+            process_group=0,
         )
 
     def start(self, name: str, argv: Sequence[str | Path]) -> Process:
