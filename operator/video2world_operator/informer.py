@@ -58,8 +58,10 @@ class Informer:
             try:
                 if not self._version:
                     await self._list()
-                path, only = self._kind.path(self._namespace), {"labelSelector": RESOURCE_LABEL}
-                watch = self._cluster.watch(path, resourceVersion=self._version, **only)
+                watch = self._cluster.watch(
+                    self._kind.path(self._namespace),
+                    resourceVersion=self._version, labelSelector=RESOURCE_LABEL,
+                )  # fmt: skip
                 async with aclosing(watch) as events:
                     async for event in events:
                         self._take(event)
@@ -76,14 +78,14 @@ class Informer:
 
     async def _list(self) -> None:
         """Bring the cache up to date; what it has and the listing has not is gone."""
-        path, only = self._kind.path(self._namespace), {"labelSelector": RESOURCE_LABEL}
         known = {
             uid: key
             for uid, key in self._cache.uids(self._kind.kind).items()
             if self._namespace in (None, key[0])
         }
         there, version = set(), ""
-        async for page in self._cluster.pages(path, **only):
+        path = self._kind.path(self._namespace)
+        async for page in self._cluster.pages(path, labelSelector=RESOURCE_LABEL):
             for body in page["items"]:
                 there.add(body["metadata"]["uid"])
                 self._put(body)
