@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                        help="only these kinds of faults; not for the record")  # fmt: skip
     flags.add_argument("--shrink", action="store_true",
                        help="with --seed: leave out faults as long as it still fails")  # fmt: skip
+    flags.add_argument("--trace", action="store_true",
+                       help="with --seed: leave its trace though it holds")  # fmt: skip
     flags.add_argument("--anew", action="store_true",
                        help="a new record; else seeds that it has are not run again")  # fmt: skip
     flags.add_argument("--minutes", type=float, default=1e9, help="begin no seed after so long")
@@ -133,7 +135,7 @@ class _Series:
         print(f"seed {seed}: {'BROKEN' if one.broken else 'held'} {json.dumps(one.figures)}")
         for broken in one.broken[:10]:
             print(f"  {broken.invariant}: {broken.resource}: {broken.text[-400:]}")
-        if one.broken:
+        if one.broken or self._args.trace:
             path = one.write(TRACES, self._arena.logs())
             print(f"  {path.relative_to(ROOT)}; again: python -m benchmarks.chaos --seed {seed}")
         sys.stdout.flush()

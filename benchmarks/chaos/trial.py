@@ -43,7 +43,8 @@ class Trial:
     broken: list[Broken]
     figures: dict[str, Any]
     deeds: list[str]  # what was done when
-    journals: dict[str, list[str]]  # of the resources for which something did not hold
+    # of the resources for which something did not hold; of all if everything held
+    journals: dict[str, list[str]]
 
     def told(self) -> dict[str, Any]:
         """As the record has it."""
@@ -121,7 +122,8 @@ def run(
             "operator_ends": dict(arena.deployment.ends - before[1]),
         }
         flagged = {one.resource for one in checker.broken}
-        journals = {f"{r.name} {r.uid}": list(r.journal) for r in runs if r.name in flagged}
+        journals = {f"{r.name} {r.uid}": list(r.journal) for r in runs
+                    if r.name in flagged or not flagged}  # fmt: skip
         return Trial(seed, list(checker.broken), figures, deeds, journals)
 
 
