@@ -50,7 +50,9 @@ async def noise(count: int, starts: int) -> dict[str, Any]:
     system = Ours()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Cluster(nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES) as cluster,
+        Cluster(
+            nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True
+        ) as cluster,
     ):
         for name in (NAMESPACE, NOISY):
             cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": name}})

@@ -158,7 +158,9 @@ def usage(pids: Sequence[int]) -> dict[str, float]:
 
 async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
     """All figures of one system, on a cluster of its own."""
-    with Cluster(nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES) as cluster:
+    with Cluster(
+        nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True
+    ) as cluster:
         cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         async with client_of(cluster) as client:
             load = Load(system, cluster, client, scale)

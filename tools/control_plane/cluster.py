@@ -62,6 +62,7 @@ class Cluster:
         audited: rules of the audit log that go before those of AUDIT_POLICY.
         address: where the API server listens and is told of to pods; 127.0.0.1 is no way for pods.
         readable_store: store everything in JSON, so that ``store`` shows every object's states.
+        roomy: let the API server take up to 8 GiB of memory rather than collect its garbage often.
         worker_logs: what every container of a name prints, in lines, on the fake nodes; what
             ``write_pod_log`` gives a pod stands instead of that.
 
@@ -80,9 +81,10 @@ class Cluster:
         audited: Sequence[dict[str, Any]] = (),
         address: str = "127.0.0.1",
         readable_store: bool = False,
+        roomy: bool = False,
         worker_logs: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.address = address
+        self.address, self._roomy = address, roomy
         self._worker_logs = worker_logs or {}
         self._readable_store = readable_store
         self._lease_seconds, self._audited = lease_seconds, audited
@@ -330,8 +332,9 @@ class Cluster:
         self.admin = self.user("admin", "system:masters")
         self.admin.write_kubeconfig(self.kubeconfig)
 
-    def _launch(self, name: str, *flags: str) -> None:
-        self._running[name] = self._keeper.start(name, [self.binaries[name], *flags])
+    def _launch(self, name: str, *flags: str, environment: Sequence[str] = ()) -> None:
+        argv = [*(("env", *environment) if environment else ()), self.binaries[name], *flags]
+        self._running[name] = self._keeper.start(name, argv)
 
     def _run_etcd(self) -> None:
         client = f"http://127.0.0.1:{self._etcd_port}"
@@ -379,6 +382,7 @@ class Cluster:
             "--audit-log-maxsize=4096",  # in MiB: never a second file within a test session
             *(gang if self._native_gang else ()),
             *(("--storage-media-type=application/json",) if self._readable_store else ()),
+            environment=("GOGC=1000", "GOMEMLIMIT=8GiB") if self._roomy else (),
         )
         self._wait("the API server", lambda: self.admin.get("/readyz"))
 
