@@ -333,8 +333,8 @@ class Cluster:
         self.admin.write_kubeconfig(self.kubeconfig)
 
     def _launch(self, name: str, *flags: str, environment: Sequence[str] = ()) -> None:
-        argv = [*(("env", *environment) if environment else ()), self.binaries[name], *flags]
-        self._running[name] = self._keeper.start(name, argv)
+        told = ("env", *environment) if environment else ()
+        self._running[name] = self._keeper.start(name, (*told, self.binaries[name], *flags))
 
     def _run_etcd(self) -> None:
         client = f"http://127.0.0.1:{self._etcd_port}"
