@@ -9,8 +9,15 @@ from email.utils import format_datetime
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
+from video2world_operator.actions import Apply, Delete
 from video2world_operator.cache import WatchCache
-from video2world_operator.controller import _before, waits_for_us
+from video2world_operator.controller import (
+    LOOKS_PER_SECOND,
+    Controller,
+    _before,
+    _steps,
+    waits_for_us,
+)
 from video2world_operator.leader import Leadership, LeaseTimes
 from video2world_operator.models import KIND
 from video2world_operator.observed import Job, Pod
@@ -158,3 +165,23 @@ def test_whose_gpus_wait_for_nothing_else_overtakes():
     ended = [{"type": "Failed", "status": "True", "reason": "", "message": ""}]
     running["status"]["conditions"] = ended
     assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
+
+
+def test_only_jobs_wait_for_what_comes_before_them():
+    old = Delete("Job", "run-latents-1", "u")
+    kinds = ("PersistentVolumeClaim", "PodGroup", "Service", "Job")
+    claim, group, service, job = (Apply({"kind": kind}) for kind in kinds)
+    assert _steps([old, claim, group, service, job, job, claim]) == [
+        [old], [claim, group, service], [job], [job], [claim]]  # fmt: skip
+    assert _steps([]) == []
+
+
+def test_housekeeping_gives_no_second_turn():
+    controller, keys = Controller(None, WatchCache()), [("ns", f"run-{n}") for n in range(80)]
+    for _ in range(2):
+        for key in keys:
+            controller.look_later(key)
+    due = controller.queue._due
+    assert due.keys() == set(keys)
+    between = (max(due.values()) - min(due.values())) / (len(keys) - 1)
+    assert abs(between - 1 / LOOKS_PER_SECOND) < 0.001
