@@ -504,19 +504,25 @@ class Controller:
 
 
 def _steps(actions: Iterable[Action]) -> list[list[Action]]:
-    """The actions in their order; objects one after the other of which none is a Job are made at
-    the same time, as only Jobs need others."""
+    """The actions in their order; what does not need those before it is carried out with them."""
     steps: list[list[Action]] = []
     for action in actions:
-        if steps and _needs_none(action) and _needs_none(steps[-1][-1]):
+        if steps and _beside(action) and _beside(steps[-1][-1]):
             steps[-1].append(action)
         else:
             steps.append([action])
     return steps
 
 
-def _needs_none(action: Action) -> bool:
-    return isinstance(action, Apply) and action.manifest["kind"] != "Job"
+def _beside(action: Action) -> bool:
+    """Whether an object may be made while the others of its attempt are: a Service, a PodGroup, and
+    a Job whose pods wait for their PodGroup by themselves (KEP-4671)."""
+    if not isinstance(action, Apply):
+        return False
+    manifest = action.manifest
+    if manifest["kind"] == "Job":
+        return "schedulingGroup" in manifest["spec"]["template"]["spec"]
+    return manifest["kind"] in ("PodGroup", "Service")
 
 
 def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool:

@@ -167,12 +167,15 @@ def test_whose_gpus_wait_for_nothing_else_overtakes():
     assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
 
 
-def test_only_jobs_wait_for_what_comes_before_them():
+def test_what_needs_nothing_before_it_is_made_beside_it():
     old = Delete("Job", "run-latents-1", "u")
-    kinds = ("PersistentVolumeClaim", "PodGroup", "Service", "Job")
-    claim, group, service, job = (Apply({"kind": kind}) for kind in kinds)
-    assert _steps([old, claim, group, service, job, job, claim]) == [
-        [old], [claim, group, service], [job], [job], [claim]]  # fmt: skip
+    kinds = ("PersistentVolumeClaim", "PodGroup", "Service")
+    claim, group, service = (Apply({"kind": kind}) for kind in kinds)
+    job, gang = (Apply({"kind": "Job", "spec": {"template": {"spec": spec}}})
+                 for spec in ({}, {"schedulingGroup": {"podGroupName": "g"}}))  # fmt: skip
+    assert _steps([old, claim, group, service, gang]) == [[old], [claim], [group, service, gang]]
+    assert _steps([claim, group, service, job]) == [[claim], [group, service], [job]]
+    assert _steps([job, job, claim, job]) == [[job], [job], [claim], [job]]
     assert _steps([]) == []
 
 
