@@ -120,7 +120,8 @@ _FIGURES = (
 
 def document(record: dict[str, Any]) -> str:
     """docs/scale.md of the record."""
-    machine, systems = record["machine"], record["systems"]
+    machine, found = record["machine"], record["systems"]
+    systems = {name: found[name] for name in SYSTEMS if name in found}
     lines = [
         "# Under load",
         "",
