@@ -13,8 +13,8 @@ from typing import Any
 from video2world_operator.cluster import ApiError
 from video2world_operator.cluster import Cluster as Client
 
-from .scale_run import LEASE, add_nodes, client_of, usage
-from .scale_seen import RULES, Seen, follow, spread
+from .scale_run import add_nodes, client_of, cluster_of_its_own, usage
+from .scale_seen import Seen, follow, spread
 from .scale_systems import NAMESPACE, Cluster, Ours, Work
 
 __all__ = ["noise"]
@@ -50,9 +50,7 @@ async def noise(count: int, starts: int) -> dict[str, Any]:
     system = Ours()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Cluster(
-            nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True
-        ) as cluster,
+        cluster_of_its_own() as cluster,
     ):
         for name in (NAMESPACE, NOISY):
             cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": name}})

@@ -21,7 +21,7 @@ from video2world_operator.cluster import Cluster as Client
 from .scale_seen import BENCH, RULES, Seen, follow, spread
 from .scale_systems import NAMESPACE, Cluster, Ours, System, Work, fake_nodes
 
-__all__ = ["LEASE", "Scale", "add_nodes", "client_of", "measure", "mix", "usage"]
+__all__ = ["Scale", "add_nodes", "client_of", "cluster_of_its_own", "measure", "mix", "usage"]
 
 EXIT_CODE = "fake.video2world.dev/exit-code"
 CRASH = 137  # as after a SIGKILL: every system takes it for worth another attempt
@@ -158,9 +158,7 @@ def usage(pids: Sequence[int]) -> dict[str, float]:
 
 async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
     """All figures of one system, on a cluster of its own."""
-    with Cluster(
-        nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True
-    ) as cluster:
+    with cluster_of_its_own() as cluster:
         cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         async with client_of(cluster) as client:
             load = Load(system, cluster, client, scale)
@@ -195,6 +193,11 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
             if isinstance(system, Ours):
                 results["lost_leases"] = system.lost_leases()
             return results
+
+
+def cluster_of_its_own() -> Cluster:
+    """The same for whatever is measured, without nodes yet."""
+    return Cluster(nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True)
 
 
 def client_of(cluster: Cluster) -> Client:
