@@ -34,7 +34,8 @@ Action = Apply | Delete
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome: ``status`` is written first, then the actions are carried out.
+    """The outcome: ``status`` is written first, then the actions are carried out; only what does
+    nothing by itself (a Service, a PodGroup) may be made while it is written.
 
     ``status`` None leaves it as it is. At ``wake`` the resource is looked at again, also if
     nothing happens until then.

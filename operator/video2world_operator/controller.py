@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace and name of a resource
 Volume = tuple[str, str, str]  # namespace, claim and folder of it
 Object = Mapping[str, Any]
+Outcome = tuple[Action, ApiError | None]  # None where it was done
 MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
 UNSEEN = 5.0  # seconds for which an object just made is taken to be there
 LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
@@ -128,27 +129,20 @@ class Controller:
         if counts_on_absence(before, decision, partial(self._just_made, key)) and not just_accepted:
             observed = await self._look_again(key, observed)
             decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
-        if decision.status is None or decision.status == before:
-            self._told.pop(key, None)
-        elif self._due(key, before, decision):
-            try:
-                written = await self.cluster.apply_status(dict(body), decision.status)
-            except ApiError as error:
-                if error.code == 404:
-                    return  # it was deleted meanwhile
-                if error.code == 409:  # somebody wrote first; the watch will tell what
-                    self.queue.add(key, 0.2)
-                    return
-                raise
-            self._written[key] = (body["metadata"]["resourceVersion"], written)
-            self._soft_written[key] = time.monotonic()
-            self._told.pop(key, None)
-            await self._announce(body, before, decision.status)
-            if not before and decision.actions:  # others wait for as much
-                self._accepted.add(key)
-                self.queue.add(key)
-                return
-        await self._perform(key, body, decision)
+        # what is just accepted gets its objects in its turn: others wait to be accepted
+        idle, others = _idle_first(decision.actions) if before else ([], decision.actions)
+        outcomes, goes_on = await asyncio.gather(
+            self._together(key, body, idle),
+            self._tell(key, body, before, decision),
+            return_exceptions=True,
+        )
+        if isinstance(goes_on, BaseException):
+            raise goes_on
+        if isinstance(outcomes, BaseException):
+            raise outcomes
+        if not goes_on:
+            return
+        await self._perform(key, body, others, outcomes)
         self._plan_next(key, decision, observed)
 
     def _body(self, key: Key) -> Object | None:
@@ -176,9 +170,34 @@ class Controller:
         self.queue.forget(key)
         self.foresight.forget(key)
 
-    def _due(self, key: Key, before: Object, decision: Decision) -> bool:
+    async def _tell(self, key: Key, body: Object, before: Object, decision: Decision) -> bool:
+        """Write the new status if it is time to; whether the actions are to be carried out now."""
+        if decision.status is None or decision.status == before:
+            self._told.pop(key, None)
+            return True
+        if not self._due(key, before, decision.status):
+            return True
+        try:
+            written = await self.cluster.apply_status(dict(body), decision.status)
+        except ApiError as error:
+            if error.code == 404:
+                return False  # it was deleted meanwhile
+            if error.code == 409:  # somebody wrote first; the watch will tell what
+                self.queue.add(key, 0.2)
+                return False
+            raise
+        self._written[key] = (body["metadata"]["resourceVersion"], written)
+        self._soft_written[key] = time.monotonic()
+        self._told.pop(key, None)
+        await self._announce(body, before, decision.status)
+        if not before and decision.actions:
+            self._accepted.add(key)
+            self.queue.add(key)
+            return False
+        return True
+
+    def _due(self, key: Key, before: Object, after: Object) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""
-        after = decision.status or {}
         if urgent(before) != urgent(after):
             return True
         return time.monotonic() - self._soft_written.get(key, 0.0) >= self.pause
@@ -320,33 +339,43 @@ class Controller:
 
     # ------------------------------------------------------------------ doing
 
-    async def _perform(self, key: Key, body: Object, decision: Decision) -> None:
-        """Carry the actions out; what the API server refuses becomes a condition."""
-        problems: list[str] = []
-        failure: Exception | None = None
-        for actions in _steps(decision.actions):
-            outcomes = await asyncio.gather(
-                *(self._carry_out(key, body, action) for action in actions), return_exceptions=True
-            )
-            for action, error in zip(actions, outcomes, strict=True):
-                if isinstance(error, ApiError):
-                    failure = error
-                    problems.append(f"{_what(action)}: {error}")
-                elif error is not None:
-                    raise error
-            if problems and isinstance(actions[-1], Apply):
-                break  # the objects after them may need these
+    async def _perform(
+        self, key: Key, body: Object, actions: Sequence[Action], outcomes: list[Outcome]
+    ) -> None:
+        """Carry the actions out, after those of ``outcomes``; what the API server refuses becomes a
+        condition, and nothing is made after an object that was refused, as it may need that."""
+        for action in actions:
+            refused = any(error and isinstance(one, Apply) for one, error in outcomes)
+            if not (refused and isinstance(action, Apply)):
+                outcomes += await self._together(key, body, [action])
+        refusals = [(action, error) for action, error in outcomes if error is not None]
+        problems = [f"{_what(action)}: {error}" for action, error in refusals]
         before = self._problems.get(key, ())
         if problems:
             self._problems[key] = tuple(problems)
             if before != tuple(problems):
                 self.queue.add(key)  # once more at once, so that the condition shows it
                 return
-            assert failure is not None
-            raise failure  # the queue's back-off decides when to try again
+            raise refusals[-1][1]  # the queue's back-off decides when to try again
         if before:
             del self._problems[key]
             self.queue.add(key)
+
+    async def _together(self, key: Key, body: Object, actions: Sequence[Action]) -> list[Outcome]:
+        """Carry the actions out at the same time.
+
+        Raises:
+            OSError: the API server cannot be reached.
+        """
+        outcomes: list[Outcome] = []
+        went = await asyncio.gather(
+            *(self._carry_out(key, body, action) for action in actions), return_exceptions=True
+        )
+        for action, error in zip(actions, went, strict=True):
+            if error is not None and not isinstance(error, ApiError):
+                raise error
+            outcomes.append((action, error))
+        return outcomes
 
     async def _carry_out(self, key: Key, body: Object, action: Action) -> None:
         if isinstance(action, Apply):
@@ -358,7 +387,8 @@ class Controller:
         """Make the object unless it is there; one of somebody else's is never touched."""
         metadata, kind, path = manifest["metadata"], manifest["kind"], _path(manifest)
         made, now = self._made.setdefault(key, {}), time.monotonic()
-        if self._just_made(key, manifest):  # the watch is still to bring it
+        # the watch is still to bring it; a PodGroup may be of the spec before, whose size was other
+        if kind != "PodGroup" and self._just_made(key, manifest):
             self.queue.add(key, UNSEEN)
             return
         # the claim is asked for at every stage, and there from the first one on
@@ -379,7 +409,13 @@ class Controller:
         if wanted <= owners and ours:
             if "deletionTimestamp" in found["metadata"]:
                 raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
-            return
+            if kind != "PodGroup" or _covers(found["spec"], manifest["spec"]):
+                return
+            # made for a spec that has changed since: its group would wait for pods that never come
+            await self.cluster.delete(
+                manifest["apiVersion"], kind, key[0], metadata["name"], found["metadata"]["uid"]
+            )
+            raise ApiError(409, "AlreadyExists", "the one of another size is being deleted")
         if await self._take_away([found], body):
             self._claims.pop(key, None)
             raise ApiError(
@@ -503,26 +539,15 @@ class Controller:
                 log.warning("no event %s for %s: %s", reason, metadata["name"], error)
 
 
-def _steps(actions: Iterable[Action]) -> list[list[Action]]:
-    """The actions in their order; what does not need those before it is carried out with them."""
-    steps: list[list[Action]] = []
+def _idle_first(actions: Iterable[Action]) -> tuple[list[Action], list[Action]]:
+    """The objects that do nothing by themselves (a Service, a PodGroup), and all other actions in
+    their order. The first are made while the status is written, before the Job that needs them."""
+    idle: list[Action] = []
+    others: list[Action] = []
     for action in actions:
-        if steps and _beside(action) and _beside(steps[-1][-1]):
-            steps[-1].append(action)
-        else:
-            steps.append([action])
-    return steps
-
-
-def _beside(action: Action) -> bool:
-    """Whether an object may be made while the others of its attempt are: a Service, a PodGroup, and
-    a Job whose pods wait for their PodGroup by themselves (KEP-4671)."""
-    if not isinstance(action, Apply):
-        return False
-    manifest = action.manifest
-    if manifest["kind"] == "Job":
-        return "schedulingGroup" in manifest["spec"]["template"]["spec"]
-    return manifest["kind"] in ("PodGroup", "Service")
+        is_idle = isinstance(action, Apply) and action.manifest["kind"] in ("PodGroup", "Service")
+        (idle if is_idle else others).append(action)
+    return idle, others
 
 
 def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool:
@@ -576,6 +601,15 @@ def _path(manifest: Object) -> str:
     return path_of(
         manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"]
     )
+
+
+def _covers(found: Any, wanted: Any) -> bool:
+    """Whether ``found`` says all that ``wanted`` does; the API server may have added to it."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(
+            _covers(found.get(key), value) for key, value in wanted.items()
+        )
+    return bool(found == wanted)
 
 
 def counts_on_absence(

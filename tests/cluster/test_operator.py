@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from operators import Operator, Resource, eventually, exists, grant
+from video2world_operator.models import API_VERSION, KIND
 from video2world_operator.rights import ACCOUNT
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -218,6 +219,37 @@ def test_a_refused_child_shows_and_clears(run, gpu_cluster):
     gpu_cluster.admin.delete(f"{quotas}/none")
     run.running("download")
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "True")
+
+
+def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
+    """Nor with a PodGroup of another size, as an operator leaves it that is killed before the Job,
+    if the number of nodes is then changed."""
+    quotas = f"/api/v1/namespaces/{run.namespace}/resourcequotas"
+    gpu_cluster.admin.post(
+        quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"count/services": "0"}}}
+    )
+    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/none").get("status", {}))
+    run.create()
+    group = f"/apis/scheduling.k8s.io/v1beta1/namespaces/{run.namespace}/podgroups"
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "controller": True}
+    owner["uid"] = run.object["metadata"]["uid"]
+    label = {"app.kubernetes.io/instance": "run"}
+    metadata = {"name": "run-train-1", "labels": label, "ownerReferences": [owner]}
+    spec = {"schedulingPolicy": {"gang": {"minCount": 5}}}
+    gpu_cluster.admin.post(group, {"metadata": metadata, "spec": spec})
+    for stage in STAGES[:4]:
+        run.finish(stage)
+    eventually(
+        lambda: "Service run-train" in run.condition("ChildrenApplied").get("message", ""),
+        what=lambda: run.status,
+    )
+    assert "exceeded quota" in run.condition("ChildrenApplied")["message"]
+    assert "run-train-1" not in [job["metadata"]["name"] for job in run.children("jobs")]
+    gpu_cluster.admin.delete(f"{quotas}/none")
+    assert len(run.running("train")) == 2
+    now = gpu_cluster.admin.get(f"{group}/run-train-1")
+    assert now["spec"]["schedulingPolicy"]["gang"]["minCount"] == 2
+    assert len(run.children("services")) == 1
 
 
 def test_a_foreign_object_is_never_touched(run, gpu_cluster):

@@ -15,7 +15,7 @@ from video2world_operator.controller import (
     LOOKS_PER_SECOND,
     Controller,
     _before,
-    _steps,
+    _idle_first,
     waits_for_us,
 )
 from video2world_operator.leader import Leadership, LeaseTimes
@@ -167,16 +167,13 @@ def test_whose_gpus_wait_for_nothing_else_overtakes():
     assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
 
 
-def test_what_needs_nothing_before_it_is_made_beside_it():
+def test_what_does_nothing_by_itself_is_made_first():
     old = Delete("Job", "run-latents-1", "u")
-    kinds = ("PersistentVolumeClaim", "PodGroup", "Service")
-    claim, group, service = (Apply({"kind": kind}) for kind in kinds)
-    job, gang = (Apply({"kind": "Job", "spec": {"template": {"spec": spec}}})
-                 for spec in ({}, {"schedulingGroup": {"podGroupName": "g"}}))  # fmt: skip
-    assert _steps([old, claim, group, service, gang]) == [[old], [claim], [group, service, gang]]
-    assert _steps([claim, group, service, job]) == [[claim], [group, service], [job]]
-    assert _steps([job, job, claim, job]) == [[job], [job], [claim], [job]]
-    assert _steps([]) == []
+    kinds = ("PersistentVolumeClaim", "PodGroup", "Service", "Job")
+    claim, group, service, job = (Apply({"kind": kind}) for kind in kinds)
+    assert _idle_first([old, claim, group, service, job]) == ([group, service], [old, claim, job])
+    assert _idle_first([claim, service, job, job]) == ([service], [claim, job, job])
+    assert _idle_first([]) == ([], [])
 
 
 def test_housekeeping_gives_no_second_turn():
