@@ -128,7 +128,8 @@ def document(record: dict[str, Any]) -> str:
         "Made by `make bench-operator`; do not edit. Real etcd, API server, controllers and "
         f"scheduler (Kubernetes {record['control_plane']}) with {record['scale']['cluster_nodes']} "
         f"KWOK nodes of 8 GPUs, all on one machine: {machine['cores']} cores of {machine['cpu']}, "
-        f"load {machine['load_at_start']} before, Python {machine['python']}, commit "
+        f"load {machine['load_at_start']} in the minute before (in which the peers were built, if "
+        f"they had to be), Python {machine['python']}, commit "
         f"{machine['commit']}, {machine['date']}, `{machine['command'].strip()}` (the last part; "
         "when each was measured stands below). No container runs. The machine is the bound of "
         "everything that is asked at once: all of the control plane and the operator share its "
@@ -137,8 +138,7 @@ def document(record: dict[str, Any]) -> str:
         "",
         f"This run: {record['scale']['resources']} resources at once, {record['scale']['nodes']} "
         "nodes of the large one. The goals are for 1,000 of each and a machine that does nothing "
-        "else: with fewer, or a load above its cores before the start, they are told, not judged "
-        "by.",
+        "else: with fewer, or other work beside them, they are told, not judged by.",
         "",
         "## Goals",
         "",
