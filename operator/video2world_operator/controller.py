@@ -409,7 +409,7 @@ class Controller:
         if wanted <= owners and ours:
             if "deletionTimestamp" in found["metadata"]:
                 raise ApiError(409, "AlreadyExists", "the last one of this name is being deleted")
-            if kind != "PodGroup" or _covers(found["spec"], manifest["spec"]):
+            if kind != "PodGroup" or _covers(found.get("spec"), manifest["spec"]):
                 return
             # made for a spec that has changed since: its group would wait for pods that never come
             await self.cluster.delete(
