@@ -23,6 +23,7 @@ from video2world_operator.plan import RESOURCE_LABEL
 from video2world_operator.rights import ACCOUNT, manifests
 
 __all__ = ["Operator", "Resource", "apply", "connection", "eventually", "exists", "grant"]
+__all__ += ["set_quota"]
 
 _PLACES = {
     "ServiceAccount": "/api/v1/namespaces/{0}/serviceaccounts",
@@ -178,6 +179,15 @@ class Operator:
     def tail(self) -> str:
         """The last of its log."""
         return self.log.read_text()[-4000:]
+
+
+def set_quota(cluster: Cluster, namespace: str, hard: dict[str, str]) -> str:
+    """Make a quota and wait until it is counted; the path of it."""
+    quotas = f"/api/v1/namespaces/{namespace}/resourcequotas"
+    cluster.admin.post(quotas, {"metadata": {"name": "few"}, "spec": {"hard": hard}})
+    path = f"{quotas}/few"
+    eventually(lambda: "hard" in cluster.admin.get(path).get("status", {}))
+    return path
 
 
 class Resource:

@@ -347,7 +347,7 @@ class Controller:
         for action in actions:
             refused = any(error and isinstance(one, Apply) for one, error in outcomes)
             if not (refused and isinstance(action, Apply)):
-                outcomes += await self._together(key, body, [action])
+                outcomes.append(await self._carry_out(key, body, action))
         refusals = [(action, error) for action, error in outcomes if error is not None]
         problems = [f"{_what(action)}: {error}" for action, error in refusals]
         before = self._problems.get(key, ())
@@ -362,26 +362,30 @@ class Controller:
             self.queue.add(key)
 
     async def _together(self, key: Key, body: Object, actions: Sequence[Action]) -> list[Outcome]:
-        """Carry the actions out at the same time.
+        """Carry the actions out at the same time, all of them to their end."""
+        outcomes: list[Outcome] = []
+        for outcome in await asyncio.gather(
+            *(self._carry_out(key, body, action) for action in actions), return_exceptions=True
+        ):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    async def _carry_out(self, key: Key, body: Object, action: Action) -> Outcome:
+        """Carry the action out, and say what the API server refused.
 
         Raises:
             OSError: the API server cannot be reached.
         """
-        outcomes: list[Outcome] = []
-        went = await asyncio.gather(
-            *(self._carry_out(key, body, action) for action in actions), return_exceptions=True
-        )
-        for action, error in zip(actions, went, strict=True):
-            if error is not None and not isinstance(error, ApiError):
-                raise error
-            outcomes.append((action, error))
-        return outcomes
-
-    async def _carry_out(self, key: Key, body: Object, action: Action) -> None:
-        if isinstance(action, Apply):
-            await self._apply(key, action.manifest, body)
-        else:
-            await self._delete(key, body, action)
+        try:
+            if isinstance(action, Apply):
+                await self._apply(key, action.manifest, body)
+            else:
+                await self._delete(key, body, action)
+        except ApiError as error:
+            return action, error
+        return action, None
 
     async def _apply(self, key: Key, manifest: Object, body: Object) -> None:
         """Make the object unless it is there; one of somebody else's is never touched."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from operators import Operator, Resource, eventually, exists, grant
+from operators import Operator, Resource, eventually, exists, grant, set_quota
 from video2world_operator.models import API_VERSION, KIND
 from video2world_operator.rights import ACCOUNT
 
@@ -205,18 +205,14 @@ def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):
 
 
 def test_a_refused_child_shows_and_clears(run, gpu_cluster):
-    quotas = f"/api/v1/namespaces/{run.namespace}/resourcequotas"
-    gpu_cluster.admin.post(
-        quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
-    )
-    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/none").get("status", {}))
+    quota = set_quota(gpu_cluster, run.namespace, {"count/jobs.batch": "0"})
     run.create()
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "False")
     message = run.condition("ChildrenApplied")["message"]
     assert "Job run-download-1" in message
     assert "exceeded quota" in message
     assert run.status["message"] == message
-    gpu_cluster.admin.delete(f"{quotas}/none")
+    gpu_cluster.admin.delete(quota)
     run.running("download")
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "True")
 
@@ -224,11 +220,7 @@ def test_a_refused_child_shows_and_clears(run, gpu_cluster):
 def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
     """Nor with a PodGroup of another size, as an operator leaves it that is killed before the Job,
     if the number of nodes is then changed."""
-    quotas = f"/api/v1/namespaces/{run.namespace}/resourcequotas"
-    gpu_cluster.admin.post(
-        quotas, {"metadata": {"name": "none"}, "spec": {"hard": {"count/services": "0"}}}
-    )
-    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/none").get("status", {}))
+    quota = set_quota(gpu_cluster, run.namespace, {"count/services": "0"})
     run.create()
     group = f"/apis/scheduling.k8s.io/v1beta1/namespaces/{run.namespace}/podgroups"
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "controller": True}
@@ -245,7 +237,7 @@ def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
     )
     assert "exceeded quota" in run.condition("ChildrenApplied")["message"]
     assert "run-train-1" not in [job["metadata"]["name"] for job in run.children("jobs")]
-    gpu_cluster.admin.delete(f"{quotas}/none")
+    gpu_cluster.admin.delete(quota)
     assert len(run.running("train")) == 2
     now = gpu_cluster.admin.get(f"{group}/run-train-1")
     assert now["spec"]["schedulingPolicy"]["gang"]["minCount"] == 2

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from api_proxy import Proxy
-from operators import Operator, Resource, eventually, exists, grant
+from operators import Operator, Resource, eventually, exists, grant, set_quota
 from video2world_operator.cli import main
 from video2world_operator.remote import watch
 
@@ -90,9 +90,7 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     says(v2w, "resting", "Suspended in stage download", "`v2w resume resting`")
     says(v2w, "big", "asks for 16 GPUs, but the largest node has 8", "spec.training.gpusPerNode")
 
-    quotas = f"/api/v1/namespaces/{gpu_namespace}/resourcequotas"
-    gpu_cluster.admin.post(quotas, {"metadata": {"name": "few"}, "spec": {"hard": {"pods": "0"}}})
-    eventually(lambda: "hard" in gpu_cluster.admin.get(f"{quotas}/few").get("status", {}))
+    set_quota(gpu_cluster, gpu_namespace, {"pods": "0"})
     make("refused")
     says(v2w, "refused", "quota few has no room: asked for pods=1", "have the quota raised")
 
