@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .events import Progress
-from .files import read_json, write_json, write_text
+from .files import NAME_BYTES, name_bytes, read_json, write_json, write_text
 from .report import Problem, Report, write_report
 from .shares import Share
 from .stage import UserError, end_helpers, end_with_parent
@@ -283,7 +283,17 @@ def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window
             f"{source.path}: {info.frames} frames are shorter than one window "
             f"(--min_frames {rule.min_frames})",
         )
+    if (reason := _too_long([window_name(source.name, window) for window in windows])) is not None:
+        drop(source.kind, label, reason)
+        return []
     record.notes += [vars(Problem(source.kind, label, r)) for r in (*remarks, *unusual)]
+    for subfolder, suffix in DERIVED:
+        if any(name_bytes(window_name(source.name, w) + suffix) > NAME_BYTES for w in windows):
+            reason = (
+                f"its name is too long for {suffix} files: the stage that writes {subfolder}/ will "
+                "leave some of its windows out; shorten it"
+            )
+            record.notes.append(vars(Problem(source.kind, label, reason)))
     clips = []
     for window in windows:
         name = window_name(source.name, window)
@@ -293,6 +303,18 @@ def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window
         else:
             clips.append((name, window, text))
     return clips
+
+
+def _too_long(names: Sequence[str]) -> str | None:
+    """Say that the files of a video's windows cannot have their ``names``; None if they can."""
+    longest = max(names, key=name_bytes, default="")
+    excess = name_bytes(f"{longest}.mp4") - NAME_BYTES
+    if excess <= 0:
+        return None
+    return (
+        f"its name is too long for those of its windows ({longest}.mp4); shorten it by at least "
+        f"{excess} bytes"
+    )
 
 
 def _split(folder: Path, source: Source, rule: Rule) -> Tally:

@@ -17,13 +17,16 @@ import torch
 
 from .claims import claimed_in_splits
 from .events import Progress, say
-from .files import read_json, write_json
+from .faults import reason_for
+from .files import NAME_BYTES, name_bytes, read_json, write_json
 from .links import on_volume
+from .listing import name_strays
 from .pickles import read_embedding, write_embedding
 from .report import Report, write_report
 from .spread import devices, spread
 from .stage import UserError, run_stage
 from .text import TextEncoder, batches, load_tokenizer
+from .user_text import caption_in
 
 __all__ = ["main", "parser"]
 
@@ -53,19 +56,22 @@ def parser() -> argparse.ArgumentParser:
 def _captions(split: Path, report: Report) -> dict[str, str]:
     """The captions of ``split`` by stem; videos without one are named in ``report``."""
     found = {}
-    for meta in sorted((split / "metas").glob("[!.]*.txt")):
+    for meta in name_strays(split / "metas", str(split / "metas"), ".txt", "caption", report):
         try:
-            caption = on_volume(meta).read_text(encoding="utf-8").strip()
-        except (UnicodeDecodeError, OSError) as error:
-            report.drop("caption", str(meta), f"cannot be read ({error})")
-            continue
-        except UserError as error:
-            report.drop("caption", str(meta), str(error))
-            continue
-        if caption:
-            found[meta.stem] = caption
+            caption = caption_in(on_volume(meta).read_bytes())
+            if name_bytes(f"{meta.stem}.pickle") > NAME_BYTES:
+                raise UserError(
+                    "its name is too long for that of its embedding; rename the video and its "
+                    f"caption to at most {NAME_BYTES - len('.pickle')} bytes without the ending"
+                )
+        except ValueError as error:
+            words = str(error)
+            reason = words if words.startswith("is empty") else f"cannot be read: it {words}"
+            report.drop("caption", str(meta), reason)
+        except (OSError, UserError) as error:
+            report.drop("caption", str(meta), reason_for(error, split / FOLDER))
         else:
-            report.drop("caption", str(meta), "is empty: write one sentence about the video")
+            found[meta.stem] = caption
     for video in sorted((split / "videos").glob("[!.]*.mp4")):
         if not (split / "metas" / f"{video.stem}.txt").exists():
             report.drop(

@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from .user_text import parse_json
+
 __all__ = [
     "FULL",
+    "NAME_BYTES",
+    "PARTIAL_PREFIX",
     "atomic_path",
     "atomic_write",
+    "cut_name",
+    "name_bytes",
     "read_json",
     "remove_leftovers",
     "sync_folder",
@@ -25,7 +31,18 @@ __all__ = [
 PARTIAL_PREFIX = ".partial-"  # leftovers of a killed writer are recognised by it and ignored
 _UMASK = os.umask(0)  # there is no asking without setting: once, before there are threads
 os.umask(_UMASK)
+NAME_BYTES = 255  # the longest name of a file, in bytes, on Linux file systems
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for the file
+
+
+def name_bytes(name: str) -> int:
+    """Return how long ``name`` is to the file system, which counts bytes."""
+    return len(os.fsencode(name))
+
+
+def cut_name(name: str, most: int) -> str:
+    """Return the longest beginning of ``name`` of ``most`` bytes, as complete characters."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
 
 
 def sync_folder(folder: Path) -> None:
@@ -57,7 +74,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(
-        prefix=f"{PARTIAL_PREFIX}{final.stem[:80]}-", suffix=final.suffix, dir=final.parent
+        prefix=f"{PARTIAL_PREFIX}{cut_name(final.stem, 80)}-", suffix=final.suffix, dir=final.parent
     )
     os.close(descriptor)
     partial = Path(name)
@@ -100,8 +117,8 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from .claims import claimed_in_splits
 from .events import Progress, emit, say
-from .files import atomic_write
+from .files import NAME_BYTES, atomic_write, name_bytes
 from .report import Report, write_report
 from .spread import devices, spread
 from .stage import UserError, run_stage
@@ -93,6 +93,9 @@ def _windows(
                 "window", str(video),
                 f"has {info.frames} frames, a clip needs {args.num_frames}",
             )  # fmt: skip
+            continue
+        if name_bytes(f"{video.stem}.safetensors") > NAME_BYTES:
+            report.drop("window", str(video), "its name is too long for that of its latents")
             continue
         starts = clip_starts(
             video.stem, info.frames, args.num_frames, args.clips_per_window, args.seed

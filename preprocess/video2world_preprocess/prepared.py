@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .dataset import SPLITS
+from .faults import reason_for
 from .links import on_volume
+from .listing import entries, name_strays, same_letters
 from .report import Report
 from .stage import UserError, run_stage
+from .user_text import caption_in
 from .video import VideoInfo, probe
 
 __all__ = ["check", "main", "parser"]
@@ -41,15 +44,20 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def _check_clip(split: Path, name: str, min_frames: int) -> VideoInfo:
+def _check_clip(split: Path, name: str, metas: Mapping[str, Path], min_frames: int) -> VideoInfo:
     meta = split / "metas" / f"{name}.txt"
+    if name not in metas:
+        others = [m for m in metas.values() if same_letters(m.stem) == same_letters(name)]
+        if others:
+            raise UserError(
+                f"its caption {meta} is missing: there is one whose name looks the same but is "
+                f"spelled otherwise in Unicode ({others[0].name!a}); give both files one name"
+            )
+        raise UserError(f"its caption {meta} is missing")
     try:
-        if not on_volume(meta).read_text(encoding="utf-8").strip():
-            raise UserError(f"its caption {meta} is empty")
-    except FileNotFoundError:
-        raise UserError(f"its caption {meta} is missing") from None
-    except UnicodeDecodeError:
-        raise UserError(f"its caption {meta} is not UTF-8 text") from None
+        caption_in(on_volume(meta).read_bytes())
+    except ValueError as error:
+        raise UserError(f"its caption {meta} {error}") from None
     info = probe(split / "videos" / f"{name}.mp4")
     if info.frames < min_frames:
         raise UserError(f"{info.frames} frames, at least {min_frames} are needed")
@@ -72,19 +80,23 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
     usable = dict.fromkeys(SPLITS, 0)
     frames, seconds = 0, 0.0
     for split in SPLITS:
-        videos = {p.stem for p in (folder / split / "videos").glob("[!.]*.mp4")}
-        metas = {p.stem for p in (folder / split / "metas").glob("[!.]*.txt")}
+        places = {kind: (folder / split / kind, f"{split}/{kind}") for kind in ("videos", "metas")}
+        clips = name_strays(*places["videos"], ".mp4", "clip", report)
+        metas = {p.stem: p for p in name_strays(*places["metas"], ".txt", "caption", report)}
+        videos = {p.stem for p in clips}
         for name in sorted(videos):
             try:
-                info = _check_clip(folder / split, name, min_frames)
-            except UserError as error:
-                report.drop("clip", f"{split}/{name}", str(error))
+                info = _check_clip(folder / split, name, metas, min_frames)
+            except Exception as error:
+                report.drop("clip", f"{split}/{name}", reason_for(error, folder))
                 continue
             usable[split] += 1
             frames += info.frames
             seconds += info.seconds
-        for name in sorted(metas - videos):
-            report.drop("caption", f"{split}/metas/{name}.txt", "its video is missing")
+        for name in sorted(set(metas) - videos):
+            lost = [p.name for p in entries(folder / split / "videos") if p.stem == name]
+            reason = f"its video {lost[0]} is left out" if lost else "its video is missing"
+            report.drop("caption", f"{split}/metas/{name}.txt", reason)
     report.counts |= {
         "train_windows": usable["train"],
         "val_windows": usable["val"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,16 @@ from typing import Any
 from .events import emit, say
 from .files import write_json, write_text
 
-__all__ = ["Problem", "Report", "write_report"]
+__all__ = ["Problem", "Report", "printable", "write_report"]
 
 SHOWN = 20  # problems printed one by one; a large task's log stays readable, the file has all
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with what a log cannot show in one line of UTF-8 written as escapes."""
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Report:
 
     def drop(self, kind: str, item: str, reason: str) -> None:
         """Count ``item`` as left out and name it in the log."""
-        self.dropped.append(Problem(kind, item, reason))
+        self.dropped.append(Problem(kind, printable(item), printable(reason)))
+        item, reason = self.dropped[-1].item, self.dropped[-1].reason
         if len(self.dropped) <= SHOWN:
             say(f"{self.stage}: dropped {kind} {item}: {reason}")
         elif len(self.dropped) == SHOWN + 1:
@@ -46,7 +55,7 @@ class Report:
 
     def note(self, kind: str, item: str, reason: str) -> None:
         """Remember something done to ``item`` that its owner may want to know."""
-        self.notes.append(Problem(kind, item, reason))
+        self.notes.append(Problem(kind, printable(item), printable(reason)))
 
     @property
     def dropped_by_kind(self) -> dict[str, int]:

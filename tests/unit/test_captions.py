@@ -76,7 +76,7 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
     path.write_text(json.dumps(entries))
     report = Report("dataset")
     infos = read_task_info(path, report)
-    assert sorted(infos) == [7, 8]
+    assert sorted(infos) == [7, 8, 9]  # an unusable action costs itself only
     assert [p.item for p in report.dropped] == [f"{path}[{n}]" for n in (2, 3, 4)]
 
     def caption(episode: int, start: int, stop: int, fps: int) -> str | None:
@@ -88,6 +88,7 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
     assert caption(7, 50, 100, 10) == "A table. Place the cup."
     assert caption(7, 400, 500, 30) == "A table."
     assert caption(8, 0, 10, 30) is None
+    assert caption(9, 0, 10, 30) is None
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"a": 1}'])
