@@ -53,6 +53,12 @@ class ApiError(Exception):
         super().__init__(message or reason or f"HTTP {code}")
         self.code, self.reason = code, reason
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the same request would be refused again. A field that the definition does not
+        have is answered with 500 by a server-side apply."""
+        return self.code in (400, 422) or "field not declared in schema" in str(self)
+
 
 class LoginFailed(Exception):
     """There is no way to reach a cluster; the message names the remedy."""
@@ -179,7 +185,7 @@ class Cluster:
             try:
                 return await self._once(method, path, params, body, content_type, accept, fenced)
             except ApiError as error:
-                if last or error.code not in (*_RETRIED, 401):
+                if last or error.lasting or error.code not in (*_RETRIED, 401):
                     raise
                 if isinstance(error, _Throttled):
                     wait = max(wait, error.after)
@@ -296,11 +302,16 @@ class Cluster:
             raise OSError(f"the watch of {path} was cut: {error or 'silent'}") from error
 
     async def create(self, manifest: Mapping[str, Any]) -> bool:
-        """Create the object; False if one of its name is there already."""
+        """Create the object; False if one of its name is there already.
+
+        A field of an optional API that its version does not know is refused, not dropped.
+        """
         namespace = manifest["metadata"].get("namespace")
         path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
+        strict = {"fieldValidation": "Strict"} if manifest["kind"] == "PodGroup" else {}
+        params = _OURS | strict
         try:
-            await self.request("POST", path, params=_OURS, body=manifest, fenced=True)
+            await self.request("POST", path, params=params, body=manifest, fenced=True)
         except ApiError as error:
             if (error.code, error.reason) != (409, "AlreadyExists"):
                 raise

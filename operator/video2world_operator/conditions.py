@@ -26,6 +26,7 @@ class Type(StrEnum):
 
     ACCEPTED = "Accepted", "the spec is valid and the name is free on the volume"
     AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
+    DEFINITION = "DefinitionCurrent", "the CRD in the cluster has the fields that are written"
     VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
     PREFLIGHT = "PreflightPassed", "what can be seen of nodes and claim is enough for training"
     CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
@@ -49,6 +50,8 @@ class Reason(StrEnum):
     NAME_IN_USE = "NameInUse"
     ALLOWED = "Allowed"
     FORBIDDEN = "Forbidden"
+    CURRENT = "Current"
+    OUTDATED = "Outdated"
     CHECKS_PASSED = "ChecksPassed"
     CHECKS_FAILED = "ChecksFailed"
     CLAIM_FOUND = "ClaimFound"
@@ -71,6 +74,7 @@ class Reason(StrEnum):
     GANG_OFF = "Off"
     GANG_NOT_NEEDED = "NotNeeded"
     GANG_UNAVAILABLE = "Unavailable"
+    GANG_UNATTENDED = "SchedulerMissing"
     SAMPLING = "Sampling"
     SAMPLED = "Sampled"
     SAMPLES_FAILED = "SamplesFailed"
@@ -108,6 +112,8 @@ _MESSAGES: dict[Reason, str] = {
     Reason.ALLOWED: "The operator has the rights it needs.",
     Reason.FORBIDDEN: "The operator may not {missing}: apply manifests/rbac.yaml, or install the "
     "chart with rbac.create=true.",
+    Reason.CURRENT: "The CRD has every field that the operator writes.",
+    Reason.OUTDATED: "{problem}",
     Reason.CHECKS_PASSED: "Nodes and claim, as far as they can be seen, are enough.",
     Reason.CHECKS_FAILED: "{problem}",
     Reason.CLAIM_FOUND: "The claim {claim} is there.",
@@ -126,13 +132,17 @@ _MESSAGES: dict[Reason, str] = {
     Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
     Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
     Reason.NO_PODS: "No stage is at work.",
-    Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes together.",
-    Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together.",
-    Reason.GANG_COSCHEDULING: "The coscheduling PodGroup starts the {nodes} nodes together.",
-    Reason.GANG_KUEUE: "Kueue admits the {nodes} nodes together (queue {queue}).",
+    Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes "
+    "together. {evidence}",
+    Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together. {evidence}",
+    Reason.GANG_COSCHEDULING: "The coscheduling PodGroup starts the {nodes} nodes together. "
+    "{evidence}",
+    Reason.GANG_KUEUE: "Kueue admits the {nodes} nodes together (queue {queue}). {evidence}",
     Reason.GANG_OFF: "spec.scheduling.gang is None: nodes start one by one.",
     Reason.GANG_NOT_NEEDED: "One node has nobody to wait for.",
     Reason.GANG_UNAVAILABLE: "{problem}",
+    Reason.GANG_UNATTENDED: "No scheduler has acted on {what} within {seconds} s: is "
+    "{scheduler} running? That its API is served starts nothing.",
     Reason.SAMPLING: "Samples of iteration {iteration} are being made.",
     Reason.SAMPLED: "No samples are being made beside training; those taken up are made.",
     Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training goes on, "
@@ -186,7 +196,7 @@ def is_true(conditions: Sequence[Mapping[str, Any]], kind: Type) -> bool:
 def set_condition(
     conditions: Sequence[Mapping[str, Any]],
     kind: Type,
-    status: bool,
+    status: bool | None,
     reason: Reason,
     now: str,
     *,
@@ -195,11 +205,11 @@ def set_condition(
 ) -> list[dict[str, Any]]:
     """``conditions`` with ``kind`` set; ``lastTransitionTime`` moves only when the status does.
 
-    ``now`` is RFC 3339; ``facts`` fill the reason's message. Types of other writers are left out:
-    they are theirs to keep.
+    A ``status`` of None is Unknown. ``now`` is RFC 3339; ``facts`` fill the reason's message. Types
+    of other writers are left out: they are theirs to keep.
     """
     old = find(conditions, kind)
-    value = "True" if status else "False"
+    value = "Unknown" if status is None else "True" if status else "False"
     same = old is not None and old.get("status") == value
     new: dict[str, Any] = {
         "type": str(kind),

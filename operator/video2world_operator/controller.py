@@ -12,17 +12,20 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
+from . import gang
 from .actions import Action, Apply, Decision, Delete
 from .cluster import ApiError, Cluster, path_of
 from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
+from .definition import Definition, without
 from .errors import InvalidResource
+from .explain import STATUS_REFUSED
 from .foresight import Foresight
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, STAGE_LABEL, Plan
 from .progress import Event, parse
-from .reconcile import DONE, Policy, outlived, plan_of, reconcile
+from .reconcile import DONE, Policy, outdated, outlived, plan_of, reconcile
 from .turns import Turns
 from .workqueue import WorkQueue
 
@@ -39,8 +42,9 @@ UNSEEN = 5.0  # seconds for which an object just made is taken to be there
 LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
-_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.PROGRESSING, Type.SUSPENDED, Type.SUCCEEDED,
-           Type.FAILED)  # fmt: skip
+_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.DEFINITION, Type.PROGRESSING, Type.SUSPENDED,
+           Type.SUCCEEDED, Type.FAILED)  # fmt: skip
+REFUSED_PAUSES = 2.0, 300.0  # seconds, the first and the longest, between refused status writes
 
 
 class Cache(Protocol):
@@ -72,6 +76,15 @@ class _Log:
     final: bool = False
 
 
+@dataclass(frozen=True)
+class _Refused:
+    """A status that the API server refused and would refuse again."""
+
+    why: str
+    pause: float  # seconds
+    until: float  # by the monotonic clock
+
+
 class Controller:
     """Reconciles every resource that :attr:`queue` names."""
 
@@ -87,6 +100,8 @@ class Controller:
         self.cluster, self.cache, self.policy = cluster, cache, policy or Policy()
         self.poll_seconds = poll_seconds
         self.foresight = Foresight(cluster)
+        self.definition = Definition(cluster)
+        self.doubt = asyncio.Event()  # whether the definition is to be checked now
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
             self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0],
@@ -95,6 +110,7 @@ class Controller:
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._accepted: set[Key] = set()  # a moment ago, and nothing was made for them yet
         self._soft_written: dict[Key, float] = {}
+        self._refused: dict[Key, _Refused] = {}
         self._turns: Turns[Key] = Turns(LOOKS_PER_SECOND)
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, Claim] = {}
@@ -118,9 +134,13 @@ class Controller:
             self._forget(key)
             await self._clear_away(key)
             return
-        await self._end_earlier(key, body)
         before = dict(body.get("status") or {})
-        plan = plan_of(body)
+        if self.definition.blocks:
+            held = outdated(body, self.definition.problem, self.cluster.clock.now())
+            await self._tell(key, body, before, Decision(held))
+            return
+        await self._end_earlier(key, body)
+        plan = self._plan_of(body)
         observed = await self._observe(key, body, plan)
         if isinstance(plan, Plan) and not _ended(body):
             found = await self.foresight.of(key, plan, body, observed.claim)
@@ -156,6 +176,15 @@ class Controller:
         self._written.pop(key, None)
         return body
 
+    def _plan_of(self, body: Object) -> Plan | InvalidResource:
+        return plan_of(without(body, self.definition.added))
+
+    def definition_changed(self) -> None:
+        """Look at everything again: what was refused may be taken now."""
+        self._refused.clear()
+        for key in self.cache.known():
+            self.queue.add(key)
+
     def _urgent(self, key: Key) -> bool:
         body = self._body(key)
         if body is None or key in self._accepted:
@@ -163,8 +192,8 @@ class Controller:
         return waits_for_us(body, self.cache.jobs(key), self.cache.pods(key))
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._problems, self._claims, self._told,
-                      self._made, self._logs, self._shares):  # fmt: skip
+        for store in (self._written, self._soft_written, self._refused, self._problems,
+                      self._claims, self._told, self._made, self._logs, self._shares):  # fmt: skip
             store.pop(key, None)
         self._turns.forget(key)
         self.queue.forget(key)
@@ -177,6 +206,10 @@ class Controller:
             return True
         if not self._due(key, before, decision.status):
             return True
+        refused = self._refused.get(key)
+        if refused is not None and (left := refused.until - time.monotonic()) > 0:
+            self.queue.add(key, left)
+            return False
         try:
             written = await self.cluster.apply_status(dict(body), decision.status)
         except ApiError as error:
@@ -185,7 +218,11 @@ class Controller:
             if error.code == 409:  # somebody wrote first; the watch will tell what
                 self.queue.add(key, 0.2)
                 return False
+            if error.lasting:
+                await self._put_off(key, body, str(error))
+                return False
             raise
+        self._refused.pop(key, None)
         self._written[key] = (body["metadata"]["resourceVersion"], written)
         self._soft_written[key] = time.monotonic()
         self._told.pop(key, None)
@@ -195,6 +232,19 @@ class Controller:
             self.queue.add(key)
             return False
         return True
+
+    async def _put_off(self, key: Key, body: Object, why: str) -> None:
+        """Write the status later and later; say why not, once."""
+        last = self._refused.get(key)
+        first, longest = REFUSED_PAUSES
+        pause = min(last.pause * 2, longest) if last else first
+        self._refused[key] = _Refused(why, pause, time.monotonic() + pause)
+        self.queue.add(key, pause)
+        self.doubt.set()
+        if last is None or last.why != why:
+            log.error("the API server refuses the status of %s/%s: %s", *key, why)
+            told = f"The API server refuses the status that the operator writes: {why}"
+            await self._event(body, "Warning", STATUS_REFUSED, told, why)
 
     def _due(self, key: Key, before: Object, after: Object) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""
@@ -232,6 +282,7 @@ class Controller:
             capabilities=self.capabilities,
             events=await self._events(key, body, pods),
             problems=self._problems.get(key, ()),
+            pod_group=await self._pod_group(body, valid) if valid else None,
         )
 
     async def _look_again(self, key: Key, observed: Observed) -> Observed:
@@ -265,6 +316,20 @@ class Controller:
             self._claims[key] = claim
         return claim
 
+    async def _pod_group(self, body: Object, plan: Plan) -> Object | None:
+        """The PodGroup of the attempt at training, until a scheduler has acted on it."""
+        status = body.get("status") or {}
+        stages = {e["name"]: e for e in status.get("stages") or []}
+        entry = stages.get("train", {})
+        condition = find(status.get("conditions") or [], Type.GANG) or {}
+        chosen = gang.choose(plan.resource, self.capabilities)
+        waits = condition.get("reason") in (chosen.reason, Reason.GANG_UNATTENDED)
+        begun = entry.get("state") == "Running" and entry.get("jobUID")
+        if not (chosen.version and waits and begun) or condition.get("status") == "True":
+            return None
+        name = f"{plan.name}-train-{entry['attempt']}"
+        return await self.cluster.get(path_of(chosen.version, "PodGroup", plan.namespace, name))
+
     def _peers(self, body: Object, plan: Plan) -> list[Peer]:
         """Older resources on the same volume that still work."""
         if not plan.resource.spec.storage.claim_name:
@@ -289,7 +354,7 @@ class Controller:
         key, made_of = _key(body), (metadata["uid"], metadata["generation"])
         known = self._shares.get(key)
         if known is None or known[0] != made_of:
-            known = self._shares[key] = (made_of, _peer(plan_of(body)))
+            known = self._shares[key] = (made_of, _peer(self._plan_of(body)))
         return known[1]
 
     async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:

@@ -18,10 +18,11 @@ from .progress import duration
 from .troubles import AGAIN_CLUSTER, AGAIN_LOCAL, BY_REASON, LOGS, matching
 from .view import Snapshot
 
-__all__ = ["Cause", "Facts", "explain"]
+__all__ = ["STATUS_REFUSED", "Cause", "Facts", "explain"]
 
 Object = Mapping[str, Any]
 GANG = "pod group is unschedulable"  # what the scheduler writes at pods that wait for others
+STATUS_REFUSED = "StatusRefused"  # reason of the operator's event at a resource
 UNSEEN_SECONDS = 10.0  # after so long without a status nobody looks after the resource
 
 
@@ -49,9 +50,16 @@ class Facts:
     events: Sequence[Object] = ()
     nodes: Sequence[Object] | None = None
     gpus_per_node: int = 0
+    definition: str = ""  # what is wrong with the CRD in the cluster
 
 
-_NOT_SO = (Type.AUTHORIZED, Type.ACCEPTED, Type.CHILDREN_APPLIED, Type.VOLUME_READY)
+_NOT_SO = (
+    Type.DEFINITION,
+    Type.AUTHORIZED,
+    Type.ACCEPTED,
+    Type.CHILDREN_APPLIED,
+    Type.VOLUME_READY,
+)
 
 
 def explain(seen: Snapshot, around: Facts, now: datetime) -> list[Cause]:
@@ -89,6 +97,9 @@ class _Case:
         found += [*self._waiting(), *self._pods(), *self._missing_pods()]
         if not found and self._stale():
             found.append(self._nobody_looks())
+        gang = self._false(Type.GANG)
+        if self.stage == "train" and gang and gang["reason"] == Reason.GANG_UNATTENDED:
+            found.append(self._of_condition(gang))
         train: Object = next((e for e in self.status.get("stages", []) if e["name"] == "train"), {})
         if train.get("state") == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
             found.append(self._of_condition(foreseen))
@@ -106,6 +117,17 @@ class _Case:
         return bool(generation) and self.status.get("observedGeneration") != generation
 
     def _nobody_looks(self) -> Cause:
+        if self.around.definition:
+            what, _, remedy = self.around.definition.rpartition(": ")
+            return Cause(f"{what}.", f"{remedy[:1].upper()}{remedy[1:]}")
+        for event in sorted(self.around.events, key=_when, reverse=True):
+            about = event.get("involvedObject") or {}
+            if event.get("reason") == STATUS_REFUSED and about.get("name") == self.seen.name:
+                return Cause(
+                    "The operator cannot write this resource's status.",
+                    "Apply the manifests/crd.yaml of the operator's version, or upgrade the chart",
+                    str(event.get("message", "")),
+                )
         return Cause(
             "No operator looks after this resource.",
             "Install it (helm install v2w charts/video2world-operator), or see why it is down: "

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .conditions import Reason
 from .models import Video2WorldPostTrain
-from .observed import Capabilities
+from .observed import Capabilities, Job, Pod
 from .plan import GPU
 
-__all__ = ["Gang", "choose"]
+__all__ = ["WAYS", "Gang", "acts", "choose"]
 
 Manifest = dict[str, Any]
+WAYS = (Reason.GANG_NATIVE, Reason.GANG_VOLCANO, Reason.GANG_COSCHEDULING, Reason.GANG_KUEUE)
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,20 @@ class Gang:
 
     reason: Reason
     facts: Mapping[str, Any]
-    _version: str = ""
+    version: str = ""  # API version of its PodGroup; empty without one
 
     @property
-    def scheduled(self) -> bool:
-        """Whether the group starts together (or is a single node)."""
-        return self.reason not in (Reason.GANG_OFF, Reason.GANG_UNAVAILABLE)
+    def scheduled(self) -> bool | None:
+        """Whether the group starts together (or is a single node); None: that shows only when
+        its scheduler acts on it."""
+        if self.reason in WAYS:
+            return None
+        return self.reason is Reason.GANG_NOT_NEEDED
+
+    @property
+    def scheduler(self) -> str:
+        """Name of what has to act on the group, for people."""
+        return _SCHEDULERS.get(self.reason, "")
 
     def apply(self, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
         """``manifests`` of an attempt with the PodGroup first and the pods in it."""
@@ -35,7 +44,7 @@ class Gang:
         if make is None:
             return manifests
         *others, job = manifests
-        group, metadata, spec = make(job, self._version)
+        group, metadata, spec = make(job, self.version)
         template = job["spec"]["template"]
         template = {
             "metadata": template["metadata"]
@@ -59,13 +68,13 @@ def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
     if scheduling.queue_name and scheduling.gang == "Auto":
         return Gang(Reason.GANG_KUEUE, facts | {"queue": scheduling.queue_name})
     ways = {
-        "Native": (Reason.GANG_NATIVE, bool(cluster.native)),
-        "Volcano": (Reason.GANG_VOLCANO, cluster.volcano),
-        "Coscheduling": (Reason.GANG_COSCHEDULING, cluster.coscheduling),
+        "Native": (Reason.GANG_NATIVE, "scheduling.k8s.io", cluster.native),
+        "Volcano": (Reason.GANG_VOLCANO, "scheduling.volcano.sh", cluster.volcano),
+        "Coscheduling": (Reason.GANG_COSCHEDULING, "scheduling.x-k8s.io", cluster.coscheduling),
     }
-    for name, (reason, served) in ways.items():
+    for name, (reason, group, served) in ways.items():
         if served and scheduling.gang in ("Auto", name):
-            version = f"scheduling.k8s.io/{cluster.native}" if name == "Native" else ""
+            version = f"{group}/{served}"
             return Gang(reason, facts | {"version": version}, version)
     problem = "This cluster serves no PodGroup: nodes start one by one and hold their GPUs idle "
     problem += "until the last has one. Install Kueue, Volcano or coscheduling, or use Kubernetes "
@@ -74,6 +83,16 @@ def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
         problem = f"spec.scheduling.gang: {scheduling.gang} is not served by this cluster; nodes "
         problem += "start one by one. Use Auto, or install it."
     return Gang(Reason.GANG_UNAVAILABLE, facts | {"problem": problem})
+
+
+def acts(way: str, pod_group: Mapping[str, Any] | None, job: Job, pods: Sequence[Pod]) -> bool:
+    """Whether it shows that a scheduler has acted on the group in the way of the reason ``way``."""
+    if way == Reason.GANG_KUEUE:
+        return job.queued  # its webhook suspends the Job before anyone sees it
+    if way == Reason.GANG_VOLCANO and any(pod.node or pod.unschedulable for pod in pods):
+        return True  # the pods name Volcano as their scheduler
+    status = (pod_group or {}).get("status") or {}
+    return any(status.values())
 
 
 def _meta(job: Manifest) -> Manifest:
@@ -93,9 +112,9 @@ def _native(job: Manifest, version: str) -> Made:
     return group, {}, {"schedulingGroup": {"podGroupName": job["metadata"]["name"]}}
 
 
-def _volcano(job: Manifest, _: str) -> Made:
+def _volcano(job: Manifest, version: str) -> Made:
     name, nodes = job["metadata"]["name"], job["spec"]["completions"]
-    group = {"apiVersion": "scheduling.volcano.sh/v1beta1", "kind": "PodGroup"}
+    group = {"apiVersion": version, "kind": "PodGroup"}
     container = job["spec"]["template"]["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}  # a pod template may clear them
     spec: dict[str, Any] = {"minMember": nodes}
@@ -107,13 +126,19 @@ def _volcano(job: Manifest, _: str) -> Made:
     return made, {"annotations": annotations}, {"schedulerName": scheduler}
 
 
-def _coscheduling(job: Manifest, _: str) -> Made:
-    group = {"apiVersion": "scheduling.x-k8s.io/v1alpha1", "kind": "PodGroup"}
+def _coscheduling(job: Manifest, version: str) -> Made:
+    group = {"apiVersion": version, "kind": "PodGroup"}
     spec = {"minMember": job["spec"]["completions"], "scheduleTimeoutSeconds": 60}
     labels = {"scheduling.x-k8s.io/pod-group": job["metadata"]["name"]}
     return group | {"metadata": _meta(job), "spec": spec}, {"labels": labels}, {}
 
 
+_SCHEDULERS: Mapping[Reason, str] = {
+    Reason.GANG_NATIVE: "a kube-scheduler with the feature gate GangScheduling",
+    Reason.GANG_VOLCANO: "Volcano's scheduler",
+    Reason.GANG_COSCHEDULING: "a scheduler with the coscheduling plugin, and its controller",
+    Reason.GANG_KUEUE: "Kueue",
+}
 _GROUPS: Mapping[Reason, Callable[[Manifest, str], Made]] = {
     Reason.GANG_NATIVE: _native,
     Reason.GANG_VOLCANO: _volcano,

@@ -75,6 +75,7 @@ class Health:
     holds: Callable[[], bool] = lambda: True  # the lease, once it leads
     state: str = "starting"  # starting, unauthorized, waiting, leading
     missing: Sequence[str] = field(default=())
+    definition: str = ""  # what is wrong with the CRD
     queue_bound: float = 120
     cache_bound: float = 90
 
@@ -93,7 +94,7 @@ class Health:
 async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.AppRunner:
     """Answer ``/healthz``, ``/readyz`` and ``/metrics``; the caller cleans the runner up.
 
-    Ready is who leads or waits to lead; not who lacks rights.
+    Ready is who leads or waits to lead; not who lacks rights, or fields in the definition.
     Raises OSError if the port is taken.
     """
 
@@ -104,6 +105,8 @@ async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.A
     async def readyz(_: web.Request) -> web.Response:
         ready = health.state in ("waiting", "leading")
         text = f"{health.state}: may not {', '.join(health.missing)}" if health.missing else ""
+        if health.definition:
+            ready, text = False, text or f"{health.state}: {health.definition}"
         return web.Response(text=text or health.state, status=200 if ready else 503)
 
     async def figures(request: web.Request) -> web.Response:

@@ -46,6 +46,7 @@ class Job:
     owner: str  # UID of its controller
     deleting: bool = False
     suspended: bool = False  # by Kueue: we never set it
+    queued: bool = False  # it is suspended, or was: Kueue has taken it up
     complete: bool = False
     failed: str = ""  # the Failed condition's reason
     message: str = ""
@@ -54,7 +55,9 @@ class Job:
     def of(cls, body: Object) -> Job:
         """The Job in an object of the API."""
         metadata, status = body["metadata"], body.get("status") or {}
-        conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
+        told = status.get("conditions") or []
+        conditions = {c["type"]: c for c in told if c["status"] == "True"}
+        suspended = bool((body.get("spec") or {}).get("suspend"))
         failed = conditions.get("Failed") or conditions.get("FailureTarget") or {}
         owners = [o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")]
         labels = metadata.get("labels") or {}
@@ -66,7 +69,8 @@ class Job:
             inputs_hash=(metadata.get("annotations") or {}).get(HASH_ANNOTATION, ""),
             owner=owners[0] if owners else "",
             deleting="deletionTimestamp" in metadata,
-            suspended=bool((body.get("spec") or {}).get("suspend")),
+            suspended=suspended,
+            queued=suspended or any(c["type"] == "Suspended" for c in told),
             complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
             failed=failed.get("reason", "Failed") if failed else "",
             message=failed.get("message", ""),
@@ -193,11 +197,24 @@ class Peer:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Which ways to schedule a gang the cluster serves."""
+    """Versions of the optional APIs that the cluster serves with their resource; empty: it does
+    not serve them. That says nothing of whether anyone acts on their objects."""
 
-    native: str = ""  # API version of scheduling.k8s.io that has PodGroup
-    volcano: bool = False
-    coscheduling: bool = False
+    native: str = ""  # of PodGroup in scheduling.k8s.io
+    volcano: str = ""  # of PodGroup in scheduling.volcano.sh
+    coscheduling: str = ""  # of PodGroup in scheduling.x-k8s.io
+    kueue: str = ""  # of LocalQueue in kueue.x-k8s.io
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The API groups of those that are served."""
+        names = {
+            "scheduling.k8s.io": self.native,
+            "scheduling.volcano.sh": self.volcano,
+            "scheduling.x-k8s.io": self.coscheduling,
+            "kueue.x-k8s.io": self.kueue,
+        }
+        return frozenset(group for group, version in names.items() if version)
 
 
 @dataclass(frozen=True)
@@ -215,6 +232,7 @@ class Observed:
     capabilities: Capabilities = field(default_factory=Capabilities)
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()
+    pod_group: Object | None = None  # that of the attempt at training, where it was asked for
     preflight: Sequence[str] | None = None  # what the checks before training found; None: not made
 
 

@@ -107,6 +107,7 @@ class ClusterFacts:
     queues: Sequence[str] | None = None
     capabilities: Capabilities = field(default_factory=Capabilities)
     leader: str | None = None  # who holds the operator's Lease; empty: nobody
+    definition: str = ""  # what is wrong with the CRD
     refusal: str = ""  # what the API server says to the resource itself
 
 
@@ -211,6 +212,11 @@ def _kind(plan: Plan, need: Needs, gpus: Sequence[Gpu]) -> Iterator[Check]:
 def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
     """For the operator: everything that can be seen without starting a pod."""
     yield _operator(seen)
+    if seen.definition:
+        what, _, remedy = seen.definition.rpartition(": ")
+        yield Check("CRD", Verdict.FAIL, what, remedy)
+    else:
+        yield Check("CRD", Verdict.OK, "it has every field")
     if seen.refusal:
         yield Check("API server", Verdict.FAIL, seen.refusal, "mend what it names")
     else:
@@ -547,5 +553,7 @@ def _scheduling(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
         yield Check("priority class", Verdict.FAIL, f"no {priority}", f"there is: {known}")
     if plan.resource.spec.nodes > 1:
         chosen = gang.choose(plan.resource, seen.capabilities)
-        text = chosen.reason.text(**chosen.facts)
-        yield Check("gang", Verdict.OK if chosen.scheduled else Verdict.WARN, text)
+        evidence = f"Whether {chosen.scheduler} runs shows when they start."
+        text = chosen.reason.text(**chosen.facts, evidence=evidence)
+        verdict = Verdict.OK if chosen.scheduled is not False else Verdict.WARN
+        yield Check("gang", verdict, text)

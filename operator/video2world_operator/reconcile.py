@@ -27,7 +27,7 @@ from .plan import SAMPLING, Plan, Stage, make_plan, owned
 from .progress import Resumed, Skipped, update_status
 from .troubles import remedy
 
-__all__ = ["Policy", "outlived", "plan_of", "reconcile", "unauthorized"]
+__all__ = ["Policy", "outdated", "outlived", "plan_of", "reconcile", "unauthorized"]
 
 DONE = ("Succeeded", "Skipped")
 COUNTS = ("active", "ready", "succeeded", "failed")  # pods of the attempt at work
@@ -42,6 +42,7 @@ class Policy:
     look_again: float = 15  # while something outside must change that cannot be watched
     seldom: float = 300  # the longest time between two such looks: a tenth of the time waited
     longest_backoff: float = 600
+    unattended: float = 30  # a gang of which no scheduler has taken notice for so long has none
     short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
 
 
@@ -95,12 +96,21 @@ def _invalid(
 
 def unauthorized(body: Body, missing: Sequence[str], now: datetime) -> Mapping[str, Any]:
     """The status of ``body`` while the operator may not do what is ``missing``: it does nothing."""
+    return _held(body, Type.AUTHORIZED, Reason.FORBIDDEN, now, missing=", ".join(missing))
+
+
+def outdated(body: Body, problem: str, now: datetime) -> Mapping[str, Any]:
+    """The status of ``body`` while the definition lacks fields of it: the operator does nothing."""
+    return _held(body, Type.DEFINITION, Reason.OUTDATED, now, problem=problem)
+
+
+def _held(body: Body, kind: Type, reason: Reason, now: datetime, **facts: Any) -> dict[str, Any]:
     status = copy.deepcopy(dict(body.get("status") or {}))
     status["conditions"] = set_condition(
-        status.get("conditions", []), Type.AUTHORIZED, False, Reason.FORBIDDEN, _text(now),
-        generation=body["metadata"].get("generation"), missing=", ".join(missing),
+        status.get("conditions", []), kind, False, reason, _text(now),
+        generation=body["metadata"].get("generation"), **facts,
     )  # fmt: skip
-    status["message"] = Reason.FORBIDDEN.text(missing=", ".join(missing))
+    status["message"] = reason.text(**facts)
     status["phase"] = str(phase_of(status["conditions"], status.get("stages", [])))
     return status
 
@@ -190,6 +200,8 @@ class _Round:
             self._set(Type.PREFLIGHT, not found, reason, problem="; ".join(found))
         if find(self.status["conditions"], Type.AUTHORIZED):
             self._set(Type.AUTHORIZED, True, Reason.ALLOWED)
+        if find(self.status["conditions"], Type.DEFINITION):
+            self._set(Type.DEFINITION, True, Reason.CURRENT)
 
     def _take_in_events(self) -> None:
         for event in self.seen.events:
@@ -245,6 +257,8 @@ class _Round:
         """Watch the attempt that is under way; whether it has done the stage's work."""
         pods = self._pods(entry)
         self._count(stage, entry, pods)
+        if stage.name == "train" and job is not None:
+            self._watch_gang(job, pods)
         if job is not None and job.complete:
             self._finish(stage, entry)
             return True
@@ -280,9 +294,32 @@ class _Round:
         if stage.name == "train":
             chosen = gang.choose(self.resource, self.seen.capabilities)
             manifests = chosen.apply(manifests)
-            self._set(Type.GANG, chosen.scheduled, chosen.reason, **chosen.facts)
+            self._set(Type.GANG, chosen.scheduled, chosen.reason, **chosen.facts,
+                      evidence=f"It is not known yet whether {chosen.scheduler} runs.")  # fmt: skip
         for manifest in (*self.plan.shared, *manifests):
             self.actions.append(Apply(owned(manifest, self.resource)))
+
+    def _watch_gang(self, job: Job, pods: list[Pod]) -> None:
+        """Say whether a scheduler acts on the train group: that an API is served is no sign."""
+        before = find(self.status["conditions"], Type.GANG) or {}
+        chosen = gang.choose(self.resource, self.seen.capabilities)
+        waits = (chosen.reason, Reason.GANG_UNATTENDED)
+        if chosen.reason not in gang.WAYS or before.get("status") == "True":
+            return
+        if before.get("reason") not in waits:
+            return  # what was served when it was made is not served any more
+        if gang.acts(chosen.reason, self.seen.pod_group, job, pods):
+            self._set(Type.GANG, True, chosen.reason, **chosen.facts,
+                      evidence="Its scheduler has acted on them.")  # fmt: skip
+            return
+        if before["status"] != "Unknown":
+            return
+        since = parse_time(before["lastTransitionTime"]) or self.now
+        if self._reached(since + timedelta(seconds=self.policy.unattended)):
+            what = f"PodGroup {job.name}" if chosen.version else f"Job {job.name}"
+            bound = f"{self.policy.unattended:.0f}"
+            facts = {"what": what, "seconds": bound, "scheduler": chosen.scheduler}
+            self._set(Type.GANG, False, Reason.GANG_UNATTENDED, **facts)
 
     def _finish(self, stage: Stage, entry: dict[str, Any]) -> None:
         skipped = any(isinstance(e, Skipped) and e.stage == stage.name for e in self.seen.events)
@@ -700,11 +737,15 @@ class _Round:
             Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED,
         ):  # fmt: skip
             return str(started["message"])
+        attended = find(conditions, Type.GANG)
+        waits = started is not None and started["reason"] == Reason.PODS_STARTING
+        if waits and attended is not None and attended["reason"] == Reason.GANG_UNATTENDED:
+            return str(attended["message"])
         return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))
 
     # ------------------------------------------------------------------ small things
 
-    def _set(self, kind: Type, value: bool, reason: Reason, **facts: Any) -> None:
+    def _set(self, kind: Type, value: bool | None, reason: Reason, **facts: Any) -> None:
         self.status["conditions"] = set_condition(
             self.status.get("conditions", []), kind, value, reason, _text(self.now),
             generation=self.generation, **facts,

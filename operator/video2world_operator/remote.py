@@ -11,6 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 from .api import parse
 from .cluster import ApiError, Cluster, LoginFailed, path_of
+from .definition import problem_of
 from .errors import InvalidResource
 from .explain import Facts
 from .models import API_VERSION, KIND, MAX_NAME
@@ -146,6 +147,7 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
             ),
             nodes=(await cluster.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
+            definition=await problem_of(cluster),
         )
 
     return _run(work, namespace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,12 @@ def render_chart() -> str:
 
 
 async def missing(
-    cluster: Cluster, own: str, namespaces: Sequence[str], groups: Sequence[str]
+    cluster: Cluster, own: str, namespaces: Sequence[str], groups: Collection[str]
 ) -> list[str]:
     """What the operator may not do, such as ``watch pods in team-a``; empty if nothing is missing.
 
-    ``groups`` are the API groups that the server serves; an empty ``namespaces`` means all.
+    ``groups`` are the optional API groups that the server serves; an empty ``namespaces`` means
+    all.
     """
     served: Sequence[str | None] = namespaces or (None,)
     asked: list[tuple[str | None, str, Rule]] = []

@@ -191,13 +191,17 @@ async def _work(
 ) -> None:
     """Wait for the rights and the lease, then reconcile."""
     await _wait_for_rights(options, cluster, health)
-    health.state = "waiting"
-    await leadership.acquire()
-    health.state = "leading"
-    cluster.fence = health.holds = leadership.holds
     cache = WatchCache()
     controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
-    controller.capabilities, _ = await _answered(lambda: discover(cluster))
+    await _answered(lambda: _check_definition(controller, health))
+    health.state = "waiting"
+    async with asyncio.TaskGroup() as meanwhile:
+        checks = meanwhile.create_task(_watch_definition(options, controller, health))
+        await leadership.acquire()
+        checks.cancel()
+    health.state = "leading"
+    cluster.fence = health.holds = leadership.holds
+    controller.capabilities = await _answered(lambda: discover(cluster))
     controller.foresight.sees_nodes = await _answered(lambda: may_see_nodes(cluster))
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
@@ -217,6 +221,8 @@ async def _work(
     async def reconcile() -> None:  # what is not in the cache is taken not to exist
         for one in informers:
             await one.listed.wait()
+        while controller.definition.absent:
+            await asyncio.sleep(1)
         # last, so that no status is older than what is known of the children
         await _answered(lambda: fill(cluster, cache, options.namespaces))
         log.info("reconciling %d resources", len(cache.known()))
@@ -230,9 +236,12 @@ async def _work(
     async with asyncio.TaskGroup() as group:
         background = [
             group.create_task(leadership.hold()),
+            group.create_task(_watch_definition(options, controller, health)),
             group.create_task(reconcile()),
             *(group.create_task(one.run()) for one in informers),
         ]
+        while controller.definition.absent and not stop.is_set():
+            await asyncio.sleep(1)
         await watch(
             cache, wake, identity=leadership.identity, namespaces=options.namespaces, stop=stop
         )
@@ -245,7 +254,7 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
     said: list[str] = []
 
     async def look() -> list[str]:
-        _, groups = await discover(cluster)
+        groups = (await discover(cluster)).groups
         return await missing(cluster, options.own_namespace, options.namespaces, groups)
 
     while True:
@@ -260,6 +269,35 @@ async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -
             with contextlib.suppress(ApiError, OSError):
                 await _tell_unauthorized(options, cluster, lacking)
         await asyncio.sleep(min(options.housekeeping, 10))
+
+
+async def _check_definition(controller: Controller, health: Health) -> None:
+    """See whether the definition has all fields; say so when that has changed."""
+    definition = controller.definition
+    before, added = definition.problem, definition.added
+    await definition.check()
+    health.definition = definition.problem
+    if definition.problem != before:
+        if definition.problem:
+            log.error("%s", definition.problem)
+        else:
+            log.info("the CRD has every field by now")
+    if (definition.problem, definition.added) != (before, added):
+        controller.definition_changed()
+
+
+async def _watch_definition(options: Options, controller: Controller, health: Health) -> None:
+    """Check the definition from time to time, and soon after a status was refused."""
+    while True:
+        pause = 2.0 if controller.definition.problem else options.housekeeping
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await controller.doubt.wait()
+        controller.doubt.clear()
+        try:
+            await _check_definition(controller, health)
+        except (ApiError, OSError) as error:
+            log.warning("checking the CRD: %s", error)
 
 
 async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
@@ -297,7 +335,8 @@ async def _keep_house(
         try:
             for key in await freshness.check():
                 controller.queue.add(key)
-            controller.capabilities, groups = await discover(cluster)
+            controller.capabilities = await discover(cluster)
+            groups = controller.capabilities.groups
             lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
         except (ApiError, OSError) as error:
             log.warning("housekeeping: %s", error)

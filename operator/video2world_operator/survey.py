@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .cluster import ApiError, Cluster, path_of
+from .definition import problem_of
 from .discovery import discover
 from .leader import NAME as LEASE
 from .models import API_VERSION, KIND
@@ -34,10 +35,10 @@ async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> Cluster
                 raise
             unreadable.add(name)
     claim = spec.storage.claim_name or f"{plan.name}-data"
-    capabilities, groups = await discover(cluster)
+    capabilities = await discover(cluster)
     queues = None
-    if spec.scheduling.queue_name and "kueue.x-k8s.io" in groups:
-        path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{namespace}/localqueues"
+    if spec.scheduling.queue_name and capabilities.kueue:
+        path = f"/apis/kueue.x-k8s.io/{capabilities.kueue}/namespaces/{namespace}/localqueues"
         queues = _names(await _items(cluster, path))
     return ClusterFacts(
         namespace=namespace,
@@ -55,6 +56,7 @@ async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> Cluster
         queues=queues,
         capabilities=capabilities,
         leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
+        definition=await problem_of(cluster),
         refusal=await _refusal(cluster, namespace, plan),
     )
 

@@ -235,11 +235,14 @@ BY_REASON: Mapping[str, str] = {
     Reason.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds",
     Reason.ENGINE_ERROR: "Mend what it names and run the same command again",
     Reason.FORBIDDEN: "An administrator applies manifests/rbac.yaml, or upgrades the chart",
+    Reason.OUTDATED: "An administrator does that; work then goes on by itself",
     Reason.CHECKS_FAILED: "Do it before training begins; until then all goes on. `v2w preflight -f "
     "FILE --cluster` asks again",
     Reason.INVALID: "Mend the spec: kubectl edit v2w {name} -n {namespace}",
     Reason.REFUSED: "Mend what the API server names; the operator tries again by itself",
     Reason.WAITING: "Wait, or give this resource a volume of its own (spec.storage)",
+    Reason.GANG_UNATTENDED: "Start or install it; or `v2w suspend {name}`, choose another way by "
+    "spec.scheduling (gang, queueName), and `v2w resume {name}`",
     Reason.QUEUED: "Wait; kubectl get workloads -n {namespace} shows who is before it. An empty "
     "list means that Kueue is not installed: take spec.scheduling.queueName out",
 }

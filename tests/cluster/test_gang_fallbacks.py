@@ -1,11 +1,16 @@
-"""Gangs by Volcano and coscheduling, where the cluster serves their PodGroups."""
+"""Gangs by Volcano and coscheduling, where the cluster serves their PodGroups; what is served."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
 from control_plane import ApiError
-from operators import Operator, Resource, eventually, grant
+from operators import Operator, Resource, connection, eventually, grant
+from video2world_operator.cluster import Cluster as Client
+from video2world_operator.discovery import discover
+from video2world_operator.observed import Capabilities
 
 WAYS = {
     "Volcano": ("scheduling.volcano.sh", "v1beta1"),
@@ -13,39 +18,79 @@ WAYS = {
 }
 
 
-def define(cluster, group, version):
-    """PodGroup as that project's definition serves it; its schema is not needed here."""
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def define(cluster, group, *versions, kind="PodGroup"):
+    """A kind as a project's definition serves it; its schema is not needed here."""
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    plural = f"{kind.lower()}s"
     body = {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": f"podgroups.{group}",
+            "name": f"{plural}.{group}",
             # groups under k8s.io ask for it; the project itself has it, too
             "annotations": {"api-approved.kubernetes.io": "unapproved, a test"},
         },
         "spec": {
             "group": group,
             "scope": "Namespaced",
-            "names": {"kind": "PodGroup", "plural": "podgroups", "singular": "podgroup"},
-            "versions": [{"name": version, "served": True, "storage": True,
-                          "schema": {"openAPIV3Schema": schema}}],
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [{"name": version, "served": True, "storage": version == versions[0],
+                          "schema": {"openAPIV3Schema": schema}} for version in versions],
         },
     }  # fmt: skip
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     try:
-        cluster.admin.post(path, body)
+        cluster.admin.post(CRDS, body)
     except ApiError as error:
         if error.code != 409:
             raise
-    eventually(lambda: _served(cluster, group, version))
+    eventually(lambda: _served(cluster, f"/apis/{group}/{versions[-1]}/{plural}"))
 
 
-def _served(cluster, group, version):
+def _served(cluster, path):
     try:
-        return bool(cluster.admin.get(f"/apis/{group}/{version}/podgroups"))
+        return bool(cluster.admin.get(path))
     except ApiError:
         return False
+
+
+SERVED = {
+    "nothing": ([], Capabilities()),
+    "Kueue of today": ([("kueue.x-k8s.io", "LocalQueue", "v1beta2")],
+                       Capabilities(kueue="v1beta2")),
+    "Kueue of then": ([("kueue.x-k8s.io", "LocalQueue", "v1")], Capabilities(kueue="v1")),
+    "Kueue of before": ([("kueue.x-k8s.io", "LocalQueue", "v1beta1", "v1beta2")],
+                        Capabilities(kueue="v1beta2")),
+    "Kueue without queues": ([("kueue.x-k8s.io", "Cohort", "v1beta1")], Capabilities()),
+    "Volcano": ([("scheduling.volcano.sh", "PodGroup", "v1beta1", "v2")],
+                Capabilities(volcano="v1beta1")),
+    "Volcano of then": ([("scheduling.volcano.sh", "PodGroup", "v2")], Capabilities(volcano="v2")),
+    "Volcano without groups": ([("scheduling.volcano.sh", "Queue", "v1beta1")], Capabilities()),
+    "coscheduling": ([("scheduling.x-k8s.io", "PodGroup", "v1alpha1")],
+                     Capabilities(coscheduling="v1alpha1")),
+    "elastic quotas": ([("scheduling.x-k8s.io", "ElasticQuota", "v1alpha1")], Capabilities()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_a_cluster_serves(cluster, namespace, name):
+    """By version and resource: a group alone says nothing."""
+    kinds, expected = SERVED[name]
+    api = grant(cluster, namespace, [namespace])
+
+    async def ask():
+        async with Client(connection(api)) as client:
+            return await discover(client)
+
+    try:
+        for group, kind, *versions in kinds:
+            define(cluster, group, *versions, kind=kind)
+        eventually(lambda: asyncio.run(ask()) == expected, what=lambda: asyncio.run(ask()))
+    finally:
+        for group, kind, *_ in kinds:
+            cluster.admin.delete(f"{CRDS}/{kind.lower()}s.{group}")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -60,8 +105,11 @@ def test_the_group_is_made_and_the_pods_are_in_it(gpu_cluster, gpu_namespace, tm
             run.finish(stage)
         eventually(lambda: len(pods := run.children("pods")) and any(
             "-train-" in p["metadata"]["name"] for p in pods))  # fmt: skip
-        assert run.condition("GangScheduled")["reason"] == way
-    path = f"/apis/{group}/{version}/namespaces/{gpu_namespace}/podgroups/run-train-1"
+        condition = run.condition("GangScheduled")
+        assert (condition["status"], condition["reason"]) == ("Unknown", way)
+        path = f"/apis/{group}/{version}/namespaces/{gpu_namespace}/podgroups/run-train-1"
+        gpu_cluster.admin.patch(path, {"status": {"phase": "Pending"}})
+        eventually(lambda: run.condition("GangScheduled")["status"] == "True")
     made = gpu_cluster.admin.get(path)
     assert made["spec"]["minMember"] == 2
     assert made["metadata"]["ownerReferences"][0]["uid"] == run.object["metadata"]["uid"]

@@ -278,6 +278,8 @@ TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 BAD = {
     "no operator": ({}, {"leader": ""}, "operator", "fail", "no operator is at work"),
     "who knows": ({}, {"leader": None}, "operator", "?", "may not be read"),
+    "older CRD": ({}, {"definition": "The CRD is older (status.x is unknown): apply it."}, "CRD",
+                  "fail", "The CRD is older (status.x is unknown)"),
     "refused": ({}, {"refusal": "no!"}, "API server", "fail", "no!"),
     "small nodes": ({}, {"nodes": [node(4)]}, "nodes for train", "fail",
                     "room for 0 of 1 pods on 1 nodes (1 with too little nvidia.com/gpu (4))"),

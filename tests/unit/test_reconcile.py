@@ -452,7 +452,7 @@ def test_gang_by_what_the_cluster_serves():
                    and m["kind"] == "Job")  # fmt: skip
         return world.condition("GangScheduled"), groups, job["spec"]["template"]
 
-    every = Capabilities(native="v1beta1", volcano=True, coscheduling=True)
+    every = Capabilities(native="v1beta1", volcano="v1beta1", coscheduling="v1alpha1")
     condition, (group,), template = kinds(every)
     assert condition["reason"] == "Native"
     assert group["apiVersion"] == "scheduling.k8s.io/v1beta1"
@@ -461,13 +461,67 @@ def test_gang_by_what_the_cluster_serves():
     condition, (group,), template = kinds(every, gang="Volcano")
     assert (condition["reason"], template["spec"]["schedulerName"]) == ("Volcano", "volcano")
     assert group["spec"] == {"minMember": 2, "minResources": {"nvidia.com/gpu": "16"}}
-    condition, (group,), template = kinds(Capabilities(coscheduling=True))
+    condition, (group,), template = kinds(Capabilities(coscheduling="v1alpha1"))
     assert condition["reason"] == "Coscheduling"
     assert template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == "run-train-1"
+    assert group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
+    condition, (group,), _ = kinds(Capabilities(volcano="v2"))  # a version that is yet to come
+    assert group["apiVersion"] == "scheduling.volcano.sh/v2"
     condition, groups, _ = kinds(Capabilities())
     assert (condition["status"], condition["reason"], groups) == ("False", "Unavailable", [])
     condition, groups, _ = kinds(every, gang="None")
     assert (condition["reason"], groups) == ("Off", [])
+
+
+ACTS = {  # what shows that a scheduler acts: of the PodGroup, the pods and the Job
+    "Native": (Capabilities(native="v1"), {"conditions": [{"type": "PodGroupInitiallyScheduled"}]},
+               {}, {}),
+    "Volcano": (Capabilities(volcano="v1beta1"), {"phase": "Inqueue"}, {}, {}),
+    "Volcano by its pods": (Capabilities(volcano="v1beta1"), {},
+                            {"unschedulable": "no room"}, {}),
+    "Coscheduling": (Capabilities(coscheduling="v1alpha1"), {"phase": "Pending"}, {}, {}),
+    "Kueue": (Capabilities(), {}, {}, {"queued": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ACTS)
+def test_a_gang_is_scheduled_only_once_a_scheduler_acts(way):
+    capabilities, told, pod_fields, job_fields = ACTS[way]
+    world = World(resource(scheduling={"queueName": "q"} if way == "Kueue" else {}))
+    world.extra = {"capabilities": capabilities, "pod_group": {"spec": {}, "status": {}}}
+    world.through(STAGES[:4])
+    pods = world.start_pods(phase="Pending", ready=False, node="", started=None)
+    world.round()
+    condition = world.condition("GangScheduled")
+    assert (condition["status"], condition["reason"]) == ("Unknown", way.split()[0])
+    assert "It is not known yet whether" in condition["message"]
+    world.tick(29)
+    world.round()
+    assert world.condition("GangScheduled")["status"] == "Unknown"
+    world.tick(2)
+    world.round()
+    condition = world.condition("GangScheduled")
+    assert (condition["status"], condition["reason"]) == ("False", "SchedulerMissing")
+    assert world.status["message"] == condition["message"]
+    assert "No scheduler has acted on" in condition["message"]
+    world.extra |= {"pod_group": {"spec": {}, "status": told}}
+    world.pod(pods[0], **pod_fields)
+    world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], **job_fields)
+    world.round()
+    condition = world.condition("GangScheduled")
+    assert (condition["status"], condition["reason"]) == ("True", way.split()[0])
+    assert "Its scheduler has acted" in condition["message"]
+
+
+@pytest.mark.parametrize("way", ["Native", "Coscheduling"])
+def test_pods_that_the_default_scheduler_places_are_no_sign_of_a_gang(way):
+    world = World()
+    world.extra = {"capabilities": ACTS[way][0], "pod_group": {"spec": {}}}
+    world.to_training()
+    world.round()
+    world.tick(31)
+    world.round()
+    assert world.condition("GangScheduled")["reason"] == "SchedulerMissing"
 
 
 def test_where_the_gpu_time_went():
