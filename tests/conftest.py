@@ -10,6 +10,16 @@ from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests on one of several workers, and all that share clusters on another."""
+    for item in items:
+        path = item.path.relative_to(HERE)
+        group = "cluster" if path.parts[0] == "cluster" else path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:

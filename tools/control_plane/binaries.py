@@ -45,6 +45,9 @@ _STAMPS = {
     "helm4": {"helm.sh/helm/v4/internal/version.version": "v{version}"},
 }
 
+# Without the clouds' service discovery, whose SDKs are most of what Prometheus compiles.
+_TAGS = {"prometheus": "remove_all_sd"}
+
 
 class Unavailable(Exception):
     """A binary can neither be found nor built; the text says why and what helps."""
@@ -99,6 +102,7 @@ def _kubernetes(name: str, module: str = "k8s") -> Tool:
 
 
 _CRANE = "github.com/google/go-containerregistry"
+_PROMETHEUS = "github.com/prometheus/prometheus"
 ALL = {
     tool.name: tool
     for tool in (
@@ -110,6 +114,8 @@ ALL = {
         Tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "sigs.k8s.io/kwok"),
         Tool("helm", "helm", "helm.sh/helm/v3/cmd/helm", "helm.sh/helm/v3"),
         Tool("helm4", "helm4", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4"),
+        Tool("prometheus", "prometheus", f"{_PROMETHEUS}/cmd/prometheus", _PROMETHEUS),
+        Tool("promtool", "prometheus", f"{_PROMETHEUS}/cmd/promtool", _PROMETHEUS),
         _kubernetes("kubelet", "node"),
         _kubernetes("kube-proxy", "node"),
         Tool("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
@@ -169,7 +175,8 @@ def _build(tool: Tool) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{tool.name}.{os.getpid()}")
         command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
-        command += ["-ldflags", tool.linker_flags, "-o", str(aside), tool.package]
+        command += ["-tags", _TAGS.get(tool.module, ""), "-ldflags", tool.linker_flags]
+        command += ["-o", str(aside), tool.package]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
         try:
             done = subprocess.run(
