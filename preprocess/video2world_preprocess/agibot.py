@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -151,8 +151,8 @@ def _extracted(args: argparse.Namespace, task: int, episode: int | str) -> Path:
 class _Origin:
     """The archives and the task_info of tasks: in the data folder, or on the Hub."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+    def __init__(self, args: argparse.Namespace, report: Report) -> None:
+        self._args, self._report = args, report
         self._remotes: list[RemoteFile] = []
 
     @cached_property
@@ -167,7 +167,7 @@ class _Origin:
             UserError: the Hub has none.
         """
         if self._args.local:
-            paths = find_archives(_observations(self._args, task))
+            paths = find_archives(_observations(self._args, task), self._report)
             return [local_archive(path, self._name(path)) for path in paths]
         try:
             files = self._hub.files(f"observations/{task}")
@@ -326,15 +326,30 @@ def _source(
     return Source(_name(task, episode), "episode", path, split, captions, origin, passing)
 
 
-def _check_validation(args: argparse.Namespace, known: set[int]) -> None:
+def _check_validation(
+    args: argparse.Namespace, known: set[int], without_camera: Iterable[int] = ()
+) -> None:
+    """Raise a UserError unless all validation episodes are ``known``."""
     unknown = [episode for episode in args.val_episode_ids if int(episode) not in known]
     if unknown:
         listed = sorted(known)
         more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+        blind = [episode for episode in unknown if int(episode) in without_camera]
+        why = f"; {', '.join(blind)}: no video of camera {args.camera}" if blind else ""
         raise UserError(
             f"--val_episode_ids {' '.join(unknown)}: not among the episodes, which are "
-            f"{', '.join(map(str, listed[:20]))}{more}"
+            f"{', '.join(map(str, listed[:20]))}{more}{why}"
         )
+
+
+def _name_without_camera(
+    args: argparse.Namespace, task: int, fetch: Fetch, report: Report
+) -> set[int]:
+    """Name and return the episodes of which the archives have no video of the camera."""
+    for episode, archive in fetch.without_camera.items():
+        reason = f"no video of camera {args.camera} in {archive}"
+        report.drop("episode", _name(task, episode), reason)
+    return set(fetch.without_camera)
 
 
 def _passing(args: argparse.Namespace) -> Path:
@@ -360,7 +375,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
     Raises:
         UserError: no video of the camera, unknown validation episodes, or no training window.
     """
-    rule, folder, origin = rule_of(args), args.dataset_dir, _Origin(args)
+    rule, folder, origin = rule_of(args), args.dataset_dir, _Origin(args, report)
     archives = {}
     for task in args.task_ids:
         archives[task] = origin.archives(task)
@@ -396,11 +411,13 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         found = {task: fetch.members(report) for task, fetch in fetches.items()}
         splitter.wait()
         names, known = [], set()
+        without_camera: set[int] = set()
         for task, members in found.items():
             if members is None:
                 return None
             if not members:
-                raise _nothing(args, task, report)
+                raise _nothing(args, task, report, fetches[task].cameras)
+            without_camera |= _name_without_camera(args, task, fetches[task], report)
             known |= {m.episode for _, m in members}
             for episode in sorted({m.episode for _, m in members}):
                 copies = [source(task, a, m) for a, m in members if m.episode == episode]
@@ -413,7 +430,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
                     names.append(_name(task, episode))
                 else:
                     return None  # another shard is still at it, and will be the last
-        _check_validation(args, known)
+        _check_validation(args, known, without_camera)
         shutil.rmtree(passing.parent, ignore_errors=True)
         report.counts["transferred_bytes"] = origin.transferred
         return finish(folder, names, report, splitter.tally)
@@ -434,6 +451,7 @@ def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         if (path := _extracted(args, task, episode)).is_file()
     }
     for task, numbers in episodes.items():
+        find_archives(_observations(args, task), report)  # names what is no episode either
         for episode in numbers:
             if (task, episode) not in videos:
                 path = _extracted(args, task, episode)
@@ -441,7 +459,8 @@ def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
                 report.drop("episode", _name(task, episode), reason)
         if not any(t == task for t, _ in videos):
             raise _nothing(args, task, report)
-    _check_validation(args, {episode for _, episode in videos})
+    seen = {episode for numbers in episodes.values() for episode in numbers}
+    _check_validation(args, {episode for _, episode in videos}, seen)
     words, sources = _Words(args, report), []
     for (task, episode), path in videos.items():
         status = path.stat()
@@ -455,11 +474,14 @@ def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         return split_all(folder, sources, rule, args.workers, args.share, report)
 
 
-def _nothing(args: argparse.Namespace, task: int, report: Report) -> UserError:
+def _nothing(
+    args: argparse.Namespace, task: int, report: Report, cameras: Iterable[str] = ()
+) -> UserError:
+    there = f" (there are {', '.join(sorted(cameras))})" if cameras else ""
     return UserError(
         f"--task_ids {task}: there is no video of camera {args.camera} for it in "
         f"{_observations(args, task)}; run with --prepare, or put archives there and add --local; "
-        "check --camera" + _reasons(report)
+        f"check --camera{there}" + _reasons(report)
     )
 
 
@@ -474,7 +496,7 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
     Raises:
         UserError: there is no such video.
     """
-    origin, state = _Origin(args), Path(args.data_dir) / ".archives"
+    origin, state = _Origin(args, report), Path(args.data_dir) / ".archives"
     remove_leftovers(state)
     for task in args.task_ids:
         origin.fetch_task_info(task)
@@ -489,7 +511,8 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
         fetch = Fetch(origin.archives(task), state, args.camera, target, wanted, Share())
         fetch.run(report.stage)
         if not fetch.members(report):
-            raise _nothing(args, task, report)
+            raise _nothing(args, task, report, fetch.cameras)
+        _name_without_camera(args, task, fetch, report)
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from .headers import LARGEST_NAME, NAMES, leap, next_header
+from .headers import BLOCK, LARGEST_NAME, NAMES, SCAN, leap, next_header
 
 __all__ = ["ARCHIVE_SUFFIXES", "Member", "Piece", "Take", "unproven", "walk"]
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MOST_CAMERAS = 50  # that are named
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
@@ -45,7 +46,9 @@ class Piece:
     ``first`` is where the first of all members begins, ``end`` where the one after the last does;
     both None where no member begins. ``last``: the archive's end mark was met. ``rejected`` are
     members not to be trusted, each with the reason; ``damage`` says what ended the walk too early.
-    ``leapt`` are the episodes of directories that were not read member by member.
+    ``leapt`` are the episodes of directories that were not read member by member. ``episodes`` and
+    ``cameras`` are those that have any video or depth image. ``foreign``: the file is no archive
+    of the kind that its name says, as ``damage`` explains.
     """
 
     start: int
@@ -57,6 +60,9 @@ class Piece:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     damage: str | None = None
     leapt: list[int] = field(default_factory=list)
+    episodes: list[int] = field(default_factory=list)
+    cameras: list[str] = field(default_factory=list)
+    foreign: bool = False
 
 
 class _CheckedMember(tarfile.TarInfo):
@@ -130,7 +136,7 @@ def walk(
             while at < stop:
                 member = members.next()
                 if member is None:
-                    piece.last = True
+                    _judge_end(piece, stream, at)
                     break
                 if members.offset <= at:
                     raise tarfile.ReadError(f"the member at byte {at} has no good size")
@@ -147,7 +153,26 @@ def walk(
             piece.end = at
     except DAMAGE as error:
         piece.damage = str(error) or type(error).__name__
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        piece.damage = f"{type(error).__name__}: {error}"
     return piece
+
+
+def _judge_end(piece: Piece, stream: Any, at: int) -> None:
+    """Note whether the archive's end mark, two blocks of zeros, is at ``at``.
+
+    tarfile has read the first block: it ends there, too, where the file does.
+    """
+    there = stream.tell() - at
+    rest = stream.read(SCAN)
+    rest += stream.read(1)  # a compressed file that lacks its own end says so at last
+    if there < BLOCK or len(rest) < BLOCK or any(rest[:BLOCK]):
+        piece.damage = f"the end mark is missing or incomplete at byte {at}"
+        return
+    piece.last = True
+    if any(rest):
+        reason = "it is not read: unpack archives that were joined into one file"
+        piece.rejected.append((f"what follows the end mark at byte {at}", reason))
 
 
 def _depth_folder(member: tarfile.TarInfo) -> PurePosixPath | None:
@@ -167,6 +192,7 @@ def _judge(
         piece.rejected.append((member.name, reason))
         return
     parts = PurePosixPath(member.name).parts
+    _note_episode(piece, parts)
     if not member.isreg() or parts[-2:] != ("videos", f"{camera}.mp4"):
         return
     number = parts[-3] if len(parts) > 2 else ""
@@ -178,6 +204,18 @@ def _judge(
     assert content is not None  # only directories and the like have no content
     take(found, content)
     piece.members.append(found)
+
+
+def _note_episode(piece: Piece, parts: tuple[str, ...]) -> None:
+    """Remember the episode and the camera of a member of any camera."""
+    if len(parts) < 3 or parts[-2] not in ("videos", "depth") or not _is_episode(parts[-3]):
+        return
+    episode, camera = int(parts[-3]), PurePosixPath(parts[-1])
+    # most members are depth images of the episode of the member before
+    if piece.episodes[-1:] != [episode] and episode not in piece.episodes:
+        piece.episodes.append(episode)
+    if parts[-2] == "videos" and camera.suffix == ".mp4" and len(piece.cameras) < MOST_CAMERAS:
+        piece.cameras += [camera.stem] if camera.stem not in piece.cameras else []
 
 
 def unproven(pieces: Sequence[Piece]) -> tuple[int, int] | None:

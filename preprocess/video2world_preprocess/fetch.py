@@ -8,19 +8,25 @@ archives between them.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import gzip
+import hashlib
 import io
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, cast
 
 from .archives import ARCHIVE_SUFFIXES, Member, Piece, unproven, walk
 from .claims import locked
 from .events import Progress, say
-from .files import atomic_path, read_json, write_json
+from .files import atomic_path, cut_name, name_bytes, read_json, write_json
+from .headers import BLOCK, foreign_content
+from .listing import entries, why_unusable
 from .ranges import JUMP, SMALLEST_RANGE, RangeReader, RemoteFile
 from .report import Report
 from .shares import Share
@@ -29,6 +35,9 @@ __all__ = ["Archive", "Fetch", "find_archives", "local_archive", "remote_archive
 
 PIECE = 256 << 20  # bytes; what a kill costs at most, for each reader, is the way through one
 ENDLESS = 1 << 62  # the uncompressed size of an archive is not known
+FORM = 2  # of an index; those of another form are made again
+LONGEST_STEM = 200  # bytes of the name of an index
+OTHER_ARCHIVES = (".zip", ".7z", ".rar", ".tar", ".tgz", ".txz", ".tbz2", ".gz", ".zst")
 COPIED = 1 << 20  # bytes at a time
 READERS = 8
 
@@ -40,45 +49,74 @@ class Archive:
     name: str
     identity: str
     size: int
-    open: Callable[[], IO[bytes]]
+    raw: Callable[[], IO[bytes]]  # opens the file as it is
     least_leap: int = 0  # as in :func:`.archives.walk`
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a tar without compression, by its name."""
+        return self.name.endswith(".tar")
 
     @property
     def pieces(self) -> dict[int, int]:
         """Where its pieces begin and end; only a plain tar can be begun inside."""
-        if not self.name.endswith(".tar"):
+        if not self.is_plain:
             return {0: ENDLESS}
         stops = {start: start + PIECE for start in range(0, max(self.size, 1), PIECE)}
         return stops | {max(stops): max(self.size, 1)}
 
+    @contextlib.contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Yield its content, uncompressed."""
+        with self.raw() as stream:
+            yield stream if self.is_plain else cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
 
-def find_archives(folder: Path) -> list[Path]:
-    """The archives in ``folder``, by name; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(ARCHIVE_SUFFIXES))
+    def explained(self, piece: Piece) -> Piece:
+        """Return ``piece``, which begins the archive, saying so if the file is no such archive."""
+        if piece.start == 0 and piece.damage and not piece.members:
+            with self.raw() as stream:
+                reason = foreign_content(self.name, stream.read(BLOCK))
+            if reason is not None:
+                return replace(piece, damage=reason, foreign=True)
+        return piece
+
+
+def find_archives(folder: Path, report: Report | None = None) -> list[Path]:
+    """Return the archives in ``folder``, by name; others are named in ``report``."""
+    found = []
+    for path in entries(folder):
+        reason = why_unusable(path)
+        is_archive = path.name.endswith(ARCHIVE_SUFFIXES)
+        if is_archive and reason is None:
+            found.append(path)
+        elif report is not None and not (
+            path.name.isascii() and path.name.isdigit() and path.is_dir()
+        ):
+            if is_archive or path.suffix.lower() in OTHER_ARCHIVES or ".tar." in path.name.lower():
+                endings = ", ".join(ARCHIVE_SUFFIXES)
+                report.drop("archive", path.name, reason or (
+                    f"archives that end in {path.suffix} are not read, those in {endings} are"
+                ))  # fmt: skip
+            else:
+                report.note("file", path.name, reason or "is not read: no archive and no episode")
+    return found
 
 
 def local_archive(path: Path, name: str) -> Archive:
     """An archive on this volume."""
     status = path.stat()
-
-    def open_it() -> IO[bytes]:
-        plain = path.name.endswith(".tar")
-        return path.open("rb") if plain else cast("IO[bytes]", gzip.open(path, "rb"))
-
-    return Archive(name, f"{status.st_size}-{status.st_mtime_ns}", status.st_size, open_it)
+    identity = f"{status.st_size}-{status.st_mtime_ns}"
+    return Archive(name, identity, status.st_size, lambda: path.open("rb"))
 
 
 def remote_archive(file: RemoteFile, name: str, identity: str) -> Archive:
     """An archive on a server."""
 
-    def open_it() -> IO[bytes]:
-        stream = io.BufferedReader(RangeReader(file), SMALLEST_RANGE)
-        return stream if name.endswith(".tar") else cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
+    def raw() -> IO[bytes]:
+        return io.BufferedReader(RangeReader(file), SMALLEST_RANGE)
 
     # a leap takes up to two jumps to find its way
-    return Archive(name, identity, file.size, open_it, 2 * JUMP if name.endswith(".tar") else 0)
+    return Archive(name, identity, file.size, raw, 2 * JUMP if name.endswith(".tar") else 0)
 
 
 class _Index:
@@ -87,11 +125,16 @@ class _Index:
     def __init__(self, archive: Archive, folder: Path, camera: str, share: Share) -> None:
         self.archive = archive
         stem = f"{archive.name.replace('/', '-')}.{camera}"
+        if name_bytes(stem) > LONGEST_STEM:
+            digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+            stem = f"{cut_name(stem, LONGEST_STEM - 17)}-{digest}"
         self._lock = threading.Lock()
-        self._stamp = {"archive": archive.name, "identity": archive.identity, "piece": PIECE}
+        self._stamp = {
+            "archive": archive.name, "identity": archive.identity, "piece": PIECE, "form": FORM,
+        }  # fmt: skip
         self._whole = folder / f"{stem}.index.json"
         self._own = folder / f"{stem}.{share}.json"
-        self._others = f"{stem}.*-of-*.json"
+        self._others = f"{glob.escape(stem)}.*-of-*.json"
         self._mine: dict[int, Piece] = self._load(self._own)
 
     def _load(self, path: Path) -> dict[int, Piece]:
@@ -162,6 +205,8 @@ class Fetch:
         self._arrived, self._admit, self._dismiss = arrived, admit, dismiss
         self._indexes = [_Index(archive, folder, camera, share) for archive in archives]
         self._stop = threading.Event()
+        self._without: dict[int, str] = {}
+        self.cameras: set[str] = set()  # that the archives have
 
     def run(self, stage: str) -> None:
         """Read this share of the archives.
@@ -208,7 +253,8 @@ class Fetch:
             with archive.open() as stream:
                 at, stop = None if start else 0, archive.pieces[start]
                 take, least = self._taker(archive), archive.least_leap
-                index.add(walk(stream, start, stop, self._camera, take, at, least))
+                piece = walk(stream, start, stop, self._camera, take, at, least)
+            index.add(archive.explained(piece))
             return
         missing = [m for m in piece.members if self._wanted(archive, m)]
         if missing:
@@ -270,7 +316,14 @@ class Fetch:
             videos = [m for start in starts for m in pieces[start].members]
             found += [(archive, member) for member in videos]
             self._tell(archive, [pieces[start] for start in starts], len(videos), report)
+        for _, member in found:
+            self._without.pop(member.episode, None)
         return found
+
+    @property
+    def without_camera(self) -> dict[int, str]:
+        """The episodes that have no video of the camera, each with its archive."""
+        return dict(sorted(self._without.items()))
 
     def _again(self, archive: Archive, piece: Piece, at: int | None) -> Piece:
         """``piece`` walked anew from ``at``, every header of it."""
@@ -279,16 +332,44 @@ class Fetch:
             take = self._taker(archive)
             return walk(stream, piece.start, piece.stop, self._camera, take, at)
 
-    def _tell(self, archive: Archive, pieces: Iterable[Piece], videos: int, report: Report) -> None:
+    def _tell(self, archive: Archive, pieces: Sequence[Piece], videos: int, report: Report) -> None:
         for piece in pieces:
             for name, reason in piece.rejected:
                 report.drop("archive member", f"{archive.name}: {name}", reason)
-            if piece.damage:
-                report.drop(
-                    "archive",
-                    archive.name,
-                    f"truncated or corrupt, {videos} videos of {self._camera} could be read: "
-                    f"{piece.damage}; copy or download it again",
-                )
-        if not videos:
+        found = {member.episode for piece in pieces for member in piece.members}
+        without = {e for piece in pieces for e in piece.episodes} - found
+        damaged = [piece.damage for piece in pieces if piece.damage and not piece.foreign]
+        if (truncated := _truncation(archive, pieces)) is not None:
+            damaged.append(truncated)
+        for damage in damaged:
+            lost = f"; of episodes {_listed(without)} it could not" if without else ""
+            report.drop(
+                "archive",
+                archive.name,
+                f"truncated or corrupt, {videos} videos of {self._camera} could be read{lost}: "
+                f"{damage}; copy or download it again",
+            )
+        if pieces[0].foreign:
+            report.drop("archive", archive.name, pieces[0].damage or "")
+        elif not videos:
             report.note("archive", archive.name, f"no video of camera {self._camera} in it")
+        if not damaged:
+            self._without |= dict.fromkeys(without, archive.name)
+        self.cameras |= {camera for piece in pieces for camera in piece.cameras}
+
+
+def _truncation(archive: Archive, pieces: Sequence[Piece]) -> str | None:
+    """Say that an archive ends too early, which no piece of it could see; None if it does not."""
+    begun = [piece for piece in pieces if piece.first is not None]
+    if not begun or begun[-1].last or begun[-1].damage:
+        return None
+    end = begun[-1].end or 0
+    if end > archive.size:
+        return f"its last member ends at byte {end}, the file at byte {archive.size}"
+    return f"the end mark is missing at byte {end}"
+
+
+def _listed(episodes: Iterable[int]) -> str:
+    numbers = sorted(episodes)
+    more = f" and {len(numbers) - 20} more" if len(numbers) > 20 else ""
+    return ", ".join(map(str, numbers[:20])) + more

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import PurePosixPath
 from typing import IO
 
-__all__ = ["LARGEST_NAME", "NAMES", "leap", "next_header"]
+__all__ = ["BLOCK", "LARGEST_NAME", "NAMES", "SCAN", "foreign_content", "leap", "next_header"]
 
 BLOCK = 512  # bytes: where members begin
 SCAN = 1 << 16  # bytes looked through at a time
@@ -15,6 +15,45 @@ NAMES = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
+
+OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy
+    b"\x1f\x8b": ("is compressed with gzip", "rename it to end in .tar.gz"),
+    b"BZh": ("is compressed with bzip2", "unpack it with bunzip2"),
+    b"\xfd7zXZ\0": ("is compressed with xz", "unpack it with unxz"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it with unzstd"),
+    b"\x04\x22\x4d\x18": ("is compressed with lz4", "unpack it with unlz4"),
+    b"PK": ("is a zip file", "unpack it, and pack it with tar"),
+    b"7z\xbc\xaf": ("is a 7z file", "unpack it, and pack it with tar"),
+    b"Rar!": ("is a rar file", "unpack it, and pack it with tar"),
+    b"version https://git-lfs": ("is a pointer of Git LFS, not the file", "run git lfs pull"),
+    b"<": ("is a web page", "download the file itself"),
+    b"{": ("is JSON, perhaps an error of a server", "download the file itself"),
+}
+
+
+def foreign_content(name: str, head: bytes) -> str | None:
+    """Say that a file beginning with ``head`` is not the archive that ``name`` promises."""
+    wanted = name[name.rindex(".tar") :] if ".tar" in name else ".tgz"
+    if not head:
+        return "is empty; copy or download it again"
+    for start, (what, remedy) in OTHER_CONTENT.items():
+        if head.startswith(start):
+            if start == b"\x1f\x8b" and wanted != ".tar":
+                return None
+            return f"{what}, although its name ends in {wanted}; {remedy}"
+    if _is_header(head[:BLOCK]):
+        return (
+            None
+            if wanted == ".tar"
+            else (
+                f"is not compressed, although its name ends in {wanted}; rename it to end in .tar"
+            )
+        )
+    return (
+        None
+        if not any(head) or len(head) < BLOCK
+        else "is no tar archive, or its beginning is damaged"
+    )
 
 
 def _is_header(block: bytes) -> bool:
