@@ -1,15 +1,19 @@
-"""The door by which resources come in: files and objects become typed, or errors that help."""
+"""Parse and validate resources: files and objects become typed, or errors that help."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from .errors import InvalidResource, Problem, nearest
+from . import wording
+from .errors import InvalidResource, Problem
 from .experiments import expand
+from .manifest import Document, as_json, documents, join, text_of
 from .models import (
     API_VERSION,
     GROUP,
@@ -24,6 +28,7 @@ from .models import (
     Status,
     Video2WorldPostTrain,
 )
+from .wording import without_nulls
 
 __all__ = [
     "API_VERSION",
@@ -37,57 +42,47 @@ __all__ = [
     "Spec",
     "Status",
     "Video2WorldPostTrain",
+    "load_manifest",
     "load_resource",
     "parse",
 ]
 
 
+def load_manifest(source: str | Path) -> dict[str, Any]:
+    """The resource of a file (or YAML text) as kubectl would send it, not judged yet.
+
+    Other documents in the file are passed over; exactly one must be of our kind.
+    Raises :class:`InvalidResource` where the file cannot be read.
+    """
+    return dict(_document(source).value)
+
+
 def load_resource(source: str | Path) -> Video2WorldPostTrain:
     """Read a resource from a file (``Path``, or ``str`` without a line break) or from YAML text.
 
-    Other documents in the file are passed over; exactly one must be of our kind.
-    Raises :class:`InvalidResource`, whose lines name the field, what is wrong and the remedy.
+    Raises :class:`InvalidResource`, whose lines name line and field, what is wrong and the remedy.
     """
-    import yaml  # here, so that `v2w --help` does not wait for it
+    return _judged(_document(source))
 
+
+def parse(document: Mapping[str, Any]) -> Video2WorldPostTrain:
+    """Create the resource from an object as the API server gives it or would get it.
+
+    Experiment and overrides are put into the typed fields first. Raises :class:`InvalidResource`.
+    """
+    return _judged(Document(document))
+
+
+def _document(source: str | Path) -> Document:
     name = "the text"
     if isinstance(source, Path) or "\n" not in source:
         name = str(source)
-        try:
-            source = Path(source).read_text(encoding="utf-8")
-        except OSError as error:
-            remedy = f"cannot be read ({error.strerror}); give the path of a YAML file"
-            raise InvalidResource([Problem(name, remedy)]) from None
-        except UnicodeDecodeError:
-            raise InvalidResource([Problem(name, "is not text; give a YAML file")]) from None
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """A safe loader that refuses a key given twice, of which YAML silently drops one."""
-
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if key.value in keys:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
-                )
-            keys.add(key.value)
-        loader.flatten_mapping(node)
-        return dict(loader.construct_pairs(node, deep=True))
-
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    try:
-        documents = [d for d in yaml.load_all(source, Loader) if d is not None]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
-        what = getattr(error, "problem", None) or str(error)
-        message = f"not valid YAML: {what}; check indentation, quotes and colons there"
-        raise InvalidResource([Problem(where, message)]) from None
-    ours = [d for d in documents if isinstance(d, dict) and _is_ours(d)]
+        source = text_of(Path(source))
+    found = documents(source, name)
+    ours = [d for d in found if isinstance(d.value, dict) and _is_ours(d.value)]
     if len(ours) != 1:
-        raise InvalidResource([_count(name, documents, len(ours))])
-    return parse(ours[0])
+        raise InvalidResource([_count(name, [d.value for d in found], len(ours))])
+    return ours[0]
 
 
 def _is_ours(document: dict[Any, Any]) -> bool:
@@ -104,95 +99,93 @@ def _count(name: str, documents: list[Any], ours: int) -> Problem:
     return Problem(name, f"{found}, not a {KIND}; {remedy}")
 
 
-def parse(document: Mapping[str, Any]) -> Video2WorldPostTrain:
-    """Make the resource from an object as YAML or the API server gives it.
-
-    Experiment and overrides are put into the typed fields first. Raises :class:`InvalidResource`.
-    """
-    raw = dict(document)
-    problems: list[Problem] = []
-    if isinstance(raw.get("spec"), Mapping):
+def _judged(document: Document) -> Video2WorldPostTrain:
+    try:
+        given = as_json(document.value)
+    except (TypeError, ValueError) as error:
+        raise InvalidResource([Problem("the resource", f"JSON cannot hold it: {error}")]) from None
+    raw, problems = without_nulls(given), list[Problem]()
+    if isinstance(raw.get("spec"), dict):
         raw["spec"], problems = expand(raw["spec"])
     try:
-        resource = Video2WorldPostTrain.model_validate(raw, by_name=False, by_alias=True)
+        resource = _validated(raw)
     except ValidationError as error:
-        raise InvalidResource(problems + _explained(error)) from None
-    problems += _contradictions(resource)
-    if problems:
-        raise InvalidResource(problems)
+        problems += _explained(error, raw, document.sources)
+        resource = None
+    if resource is not None:
+        problems += _contradictions(resource)
+    if resource is None or problems:
+        by_path: dict[str, Problem] = {}
+        for one in problems:
+            by_path.setdefault(one.path, replace(one, line=_line(one.path, document.lines)))
+        raise InvalidResource(by_path.values())
     return resource
 
 
-def _explained(error: ValidationError) -> list[Problem]:
-    problems: dict[str, Problem] = {}
+def _validated(raw: dict[str, Any]) -> Video2WorldPostTrain:
+    """The typed resource. Its types are strict, as those of the API server are.
+
+    The server drops the status of a new object, but not before it refuses unknown fields in it.
+    """
+    try:
+        return _typed(raw)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        if any(d["loc"][:1] != ("status",) or d["type"] == "extra_forbidden" for d in details):
+            raise
+        return _typed({key: value for key, value in raw.items() if key != "status"})
+
+
+def _typed(raw: dict[str, Any]) -> Video2WorldPostTrain:
+    # From JSON, as strict types take mappings for models from there only.
+    return Video2WorldPostTrain.model_validate_json(
+        json.dumps(raw), strict=True, by_name=False, by_alias=True
+    )
+
+
+def _line(path: str, lines: Mapping[str, int]) -> int:
+    """The line of a field, or of the closest one around it that the file has."""
+    while path not in lines and path:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path, 0)
+
+
+def _explained(
+    error: ValidationError, raw: dict[str, Any], sources: Mapping[str, str]
+) -> Iterator[Problem]:
     for detail in error.errors(include_url=False):
-        location = [part for part in detail["loc"] if part not in _UNION_TAGS]
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
-        problems.setdefault(path, Problem(path, _message(detail, location)))
-    return list(problems.values())
+        location, value = _place(raw, detail["loc"])
+        kind = detail["type"]
+        if kind == "missing":
+            location.append(detail["loc"][-1])
+        path = ""
+        for part in location:
+            path = join(path, part)
+        if kind == "extra_forbidden":
+            yield Problem(path, wording.unknown(location))
+        elif kind == "missing":
+            yield Problem(path, wording.missing(path, location))
+        elif detail["loc"][-1] == "[key]":
+            yield Problem(path, wording.message([*location, "[key]"], value))
+        else:
+            yield Problem(path, wording.message(location, value, sources.get(path)))
 
 
-_UNION_TAGS = {"int", "float", "constrained-str", "constrained-int", "[key]"}
+def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], Any]:
+    """The part of an error's location that is in the document, and what lies there.
 
-
-def _message(detail: Any, location: list[Any]) -> str:
-    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = _fields(location[:-1])
-        return f"unknown field; {nearest(location[-1], known)}"
-    if kind == "missing":
-        hint = _HINTS.get(".".join(map(str, location)))
-        return "missing; " + (hint or f"give it{_described(location)}")
-    if kind == "literal_error":
-        choices = context["expected"].replace("'", "")
-        near = nearest(value, choices.replace(" or ", ", ").split(", "))
-        asked = f"; {near}" if near.startswith("did") else ""
-        return f"{value!r} is not one of them; use {choices}{asked}"
-    if kind == "string_pattern_mismatch":
-        return f"{value!r} does not fit{_described(location)}; it must match {context['pattern']}"
-    text = detail["msg"]
-    text = text.removeprefix("Input should be ").removeprefix("a ").removeprefix("valid ")
-    shown = f"{value!r} " if isinstance(value, (str, int, float)) else ""
-    return f"{shown}does not fit; it must be {text}{_described(location)}"
-
-
-_HINTS = {
-    "spec.model": "write model: {size: 2B} (or 14B, Tiny), or name spec.training.experiment",
-    "spec.model.size": "use Tiny, 2B or 14B",
-    "spec.dataset": "give one of agibot, prepared or videos: {agibot: {taskIDs: [327]}}",
-    "spec.training": "write training: {iterations: 1000}",
-    "metadata": "write metadata: {name: ...}",
-    "metadata.name": "give the resource a name",
-}
-
-
-def _model_at(location: list[Any]) -> tuple[type[BaseModel] | None, str]:
-    """The model that lies at a location of the document, and the description of its last field."""
-    model: type[BaseModel] | None = Video2WorldPostTrain
-    described = ""
+    The rest names branches of a union or says that a key is meant.
+    """
+    found: list[str | int] = []
     for part in location:
-        if isinstance(part, int) or model is None:
-            continue
-        field = next((f for f in model.model_fields.values() if f.alias == part), None)
-        described = (field.description or "") if field else ""
-        model = _inner_model(field.annotation) if field else None
-    return model, described
-
-
-def _inner_model(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_inner_model, get_args(annotation))), None)
-
-
-def _fields(location: list[Any]) -> list[str]:
-    model, _ = _model_at(location)
-    return [f.alias or name for name, f in model.model_fields.items()] if model else []
-
-
-def _described(location: list[Any]) -> str:
-    _, described = _model_at(location)
-    return f" ({described.rstrip('.')})" if described else ""
+        if isinstance(raw, dict) and part in raw:
+            raw = raw[str(part)]
+        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
+        else:
+            break
+        found.append(part)
+    return found, raw
 
 
 def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:

@@ -202,6 +202,7 @@ def _render(args: argparse.Namespace) -> int:
 
 def _preflight(args: argparse.Namespace) -> int:
     from . import preflight, probes, registry
+    from .api import load_manifest
     from .needs import needs
 
     plan = _plan(args)
@@ -213,7 +214,7 @@ def _preflight(args: argparse.Namespace) -> int:
         from .remote import preflight as look
 
         try:
-            facts = look(plan, args.namespace)
+            facts = look(plan, load_manifest(args.file), args.namespace)
         except RemoteFailed as error:
             raise _Mistake(str(error)) from None
         try:

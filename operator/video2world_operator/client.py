@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import remote
-from .api import load_resource, parse
+from .api import load_manifest, load_resource, parse
 from .explain import Cause, explain
 from .models import (
     API_VERSION,
@@ -73,9 +73,8 @@ class Video2World:
     def from_file(cls, path: str | Path, *, namespace: str | None = None) -> Self:
         """The resource in a YAML file. Raises InvalidResource."""
         made = cls.__new__(cls)
-        resource = load_resource(Path(path))
-        body = resource.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        made._set({"apiVersion": API_VERSION, "kind": KIND} | body, namespace)
+        load_resource(Path(path))  # its errors name the lines
+        made._set(load_manifest(Path(path)), namespace)
         return made
 
     def __repr__(self) -> str:
@@ -86,7 +85,7 @@ class Video2World:
     def preflight(self) -> list[Check]:
         """Whether the cluster has what the resource needs, before any GPU is held."""
         plan = make_plan(self.resource)
-        facts = remote.preflight(plan, self.namespace)
+        facts = remote.preflight(plan, self.manifest, self.namespace)
         return list(check_cluster(plan, needs(self.resource), facts))
 
     def apply(self) -> Self:

@@ -18,6 +18,8 @@ from .models import (
     KIND,
     MAX_NAME,
     MAX_PROMPTS,
+    NAME_PATTERN,
+    NAME_WORDS,
     PLURAL,
     RESERVED_ENV,
     SIZES,
@@ -95,9 +97,9 @@ def build() -> dict[str, Any]:
         },
         "x-kubernetes-validations": [_rule(
             f"size(self.metadata.name) <= {MAX_NAME} && "
-            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-            f"metadata.name: at most {MAX_NAME} small letters, digits and dashes, a letter first, "
-            "since pods and Services are named after it",
+            f"self.metadata.name.matches('{NAME_PATTERN}')",
+            f"metadata.name: write {NAME_WORDS.format(MAX_NAME)}, since pods and Services are "
+            "named after it",
         ), *_started_rules()],
     }  # fmt: skip
     columns = [
@@ -213,16 +215,15 @@ def _spec_rules() -> list[dict[str, str]]:
               f"{_by_size('heads')} % {parallel} == 0)",
               "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
               "heads (Tiny 4, 2B 16, 14B 40)"),
-        _rule(f"!({sized}) || self.model.size == 'Tiny' || !has(self.training.device) || "
-              "self.training.device != 'CPU'",
+        _rule(f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
+              "!has(self.training.device) || self.training.device != 'CPU'",
               "training.device: CPU can train model.size Tiny only"),
         _rule("!has(self.storage) || !has(self.storage.accessMode) || "
               "self.storage.accessMode != 'ReadWriteOncePod' || "
-              "((!has(self.training.nodes) || self.training.nodes == 1) && "
-              "(!has(self.inference) || !has(self.inference.everyCheckpoint) || "
-              "!self.inference.everyCheckpoint))",
-              "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, or "
-              "inference.everyCheckpoint beside training); use ReadWriteMany"),
+              f"!({_shared(sized)})",
+              "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, "
+              "dataset.shards, inference.parallelism, or inference.everyCheckpoint beside "
+              "training); use ReadWriteMany"),
         _rule("!has(self.inference) || !has(self.inference.checkpoint) || "
               "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
               "inference.checkpoint is given beside inference.checkpoints; keep one of them (put "
@@ -239,6 +240,23 @@ def _spec_rules() -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+def _shared(sized: str) -> str:
+    """Whether several pods use the volume at the same time: the twin of ``Spec.sharing``."""
+    nodes = f"(has(self.training.nodes) ? self.training.nodes : {sized} ? {_by_size('nodes')} : 1)"
+    several = (
+        "size(self.inference.samples) > 1 || (size(self.inference.samples) == 1 && "
+        "has(self.inference.checkpoints) && self.inference.checkpoints.exists(c, "
+        "string(c) == 'all' || string(c) != string(self.inference.checkpoints[0])))"
+    )
+    return (
+        f"{nodes} > 1 || (has(self.dataset) && has(self.dataset.shards) && "
+        "self.dataset.shards > 1) || (has(self.inference) && "
+        "((has(self.inference.everyCheckpoint) && self.inference.everyCheckpoint) || "
+        "(has(self.inference.parallelism) && self.inference.parallelism > 1 && "
+        f"has(self.inference.samples) && ({several}))))"
+    )
+
+
 def _schema(model: type[Spec] | type[Status], path: str) -> Schema:
     raw = model.model_json_schema(by_alias=True, mode="validation")
     return _structural(raw, raw.get("$defs", {}), path)
@@ -246,7 +264,7 @@ def _schema(model: type[Spec] | type[Status], path: str) -> Schema:
 
 def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     """One node as Kubernetes wants it: no $ref, no null, every list with its type."""
-    raw = _inlined(raw, definitions)
+    raw = _worded(_inlined(raw, definitions), definitions)
     branches = [b for b in raw.pop("anyOf", []) if b.get("type") != "null"]
     if len(branches) == 1:
         raw = _inlined(branches[0], definitions) | raw
@@ -299,6 +317,23 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     elif node["type"] == "string":
         _string(node)
     return node
+
+
+def _worded(raw: Schema, definitions: Schema) -> Schema:
+    """``raw`` with the words for its form, or that of its entries, in its description."""
+    if "description" not in raw:
+        return raw
+    inner = raw
+    while "words" not in inner:
+        below = inner.get("items") or inner.get("additionalProperties")
+        branches = inner.get("anyOf") or ([below] if isinstance(below, dict) else [])
+        if not branches:
+            return raw
+        inner = _inlined(branches[0], definitions)
+    if "pattern" not in inner:
+        return raw
+    words = f"Write {inner['words']}, such as {inner['examples'][0]}."
+    return {**raw, "description": f"{raw['description']} {words}"}
 
 
 def _inlined(raw: Schema, definitions: Schema) -> Schema:

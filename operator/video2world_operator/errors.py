@@ -16,13 +16,18 @@ NO_CLUSTER = (
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake: ``path`` as the user wrote it (``spec.training.nodes``) and what to do."""
+    """One mistake: ``path`` as the user wrote it (``spec.training.nodes``) and what to do.
+
+    ``line`` is where that stands in the file, 0 if it comes from none.
+    """
 
     path: str
     message: str
+    line: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{self.path}: {self.message}"
 
 
 class InvalidResource(ValueError):

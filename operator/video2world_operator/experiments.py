@@ -154,21 +154,23 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         return dict(spec), []
     full, problems = _copy(spec), list[Problem]()
     for number, text in enumerate(_list(training.get("overrides"))):
-        problem = _override(full, str(text), f"spec.training.overrides[{number}]")
-        problems += [problem] if problem else []
+        if isinstance(text, str):  # the schema refuses others
+            problem = _override(full, text, f"spec.training.overrides[{number}]")
+            problems += [problem] if problem else []
     name = training.get("experiment")
-    if name is not None:
-        wanted = _meaning(str(name))
+    if isinstance(name, str):
+        wanted = _meaning(name)
         if wanted is None:
             problems.append(
                 Problem(
                     "spec.training.experiment",
-                    f"{name} is not an experiment of the guide; {nearest(name, EXPERIMENTS)}",
+                    f"{name:.99} is not an experiment of the guide; {nearest(name, EXPERIMENTS)}",
                 )
             )
         else:
-            size = full.get("model", {}).get("size", wanted["model"]["size"])
-            if size != wanted["model"]["size"]:
+            model = full.get("model")  # the schema refuses it if it is no mapping
+            size = model.get("size") if isinstance(model, dict) else None
+            if size is not None and size != wanted["model"]["size"]:
                 problems.append(
                     Problem(
                         "spec.model.size",
@@ -177,7 +179,7 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
                     )
                 )
             _fill(full, wanted)
-            full["training"]["experiment"] = _full_name(str(name))
+            full["training"]["experiment"] = _full_name(name)
     return full, problems
 
 
@@ -194,7 +196,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
     name, equals, value = text.strip().partition("=")
     name, value = name.lstrip("+").strip(), value.strip().strip("\"'")
     if not equals:
-        return Problem(path, f"{text!r} has no value; write it as name=value")
+        return Problem(path, f"{text[:99]!r} has no value; write it as name=value")
     if name == "experiment":
         return Problem(path, "name the experiment in spec.training.experiment")
     if name not in OVERRIDES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 __all__ = [
@@ -66,26 +66,96 @@ class _Model(BaseModel):
     )
 
 
-def _text(maximum: int, pattern: str | None = None) -> StringConstraints:
-    return StringConstraints(min_length=1, max_length=maximum, pattern=pattern)
+def _text(maximum: int, words: str, example: str, pattern: str | None = None) -> Any:
+    """The bounds of a text and how they read to people, in errors as in the documentation."""
+    return Field(
+        min_length=1,
+        max_length=maximum,
+        pattern=pattern,
+        examples=[example],
+        json_schema_extra={"words": words},
+    )
 
 
-Text = Annotated[str, _text(253)]
+def _no_boolean(value: object) -> object:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+def _by_example(example: dict[str, Any]) -> ConfigDict:
+    """The configuration of a model that shows how it is written."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+NAME_WORDS = "lowercase letters, digits and dashes, starting with a letter, at most {} characters"
+Text = Annotated[str, _text(253, "1 to 253 characters", "ghcr.io/mine/trainer:1.0")]
 # A label's key as the API server has it: a DNS name and a slash before it, or nothing.
 LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
-DNSName = Annotated[str, _text(253, r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+DNSName = Annotated[
+    str,
+    _text(
+        253,
+        "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit",
+        "my-team",
+        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+    ),
+]
 # Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
-VolumePath = Annotated[str, _text(512, r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$")]
-FolderName = Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+VolumePath = Annotated[
+    str,
+    _text(
+        512,
+        "a path relative to the volume's root, without a slash or dash in front, // and $",
+        "datasets/mine",
+        r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$",
+    ),
+]
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*"
+FolderName = Annotated[
+    str,
+    _text(
+        100,
+        "letters, digits, dots, dashes and underscores, no dot or dash in front, at most 100 "
+        "characters",
+        "first_run",
+        rf"{_NAME}$",
+    ),
+]
 _UNIT = "(Ki|[MGTPE]i?|[mk])?$"
-Quantity = Annotated[str, _text(32, rf"^[0-9]+(\.[0-9]+)?{_UNIT}")]
+_UNITS = "with or without one of the units k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei"
+Quantity = Annotated[
+    str,
+    _text(32, f"a number {_UNITS}, or m for thousandths", "16Gi", rf"^[0-9]+(\.[0-9]+)?{_UNIT}"),
+]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 ABOVE_ZERO = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
 # A commit, tag or branch; what begins with a dash would read as a flag.
-Revision = Annotated[str, _text(253, r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
-RepoID = Annotated[str, _text(200, r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$")]
+Revision = Annotated[
+    str,
+    _text(
+        253,
+        "a commit, tag or branch: letters, digits, dots, dashes, underscores and slashes",
+        "main",
+        r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$",
+    ),
+]
+RepoID = Annotated[
+    str,
+    _text(
+        200,
+        "owner/name of a repository",
+        "agibot-world/AgiBotWorld-Alpha",
+        r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$",
+    ),
+]
+ClipName = Annotated[
+    str, _text(200, "a file name without folder and ending", "clip_001", r"^[^-/$\x00][^/$\x00]*$")
+]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
 FreeObject = dict[str, Any]
 
@@ -102,7 +172,7 @@ class ModelSpec(_Model):
         description="Picture size in pixels: 720p is 704x1280, 480p is 432x768 (height x width). "
         "Tiny is always 96x128.",
     )
-    fps: Literal[10, 16] = Field(
+    fps: Annotated[Literal[10, 16], BeforeValidator(_no_boolean)] = Field(
         default=16,
         description="Frames per second of the base weights: 16 trains on clips of 93 frames, 10 on "
         "clips of 61. Tiny always trains on 17.",
@@ -123,6 +193,7 @@ class ModelSpec(_Model):
         default=None,
         description="Transformer weights on the volume to start from (.pt or .safetensors); "
         "default the downloaded base weights.",
+        examples=["weights/mine.pt"],
     )
 
 
@@ -174,6 +245,7 @@ class AgiBotDataset(_Model):
         default=None,
         description="JSON file of captions on the volume; default captions composed from AgiBot's "
         "own task_info.",
+        examples=["captions.json"],
     )
     path: VolumePath | None = Field(
         default=None,
@@ -203,7 +275,7 @@ class VideosDataset(_Model):
     path: VolumePath = Field(
         description="Folder of videos and captions, relative to the volume's root."
     )
-    validation_names: list[Annotated[str, _text(200, r"^[^-/$\x00][^/$\x00]*$")]] = Field(
+    validation_names: list[ClipName] = Field(
         default=[],
         max_length=1024,
         description="Videos held out of training, by file name without the ending.",
@@ -222,6 +294,8 @@ class VideosDataset(_Model):
 
 class DatasetSpec(_Model):
     """Where the training videos come from: exactly one of agibot, prepared, videos."""
+
+    model_config = _by_example({"agibot": {"taskIDs": [327]}})
 
     agibot: AgiBotDataset | None = Field(default=None, description="Tasks of AgiBotWorld-Alpha.")
     prepared: PreparedDataset | None = Field(
@@ -263,12 +337,15 @@ class LoRASpec(_Model):
 class TrainingSpec(_Model):
     """How the model is trained, and on what."""
 
+    model_config = _by_example({"iterations": 1000})
+
     experiment: Text | None = Field(
         default=None,
         description="A named experiment of the guide, which sets model and training as the guide "
         "does; fields given here stand against it. Default: none.",
+        examples=["predict2_video2world_training_2b_agibot_head_center_fisheye_color"],
     )
-    overrides: list[Annotated[str, _text(512)]] = Field(
+    overrides: list[Annotated[str, _text(512, "name=value", "optimizer.lr=1e-5")]] = Field(
         default=[],
         max_length=64,
         description="Overrides of the guide's command line, as name=value; each means the field "
@@ -321,6 +398,7 @@ class TrainingSpec(_Model):
         gt=0,
         le=1,
         description="Base learning rate of AdamW; default 2^-15.5, for Tiny 0.002.",
+        examples=[1e-5],
     )
     warmup_iterations: int | None = Field(
         default=None,
@@ -371,6 +449,7 @@ class TrainingSpec(_Model):
         gt=0,
         le=1e6,
         description="Gradients are scaled down to this norm; default not at all, as upstream does.",
+        examples=[1.0],
     )
     interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
         default="Auto",
@@ -391,18 +470,30 @@ class TrainingSpec(_Model):
     )
 
 
+_OUTPUT = _text(
+    100,
+    "a file name ending in .mp4: letters, digits, dots, dashes and underscores, at most 100 "
+    "characters",
+    "first.mp4",
+    rf"{_NAME}\.mp4$",
+)
+
+
 class Sample(_Model):
     """One video to generate."""
 
+    model_config = _by_example({"input": "val/videos/x.mp4"})
+
     input: VolumePath = Field(
         description="Picture or video to continue: a path on the volume, or under the data set's "
-        "folder if it begins with val/ or train/."
+        "folder if it begins with val/ or train/.",
+        examples=["val/videos/x.mp4"],
     )
     prompt: Annotated[str, StringConstraints(max_length=4096)] = Field(
         default="",
         description="Caption of the video to generate; empty takes the caption of the input.",
     )
-    output: Annotated[str, _text(100, r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.mp4$")] | None = Field(
+    output: Annotated[str, _OUTPUT] | None = Field(
         default=None,
         description="File name of the result, ending in .mp4; default sample-<number>.mp4.",
     )
@@ -413,7 +504,11 @@ CHECKPOINT = (
     r"^(\.?[A-Za-z0-9_][^/$\x00]*|\.\.[^/$\x00]+)"
     r"(/(\.?[^./$\x00][^/$\x00]*|\.|\.\.[^/$\x00]+))*$"
 )
-CheckpointName = Annotated[str, _text(512, CHECKPOINT)]
+_CHECKPOINTS = "latest, the number of an iteration, or the path of a weights file on the volume"
+CheckpointName = Annotated[
+    str, _text(512, f"{_CHECKPOINTS}, without .. in it", "latest", CHECKPOINT)
+]
+_CHECKPOINT = _text(512, _CHECKPOINTS, "latest", r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$")
 Iteration = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
 
 
@@ -421,12 +516,10 @@ class InferenceSpec(_Model):
     """Videos generated from the post-trained checkpoints; without samples, none."""
 
     samples: list[Sample] = Field(default=[], max_length=64, description="Videos to generate.")
-    checkpoint: Annotated[str, _text(512, r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$")] | None = (
-        Field(
-            default=None,
-            description="What generates: latest (the default), the number of an iteration, or a "
-            "weights file on the volume.",
-        )
+    checkpoint: Annotated[str, _CHECKPOINT] | None = Field(
+        default=None,
+        description="What generates: latest (the default), the number of an iteration, or a "
+        "weights file on the volume.",
     )
     checkpoints: list[CheckpointName | Iteration] = Field(
         default=[],
@@ -453,7 +546,7 @@ class InferenceSpec(_Model):
         description="Which weights of a checkpoint generate: those that are trained, or their "
         "exponential moving average (training.ema).",
     )
-    num_conditional_frames: Literal[1, 5] = Field(
+    num_conditional_frames: Annotated[Literal[1, 5], BeforeValidator(_no_boolean)] = Field(
         default=1, description="Frames of the input that the video continues."
     )
     guidance: float = Field(
@@ -483,13 +576,16 @@ class InferenceSpec(_Model):
         return max(1, min(self.parallelism, work))
 
 
+_KEY = _text(253, "letters, digits, dashes, dots and underscores", "token", r"^[-._a-zA-Z0-9]+$")
+
+
 class SecretKey(_Model):
     """A key of a Secret in the resource's namespace."""
 
+    model_config = _by_example({"name": "hugging-face"})
+
     name: DNSName = Field(description="Name of the Secret.")
-    key: Annotated[str, _text(253, r"^[-._a-zA-Z0-9]+$")] = Field(
-        default="token", description="Key within the Secret."
-    )
+    key: Annotated[str, _KEY] = Field(default="token", description="Key within the Secret.")
 
 
 class CredentialsSpec(_Model):
@@ -500,10 +596,13 @@ class CredentialsSpec(_Model):
     )
 
 
+_SIZE = _text(32, f"a number above zero {_UNITS}", "500Gi", ABOVE_ZERO)
+
+
 class StorageSpec(_Model):
     """The volume on which everything lies."""
 
-    size: Annotated[str, _text(32, ABOVE_ZERO)] | None = Field(
+    size: Annotated[str, _SIZE] | None = Field(
         default=None,
         description="Size of the claim that is made, in bytes; default 500Gi, for 14B 2Ti, for "
         "Tiny 20Gi.",
@@ -530,6 +629,14 @@ class StorageSpec(_Model):
     )
 
 
+LabelKey = Annotated[
+    str,
+    _text(
+        316, "the key of a label, as Kubernetes has them", "topology.kubernetes.io/rack", LABEL_KEY
+    ),
+]
+
+
 class SchedulingSpec(_Model):
     """How the train group is placed."""
 
@@ -547,7 +654,7 @@ class SchedulingSpec(_Model):
     scheduler_name: DNSName | None = Field(
         default=None, description="Scheduler of all pods; default the cluster's."
     )
-    topology_key: Annotated[str, _text(316, LABEL_KEY)] | None = Field(
+    topology_key: LabelKey | None = Field(
         default=None,
         description="Node label within one value of which the train group prefers to lie; default "
         "none.",
@@ -573,13 +680,21 @@ class ImagesSpec(_Model):
     )
 
 
+_VARIABLE = _text(
+    128,
+    "letters, digits and underscores, no digit in front, at most 128 characters",
+    "NCCL_DEBUG",
+    r"^[A-Za-z_][A-Za-z0-9_]*$",
+)
+
+
 class ResourcesSpec(_Model):
     """Resources of one pod, as in Kubernetes."""
 
-    requests: dict[str, Quantity | int] = Field(
+    requests: dict[str, Quantity | Count] = Field(
         default={}, max_length=32, description="What is reserved, by resource name."
     )
-    limits: dict[str, Quantity | int] = Field(
+    limits: dict[str, Quantity | Count] = Field(
         default={}, max_length=32, description="What may be used at most, by resource name."
     )
 
@@ -587,7 +702,9 @@ class ResourcesSpec(_Model):
 class EnvVar(_Model):
     """One environment variable."""
 
-    name: Annotated[str, _text(128, r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+    model_config = _by_example({"name": "NCCL_DEBUG", "value": "INFO"})
+
+    name: Annotated[str, _VARIABLE] = Field(
         description="Name of the variable; those of torchrun and of the plan are refused."
     )
     value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
@@ -647,6 +764,14 @@ class StagesSpec(_Model):
 
 class Spec(_Model):
     """What is wanted."""
+
+    model_config = _by_example(
+        {
+            "model": {"size": "2B"},
+            "dataset": {"agibot": {"taskIDs": [327]}},
+            "training": {"iterations": 1000},
+        }
+    )
 
     model: ModelSpec = Field(description="The model that is post-trained.")
     dataset: DatasetSpec = Field(description="The training videos.")
@@ -867,11 +992,16 @@ class GPUSeconds(_Model):
 class Condition(_Model):
     """A state as machines read it (metav1.Condition)."""
 
-    type: Annotated[str, _text(316)] = Field(description="Name of the condition.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
-    reason: Annotated[str, _text(1024, r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")] = Field(
-        description="Why, as one CamelCase word."
+    type: Annotated[str, StringConstraints(min_length=1, max_length=316)] = Field(
+        description="Name of the condition."
     )
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: Annotated[
+        str,
+        StringConstraints(
+            min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+        ),
+    ] = Field(description="Why, as one CamelCase word.")
     message: Annotated[str, StringConstraints(max_length=32768)] = Field(
         default="", description="Why, for people."
     )
@@ -927,17 +1057,63 @@ class Status(_Model):
     completion_time: Time | None = Field(default=None, description="When all was done or failed.")
 
 
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+        examples=["vision"],
+        json_schema_extra={
+            "words": "letters, digits, dashes, dots and underscores, a letter or digit at both "
+            "ends, at most 63 characters"
+        },
+    ),
+]
+ANNOTATION_KEY = LABEL_KEY.replace(
+    "[a-z0-9]([-a-z0-9]*[a-z0-9])?", "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"
+)
+AnnotationKey = Annotated[
+    str,
+    _text(
+        316, "the key of an annotation, as Kubernetes has them", "example.com/owner", ANNOTATION_KEY
+    ),
+]
+
+
 class Metadata(BaseModel):
-    """The part of the object's metadata that matters here; the rest passes through."""
+    """The object's metadata: what matters here by its rules, what the API server adds as it is."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="forbid", populate_by_name=True, defer_build=True
+    )
 
-    name: Annotated[str, _text(MAX_NAME, r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
-    namespace: DNSName | None = None
+    name: Annotated[str, _text(MAX_NAME, NAME_WORDS.format(MAX_NAME), "agibot-2b", NAME_PATTERN)]
+    namespace: (
+        Annotated[
+            str,
+            _text(
+                63,
+                "lowercase letters, digits and dashes, at most 63 characters",
+                "my-team",
+                r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            ),
+        ]
+        | None
+    ) = None
     uid: str | None = None
     generation: int | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[LabelKey, LabelValue] = {}
+    annotations: dict[AnnotationKey, str] = {}
+    generate_name: str | None = None
+    self_link: str | None = None
+    resource_version: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    owner_references: list[FreeObject] = []
+    finalizers: list[str] = []
+    managed_fields: list[FreeObject] = []
 
 
 class Video2WorldPostTrain(_Model):

@@ -153,11 +153,14 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
     return _run(work, namespace)
 
 
-def preflight(plan: Plan, namespace: str | None) -> ClusterFacts:
-    """What can be seen of the cluster for the checks before a run of ``plan``."""
+def preflight(plan: Plan, manifest: Mapping[str, Any], namespace: str | None) -> ClusterFacts:
+    """What can be seen of the cluster for the checks before a run of ``plan``.
+
+    ``manifest`` is the resource as written: the API server is asked whether it accepts that.
+    """
 
     async def work(cluster: Cluster, space: str) -> ClusterFacts:
-        return await cluster_facts(cluster, space, plan)
+        return await cluster_facts(cluster, space, plan, manifest)
 
     return _run(work, namespace)
 

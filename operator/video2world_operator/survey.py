@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ from .cluster import ApiError, Cluster, path_of
 from .definition import problem_of
 from .discovery import discover
 from .leader import NAME as LEASE
+from .manifest import as_json
 from .models import API_VERSION, KIND
 from .observed import parse_time
 from .plan import Plan
@@ -16,11 +18,14 @@ from .preflight import ClusterFacts
 
 __all__ = ["cluster_facts"]
 
+_OF_THE_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 FRESH = 60.0  # seconds for which a Lease that was renewed shows a live operator
 
 
-async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> ClusterFacts:
-    """What can be seen of the cluster with the user's rights."""
+async def cluster_facts(
+    cluster: Cluster, namespace: str, plan: Plan, manifest: Mapping[str, Any]
+) -> ClusterFacts:
+    """What can be seen of the cluster with the user's rights; it is asked about ``manifest``."""
     spec = plan.resource.spec
     base = f"/api/v1/namespaces/{namespace}"
     token_secret = spec.credentials.hugging_face_token_secret
@@ -57,7 +62,7 @@ async def cluster_facts(cluster: Cluster, namespace: str, plan: Plan) -> Cluster
         capabilities=capabilities,
         leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
         definition=await problem_of(cluster),
-        refusal=await _refusal(cluster, namespace, plan),
+        refusal=await _refusal(cluster, namespace, manifest),
     )
 
 
@@ -82,15 +87,14 @@ def _leader(leases: list[Any] | None) -> str | None:
     return ""
 
 
-async def _refusal(cluster: Cluster, namespace: str, plan: Plan) -> str:
-    """What the API server says to the resource in a dry run; empty if it takes it."""
-    body = plan.resource.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    body.pop("status", None)
-    body |= {"apiVersion": API_VERSION, "kind": KIND}
-    body["metadata"] = {"name": plan.name, "namespace": namespace}
+async def _refusal(cluster: Cluster, namespace: str, manifest: Mapping[str, Any]) -> str:
+    """What the API server says to the resource in a dry run; empty if it accepts it."""
+    written = {k: v for k, v in (manifest["metadata"] or {}).items() if k not in _OF_THE_SERVER}
+    body = as_json(manifest) | {"metadata": written | {"namespace": namespace}}
     path = path_of(API_VERSION, KIND, namespace)
+    asked = {"dryRun": "All", "fieldValidation": "Strict"}  # as kubectl asks
     try:
-        await cluster.request("POST", path, params={"dryRun": "All"}, body=body)
+        await cluster.request("POST", path, params=asked, body=body)
     except ApiError as error:
         if error.code == 409:  # it is there already
             return ""

@@ -94,12 +94,25 @@ def answer(cluster, path, body):
         return error
 
 
-def planned(body, namespace):
-    """The plan, or the operator's refusal."""
+def judged(cluster, namespace, spec):
+    """The API server's answer to ``spec``; the operator's is shown to be the same."""
+    body = Resource.body() | {"spec": spec}
+    accepted = answer(cluster, Resource(cluster, namespace).path, body)
     try:
-        return make_plan(parse(body), namespace)
+        parse(body)
+        refusal = None
     except InvalidResource as error:
-        return error
+        refusal = str(error)
+    if isinstance(accepted, ApiError):
+        assert accepted.code in (400, 422)
+        assert refusal is not None, accepted
+        return None
+    if refusal is not None:
+        # values of overrides, and what they and experiments lead to, are the operator's to judge
+        training = spec["training"]
+        assert training.get("experiment") or training.get("overrides"), (spec, refusal)
+        return None
+    return accepted
 
 
 CHECKS = [
@@ -108,25 +121,93 @@ CHECKS = [
     HealthCheck.data_too_large,
     HealthCheck.filter_too_much,
 ]
+TAME = {"model": {"size": "Tiny"}, "dataset": {"prepared": {"path": "datasets/mine"}}}
+
+
+def tamed(spec):
+    """As most files are, so that more get past the first checks."""
+    training = {
+        name: value
+        for name, value in spec["training"].items()
+        if name not in ("contextParallelSize", "experiment", "overrides")
+    }
+    return spec | TAME | {"training": training | {"iterations": 5}}
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=CHECKS)
 @given(objects(Spec), st.booleans())
 def test_the_server_and_the_operator_are_of_one_mind(cluster, namespace, spec, tame):
-    if tame:  # as most files are, so that more get past the door
-        spec |= {"model": {"size": "Tiny"}, "dataset": {"prepared": {"path": "datasets/mine"}}}
-        for field in ("contextParallelSize", "experiment", "overrides"):
-            spec["training"].pop(field, None)
-        spec["training"]["iterations"] = 5
-    body = Resource.body() | {"spec": spec}
-    accepted = answer(cluster, Resource(cluster, namespace).path, body)
-    if isinstance(accepted, ApiError):
-        assert accepted.code in (400, 422)
+    accepted = judged(cluster, namespace, tamed(spec) if tame else spec)
+    if accepted is None:
         return
-    plan = planned(accepted, namespace)
-    if isinstance(plan, InvalidResource):
-        # values of overrides, and what they and experiments lead to, are the operator's to judge
-        assert spec["training"].get("experiment") or spec["training"].get("overrides"), plan
-        return
+    plan = make_plan(parse(accepted), namespace)
     for manifest in (*plan.shared, *(m for s in plan.stages for m in s.manifests)):
         cluster.admin.post(_PATHS[manifest["kind"]].format(namespace) + "?dryRun=All", manifest)
+
+
+ALL = {
+    "model": {"size": "Tiny", "ropeRatio": 1.5, "weights": "w.pt"},
+    "dataset": {"agibot": {"taskIDs": [1], "validationEpisodeIDs": [2], "windowSeconds": 2.5,
+                           "keepArchives": True, "name": "a", "path": "p"}, "shards": 1},
+    "training": {"iterations": 5, "lora": {"rank": 1, "alpha": 2}, "checkpoint": {"keep": 1},
+                 "ema": True, "learningRate": 0.1, "jobName": "j", "device": "CPU"},
+    "inference": {"samples": [{"input": "a", "prompt": "p", "output": "a.mp4"}],
+                  "checkpoints": ["latest", 500], "numConditionalFrames": 1, "guidance": 3},
+    "storage": {"size": "5Gi", "accessMode": "ReadWriteMany", "claimName": "c"},
+    "credentials": {"huggingFaceTokenSecret": {"name": "s", "key": "k"}},
+    "scheduling": {"queueName": "q", "gang": "Auto", "topologyKey": "a.b/c"},
+    "images": {"trainer": "t:1", "pullSecrets": ["s"]},
+    "stages": {"train": {"resources": {"limits": {"cpu": 1, "memory": "1Gi"}},
+                         "nodeSelector": {"a": "b"}, "tolerations": [{"key": "k"}],
+                         "affinity": {"nodeAffinity": {}}, "podTemplate": {"spec": {}},
+                         "env": [{"name": "A", "value": "b"}, {"name": "B", "valueFrom": {}}]}},
+    "suspend": False,
+    "ttlSecondsAfterFinished": 5,
+}  # fmt: skip
+ODD = st.sampled_from([
+    None, True, False, 0, 1, -1, 3, 5.0, 1.5, 2**31, 2**53 + 1, 1e30, "", "1", "1.5", "true", "yes",
+    " a", "a ", "a b", "a/b", "../a", "/a", "-a", "$a", "é", "a" * 41, "a" * 600, "x" * 5000,
+    "500GB", "Auto", "auto", "latest", "a.mp4", [], [None], [[]], [1, 1], ["a", "a"], ["a"] * 70,
+    [{}], {}, {"a": None}, {"a": 1}, {"": "a"}, {"name": "A"}, [{"name": "A"}, {"name": "A"}],
+    {str(n): "a" for n in range(40)},
+])  # fmt: skip
+
+
+def places(value, path=()):
+    """The path of everything in ``value``."""
+    yield path
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, one in value.items() if isinstance(value, dict) else ():
+        yield from places(one, (*path, name))
+
+
+def changed(value, path, change):
+    """``value`` with what lies at ``path`` replaced, removed, or given a sister."""
+    if not path:
+        return change(value)
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(copy[path[0]], path[1:], change)
+    if copy[path[0]] is GONE:
+        del copy[path[0]]
+    return copy
+
+
+GONE = object()
+CHANGES = st.one_of(
+    ODD.map(lambda odd: lambda value: odd),
+    ODD.map(lambda odd: lambda value: value | {"odd": odd} if isinstance(value, dict) else [value]),
+    st.just(lambda value: GONE),
+    st.just(lambda value: str(value).lower() if isinstance(value, (bool, int)) else {"a": value}),
+    st.just(lambda value: value * 2 if isinstance(value, (list, str)) else value),
+)
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=CHECKS)
+@given(st.lists(st.tuples(st.sampled_from([*places(ALL)][1:]), CHANGES), min_size=1, max_size=2))
+def test_they_are_of_one_mind_about_any_mistake(cluster, namespace, mistakes):
+    spec = ALL
+    for path, change in mistakes:
+        if path in set(places(spec)):  # the mistake before may have removed it
+            spec = changed(spec, path, change)
+    judged(cluster, namespace, spec)

@@ -1,15 +1,17 @@
 """The resource's door: short files are enough, mistakes are named with field and remedy."""
 
+import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_operator.api import InvalidResource, load_resource, parse
+from video2world_operator.api import InvalidResource, load_manifest, load_resource, parse
 from video2world_operator.models import SIZES
 
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
@@ -245,6 +247,87 @@ def test_missing_file_and_binary_file(tmp_path):
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidResource, match="is not text"):
         load_resource(tmp_path / "b.yaml")
+
+
+def written(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["utf-8-sig", "utf-16", "json", "json with tabs", "crlf"])
+def test_files_of_other_forms(tmp_path, kind):
+    text, file = textwrap.dedent(TEXT), tmp_path / "x.yaml"
+    if kind.startswith("json"):
+        plain = yaml.safe_load(text)
+        text = json.dumps(plain, indent="\t" if "tabs" in kind else None) + "\n"
+    text = text.replace("\n", "\r\n") if kind == "crlf" else text
+    written(file, text, kind if kind.startswith("utf") else "utf-8")
+    assert load_resource(file) == load_resource(textwrap.dedent(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: b\n\tc: d\n", r"x.yaml, line 2, column 1: .*; indent with spaces, not with tabs"),
+        ("a: \x07\n", r"x.yaml, line 1, column 4: .* a control character \(0x07\); remove it"),
+        ("--- {a: 1}\n", "x.yaml, line 1, column 4: .* text after ---; kubectl wants --- on its"),
+        ("a: .inf\n", r"line 1, column 4: .*\.inf is no number that JSON has"),
+        ("a: &a [*a]\n", "an anchor holds itself"),
+        ("a: !mine 5\n", "the tag !mine is not known; remove it"),
+        ("a: !!int x\n", "'x' is not of the tag tag:yaml.org,2002:int"),
+        ("? [a]\n: b\n", "a key is no text; write it in quotes"),
+        ("? {a: b}\n", "a key is no text"),
+        ("a: {<<: 5}\n", "<< takes a mapping"),
+        ("on: 1\ntrue: 2\n", "line 2, column 1: .*true is given twice"),
+        ('{"a": 1, "a": 2}', "a is given twice; keep one"),
+        ('{"a": NaN}', "not valid JSON: NaN is no number there"),
+        ("{a: 1, a: 2}\n", "a is given twice"),
+        ("", "holds no object, not a Video2WorldPostTrain; write apiVersion"),
+        ("# nothing\n", "holds no object"),
+        ("x\n", "holds no object"),
+        ("[" * 5000, "not valid YAML: exceeded maximum nesting depth"),
+        ("{a: " * 300 + "}" * 300, "holds without kind"),
+        ("".join(f"{c}: &{c} [{', '.join(['*' + b] * 10)}]\n" if b else f"{c}: &{c} [1]\n"
+                 for b, c in zip(["", *"abcdefg"], "abcdefgh", strict=True)),
+         "too many values; write less, or with fewer aliases"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_name_the_place(tmp_path, text, expected):
+    with pytest.raises(InvalidResource, match=expected):
+        load_resource(written(tmp_path / "x.yaml", text))
+
+
+def test_other_encodings_are_named_with_the_line(tmp_path):
+    file = written(tmp_path / "x.yaml", "a: b\nc: é\n", "latin-1")
+    with pytest.raises(InvalidResource, match=r"UTF-8 \(line 2, byte 0xe9\); save it as UTF-8"):
+        load_resource(file)
+
+
+def test_what_python_holds_and_json_does_not():
+    for value in (float("nan"), {1, 2}, "\ud800"):
+        with pytest.raises(InvalidResource, match="JSON cannot hold it"):
+            parse(document(model={"size": value}))
+
+
+@pytest.mark.parametrize("spec", [5, [], "x", {"model": "2B"}, {"training": []}])
+@pytest.mark.parametrize("training", [{}, {"experiment": "2b"}, {"overrides": ["a=b", 5, None]}])
+def test_any_shape_is_refused_without_a_traceback(spec, training):
+    raw = document() | {"spec": spec if not isinstance(spec, dict) else {
+        "model": {}, "dataset": {}, "training": training} | spec}  # fmt: skip
+    with pytest.raises(InvalidResource):
+        parse(raw)
+
+
+def test_tuples_and_whole_floats_are_what_json_makes_of_them():
+    made = parse(document(dataset={"agibot": {"taskIDs": (1, 2)}}, training={"iterations": 5.0}))
+    assert made.spec.dataset.agibot.task_ids == [1, 2]
+    assert made.spec.iterations == 5
+
+
+def test_the_manifest_is_the_file_as_kubectl_sends_it():
+    text = textwrap.dedent(TEXT).replace("5}", '"5", nodes: 1e0, experiment: null}')
+    training = load_manifest(text)["spec"]["training"]
+    assert training == {"iterations": "5", "nodes": 1, "experiment": None}
 
 
 def test_yaml_cannot_execute(tmp_path):

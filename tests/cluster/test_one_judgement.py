@@ -1,0 +1,227 @@
+"""`v2w validate` and kubectl with the API server: one judgement of the same file, always."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from video2world_operator.api import InvalidResource, load_resource
+
+HEAD = """apiVersion: video2world.dev/v1alpha1
+kind: Video2WorldPostTrain
+metadata: {{name: {name}}}
+spec:
+  model: {{size: Tiny}}
+  dataset: {{prepared: {{path: datasets/mine}}}}
+"""
+TRAINING = "  training: {iterations: 5}\n"
+VIDEOS = HEAD.replace("prepared: {{path: datasets/mine}}", "videos: {{path: v, {videos}}}")
+
+
+def training(fields: str) -> str:
+    return f"  training: {{iterations: 5, {fields}}}\n"
+
+
+# What stands below HEAD, and whether both take it.
+SPECS = {
+    # numbers
+    "quoted": ('  training: {iterations: "1000"}\n', False),
+    "exponent": ("  training: {iterations: 1e3}\n", True),
+    "exponent-sign": ("  training: {iterations: 1e+3}\n", True),
+    "point-zero": ("  training: {iterations: 5.0}\n", True),
+    "half": ("  training: {iterations: 5.5}\n", False),
+    "underscore": ("  training: {iterations: 1_000}\n", True),
+    "octal": ("  training: {iterations: 0o10}\n", True),
+    "old-octal": ("  training: {iterations: 010}\n", True),
+    "no-octal": ("  training: {iterations: 08}\n", True),
+    "hexadecimal": ("  training: {iterations: 0x10}\n", True),
+    "binary": ("  training: {iterations: 0b11}\n", True),
+    "base-sixty": ("  training: {iterations: 1:30}\n", False),
+    "plus": ("  training: {iterations: +5}\n", True),
+    "huge": ("  training: {iterations: 99999999999999999999999}\n", False),
+    "beyond-uint": ("  training: {iterations: 18446744073709551616}\n", False),
+    "nan": (training("learningRate: .nan"), False),
+    "inf": (training("learningRate: .inf"), False),
+    "overflow": (training("learningRate: 1e999"), False),
+    "small": (training("learningRate: 1e-5"), True),
+    "point-first": (training("learningRate: .5"), True),
+    "integer-for-number": (training("learningRate: 1"), True),
+    "quoted-number": (training('learningRate: "0.1"'), False),
+    "true-for-number": (training("maxRestarts: true"), False),
+    "tagged": ('  training: {iterations: !!int "5"}\n', True),
+    "tagged-float": ("  training: {iterations: !!float 5}\n", True),
+    "tagged-text": ("  training: {iterations: !!str 5}\n", False),
+    # booleans
+    "word-yes": (training("ema: yes"), True),
+    "word-on": (training("ema: on"), True),
+    "word-y": (training("ema: y"), True),
+    "word-off": (training("ema: Off"), True),
+    "mixed-case": (training("ema: tRUE"), False),
+    "quoted-yes": (training('ema: "yes"'), False),
+    "quoted-false": (TRAINING + '  suspend: "false"\n', False),
+    "one-for-true": (training("ema: 1"), False),
+    "true-for-choice": (
+        TRAINING + "  inference: {numConditionalFrames: true}\n", False),
+    "text-for-choice": (TRAINING + '  inference: {numConditionalFrames: "1"}\n', False),
+    # text
+    "date": (training("jobName: 2024-01-01"), True),
+    "number-for-text": (training("jobName: 2024"), False),
+    "on-for-text": (training("jobName: on"), False),
+    "null-word-for-text": (training("jobName: null"), True),
+    "nan-for-text": (training("jobName: .nan"), False),
+    "time-for-text": (training("jobName: 12:30"), False),
+    "blank-around": (training('jobName: " run "'), False),
+    "blank-around-plain": (training("jobName:   run  "), True),
+    "empty-text": (training('jobName: ""'), False),
+    "newline-at-the-end": ("  training:\n    iterations: 5\n    jobName: |\n      run\n", False),
+    "no-newline-at-the-end": ("  training:\n    iterations: 5\n    jobName: |-\n      run\n", True),
+    "accents": (TRAINING + "  inference: {samples: [{input: é/ü.mp4, prompt: 日本}]}\n", True),
+    "characters-not-bytes": (
+        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4096}}}]}}\n", True),
+    "too-many-characters": (
+        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4097}}}]}}\n", False),
+    # nothing
+    "empty-object": (TRAINING + "  storage:\n  inference:\n", True),
+    "tilde": (TRAINING + "  scheduling: ~\n", True),
+    "empty-list": (TRAINING + "  inference: {samples: []}\n", True),
+    "null-list": (TRAINING + "  inference: {samples: null}\n", True),
+    "null-in-a-list": (TRAINING + "  inference: {samples: [null]}\n", False),
+    "null-in-a-list-of-texts": (TRAINING + "  images: {pullSecrets: [~]}\n", False),
+    "null-in-a-map": (TRAINING + "  stages: {train: {nodeSelector: {a: null}}}\n", True),
+    "null-with-a-default": (training("maxRestarts: null"), True),
+    "null-that-is-needed": ("  training:\n", False),
+    "null-in-a-template": (
+        TRAINING + "  stages: {train: {podTemplate: {spec: {hostname: null}}}}\n", True),
+    "null-in-tolerations": (TRAINING + "  stages: {train: {tolerations: [null]}}\n", False),
+    "null-input": (TRAINING + "  inference: {samples: [{input: null}]}\n", False),
+    "null-data-set": (TRAINING + "  credentials: {huggingFaceTokenSecret: null}\n", True),
+    "null-status": (TRAINING + "status:\n", True),
+    "null-unknown": (TRAINING + "  storag:\n", False),
+    # names
+    "unknown": (training("iteratons: 5"), False),
+    "unknown-at-the-top": (TRAINING + "spek: {}\n", False),
+    "unknown-in-status": (TRAINING + "status: {fase: x}\n", False),
+    "wrong-type-in-status": (TRAINING + "status: {phase: 5}\n", True),
+    "other-case": (training("Seed: 5"), False),
+    "on-as-a-key": (TRAINING + "  stages: {train: {nodeSelector: {on: a}}}\n", True),
+    "number-as-a-key": (TRAINING + "  stages: {train: {nodeSelector: {1: a, 1.5: b}}}\n", True),
+    "null-as-a-key": (TRAINING + "  stages: {train: {nodeSelector: {~: a}}}\n", False),
+    "true-in-a-map": (TRAINING + "  stages: {train: {nodeSelector: {a: true}}}\n", False),
+    # shapes
+    "text-for-a-list": (TRAINING + "  images: {pullSecrets: a}\n", False),
+    "map-for-a-list": (TRAINING + "  stages: {train: {env: {NCCL_DEBUG: INFO}}}\n", False),
+    "text-for-a-sample": (TRAINING + "  inference: {samples: [val/videos/x.mp4]}\n", False),
+    "list-for-an-object": (TRAINING + "  storage: []\n", False),
+    "text-for-an-object": (TRAINING + "  storage: 5Gi\n", False),
+    "text-for-a-template": (TRAINING + "  stages: {train: {podTemplate: x}}\n", False),
+    "text-for-status": (TRAINING + "status: x\n", True),
+    # quantities
+    "quantity": (TRAINING + "  storage: {size: 1.5Ti}\n", True),
+    "bytes": (TRAINING + "  storage: {size: 500GB}\n", False),
+    "number-for-a-size": (TRAINING + "  storage: {size: 500}\n", False),
+    "whole-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: 2}}}}\n", True),
+    "half-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: 1.5}}}}\n", False),
+    "quoted-limit": (TRAINING + '  stages: {train: {resources: {limits: {cpu: "1.5"}}}}\n', True),
+    "negative-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: -1}}}}\n", False),
+    "huge-limit": (
+        TRAINING + "  stages: {train: {resources: {limits: {cpu: 1e20}}}}\n", False),
+    "true-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: true}}}}\n", False),
+    "quoted-checkpoint": (TRAINING + '  inference: {checkpoints: ["500", 500, 5e2]}\n', True),
+    # anchors
+    "alias": ("  training: &t {iterations: 5}\n  storage: {retention: &k Keep}\n", True),
+    "merge": (
+        "  training: {iterations: 5, checkpoint: &c {keep: 2}, lora: {rank: 1}}\n"
+        "  storage: {<<: {retention: Keep}}\n", True),
+    "merge-over": ("  training: {<<: {iterations: x}, iterations: 5}\n", True),
+    "merge-comes-later": ("  training: {iterations: 5, <<: {iterations: x}}\n", False),
+    "merge-several": ("  training: {<<: [{iterations: 5}, {iterations: x}]}\n", True),
+    "merge-no-map": ("  training: {<<: 5, iterations: 5}\n", False),
+    "unknown-anchor": ("  training: *none\n", False),
+    "circle": ("  training: &t {iterations: 5, lora: *t}\n", False),
+    # rules
+    "claim-for-one": (TRAINING + "  storage: {accessMode: ReadWriteOncePod}\n", True),
+}  # fmt: skip
+FILES = {
+    "byte-order-mark": ("\ufeff{head}{training}", "utf-8", True),
+    "utf-16": ("\ufeff{head}{training}", "utf-16-le", True),
+    "windows-lines": ("{head}{training}", "crlf", True),
+    "separator": ("---\n{head}{training}---\n", "utf-8", True),
+    "comment-at-the-separator": ("--- # first\n{head}{training}", "utf-8", True),
+    "text-at-the-separator": ("--- {{a: 1}}\n---\n{head}{training}", "utf-8", False),
+    "tabs": ("{head}  training:\n\titerations: 5\n", "utf-8", False),
+    "tab-after-a-colon": ("{head}  training: {{iterations:\t5}}\n", "utf-8", True),
+    "control-character": ("{head}{training}# \x07\n", "utf-8", False),
+    "wrong-version": ("{other}{training}", "utf-8", False),
+    "metadata-unknown": ("{metadata_unknown}{training}", "utf-8", False),
+    "metadata-number": ("{metadata_number}{training}", "utf-8", False),
+    "metadata-null": ("{metadata_null}{training}", "utf-8", True),
+    "label-form": ("{label_form}{training}", "utf-8", False),
+    "creation-null": ("{creation_null}{training}", "utf-8", True),
+}
+
+
+def heads(name: str) -> dict[str, str]:
+    head = HEAD.format(name=name)
+    more = {
+        "metadata_unknown": "nam: a",
+        "metadata_number": "labels: {a: 5}",
+        "metadata_null": "labels: {a: null}, annotations: null, namespace: null",
+        "label_form": "labels: {a: b c}",
+        "creation_null": "creationTimestamp: null",
+    }
+    made = {key: head.replace(f"name: {name}", f"name: {name}, {v}") for key, v in more.items()}
+    return {"head": head, "training": TRAINING, "other": head.replace("v1alpha1", "v1"), **made}
+
+
+def ours(path) -> str | None:
+    try:
+        load_resource(path)
+    except InvalidResource as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One file for each case, named as its resource."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, (text, _) in SPECS.items():
+        (folder / f"{name}.yaml").write_text(HEAD.format(name=name) + text, encoding="utf-8")
+    for name, (text, kind, _) in FILES.items():
+        content = text.format(**heads(name))
+        if kind == "crlf":
+            content, kind = content.replace("\n", "\r\n"), "utf-8"
+        (folder / f"{name}.yaml").write_bytes(content.encode(kind))
+    document = yaml.safe_load(HEAD.format(name="json-tabs") + TRAINING)
+    import json
+
+    (folder / "json-tabs.json").write_text(json.dumps(document, indent="\t"))
+    document["metadata"]["name"] = "json-number"
+    document["spec"]["training"]["iterations"] = 5.0
+    (folder / "json-number.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server_takes(cluster, folder):
+    """The names that kubectl's create with a dry run on the server takes, and all it says."""
+    asked = ("create", "--dry-run=server", "--validate=strict", "-o", "name", "-f", folder)
+    done = cluster.kubectl(*asked, check=False)
+    return {line.rpartition("/")[2] for line in done.stdout.splitlines()}, done.stderr
+
+
+WANTED = (
+    {name: good for name, (_, good) in SPECS.items()}
+    | {name: good for name, (_, _, good) in FILES.items()}
+    | {"json-tabs": True, "json-number": True}
+)
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_kubectl_and_validate_are_of_one_mind(folder, server_takes, name):
+    accepted, said = server_takes
+    (path,) = folder.glob(f"{name}.*")
+    refusal = ours(path)
+    lines = [line for line in said.splitlines() if f"{name}." in line or f'"{name}"' in line]
+    assert (name in accepted) == WANTED[name], lines
+    assert (refusal is None) == WANTED[name], refusal
