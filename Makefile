@@ -62,6 +62,7 @@ lint: .venv/ready ## Check style, types, generated files, known vulnerabilities 
 	$(BIN)/python -m video2world_operator.crd --check
 	$(BIN)/python -m video2world_operator.rights --check
 	$(BIN)/python -m video2world_operator.reference --check
+	$(BIN)/python tools/train_settings.py --check
 	$(BIN)/mkdocs build --site-dir build/lint-site
 	$(BIN)/python tools/audit.py
 
@@ -79,6 +80,7 @@ generate: .venv/ready ## Write definition, rights and docs/reference from the co
 	$(BIN)/python -m video2world_operator.crd
 	$(BIN)/python -m video2world_operator.rights
 	$(BIN)/python -m video2world_operator.reference
+	$(BIN)/python tools/train_settings.py
 
 constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from .experiments import passed_on
 from .models import Video2WorldPostTrain
 
 __all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
 
 # change when something is saved or given up, not what is trained
-CADENCE = ("checkpoint.save_iter=", "checkpoint.keep=", "trainer.timeout_seconds=")
+CADENCE = (
+    "checkpoint.save_iter=",
+    "checkpoint.keep=",
+    "trainer.timeout_seconds=",
+    "trainer.stop_when_diverged=",
+)
 SPEED = ("--shards=",)  # how the work is shared, not what comes of it
 LENGTH = "trainer.max_iter="  # training goes on from its checkpoint when this is raised
 
@@ -214,6 +220,11 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
+    if training.stop_when_diverged:
+        settings["trainer.stop_when_diverged"] = True
+    if spec.model.lora_alpha is not None:
+        settings["model.config.model_manager_config.lora_alpha"] = spec.model.lora_alpha
+    settings |= passed_on(training.overrides)
     argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
     argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
     return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
@@ -240,9 +251,11 @@ def _sweep(
         *("--batch_input_json", "$(V2W_CONFIG_DIR)/samples.json"),
         *(["--by_checkpoint"] if inference.by_checkpoint else []),
         *(["--pass_over_missing"] if passing else []),
+        *(["--lora_alpha", f"{alpha:g}"] if (alpha := inference.lora_alpha) else []),
         *([f"--shards={pods}"] if pods > 1 else []),
         "--",
-        *("--model_size", spec.model.size, *_size_flags(resource)),
+        *("--model_size", spec.model.size),
+        *([] if spec.tiny else _size_flags(resource)),  # Tiny's size and rate are its own
         *("--num_conditional_frames", inference.num_conditional_frames),
         *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),

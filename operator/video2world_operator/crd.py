@@ -141,6 +141,7 @@ def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
 _FIXED = ("model", "dataset", "storage")
 _ADJUSTABLE = (
     "iterations", "checkpoint", "maxRestarts", "restartBackoffSeconds", "hangTimeoutSeconds",
+    "stopWhenDiverged",
 )  # fmt: skip
 
 

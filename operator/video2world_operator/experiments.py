@@ -7,13 +7,14 @@ for post-training on AgiBotWorld-Alpha (shared/reference/cosmos-predict2.md, sec
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import Problem, nearest
+from .train_settings import SETTINGS, objection
 
-__all__ = ["EXPERIMENTS", "OVERRIDES", "expand"]
+__all__ = ["DECIDED", "EXPERIMENTS", "OVERRIDES", "expand", "passed_on"]
 
 _PREFIX = "predict2_video2world_training_"
 _DATASET = "agibot_head_center_fisheye_color"
@@ -92,7 +93,7 @@ def _dataset_root(text: str) -> str:
     return _text(text.rstrip("/").removesuffix("/train"))
 
 
-_WHOLE, _NUMBER = "a whole number", "a number"
+_WHOLE, _NUMBER, _SIZE = "a whole number", "a number", "Tiny, 2B or 14B"
 _RATIO = _Override("model.ropeRatio", _number(float), _NUMBER)
 
 OVERRIDES: Mapping[str, _Override] = {
@@ -136,11 +137,30 @@ OVERRIDES: Mapping[str, _Override] = {
         "model.weights", _text, "a file on the volume"
     ),
     "optimizer.lr": _Override("training.learningRate", _number(float), _NUMBER),
+    "optimizer.clip_norm": _Override("training.gradientClipNorm", _number(float), _NUMBER),
+    "trainer.timeout_seconds": _Override("training.hangTimeoutSeconds", _number(int), _WHOLE),
+    "trainer.stop_when_diverged": _Override("training.stopWhenDiverged", _flag, "true or false"),
+    "model.size": _Override(
+        "model.size", _choice(tiny="Tiny", **{"2b": "2B", "14b": "14B"}), _SIZE
+    ),
+    "model.geometry": _Override(
+        "model.geometry", _choice(crop="Crop", stretch="Stretch"), "crop or stretch"
+    ),
+    "model.config.model_manager_config.lora_alpha": _Override(
+        "model.loraAlpha", _number(float), _NUMBER
+    ),
     "scheduler.warm_up_steps": _Override(
         "training.warmupIterations", lambda text: int(text.strip("[]")), _WHOLE
     ),
 }
 """Dotted name of the guide's command line → field of the spec, reader of its value."""
+
+DECIDED: Mapping[str, str] = {
+    "job.project": "a resource's runs are below checkpoints/posttraining/video2world",
+    "job.group": "a resource's runs are below checkpoints/posttraining/video2world",
+    "dataloader_train.dataset.num_frames": "set spec.model.fps: 93 frames at 16, 61 at 10",
+}
+"""Settings of training that a resource decides by itself, and how."""
 
 
 def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -193,14 +213,16 @@ def _full_name(name: str) -> str:
 
 
 def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
-    name, equals, value = text.strip().partition("=")
-    name, value = name.lstrip("+").strip(), value.strip().strip("\"'")
+    name, equals, value = _parts(text)
     if not equals:
         return Problem(path, f"{text[:99]!r} has no value; write it as name=value")
     if name == "experiment":
         return Problem(path, "name the experiment in spec.training.experiment")
+    if name in DECIDED:
+        return Problem(path, f"{name} cannot be set: {DECIDED[name]}")
     if name not in OVERRIDES:
-        return Problem(path, f"{name} is not a setting known here; {nearest(name, OVERRIDES)}")
+        why = objection(name, value)
+        return Problem(path, why) if why else None
     override = OVERRIDES[name]
     try:
         meant = override.read(value)
@@ -218,6 +240,17 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
             f"{name}={value} contradicts spec.{override.field}: {place[field]}; keep one of them",
         )
     return None
+
+
+def passed_on(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the overrides that have no field and go to the train command, by name."""
+    found = {name: value for name, _, value in map(_parts, overrides) if name not in OVERRIDES}
+    return {name: value for name, value in found.items() if name in SETTINGS}
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    name, equals, value = text.strip().partition("=")
+    return name.lstrip("+").strip(), equals, value.strip().strip("\"'")
 
 
 def _fill(target: dict[str, Any], source: Mapping[str, Any]) -> None:

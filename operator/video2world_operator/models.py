@@ -195,6 +195,13 @@ class ModelSpec(_Model):
         "default the downloaded base weights.",
         examples=["weights/mine.pt"],
     )
+    lora_alpha: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=4096,
+        description="Alpha of the LoRA adapters in weights, if it is a file with adapters that "
+        "does not say it, as the original's; they are scaled by alpha divided by their rank.",
+    )
 
 
 class AgiBotDataset(_Model):
@@ -451,6 +458,12 @@ class TrainingSpec(_Model):
         description="Gradients are scaled down to this norm; default not at all, as upstream does.",
         examples=[1.0],
     )
+    stop_when_diverged: bool = Field(
+        default=False,
+        description="End the run as failed when its loss diverges (rises far above its lowest and "
+        "stays there, or leaves the numbers), keep the last checkpoint from before and delete "
+        "those after it; otherwise status and results page only warn.",
+    )
     interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
         default="Auto",
         description="What NCCL uses between nodes; Auto leaves it to NCCL. Device resources of the "
@@ -554,6 +567,13 @@ class InferenceSpec(_Model):
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the first noise.")
     steps: int = Field(default=35, ge=1, le=1000, description="Steps of the sampler.")
+    lora_alpha: float | None = Field(
+        default=None,
+        ge=0.001,
+        le=4096,
+        description="Alpha of the LoRA adapters in weights files among the checkpoints that do not "
+        "say it, as the original's; they are scaled by alpha divided by their rank.",
+    )
 
     @property
     def names(self) -> list[str]:
@@ -968,6 +988,9 @@ class ProgressStatus(_Model):
     )
     eta_seconds: float | None = Field(
         default=None, ge=0, description="Seconds until training ends."
+    )
+    warning: str = Field(
+        default="", description="For people: that and since when the loss has diverged."
     )
     text: str = Field(default="", description="For people: iteration/iterations.")
     eta: str = Field(default="", description="For people: time until training ends.")

@@ -23,7 +23,7 @@ from .generated import generate
 from .metrics import Metrics, Present
 from .workqueue import WorkQueue
 
-__all__ = ["ENVIRONMENT", "FOLDER", "Variable", "main", "pages"]
+__all__ = ["ENVIRONMENT", "FOLDER", "HEAD", "Variable", "main", "pages", "table"]
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 HEAD = "<!-- Generated from the code by `make generate`; do not edit. -->\n"
@@ -126,7 +126,8 @@ def pages() -> dict[Path, str]:
     return {FOLDER / name: HEAD + text for name, text in made.items()} | {sizing: HEAD + _sizing()}
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Write a table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
@@ -168,7 +169,7 @@ def _sizing() -> str:
                      *(f"{number:.0f}" for number in shown)))  # fmt: skip
     head = ("run", "nodes x GPUs", "context parallel", "GiB a GPU", "GiB host memory a node",
             "GB of disk")  # fmt: skip
-    return text + _table(head, rows)
+    return text + table(head, rows)
 
 
 # ---------------------------------------------------------------------- fields
@@ -181,8 +182,8 @@ def _fields() -> str:
     text += "A resource of `video2world.dev/v1alpha1`; `[]` stands for each item of a list.\n"
     for part, words in (("spec", "What you write"), ("status", "What the operator writes")):
         rows = list(_walk(schema[part], part))
-        table = _table(("field", "type", "default", "meaning"), rows)
-        text += f"\n## {part}: {words[0].lower()}{words[1:]}\n\n{table}"
+        rows_text = table(("field", "type", "default", "meaning"), rows)
+        text += f"\n## {part}: {words[0].lower()}{words[1:]}\n\n{rows_text}"
     return text
 
 
@@ -223,13 +224,13 @@ def _type(field: Schema) -> str:
 def _messages() -> str:
     text = "# Conditions, reasons and messages\n\n"
     text += "`v2w explain NAME` puts them into words, with the remedy.\n\n## Conditions\n\n"
-    text += _table(("type", "true when"), ((f"`{t}`", t.meaning) for t in Type))
+    text += table(("type", "true when"), ((f"`{t}`", t.meaning) for t in Type))
     text += "\n## Reasons\n\nWords in capitals stand for what is filled in.\n\n"
     rows = (
         (f"`{reason}`", _named(reason.template), _named(troubles.BY_REASON.get(reason, "")))
         for reason in Reason
     )
-    text += _table(("reason", "message", "what to do"), rows)
+    text += table(("reason", "message", "what to do"), rows)
     text += "\n## Why an attempt at training ended\n\n"
     ended = {"Succeeded", "Suspended", "SpecChanged", "DeadlineExceeded", "Interrupted", "Killed"}
     text += (
@@ -237,7 +238,7 @@ def _messages() -> str:
     )
     text += "\n## What v2w explain knows\n\n"
     rules = ((_named(rule.what), _named(rule.remedy)) for rule in troubles.RULES)
-    text += _table(("what", "what to do"), (row for row in rules if row[0]))
+    text += table(("what", "what to do"), (row for row in rules if row[0]))
     return text
 
 
@@ -266,7 +267,7 @@ def _commands() -> str:
                 continue
             flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
             rows.append((flags or f"`{action.metavar}`", str(action.help or "")))
-        text += _table(("argument", "meaning"), rows)
+        text += table(("argument", "meaning"), rows)
         text += f"\n```console\n$ {str(one.epilog).removeprefix('example: ')}\n```\n"
     return text
 
@@ -304,7 +305,7 @@ def _metrics() -> str:
     text += "At `/metrics` on the port of the probes (8080), for Prometheus and OpenMetrics; only "
     text += "the leader has figures of resources. No label holds a name that users choose. "
     text += "Beside these there are `process_*` of the process itself.\n\n"
-    return text + _table(("metric", "type", "labels", "meaning"), sorted(rows))
+    return text + table(("metric", "type", "labels", "meaning"), sorted(rows))
 
 
 # ---------------------------------------------------------------------- environment
@@ -315,7 +316,7 @@ def _environment() -> str:
     text += "`V2W_*`, `PET_*` and `MASTER_*` of your shell are not passed on to workers.\n"
     for title, variables in ENVIRONMENT.items():
         rows = ((f"`{v.name}`", v.default, v.meaning) for v in variables)
-        text += f"\n## {title}\n\n{_table(('variable', 'default', 'meaning'), rows)}"
+        text += f"\n## {title}\n\n{table(('variable', 'default', 'meaning'), rows)}"
     return text
 
 

@@ -15,7 +15,8 @@ from video2world_preprocess.tiny_weights import write_tiny_t5
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import fit, probe, read_frames, write_video
 from video2world_trainer.engine import needed_bytes
-from video2world_trainer.inference import main
+from video2world_trainer.inference import main, parser
+from video2world_trainer.lora import inject, merge
 from video2world_trainer.metrics import psnr, ssim
 from video2world_trainer.model import VideoDiT
 from video2world_trainer.presets import PRESETS
@@ -252,3 +253,174 @@ def test_the_runs_own_settings_are_obeyed(volume, capfd, tmp_path):
 def test_absent_parts_are_said_to_be_absent(volume, capfd):
     assert infer("--disable_guardrail", "--offload_prompt_refiner") == 0
     assert "no guardrail" in capfd.readouterr().out
+
+
+def test_a_lora_file_needs_its_alpha(volume, capfd):
+    net = VideoDiT(PRESETS["Tiny"].dit)
+    net.load_state_dict(torch.load(f"{RUN}/model/iter_000000007.pt", weights_only=True), False)
+    net.init_weights(torch.Generator().manual_seed(0))
+    inject(net, rank=2, alpha=8.0, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, one in net.named_parameters():
+            if "lora_B" in name:
+                one.normal_(generator=torch.Generator().manual_seed(2))
+    state = {f"net.{name}": one.detach() for name, one in net.state_dict().items()}
+    torch.save(state, "upstream.pt")
+    assert infer("--use_lora", checkpoint="upstream.pt") == 2
+    assert "upstream.pt: it holds LoRA adapters of rank 2, but not the alpha" in (
+        capfd.readouterr().err
+    )
+    flags = ["--use_lora", "--lora_rank", "2", "--lora_alpha", "8", "--seed", "1"]
+    assert infer(*flags, checkpoint="upstream.pt", target="lora.mp4") == 0
+    merge(net)
+    torch.save({f"net.{name}": one for name, one in net.state_dict().items()}, "merged.pt")
+    assert infer("--seed", "1", checkpoint="merged.pt", target="merged.mp4") == 0
+    assert psnr(read_frames("lora.mp4"), read_frames("merged.mp4")) > 45
+    assert infer("--lora_rank", "4", "--lora_alpha", "8", checkpoint="upstream.pt") == 2
+    assert "has rank 2" in capfd.readouterr().err
+    assert infer("--use_lora") == 2
+    assert "--use_lora: " in capfd.readouterr().err
+    assert infer("--use_lora", "--lora_alpha", "-1") == 2
+    assert "--lora_alpha -1.0: above 0" in capfd.readouterr().err
+
+
+SOURCE = f"datasets/d/val/videos/{STEM}.mp4"
+
+
+def batch(*entries, lines=False, mark=""):
+    text = "\n".join(map(json.dumps, entries)) if lines else json.dumps(list(entries))
+    Path("batch.json").write_text(mark + text, encoding="utf-8")
+    return main(["--device", "cpu", "--model_size", "Tiny", "--num_steps", "2", "--seed", "3",
+                 "--dit_path", RUN, "--batch_input_json", "batch.json"])  # fmt: skip
+
+
+def test_an_entry_has_its_own_settings(volume, capfd):
+    write_tiny_t5(Path(PRESETS["Tiny"].text_encoder_folder))
+    own = {
+        "seed": 9, "guidance": 2, "num_steps": 3, "num_conditional_frames": 5,
+        "negative_prompt": "blurry",
+    }  # fmt: skip
+    entries = [
+        {"input_video": SOURCE, "output_video": f"own/{number}.mp4", **settings}
+        for number, settings in enumerate(
+            [{}, own, {"negative_prompt": "blurry"}, {"guidance": 0}, {"seed": 4, "sead": 1}]
+        )
+    ]
+    assert batch(*entries) == 0
+    assert "the key sead is not read; did you mean seed?" in capfd.readouterr().out
+    told = [json.loads(Path(f"own/{number}.json").read_text()) for number in range(5)]
+    assert [one["seed"] for one in told] == [3, 9, 3, 3, 4]
+    assert [one["passes"] for one in told] == [6, 8, 6, 3, 6]
+    assert [one["negative_prompt"] for one in told] == [None, "blurry", "blurry", None, None]
+    assert told[1] | {"guidance": 2, "steps": 3, "conditional_frames": 5} == told[1]
+    assert len({Path(f"own/{number}.mp4").read_bytes() for number in range(5)}) == 5
+    # as if each had been asked for alone
+    flags = ["--seed", "9", "--guidance", "2", "--num_steps", "3", "--negative_prompt", "blurry"]
+    assert infer(*flags, "--num_conditional_frames", "5", target="own/alone.mp4") == 0
+    assert Path("own/alone.mp4").read_bytes() == Path("own/1.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(("lines", "mark"), [(True, ""), (False, "\ufeff"), (True, "\ufeff")])
+def test_json_lines_and_a_byte_order_mark_are_read(volume, lines, mark):
+    entries = [{"input_video": SOURCE, "output_video": f"l/{n}.mp4"} for n in range(2)]
+    assert batch(*entries, lines=lines, mark=mark) == 0
+    assert batch(*entries[:1], lines=lines, mark=mark) == 0
+    assert Path("l/1.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": ["a", "b"]}, "entry 1: prompt must be a text, not a list; write an entry for"),
+        ({"prompt": 5}, "entry 1: prompt must be a text, not 5"),
+        ({"negative_prompt": {"a": 1}}, "entry 1: negative_prompt must be a text"),
+        ({"output_video": 3}, "entry 1: output_video must be a text, not 3"),
+        ({"input_video": None}, "entry 1: input_video is missing"),
+        ({"seed": "7"}, "entry 1: seed 7: from 0"),
+        ({"seed": True}, "entry 1: seed True: from 0"),
+        ({"seed": -1}, "entry 1: seed -1: from 0"),
+        ({"guidance": "high"}, "entry 1: guidance high: 0 or more"),
+        ({"num_steps": 0}, "entry 1: num_steps 0: at least 1"),
+        ({"num_conditional_frames": 2}, "entry 1: num_conditional_frames 2: 1 or 5"),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_named(volume, capfd, entry, message):
+    good = {"input_video": SOURCE, "output_video": "never.mp4"}
+    assert batch(good, {"input_video": SOURCE, "output_video": "x.mp4"} | entry) == 2
+    captured = capfd.readouterr()
+    assert f"batch.json: {message}" in captured.err
+    assert "Traceback" not in captured.err
+    assert not Path("never.mp4").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", '[{"input_video": "a.mp4"}, 3]', "[[]]"])
+def test_a_file_that_is_no_batch_is_refused(volume, capfd, text):
+    Path("bad.json").write_text(text)
+    assert infer("--batch_input_json", "bad.json") == 2
+    captured = capfd.readouterr()
+    assert "bad.json" in captured.err
+    assert "Traceback" not in captured.err
+
+
+NOTES = {  # flags that have no effect here, and what is said of them
+    "--aspect_ratio 9:16": "the checkpoint decides the size: .* makes 128x96",
+    "--resolution 480": "the checkpoint decides the size: .* and --resolution has no effect",
+    "--aspect_ratio 1:1 --resolution 720": "--resolution and --aspect_ratio have no effect",
+    "--guidance 0 --negative_prompt x": "a negative prompt has no effect where guidance is 0",
+    "--force": "--force has no effect",
+    "--lora_alpha 4": "LoRA adapters has no effect",
+    "--lora_rank 4": "LoRA adapters has no effect",
+    "--lora_target_modules q_proj": "LoRA adapters has no effect",
+    "--init_lora_weights true": "--init_lora_weights has no effect",
+    "--disable_guardrail": "no guardrail",
+    "--offload_guardrail": "no guardrail",
+    "--disable_prompt_refiner": "no guardrail",
+    "--offload_prompt_refiner": "no guardrail",
+    "--offload_text_encoder": "--offload_text_encoder has no effect",
+    "--downcast_text_encoder": "--downcast_text_encoder has no effect",
+    "--use_cuda_graphs": "--use_cuda_graphs has no effect",
+}
+ACTS = {  # flags with an effect that a test shows or that is plain
+    "model_size", "fps", "dit_path", "load_ema", "use_lora", "prompt", "negative_prompt",
+    "input_path", "frames", "num_conditional_frames", "geometry", "batch_input_json", "guidance",
+    "num_steps", "seed", "save_path", "vae_path", "text_encoder_path", "num_gpus", "natten",
+    "approximate", "offload", "benchmark", "device",
+}  # fmt: skip
+
+
+def test_every_flag_acts_or_is_said_not_to():
+    noted = {word[2:] for flags in NOTES for word in flags.split() if word.startswith("--")}
+    known = {action.dest for action in parser()._actions} - {"help"}
+    assert known == noted | ACTS
+
+
+@pytest.mark.parametrize("flags", NOTES)
+def test_a_flag_without_effect_is_named(volume, capfd, flags):
+    assert infer("--num_steps", "1", *flags.split(), target="n.mp4") == 0
+    assert re.search(f"note: .*{NOTES[flags]}", capfd.readouterr().out)
+
+
+def test_no_note_without_a_reason(volume, capfd):
+    assert infer("--num_steps", "1", "--model_size", "Tiny") == 0
+    assert "note:" not in capfd.readouterr().out
+    assert batch({"input_video": SOURCE, "output_video": "n.mp4"}) == 0
+    assert "note:" not in capfd.readouterr().out
+    Path("batch.json").write_text(json.dumps([{"input_video": SOURCE, "output_video": "n.mp4"}]))
+    assert infer("--batch_input_json", "batch.json", "--prompt", "x") == 0
+    out = capfd.readouterr().out
+    for name in ("input_path", "prompt", "save_path"):
+        assert f"note: --{name} has no effect with --batch_input_json" in out
+
+
+def test_the_rate_is_the_checkpoints_unless_another_is_asked_for(volume, capfd, tmp_path):
+    config = {
+        "run": {}, "size": "Tiny", "architecture": "base", "geometry": "crop", "num_frames": 17,
+        "video_size": [96, 128], "text_length": 64, "rope_ratio_t": 1.0, "rope_ratio_h": 1.0,
+        "rope_ratio_w": 1.0, "fps": 10,
+    }  # fmt: skip
+    (tmp_path / "iter_000000001.pt").symlink_to(volume / RUN / "model/iter_000000007.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for flags, fps in ([], 10), (["--fps", "16"], 16):
+        checkpoint = str(tmp_path / "iter_000000001.pt")
+        assert infer("--num_steps", "1", *flags, checkpoint=checkpoint, target="f.mp4") == 0
+        assert float(probe("f.mp4").fps) == fps

@@ -5,10 +5,17 @@ import torch
 from safetensors.torch import save_file
 
 from video2world_preprocess.stage import UserError
-from video2world_trainer.lora import count_parameters, inject, merge, merge_state
+from video2world_trainer.lora import (
+    TARGETS,
+    AdapterFacts,
+    count_parameters,
+    inject,
+    merge,
+    merge_state,
+)
 from video2world_trainer.model import VideoDiT
 from video2world_trainer.presets import PRESETS, DiTConfig
-from video2world_trainer.weights import load_dit_weights
+from video2world_trainer.weights import fitting_weights, load_dit_weights
 
 torch.set_num_threads(1)
 CONFIG = DiTConfig(
@@ -97,7 +104,7 @@ def test_merged_equals_adapted():
     net = adapted(trained=True)
     with torch.no_grad():
         before = run(net)
-        state = merge_state(net.state_dict(), scale=2.0)
+        state = merge_state(net.state_dict(), AdapterFacts(8.0))
         merge(net)
         torch.testing.assert_close(run(net), before, atol=2e-5, rtol=2e-5)
         assert (before - run(random_net())).abs().max() > 1e-2
@@ -110,7 +117,7 @@ def test_a_file_with_adapters_is_merged_on_loading(tmp_path):
     path = tmp_path / "iter_000000001.pt"
     torch.save({f"net.{key}": value for key, value in net.state_dict().items()}, path)
     loaded = VideoDiT(CONFIG)
-    load_dit_weights(loaded, path, lora_scale=2.0)
+    load_dit_weights(loaded, path, adapters=AdapterFacts(8.0))
     with torch.no_grad():
         torch.testing.assert_close(run(loaded), run(net), atol=2e-5, rtol=2e-5)
 
@@ -120,7 +127,7 @@ def test_merge_keeps_the_dtype_and_rounds_once():
     down, up = torch.tensor([[2.0**-9, 0.5]]), torch.tensor([[1.0]])
     state = {"a.base_layer.weight": base, "a.lora_A.default.weight": down,
              "a.lora_B.default.weight": up}  # fmt: skip
-    merged = merge_state(state, 2.0)["a.weight"]
+    merged = merge_state(state, AdapterFacts(2.0))["a.weight"]
     assert merged.dtype == torch.bfloat16
     assert torch.equal(merged, (base.float() + 2 * down).bfloat16())
 
@@ -148,3 +155,88 @@ def test_wrong_settings_are_named():
         inject(random_net(), rank=0)
     with pytest.raises(UserError, match=r"lora_target_modules: qkv names no linear layer"):
         inject(random_net(), targets=("q_proj", "qkv"))
+
+
+def with_peft(net: VideoDiT, rank: int, alpha: float) -> tuple[VideoDiT, dict[str, torch.Tensor]]:
+    """A network whose layers add alpha / rank * B(A(x)), as PEFT defines it, and its file."""
+    state = {f"net.{name}": value.clone() for name, value in net.state_dict().items()}
+    layers = [
+        (name, one)
+        for name, one in net.named_modules()
+        if isinstance(one, torch.nn.Linear) and f".{name}".endswith(tuple(f".{t}" for t in TARGETS))
+    ]
+    for number, (name, layer) in enumerate(layers):
+        generator = torch.Generator().manual_seed(number)
+        down = torch.randn(rank, layer.in_features, generator=generator) * 0.1
+        up = torch.randn(layer.out_features, rank, generator=generator) * 0.1
+        state[f"net.{name}.base_layer.weight"] = state.pop(f"net.{name}.weight")
+        state[f"net.{name}.lora_A.default.weight"] = down
+        state[f"net.{name}.lora_B.default.weight"] = up
+
+        def added(module, args, output, down=down, up=up):
+            return output + alpha / rank * (args[0] @ down.T @ up.T)
+
+        layer.register_forward_hook(added)
+    return net, state
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(8, 32.0), (16, 16.0), (4, 1.0), (3, 8.0), (1, 16.0)])
+def test_a_file_of_upstream_is_merged_at_its_own_scale(tmp_path, rank, alpha):
+    reference, state = with_peft(random_net(), rank, alpha)
+    path = tmp_path / "iter_000000001.pt"
+    torch.save(state, path)
+    loaded = VideoDiT(CONFIG)
+    with pytest.raises(UserError, match=rf"adapters of rank {rank}, but not the alpha .*--lora_al"):
+        load_dit_weights(loaded, path)
+    load_dit_weights(loaded, path, adapters=AdapterFacts(alpha, rank, TARGETS))
+    with torch.no_grad():
+        wanted = run(reference)
+        torch.testing.assert_close(run(loaded), wanted, atol=2e-5, rtol=2e-5)
+        load_dit_weights(loaded, path, adapters=AdapterFacts(2 * alpha))
+        assert (run(loaded) - wanted).abs().max() > 1e-2
+
+
+def test_every_layer_has_the_scale_of_its_own_rank():
+    state = {}
+    for name, rank in (("a", 2), ("b", 8)):
+        state[f"{name}.base_layer.weight"] = torch.zeros(4, 4)
+        state[f"{name}.lora_A.default.weight"] = torch.ones(rank, 4)
+        state[f"{name}.lora_B.default.weight"] = torch.ones(4, rank)
+    merged = merge_state(state, AdapterFacts(16.0))
+    assert torch.equal(merged["a.weight"], torch.full((4, 4), 8.0 * 2))
+    assert torch.equal(merged["b.weight"], torch.full((4, 4), 2.0 * 8))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "recorded", "message"),
+    [
+        ((8.0, 8), (None,), r"LoRA rank 8 was asked for, but the adapter of .* has rank 4"),
+        ((8.0,), (16.0, 4), r"LoRA alpha 8 was asked for, but its config.json records 16"),
+        ((8.0, 8), (8.0, 4), r"LoRA rank 8 was asked for, but its config.json records 4"),
+        ((8.0, None, ("q_proj",)), (None,), r"LoRA targets q_proj: the file also adapts blocks\.0"),
+        ((8.0, None, (*TARGETS, "adaln")), (None,), "LoRA target adaln: the file has no adapter"),
+        ((), (), "but not the alpha that they were trained with"),
+    ],
+)
+def test_what_contradicts_the_file_is_refused(tmp_path, adapters, recorded, message):
+    path = tmp_path / "lora.pt"
+    torch.save(adapted(trained=True).state_dict(), path)
+    with pytest.raises(UserError, match=message) as error:
+        load_dit_weights(
+            VideoDiT(CONFIG),
+            path,
+            adapters=AdapterFacts(*adapters),
+            recorded=AdapterFacts(*recorded),
+        )
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_plain_file_needs_no_alpha(tmp_path, capsys):
+    path = tmp_path / "plain.pt"
+    torch.save(random_net().state_dict(), path)
+    load_dit_weights(VideoDiT(CONFIG), path)
+    assert capsys.readouterr().out == ""
+    load_dit_weights(VideoDiT(CONFIG), path, adapters=AdapterFacts(8.0))
+    assert "LoRA adapters has no effect" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--use_lora: .*plain.pt holds no LoRA adapters"):
+        fitting_weights(VideoDiT(CONFIG), path, adapted=True)

@@ -5,9 +5,11 @@ import torch
 
 from video2world_trainer.objective import (
     CONDITION_SIGMA,
+    NoiseLaw,
     collate_draws,
     condition_mask,
     draw,
+    edm_weight,
     interpolate,
     sample_sigma,
     sigma_to_time,
@@ -82,11 +84,7 @@ def test_a_fifth_of_the_captions_is_dropped():
 
 def test_one_to_two_frames_are_drawn_evenly_and_none_from_a_picture():
     counts = [
-        int(
-            draw(
-                (1, 3, 1, 1), torch.Generator().manual_seed(seed), conditional_frames=(1, 2)
-            ).conditional
-        )
+        int(draw((1, 3, 1, 1), torch.Generator().manual_seed(seed), NoiseLaw((1, 2))).conditional)
         for seed in range(1000)
     ]
     assert set(counts) == {1, 2}
@@ -115,6 +113,52 @@ def test_flow_loss_is_upstreams_weighted_x0_loss(generator):
     assert float(ours) == pytest.approx(float(upstream), rel=1e-6)
     # the network's input under upstream's c_in is the flow interpolant
     assert torch.allclose(noisy * (1 - time), interpolate(clean, noise, sigma_to_time(sigma)))
+
+
+def test_the_weight_of_the_guides_own_commit():
+    """mean((x0 - x0_hat)^2 (s^2+1)/s^2) * 10, with x0_hat = (1 - t) x_t - t v, step by step."""
+    shape = (4, 16, 3, 4, 4)
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(shape, generator=generator)
+    randomness = collate_draws(
+        [
+            draw(shape[1:], torch.Generator().manual_seed(seed), NoiseLaw(high_sigma_ratio=0.3))
+            for seed in range(4)
+        ]
+    )
+    answer = torch.randn(shape, generator=generator)
+    losses = {
+        edm: float(
+            training_loss(
+                lambda *_: answer, latents, torch.zeros(4, 1, 8), randomness, edm=edm, scale=10.0
+            )
+        )
+        for edm in (False, True)
+    }
+    s = randomness.sigma.double().view(-1, 1, 1, 1, 1)
+    x = latents.double() + s * randomness.noise.double()
+    x0_hat = x / (1 + s) - s / (1 + s) * answer.double()
+    mask = condition_mask(randomness.conditional, shape).bool()
+    square = torch.where(mask, 0.0, (latents.double() - x0_hat).square())
+    for edm, weight in ((False, (1 + s) ** 2 / s**2), (True, (s**2 + 1) / s**2)):
+        assert losses[edm] == pytest.approx(float((square * weight).mean() * 10), rel=1e-5)
+    assert 0.5 < losses[True] / losses[False] < 0.99
+    one = edm_weight(torch.tensor([1e-4, 1.0, 1e5]))
+    assert one.tolist() == pytest.approx([1, 0.5, 1], rel=1e-3)
+
+
+def test_what_the_noise_law_can_be_changed_to():
+    def sigmas(law):
+        return sample_sigma(20_000, 16, torch.Generator().manual_seed(1), law)
+
+    assert not (sigmas(NoiseLaw(high_sigma_ratio=0.0)) > 1e3).any()
+    assert (sigmas(NoiseLaw(high_sigma_ratio=1.0)) >= 200).all()
+    plain = sigmas(NoiseLaw(high_sigma_ratio=0.0, adjusted=False))
+    assert torch.allclose(4 * plain, sigmas(NoiseLaw(high_sigma_ratio=0.0)))
+    for rate, kept in ((0.0, 200), (1.0, 0)):
+        law = NoiseLaw(text_dropout=rate)
+        drawn = [draw((1, 1, 1, 1), torch.Generator().manual_seed(n), law) for n in range(200)]
+        assert sum(bool(one.keep_text) for one in drawn) == kept
 
 
 def test_conditioned_elements_count_in_the_denominator():

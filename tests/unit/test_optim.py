@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from video2world_trainer.config import read_config
 from video2world_trainer.optim import Ema, LinearSchedule, MasterAdamW, ema_beta, ema_exponent
 from video2world_trainer.presets import PRESETS
 
@@ -24,6 +25,23 @@ def schedule(size):
 def test_learning_rates_are_upstreams(size, step, rate):
     base, law = schedule(size)
     assert base * law.factor(step) == pytest.approx(rate, rel=1e-3, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "floor", "step", "rate"),
+    [
+        ("2b", 0.4, 2000, 2**-15.5 * 0.99), ("2b", 0.4, 400_000, 2**-15.5 * 0.4),
+        ("2b", 0.4, 201_000, 2**-15.5 * 0.695), ("14b", 0.1, 50_000, 2**-15.5 * 0.1),
+        ("14b", 0.1, 26_000, 2**-15.5 * 0.15),
+    ],
+)  # fmt: skip
+def test_the_schedule_of_the_guides_own_commit_by_override(size, floor, step, rate):
+    name = f"experiment={size}_agibot_head_center_fisheye_color"
+    config = read_config([name, f"scheduler.f_min=[{floor}]"])
+    law = LinearSchedule(
+        config.warm_up_steps, config.cycle_length, config.f_max, config.f_min, config.f_start
+    )
+    assert config.learning_rate * law.factor(step) == pytest.approx(rate, rel=1e-6)
 
 
 def test_the_floor_holds_after_the_cycle():

@@ -110,6 +110,27 @@ def test_a_weights_file_of_its_own(capsys):
     assert folders[1].startswith("w-")
 
 
+def test_alpha_is_for_weights_files_only_and_makes_samples_anew(capsys):
+    Path("w.pt").write_text("x")
+    seen = Path("inference.py").read_text() + "\nprint(*argv)\n"
+    Path("inference.py").write_text(seen)
+    flags = ["--checkpoints", "w.pt", "latest", "--by_checkpoint"]
+    _, _, out = run(capsys, *flags, "--lora_alpha", "32")
+    (of_file, of_run) = (line for line in out.splitlines() if "--dit_path" in line)
+    assert of_file.endswith("--seed 0 --lora_alpha 32")
+    assert of_run.endswith("--seed 0")
+    count = len(made())
+    run(capsys, *flags, "--lora_alpha", "8")
+    assert len(made()) == count + 2
+
+
+def test_an_entry_without_an_output_is_named(capsys):
+    Path("samples.json").write_text(json.dumps([{"input_video": "a.mp4", "prompt": ""}]))
+    code, _, text = run(capsys)
+    assert code == 2
+    assert "samples.json: entry 0: output_video is missing" in text
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -118,7 +139,8 @@ def test_a_weights_file_of_its_own(capsys):
         (["--checkpoints", "x.pt"], "checkpoints: x.pt: there is no such file on the volume"),
         (["--checkpoints", "all"], "several need --by_checkpoint"),
         (["--run_folder", "none"], "latest: there is no checkpoint in none"),
-        (["--batch_input_json", "none.json"], "it must be a list of objects"),
+        (["--batch_input_json", "none.json"], "none.json cannot be read"),
+        (["--", "--dit_path", "x.pt"], "--dit_path after --: it is set for each checkpoint"),
     ],
 )
 def test_mistakes_are_explained(capsys, flags, expected):

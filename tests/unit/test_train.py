@@ -258,6 +258,32 @@ def test_a_torn_newest_checkpoint_is_trained_again_from_the_one_before(here, vol
     assert same(final(volume), before)
 
 
+def test_overrides_of_optimizer_and_objective_reach_the_step(here, volume):
+    short = ["trainer.max_iter=4", "scheduler.warm_up_steps=0"]
+    code, out = here(volume, *short)
+    assert code == 0, out
+    plain = losses(out)
+    changed = {
+        "optimizer.betas=[0.8,0.95]": False, "optimizer.eps=1e-3": False,
+        "model.config.loss_weight=edm": True, "model.config.loss_scale=5": True,
+        "model.config.pipe_config.max_num_conditional_frames=1": None,
+        "model.config.pipe_config.min_num_conditional_frames=0": False,
+        "model.config.pipe_config.conditioner.text.dropout_rate=1": False,
+        "model.config.adjust_video_noise=false": True,
+        "model.config.high_sigma_ratio=1": True,
+    }  # fmt: skip
+    for number, (override, at_once) in enumerate(changed.items()):
+        code, out = here(volume, *short, f"job.name=j{number}", override)
+        assert code == 0, out
+        found = losses(out)
+        assert (found == plain) == (at_once is None), override
+        assert (found[1] != plain[1]) == bool(at_once), override
+    folder = volume / JOB.replace("demo", "j0")
+    assert CheckpointFolder(folder).load("optim", 4)["param_groups"][0]["betas"] == [0.8, 0.95]
+    _, out = here(volume, "trainer.max_iter=1", "job.name=note", "model.config.lora_rank=2")
+    assert "note: model.config.lora_rank has no effect: model.config.train_arch" in out
+
+
 def test_the_folder_of_another_run_is_refused(here, volume):
     here(volume, "trainer.max_iter=1")
     code, out = here(volume, "trainer.max_iter=2", "model.geometry=crop", "trainer.seed=9")

@@ -1,7 +1,13 @@
+import re
+from dataclasses import fields
+
 import pytest
 
 from video2world_preprocess.stage import UserError
 from video2world_trainer.config import EXPERIMENTS, TrainConfig, read_config
+from video2world_trainer.fixed_settings import FIXED
+from video2world_trainer.objective import NoiseLaw
+from video2world_trainer.train import main
 
 NAME = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 
@@ -74,6 +80,21 @@ def test_tiny():
         ("job.group=a/b", "folder name"),
         ("experiment=predict2_video2world_training_2b_agibot", "did you mean predict2_"),
         ("model.size", "key=value"),
+        ("optimizer.betas=[0.9]", "two numbers, as [0.9,0.99]"),
+        ("optimizer.betas=[0.9,1.5]", "at most 1"),
+        ("optimizer.betas=[0.9,1]", "both must be below 1"),
+        ("model.config.pipe_config.max_num_conditional_frames=24", "24 latent frames"),
+        ("model.config.pipe_config.min_num_conditional_frames=2", "is above max_num_conditional"),
+        ("model.config.loss_weight=uniform", "one of flow, edm"),
+        ("model.config.pipe_config.ema.rate=0.5", "at most 0.28"),
+        ("model.config.model_manager_config.lora_alpha=4", "name that file"),
+        ("model.config.atten_backend=torch", "did you mean model.config.pipe_config.net.atten_"),
+        ("optimizer.beta=[0.9,0.99]", "did you mean optimizer.betas?"),
+        ("trainer.foo=3", "is not a setting; python -m video2world_trainer.train --help lists"),
+        ("trainer.grad_accum_iter=4", "cannot be set here: raise dataloader_train.batch_size"),
+        ("dataloader_train.num_workers=8", "latents are small files that are read ahead"),
+        ("model.config.pipe_config.net.num_blocks=2", "belongs to the weights: choose model.size"),
+        ("model.config.pipe_config.net.atten_backnd=torch", "did you mean model.config.pipe_"),
     ],
 )
 def test_mistakes_are_named(override, message):
@@ -81,6 +102,85 @@ def test_mistakes_are_named(override, message):
         read_config(["job.name=x", override])
     assert message in str(error.value)
     assert override.split("=")[0] in str(error.value)
+
+
+def test_upstreams_settings_of_the_objective_and_the_optimizer():
+    config = read_config(
+        [
+            "job.name=x", "optimizer.betas=[0.9,0.95]", "optimizer.eps=1e-6",
+            "model.config.pipe_config.min_num_conditional_frames=1",
+            "model.config.pipe_config.max_num_conditional_frames=2",
+            "model.config.pipe_config.conditioner.text.dropout_rate=0.1",
+            "model.config.high_sigma_ratio=0", "model.config.adjust_video_noise=false",
+            "model.config.loss_scale=1", "model.config.loss_weight=edm",
+            "model.config.pipe_config.ema.rate=0.05", "scheduler.f_min=[0.4]",
+        ]
+    )  # fmt: skip
+    assert (config.betas, config.eps, config.ema_rate) == ((0.9, 0.95), 1e-6, 0.05)
+    assert config.noise_law == NoiseLaw((1, 2), 0.1, 0.0, False)
+    assert (config.loss_scale, config.loss_weight, config.f_min) == (1.0, "edm", 0.4)
+    assert read_config(["job.name=x"]).noise_law == NoiseLaw()
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_is_fixed_says_why_and_takes_the_value_that_it_has(name):
+    key = name + "x" if name.endswith(".") else name
+    with pytest.raises(UserError) as error:
+        read_config(["job.name=x", f"{key}=other"])
+    assert f"{key}=other cannot be set here: {FIXED[name].reason}" == str(error.value)
+    for value in FIXED[name].values:
+        read_config(["job.name=x", f"{key}={value}"])
+    assert name not in TrainConfig(name="x").as_overrides()
+
+
+def test_what_upstreams_experiment_writes_is_taken():
+    """Its groups and fields, as another experiment file would give them as overrides."""
+    read_config(
+        [
+            f"experiment={NAME}", "optimizer=fusedadamw", "scheduler=lambdalinear",
+            "ckpt_type=standard", "model.config.pipe_config.prompt_refiner_config.enabled=False",
+            "model.config.pipe_config.guardrail_config.enabled=False",
+            "trainer.distributed_parallelism=fsdp", "scheduler.f_max=[0.99]",
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], []),
+        (["model.config.lora_rank=4"], ["model.config.lora_rank"]),
+        (["model.config.lora_rank=4", "model.config.train_architecture=lora"], []),
+        (["model.config.vae_path=x"], ["model.config.vae_path"]),
+        (
+            ["model.config.pipe_config.ema.enabled=false", "model.config.pipe_config.ema.rate=0.2"],
+            ["model.config.pipe_config.ema.rate"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_known(overrides, named):
+    found = read_config(["job.name=x", *overrides]).without_effect()
+    assert [key for key, _ in found] == named
+
+
+def test_help_lists_every_setting_with_its_default(capsys):
+    for flag in ("--help", "-h"):
+        assert main([flag]) == 0
+        text = capsys.readouterr().out
+        for one in fields(TrainConfig):
+            assert f"  {one.metadata['key']}\n      {one.metadata['help']} (" in text
+        assert "base learning rate (a number; default 2.15792e-05, Tiny: 0.002)" in text
+        assert f"experiment=NAME):\n  {NAME}" in text
+    assert set(re.findall(r"^  ([a-z_]+\.\S+)$", text, re.MULTILINE)) == set(
+        TrainConfig().as_overrides()
+    )
+
+
+def test_flags_of_the_guide_that_are_not_read_are_noted(capsys):
+    assert main(["--config=cosmos_predict2/config.py", "--dryrun", "--", "job.name=x"]) == 0
+    assert "note: --config cosmos_predict2/config.py is not read" in capsys.readouterr().err
+    assert main(["--config", "a.py", "--dryrun", "--", "job.name=x"]) == 0
+    assert main(["--verbose", "--", "job.name=x"]) == 2
 
 
 def test_a_size_that_contradicts_the_experiment():

@@ -116,17 +116,17 @@ def peer_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
-def join(timeout: float = 1800.0) -> World:
+def join(timeout: float = 1800.0, *, on_cpu: bool = False) -> World:
     """Join the group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs.
 
     Tensors of a GPU run that lie on the CPU, flags and counts, go through gloo as well: what the
     hosts agree on does not wait for the GPUs. ``timeout`` (seconds) is when the watchdog acts; a
-    collective gives up by itself somewhat later.
+    collective gives up by itself somewhat later. ``on_cpu`` leaves the GPUs alone.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_cpu:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if size > 1:

@@ -26,6 +26,7 @@ from .distributed import World
 from .flops import pass_flops
 from .generate import Settings, decoded, denoised, encode_given, given_mask
 from .items import Item, Texts, meant
+from .lora import AdapterFacts
 from .many_gpus import branches_apart, shared_layout, shared_velocity
 from .memory import prepare_blocks
 from .model import VideoDiT
@@ -51,6 +52,12 @@ ASPECTS: dict[str, dict[str, tuple[int, int]]] = {  # height, width (facts sheet
         "16:9": (432, 768), "9:16": (768, 432),
     },
 }  # fmt: skip
+# Upstream's own paragraph is not ours to ship; this one names the same kinds of flaws.
+NEGATIVE_PROMPT = (
+    "A low-quality video: blurry and noisy frames, compression artefacts, flicker, washed-out or "
+    "oversaturated colours, bad exposure, jerky camera, unnatural motion, objects that deform, "
+    "merge, vanish or pass through each other, implausible physics, text and watermarks."
+)
 CPU_FLOPS = 2e10  # a second and core, about: what a laptop's core does in float32
 
 
@@ -65,6 +72,7 @@ class Engine:
     checkpoint: Path
     size: tuple[int, int]
     clip_frames: int
+    fps: int
     attention: str
     offload: bool
     net: VideoDiT
@@ -72,24 +80,13 @@ class Engine:
     texts: Texts | None
     vae: VideoVAE | None
 
-    @property
-    def branches(self) -> int:
-        """Network evaluations at a noise level."""
-        return 2 if self.args.guidance else 1
-
-    @property
-    def settings(self) -> Settings:
-        """How every sample is drawn."""
-        args = self.args
-        return Settings(args.seed, args.num_steps, args.guidance, approximate=args.approximate)
-
     def make(self, item: Item, after_step: Callable[[], None]) -> dict[str, Any] | None:
         """Generate one sample; the leader writes its files and gets what its ``.json`` tells.
 
         Raises:
             UserError: the item cannot be made (on every rank).
         """
-        device, args = self.world.device, self.args
+        device = self.world.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         marks = [_now(device)]
@@ -102,13 +99,16 @@ class Engine:
 
         given, text = self.world.leader_does(begin)
         given = given.to(device)
-        given_latents = 1 + (args.num_conditional_frames - 1) // 4
+        given_latents = 1 + (item.num_conditional_frames - 1) // 4
         velocity = shared_velocity(
             self.net, text, given_mask(given, given_latents), self.layout,
             together=not self.offload,
         )  # fmt: skip
         marks.append(_now(device))
-        latents = denoised(velocity, given, given_latents, self.settings, after_step=after_step)
+        settings = Settings(
+            item.seed, item.num_steps, item.guidance, approximate=self.args.approximate
+        )
+        latents = denoised(velocity, given, given_latents, settings, after_step=after_step)
         marks.append(_now(device))
         if condition is None or self.vae is None:  # the leader has them
             return None
@@ -116,7 +116,7 @@ class Engine:
             torch.cuda.empty_cache()
         timings = dict(zip(("condition", "denoise"), np.diff(marks).round(3).tolist(), strict=True))
         return write_sample(
-            item.target, decoded(self.vae, latents), args.fps, condition,
+            item.target, decoded(self.vae, latents), self.fps, condition,
             f"{item.source.name}   {self.checkpoint.name}",
             self._summary(item) | {"timings": timings}, lambda: _peak(device),
         )  # fmt: skip
@@ -130,51 +130,65 @@ class Engine:
                 "../metas or beside it"
             )
         condition = read_condition(
-            item.source, count=self.args.num_conditional_frames, clip_frames=self.clip_frames,
+            item.source, count=item.num_conditional_frames, clip_frames=self.clip_frames,
             size=self.size, geometry=self.args.geometry or self.run.geometry or "crop",
             frames=self.args.frames,
         )  # fmt: skip
         given = encode_given(self.vae, condition.given, self.clip_frames)
-        return condition, given, self._text(item.wording)
+        return condition, given, self._text(item)
 
-    def _text(self, prompt: str) -> Tensor:
+    def _text(self, item: Item) -> Tensor:
         assert self.texts is not None
-        positive = self.texts.padded(prompt)
-        if not self.args.guidance:
+        positive = self.texts.padded(item.wording)
+        if not item.guidance:
             return positive
-        # as upstream, an empty negative prompt takes the positive one
-        away = None if self.chosen.size == "Tiny" else self.args.negative_prompt or prompt
-        return torch.cat([positive, self.texts.padded(away)])
+        return torch.cat([positive, self.texts.padded(led_away_from(item, self.chosen))])
 
     def _summary(self, item: Item) -> dict[str, Any]:
         args, device = self.args, self.world.device
-        led_away = args.guidance and self.chosen.size != "Tiny"
         found = re.search(r"iter_(\d+)$", self.checkpoint.stem)
-        evaluations = args.num_steps + 1
+        evaluations = item.num_steps + 1
         if args.approximate:
             evaluations = len(computed_steps(evaluations))
         return {
             "prompt": item.wording,
-            "negative_prompt": (args.negative_prompt or item.wording) if led_away else None,
+            "negative_prompt": led_away_from(item, self.chosen),
             "input": str(item.source),
             "frames_from": args.frames,
-            "conditional_frames": args.num_conditional_frames,
+            "conditional_frames": item.num_conditional_frames,
             "checkpoint": str(self.checkpoint),
             "iteration": int(found.group(1)) if found else None,
             "ema": args.load_ema,
             "model_size": self.chosen.size,
             "size": list(self.size),
-            "fps": args.fps,
-            "seed": args.seed,
-            "guidance": args.guidance,
-            "steps": args.num_steps,
+            "fps": self.fps,
+            "seed": item.seed,
+            "guidance": item.guidance,
+            "steps": item.num_steps,
             "approximate": args.approximate,
             "sparse": args.natten,
             "attention": self.attention,
             "gpus": self.world.size if device.type == "cuda" else 0,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "passes": evaluations * self.branches,
+            "passes": evaluations * _branches(item),
         }
+
+
+def led_away_from(item: Item, chosen: Preset) -> str | None:
+    """What guidance leads away from; None: nothing, or the empty text (Tiny, unless it is given).
+
+    As upstream, an empty negative prompt takes the positive one.
+    """
+    if not item.guidance:
+        return None
+    if item.negative_prompt is None:
+        return None if chosen.size == "Tiny" else NEGATIVE_PROMPT
+    return item.negative_prompt or item.wording
+
+
+def _branches(item: Item) -> int:
+    """Network evaluations at a noise level."""
+    return 2 if item.guidance else 1
 
 
 def _now(device: torch.device) -> float:
@@ -193,7 +207,7 @@ def checkpoint_of(args: argparse.Namespace, chosen: Preset) -> tuple[Path, RunCo
     """The weights' file and what it says of its training."""
     path = args.dit_path
     if path is None:
-        published = chosen.base_weights(f"{args.resolution}p", args.fps)
+        published = chosen.base_weights(f"{args.resolution or '720'}p", args.fps or 16)
         if published is None:
             raise UserError("--dit_path: name the checkpoint; Tiny has no published weights")
         path = Path(published)
@@ -225,22 +239,39 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
             f"--model_size {args.model_size}: {checkpoint} was trained as {run.size}; use that"
         )
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
-    clip_frames = run.num_frames or chosen.clip_frames[args.fps]
-    if args.num_conditional_frames >= clip_frames:
+    fps = args.fps or run.fps or 16
+    clip_frames = run.num_frames or chosen.clip_frames[fps]
+    if args.fps is not None and clip_frames != chosen.clip_frames[fps]:
+        say(
+            f"note: --fps {fps} is the playback's only: {checkpoint} makes clips of {clip_frames} "
+            "frames"
+        )
+    given = max(item.num_conditional_frames for item in items)
+    if given >= clip_frames:
         raise UserError(
-            f"--num_conditional_frames {args.num_conditional_frames}: {checkpoint} makes clips of "
+            f"--num_conditional_frames {given}: {checkpoint} makes clips of "
             f"{clip_frames} frames, so nothing would be left to generate"
         )
-    size = _size(args, chosen, run)
+    size = _size(args, chosen, run, checkpoint)
     grid = (1 + (clip_frames - 1) // 4, size[0] // 16, size[1] // 16)
-    if args.natten and (args.resolution, args.aspect_ratio) != ("720", "16:9"):
+    if args.natten and _asked_size(args) != ASPECTS["720"]["16:9"]:
         raise UserError("--natten: sparse checkpoints are for --resolution 720 of 16:9 only")
     patterns = patterns_for(chosen.size, grid) if args.natten else None
-    branches = 2 if args.guidance else 1
+    branches = max(map(_branches, items))
+    if world.size > 1 and branches != min(map(_branches, items)):
+        raise UserError(
+            "--batch_input_json: guidance 0 and above it in one batch need --num_gpus 1"
+        )
     if world.device.type == "cpu":
-        _warn_of_cpu(args, chosen, int(np.prod(grid)), branches)
+        _warn_of_cpu(args, chosen, int(np.prod(grid)), items)
+    targets = tuple(args.lora_target_modules.split(",")) if args.lora_target_modules else None
     weights = fitting_weights(
-        _shell(chosen.dit), checkpoint, ema=args.load_ema, lora_scale=run.lora_scale
+        _shell(chosen.dit),
+        checkpoint,
+        ema=args.load_ema,
+        adapters=AdapterFacts(args.lora_alpha, args.lora_rank, targets),
+        recorded=run.adapters,
+        adapted=args.use_lora,
     )
     texts = vae = None
     if world.leads:  # T5 first: it and the network never lie on the GPU together
@@ -248,8 +279,7 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
             args.text_encoder_path or chosen.text_encoder_folder, str(world.device),
             run.text_length or chosen.text_tokens,
         )  # fmt: skip
-        led_away = args.guidance and chosen.size != "Tiny" and args.negative_prompt
-        texts.prepare(items, *([args.negative_prompt] if led_away else []))
+        texts.prepare(items, *filter(None, (led_away_from(item, chosen) for item in items)))
         vae = load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device)
     apart = branches_apart(world, branches)
     offload = args.offload or _too_small(chosen.dit, grid, world, 1 if apart else branches)
@@ -271,17 +301,28 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
     if offload:
         stream_weights(net, world.device)
     return Engine(
-        args, world, chosen, run, checkpoint, size, clip_frames, attention, offload, net, layout,
-        texts, vae,
+        args, world, chosen, run, checkpoint, size, clip_frames, fps, attention, offload, net,
+        layout, texts, vae,
     )  # fmt: skip
 
 
-def _size(args: argparse.Namespace, chosen: Preset, run: RunConfig) -> tuple[int, int]:
-    if run.video_size is not None:
-        return run.video_size
-    if chosen.size == "Tiny":
-        return chosen.sizes["720p"]
-    return ASPECTS[args.resolution][args.aspect_ratio]
+def _asked_size(args: argparse.Namespace) -> tuple[int, int]:
+    return ASPECTS[args.resolution or "720"][args.aspect_ratio or "16:9"]
+
+
+def _size(
+    args: argparse.Namespace, chosen: Preset, run: RunConfig, checkpoint: Path
+) -> tuple[int, int]:
+    """Height and width of the video; says so where the checkpoint decides against the flags."""
+    asked = _asked_size(args)
+    decided = run.video_size or (chosen.sizes["720p"] if chosen.size == "Tiny" else asked)
+    flags = [f"--{name}" for name in ("resolution", "aspect_ratio") if getattr(args, name)]
+    if flags and decided != asked:
+        say(
+            f"note: the checkpoint decides the size: {checkpoint} makes {decided[1]}x{decided[0]} "
+            f"(width x height), and {' and '.join(flags)} ha{'ve' if flags[1:] else 's'} no effect"
+        )
+    return decided
 
 
 def _shell(dit: DiTConfig) -> VideoDiT:
@@ -330,9 +371,12 @@ def _too_small(dit: DiTConfig, grid: tuple[int, int, int], world: World, branche
     return True
 
 
-def _warn_of_cpu(args: argparse.Namespace, chosen: Preset, tokens: int, branches: int) -> None:
+def _warn_of_cpu(
+    args: argparse.Namespace, chosen: Preset, tokens: int, items: Sequence[Item]
+) -> None:
     parameters = sum(one.numel() for one in _shell(chosen.dit).parameters())
-    flops = pass_flops(chosen.dit, parameters, tokens) * branches * (args.num_steps + 1)
+    passes = max(_branches(item) * (item.num_steps + 1) for item in items)
+    flops = pass_flops(chosen.dit, parameters, tokens) * passes
     hours = flops / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600
     amount = f"{hours:.0f} hours" if hours > 2 else f"{max(1, hours * 60):.0f} min"
     if chosen.size == "14B" and not args.force:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import Batch, LatentDataset, collate, generator_for, positions
-from .objective import Draw, collate_draws, draw
+from .objective import Draw, NoiseLaw, collate_draws, draw
 from .parallel import Layout
 
 __all__ = ["Feed", "Item"]
@@ -37,7 +37,7 @@ class Feed(Iterator[Item]):
         layout: which of them, and which of their frames, are this rank's.
         consumed: samples that all ranks have taken before.
         shape: latents of a whole clip.
-        conditional: least and most frames that are given.
+        law: how noise, given frames and dropped captions are distributed.
         batch_size, seed: as the run's settings have them.
         encode: turns pixels on the device into latents, where the data set has none.
     """
@@ -50,14 +50,14 @@ class Feed(Iterator[Item]):
         consumed: int,
         batch_size: int,
         shape: tuple[int, int, int, int],
-        conditional: tuple[int, int],
+        law: NoiseLaw,
         seed: int,
         encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._encode = encode
         self._dataset, self._layout, self._consumed = dataset, layout, consumed
         self._batch_size, self._shape = batch_size, shape
-        self._conditional, self._seed = conditional, seed
+        self._law, self._seed = law, seed
         self._device = layout.world.device
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._ready: queue.Queue[tuple[Batch, Draw] | BaseException] = queue.Queue(AHEAD)
@@ -71,11 +71,7 @@ class Feed(Iterator[Item]):
         self._consumed += layout.data_size * self._batch_size
         batch = collate([self._dataset.sample(place, self._seed) for place in places])
         draws = [
-            draw(
-                self._shape,
-                generator_for(self._seed, "noise", place),
-                conditional_frames=self._conditional,
-            )
+            draw(self._shape, generator_for(self._seed, "noise", place), self._law)
             for place in places
         ]
         randomness = collate_draws(draws)

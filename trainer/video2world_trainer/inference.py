@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import math
 import os
 import statistics
@@ -19,19 +20,14 @@ from video2world_preprocess.events import Progress, emit, say
 from video2world_preprocess.stage import EXIT_USER_ERROR, Marker, UserError, run_stage
 
 from . import launch
+from .batch import FLAGS, check_flag
 from .distributed import World, join
 from .engine import ASPECTS, load
-from .items import items_of
+from .items import Item, items_of
 from .presets import PRESETS
 
 __all__ = ["main", "parser"]
 
-# Upstream's own paragraph is not ours to ship; this one names the same kinds of flaws.
-NEGATIVE_PROMPT = (
-    "A low-quality video: blurry and noisy frames, compression artefacts, flicker, washed-out or "
-    "oversaturated colours, bad exposure, jerky camera, unnatural motion, objects that deform, "
-    "merge, vanish or pass through each other, implausible physics, text and watermarks."
-)
 ABSENT = (  # the guide's flags for parts that this project does not ship
     "disable_guardrail", "offload_guardrail", "disable_prompt_refiner", "offload_prompt_refiner",
 )  # fmt: skip
@@ -39,6 +35,7 @@ SETTLED = {  # the guide's flags that choose what is chosen here anyway
     "offload_text_encoder": "T5 is always released before the network is loaded",
     "downcast_text_encoder": "T5 always runs in bfloat16 on a GPU",
     "use_cuda_graphs": "CUDA graphs are not used",
+    "init_lora_weights": "adapters are as the file has them",
 }
 BENCHMARK_RUNS = 4  # the first of them, which warms up, is not timed
 
@@ -57,8 +54,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add = flags.add_argument
     add("--model_size", choices=sorted(PRESETS), default="2B")
-    add("--resolution", choices=("480", "720"), default="720")
-    add("--fps", type=int, choices=(10, 16), default=16)
+    add(
+        "--resolution",
+        choices=("480", "720"),
+        help="of published weights and others that do not say what they were trained for (720)",
+    )
+    add(
+        "--fps",
+        type=int,
+        choices=(10, 16),
+        help="frames a second of the video; of published weights also which (default: as the "
+        "checkpoint was trained, else 16)",
+    )
     add(
         "--dit_path",
         type=Path,
@@ -66,12 +73,19 @@ def parser() -> argparse.ArgumentParser:
         "checkpoints folder (the latest is taken); default: the published weights",
     )
     add("--load_ema", action="store_true", help="use the averaged weights of the checkpoint")
-    add("--prompt", default="", help="default: the input's caption, in ../metas or beside it")
+    add("--use_lora", action="store_true", help="refuse a checkpoint without LoRA adapters")
+    add(
+        "--lora_alpha",
+        type=float,
+        help="alpha that the checkpoint's adapters were trained with, if it does not say it",
+    )
+    add("--lora_rank", type=int, help="their rank; the file says it, and must agree")
+    add("--lora_target_modules", help="ends of the adapted layers' names; the file must agree")
+    add("--prompt", help="default: the input's caption, in ../metas or beside it")
     add(
         "--negative_prompt",
-        default=NEGATIVE_PROMPT,
-        help="what guidance leads away from (a paragraph of our own on low quality, not "
-        "upstream's); Tiny uses the empty embedding that its training dropped texts to",
+        help="what guidance leads away from (default: a paragraph of our own on low quality, not "
+        "upstream's; for Tiny the empty embedding that its training dropped texts to)",
     )
     add("--input_path", type=Path, help="image or video to start from")
     add(
@@ -82,13 +96,22 @@ def parser() -> argparse.ArgumentParser:
         "first frames, to compare with what follows, or on its last, as upstream does",
     )
     add("--num_conditional_frames", "--num_conditional_frmaes", type=int, choices=(1, 5), default=1)
-    add("--aspect_ratio", choices=sorted(ASPECTS["720"]), default="16:9")
+    add(
+        "--aspect_ratio",
+        choices=sorted(ASPECTS["720"]),
+        help="as --resolution: a checkpoint that says its picture size decides it (16:9)",
+    )
     add("--geometry", choices=("crop", "stretch"), help="default: as the checkpoint was trained")
-    add("--batch_input_json", type=Path, help='[{"input_video", "prompt", "output_video"}, ...]')
+    add(
+        "--batch_input_json",
+        type=Path,
+        help='[{"input_video", "prompt", "output_video"}, ...], or one object a line; an entry may '
+        f"have its own negative_prompt, {', '.join(FLAGS)}",
+    )
     add("--guidance", type=float, default=7.0, help="0: the prompt alone, half the work (7)")
     add("--num_steps", "--steps", type=int, default=35, help="solver steps (35)")
     add("--seed", type=int, default=0)
-    add("--save_path", type=Path, default=Path("output/generated_video.mp4"))
+    add("--save_path", type=Path, help="default: output/generated_video.mp4")
     add("--vae_path", type=Path, help="folder of the VAE; default: beside the published weights")
     add("--text_encoder_path", help="folder or Hub id of the T5 encoder")
     add("--num_gpus", type=int, default=1, help="GPUs of this machine that share each sample")
@@ -106,24 +129,38 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--force", action="store_true", help="run 14B without a GPU")
     add("--benchmark", action="store_true", help="generate 4 times, report the mean of the last 3")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", help="cuda, cuda:N or cpu (default: a GPU if there is one)")
     for name in (*ABSENT, *SETTLED):
-        add(f"--{name}", action="store_true", help=argparse.SUPPRESS)
+        add(f"--{name}", nargs="?", const=True, default=False, help=argparse.SUPPRESS)
     return flags
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.num_gpus < 1:
         raise UserError(f"--num_gpus {args.num_gpus}: at least 1")
-    if args.num_steps < 1:
-        raise UserError(f"--num_steps {args.num_steps}: at least 1")
-    if not math.isfinite(args.guidance) or args.guidance < 0:
-        raise UserError(f"--guidance {args.guidance}: 0 or more")
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: from 0 to 2**32 - 1")
+    for name in FLAGS:
+        check_flag(name, getattr(args, name), f"--{name}")
+    if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
+        raise UserError(f"--lora_alpha {args.lora_alpha}: above 0")
 
 
-def _device(name: str) -> torch.device:
+def _tell_of_flags(args: argparse.Namespace, items: Sequence[Item], world: World) -> None:
+    """Name the flags that have no effect."""
+    if any(getattr(args, name) for name in ABSENT):
+        say("note: this build has no guardrail and no prompt refiner; flags about them do nothing")
+    for name, why in SETTLED.items():
+        if getattr(args, name):
+            say(f"note: --{name} has no effect: {why}")
+    if args.force and not (args.model_size == "14B" and world.device.type == "cpu"):
+        say("note: --force has no effect: it is for 14B without a GPU")
+    if any(item.negative_prompt is not None and not item.guidance for item in items):
+        say("note: a negative prompt has no effect where guidance is 0")
+    if args.approximate:
+        say("note: --approximate: most network evaluations are extrapolated, not computed")
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -134,31 +171,25 @@ def _device(name: str) -> torch.device:
 
 def _work(args: argparse.Namespace, world: World) -> tuple[list[str], dict[str, Any]]:
     """What every rank does; only the leader's words and results count."""
-    if any(getattr(args, name) for name in ABSENT):
-        say("note: this build has no guardrail and no prompt refiner; flags about them do nothing")
-    for name, why in SETTLED.items():
-        if getattr(args, name):
-            say(f"note: --{name} has no effect: {why}")
     _check(args)
     items = items_of(args)
-    if args.approximate:
-        say("note: --approximate: most network evaluations are extrapolated, not computed")
+    _tell_of_flags(args, items, world)
     try:
         engine = load(args, items, world)
         say(f"attention: {engine.attention}" + ("; weights streamed" if engine.offload else ""))
         runs = BENCHMARK_RUNS if args.benchmark else 1
-        steps = runs * (args.num_steps + 1)  # of one sample
-        progress = Progress("inference", len(items) * steps, "steps")
+        ends = list(itertools.accumulate(runs * (item.num_steps + 1) for item in items))
+        progress = Progress("inference", ends[-1], "steps")
         outputs: list[str] = []
         failures: list[str] = []
         quality: dict[str, Any] = {}
-        for number, item in enumerate(items, start=1):
+        for end, item in zip(ends, items, strict=True):
             try:
                 made = [engine.make(item, progress.advance) for _ in range(runs)]
             except UserError as error:  # one bad input must not cost the others
                 say(f"left out: {item.source}: {error}")
                 failures.append(f"{item.source}: {error}")
-                progress.advance(number * steps - progress.done)
+                progress.advance(end - progress.done)
                 continue
             outputs.append(str(item.target))
             if (summary := made[-1]) is not None:
@@ -199,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     ranked = "TORCHELASTIC_RUN_ID" in os.environ
     if args.num_gpus > 1 and not ranked and not _finished_before("inference"):
-        gpus = torch.cuda.device_count()
+        gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
         if gpus and args.num_gpus > gpus:
             print(f"error: --num_gpus {args.num_gpus}: this machine has {gpus}", file=sys.stderr)
             return EXIT_USER_ERROR
@@ -207,7 +238,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return launch.main([*flags, "video2world_trainer.inference", *argv])
 
     def work() -> tuple[list[str], dict[str, Any]]:
-        world = join() if ranked else World(device=_device(args.device))
+        world = join(on_cpu=args.device == "cpu") if ranked else World(device=_device(args.device))
+        if ranked and args.device not in (None, "cpu", "cuda"):
+            say(
+                f"note: --device {args.device} has no effect with --num_gpus: each rank has its GPU"
+            )
         try:
             return _work(args, world)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,16 +18,26 @@ from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.text import TextEncoder
 
+from .batch import FLAGS, read_batch
+
 __all__ = ["Item", "Texts", "items_of", "meant"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample to make; an empty ``prompt`` stands for the input's own caption."""
+    """One sample to make; an empty ``prompt`` stands for the input's own caption.
+
+    ``negative_prompt`` None stands for the model's own.
+    """
 
     source: Path
     prompt: str
     target: Path
+    negative_prompt: str | None = None
+    seed: int = 0
+    guidance: float = 7.0
+    num_steps: int = 35
+    num_conditional_frames: int = 1
 
     @property
     def caption(self) -> str:
@@ -78,28 +87,25 @@ def items_of(args: argparse.Namespace) -> list[Item]:
         UserError: none or damaged; or one would overwrite an input or another one's files, or
             cannot be written.
     """
+    common = {name: getattr(args, name) for name in (*FLAGS, "negative_prompt")}
     if args.batch_input_json is None:
         if args.input_path is None:
             raise UserError("--input_path: name the image or video to start from")
-        return _checked([Item(meant(args.input_path), args.prompt, args.save_path)], "--save_path")
+        target = args.save_path or Path("output/generated_video.mp4")
+        item = Item(meant(args.input_path), args.prompt or "", target, **common)
+        return _checked([item], "--save_path")
     path = args.batch_input_json
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--batch_input_json {path} cannot be read ({error})") from None
-    if not isinstance(entries, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("input_video"), str) for one in entries
-    ):
-        raise UserError(f"{path}: it must be a list of objects with input_video and prompt")
-    if not entries:
-        raise UserError(f"{path}: the list is empty; name at least one input_video")
+    for name in ("input_path", "prompt", "save_path"):
+        if getattr(args, name) is not None:
+            say(f"note: --{name} has no effect with --batch_input_json")
     items = [
         Item(
-            meant(Path(one["input_video"])),
-            str(one.get("prompt") or ""),
-            Path(one.get("output_video") or f"output_{number}.mp4"),
+            meant(Path(entry["input_video"])),
+            entry.get("prompt") or "",
+            Path(entry.get("output_video") or f"output_{number}.mp4"),
+            **common | {name: entry[name] for name in common if entry.get(name) is not None},
         )
-        for number, one in enumerate(entries)
+        for number, entry in enumerate(read_batch(path))
     ]
     return _checked(items, f"{path}: output_video")
 
@@ -147,7 +153,7 @@ class Texts:
         for item in items:
             if item.wording:
                 wanted[item.wording] = wanted.get(item.wording) or item.embedding
-        self._encode(wanted | dict.fromkeys(more))
+        self._encode(dict.fromkeys(more) | wanted)
         for prompt, rows in self._known.items():
             if len(rows) >= self._length:
                 say(

@@ -4,18 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from video2world_preprocess.stage import UserError
 
-__all__ = ["TARGETS", "LoRALinear", "count_parameters", "inject", "merge", "merge_state"]
+__all__ = [
+    "TARGETS",
+    "AdapterFacts",
+    "LoRALinear",
+    "count_parameters",
+    "has_adapters",
+    "inject",
+    "merge",
+    "merge_state",
+]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "output_proj", "mlp.layer1", "mlp.layer2")
 """The layers that upstream adapts: ends of module names (facts 2.5)."""
 
 _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What is known of a file's adapters beyond their tensors; None where nothing says it."""
+
+    alpha: float | None = None
+    rank: int | None = None
+    targets: tuple[str, ...] | None = None
+
+    def agreed(self, recorded: AdapterFacts) -> AdapterFacts:
+        """Combine the user's facts with those that the run recorded.
+
+        Raises:
+            UserError: they contradict each other.
+        """
+        for name in ("alpha", "rank"):
+            asked, known = getattr(self, name), getattr(recorded, name)
+            if asked is not None and known is not None and asked != known:
+                raise UserError(
+                    f"LoRA {name} {asked:g} was asked for, but its config.json records {known:g}: "
+                    "leave the setting out"
+                )
+        alpha = recorded.alpha if self.alpha is None else self.alpha
+        return AdapterFacts(alpha, recorded.rank if self.rank is None else self.rank, self.targets)
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is known."""
+        return self != AdapterFacts()
 
 
 def _folded(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -24,15 +63,15 @@ def _folded(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer [out, in] plus ``scale`` times a trainable product of rank r.
+    """A frozen linear layer [out, in] plus alpha / r times a trainable product of rank r.
 
     The names ``base_layer``, ``lora_A.default`` [r, in] and ``lora_B.default`` [out, r] are those
     of a file that PEFT, and so upstream, writes.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.alpha, self.scale = alpha, alpha / rank
         self.base_layer = base
         like = {"device": base.weight.device, "dtype": base.weight.dtype}
         down = nn.Linear(base.in_features, rank, bias=False, **like)
@@ -101,7 +140,7 @@ def inject(
         chosen |= fitting
     net.requires_grad_(False)
     for name in (ordered := [name for name in layers if name in chosen]):
-        adapted = LoRALinear(layers[name], rank, alpha / rank)
+        adapted = LoRALinear(layers[name], rank, alpha)
         adapted.start(generator)
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, adapted)
@@ -116,35 +155,92 @@ def merge(net: nn.Module) -> None:
             setattr(net.get_submodule(parent), child, module.merged())
 
 
-def merge_state(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The plain state dict of one in PEFT's layout; others come back as they are.
+def has_adapters(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict is in PEFT's layout."""
+    return any(".lora_" in key for key in state)
+
+
+def merge_state(state: Mapping[str, Tensor], facts: AdapterFacts) -> dict[str, Tensor]:
+    """Fold the adapters of a state dict in PEFT's layout; without adapters it is unchanged.
 
     Args:
         state: tensors by name.
-        scale: alpha / rank of the training.
+        facts: what is known of the training; the scale of a layer is alpha / its rank.
 
     Raises:
-        UserError: an adapter is incomplete or of unequal ranks; the message names its layer.
+        UserError: an adapter is incomplete or of unequal ranks (the message names its layer), the
+            facts contradict the tensors, or the alpha is not known.
     """
-    merged: dict[str, Tensor] = {}
+    adapters = _adapters(state)
+    if not adapters:
+        return dict(state)
+    alpha = _checked_alpha({name: down.shape[0] for name, (_, down, _) in adapters.items()}, facts)
+    merged = {}
     for key, value in state.items():
-        if key.endswith(_BASE):
-            name = key.removesuffix(_BASE)
-            down, up = state.get(name + _DOWN), state.get(name + _UP)
-            if down is None or up is None:
-                part = _DOWN if down is None else _UP
-                raise UserError(
-                    f"{name}{part} is missing: the file's adapters are incomplete; copy it again"
-                )
-            if up.shape[1:] != down.shape[:1] or up.shape[:1] + down.shape[1:] != value.shape:
-                raise UserError(
-                    f"the adapter of {name} does not fit: A {list(down.shape)}, B "
-                    f"{list(up.shape)}, base {list(value.shape)}"
-                )
-            merged[f"{name}.weight"] = _folded(value, down, up, scale)
+        name = key.removesuffix(_BASE)
+        if name in adapters and name != key:
+            base, down, up = adapters[name]
+            merged[f"{name}.weight"] = _folded(base, down, up, alpha / down.shape[0])
         elif ".lora_" not in key:
             merged[key] = value
     return merged
+
+
+def _adapters(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return base, A and B of each adapted layer, by its name."""
+    ends = (_BASE, _DOWN, _UP)
+    names = dict.fromkeys(
+        key.removesuffix(end) for key in state for end in ends if key.endswith(end)
+    )
+    found = {}
+    for name in names:
+        for end in ends:
+            if name + end not in state:
+                raise UserError(
+                    f"{name}{end} is missing: the file's adapters are incomplete; copy it again"
+                )
+        base, down, up = (state[name + end] for end in ends)
+        if up.shape[1:] != down.shape[:1] or up.shape[:1] + down.shape[1:] != base.shape:
+            raise UserError(
+                f"the adapter of {name} does not fit: A {list(down.shape)}, B "
+                f"{list(up.shape)}, base {list(base.shape)}"
+            )
+        found[name] = base, down, up
+    return found
+
+
+def _checked_alpha(ranks: Mapping[str, int], facts: AdapterFacts) -> float:
+    """Return the adapters' alpha, once the file's ranks and layers agree with ``facts``."""
+    for name, rank in ranks.items():
+        if facts.rank not in (None, rank):
+            raise UserError(
+                f"LoRA rank {facts.rank} was asked for, but the adapter of {name} has rank {rank}: "
+                "leave the setting out, as the file says it"
+            )
+    if facts.targets is not None:
+        _check_targets(ranks, facts.targets)
+    if facts.alpha is None:
+        shown = ", ".join(map(str, sorted(set(ranks.values()))))
+        raise UserError(
+            f"it holds LoRA adapters of rank {shown}, but not the alpha that they were trained "
+            "with, and they are scaled by alpha / rank: give --lora_alpha, in a resource "
+            "spec.inference.loraAlpha, or for the weights that training starts from "
+            "spec.model.loraAlpha (model.config.model_manager_config.lora_alpha)"
+        )
+    return facts.alpha
+
+
+def _check_targets(ranks: Mapping[str, int], targets: Sequence[str]) -> None:
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in ranks):
+            raise UserError(f"LoRA target {target}: the file has no adapter for a layer named so")
+    ends = tuple(f".{target}" for target in targets)
+    for name in ranks:
+        if not f".{name}".endswith(ends):
+            raise UserError(
+                f"LoRA targets {','.join(targets)}: the file also adapts {name}; leave the setting "
+                "out, as the file says it"
+            )
 
 
 def count_parameters(net: nn.Module) -> tuple[int, int]:

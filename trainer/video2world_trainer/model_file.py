@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .lora import LoRALinear, merge_state
+from .lora import AdapterFacts, LoRALinear, merge_state
 from .model import VideoDiT
 from .sharded import Made
 
@@ -61,12 +61,12 @@ def merged_entries(net: VideoDiT, entries: Mapping[str, Made]) -> dict[str, Made
         base, *updates = (f"{name}.{part}.weight" for part in _PARTS)
         sources = (f"frozen.{base}", *(f"master.{one}" for one in updates))
 
-        def make(*given: Tensor, scale: float = module.scale) -> Tensor:
+        def make(*given: Tensor, alpha: float = module.alpha) -> Tensor:
             state = {
                 f"layer.{part}.weight": one.bfloat16()
                 for part, one in zip(_PARTS, given, strict=True)
             }
-            return merge_state(state, scale)["layer.weight"]
+            return merge_state(state, AdapterFacts(alpha))["layer.weight"]
 
         shape = module.base_layer.weight.shape
         merged[f"net.{name}.weight"] = Made(shape, torch.bfloat16, sources, make)

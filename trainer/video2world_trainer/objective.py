@@ -21,9 +21,11 @@ __all__ = [
     "LOSS_SCALE",
     "TEXT_DROPOUT",
     "Draw",
+    "NoiseLaw",
     "collate_draws",
     "condition_mask",
     "draw",
+    "edm_weight",
     "interpolate",
     "sample_sigma",
     "sigma_to_time",
@@ -40,18 +42,30 @@ LOSS_SCALE = 10.0
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def sample_sigma(count: int, latent_frames: int, generator: torch.Generator) -> Tensor:
+@dataclass(frozen=True)
+class NoiseLaw:
+    """How the randomness of a sample is distributed; the defaults are the guide's."""
+
+    conditional_frames: tuple[int, int] = (1, 1)  # least and most latent frames that are given
+    text_dropout: float = TEXT_DROPOUT
+    high_sigma_ratio: float = HIGH_SIGMA_RATIO
+    adjusted: bool = True  # noise levels grow with the root of the clip's latent frames
+
+
+def sample_sigma(
+    count: int, latent_frames: int, generator: torch.Generator, law: NoiseLaw | None = None
+) -> Tensor:
     """Noise levels ``[count]`` (float32, one a sample, shared by its frames).
 
     exp(N(0, 1)) * sqrt(latent_frames); 5% are replaced by log-uniform on [200, 1e5].
     """
+    law = law or NoiseLaw()
     normal = torch.randn(count, generator=generator, dtype=torch.float64)
-    chosen = torch.rand(count, generator=generator, dtype=torch.float64) < HIGH_SIGMA_RATIO
+    chosen = torch.rand(count, generator=generator, dtype=torch.float64) < law.high_sigma_ratio
     share = torch.rand(count, generator=generator, dtype=torch.float64)
     low, high = (math.log(bound) for bound in HIGH_SIGMA)
-    sigma = torch.where(
-        chosen, torch.exp(low + share * (high - low)), normal.exp() * math.sqrt(latent_frames)
-    )
+    factor = math.sqrt(latent_frames) if law.adjusted else 1.0
+    sigma = torch.where(chosen, torch.exp(low + share * (high - low)), normal.exp() * factor)
     return sigma.float()
 
 
@@ -78,14 +92,33 @@ def condition_mask(conditional: Tensor, shape: Sequence[int], *, first_frame: in
     return mask.expand(batch, 1, frames, height, width)
 
 
-def velocity_loss(velocity: Tensor, clean: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
+def edm_weight(sigma: Tensor) -> Tensor:
+    """What the guide's own commit weighs a noise level by, relative to the newest code.
+
+    (sigma^2 + 1) / sigma^2 over (1 + sigma)^2 / sigma^2: between 1/2 (at sigma 1) and 1.
+    """
+    return (sigma.square() + 1) / (1 + sigma).square()
+
+
+def velocity_loss(
+    velocity: Tensor,
+    clean: Tensor,
+    noise: Tensor,
+    mask: Tensor,
+    *,
+    scale: float = LOSS_SCALE,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Mean over all elements of (v - (noise - clean))^2, times 10; conditioned elements are 0.
 
     The same number as upstream's mean of (x0 - x0_hat)^2 * (1 + sigma)^2 / sigma^2. Conditioned
-    elements count in the denominator, as upstream's do.
+    elements count in the denominator, as upstream's do. ``weight`` [B] multiplies each sample's.
     """
     error = (velocity.float() - (noise - clean)) * (1 - mask)
-    return error.square().mean() * LOSS_SCALE
+    squares = error.square()
+    if weight is not None:
+        squares = squares * weight.view(-1, 1, 1, 1, 1)
+    return squares.mean() * scale
 
 
 @dataclass(frozen=True)
@@ -101,19 +134,18 @@ class Draw:
 def draw(
     shape: Sequence[int],
     generator: torch.Generator,
-    *,
-    conditional_frames: tuple[int, int] = (1, 1),
+    law: NoiseLaw | None = None,
 ) -> Draw:
     """The randomness of one sample whose latents have ``shape`` ``[C, T, H, W]``.
 
     It is drawn on the CPU, so that a GPU run and its repetition elsewhere see the same noise.
     """
-    frames = shape[1]
-    low, high = conditional_frames if frames > 1 else (0, 0)
+    frames, law = shape[1], law or NoiseLaw()
+    low, high = law.conditional_frames if frames > 1 else (0, 0)
     return Draw(
-        sigma=sample_sigma(1, frames, generator),
+        sigma=sample_sigma(1, frames, generator, law),
         conditional=torch.randint(low, high + 1, (1,), generator=generator),
-        keep_text=torch.rand(1, generator=generator) >= TEXT_DROPOUT,
+        keep_text=torch.rand(1, generator=generator) >= law.text_dropout,
         noise=torch.randn((1, *shape), generator=generator),
     )
 
@@ -136,6 +168,8 @@ def training_loss(
     *,
     dtype: torch.dtype = torch.float32,
     first_frame: int = 0,
+    scale: float = LOSS_SCALE,
+    edm: bool = False,
 ) -> Tensor:
     """The scalar loss (float32) of one batch.
 
@@ -146,6 +180,8 @@ def training_loss(
         randomness: what :func:`draw` gave for each sample.
         dtype: what the network computes in; everything around it is float32.
         first_frame: where these latents lie in their clip, of which another rank has the rest.
+        scale: factor of the loss.
+        edm: weigh noise levels by :func:`edm_weight`.
     """
     device = latents.device
     clean = latents.float()
@@ -163,4 +199,5 @@ def training_loss(
         text.to(dtype),
         mask.to(dtype),
     )
-    return velocity_loss(velocity, clean, noise, mask)
+    weight = edm_weight(sigma) if edm else None
+    return velocity_loss(velocity, clean, noise, mask, scale=scale, weight=weight)

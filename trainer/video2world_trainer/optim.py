@@ -78,7 +78,7 @@ def like(parameter: Tensor, part: Tensor) -> Tensor:
 
 
 class MasterAdamW:
-    """AdamW (betas 0.9, 0.99) on every trainable parameter, norms included, as upstream does.
+    """AdamW on every trainable parameter, norms included, as upstream does.
 
     Low-precision parameters get a float32 master that is updated in their place and rounded back
     after each step; float32 parameters are their own masters. State is kept by parameter name, of
@@ -211,9 +211,11 @@ def ema_beta(step: int, exponent: float) -> float:
 class Ema:
     """Float32 average of the trainable parameters, updated from the (rounded) network itself."""
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    def __init__(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], rate: float = EMA_RATE
+    ) -> None:
         self._parameters = {name: one for name, one in parameters if one.requires_grad}
-        self._exponent = ema_exponent()
+        self._exponent = ema_exponent(rate)
         self.average = {
             name: local(one.detach()).float().clone() for name, one in self._parameters.items()
         }

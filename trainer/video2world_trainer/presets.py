@@ -49,7 +49,6 @@ class Preset:
     sizes: dict[str, tuple[int, int]]
     clip_frames: dict[int, int]
     text_tokens: int = 512  # positions of the embedding that are attended, zeros beyond the caption
-    conditional_frames: tuple[int, int] = (1, 1)
     learning_rate: float = 2**-15.5
     weight_decay: float = 0.1
     warm_up_steps: int = 2000

@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .data import Batch, LatentDataset, VideoDataset, generator_for
 from .distributed import World
 from .feed import Feed
-from .lora import inject
+from .lora import AdapterFacts, inject
 from .memory import LEVELS, Keep, block_bytes, prepare_blocks
 from .model import VideoDiT
 from .model_file import merged_entries, model_entries
@@ -120,8 +120,9 @@ def _network(config: TrainConfig, world: World) -> VideoDiT:
     with world.device:
         net = VideoDiT(dit).to(dtype)
     if path.name:
-        scale = RunConfig.read(path.parent / "config.json").lora_scale
-        load_dit_weights(net, path, lora_scale=scale)
+        recorded = RunConfig.read(path.parent / "config.json").adapters
+        given = AdapterFacts(config.dit_lora_alpha or None)
+        load_dit_weights(net, path, adapters=given, recorded=recorded)
     else:  # Tiny has no published weights
         net.cpu().init_weights(generator_for(config.seed, "weights", 0))
         net.to(world.device)
@@ -162,8 +163,14 @@ class Run:
         share_frames(net, self.attention.attend, self.attention.to_caption, layout, latent_frames)
         self.compiled = config.compile and on_gpu and config.size != "Tiny"
         shard(net, layout)
-        self.optimizer = MasterAdamW(net.named_parameters(), weight_decay=config.weight_decay)
-        self.ema = Ema(net.named_parameters()) if config.ema else None
+        beta1, beta2 = config.betas
+        self.optimizer = MasterAdamW(
+            net.named_parameters(),
+            weight_decay=config.weight_decay,
+            betas=(beta1, beta2),
+            eps=config.eps,
+        )
+        self.ema = Ema(net.named_parameters(), config.ema_rate) if config.ema else None
         self.keep = self._level()
         prepare_blocks(
             net, keep=self.keep, compiled=self.compiled,
@@ -221,7 +228,16 @@ class Run:
     def _loss(self, net: Any, latents: Tensor, text: Tensor, randomness: Any, **kw: Any) -> Tensor:
         frames = self.config.latent_shape[1]
         own, weight = self.layout.frames(frames), self.layout.weight(frames)
-        loss = training_loss(net, latents, text, randomness, first_frame=own.start, **kw)
+        loss = training_loss(
+            net,
+            latents,
+            text,
+            randomness,
+            first_frame=own.start,
+            scale=self.config.loss_scale,
+            edm=self.config.loss_weight == "edm",
+            **kw,
+        )
         return loss if weight == 1 else loss * weight
 
     def step(self) -> None:
@@ -235,7 +251,7 @@ class Run:
             self._feed = Feed(
                 self.dataset, self.layout, consumed=progress.consumed,
                 batch_size=config.batch_size, shape=config.latent_shape,
-                conditional=PRESETS[config.size].conditional_frames, seed=config.seed,
+                law=config.noise_law, seed=config.seed,
                 encode=self.vae.encode_latents if self.vae is not None else None,
             )  # fmt: skip
         item = next(self._feed)

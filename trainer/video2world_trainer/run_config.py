@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from video2world_preprocess.files import read_json
 from video2world_preprocess.stage import UserError
+
+from .lora import AdapterFacts
 
 __all__ = ["RunConfig"]
 
@@ -22,7 +24,8 @@ class RunConfig:
     video_size: tuple[int, int] | None = None  # height, width
     text_length: int | None = None
     rope_ratios: tuple[float, float, float] | None = None  # time, height, width
-    lora_scale: float = 1.0  # alpha / rank
+    fps: int | None = None
+    adapters: AdapterFacts = field(default_factory=AdapterFacts)
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -44,9 +47,9 @@ class RunConfig:
     @classmethod
     def _from(cls, content: dict[str, Any]) -> RunConfig:
         height, width = content["video_size"]
-        scale = 1.0
+        adapters = AdapterFacts()
         if content.get("architecture") == "lora":
-            scale = float(content["lora_alpha"]) / int(content["lora_rank"])
+            adapters = AdapterFacts(float(content["lora_alpha"]), int(content["lora_rank"]))
         return cls(
             size=str(content["size"]),
             geometry=str(content["geometry"]),
@@ -58,5 +61,6 @@ class RunConfig:
                 float(content["rope_ratio_h"]),
                 float(content["rope_ratio_w"]),
             ),
-            lora_scale=scale,
+            fps=int(content["fps"]) if "fps" in content else None,
+            adapters=adapters,
         )

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from video2world_preprocess.events import emit, say
-from video2world_preprocess.files import read_json
 from video2world_preprocess.shares import share_flags, share_of
 from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, Marker, UserError, run_stage
 
+from .batch import read_batch
 from .checkpoint import CheckpointFolder, held
 from .results_page import write_page
 
@@ -33,6 +33,7 @@ __all__ = ["main", "parser"]
 
 INFERENCE = (sys.executable, "-m", "video2world_trainer.inference")
 FIELD = "spec.inference.checkpoints"
+OURS = ("--dit_path", "--batch_input_json", "--input_path", "--save_path", "--prompt")
 GRACE = 30  # seconds that an inference gets to end after SIGTERM
 
 
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "iter_000000500/; without it there can be one checkpoint only")  # fmt: skip
     add("--pass_over_missing", action="store_true",
         help="a checkpoint that has been deleted is told of, not an error")  # fmt: skip
+    add("--lora_alpha", type=float,
+        help="of LoRA adapters in weights files that do not say it; the run's own do")  # fmt: skip
     add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
     return flags
 
@@ -74,7 +77,7 @@ class _Item:
     """One sample from one checkpoint; ``wanted`` stands for all that decides its content."""
 
     checkpoint: _Checkpoint
-    entry: dict[str, str]
+    entry: dict[str, Any]
     wanted: str
 
     @property
@@ -150,15 +153,10 @@ def _of_run(folder: CheckpointFolder, iteration: int) -> _Checkpoint:
 
 
 def _items(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list[_Item]:
-    try:
-        entries = read_json(args.batch_input_json)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--batch_input_json {args.batch_input_json}: {error}") from None
-    if not isinstance(entries, list) or not entries or not all(map(_is_entry, entries)):
-        raise UserError(
-            f"--batch_input_json {args.batch_input_json}: it must be a list of objects with "
-            "input_video, prompt and output_video"
-        )
+    entries = read_batch(args.batch_input_json)
+    for number, entry in enumerate(entries):
+        if not entry.get("output_video"):
+            raise UserError(f"{args.batch_input_json}: entry {number}: output_video is missing")
     items = []
     for checkpoint in checkpoints:
         for entry in entries:
@@ -166,14 +164,17 @@ def _items(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list
             if args.by_checkpoint:
                 output = output.parent / checkpoint.label / output.name
             made = entry | {"output_video": str(output)}
-            facts = (made, args.flags, str(checkpoint.path), _identity(checkpoint.path))
+            flags = [*args.flags, *_lora_flags(args, checkpoint)]
+            facts = (made, flags, str(checkpoint.path), _identity(checkpoint.path))
             items.append(_Item(checkpoint, made, _digest(*facts)))
     return items
 
 
-def _is_entry(one: Any) -> bool:
-    fields = ("input_video", "prompt", "output_video")
-    return isinstance(one, dict) and all(isinstance(one.get(field), str) for field in fields)
+def _lora_flags(args: argparse.Namespace, checkpoint: _Checkpoint) -> list[str]:
+    """What an inference needs to know of a weights file's adapters."""
+    if args.lora_alpha is None or checkpoint.iteration is not None:
+        return []
+    return ["--lora_alpha", f"{args.lora_alpha:g}"]
 
 
 def _identity(path: Path) -> list[int]:
@@ -189,7 +190,7 @@ class _Sweep:
     """One pod's part of the work, and what it tells of the whole."""
 
     def __init__(self, args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> None:
-        self.flags: list[str] = args.flags
+        self.args = args
         self.items = _items(args, checkpoints)
         self.mine = share_of(args).of(self.items)
         self.passing: bool = args.pass_over_missing
@@ -242,7 +243,8 @@ class _Sweep:
                 "--batch_input_json",
                 batch.name,
             ]
-            child = subprocess.Popen([*argv, *self.flags], env=env, stdout=subprocess.PIPE)
+            argv += [*self.args.flags, *_lora_flags(self.args, checkpoint)]
+            child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
             try:
                 refusal = self._follow(child, checkpoint, {str(i.output): i for i in todo})
                 code = child.wait()
@@ -297,6 +299,9 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+    for flag in OURS:
+        if any(one.partition("=")[0] == flag for one in args.flags):
+            raise UserError(f"{flag} after --: it is set for each checkpoint; leave it out")
     checkpoints = _checkpoints(args)
     sweep = _Sweep(args, checkpoints)
     results = _results(sweep.items, by_checkpoint=args.by_checkpoint)

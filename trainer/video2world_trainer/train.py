@@ -27,7 +27,7 @@ from video2world_preprocess.stage import (
     explain,
 )
 
-from .config import TrainConfig, read_config
+from .config import TrainConfig, read_config, settings_text
 from .distributed import World, join, peer_lost
 from .report import Report
 from .results_page import write_page
@@ -63,18 +63,28 @@ class _StopRequest:
         self.requested = True
 
 
+USAGE = """usage: torchrun ... -m video2world_trainer.train [FLAGS] -- [KEY=VALUE ...]
+
+  --dryrun       print the settings and train nothing
+  --config=FILE  accepted as the guide's commands have it; not read, as the settings are those below
+"""
+
+
 def _parse(argv: Sequence[str]) -> tuple[list[str], bool]:
     """The overrides, and whether only to show the settings."""
-    overrides, dry = [], False
-    for text in argv:
+    overrides, dry, words = [], False, iter(argv)
+    for text in words:
         if text == "--dryrun":
             dry = True
-        elif text in ("-h", "--help"):
-            raise SystemExit(__doc__)
-        elif text.startswith("--config="):
-            pass  # upstream's configuration module; the settings are typed here
+        elif text == "--config" or text.startswith("--config="):
+            name = next(words, "") if text == "--config" else text.partition("=")[2]
+            if os.environ.get("RANK", "0") == "0":
+                note = f"note: --config {name} is not read: settings are typed here, see --help"
+                print(note, file=sys.stderr)  # stdout is JSON with --dryrun
         elif text.startswith("-") and text != "--":
-            raise UserError(f"{text} is not a flag: --config=..., --dryrun, then key=value")
+            raise UserError(
+                f"{text} is not a flag: --config=..., --dryrun or --help, then key=value"
+            )
         elif text != "--":
             overrides.append(text)
     return overrides, dry
@@ -134,6 +144,10 @@ def _announce(run: Run, resumed: bool) -> None:
     say(f"{config.size}, {count:,} trained parameters, {world.size} ranks on "
         f"{world.device.type}, {begin} to {config.max_iter}")  # fmt: skip
     say(f"attention {run.attention.name} ({run.attention.reason})")
+    for key, why in config.without_effect():
+        say(f"note: {key} has no effect: {why}")
+    if config.offload and not run.compiled:
+        say("note: model.config.offload_block_inputs has no effect: blocks are not compiled here")
     shards = 1 if layout.shard_mesh is None else layout.shard_mesh.size(-1)
     say(f"data parallel {layout.data_size}, context parallel {layout.context_size}, FSDP over "
         f"{shards}; blocks keep {run.keep}{', compiled' if run.compiled else ''}")  # fmt: skip
@@ -164,8 +178,12 @@ def _failed(reason: str, message: str, code: int) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (see :mod:`video2world_preprocess.stage`)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
+        print(f"{__doc__}\n{USAGE}\n{settings_text()}")
+        return 0
     try:
-        overrides, dry = _parse(sys.argv[1:] if argv is None else argv)
+        overrides, dry = _parse(argv)
         config = read_config(overrides)
         if dry:
             say(json.dumps(config.as_overrides(), indent=2))

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from video2world_preprocess.events import say
 from video2world_preprocess.stage import UserError
 
-from .lora import merge_state
+from .lora import AdapterFacts, has_adapters, merge_state
 
 __all__ = [
     "fitting_weights",
@@ -24,6 +25,8 @@ __all__ = [
     "read_weights",
     "to_diffusers",
 ]
+
+UNKNOWN = AdapterFacts()
 
 # What a checkpoint may hold beyond parameters; recomputed here, so neither loaded nor missed.
 _DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
@@ -139,18 +142,43 @@ def _select(state: Mapping[str, Tensor], path: Path, *, ema: bool) -> dict[str, 
 
 
 def fitting_weights(
-    net: nn.Module, path: Path | str, *, ema: bool = False, lora_scale: float = 1.0
+    net: nn.Module,
+    path: Path | str,
+    *,
+    ema: bool = False,
+    adapters: AdapterFacts = UNKNOWN,
+    recorded: AdapterFacts = UNKNOWN,
+    adapted: bool = False,
 ) -> dict[str, Tensor]:
     """A checkpoint's tensors for the parameters of ``net``, whose shapes alone matter.
 
     Every parameter must be there and no other; buffers and upstream's ``_extra_state`` are
-    ignored. ``lora_scale`` is alpha / rank of a file with adapters, which are merged.
+    ignored. Adapters are merged.
+
+    Args:
+        net: the network.
+        path: the checkpoint.
+        ema: take the averaged weights.
+        adapters: what the user says of its adapters.
+        recorded: what its run recorded of them.
+        adapted: refuse a file without adapters.
 
     Raises:
-        UserError: names the first keys that are missing, unknown or of another shape.
+        UserError: names the first keys that are missing, unknown or of another shape; or the
+            adapters' alpha is not known.
     """
     path = Path(path)
-    state = merge_state(_select(read_weights(path), path, ema=ema), lora_scale)
+    state = _select(read_weights(path), path, ema=ema)
+    if not has_adapters(state):
+        if adapted:
+            raise UserError(f"--use_lora: {path} holds no LoRA adapters; leave the flag out")
+        if adapters:
+            say(f"note: what is set about LoRA adapters has no effect: {path} holds none")
+    else:
+        try:
+            state = merge_state(state, adapters.agreed(recorded))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     wanted = dict(net.named_parameters())
     wrong = [
         f"{key} is {list(state[key].shape)}, the model has {list(one.shape)}"
@@ -169,14 +197,19 @@ def fitting_weights(
 
 
 def load_dit_weights(
-    net: nn.Module, path: Path | str, *, ema: bool = False, lora_scale: float = 1.0
+    net: nn.Module,
+    path: Path | str,
+    *,
+    ema: bool = False,
+    adapters: AdapterFacts = UNKNOWN,
+    recorded: AdapterFacts = UNKNOWN,
 ) -> None:
     """Copy a checkpoint's tensors into ``net``, converted to its dtype.
 
     Raises:
         UserError: see :func:`fitting_weights`.
     """
-    state = fitting_weights(net, path, ema=ema, lora_scale=lora_scale)
+    state = fitting_weights(net, path, ema=ema, adapters=adapters, recorded=recorded)
     with torch.no_grad():
         for key, parameter in net.named_parameters():
             parameter.copy_(state[key])
