@@ -268,7 +268,7 @@ def test_overrides_of_optimizer_and_objective_reach_the_step(here, volume):
         "model.config.loss_weight=edm": True, "model.config.loss_scale=5": True,
         "model.config.pipe_config.max_num_conditional_frames=1": None,
         "model.config.pipe_config.min_num_conditional_frames=0": False,
-        "model.config.pipe_config.conditioner.text.dropout_rate=1": False,
+        "model.config.pipe_config.conditioner.text.dropout_rate=1": True,
         "model.config.adjust_video_noise=false": True,
         "model.config.high_sigma_ratio=1": True,
     }  # fmt: skip
