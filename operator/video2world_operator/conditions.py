@@ -28,6 +28,7 @@ class Type(StrEnum):
     AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
     DEFINITION = "DefinitionCurrent", "the CRD in the cluster has the fields that are written"
     VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
+    CONTENT = "ContentKept", "what finished stages left on the volume is still there"
     PREFLIGHT = "PreflightPassed", "what can be seen of nodes and claim is enough for training"
     CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
     PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
@@ -57,7 +58,11 @@ class Reason(StrEnum):
     CLAIM_FOUND = "ClaimFound"
     CLAIM_MISSING = "ClaimMissing"
     CLAIM_LOST = "ClaimLost"
+    CLAIM_DELETED = "ClaimDeleted"
     CLAIM_NOT_SHARED = "ClaimNotShared"
+    CONTENT_KEPT = "ContentKept"
+    CONTENT_LOST = "ContentLost"
+    CONTENT_LOST_AGAIN = "ContentLostAgain"
     APPLIED = "Applied"
     REFUSED = "Refused"
     NAME_TAKEN = "NameTaken"
@@ -120,6 +125,13 @@ _MESSAGES: dict[Reason, str] = {
     Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or leave out "
     "spec.storage.claimName to have one made.",
     Reason.CLAIM_LOST: "The claim {claim} has lost its volume: restore it from a backup.",
+    Reason.CLAIM_DELETED: "Claim {claim} is being deleted and its data goes once no pod uses it. "
+    "Copy what you need, then delete the finished Jobs; all stages will run again.",
+    Reason.CONTENT_KEPT: "Every stage has found on the volume what it needs.",
+    Reason.CONTENT_LOST: "The volume has lost what stages left on it ({why}): all stages run "
+    "again.",
+    Reason.CONTENT_LOST_AGAIN: "The volume has lost what stages left on it, once more ({why}), and "
+    "spec.training.maxRestarts ({limit}) is reached: use a claim whose storage keeps its data.",
     Reason.CLAIM_NOT_SHARED: "The claim {claim} is {modes}, but {nodes} nodes share it: use a "
     "claim with ReadWriteMany; or, where all pods run on one machine, write "
     "spec.storage.accessMode: ReadWriteOnce.",

@@ -38,12 +38,13 @@ Volume = tuple[str, str, str]  # namespace, claim and folder of it
 Object = Mapping[str, Any]
 Outcome = tuple[Action, ApiError | None]  # None where it was done
 MAX_TOLD = 1000  # events of a worker that are kept while its resource cannot be written
+CLAIM_SECONDS = 60.0  # for which a claim that was seen is taken to be as it was
 UNSEEN = 5.0  # seconds for which an object just made is taken to be there
 LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
-_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.DEFINITION, Type.PROGRESSING, Type.SUSPENDED,
-           Type.SUCCEEDED, Type.FAILED)  # fmt: skip
+_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.DEFINITION, Type.CONTENT, Type.PROGRESSING,
+           Type.SUSPENDED, Type.SUCCEEDED, Type.FAILED)  # fmt: skip
 REFUSED_PAUSES = 2.0, 300.0  # seconds, the first and the longest, between refused status writes
 
 
@@ -113,7 +114,7 @@ class Controller:
         self._refused: dict[Key, _Refused] = {}
         self._turns: Turns[Key] = Turns(LOOKS_PER_SECOND)
         self._problems: dict[Key, tuple[str, ...]] = {}
-        self._claims: dict[Key, Claim] = {}
+        self._claims: dict[Key, tuple[float, Claim]] = {}  # when it was seen, and how
         self._logs: dict[Key, dict[str, _Log]] = {}  # by resource and UID of the pod
         self._made: dict[Key, dict[str, float]] = {}  # what was applied of late, by its path
         self._told: dict[Key, list[Event]] = {}  # by workers, and not in a written status yet
@@ -298,12 +299,16 @@ class Controller:
         return replace(observed, jobs=[Job.of(b) for b in jobs], pods=[Pod.of(b) for b in pods])
 
     async def _claim(self, key: Key, plan: Plan, body: Object) -> Claim | None:
-        """The claim, looked up until it is there with the modes that it has."""
-        if key in self._claims:
-            return self._claims[key]
-        conditions = (body.get("status") or {}).get("conditions") or []
-        if is_true(conditions, Type.VOLUME_READY) or _ended(body):
+        """The claim as it is; while an attempt is under way, as it was a moment ago."""
+        status = body.get("status") or {}
+        if _ended(body) and status.get("observedGeneration") == body["metadata"]["generation"]:
             return None
+        entries = status.get("stages") or []
+        under_way = any(e["state"] == "Running" and e.get("jobUID") for e in entries)
+        seen, claim = self._claims.get(key, (0.0, None))
+        bound = max(CLAIM_SECONDS, self.pause)
+        if under_way and claim is not None and time.monotonic() - seen < bound:
+            return claim
         job = plan.stages[0].job["spec"]["template"]["spec"]
         name = next(
             v["persistentVolumeClaim"]["claimName"]
@@ -312,8 +317,10 @@ class Controller:
         )
         path = path_of("v1", "PersistentVolumeClaim", plan.namespace, name)
         claim = Claim.of(name, await self.cluster.get(path))
-        if claim.found and not claim.lost and _shareable(claim, plan):
-            self._claims[key] = claim
+        if claim.found:
+            self._claims[key] = time.monotonic(), claim
+        else:
+            self._claims.pop(key, None)
         return claim
 
     async def _pod_group(self, body: Object, plan: Plan) -> Object | None:
@@ -570,8 +577,11 @@ class Controller:
                 await self._event(body, level, condition["reason"], condition["message"],
                                   condition["lastTransitionTime"])  # fmt: skip
         if after.get("restarts", 0) > before.get("restarts", 0):
-            message = (find(new, Type.PROGRESSING) or {}).get("message", "")
-            await self._event(body, "Warning", str(Reason.RESTARTING), message,
+            told = find(new, Type.CONTENT)
+            if told is None or told == find(old, Type.CONTENT):
+                told = find(new, Type.PROGRESSING) or {}
+            reason = told["reason"] if told.get("type") == Type.CONTENT else str(Reason.RESTARTING)
+            await self._event(body, "Warning", reason, told.get("message", ""),
                               str(after["restarts"]))  # fmt: skip
 
     async def _event(
@@ -724,10 +734,6 @@ def _left_behind(found: Object, body: Object) -> bool:
         and one["uid"] != mine["uid"]
         for one in found["metadata"].get("ownerReferences", [])
     )
-
-
-def _shareable(claim: Claim, plan: Plan) -> bool:
-    return plan.resource.spec.sharing == 1 or "ReadWriteMany" in claim.modes
 
 
 def _ended(body: Object) -> bool:

@@ -100,6 +100,8 @@ class _Case:
         gang = self._false(Type.GANG)
         if self.stage == "train" and gang and gang["reason"] == Reason.GANG_UNATTENDED:
             found.append(self._of_condition(gang))
+        if lost := self._false(Type.CONTENT):
+            found.append(self._of_condition(lost))
         train: Object = next((e for e in self.status.get("stages", []) if e["name"] == "train"), {})
         if train.get("state") == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
             found.append(self._of_condition(foreseen))
@@ -224,6 +226,12 @@ class _Case:
 
     def _claim(self) -> Iterator[Cause]:
         claim = self.around.claim
+        ready = find(self.conditions, Type.VOLUME_READY) or {}
+        if claim is not None and "deletionTimestamp" in claim["metadata"]:
+            if ready.get("reason") != Reason.CLAIM_DELETED:
+                text = Reason.CLAIM_DELETED.text(claim=claim["metadata"]["name"])
+                yield Cause(text, self._fill(BY_REASON[Reason.CLAIM_DELETED]))
+            return
         if claim is None or (claim.get("status") or {}).get("phase") != "Pending":
             return
         for said in self._told(claim["metadata"]["name"]):

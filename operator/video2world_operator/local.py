@@ -25,7 +25,7 @@ from .conditions import Reason, Type, phase_of, set_condition
 from .local_pod import Process, Surroundings, UnsupportedManifest, downward, process
 from .local_sampling import Sampler
 from .observed import Pod
-from .plan import SAMPLING, Plan, Stage
+from .plan import SAMPLING, Plan, Stage, with_env
 from .progress import (
     CheckpointSaved,
     Event,
@@ -42,7 +42,15 @@ __all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine", "RunRefused", "State
 
 EXIT_FAILED, EXIT_USER_ERROR = 1, 2
 TAIL_LINES = 15
-_KEPT = ("progress", "checkpoint", "samples", "attempts", "gpuSeconds", "closedGPUSeconds")
+_KEPT = (
+    "volumeID",
+    "progress",
+    "checkpoint",
+    "samples",
+    "attempts",
+    "gpuSeconds",
+    "closedGPUSeconds",
+)
 DOWN_TOGETHER = 5.0  # seconds the rest of a group gets to end by itself after one pod failed
 
 
@@ -82,6 +90,14 @@ class StateFolder:
     def log(self, stage: str, attempt: int, pod: int) -> Path:
         """Where the output of a pod goes."""
         return self.folder / "logs" / f"{stage}-{attempt}-{pod}.log"
+
+    @property
+    def identity(self) -> str:
+        """The volume's identity, as its first worker wrote it; empty if none has."""
+        try:
+            return (self.volume / ".video2world/volume-id").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return ""
 
     def finished(self, stage: Stage) -> bool:
         """Whether the stage's inputs have been worked off on this volume by any resource."""
@@ -208,6 +224,9 @@ class LocalEngine:
                 "another name or another --volume"
             )
         status = before.get("status", {})
+        if status.get("volumeID", "") not in ("", self.state.identity):
+            self.display.say(f"{self.volume} is not the volume of the last run: it begins anew")
+            status = {}
         self._kept = {
             "source": str(self.source),
             "attempts": before.get("attempts", {}),
@@ -296,6 +315,8 @@ class LocalEngine:
     def _attempt(self, stage: Stage, attempt: int) -> _Outcome:
         """Start the stage's pods and wait for all of them."""
         manifests = self.plan.manifests(stage.name, attempt)
+        if identity := self._kept["status"].get("volumeID"):
+            manifests = with_env(manifests, V2W_VOLUME_ID=identity)
         job = next(m for m in manifests if m["kind"] == "Job")
         pod = job["spec"]["template"]["spec"]
         count = int(job["spec"].get("parallelism", 1))

@@ -1073,6 +1073,12 @@ class Status(_Model):
         alias="closedGPUSeconds",
         description="The same of the attempts that have ended.",
     )
+    volume_id: str = Field(
+        default="",
+        alias="volumeID",
+        description="Identity of the volume, which its first worker wrote to "
+        ".video2world/volume-id.",
+    )
     start_time: Time | None = Field(default=None, description="When work began.")
     active_since: Time | None = Field(
         default=None, description="When work began or was last resumed."

@@ -172,6 +172,7 @@ class Claim:
     found: bool = True
     lost: bool = False
     modes: tuple[str, ...] = ()
+    deleting: bool = False  # it goes, and its data too, once no pod uses it
     size: str = ""  # what it holds, or asks for while it is not bound
 
     @classmethod
@@ -183,7 +184,8 @@ class Claim:
         asked = ((spec.get("resources") or {}).get("requests") or {}).get("storage", "")
         size = (status.get("capacity") or {}).get("storage", asked)
         modes = tuple(spec.get("accessModes") or ())
-        return cls(name, True, status.get("phase") == "Lost", modes, size)
+        deleting = "deletionTimestamp" in body["metadata"]
+        return cls(name, True, status.get("phase") == "Lost", modes, deleting, size)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -21,12 +21,14 @@ __all__ = [
     "SAMPLING",
     "STAGE_LABEL",
     "VOLUME_DIR",
+    "Manifest",
     "Plan",
     "Stage",
     "container_of",
     "make_plan",
     "owned",
     "to_yaml",
+    "with_env",
 ]
 
 Manifest = dict[str, Any]
@@ -567,6 +569,28 @@ def _merge_named(base: list[Any], patch: list[Any], key: str) -> list[Any]:
     for item in patch:
         merged[item[key]] = _merge(merged.get(item[key], {}), item)
     return list(merged.values())
+
+
+def with_env(manifests: Sequence[Manifest], **env: str) -> tuple[Manifest, ...]:
+    """``manifests`` of an attempt, whose Job's worker has these variables besides its own."""
+    more = [{"name": name, "value": value} for name, value in env.items()]
+
+    def changed(manifest: Manifest) -> Manifest:
+        if manifest["kind"] != "Job":
+            return manifest
+        worker = container_of(manifest["metadata"]["labels"][STAGE_LABEL])
+        containers = [
+            one | {"env": _merge_named(one.get("env") or [], more, "name")}
+            if one.get("name") == worker
+            else one
+            for one in manifest["spec"]["template"]["spec"].get("containers") or []
+        ]
+        made: Manifest = _merge(
+            manifest, {"spec": {"template": {"spec": {"containers": containers}}}}
+        )
+        return made
+
+    return tuple(map(changed, manifests))
 
 
 def owned(manifest: Manifest, resource: Video2WorldPostTrain) -> Manifest:

@@ -23,6 +23,7 @@ __all__ = [
     "SamplesMade",
     "Skipped",
     "TrainProgress",
+    "VolumeSeen",
     "duration",
     "parse",
     "update_status",
@@ -113,6 +114,15 @@ class Failed:
     message: str
 
 
+@dataclass(frozen=True)
+class VolumeSeen:
+    """The worker is on the volume of this identity; ``expected`` is the one it was given."""
+
+    stage: str
+    identity: str
+    expected: str = ""
+
+
 Event: TypeAlias = (
     TrainProgress
     | ItemProgress
@@ -122,6 +132,7 @@ Event: TypeAlias = (
     | Skipped
     | Finished
     | Failed
+    | VolumeSeen
 )
 
 
@@ -205,6 +216,9 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     ),
     "resumed": lambda stage, line: Resumed(stage, _count(line.get("iteration"))),
     "samples": _samples,
+    "volume": lambda stage, line: VolumeSeen(
+        stage, _text(line.get("id")), _text(line.get("expected", ""))
+    ),
     "skipped": lambda stage, line: Skipped(stage, _text(line.get("inputsHash", ""))),
     "finished": _finished,
     "failed": lambda stage, line: Failed(
@@ -299,6 +313,9 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
                 total=event.total,
                 message=event.message,
             )
+        case VolumeSeen():
+            if event.identity and not event.expected:  # of those told first it stays the first
+                new.setdefault("volumeID", event.identity)
         case Resumed():
             if event.iteration > (new.get("checkpoint") or {}).get("iteration", 0):
                 _checkpoint(new, event.iteration, None, now)

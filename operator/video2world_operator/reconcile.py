@@ -23,8 +23,8 @@ from .errors import InvalidResource
 from .failures import Failure, diagnose
 from .models import KIND
 from .observed import Job, Observed, Pod, parse_time
-from .plan import SAMPLING, Plan, Stage, make_plan, owned
-from .progress import Resumed, Skipped, update_status
+from .plan import SAMPLING, Manifest, Plan, Stage, make_plan, owned, with_env
+from .progress import Resumed, Skipped, VolumeSeen, update_status
 from .troubles import remedy
 
 __all__ = ["Policy", "outdated", "outlived", "plan_of", "reconcile", "unauthorized"]
@@ -150,6 +150,7 @@ class _Round:
         self.uid, self.generation = metadata.uid or "", metadata.generation
         self.actions: list[Action] = []
         self.wake: datetime | None = None
+        self._volumes: list[VolumeSeen] = []  # that workers have told of
         self.jobs = [job for job in observed.jobs if job.owner == self.uid]
 
     # ------------------------------------------------------------------ the outline
@@ -157,7 +158,10 @@ class _Round:
     def decide(self) -> Decision:
         self._accept()
         self._take_in_events()
-        if self._failed_for_good():
+        failed = self._failed_for_good()
+        if not failed and (lost := self._loss()) is not None:
+            failed = self._run_again(*lost)
+        if failed:
             self._end()
         elif (stage := self._current()) is None:
             self._succeed()
@@ -208,6 +212,8 @@ class _Round:
             self.status = update_status(self.status, event, _text(self.now))
             if isinstance(event, Resumed):
                 accounting.resumed(self.status, event.iteration, self.resource.spec.gpus)
+            if isinstance(event, VolumeSeen):
+                self._volumes.append(event)
             if isinstance(event, Skipped):
                 entry = self._entry(event.stage)
                 if entry and entry["state"] == "Pending" and event.inputs_hash == entry.get(
@@ -223,6 +229,48 @@ class _Round:
                 return stage
         return None
 
+    # ------------------------------------------------------------------ the volume's content
+
+    def _worked(self) -> bool:
+        """Whether stages have left something on the volume."""
+        done = any(entry["state"] in DONE for entry in self.status["stages"])
+        return done or bool(self.status.get("volumeID"))
+
+    def _loss(self) -> tuple[str, str] | None:
+        """Identity of the volume that is there now and why it is not the one of before, if so."""
+        known = self.status.get("volumeID")
+        for event in self._volumes:
+            if event.expected and event.expected == known != event.identity:
+                return event.identity, f"its worker of stage {event.stage} found another"
+        claim = self.seen.claim
+        owns = not self.resource.spec.storage.claim_name
+        if claim is not None and not claim.found and owns and self._worked():
+            return "", f"claim {claim.name} was deleted"
+        return None
+
+    def _run_again(self, identity: str, why: str) -> bool:
+        """Begin with the first stage again, as often as the trainer may crash; whether that is
+        no use any more."""
+        for field in ("checkpoint", "progress", "samples", "nextAttemptTime", "volumeID"):
+            self.status.pop(field, None)
+        if identity:
+            self.status["volumeID"] = identity
+        self._close("VolumeLost", why, charged=True)
+        kept = ("name", "attempt", "inputsHash")
+        self.status["stages"] = [
+            {k: entry[k] for k in kept if k in entry} | {"state": "Pending"}
+            for entry in self.status["stages"]
+        ]
+        self._set(Type.CONTENT, False, Reason.CONTENT_LOST, why=why)
+        limit = self.resource.spec.training.max_restarts
+        if self.status.get("chargedRestarts", 0) >= limit:
+            entry = self.status["stages"][0]
+            self._give_up(entry, Reason.CONTENT_LOST_AGAIN, why=why, limit=limit)
+            return True
+        self.status["restarts"] += 1
+        self.status["chargedRestarts"] = self.status.get("chargedRestarts", 0) + 1
+        return False
+
     # ------------------------------------------------------------------ one stage
 
     def _advance(self, stage: Stage) -> bool:
@@ -230,13 +278,14 @@ class _Round:
         entry = self._entry(stage.name)
         if self._overdue():
             return False
+        ready = self._volume_ready()
         if entry["state"] in ("Pending", "Suspended"):
-            if self._blocked(stage):
+            if not ready or self._blocked(stage):
                 return False
             self._begin(stage, entry)
         if entry["state"] == "Restarting":
             self._progressing(stage, entry)
-            if not self._others_gone(stage, entry) or not self._may_restart():
+            if not (self._others_gone(stage, entry) and self._may_restart() and ready):
                 return False
             entry["state"] = "Running"
             self.status.pop("nextAttemptTime", None)
@@ -246,7 +295,7 @@ class _Round:
             (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
         )
         if job is None and not entry.get("jobUID"):
-            if self._others_gone(stage, entry) and not self._without_job(entry):
+            if self._others_gone(stage, entry) and not self._without_job(entry) and ready:
                 self._apply(stage, entry)
             return False
         if job is not None:
@@ -296,8 +345,13 @@ class _Round:
             manifests = chosen.apply(manifests)
             self._set(Type.GANG, chosen.scheduled, chosen.reason, **chosen.facts,
                       evidence=f"It is not known yet whether {chosen.scheduler} runs.")  # fmt: skip
-        for manifest in (*self.plan.shared, *manifests):
+        for manifest in (*self.plan.shared, *self._told_volume(manifests)):
             self.actions.append(Apply(owned(manifest, self.resource)))
+
+    def _told_volume(self, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
+        """``manifests`` whose worker is told which volume it has to find."""
+        identity = self.status.get("volumeID")
+        return with_env(manifests, V2W_VOLUME_ID=identity) if identity else manifests
 
     def _watch_gang(self, job: Job, pods: list[Pod]) -> None:
         """Say whether a scheduler acts on the train group: that an API is served is no sign."""
@@ -557,6 +611,8 @@ class _Round:
     def _succeed(self) -> None:
         if not self._nothing_left():
             return
+        if find(self.status["conditions"], Type.CONTENT):
+            self._set(Type.CONTENT, True, Reason.CONTENT_KEPT)
         self._set(Type.PROGRESSING, False, Reason.FINISHED)
         self._set(Type.SUCCEEDED, True, Reason.FINISHED)
         self._set(Type.PODS_STARTED, False, Reason.NO_PODS)
@@ -588,7 +644,7 @@ class _Round:
 
     def _blocked(self, stage: Stage) -> bool:
         """Whether the stage may not start yet; a condition then says why."""
-        return not self._volume_ready() or self._peer_first(stage) or self._samples_first(stage)
+        return self._peer_first(stage) or self._samples_first(stage)
 
     def _volume_ready(self) -> bool:
         claim, spec = self.seen.claim, self.resource.spec
@@ -599,6 +655,10 @@ class _Round:
             if not spec.storage.claim_name:
                 return True  # it is made with the first stage
             reason = Reason.CLAIM_MISSING
+        elif claim.deleting:
+            if not (spec.storage.claim_name or self._worked()):
+                return True  # that of an earlier resource of this name
+            reason = Reason.CLAIM_DELETED
         elif claim.lost:
             reason = Reason.CLAIM_LOST
         elif (
@@ -652,7 +712,7 @@ class _Round:
         for job in step.delete:
             self.actions.append(Delete("Job", job.name, job.uid))
         if step.apply is not None:
-            for manifest in self.plan.sampling(step.apply):
+            for manifest in self._told_volume(self.plan.sampling(step.apply)):
                 self.actions.append(Apply(owned(manifest, self.resource)))
         if step.running is not None:
             self._set(Type.SAMPLES, False, Reason.SAMPLING, iteration=step.running)
@@ -719,6 +779,9 @@ class _Round:
         self.status["stage"] = stage.name if stage else ""
         self.status["phase"] = str(phase_of(conditions, self.status["stages"]))
         self.status["message"] = self._message()
+        content = find(conditions, Type.CONTENT)
+        if content and content["status"] == "False" and not is_true(conditions, Type.FAILED):
+            self.status["message"] += f" {content['message']}"
 
     def _message(self) -> str:
         """What people should know first."""

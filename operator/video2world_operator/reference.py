@@ -82,6 +82,8 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("V2W_STAGE", "", "Name of the stage."),
         Variable("V2W_RESOURCE", "", "Name of the resource."),
         Variable("V2W_INPUTS_HASH", "", "Names all that the stage's result depends on."),
+        Variable("V2W_VOLUME_ID", "", "Identity that the volume has to have; a worker that finds "
+                 "another does nothing."),
         Variable("V2W_LATER_STAGES", "", "Later stages with their hashes; the worker tells which "
                  "of them are done on the volume."),
         Variable("V2W_CONFIG_DIR", "/etc/video2world", "Where samples.json lies."),

@@ -236,6 +236,11 @@ BY_REASON: Mapping[str, str] = {
     Reason.ENGINE_ERROR: "Mend what it names and run the same command again",
     Reason.FORBIDDEN: "An administrator applies manifests/rbac.yaml, or upgrades the chart",
     Reason.OUTDATED: "An administrator does that; work then goes on by itself",
+    Reason.CLAIM_DELETED: "kubectl delete jobs -n {namespace} -l video2world.dev/resource={name}",
+    Reason.CONTENT_LOST: "Put what was on it by your own hand (dataset.prepared, model.weights) "
+    "there again; the stages make the rest",
+    Reason.CONTENT_LOST_AGAIN: "See why the storage loses data, or name another claim in a new "
+    "resource; " + AGAIN,
     Reason.CHECKS_FAILED: "Do it before training begins; until then all goes on. `v2w preflight -f "
     "FILE --cluster` asks again",
     Reason.INVALID: "Mend the spec: kubectl edit v2w {name} -n {namespace}",

@@ -20,6 +20,7 @@ from typing import Any
 
 from .events import emit, say
 from .files import FULL, read_json, write_json
+from .volume import VolumeLost, check
 
 __all__ = [
     "EXIT_FAILURE",
@@ -148,6 +149,7 @@ def run_stage(work: Work, *, stage: str) -> int:
     inputs_hash = os.environ.get("V2W_INPUTS_HASH")
     marker = Marker(stage, inputs_hash) if inputs_hash else None
     try:
+        check(stage)
         if marker is not None and (record := marker.read()) is not None:
             say(f"{stage}: nothing to do, finished {record['finished']} by {record['resource']}")
             emit("skipped", stage, inputsHash=inputs_hash)
@@ -166,6 +168,10 @@ def run_stage(work: Work, *, stage: str) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         emit("failed", stage, reason="UserError", message=str(error))
         return EXIT_USER_ERROR
+    except VolumeLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="VolumeLost", message=str(error))
+        return EXIT_FAILURE
     except OSError as error:
         print(f"error: {explain(error)}", file=sys.stderr, flush=True)
         emit("failed", stage, reason="IOError", message=explain(error))

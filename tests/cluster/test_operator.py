@@ -561,3 +561,53 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
     run.running("train", 2)
     assert "no checkpoint yet" in v2w("v2w", "checkpoints", "run")[1]
     assert "attempt 1: Suspended" in v2w("v2w", "status", "run")[1]
+
+
+def test_a_claim_deleted_under_a_run_makes_all_stages_run_again(run, gpu_cluster):
+    run.create()
+    run.finish("download")
+    run.running("dataset")
+    path = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims/run-data"
+    first = gpu_cluster.admin.get(path)["metadata"]["uid"]
+    gpu_cluster.admin.delete(path)
+    run.finish("dataset")
+    run.reaches(stage="embeddings")
+    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted",
+               what=lambda: run.status)  # fmt: skip
+    assert "Claim run-data is being deleted and its data goes" in run.status["message"]
+    assert "then delete the finished Jobs" in run.status["message"]
+    assert [j["metadata"]["name"] for j in run.children("jobs")] == [
+        "run-dataset-1", "run-download-1"]  # fmt: skip
+    asked = f"/apis/batch/v1/namespaces/{run.namespace}/jobs"
+    for job in ("run-download-1", "run-dataset-1"):
+        gpu_cluster.admin.delete(f"{asked}/{job}?propagationPolicy=Background")
+    run.running("download", 2)
+    assert gpu_cluster.admin.get(path)["metadata"]["uid"] != first
+    assert run.condition("ContentKept")["reason"] == "ContentLost"
+    assert "claim run-data was deleted" in run.status["message"]
+    events = gpu_cluster.admin.get(f"/api/v1/namespaces/{run.namespace}/events")["items"]
+    assert [e["reason"] for e in events if e["involvedObject"]["kind"] == KIND] == ["ContentLost"]
+    for stage, attempt in zip(STAGES, (2, 2, 1, 1, 1, 1), strict=True):
+        run.finish(stage, attempt)
+    run.reaches(phase="Succeeded")
+    assert run.condition("ContentKept")["status"] == "True"
+
+
+def test_a_users_claim_that_is_deleted_and_made_again(run, gpu_cluster):
+    claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
+    asked = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    claim = {"metadata": {"name": "mine"}, "spec": asked}
+    gpu_cluster.admin.post(claims, claim)
+    run.create(storage={"claimName": "mine", "size": None})
+    run.running("download")
+    gpu_cluster.admin.delete(f"{claims}/mine")
+    run.finish("download")
+    run.reaches(stage="dataset")
+    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted")
+    job = f"/apis/batch/v1/namespaces/{run.namespace}/jobs/run-download-1"
+    gpu_cluster.admin.delete(f"{job}?propagationPolicy=Background")
+    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing",
+               what=lambda: run.status)  # fmt: skip
+    assert run.children("persistentvolumeclaims") == []  # nothing empty is put in its place
+    gpu_cluster.admin.post(claims, claim)
+    run.running("dataset")

@@ -10,7 +10,13 @@ from reconcile_world import NOW, STAGES, World, resource
 from video2world_operator.actions import Apply, Delete
 from video2world_operator.observed import Capabilities, Claim, Peer, Pod
 from video2world_operator.plan import make_plan
-from video2world_operator.progress import CheckpointSaved, Resumed, Skipped, TrainProgress
+from video2world_operator.progress import (
+    CheckpointSaved,
+    Resumed,
+    Skipped,
+    TrainProgress,
+    VolumeSeen,
+)
 from video2world_operator.reconcile import Policy, plan_of
 
 
@@ -879,3 +885,160 @@ def test_what_the_preflight_found_is_a_condition_and_holds_nothing_up():
     assert world.condition("PreflightPassed") == found
     world.round(preflight=[])
     assert world.condition("PreflightPassed")["status"] == "True"
+
+
+# ---------------------------------------------------------------------- the volume's content
+
+OWN = Claim("run-data", modes=("ReadWriteMany",))
+GONE = Claim("run-data", found=False)
+
+
+def told(stage, identity, expected=""):
+    return [VolumeSeen(stage, identity, expected)]
+
+
+def to_latents(world, identity="a"):
+    """The first worker tells what volume it is on; two more stages are done on it."""
+    world.extra = {"claim": OWN}
+    world.settle()
+    world.round(events=told("download", identity))
+    for stage in ("download", "dataset", "embeddings"):
+        world.finish(stage)
+        world.settle()
+    assert world.status["volumeID"] == identity
+
+
+def given(world, name):
+    """The identity that the worker of a Job is told."""
+    job = next(m for m in reversed(world.applied) if m["metadata"]["name"] == name
+               and m["kind"] == "Job")  # fmt: skip
+    env = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return next((e["value"] for e in env if e["name"] == "V2W_VOLUME_ID"), None)
+
+
+def test_later_workers_are_told_the_volume_of_the_first():
+    world = World()
+    to_latents(world)
+    assert given(world, "run-download-1") is None
+    assert given(world, "run-dataset-1") == "a"
+    world.finish("latents")
+    world.settle()
+    assert given(world, "run-train-1") == "a"
+
+
+def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
+    world = World()
+    to_latents(world)
+    world.start_pods()
+    world.round(events=told("latents", "b", "a"))
+    assert [e["state"] for e in world.status["stages"]] == ["Running"] + ["Pending"] * 5
+    condition = world.condition("ContentKept")
+    assert (condition["status"], condition["reason"]) == ("False", "ContentLost")
+    assert "all stages run again" in world.status["message"]
+    assert (world.status["restarts"], world.status["chargedRestarts"]) == (1, 1)
+    assert "run-latents-1" not in world.jobs
+    assert not [j for j in world.jobs.values() if j.stage == "download" and not j.finished]
+    world.pods.clear()
+    world.settle()
+    assert given(world, "run-download-2") == "b"
+    world.round(events=told("latents", "b", "a"))  # the same lines, read once more
+    world.round(events=told("latents", "b", "b"))
+    assert world.status["restarts"] == 1
+    for stage in STAGES:
+        world.finish(stage)
+        world.settle()
+    assert world.status["phase"] == "Succeeded"
+    assert world.condition("ContentKept")["status"] == "True"
+
+
+@pytest.mark.parametrize("events", [
+    told("latents", "a", "a"),
+    told("latents", "a"),
+    told("latents", "b"),  # of a worker that was told nothing
+    told("latents", "b", "c"),  # of an attempt before the volume was known by this name
+], ids=str)  # fmt: skip
+def test_what_is_no_loss(events):
+    world = World()
+    to_latents(world)
+    world.round(events=events)
+    assert world.condition("ContentKept") is None
+    assert world.stage("latents")["state"] == "Running"
+    assert world.status["volumeID"] == "a"
+
+
+def test_two_resources_on_one_volume_know_it_by_one_name():
+    one, other = World(resource(storage={"claimName": "run-data"})), World(
+        resource(storage={"claimName": "run-data"}))  # fmt: skip
+    for world in (one, other):
+        to_latents(world)
+        world.round(events=told("latents", "a", "a"))
+        assert world.condition("ContentKept") is None
+
+
+def test_an_own_claim_that_is_gone_is_a_loss_without_a_worker():
+    world = World()
+    to_latents(world)
+    world.finish("latents")
+    world.extra = {"claim": GONE}
+    world.round()
+    assert world.stage("download")["state"] == "Running"
+    assert world.condition("ContentKept")["reason"] == "ContentLost"
+    assert "run-data was deleted" in world.status["message"]
+    assert "volumeID" not in world.status
+    assert "checkpoint" not in world.status
+    world.settle()
+    assert "run-download-2" in world.jobs
+
+
+def test_a_claim_that_is_not_made_yet_is_no_loss():
+    world = World()
+    world.extra = {"claim": GONE}
+    world.settle()
+    world.round()
+    assert world.condition("ContentKept") is None
+
+
+def test_a_users_claim_that_is_gone_is_waited_for():
+    world = World(resource(storage={"claimName": "run-data"}))
+    to_latents(world)
+    world.finish("latents")
+    world.extra = {"claim": GONE}
+    world.settle()
+    assert world.condition("VolumeReady")["reason"] == "ClaimMissing"
+    assert world.stage("train")["state"] == "Pending"
+    assert world.condition("ContentKept") is None
+    world.extra = {"claim": OWN}
+    world.settle()
+    assert given(world, "run-train-1") == "a"
+
+
+@pytest.mark.parametrize("claim_name", ["", "run-data"])
+def test_no_stage_begins_on_a_claim_that_is_being_deleted(claim_name):
+    world = World(resource(storage={"claimName": claim_name} if claim_name else {}))
+    to_latents(world)
+    world.extra = {"claim": replace(OWN, deleting=True)}
+    world.round()
+    assert world.stage("latents")["state"] == "Running"  # what runs goes on
+    assert world.condition("VolumeReady")["reason"] == "ClaimDeleted"
+    assert world.status["message"].startswith("Claim run-data is being deleted and its data goes")
+    world.finish("latents")
+    world.settle()
+    assert world.stage("train")["state"] == "Pending"
+    assert not [j for j in world.jobs.values() if j.stage == "train"]
+
+
+def test_a_volume_that_keeps_nothing_ends_the_resource():
+    world = World(resource(training={"maxRestarts": 2}))
+    world.extra = {"claim": OWN}
+    world.settle()
+    world.round(events=told("download", "0"))
+    for number in range(3):
+        world.finish("download")
+        world.settle()
+        world.round(events=told("dataset", str(number + 1), str(number)))
+        world.pods.clear()
+        if number < 2:
+            world.settle()
+    assert world.status["phase"] == "Failed"
+    assert world.condition("Failed")["reason"] == "ContentLostAgain"
+    assert "maxRestarts (2)" in world.status["message"]

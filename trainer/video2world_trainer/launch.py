@@ -18,7 +18,9 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+from video2world_preprocess.events import emit
 from video2world_preprocess.stage import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR
+from video2world_preprocess.volume import VolumeLost, check
 
 __all__ = ["main"]
 
@@ -43,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (index := os.environ.get("JOB_COMPLETION_INDEX")) is not None:
         # pod 0 holds rank 0, whose log tells of the run and whose name the others wait for
         os.environ.setdefault("PET_NODE_RANK", index)
+    stage = os.environ.get("V2W_STAGE", "train")
+    try:
+        check(stage)
+    except VolumeLost as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="VolumeLost", message=str(error))
+        return EXIT_FAILURE
     PContext.close = _close  # type: ignore[method-assign]
     # the workers explain themselves; torchrun's tables would bury what they say
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
