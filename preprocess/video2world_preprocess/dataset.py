@@ -8,26 +8,27 @@ there is left alone), let several pods share it, and are what the report is merg
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 from .events import Progress
+from .faults import Crashed, is_unexpected, nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json, write_text
+from .helpers import Helpers
 from .report import Problem, Report, write_report
 from .shares import Share
-from .stage import UserError, end_helpers, end_with_parent
+from .stage import UserError
 from .video import cut, probe, timing_remarks
-from .windows import Window, cut_points, window_name
+from .windows import Window, cut_points, parse_name, window_name
 
 __all__ = [
     "SPLITS",
@@ -46,6 +47,7 @@ __all__ = [
 
 SPLITS = ("train", "val")
 DERIVED = (("t5_xxl", ".pickle"), ("latents", ".safetensors"))  # later stages' files of a clip
+MORE_MEMORY = "give the stage more memory (spec.stages.dataset.resources), or use fewer --workers"
 WORKERS = int(os.environ.get("V2W_WORKERS") or len(os.sched_getaffinity(0)))
 
 
@@ -218,6 +220,7 @@ class _Record:
     clips: list[tuple[str, int, int, int, bool]] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)
+    failed: bool = False  # for a reason that may not be the source's: the next run tries again
 
     @property
     def names(self) -> list[str]:
@@ -379,18 +382,57 @@ def _caption(folder: Path, split: str, name: str, caption: str) -> None:
 # ---------------------------------------------------------------- all sources
 
 
-def _result(future: Future[Tally]) -> Tally:
+def _guarded_split(folder: Path, rule: Rule, source: Source) -> Tally:
+    """Publish ``source``; whatever is wrong with it ends in its record.
+
+    Raises:
+        OSError: the disk is full, or the like; finished clips stay, and the next run goes on.
+    """
     try:
-        return future.result()
-    except BrokenProcessPool:
-        raise _killed() from None
+        return _split(folder, source, rule)
+    except Exception as error:
+        return _fail(folder, rule, source, reason_for(error, folder))
 
 
-def _killed() -> OSError:
-    return OSError(
-        "a worker process was killed, most likely for want of memory: give the stage more of "
-        "it (spec.stages.dataset.resources), or fewer --workers"
-    )
+def _fail(folder: Path, rule: Rule, source: Source, reason: str) -> Tally:
+    """Record why the work on ``source`` ended early; its windows that are finished are kept."""
+    before, tally = _read_record(_record_file(folder, source.name)), Tally()
+    record = _Record(source.cut_by(rule), source.told_by(rule), source.split)
+    record.failed = is_unexpected(reason)
+    if before.cut_by == record.cut_by:
+        record.fps, record.source_bytes = before.fps, before.source_bytes
+        for name, start, stop, _, copied in before.clips:
+            if _is_finished(folder, source, name, before.fps):
+                size = _video(folder, source.split, name).stat().st_size
+                record.clips.append((name, start, stop, size, copied))
+    tally.removed_windows = _remove(folder, before.split, set(before.names) - set(record.names))
+    if record.clips:
+        reason += f"; {len(record.clips)} of its {len(before.clips)} windows were finished"
+    label = source.name if source.kind == "episode" else source.path.name
+    record.dropped = [vars(Problem(source.kind, label, reason))]
+    write_json(_record_file(folder, source.name), vars(record))
+    if source.passing:
+        source.path.unlink(missing_ok=True)
+    return tally
+
+
+def _is_finished(folder: Path, source: Source, name: str, fps: float) -> bool:
+    """Whether the clip ``name`` is there; it gets its caption then."""
+    parsed = parse_name(name)
+    if parsed is None or not fps or not _video(folder, source.split, name).is_file():
+        return False
+    try:
+        text = source.captions.text(name, parsed[1], Fraction(fps).limit_denominator(100_000))
+    except Exception:
+        return False
+    if text is not None:
+        _caption(folder, source.split, name, text)
+    return text is not None
+
+
+def _start(folder: Path, rule: Rule, device: str) -> Callable[[Source], Tally]:
+    """Return what a helper process does with each source."""
+    return functools.partial(_guarded_split, folder, rule)
 
 
 class Splitter:
@@ -403,35 +445,39 @@ class Splitter:
         self._room = threading.Semaphore(workers + 2)
         self._lock = threading.Lock()
         self._submitted: set[str] = set()
-        self._futures: list[Future[Tally]] = []
-        self._pool: ProcessPoolExecutor | None = None
+        self._futures: list[tuple[Source, Future[Tally]]] = []
+        self._error: BaseException | None = None
+        load = functools.partial(_start, folder, rule)
+        self._helpers = Helpers(load, ["cpu"] * workers) if workers > 1 else None
 
     def __enter__(self) -> Splitter:
         for split in SPLITS:
             for kind in ("videos", "metas"):
                 (self.folder / split / kind).mkdir(parents=True, exist_ok=True)
-        if self._workers > 1:
-            self._pool = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
-            )
+        if self._helpers is not None:
+            self._helpers.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-            if kind is not None:
-                end_helpers()
+        if self._helpers is not None:
+            self._helpers.__exit__(kind, error, trace)
 
     def is_done(self, source: Source) -> bool:
         """Whether all that would be made of ``source`` is there."""
         record = _read_record(_record_file(self.folder, source.name))
         return record.told_by == source.told_by(self.rule) and _is_whole(self.folder, record)
 
+    def needs(self, source: Source) -> bool:
+        """Whether ``source`` is not done, or failed in an earlier run for another reason than it.
+
+        In this run it fails once: :meth:`is_done` says that nothing more is to be expected.
+        """
+        failed = _read_record(_record_file(self.folder, source.name)).failed
+        return source.name not in self._submitted and (failed or not self.is_done(source))
+
     def lacks(self, source: Source | None) -> bool:
         """Whether there is something to make of ``source`` that is not under way."""
-        return (
-            source is not None and source.name not in self._submitted and not self.is_done(source)
-        )
+        return source is not None and self.needs(source)
 
     def admit(self) -> None:
         """Wait until there is room for another video; to be followed by submit or dismiss."""
@@ -452,25 +498,23 @@ class Splitter:
                 self._room.release()
                 return
             self._submitted.add(source.name)
-            if self._pool is not None:
-                for future in self._futures:
-                    if future.done():
-                        _result(future)  # no use in going on after a failure
-                try:
-                    future = self._pool.submit(_split, self.folder, source, self.rule)
-                except (BrokenProcessPool, ValueError, OSError) as error:
-                    # the latter two where one is killed while the next is started or told of
-                    # work: the pool has closed the pipes to it, which is no error of the system
-                    if isinstance(error, OSError) and error.errno is not None:
-                        raise
-                    raise _killed() from None
-                future.add_done_callback(lambda _: self._room.release())
-                self._futures.append(future)
+            if self._helpers is not None:
+                if self._error is not None:
+                    raise self._error  # no use in going on after a failure
+                future = self._helpers.submit(source)
+                future.add_done_callback(self._note_end)
+                self._futures.append((source, future))
                 return
             try:
-                self._add(_split(self.folder, source, self.rule))
+                self._add(_guarded_split(self.folder, self.rule, source))
             finally:
                 self._room.release()
+
+    def _note_end(self, future: Future[Tally]) -> None:
+        self._room.release()
+        error = future.exception()
+        if error is not None and not isinstance(error, Crashed):
+            self._error = error
 
     def wait(self) -> None:
         """Until all that was submitted is published.
@@ -478,8 +522,12 @@ class Splitter:
         Raises:
             OSError: one could not be written; finished clips stay.
         """
-        for future in self._futures:
-            self._add(_result(future))
+        for source, future in self._futures:
+            try:
+                self._add(future.result())
+            except Crashed as crash:
+                reason = f"{reason_for(crash, self.folder)}; {MORE_MEMORY}"
+                self._add(_fail(self.folder, self.rule, source, reason))
 
     def _add(self, tally: Tally) -> None:
         self.tally.new_windows += tally.new_windows
@@ -501,7 +549,7 @@ def split_all(
     with Splitter(folder, rule, min(workers, max(len(mine), 1))) as splitter:
         progress = Progress(report.stage, len(mine), "videos")
         for source in mine:
-            if not splitter.is_done(source):
+            if splitter.needs(source):
                 splitter.admit()
                 splitter.submit(source)
             progress.advance()
@@ -552,9 +600,10 @@ def finish(folder: Path, names: Iterable[str], report: Report, tally: Tally) -> 
     write_report(folder, report, samples, files=files)
     report.show()
     if not report.counts["train_windows"]:
-        raise UserError(
+        words = (
             f"{folder}: no window is left to train on ({len(report.dropped)} items dropped, "
             f"{report.counts['val_windows']} windows for validation); see {folder}/report.json for "
             "the reasons"
         )
+        raise nothing_left(words, report)
     return report.summary()

@@ -17,7 +17,7 @@ import torch
 
 from .claims import claimed_in_splits
 from .events import Progress, say
-from .faults import reason_for
+from .faults import nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json
 from .links import on_volume
 from .listing import name_strays
@@ -89,8 +89,8 @@ def _is_valid(path: Path, report: Report) -> bool:
         read_embedding(path)
     except FileNotFoundError:
         return False
-    except UserError as error:
-        say(f"embeddings: made anew: {error}")
+    except (UserError, OSError) as error:
+        say(f"embeddings: made anew: {reason_for(error, path.parent)}")
         report.note("embedding", str(path), "was damaged and is made anew")
         return False
     return True
@@ -132,11 +132,11 @@ class _Batch:
     targets: tuple[tuple[Path, ...], ...]
 
 
-def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], int]:
-    """What a process does with each batch; it returns how many files it wrote."""
+def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], dict[Path, str]]:
+    """Return what a process does with each batch: it says which files cannot be made, and why."""
     encoder = TextEncoder.load(cache_dir, device)
 
-    def work(batch: _Batch) -> int:
+    def embed(batch: _Batch) -> None:
         embeddings = encoder.encode_batch(batch.texts, max_length)
         for embedding, paths in zip(embeddings, batch.targets, strict=True):
             if not np.isfinite(embedding).all():
@@ -146,7 +146,19 @@ def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], in
                 )
             for path in paths:
                 write_embedding(path, embedding)
-        return sum(map(len, batch.targets))
+
+    def work(batch: _Batch) -> dict[Path, str]:
+        try:
+            embed(batch)
+        except Exception as error:
+            reason = reason_for(error, batch.targets[0][0].parent)
+            if len(batch.texts) == 1:
+                return dict.fromkeys(batch.targets[0], reason)
+        else:
+            return {}
+        # one by one, so that a caption costs no other
+        singles = zip(batch.texts, batch.targets, strict=True)
+        return {k: v for text, paths in singles for k, v in work(_Batch((text,), (paths,))).items()}
 
     return work
 
@@ -193,6 +205,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str]
     by_caption: dict[str, list[Path]] = {}
     total = 0
     samples: list[Path] = []
+    failed: dict[Path, str | None] = {}
     for split in args.dataset_path:
         captions = _captions(split, report)
         if not captions:
@@ -219,10 +232,18 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str]
         ]
         progress = Progress("embeddings", made, "captions")
         load = functools.partial(_load, str(args.cache_dir), args.max_length)
-        for _, written in spread(load, work, devices(args.device, args.processes)):
-            progress.advance(written)
+        on = devices(args.device, args.processes)
+        folder = args.dataset_path[0].parent
+        for batch, lost, reason in spread(load, work, on, folder):
+            targets = [path for paths in batch.targets for path in paths]
+            failed |= dict.fromkeys(targets, reason) if lost is None else lost
+            progress.advance(len(targets))
+        for path, why in failed.items():
+            report.drop("caption", str(path), why or "")
+        if len(failed) == total:
+            raise nothing_left(f"no caption could be embedded: {why}", report)
     report.counts |= {
-        "embeddings": total, "made": made, "kept": total - made,
+        "embeddings": total - len(failed), "made": made - len(failed), "kept": total - made,
         "different_captions_made": len(by_caption),
         "bytes_kept": sum(
             p.stat().st_size for s in args.dataset_path for p in (s / FOLDER).glob("[!.]*.pickle")

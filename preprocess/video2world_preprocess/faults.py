@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 from .files import FULL
+from .report import Report
 from .stage import UserError
 
-__all__ = ["is_unexpected", "reason_for"]
+__all__ = ["Crashed", "is_unexpected", "nothing_left", "reason_for"]
 
 # Errors of the volume or the machine, which the next item would meet as well.
 OF_THE_MACHINE = (
@@ -17,18 +18,27 @@ OF_THE_MACHINE = (
     errno.ECONNRESET, errno.ECONNREFUSED, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+OF_THE_GPU = ("CUDA error", "CUDA driver error")  # after which the process can use it no more
 UNEXPECTED = "unexpected "
+
+
+class Crashed(Exception):
+    """A helper process ended while it worked on an item; the message says how."""
 
 
 def reason_for(error: Exception, output: Path) -> str:
     """Return why the item that raised ``error`` is left out.
 
     Raises:
-        OSError: ``error`` itself, if it is the machine's or the volume's: a full disk, or no
-            permission to write into the folder ``output``.
+        Exception: ``error`` itself, if it is the machine's or the volume's: a full disk, no
+            permission to write into the folder ``output``, or a GPU that failed.
     """
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, Crashed):
+        return f"{UNEXPECTED}end: {error}"
+    if isinstance(error, RuntimeError) and str(error).startswith(OF_THE_GPU):
+        raise error
     if isinstance(error, OSError) and not _of_a_library(error):
         if error.errno in OF_THE_MACHINE:
             raise error
@@ -41,6 +51,12 @@ def reason_for(error: Exception, output: Path) -> str:
 def is_unexpected(reason: str) -> bool:
     """Whether ``reason`` tells of a defect or the machine, so that another attempt may succeed."""
     return reason.startswith(UNEXPECTED)
+
+
+def nothing_left(words: str, report: Report) -> Exception:
+    """Return the error that ends a stage of whose items all were left out."""
+    unexpected = [p.reason for p in report.dropped if is_unexpected(p.reason)]
+    return OSError(f"{words}: {unexpected[0]}") if unexpected else UserError(words)
 
 
 def _of_a_library(error: OSError) -> bool:

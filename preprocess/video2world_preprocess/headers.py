@@ -16,8 +16,9 @@ NAMES = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
 
+GZIP = b"\x1f\x8b"
 OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy
-    b"\x1f\x8b": ("is compressed with gzip", "rename it to end in .tar.gz"),
+    GZIP: ("is compressed with gzip", "rename it to end in .tar.gz"),
     b"BZh": ("is compressed with bzip2", "unpack it with bunzip2"),
     b"\xfd7zXZ\0": ("is compressed with xz", "unpack it with unxz"),
     b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it with unzstd"),
@@ -34,26 +35,18 @@ OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy
 def foreign_content(name: str, head: bytes) -> str | None:
     """Say that a file beginning with ``head`` is not the archive that ``name`` promises."""
     wanted = name[name.rindex(".tar") :] if ".tar" in name else ".tgz"
+    although = f"although its name ends in {wanted}"
     if not head:
         return "is empty; copy or download it again"
+    if _is_header(head[:BLOCK]):
+        return None if wanted == ".tar" else f"is not compressed, {although}; rename it to .tar"
+    if head.startswith(GZIP) and wanted != ".tar":
+        return None
     for start, (what, remedy) in OTHER_CONTENT.items():
         if head.startswith(start):
-            if start == b"\x1f\x8b" and wanted != ".tar":
-                return None
-            return f"{what}, although its name ends in {wanted}; {remedy}"
-    if _is_header(head[:BLOCK]):
-        return (
-            None
-            if wanted == ".tar"
-            else (
-                f"is not compressed, although its name ends in {wanted}; rename it to end in .tar"
-            )
-        )
-    return (
-        None
-        if not any(head) or len(head) < BLOCK
-        else "is no tar archive, or its beginning is damaged"
-    )
+            return f"{what}, {although}; {remedy}"
+    is_start_of_tar = len(head) < BLOCK or not any(head)
+    return None if is_start_of_tar else "is no tar archive, or its beginning is damaged"
 
 
 def _is_header(block: bytes) -> bool:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 from .claims import claimed_in_splits
 from .events import Progress, emit, say
+from .faults import nothing_left, reason_for
 from .files import NAME_BYTES, atomic_write, name_bytes
 from .report import Report, write_report
 from .spread import devices, spread
@@ -85,8 +86,8 @@ def _windows(
     for video in sorted((split / "videos").glob("[!.]*.mp4")):
         try:
             info = probe(video)
-        except UserError as error:
-            report.drop("window", str(video), str(error))
+        except Exception as error:
+            report.drop("window", str(video), reason_for(error, split / FOLDER))
             continue
         if info.frames < args.num_frames:
             report.drop(
@@ -117,7 +118,7 @@ def _is_done(window: _Window) -> bool:
     try:
         with safe_open(window.target, "pt") as file:
             return dict(file.metadata() or {}) == window.metadata
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return False
 
 
@@ -138,22 +139,15 @@ def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
             yield cut(read_frames(window.video, start, args.num_frames), 0)
 
 
-def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], str | None]:
-    """What a process does with each window; it returns why one cannot be used, or None."""
+def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], None]:
+    """Return what a process does with each window."""
     vae = load_vae(args.vae_path, device)
     vae.prepare_for_batches()
 
-    def work(window: _Window) -> str | None:
-        try:
-            _encode(window, args, vae)
-        except UserError as error:
-            return str(error)
-        return None
-
-    return work
+    return functools.partial(_encode, args, vae)
 
 
-def _encode(window: _Window, args: argparse.Namespace, vae: VideoVAE) -> None:
+def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
     latents = []
     for clip in _clips(window, args):
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(vae.device)
@@ -228,7 +222,8 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[str], dic
     failed: set[Path] = set()
     load = functools.partial(_load, args)
     on = devices(args.device, args.processes)
-    for window, problem in spread(load, todo, on) if todo else ():
+    folder = args.dataset_path[0].parent
+    for window, _, problem in spread(load, todo, on, folder) if todo else ():
         if problem is not None:
             report.drop("window", str(window.video), problem)
             window.target.unlink(missing_ok=True)
@@ -245,10 +240,11 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[str], dic
     report.show()
     first = args.dataset_path[0]
     if not good[first]:
-        raise UserError(
+        words = (
             f"--dataset_path {first}: none of its windows can be used (see above); a window needs "
             f"at least {args.num_frames} readable frames"
         )
+        raise nothing_left(words, report)
     return [str(split / FOLDER) for split in splits if good[split]], report.summary()
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from .stage import end_helpers, end_with_parent
+from .faults import Crashed, reason_for
+from .helpers import Helpers
 
 __all__ = ["devices", "spread"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_work: Callable[[Any], Any]
 
 
 def devices(device: str, processes: int | None) -> list[str]:
@@ -28,49 +28,47 @@ def devices(device: str, processes: int | None) -> list[str]:
     return [f"cuda:{index % count}" for index in range(processes or count)]
 
 
-def _start(load: Callable[[str], Callable[[Any], Any]], waiting: Any, threads: int) -> None:
-    global _work
-    end_with_parent()
+def _loaded(
+    load: Callable[[str], Callable[[Any], Any]], output: Path, threads: int, device: str
+) -> Callable[[Any], tuple[Any, str | None]]:
+    """Load in a helper process."""
     torch.set_num_threads(threads)
-    _work = load(waiting.get())
+    return functools.partial(_outcome, load(device), output)
 
 
-def _run(item: Any) -> Any:
-    return _work(item)
+def _outcome(work: Callable[[Any], Any], output: Path, item: Any) -> tuple[Any, str | None]:
+    try:
+        return work(item), None
+    except Exception as error:
+        return None, reason_for(error, output)
 
 
 def spread(
-    load: Callable[[str], Callable[[Item], Result]], items: Iterable[Item], on: list[str]
-) -> Iterator[tuple[Item, Result]]:
-    """Yield ``(item, load(device)(item))`` as each is done; ``load`` is called once a device.
+    load: Callable[[str], Callable[[Item], Result]],
+    items: Iterable[Item],
+    on: list[str],
+    output: Path,
+) -> Iterator[tuple[Item, Result | None, str | None]]:
+    """Yield each item with the result of ``load(device)(item)``, as it is done.
+
+    ``load`` is called once a device. In place of a result there is the reason why an item has
+    none: an error, or the end of the process that worked on it.
 
     Raises:
-        OSError: a worker process was killed; and what ``load`` and its work raise.
+        OSError: nothing can be written into the folder ``output``, a process cannot load, or the
+            like; and what ``load`` raises.
     """
     if len(on) == 1:
         work = load(on[0])
         for item in items:
-            yield item, work(item)
+            yield item, *_outcome(work, output, item)
         return
-    context = multiprocessing.get_context("spawn")
-    waiting = context.Queue()
-    for device in on:
-        waiting.put(device)
     threads = max(1, len(os.sched_getaffinity(0)) // len(on))
-    pool = ProcessPoolExecutor(
-        len(on), context, initializer=_start, initargs=(load, waiting, threads)
-    )
-    try:
-        futures = {pool.submit(_run, item): item for item in items}
+    with Helpers(functools.partial(_loaded, load, output, threads), on) as helpers:
+        futures = {helpers.submit(item): item for item in items}
         for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        end_helpers()
-        if isinstance(error, BrokenProcessPool):
-            raise OSError(
-                "a worker process could not load what it needs, or was killed for want of memory: "
-                "see above, or give the stage more memory (spec.stages)"
-            ) from None
-        raise
-    pool.shutdown()
+            try:
+                yield futures[future], *future.result()
+            except Crashed as error:
+                reason = f"{reason_for(error, output)}; give the stage more memory (spec.stages)"
+                yield futures[future], None, reason

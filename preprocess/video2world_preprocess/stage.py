@@ -29,7 +29,6 @@ __all__ = [
     "STATE_FOLDER",
     "Marker",
     "UserError",
-    "end_helpers",
     "end_with_parent",
     "explain",
     "run_stage",
@@ -117,12 +116,6 @@ def end_with_parent() -> None:
             os._exit(EXIT_FAILURE)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def end_helpers() -> None:
-    """End this process's worker processes now: after a failure nobody waits for their work."""
-    for helper in multiprocessing.active_children():
-        helper.terminate()
 
 
 def _tell_later() -> None:

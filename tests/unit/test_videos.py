@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import videos
-from video2world_preprocess.dataset import Rule, Source, Splitter
 from video2world_preprocess.video import probe, read_frames, write_video
 
 
@@ -129,29 +128,6 @@ def test_a_volume_mounted_read_only_is_explained(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("error", [OSError("handle is closed"), ValueError("closed")])
-def test_work_given_to_a_pool_that_is_breaking_is_explained(tmp_path, error):
-    """What CPython's pool raises when a worker died a moment ago; a real fault is told as it is."""
-
-    def submit(error: Exception) -> None:
-        class Pool:
-            def submit(self, *_: object) -> None:
-                raise error
-
-            def shutdown(self, **_: object) -> None:
-                pass
-
-        with Splitter(tmp_path, Rule(), workers=1) as splitter:
-            splitter._pool = Pool()
-            splitter.admit()
-            splitter.submit(Source("a", "video", tmp_path / "a.mp4", "train", {}, "1"))
-
-    with pytest.raises(OSError, match="a worker process was killed"):
-        submit(error)
-    with pytest.raises(OSError, match="Too many open files"):
-        submit(OSError(24, "Too many open files"))
-
-
 def test_a_caption_of_ten_thousand_characters_is_kept_whole(tmp_path: Path) -> None:
     clip(tmp_path / "in" / "a.mp4", 60)
     text = ("Der Roboter greift eine Gurke – 青瓜. " * 300)[:10_000]
@@ -174,8 +150,8 @@ def test_shards_of_own_videos(tmp_path: Path) -> None:
     assert run(tmp_path, "--shards", "2", "--shard", "2") == 2
 
 
-def test_a_killed_workers_death_is_explained(tmp_path: Path) -> None:
-    """A worker that the kernel ends (for want of memory) leaves a message and what was finished."""
+def test_a_killed_worker_costs_nothing_but_a_second_attempt(tmp_path: Path) -> None:
+    """As where the kernel ends one for want of memory that others took."""
     for name in "abcd":
         clip(tmp_path / "in" / f"{name}.mp4", 400)
     code = (
@@ -184,10 +160,11 @@ def test_a_killed_workers_death_is_explained(tmp_path: Path) -> None:
         "from video2world_preprocess import videos\n"
         "def kill():\n"
         "    while True:\n"
-        "        tasks = Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()\n"
-        "        for pid in tasks:\n"
-        "            if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes():\n"
-        "                return os.kill(int(pid), signal.SIGKILL)\n"
+        "        for task in Path('/proc/self/task').glob('*/children'):\n"
+        "            for pid in task.read_text().split():\n"
+        "                if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes():\n"
+        "                    os.kill(int(pid), signal.SIGKILL)\n"
+        "                    return print('killed', pid)\n"
         "        time.sleep(0.01)\n"
         "threading.Thread(target=kill, daemon=True).start()\n"
         "if __name__ == '__main__':\n"
@@ -199,10 +176,10 @@ def test_a_killed_workers_death_is_explained(tmp_path: Path) -> None:
          tmp_path / "out", "--min_frames", "30", "--workers", "2"],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "a worker process was killed" in done.stderr
-    assert "fewer --workers" in done.stderr
-    assert run(tmp_path) == 0
+    assert done.returncode == 0, done.stderr
+    assert "killed" in done.stdout
+    assert len(stems(tmp_path, "train")) == 32
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["dropped"] == []
 
 
 def test_workers_end_with_their_parent_but_not_with_a_thread_of_it(tmp_path: Path) -> None:
