@@ -26,9 +26,9 @@ from .models import (
     VERSION,
     Spec,
     Status,
-    TrainingSpec,
     Video2WorldPostTrain,
 )
+from .mutability import adjustable, fixed
 
 __all__ = ["PATH", "build", "main", "render"]
 
@@ -138,31 +138,20 @@ def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
     return {"rule": rule, "message": message, **more}
 
 
-_FIXED = ("model", "dataset", "storage")
-_ADJUSTABLE = (
-    "iterations", "checkpoint", "maxRestarts", "restartBackoffSeconds", "hangTimeoutSeconds",
-    "stopWhenDiverged",
-)  # fmt: skip
-
-
 def _started_rules() -> list[dict[str, str]]:
     """Once work has begun, what it is built on stays; where it runs changes while suspended."""
     started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
-    training = [
-        f.alias or name
-        for name, f in TrainingSpec.model_fields.items()
-        if (f.alias or name) not in _ADJUSTABLE
-    ]
+    of_spec, training = fixed()
     same = [_unchanged(f"spec.training.{name}") for name in training]
     rules = [
         _rule(f"!({started}) || {_unchanged(f'spec.{name}')}",
               f"spec.{name} cannot be changed once work has begun: make another resource, "
               "what is done on the volume is not done again")
-        for name in _FIXED
+        for name in of_spec
     ]  # fmt: skip
     rules.append(_rule(
         f"!({started}) || ({' && '.join(same)})",
-        f"of spec.training only {', '.join(_ADJUSTABLE)} can be changed once work has begun: make "
+        f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: make "
         "another resource, what is done on the volume is not done again",
     ))  # fmt: skip
     rules.append(_rule(

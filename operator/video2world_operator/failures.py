@@ -40,7 +40,7 @@ REASONS = frozenset(
     {reason for reason, _ in _DISRUPTIONS.values()}
     | set(_POD_REASONS.values())
     | {"Crashed", "Disrupted", "JobDeleted", "JobFailed", "OutOfMemory", "PodDeleted"}
-    | {"VolumeLost"}
+    | {"SpecChanged", "VolumeLost"}
     | {"Terminated", "UserError"}
 )
 

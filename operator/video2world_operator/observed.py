@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from .plan import ATTEMPT_LABEL, HASH_ANNOTATION, RESOURCE_LABEL, STAGE_LABEL, container_of
+from .plan import (
+    ATTEMPT_LABEL,
+    HASH_ANNOTATION,
+    PODS_ANNOTATION,
+    RESOURCE_LABEL,
+    STAGE_LABEL,
+    container_of,
+)
 from .progress import Event
 
 __all__ = ["Capabilities", "Claim", "Job", "Observed", "Peer", "Pod", "parse_time"]
@@ -44,6 +51,7 @@ class Job:
     attempt: int
     inputs_hash: str
     owner: str  # UID of its controller
+    pods_hash: str = ""  # see plan.pods_hash
     deleting: bool = False
     suspended: bool = False  # by Kueue: we never set it
     queued: bool = False  # it is suspended, or was: Kueue has taken it up
@@ -68,6 +76,7 @@ class Job:
             attempt=_number(_label(labels, ATTEMPT_LABEL)),
             inputs_hash=(metadata.get("annotations") or {}).get(HASH_ANNOTATION, ""),
             owner=owners[0] if owners else "",
+            pods_hash=(metadata.get("annotations") or {}).get(PODS_ANNOTATION, ""),
             deleting="deletionTimestamp" in metadata,
             suspended=suspended,
             queued=suspended or any(c["type"] == "Suspended" for c in told),

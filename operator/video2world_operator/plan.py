@@ -17,6 +17,7 @@ __all__ = [
     "ATTEMPT_LABEL",
     "CONFIG_DIR",
     "HASH_ANNOTATION",
+    "PODS_ANNOTATION",
     "RESOURCE_LABEL",
     "SAMPLING",
     "STAGE_LABEL",
@@ -27,6 +28,7 @@ __all__ = [
     "container_of",
     "make_plan",
     "owned",
+    "pods_hash",
     "to_yaml",
     "with_env",
 ]
@@ -35,6 +37,7 @@ Manifest = dict[str, Any]
 
 RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
 ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
+PODS_ANNOTATION = f"{GROUP}/pods-hash"  # names what of the spec the pods are made of
 SAMPLES_ANNOTATION = f"{GROUP}/samples"
 
 SAMPLING = "samples"  # stage label of the Jobs beside training; their attempt is the iteration
@@ -327,8 +330,18 @@ def _job(
         labels["kueue.x-k8s.io/queue-name"] = queue  # on the Job, not its pods
     name = f"{resource.name}-{stage.name}-{attempt}"
     job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
-    job["metadata"]["annotations"] = {HASH_ANNOTATION: stage.inputs_hash}
+    job["metadata"]["annotations"] = {
+        HASH_ANNOTATION: stage.inputs_hash,
+        PODS_ANNOTATION: pods_hash(resource, stage),
+    }
     return job
+
+
+def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
+    """Names what can be changed of a stage's pods while they are there."""
+    spec = resource.spec
+    parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
+    return _digest([p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts])
 
 
 def _on_disruption(action: str) -> Manifest:

@@ -23,7 +23,7 @@ from .errors import InvalidResource
 from .failures import Failure, diagnose
 from .models import KIND
 from .observed import Job, Observed, Pod, parse_time
-from .plan import SAMPLING, Manifest, Plan, Stage, make_plan, owned, with_env
+from .plan import SAMPLING, Manifest, Plan, Stage, make_plan, owned, pods_hash, with_env
 from .progress import Resumed, Skipped, VolumeSeen, update_status
 from .troubles import remedy
 
@@ -319,8 +319,19 @@ class _Round:
         if failure is not None:
             self._fail(stage, entry, failure)
             return False
+        if job is not None and self._made_of_old_spec(stage, job, pods):
+            why = "none of its pods had started, and the spec of its pods has changed"
+            self._fail(stage, entry, Failure("SpecChanged", why))
+            self.status.pop("nextAttemptTime", None)  # nothing was tried that could fail again
+            return False
         self._pods_started(stage, pods)
         return False
+
+    def _made_of_old_spec(self, stage: Stage, job: Job, pods: list[Pod]) -> bool:
+        """Whether an attempt that does nothing yet is made of what the spec said before."""
+        if not job.pods_hash or job.deleting or any(pod.phase != "Pending" for pod in pods):
+            return False
+        return job.pods_hash != pods_hash(self.resource, stage)
 
     def _begin(self, stage: Stage, entry: dict[str, Any]) -> None:
         """Decide on a new attempt; its number is in the status before its Job exists.

@@ -21,6 +21,7 @@ from .conditions import Reason, Type
 from .failures import REASONS
 from .generated import generate
 from .metrics import Metrics, Present
+from .mutability import CHANGEABLE, fixed
 from .workqueue import WorkQueue
 
 __all__ = ["ENVIRONMENT", "FOLDER", "HEAD", "Variable", "main", "pages", "table"]
@@ -186,7 +187,12 @@ def _fields() -> str:
         rows = list(_walk(schema[part], part))
         rows_text = table(("field", "type", "default", "meaning"), rows)
         text += f"\n## {part}: {words[0].lower()}{words[1:]}\n\n{rows_text}"
-    return text
+    text += "\n## What can be changed once work has begun\n\n"
+    of_spec, _ = fixed()
+    text += "The API server refuses any other change: of " + ", ".join(f"`{n}`" for n in of_spec)
+    text += " and the rest of `training`.\n\n"
+    changes = ((f"`spec.{path}`", when) for path, when in CHANGEABLE.items())
+    return text + table(("field", "when a change takes effect"), changes)
 
 
 def _walk(schema: Schema, path: str) -> Iterator[tuple[str, ...]]:

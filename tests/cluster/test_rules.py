@@ -7,6 +7,9 @@ import pytest
 from control_plane import ApiError
 from operators import Resource
 from video2world_operator.api import InvalidResource, parse
+from video2world_operator.crd import build
+from video2world_operator.models import Spec
+from video2world_operator.mutability import CHANGEABLE, SUSPENDED
 
 AGIBOT = {"agibot": {"path": "datasets/agibot"}}
 
@@ -193,46 +196,105 @@ def test_defaults_are_the_servers(cluster, namespace):
     assert "status" not in run.object
 
 
-FIXED = [
-    ({"model": {"size": "2B"}}, "spec.model cannot be changed"),
-    ({"dataset": {"agibot": {"camera": "head_color"}}}, "spec.dataset cannot be changed"),
-    ({"storage": {"size": "2Gi"}}, "spec.storage cannot be changed"),
-    ({"training": {"nodes": 3}}, "of spec.training only"),
-    ({"training": {"seed": 3}}, "of spec.training only"),
-    ({"training": {"learningRate": 0.1}}, "of spec.training only"),
-    ({"scheduling": {"priorityClassName": "high"}}, "only while spec.suspend"),
-]
-FREE = [
-    {"training": {"iterations": 500}},
-    {"training": {"maxRestarts": 9, "checkpoint": {"keep": 1}}},
-    {"inference": {"samples": [{"input": "other.mp4"}]}},
-    {"ttlSecondsAfterFinished": 5},
-    {"suspend": True},
-    {"activeDeadlineSeconds": 500},
-    {"images": {"trainer": "mine:2"}},
-]
+# A change of every field of the spec, and of every field of spec.training, as a merge patch.
+CHANGES = {
+    "model": {"fps": 10},
+    "dataset": {"agibot": {"camera": "head_color"}},
+    "storage": {"size": "2Gi"},
+    "inference": {"samples": [{"input": "other.mp4"}]},
+    "credentials": {"huggingFaceTokenSecret": {"name": "other"}},
+    "scheduling": {"priorityClassName": "high"},
+    "images": {"trainer": "mine:2"},
+    "stages": {"train": {"resources": {"limits": {"memory": "9Gi"}}}},
+    "suspend": True,
+    "activeDeadlineSeconds": 500,
+    "cleanupPolicy": "All",
+    "ttlSecondsAfterFinished": 5,
+}
+OF_TRAINING = {
+    "overrides": ["trainer.max_iter=7"],
+    "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",
+}
+HOW = {"boolean": lambda field: not field.get("default", False),
+       "integer": lambda field: max(field.get("minimum", 0), 1) + 2,
+       "number": lambda field: max(field.get("minimum", 0), 0.125)}  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "words"), FIXED, ids=lambda v: str(v)[:40])
-def test_what_work_is_built_on_stays_once_it_has_begun(cluster, namespace, change, words):
-    run = Resource(cluster, namespace).create()
-    path = f"{run.path}/run"
-    cluster.admin.patch(f"{path}?dryRun=All", {"spec": change})  # free before
-    cluster.admin.patch(f"{path}/status", {"status": {"startTime": "2026-11-24T12:00:00Z"}})
-    with pytest.raises(ApiError, match=words):
-        cluster.admin.patch(f"{path}?dryRun=All", {"spec": change})
-    if "scheduling" in change:
-        run.patch(suspend=True)
-        run.patch(**change)
+def training_changes():
+    """Another value of every field of spec.training."""
+    schema = build()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    for name, field in schema["properties"]["training"]["properties"].items():
+        yield f"training.{name}", {"training": {name: OF_TRAINING.get(name) or _other(field)}}
 
 
-@pytest.mark.parametrize("change", FREE, ids=lambda v: str(v)[:40])
-def test_what_may_change_at_any_time(cluster, namespace, change):
-    run = Resource(cluster, namespace).create()
+def _other(field):
+    if "enum" in field:
+        return next(word for word in field["enum"][::-1] if word != field.get("default"))
+    if field["type"] == "object":
+        name, inner = next(iter(field["properties"].items()))
+        return {name: _other(inner)}
+    if field["type"] == "array":
+        return [_other(field["items"])]
+    return "other" if field["type"] == "string" else HOW[field["type"]](field)
+
+
+EVERY = {name: {name: change} for name, change in CHANGES.items()} | dict(training_changes())
+
+
+def test_every_field_is_tried():
+    fields = {f.alias or name for name, f in Spec.model_fields.items()}
+    assert {name.partition(".")[0] for name in EVERY} == fields
+    assert set(CHANGEABLE) <= set(EVERY)
+
+
+@pytest.fixture(scope="module")
+def begun(cluster):
+    """A resource whose work has begun."""
+    run = Resource(cluster, "default", "begun").create()
     started = {"status": {"startTime": "2026-11-24T12:00:00Z"}}
-    cluster.admin.patch(f"{run.path}/run/status", started)
-    run.patch(**change)
-    parse(run.object)
+    cluster.admin.patch(f"{run.path}/begun/status", started)
+    yield run
+    run.delete()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_once_work_has_begun_the_server_takes_what_the_table_says(cluster, begun, name):
+    path = f"{begun.path}/begun?dryRun=All"
+    when = CHANGEABLE.get(name)
+    if when is not None and when != SUSPENDED:
+        changed = cluster.admin.patch(path, {"spec": EVERY[name]})
+        assert changed["spec"] != begun.object["spec"]
+        return
+    with pytest.raises(ApiError) as refused:
+        cluster.admin.patch(path, {"spec": EVERY[name]})
+    said = str(refused.value)
+    if when == SUSPENDED:
+        assert f"spec.{name} can be changed only while spec.suspend is true" in said
+        cluster.admin.patch(path, {"spec": EVERY[name] | {"suspend": True}})
+    elif name.startswith("training."):
+        assert "of spec.training only" in said
+        assert "can be changed once work has begun: make another resource" in said
+    else:
+        assert f"spec.{name} cannot be changed once work has begun" in said
+
+
+@pytest.fixture(scope="module")
+def fresh(cluster):
+    """A resource whose work has not begun."""
+    run = Resource(cluster, "default", "fresh").create()
+    yield run
+    run.delete()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_before_work_has_begun_no_rule_keeps_a_field(cluster, fresh, name):
+    said = ""
+    try:
+        cluster.admin.patch(f"{fresh.path}/fresh?dryRun=All", {"spec": EVERY[name]})
+    except ApiError as error:  # by a rule on the value itself
+        said = str(error)
+    assert "once work has begun" not in said
+    assert "only while spec.suspend" not in said
 
 
 def test_annotations_at_their_limit_do_no_harm(cluster, namespace):

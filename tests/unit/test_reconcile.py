@@ -1042,3 +1042,61 @@ def test_a_volume_that_keeps_nothing_ends_the_resource():
     assert world.status["phase"] == "Failed"
     assert world.condition("Failed")["reason"] == "ContentLostAgain"
     assert "maxRestarts (2)" in world.status["message"]
+
+
+# ---------------------------------------------------------------------- a change of the spec
+
+
+def changed(world, **spec):
+    """Another spec, as a user's edit makes it."""
+    body = world.body
+    metadata = body["metadata"] | {"generation": body["metadata"]["generation"] + 1}
+    world.body = body | {"metadata": metadata, "spec": body["spec"] | spec}
+
+
+IMAGES = {"images": {"trainer": "t:2", "preprocess": "p:2"}}
+
+
+@pytest.mark.parametrize("phase", ["Pending", "no pod"])
+def test_an_attempt_that_has_not_started_is_made_of_the_new_spec(phase):
+    world = World()
+    world.settle()
+    if phase == "Pending":
+        world.start_pods(phase="Pending", ready=False, waits="ImagePullBackOff: no")
+        world.settle()
+    changed(world, **IMAGES)
+    world.round()
+    assert world.stage("download")["message"].startswith("SpecChanged")
+    world.pods.clear()
+    world.settle()
+    job = world.applied[-1]
+    assert job["metadata"]["name"] == "run-download-2"
+    assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "p:2"
+    assert world.status.get("chargedRestarts", 0) == 0
+    world.round()
+    assert list(world.jobs) == ["run-download-2"]
+
+
+def test_what_runs_goes_on_and_the_next_attempt_is_of_the_new_spec():
+    world = World()
+    first, _ = world.to_training()
+    changed(world, **IMAGES, stages={"train": {"nodeSelector": {"a": "b"}}})
+    world.settle()
+    assert world.stage("train")["attempt"] == 1
+    world.pod(first, phase="Failed", exit_code=1)
+    world.round()
+    world.pods.clear()
+    world.tick(1000)
+    world.settle()
+    template = next(m for m in world.applied if m["metadata"]["name"] == "run-train-2"
+                    and m["kind"] == "Job")["spec"]["template"]["spec"]  # fmt: skip
+    assert template["containers"][0]["image"] == "t:2"
+    assert template["nodeSelector"] == {"a": "b"}
+
+
+def test_a_change_of_another_stage_begins_nothing_anew():
+    world = World()
+    world.settle()
+    changed(world, stages={"train": {"nodeSelector": {"a": "b"}}}, ttlSecondsAfterFinished=7)
+    world.settle()
+    assert list(world.jobs) == ["run-download-1"]
