@@ -236,15 +236,12 @@ def _preflight(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .local import LocalEngine, RunRefused, StateFolder
+    from .local import LocalEngine, RunRefused
     from .terminal import Display
 
     plan = _plan(args)
     if args.dry_run:
-        state = StateFolder(args.volume.resolve(), plan.name)
-        for stage in plan.stages:
-            word = "skip" if state.finished(stage) else "run"
-            print(f"{word:<5}{stage.name:<11} {' '.join(stage.argv)}")
+        _dry_run(plan, args.volume.resolve())
         return 0
     try:
         return LocalEngine(
@@ -254,6 +251,23 @@ def _run(args: argparse.Namespace) -> int:
         raise _Mistake(str(error)) from None
     except OSError as error:
         raise _Mistake(f"--volume {args.volume}: {error}") from None
+
+
+def _dry_run(plan: Plan, volume: Path) -> None:
+    """Print for each stage whether it would run, why, and its command."""
+    from .judgement import judge, root_of
+    from .terminal import harmless
+
+    judged, first = judge(root_of(plan, volume), plan.stages), ""
+    for stage in plan.stages:
+        found = judged[stage.name]
+        word, why = ("skip" if found.done else "run"), found.why
+        if found.done and first:
+            word, why = "skip?", f"done; checked again once {first} has run"
+        first = first or ("" if found.done else stage.name)
+        note = f"; {found.note}" if found.note else ""
+        print(f"{word:<6}{stage.name:<11} {harmless(why + note)}")
+        print(f"{'':<17} {' '.join(stage.argv)}")
 
 
 def _status(args: argparse.Namespace) -> int:

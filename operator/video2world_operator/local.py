@@ -22,6 +22,7 @@ from typing import IO, Any, TypeAlias
 
 from . import accounting, pod_init, sampling
 from .conditions import Reason, Type, phase_of, set_condition
+from .judgement import Judgement, judge, root_of
 from .local_pod import Process, Surroundings, UnsupportedManifest, downward, process
 from .local_sampling import Sampler
 from .observed import Pod
@@ -98,15 +99,6 @@ class StateFolder:
             return (self.volume / ".video2world/volume-id").read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
             return ""
-
-    def finished(self, stage: Stage) -> bool:
-        """Whether the stage's inputs have been worked off on this volume by any resource."""
-        marker = self.volume / ".video2world/stages" / f"{stage.name}-{stage.inputs_hash}.json"
-        try:
-            outputs = json.loads(marker.read_text(encoding="utf-8"))["outputs"]
-            return all((self.volume / output).exists() for output in outputs)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -186,6 +178,7 @@ class LocalEngine:
         self._hard = False  # asked a second time
         self._kept: dict[str, Any] = {}
         self._sampler = Sampler(self._sample, self._sampled)
+        self._judged: dict[str, Judgement] = {}  # of stages, since the last one ran
 
     # ------------------------------------------------------------------ the run
 
@@ -202,17 +195,30 @@ class LocalEngine:
             for stage in self.plan.stages:
                 if stage.name == "inference" and not self._samples_first(stage):
                     return self._interrupted(stage)
-                if self.state.finished(stage):
-                    self._set_stage(stage, "Skipped")
-                    self.display.skip(stage.name)
+                judged = self._judge(stage)
+                if judged.done:
+                    self._set_stage(
+                        stage, "Skipped", **({"message": n} if (n := judged.note) else {})
+                    )
+                    self.display.skip(stage.name, judged.note)
                     continue
+                if judged.again:
+                    self.display.say(f"{stage.name:<11} run again: {judged.why}")
                 code = self._carry_out(stage)
                 if code:
                     return code
+                self._judged = {}
             self._condition(Type.PROGRESSING, False, Reason.FINISHED)
             self._condition(Type.SUCCEEDED, True, Reason.FINISHED)
             self._save(completionTime=_now(), message=Reason.FINISHED.text())
         return 0
+
+    def _judge(self, stage: Stage) -> Judgement:
+        """Whether the stage is done, as the volume is after the last one that ran."""
+        if stage.name not in self._judged:
+            later = self.plan.stages[self.plan.stages.index(stage) :]
+            self._judged = judge(root_of(self.plan, self.volume), later)
+        return self._judged[stage.name]
 
     def _open(self) -> None:
         """Take over what the last run of the same resource left."""

@@ -91,10 +91,14 @@ class SamplesMade:
 
 @dataclass(frozen=True)
 class Skipped:
-    """The work of the stage was on the volume already; a worker may tell so of a later stage."""
+    """The work of the stage was on the volume already; a worker may tell so of a later stage.
+
+    ``message`` is what its user should know, such as that the data changed since.
+    """
 
     stage: str
     inputs_hash: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,9 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     "volume": lambda stage, line: VolumeSeen(
         stage, _text(line.get("id")), _text(line.get("expected", ""))
     ),
-    "skipped": lambda stage, line: Skipped(stage, _text(line.get("inputsHash", ""))),
+    "skipped": lambda stage, line: Skipped(
+        stage, _text(line.get("inputsHash", "")), _text(line.get("message", ""))
+    ),
     "finished": _finished,
     "failed": lambda stage, line: Failed(
         stage, _text(line.get("reason", "")), _text(line.get("message", ""))

@@ -219,7 +219,8 @@ class _Round:
                 if entry and entry["state"] == "Pending" and event.inputs_hash == entry.get(
                     "inputsHash"
                 ):  # fmt: skip
-                    entry |= {"state": "Skipped", "message": "done before on this volume"}
+                    note = f"; {event.message}" if event.message else ""
+                    entry |= {"state": "Skipped", "message": f"done before on this volume{note}"}
         sampling.take_in(self.status, self.jobs, self.seen.pods)
 
     def _current(self) -> Stage | None:
@@ -387,10 +388,12 @@ class _Round:
             self._set(Type.GANG, False, Reason.GANG_UNATTENDED, **facts)
 
     def _finish(self, stage: Stage, entry: dict[str, Any]) -> None:
-        skipped = any(isinstance(e, Skipped) and e.stage == stage.name for e in self.seen.events)
+        skipped = [e for e in self.seen.events if isinstance(e, Skipped) and e.stage == stage.name]
         entry |= {"state": "Skipped" if skipped else "Succeeded", "active": 0}
         entry["completionTime"] = _text(self.now)
         entry.pop("message", None)
+        if note := next((event.message for event in skipped if event.message), ""):
+            entry["message"] = note
         if stage.name == "inference":
             sampling.conclude(self.status)
         if stage.name == "train":

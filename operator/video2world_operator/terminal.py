@@ -61,9 +61,9 @@ class Display:
         if not self._bar:
             self.say(f"{stage:<11} started{f' ({detail})' if detail else ''}")
 
-    def skip(self, stage: str) -> None:
-        """A stage is on the volume already."""
-        self.say(f"{stage:<11} done before, skipped")
+    def skip(self, stage: str, note: str = "") -> None:
+        """A stage is on the volume already; ``note`` is what its user should know."""
+        self.say(f"{stage:<11} done before, skipped" + (f"; {note}" if note else ""))
 
     def event(self, event: Event) -> None:
         """A worker told something."""

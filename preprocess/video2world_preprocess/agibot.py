@@ -45,6 +45,7 @@ from .fetch import (
 from .files import remove_leftovers, write_text
 from .hub import Hub, NoSuchEntry, digest_of, digest_of_file, explained
 from .links import on_volume
+from .marks import Listings, Provenance, file_stamps
 from .ranges import RemoteFile
 from .report import Report
 from .shares import Share, share_flags, share_of
@@ -234,6 +235,10 @@ def _task_info(args: argparse.Namespace, task: int) -> Path:
     return Path(args.data_dir) / "task_info" / f"task_{task}.json"
 
 
+def _usual_captions(args: argparse.Namespace) -> Path:
+    return Path(args.data_dir).parent / f"agibot_{args.camera}.jsonl"
+
+
 class _Words:
     """The captions of all episodes: of the caption file if there is one, else of task_info."""
 
@@ -242,7 +247,7 @@ class _Words:
         self._infos: dict[int, dict[int, EpisodeInfo]] = {}
         path = args.caption_file
         if path is None:
-            usual = Path(args.data_dir).parent / f"agibot_{args.camera}.jsonl"
+            usual = _usual_captions(args)
             path = usual if usual.is_file() else None
         if path is not None:
             self._file = CaptionFile.read(path, report)
@@ -357,10 +362,14 @@ def _passing(args: argparse.Namespace) -> Path:
     return Path(args.dataset_dir) / ".passing" / str(args.share)
 
 
-def _claim(args: argparse.Namespace, rule: Rule) -> contextlib.AbstractContextManager[None]:
+def _claim(
+    args: argparse.Namespace, rule: Rule
+) -> contextlib.AbstractContextManager[dict[str, dict[str, Any]]]:
     chosen = ("task_ids", "camera", "repo_id", "revision", "val_episode_ids", "caption_file")
     settings = {name: getattr(args, name) for name in chosen} | asdict(rule)
     settings["caption_file"] = str(args.caption_file or "")
+    if args.local:
+        settings["path"] = str(args.data_dir)
     folder = args.dataset_dir
     return claimed(
         folder, settings, "give another dataset.agibot.name (--dataset_dir)",
@@ -369,7 +378,20 @@ def _claim(args: argparse.Namespace, rule: Rule) -> contextlib.AbstractContextMa
     )  # fmt: skip
 
 
-def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
+def _inputs(args: argparse.Namespace) -> Provenance:
+    """What lies on the volume before the work, and decides what comes of it."""
+    if args.local or args.split_only:
+        made = Provenance.of(*(_observations(args, task) for task in args.task_ids))
+        made.files = file_stamps(_task_info(args, task) for task in args.task_ids)
+    else:
+        made = Provenance()  # archives and captions are the Hub's
+    made.files |= file_stamps([args.caption_file or _usual_captions(args)])
+    return made
+
+
+def _prepare(
+    args: argparse.Namespace, report: Report, made: Provenance
+) -> tuple[Listings, dict[str, Any]] | None:
     """Cut every video as it comes out of its archive; None if others still have to.
 
     Raises:
@@ -385,7 +407,7 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
     words, passing = _Words(args, report), _passing(args)
     if (listed := words.episodes()) is not None:
         _check_validation(args, listed)  # now, not after hours
-    with _claim(args, rule), Splitter(folder, rule, args.workers) as splitter:
+    with _claim(args, rule) as made.owned, Splitter(folder, rule, args.workers) as splitter:
 
         def source(task: int, archive: Archive, m: Member) -> Source | None:
             path = passing / f"{_name(task, m.episode)}.mp4"
@@ -436,7 +458,9 @@ def _prepare(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
         return finish(folder, names, report, splitter.tally)
 
 
-def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
+def _split(
+    args: argparse.Namespace, report: Report, made: Provenance
+) -> tuple[Listings, dict[str, Any]] | None:
     """Cut the episodes that lie extracted in the data folder.
 
     Raises:
@@ -470,7 +494,7 @@ def _split(args: argparse.Namespace, report: Report) -> dict[str, Any] | None:
             report.drop("episode", _name(task, episode), words.why_none(task))
         else:
             sources.append(video)
-    with _claim(args, rule):
+    with _claim(args, rule) as made.owned:
         return split_all(folder, sources, rule, args.workers, args.share, report)
 
 
@@ -515,7 +539,7 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
         _name_without_camera(args, task, fetch, report)
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     rule_of(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")
@@ -529,15 +553,19 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
     args.dataset_dir = args.dataset_dir or Path(args.data_dir).parent / f"agibot_{args.camera}"
     report = Report("dataset")
     if args.prepare or args.split_only:
-        summary = _prepare(args, report) if args.prepare else _split(args, report)
-        return summary and ([str(args.dataset_dir / "report.json")], summary)
+        made = _inputs(args)
+        done = (_prepare if args.prepare else _split)(args, report, made)
+        if done is None:
+            return None
+        made.outputs, summary = done
+        return made, summary
     if not args.delete_only:
         _extract(args, report)
     removed = sum(clean(args, task) for task in args.task_ids)
     report.counts["removed_by_cleaning"] = removed
     report.counts["episodes"] = sum(len(_episodes(args, task)) for task in args.task_ids)
     report.show()
-    return [str(args.data_dir)], report.summary()
+    return Provenance.of(), report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

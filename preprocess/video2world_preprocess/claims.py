@@ -9,12 +9,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .events import say
-from .files import read_json, remove_leftovers, write_json
+from .files import remove_leftovers, write_json
+from .marks import MADE_FOR, difference, read_owner
 from .stage import UserError
 
 __all__ = ["claimed", "claimed_in_splits", "locked"]
@@ -59,9 +61,11 @@ def claimed(
     *,
     leftovers: Iterable[Path] = (),
     shared: bool = False,
-) -> Iterator[None]:
+) -> Iterator[dict[str, dict[str, Any]]]:
     """Work on ``folder`` as the resource of this process, with these ``settings``.
 
+    Yields the folder's owner record. Its ``work`` is new when the settings are, or no stage's are
+    known: what was recorded as done before does not hold any longer then (see :mod:`.marks`).
     Another resource with equal settings waits, and then finds the work done; one with others is
     refused, as it would undo this one's. By hand, without a resource, everything is allowed.
     ``shared``: pods of one resource that share the work hold the folder together. ``leftovers``
@@ -76,48 +80,46 @@ def claimed(
             if not shared:
                 say(f"waiting for another run that is at work on {folder}")
             fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        _sign(folder / ".made-for.json", folder, settings, remedy)
+        owner = _sign(folder, settings, remedy)
         if alone or not shared:
             for place in leftovers:
                 remove_leftovers(place)
         if alone and shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-        yield
+        yield {str(folder): owner}
 
 
 @contextlib.contextmanager
 def claimed_in_splits(
     splits: Iterable[Path], made_from: str, made: str, settings: Mapping[str, Any], remedy: str
-) -> Iterator[None]:
+) -> Iterator[dict[str, dict[str, Any]]]:
     """:func:`claimed` for the folder ``made`` of every split that has the folder ``made_from``."""
+    owned: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         for split in splits:
             if (split / made_from).is_dir():
                 folder = split / made
-                stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
-        yield
+                owned |= stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
+        yield owned
 
 
-def _sign(record_file: Path, folder: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    try:
-        record = read_json(record_file) or {}
-    except ValueError:
-        record = {}
+def _sign(folder: Path, settings: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    record = read_owner(folder)
     name, owner = os.environ.get("V2W_RESOURCE", ""), record.get("resource", "")
-    mine = {"resource": name, "settings": dict(settings)}
-    before = record.get("settings")
-    if before == mine["settings"] and owner:
-        return
-    if before not in (None, mine["settings"]) and owner not in ("", name):
+    before, now = record.get("settings"), dict(settings)
+    if before not in (None, now) and owner not in ("", name):
         raise UserError(
             f"{folder} was made for resource {owner} with other settings "
-            f"({_difference(before, settings)}): {remedy}, or delete the folder if {owner} no "
+            f"({difference(before, settings)}): {remedy}, or delete the folder if {owner} no "
             "longer needs it"
         )
+    same = before == now
+    keep = same and bool(os.environ.get("V2W_INPUTS_HASH"))
+    mine = {
+        "resource": owner if same and owner else name,
+        "settings": now,
+        "work": (record.get("work") if keep else None) or secrets.token_hex(8),
+    }
     if record != mine:
-        write_json(record_file, mine)
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} {before.get(key)}, here {now.get(key)}" for key in sorted(keys))
+        write_json(folder / MADE_FOR, mine)
+    return mine

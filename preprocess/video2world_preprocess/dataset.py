@@ -24,6 +24,7 @@ from .events import Progress
 from .faults import Crashed, is_unexpected, nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json, write_text
 from .helpers import Helpers
+from .marks import Listings
 from .report import Problem, Report, write_report
 from .shares import Share
 from .stage import UserError
@@ -536,10 +537,10 @@ class Splitter:
 
 def split_all(
     folder: Path, sources: Sequence[Source], rule: Rule, workers: int, share: Share, report: Report
-) -> dict[str, Any] | None:
+) -> tuple[Listings, dict[str, Any]] | None:
     """Publish this share of ``sources``, which are all there is.
 
-    Returns the report's summary, or None while other shares are not done.
+    Returns what :func:`finish` does, or None while other shares are not done.
 
     Raises:
         UserError: nothing is left to train on.
@@ -559,10 +560,13 @@ def split_all(
     return finish(folder, [source.name for source in sources], report, splitter.tally)
 
 
-def finish(folder: Path, names: Iterable[str], report: Report, tally: Tally) -> dict[str, Any]:
+def finish(
+    folder: Path, names: Iterable[str], report: Report, tally: Tally
+) -> tuple[Listings, dict[str, Any]]:
     """Merge the records of the sources ``names`` into the report; remove all other sources' clips.
 
-    Returns the report's summary.
+    Returns the files that are there now (see :attr:`.marks.Provenance.outputs`) and the report's
+    summary.
 
     Raises:
         UserError: nothing is left to train on.
@@ -606,4 +610,11 @@ def finish(folder: Path, names: Iterable[str], report: Report, tally: Tally) -> 
             "the reasons"
         )
         raise nothing_left(words, report)
-    return report.summary()
+    made: Listings = {str(folder): {"report.json": ""}}
+    for record, (name, _, _, size, _) in clips:
+        for path, stamp in (
+            (_video(folder, record.split, name), str(size)),
+            (_meta(folder, record.split, name), ""),  # a caption edited here is the user's
+        ):
+            made.setdefault(str(path.parent), {})[path.name] = stamp
+    return made, report.summary()

@@ -25,6 +25,7 @@ from PIL import Image
 
 from .events import Progress, say
 from .files import atomic_write, write_text
+from .marks import Provenance
 from .stage import run_stage
 from .video import write_video
 
@@ -238,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 2 <= args.episodes <= VALIDATION_EPISODE - FIRST_EPISODE + 1:
         flags.error("--episodes: from 2 (one of them for validation) to 22")
 
-    def work() -> tuple[list[str], dict[str, Any]]:
+    def work() -> tuple[Provenance, dict[str, Any]]:
         made = make_task(args.data_dir, episodes=args.episodes, seed=args.seed)
         say(f"AgiBotWorld-Alpha task {TASK}: {args.episodes} episodes in {args.data_dir}")
-        return [str(path) for path in made], {"episodes": args.episodes}
+        return Provenance().left(made), {"episodes": args.episodes}
 
     return run_stage(work, stage="demo-data")
 

@@ -18,6 +18,7 @@ from .claims import locked
 from .events import Progress, emit, say
 from .files import read_json, write_json
 from .hub import Hub, digest_of, digest_of_file, explained
+from .marks import Provenance
 from .report import Report, write_report
 from .stage import UserError, run_stage
 
@@ -92,8 +93,8 @@ def repositories(args: argparse.Namespace) -> list[Repository]:
     return [*found, *(_GUARDRAIL if args.guardrail else ())]
 
 
-def _fetch(repository: Repository, folder: Path) -> int:
-    """Bring a repository's files to ``folder``, whole and checked; returns their bytes.
+def _fetch(repository: Repository, folder: Path) -> list[Path]:
+    """Bring a repository's files to ``folder``, whole and checked; returns them.
 
     Once for all resources on a volume: while one fetches, others wait, and then find all there.
     """
@@ -102,11 +103,11 @@ def _fetch(repository: Repository, folder: Path) -> int:
         verified = _Verified(folder, repository)
         if verified.is_complete():
             say(f"download: {name} is there")
-            return verified.bytes
+            return verified.paths
         if _is_offline():
             _require(repository, folder)
             say(f"download: {name} is taken as it is: offline, its checksums are not known")
-            return sum((folder / file).stat().st_size for file in repository.files)
+            return [folder / file for file in repository.files]
         # asked first: the client, refused, settles for what lies there already
         listed = Hub(name, "model", repository.revision, otherwise=_by_hand(folder)).files(
             recursive=True
@@ -116,7 +117,7 @@ def _fetch(repository: Repository, folder: Path) -> int:
             _require(repository, folder)
             damaged = verified.check(listed)
             if not damaged:
-                return verified.bytes
+                return verified.paths
             say(f"download: {name}: {', '.join(damaged)} arrived damaged (attempt {attempt})")
     raise ConnectionError(
         f"{name}: {', '.join(damaged)} is not what the Hub says it is, twice; check the disk and "
@@ -169,9 +170,9 @@ class _Verified:
         self._files: dict[str, list[int]] = record["files"] if same else {}
 
     @property
-    def bytes(self) -> int:
-        """Of all files together."""
-        return sum(size for size, _ in self._files.values())
+    def paths(self) -> list[Path]:
+        """All verified files."""
+        return [self._folder / file for file in self._files]
 
     def _stamp(self, file: str) -> list[int] | None:
         try:
@@ -207,7 +208,7 @@ def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     wanted = repositories(args)
     tiny = "Tiny" in args.model_sizes
     folders = [args.checkpoint_dir / repository.repo_id for repository in wanted]
@@ -220,25 +221,29 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         say(f"download: Tiny is made here, in {args.checkpoint_dir / 'video2world'}")
     if args.dry_run:
         emit("dryrun", "download", repositories=[r.repo_id for r in wanted], tiny=tiny)
-        return [], {"repositories": 0, "dryRun": True}
+        return Provenance(), {"repositories": 0, "dryRun": True}
     progress = Progress("download", len(wanted) + tiny, "repositories")
     report = Report("download", {"repositories": len(folders) + 2 * tiny})
     report.counts["bytes_kept"] = 0
+    made = Provenance()
     for repository, folder in zip(wanted, folders, strict=True):
-        size = _fetch(repository, folder)
+        files = _fetch(repository, folder)
+        made.left(files)
+        size = sum(file.stat().st_size for file in files)
         report.note("repository", repository.repo_id, f"{size / 1e9:.2f} GB in {folder}")
         report.counts["bytes_kept"] += size
         progress.advance()
     if tiny:
         from .tiny_weights import TINY_T5, TINY_VAE, write_tiny_t5, write_tiny_vae
 
-        folders += [args.checkpoint_dir / TINY_VAE, args.checkpoint_dir / TINY_T5]
-        write_tiny_vae(folders[-2])
-        write_tiny_t5(folders[-1])
+        vae, t5 = args.checkpoint_dir / TINY_VAE, args.checkpoint_dir / TINY_T5
+        write_tiny_vae(vae)
+        write_tiny_t5(t5)
+        made.left(path for folder in (vae, t5) for path in folder.iterdir() if path.is_file())
         progress.advance()
     write_report(args.checkpoint_dir, report)
     report.show()
-    return [str(folder) for folder in folders], report.summary()
+    return made, report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from .faults import nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json
 from .links import on_volume
 from .listing import name_strays
+from .marks import Provenance
 from .pickles import read_embedding, write_embedding
 from .report import Report, write_report
 from .spread import devices, spread
@@ -191,17 +192,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     if args.max_length < 1:
         raise UserError(f"--max_length {args.max_length}: at least 1 token is needed")
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
     remedy = "give the data set another name (spec.dataset), or use the same model size"
-    with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy):
-        return _embed(args, made_by)
+    made = Provenance.of(*(split / "metas" for split in args.dataset_path))
+    with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
+        embeddings, summary = _embed(args, made_by)
+        return made.left(embeddings), summary
 
 
-def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
     report = Report("embeddings")
+    pickles: list[Path] = []
     by_caption: dict[str, list[Path]] = {}
     total = 0
     samples: list[Path] = []
@@ -212,6 +216,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str]
             say(f"embeddings: {split} has no captions")
             continue
         total += len(captions)
+        pickles += [split / FOLDER / f"{stem}.pickle" for stem in captions]
         samples += [v for stem in captions if (v := split / "videos" / f"{stem}.mp4").is_file()]
         for stem in _outdated(split, captions, made_by, report):
             by_caption.setdefault(captions[stem], []).append(split / FOLDER / f"{stem}.pickle")
@@ -251,8 +256,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[str]
     }  # fmt: skip
     write_report(args.dataset_path[0].parent, report, samples)
     report.show()
-    outputs = [str(p / FOLDER) for p in args.dataset_path if (p / FOLDER).is_dir()]
-    return outputs, report.summary()
+    return pickles, report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from .claims import claimed_in_splits
 from .events import Progress, emit, say
 from .faults import nothing_left, reason_for
 from .files import NAME_BYTES, atomic_write, name_bytes
+from .marks import Provenance
 from .report import Report, write_report
 from .spread import devices, spread
 from .stage import UserError, run_stage
@@ -194,7 +195,8 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
+    made = Provenance.of(*(split / "videos" for split in args.dataset_path), args.vae_path)
     _check(args)
     # its name is known from the files; the processes that encode load it once each
     vae = load_vae(args.vae_path, "cpu", torch.float32)
@@ -202,11 +204,12 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     settings = {name: getattr(args, name) for name in names}
     settings |= {"size": list(args.video_size), "vae": vae.name}
     remedy = "give the data set another name (spec.dataset), or equal settings"
-    with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy):
-        return _encode_all(args, vae.name)
+    with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
+        files, summary = _encode_all(args, vae.name)
+        return made.left(files), summary
 
 
-def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[str], dict[str, Any]]:
+def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], dict[str, Any]]:
     report = Report("latents")
     splits = {split: list(_windows(split, args, vae_name, report)) for split in args.dataset_path}
     for split, windows in splits.items():
@@ -245,7 +248,7 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[str], dic
             f"at least {args.num_frames} readable frames"
         )
         raise nothing_left(words, report)
-    return [str(split / FOLDER) for split in splits if good[split]], report.summary()
+    return [window.target for window in kept], report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from .dataset import SPLITS
 from .faults import reason_for
 from .links import on_volume
 from .listing import entries, name_strays, same_letters
+from .marks import Provenance
 from .report import Report
 from .stage import UserError, run_stage
 from .user_text import caption_in
@@ -112,10 +113,12 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
     return usable
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     report = Report("dataset")
+    folders = (args.dataset_dir / split / kind for split in SPLITS for kind in ("videos", "metas"))
+    made = Provenance.of(*folders)
     check(args.dataset_dir, report, args.min_frames)
-    return [str(args.dataset_dir / "train")], report.summary()
+    return made, report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

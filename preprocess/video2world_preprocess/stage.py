@@ -13,13 +13,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from .events import emit, say
-from .files import FULL, read_json, write_json
+from .files import FULL
+from .marks import NOT_DONE, STATE_FOLDER, Marker, Provenance, reader
 from .volume import VolumeLost, check
 
 __all__ = [
@@ -39,45 +37,9 @@ EXIT_FAILURE = 1  # a defect or the machine's fault: worth another attempt
 EXIT_USER_ERROR = 2  # the input's fault: another attempt would end the same way
 EXIT_PREEMPTED = 143  # SIGTERM: state saved, to be continued without charge
 
-STATE_FOLDER = Path(".video2world")  # our own files on the volume, beside the guide's folders
-
 
 class UserError(Exception):
     """Bad input. The message names the field or file, what is wrong, and the remedy."""
-
-
-@dataclass(frozen=True)
-class Marker:
-    """The record that a stage's inputs, named by a hash, are worked off on this volume."""
-
-    stage: str
-    inputs_hash: str
-
-    @property
-    def path(self) -> Path:
-        """Where the record lies, relative to the volume's root."""
-        return STATE_FOLDER / "stages" / f"{self.stage}-{self.inputs_hash}.json"
-
-    def read(self) -> dict[str, Any] | None:
-        """The record, or None while the stage is not finished or an output has since gone."""
-        record = read_json(self.path)
-        if record is None or not all(Path(output).exists() for output in record["outputs"]):
-            return None
-        return dict(record)
-
-    def write(self, outputs: list[str], summary: Mapping[str, Any]) -> None:
-        """Record that the stage is finished; ``outputs`` are paths relative to the volume."""
-        write_json(
-            self.path,
-            {
-                "stage": self.stage,
-                "inputsHash": self.inputs_hash,
-                "outputs": outputs,
-                "resource": os.environ.get("V2W_RESOURCE", ""),
-                "summary": dict(summary),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
 
 
 def explain(error: OSError) -> str:
@@ -119,23 +81,29 @@ def end_with_parent() -> None:
 
 
 def _tell_later() -> None:
-    """Tell which of the stages that follow are on the volume already: they need no pod."""
+    """Report which of the stages that follow are on the volume already: they need no pod.
+
+    It ends at the first that is not done: what follows is judged once that one has run.
+    """
+    listed = reader()
     for entry in filter(None, os.environ.get("V2W_LATER_STAGES", "").split(",")):
         name, _, inputs_hash = entry.partition("=")
-        if Marker(name, inputs_hash).read() is not None:
-            emit("skipped", name, inputsHash=inputs_hash)
+        verdict = Marker(name, inputs_hash).judge(listed)
+        if not verdict.done:
+            return
+        emit("skipped", name, inputsHash=inputs_hash, message=verdict.note)
 
 
-Work = Callable[[], tuple[list[str], Mapping[str, Any]] | None]
+Work = Callable[[], tuple[Provenance, Mapping[str, Any]] | None]
 
 
 def run_stage(work: Work, *, stage: str) -> int:
-    """Run ``work`` once per inputs hash and return the exit code of the command.
+    """Run ``work`` unless it is done already and return the exit code of the command.
 
-    ``work`` returns the paths it made (relative to the volume) and a summary for the log, or None
-    if its share is done but others' are not: the last of them returns what the whole is. A
-    :class:`UserError` or an ``OSError`` becomes one clear line on stderr instead of a traceback;
-    any other exception is a defect and is raised.
+    ``work`` returns what its result is bound to and a summary for the log, or None if its share is
+    done but others' are not: the last of them returns what the whole is. A :class:`UserError` or an
+    ``OSError`` becomes one clear line on stderr instead of a traceback; any other exception is a
+    defect and is raised.
     """
     stop_on_sigterm()
     stage = os.environ.get("V2W_STAGE", stage)
@@ -143,17 +111,23 @@ def run_stage(work: Work, *, stage: str) -> int:
     marker = Marker(stage, inputs_hash) if inputs_hash else None
     try:
         check(stage)
-        if marker is not None and (record := marker.read()) is not None:
-            say(f"{stage}: nothing to do, finished {record['finished']} by {record['resource']}")
-            emit("skipped", stage, inputsHash=inputs_hash)
-            _tell_later()
-            return 0
+        if marker is not None:
+            verdict = marker.judge()
+            if verdict.done:
+                note = f"; {verdict.note}" if verdict.note else ""
+                say(f"{stage}: nothing to do, {verdict.why}{note}")
+                emit("skipped", stage, inputsHash=inputs_hash, message=verdict.note)
+                _tell_later()
+                return 0
+            if verdict.why != NOT_DONE:
+                say(f"{stage}: run again: {verdict.why}")
+            marker.remove()  # work that is broken off leaves the volume in no recorded state
         if (made := work()) is None:
             say(f"{stage}: this share is done, others are not")
             return 0
-        outputs, summary = made
+        provenance, summary = made
         if marker is not None:
-            marker.write(outputs, summary)
+            marker.write(provenance, summary)
         emit("finished", stage, **summary)
         _tell_later()
         return 0

@@ -36,9 +36,9 @@ def write_tiny_vae(folder: Path) -> None:
 def write_tiny_t5(folder: Path, seed: int = 0) -> bool:
     """Write a small T5 encoder with tokenizer unless it is there; the same bytes for one seed.
 
-    ``config.json`` appears last, so a folder that has it is whole. Returns whether it was made.
+    ``config.json`` appears last, so a folder that has it was whole. Returns whether it was made.
     """
-    if (folder / "config.json").is_file():
+    if all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder.parent) as partial:

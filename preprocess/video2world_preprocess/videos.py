@@ -17,6 +17,7 @@ from .faults import reason_for
 from .files import NAME_BYTES, name_bytes
 from .links import on_volume
 from .listing import entries, nearest, same_letters, why_unusable
+from .marks import Provenance
 from .report import Report
 from .shares import share_flags, share_of
 from .stage import UserError, run_stage
@@ -184,8 +185,9 @@ class _Folder:
         return hints
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     rule, share = rule_of(args), share_of(args)
+    made = Provenance.of(args.videos_dir)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
@@ -212,9 +214,11 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
     folder = args.dataset_dir
     with claimed(
         folder, settings, remedy, leftovers=leftover_places(folder), shared=share.count > 1
-    ):
-        summary = split_all(folder, sources, rule, args.workers, share, report)
-    return summary and ([str(folder / "report.json")], summary)
+    ) as made.owned:
+        if (done := split_all(folder, sources, rule, args.workers, share, report)) is None:
+            return None
+    made.outputs, summary = done
+    return made, summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,10 +49,10 @@ if what.startswith("exit"):
         print(f"line {number}")
     print(json.dumps({"event": "failed", "stage": stage, "reason": "x", "message": "no luck"}))
     sys.exit(code)
+from video2world_preprocess.marks import Marker, Provenance
+made = Provenance.of(f"in-{stage}")
 Path(f"out-{stage}").write_text("x")
-marker = Path(".video2world/stages") / f"{stage}-{os.environ['V2W_INPUTS_HASH']}.json"
-marker.parent.mkdir(parents=True, exist_ok=True)
-marker.write_text(json.dumps({"outputs": [f"out-{stage}"]}))
+Marker(stage, os.environ["V2W_INPUTS_HASH"]).write(made.left([f"out-{stage}"]), {})
 """
 
 
@@ -313,8 +314,53 @@ def test_dry_run_starts_nothing(setup):
     write, volume = setup
     code, out = run(write(), volume, "--dry-run")
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [["run", stage] for stage in STAGES]
+    assert verdicts(out) == [["run", stage, "not done yet with these settings"] for stage in STAGES]
+    assert len(out.splitlines()) == 2 * len(STAGES)  # and each one's command
     assert order(volume) == []
+
+
+def verdicts(out):
+    """Word, stage and reason of each stage of a dry run."""
+    return [line.split(None, 2) for line in out.splitlines() if not line.startswith(" ")]
+
+
+def test_dry_run_says_why_each_stage_would_run_or_not(setup):
+    write, volume = setup
+    file = write()
+    assert run(file, volume)[0] == 0
+    (volume / "in-dataset").mkdir()
+    (volume / "in-dataset/place.mp4").write_bytes(b"x")
+    (volume / "out-embeddings").write_text("longer")
+    order(volume)
+    lines = verdicts(run(file, volume, "--dry-run")[1])
+    assert [line[:2] for line in lines] == [
+        ["skip", "download"], ["run", "dataset"], ["run", "embeddings"],
+        *(["skip?", stage] for stage in STAGES[3:]),
+    ]  # fmt: skip
+    assert re.fullmatch(r"finished \S+ by run", lines[0][2])
+    assert [line[2] for line in lines[1:4]] == [
+        "1 new video: place.mp4", "1 changed file: out-embeddings",
+        "done; checked again once dataset has run",
+    ]  # fmt: skip
+    assert order(volume) == []
+    code, out = run(file, volume)
+    assert code == 0
+    assert "dataset     run again: 1 new video: place.mp4" in out
+    assert "embeddings  run again: 1 changed file: out-embeddings" in out
+    assert [line.split()[0] for line in order(volume)] == ["dataset", "embeddings"]
+
+
+def test_a_record_on_a_part_of_the_volume_is_found_there(setup):
+    write, volume = setup
+    file = write()
+    document = yaml.safe_load(file.read_text())
+    document["spec"]["storage"] = {"subPath": "part"}
+    file.write_text(yaml.safe_dump(document))
+    (volume / "part").mkdir()
+    (volume / "behave.json").rename(volume / "part/behave.json")
+    assert run(file, volume)[0] == 0
+    assert run(file, volume)[1].count("skipped") == 6
+    assert "skip" in verdicts(run(file, volume, "--dry-run")[1])[5][0]
 
 
 def test_secrets_come_from_the_users_environment(tmp_path):

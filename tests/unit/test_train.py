@@ -199,7 +199,9 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
         "path": f"{JOB}/model/iter_000000003.pt",
     }]  # fmt: skip
     marker = json.loads((volume / ".video2world/stages/train-abc.json").read_text())
-    assert marker["outputs"] == [f"{JOB}/latest_checkpoint.txt"]
+    size, _ = marker["outputs"][f"{JOB}/model"]["iter_000000003.pt"].split()
+    assert int(size) == (job / "model/iter_000000003.pt").stat().st_size
+    assert marker["outputs"][JOB] == {"latest_checkpoint.txt": ""}
 
     code, out = here(volume, "trainer.max_iter=3")
     assert code == 0

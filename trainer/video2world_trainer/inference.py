@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from video2world_preprocess.events import Progress, emit, say
-from video2world_preprocess.stage import EXIT_USER_ERROR, Marker, UserError, run_stage
+from video2world_preprocess.marks import Marker, Provenance
+from video2world_preprocess.stage import EXIT_USER_ERROR, UserError, run_stage
 
 from . import launch
 from .batch import FLAGS, check_flag
@@ -169,7 +170,7 @@ def _device(name: str | None) -> torch.device:
         raise UserError(f"--device {name} cannot be used here ({reason}); try cpu") from None
 
 
-def _work(args: argparse.Namespace, world: World) -> tuple[list[str], dict[str, Any]]:
+def _work(args: argparse.Namespace, world: World) -> tuple[Provenance, dict[str, Any]]:
     """What every rank does; only the leader's words and results count."""
     _check(args)
     items = items_of(args)
@@ -192,8 +193,8 @@ def _work(args: argparse.Namespace, world: World) -> tuple[list[str], dict[str, 
                 progress.advance(end - progress.done)
                 continue
             outputs.append(str(item.target))
-            if (summary := made[-1]) is not None:
-                quality = {key: summary[key] for key in summary if key.startswith("psnr")}
+            if (facts := made[-1]) is not None:
+                quality = {key: facts[key] for key in facts if key.startswith("psnr")}
                 emit("sample", "inference", path=str(item.target), seconds=_seconds(made),
                      **quality)  # fmt: skip
     except torch.OutOfMemoryError as error:
@@ -202,7 +203,8 @@ def _work(args: argparse.Namespace, world: World) -> tuple[list[str], dict[str, 
         raise UserError(
             f"{len(failures)} of {len(items)} samples could not be made: {'; '.join(failures)}"
         )
-    return outputs, {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
+    summary = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
+    return Provenance().left(outputs), summary
 
 
 def _seconds(made: Sequence[dict[str, Any] | None]) -> float:
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = ["--standalone", f"--nproc_per_node={args.num_gpus}", "-m"]
         return launch.main([*flags, "video2world_trainer.inference", *argv])
 
-    def work() -> tuple[list[str], dict[str, Any]]:
+    def work() -> tuple[Provenance, dict[str, Any]]:
         world = join(on_cpu=args.device == "cpu") if ranked else World(device=_device(args.device))
         if ranked and args.device not in (None, "cpu", "cuda"):
             say(

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from video2world_preprocess.events import emit, say
+from video2world_preprocess.marks import Marker, Provenance, file_stamps
 from video2world_preprocess.shares import share_flags, share_of
-from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, Marker, UserError, run_stage
+from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, UserError, run_stage
 
 from .batch import read_batch
 from .checkpoint import CheckpointFolder, held
@@ -85,6 +86,11 @@ class _Item:
         return Path(self.entry["output_video"])
 
     @property
+    def outputs(self) -> tuple[Path, Path]:
+        """The video and its description."""
+        return self.output, self.output.with_suffix(".json")
+
+    @property
     def _marker(self) -> Marker:
         return Marker("sample", _digest(str(self.output)))
 
@@ -96,8 +102,7 @@ class _Item:
 
     def finish(self) -> None:
         """Remember that the sample is whole."""
-        outputs = [str(self.output), str(self.output.with_suffix(".json"))]
-        self._marker.write(outputs, {"wanted": self.wanted})
+        self._marker.write(Provenance().left(self.outputs, timed=True), {"wanted": self.wanted})
 
 
 def _digest(*values: object) -> str:
@@ -165,7 +170,8 @@ def _items(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list
                 output = output.parent / checkpoint.label / output.name
             made = entry | {"output_video": str(output)}
             flags = [*args.flags, *_lora_flags(args, checkpoint)]
-            facts = (made, flags, str(checkpoint.path), _identity(checkpoint.path))
+            read = file_stamps(_files_read(checkpoint, entry))
+            facts = (made, flags, str(checkpoint.path), list(read.values()))
             items.append(_Item(checkpoint, made, _digest(*facts)))
     return items
 
@@ -177,13 +183,10 @@ def _lora_flags(args: argparse.Namespace, checkpoint: _Checkpoint) -> list[str]:
     return ["--lora_alpha", f"{args.lora_alpha:g}"]
 
 
-def _identity(path: Path) -> list[int]:
-    """Size and time of a file: another training may have put another one there."""
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        return []
-    return [facts.st_size, facts.st_mtime_ns]
+def _files_read(checkpoint: _Checkpoint, entry: dict[str, str]) -> list[Path]:
+    """What a sample is made of: checkpoint, input, and the input's caption, where it has one."""
+    source = Path(entry["input_video"])
+    return [checkpoint.path, source, source.parent.parent / "metas" / f"{source.stem}.txt"]
 
 
 class _Sweep:
@@ -298,12 +301,14 @@ def _event(line: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
+def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     for flag in OURS:
         if any(one.partition("=")[0] == flag for one in args.flags):
             raise UserError(f"{flag} after --: it is set for each checkpoint; leave it out")
     checkpoints = _checkpoints(args)
     sweep = _Sweep(args, checkpoints)
+    read = {path for item in sweep.items for path in _files_read(item.checkpoint, item.entry)}
+    made = Provenance(files=file_stamps(sorted(read)))
     results = _results(sweep.items, by_checkpoint=args.by_checkpoint)
     try:
         sweep.run()
@@ -315,7 +320,7 @@ def _work(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]] | None:
     if not all(item.done for item in wanted):
         return None
     summary = {"samples": len(wanted), "checkpoints": len({i.checkpoint.label for i in wanted})}
-    return [str(item.output) for item in wanted], summary
+    return made.left((path for item in wanted for path in item.outputs), timed=True), summary
 
 
 def _results(items: Sequence[_Item], *, by_checkpoint: bool) -> Path:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from video2world_preprocess.events import emit, say
+from video2world_preprocess.marks import Marker, Provenance
 from video2world_preprocess.stage import (
     EXIT_FAILURE,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
-    Marker,
     UserError,
     explain,
 )
@@ -32,6 +32,7 @@ from .distributed import World, join, peer_lost
 from .report import Report
 from .results_page import write_page
 from .run import STAGE, NonFiniteError, Run
+from .trained_on import TrainedOn
 from .watchdog import Watchdog
 
 __all__ = ["main", "train"]
@@ -109,6 +110,7 @@ def _train(run: Run, stop: _StopRequest, watchdog: Watchdog, started: float) -> 
         _announce(run, resumed)
         if resumed:
             emit("resumed", STAGE, iteration=progress.iteration)
+        _compare_data(run)
     if progress.iteration >= config.max_iter:
         if world.leads:
             say(f"nothing to do: trained to iteration {progress.iteration} already")
@@ -134,6 +136,21 @@ def _train(run: Run, stop: _StopRequest, watchdog: Watchdog, started: float) -> 
                 emit("preempted", STAGE, iteration=iteration)
             return EXIT_PREEMPTED
     return _finish(run, started)
+
+
+def _compare_data(run: Run) -> None:
+    """Say how the data differ from what the run was trained on; record what it is trained on."""
+    data = TrainedOn(run.folder.folder, run.dataset)
+    changed = data.changed() if run.progress.iteration else ""
+    if run.progress.iteration < run.config.max_iter:
+        if changed:
+            say(f"the data changed since iteration {run.progress.iteration} was trained: {changed}")
+        data.record()
+    elif changed:
+        say(
+            f"WARNING: trained already, on other data: {changed}; to train on these raise "
+            "spec.training.iterations, or give another spec.training.jobName"
+        )
 
 
 def _announce(run: Run, resumed: bool) -> None:
@@ -165,7 +182,11 @@ def _finish(run: Run, started: float) -> int:
         write_page(Path("results", run.config.name), run.config.job_folder)
         if inputs_hash := os.environ.get("V2W_INPUTS_HASH"):
             stage = os.environ.get("V2W_STAGE", STAGE)
-            Marker(stage, inputs_hash).write([str(latest)], summary)
+            # bound to its own checkpoint; changed data do not undo it, but are reported
+            made = Provenance(noted=TrainedOn(run.folder.folder, run.dataset).recorded)
+            made.left([run.folder.path("model", run.saver.saved)], timed=True)
+            made.outputs[str(latest.parent)] = {latest.name: ""}  # it moves on in a longer run
+            Marker(stage, inputs_hash).write(made, summary)
         emit("finished", STAGE, **summary)
     return 0
 
