@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,7 +58,18 @@ def _stamp(path: str | os.PathLike[str]) -> str | None:
         status = Path(path).stat()
     except OSError:
         return None
+    if not _readable(status):
+        return "unreadable"
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _readable(status: os.stat_result) -> bool:
+    """Whether the file's mode lets this process read it; asking the system is one call more."""
+    user = os.geteuid()
+    if user in (0, status.st_uid):
+        return user == 0 or bool(status.st_mode & stat.S_IRUSR)
+    group = status.st_gid in (os.getegid(), *os.getgroups())
+    return bool(status.st_mode & (stat.S_IRGRP if group else stat.S_IROTH))
 
 
 def _counts(name: str) -> bool:
@@ -133,6 +145,11 @@ def _noun(name: str, count: int) -> str:
     return noun if count == 1 else f"{noun}s"
 
 
+def _shown(name: str) -> str:
+    """A file's name without what a terminal would obey or cannot print."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
 def _matches(recorded: str, now: str) -> bool:
     """Whether a file is as recorded, as far as its record says."""
     wanted, found = recorded.split(), now.split()
@@ -159,7 +176,7 @@ def changes(recorded: Listings, now: Listings, *, complete: bool = True) -> str:
         found = _compare(listing, now.get(folder, {}), complete=complete)
         for verb, changed in found.items():
             for name in sorted(changed):
-                groups.setdefault((verb, _noun(name, 1)), []).append(name)
+                groups.setdefault((verb, _noun(name, 1)), []).append(_shown(name))
     said = []
     for (verb, _), names in groups.items():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
