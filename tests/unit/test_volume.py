@@ -14,10 +14,11 @@ import pytest
 WORK = """
 import sys
 from pathlib import Path
+from video2world_preprocess.marks import Provenance
 from video2world_preprocess.stage import run_stage
 def work():
     Path("made").touch()
-    return ["made"], {}
+    return Provenance().left(["made"]), {}
 sys.exit(run_stage(work, stage="dataset"))
 """
 LAUNCH = """
