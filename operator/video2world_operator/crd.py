@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .experiments import EXPERIMENTS, OVERRIDES
+from .experiments import DECIDED, EXPERIMENTS, OVERRIDES, PREFIX, SHORT_NAMES
 from .generated import generate
 from .models import (
     GROUP,
@@ -29,6 +29,7 @@ from .models import (
     Video2WorldPostTrain,
 )
 from .mutability import adjustable, fixed
+from .train_settings import ALLOWED, SETTINGS
 
 __all__ = ["PATH", "build", "main", "render"]
 
@@ -183,7 +184,28 @@ def _or_default(field: str, default: str) -> str:
 
 def _overridden(name: str) -> str:
     overrides = "self.training.overrides"
-    return f"(has({overrides}) && {overrides}.exists(o, o.startsWith('{name}=')))"
+    return f"(has({overrides}) && {overrides}.exists(o, {_NAME} == '{name}' && {_NOT_EMPTY}))"
+
+
+# CEL for an override ``o``, written as name=value or "+ name = 'value'".
+_NAME = "o.split('=')[0].replace('+', ' ').trim()"
+_VALUE = """o.substring(o.indexOf('=') + 1).replace('"', ' ').replace("'", ' ').trim()"""
+_NOT_EMPTY = """o.matches('(?s)=.*[^\\\\s"\\']')"""
+
+
+def _known_override() -> str:
+    """A CEL expression: ``o`` is an override that has a field or goes to the train command."""
+    names = {*OVERRIDES, *SETTINGS} - {*DECIDED}
+    texts = {
+        name
+        for name in names - {*OVERRIDES}
+        if SETTINGS[name]["kind"] == "str" and not SETTINGS[name]["choices"]
+    }
+    fixed = [f"{name}={value}" for name, values in sorted(ALLOWED.items()) for value in values]
+    return (
+        f"o.contains('=') && ({_NAME} in {sorted(names - texts)} ? {_NOT_EMPTY} : "
+        f"{_NAME} in {sorted(texts)} || ({_NAME} + '=' + {_VALUE}.lowerAscii()) in {fixed})"
+    )
 
 
 def _spec_rules() -> list[dict[str, str]]:
@@ -205,6 +227,11 @@ def _spec_rules() -> list[dict[str, str]]:
               f"{_by_size('heads')} % {parallel} == 0)",
               "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
               "heads (Tiny 4, 2B 16, 14B 40)"),
+        _rule(f"!({sized}) || !{named} || "
+              f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
+              "+ '_')",
+              "model.size contradicts training.experiment; leave the field out or name the other "
+              "experiment"),
         _rule(f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
               "!has(self.training.device) || self.training.device != 'CPU'",
               "training.device: CPU can train model.size Tiny only"),
@@ -284,12 +311,11 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     if node.get("default") in ([], {}) or path.startswith("status"):
         node.pop("default", None)  # nobody chooses a status: what is not known is not there
     if path == "spec.training.experiment":
-        node["enum"] = sorted(EXPERIMENTS)
+        node["enum"] = sorted({*EXPERIMENTS, *SHORT_NAMES})
     if path == "spec.training.overrides" and node["type"] == "array":
-        known = sorted(OVERRIDES)
         node["x-kubernetes-validations"] = [_rule(
-            f"self.all(o, o.split('=')[0] in {known})",
-            f"an override has no field here; those that have: {', '.join(known)}",
+            f"self.all(o, {_known_override()})",
+            "write an override as name=value; docs/reference/training.md lists the names",
         )]  # fmt: skip
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
         node["x-kubernetes-validations"] = [_rule(
@@ -306,6 +332,11 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         _object(node, raw, definitions, path)
     elif node["type"] == "string":
         _string(node)
+    elif node["type"] == "number" and node.get("minimum", 0) % 1:
+        low, high = node["minimum"], node["maximum"]  # cut to whole numbers for whole numbers: 0
+        node["x-kubernetes-validations"] = [_rule(
+            f"self >= {low}", f"write a number from {low} to {high:g}",
+        )]  # fmt: skip
     return node
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from .errors import Problem, nearest
 from .train_settings import SETTINGS, objection
 
-__all__ = ["DECIDED", "EXPERIMENTS", "OVERRIDES", "expand", "passed_on"]
+__all__ = ["DECIDED", "EXPERIMENTS", "OVERRIDES", "PREFIX", "SHORT_NAMES", "expand", "passed_on"]
 
-_PREFIX = "predict2_video2world_training_"
+PREFIX = "predict2_video2world_training_"
 _DATASET = "agibot_head_center_fisheye_color"
 
 
@@ -41,7 +41,7 @@ def _experiment(size: str, resolution: str | None, fps: int | None) -> dict[str,
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
-    f"{_PREFIX}{size.lower()}_{_DATASET}{suffix}": _experiment(size, resolution, fps)
+    f"{PREFIX}{size.lower()}_{_DATASET}{suffix}": _experiment(size, resolution, fps)
     for size in ("2B", "14B")
     for suffix, resolution, fps in (
         ("", None, None),
@@ -49,6 +49,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
     )
 }
 """Experiment name → what it means, in the spec's own fields."""
+SHORT_NAMES = tuple(name.removeprefix(PREFIX) for name in EXPERIMENTS)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _meaning(name: str) -> Mapping[str, Any] | None:
 
 
 def _full_name(name: str) -> str:
-    return name if name.startswith(_PREFIX) else _PREFIX + name
+    return name if name.startswith(PREFIX) else PREFIX + name
 
 
 def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:

@@ -96,13 +96,24 @@ LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 DNSName = Annotated[
     str,
     _text(
         253,
         "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit",
         "my-team",
-        r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        rf"^{_LABEL}(\.{_LABEL})*$",
+    ),
+]
+QueueName = Annotated[
+    str,
+    _text(
+        63,  # it is the value of a label
+        "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit, "
+        "at most 63 characters",
+        "my-team",
+        rf"^{_LABEL}(\.{_LABEL})*$",
     ),
 ]
 # Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
@@ -596,7 +607,12 @@ class InferenceSpec(_Model):
         return max(1, min(self.parallelism, work))
 
 
-_KEY = _text(253, "letters, digits, dashes, dots and underscores", "token", r"^[-._a-zA-Z0-9]+$")
+_KEY = _text(
+    253,
+    "letters, digits, dashes, dots and underscores, no two dots in front",
+    "token",
+    r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
+)
 
 
 class SecretKey(_Model):
@@ -660,7 +676,7 @@ LabelKey = Annotated[
 class SchedulingSpec(_Model):
     """How the train group is placed."""
 
-    queue_name: DNSName | None = Field(
+    queue_name: QueueName | None = Field(
         default=None, description="Kueue's local queue for the GPU stages; default none."
     )
     gang: Literal["Auto", "Native", "Volcano", "Coscheduling", "None"] = Field(
@@ -1148,8 +1164,8 @@ class Metadata(BaseModel):
 class Video2WorldPostTrain(_Model):
     """Post-trains a Cosmos-Predict2 Video2World model and generates videos with it."""
 
-    api_version: Literal["video2world.dev/v1alpha1"] = API_VERSION  # type: ignore[assignment]
-    kind: Literal["Video2WorldPostTrain"] = KIND  # type: ignore[assignment]
+    api_version: Literal["video2world.dev/v1alpha1"]
+    kind: Literal["Video2WorldPostTrain"]
     metadata: Metadata
     spec: Spec
     status: Status | None = None

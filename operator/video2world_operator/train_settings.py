@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SETTINGS", "objection"]
+__all__ = ["ALLOWED", "SETTINGS", "objection"]
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 SETTINGS: Mapping[str, Mapping[str, Any]] = _DATA["settings"]
 _FIXED: Mapping[str, Mapping[str, Any]] = _DATA["fixed"]
+ALLOWED: Mapping[str, Iterable[str]] = {k: v["values"] for k, v in _FIXED.items() if v["values"]}
+"""Settings that are fixed, with the values that change nothing, in lower case."""
 _EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",

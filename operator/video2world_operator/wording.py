@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from .errors import nearest
-from .models import Video2WorldPostTrain
+from .models import API_VERSION, KIND, Video2WorldPostTrain
 
 __all__ = ["Schema", "at", "message", "missing", "unknown", "without_nulls"]
 
@@ -17,6 +17,8 @@ Schema = Mapping[str, Any]
 MOST_SHOWN = 60  # characters of a refused value
 
 _HINTS = {
+    "apiVersion": f"write apiVersion: {API_VERSION}",
+    "kind": f"write kind: {KIND}",
     "spec": "write model, dataset and training below it",
     "spec.model": "write model: {size: 2B} (or 14B, Tiny), or name spec.training.experiment",
     "spec.model.size": "use Tiny, 2B or 14B",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
-from video2world_operator.api import InvalidResource, load_resource
+from video2world_operator import remote
+from video2world_operator.api import InvalidResource, load_manifest, load_resource, parse
+from video2world_operator.plan import make_plan
 
 HEAD = """apiVersion: video2world.dev/v1alpha1
 kind: Video2WorldPostTrain
@@ -15,11 +19,22 @@ spec:
   dataset: {{prepared: {{path: datasets/mine}}}}
 """
 TRAINING = "  training: {iterations: 5}\n"
-VIDEOS = HEAD.replace("prepared: {{path: datasets/mine}}", "videos: {{path: v, {videos}}}")
 
 
 def training(fields: str) -> str:
     return f"  training: {{iterations: 5, {fields}}}\n"
+
+
+def overrides(text: str) -> str:
+    every = [text] if "max_iter" in text else [text, "trainer.max_iter=7"]
+    return f"  training: {{overrides: {json.dumps(every)}}}\n"
+
+
+def pods(checkpoints: str, samples: int) -> str:
+    """Two pods that generate from a volume for one."""
+    listed = ", ".join(["{input: a}"] * samples)
+    inference = f"{{parallelism: 2, {checkpoints}, samples: [{listed}]}}"
+    return f"{TRAINING}  storage: {{accessMode: ReadWriteOncePod}}\n  inference: {inference}\n"
 
 
 # What stands below HEAD, and whether both take it.
@@ -46,6 +61,8 @@ SPECS = {
     "small": (training("learningRate: 1e-5"), True),
     "point-first": (training("learningRate: .5"), True),
     "integer-for-number": (training("learningRate: 1"), True),
+    "whole-below-a-fraction": (training("lora: {alpha: 0}"), False),
+    "bound-with-a-fraction": (training("lora: {alpha: 0.001}"), True),
     "quoted-number": (training('learningRate: "0.1"'), False),
     "true-for-number": (training("maxRestarts: true"), False),
     "tagged": ('  training: {iterations: !!int "5"}\n', True),
@@ -138,7 +155,40 @@ SPECS = {
     "merge-no-map": ("  training: {<<: 5, iterations: 5}\n", False),
     "unknown-anchor": ("  training: *none\n", False),
     "circle": ("  training: &t {iterations: 5, lora: *t}\n", False),
+    # the guide's experiments and overrides
+    "override": (overrides("trainer.max_iter=7"), True),
+    "experiment-short": (
+        "  model: {}\n  training: {experiment: 2b_agibot_head_center_fisheye_color}\n", True),
+    "experiment-of-a-size": (
+        "  model: {size: 14B}\n"
+        "  training: {experiment: 14b_agibot_head_center_fisheye_color}\n", True),
+    "experiment-of-another-size": (
+        "  model: {size: 2B}\n"
+        "  training: {experiment: 14b_agibot_head_center_fisheye_color}\n", False),
+    "experiment-on-the-cpu": (
+        "  model: {}\n"
+        "  training: {device: CPU, experiment: 2b_agibot_head_center_fisheye_color}\n", False),
+    "override-plus": (overrides(" + trainer.max_iter = '7' "), True),
+    "override-empty": (overrides("trainer.max_iter="), False),
+    "override-quotes-only": (overrides("trainer.max_iter=''"), False),
+    "override-setting": (overrides("optimizer.weight_decay=0.2"), True),
+    "override-of-text": (overrides("model.config.vae_path="), True),
+    "override-of-a-choice": (overrides("model.config.keep_activations="), False),
+    "override-fixed": (overrides("trainer.cudnn.benchmark=True"), True),
+    "override-fixed-otherwise": (overrides("trainer.cudnn.benchmark=false"), False),
+    "override-decided": (overrides("job.group=a"), False),
+    "override-unknown": (overrides("trainer.max_iters=7"), False),
+    "override-no-value": (overrides("trainer.max_iter"), False),
+    "override-number": ("  training: {iterations: 5, overrides: [7]}\n", False),
     # rules
+    "two-checkpoints": (pods("checkpoints: [latest, 500]", 1), False),
+    "one-checkpoint-twice": (pods('checkpoints: [500, "500"]', 1), True),
+    "all-checkpoints": (pods("checkpoints: [all]", 1), False),
+    "two-samples": (pods("checkpoints: [latest]", 2), False),
+    "no-sample": (pods("checkpoints: [latest, 500]", 0), True),
+    "shards": (
+        "  dataset: {prepared: {path: a}, shards: 2}\n" + TRAINING
+        + "  storage: {accessMode: ReadWriteOncePod}\n", False),
     "claim-for-one": (TRAINING + "  storage: {accessMode: ReadWriteOncePod}\n", True),
 }  # fmt: skip
 FILES = {
@@ -152,6 +202,8 @@ FILES = {
     "tab-after-a-colon": ("{head}  training: {{iterations:\t5}}\n", "utf-8", True),
     "control-character": ("{head}{training}# \x07\n", "utf-8", False),
     "wrong-version": ("{other}{training}", "utf-8", False),
+    "no-version": ("{no_version}{training}", "utf-8", False),
+    "no-kind": ("{no_kind}{training}", "utf-8", False),
     "metadata-unknown": ("{metadata_unknown}{training}", "utf-8", False),
     "metadata-number": ("{metadata_number}{training}", "utf-8", False),
     "metadata-null": ("{metadata_null}{training}", "utf-8", True),
@@ -170,7 +222,16 @@ def heads(name: str) -> dict[str, str]:
         "creation_null": "creationTimestamp: null",
     }
     made = {key: head.replace(f"name: {name}", f"name: {name}, {v}") for key, v in more.items()}
+    for key, word in (("no_version", "apiVersion: "), ("no_kind", "kind: ")):
+        made[key] = "".join(x for x in head.splitlines(True) if not x.startswith(word))
     return {"head": head, "training": TRAINING, "other": head.replace("v1alpha1", "v1"), **made}
+
+
+def spec_of(name: str, text: str) -> str:
+    """A file with ``text`` below its spec, instead of what HEAD has of the same fields."""
+    lines = HEAD.format(name=name).splitlines(keepends=True)
+    given = {line.partition(":")[0] for line in text.splitlines()}
+    return "".join(x for x in lines if x.partition(":")[0] not in given) + text
 
 
 def ours(path) -> str | None:
@@ -186,15 +247,13 @@ def folder(tmp_path_factory):
     """One file for each case, named as its resource."""
     folder = tmp_path_factory.mktemp("files")
     for name, (text, _) in SPECS.items():
-        (folder / f"{name}.yaml").write_text(HEAD.format(name=name) + text, encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(spec_of(name, text), encoding="utf-8")
     for name, (text, kind, _) in FILES.items():
         content = text.format(**heads(name))
         if kind == "crlf":
             content, kind = content.replace("\n", "\r\n"), "utf-8"
         (folder / f"{name}.yaml").write_bytes(content.encode(kind))
     document = yaml.safe_load(HEAD.format(name="json-tabs") + TRAINING)
-    import json
-
     (folder / "json-tabs.json").write_text(json.dumps(document, indent="\t"))
     document["metadata"]["name"] = "json-number"
     document["spec"]["training"]["iterations"] = 5.0
@@ -225,3 +284,15 @@ def test_kubectl_and_validate_are_of_one_mind(folder, server_takes, name):
     lines = [line for line in said.splitlines() if f"{name}." in line or f'"{name}"' in line]
     assert (name in accepted) == WANTED[name], lines
     assert (refusal is None) == WANTED[name], refusal
+
+
+def test_preflight_submits_the_file_and_not_what_was_made_of_it(cluster, namespace, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    manifest = load_manifest(HEAD.format(name="submitted") + TRAINING)
+    plan = make_plan(parse(manifest))
+    assert remote.preflight(plan, manifest, namespace).refusal == ""
+    manifest["spec"]["training"]["iterations"] = "5"
+    refusal = remote.preflight(plan, manifest, namespace).refusal
+    assert "spec.training.iterations" in refusal
+    manifest["spec"]["training"] = {"iterations": 5, "iteratons": 5}
+    assert "unknown field" in remote.preflight(plan, manifest, namespace).refusal
