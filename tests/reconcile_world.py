@@ -72,7 +72,8 @@ class World:
             manifest = action.manifest
             self.applied.append(manifest)
             if manifest["kind"] == "Job":
-                job = Job.of({**manifest, "metadata": manifest["metadata"] | {"uid": self._uid()}})
+                made = {"uid": self._uid(), "creationTimestamp": self.now.isoformat()}
+                job = Job.of({**manifest, "metadata": manifest["metadata"] | made})
                 assert lagging or job.name not in self.jobs, "two Jobs of one name"
                 self.jobs.setdefault(job.name, job)
         elif lagging and action.uid not in self._uids():
@@ -122,7 +123,8 @@ class World:
         count = 2 if job.stage == "train" else 1
         for index in range(count):
             pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,
-                      "Running", f"node-{index}", ready=True, started=self.now)  # fmt: skip
+                      "Running", f"node-{index}", ready=True, started=self.now,
+                      created=self.now)  # fmt: skip
             self.pods[pod.name] = replace(pod, **fields)
         return [n for n in self.pods if n.startswith(job.name)]
 

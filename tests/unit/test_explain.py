@@ -18,7 +18,12 @@ FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 n
 
 def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
     metadata = world.body["metadata"]
-    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus)
+    uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
+    for told in events:  # about the object of that name that is there
+        about = told["involvedObject"]
+        about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
+    jobs = list(world.jobs.values())
+    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
     seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
     return explain(seen, facts, world.now)
 
@@ -29,7 +34,9 @@ def node(gpus):
 
 def event(name, reason, message, kind="Job", at="2026-11-24T12:00:00Z"):
     about = {"kind": kind, "name": name}
-    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at}
+    level = "Warning" if "Fail" in reason else "Normal"
+    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at,
+            "type": level}  # fmt: skip
 
 
 @pytest.fixture
@@ -223,7 +230,10 @@ def test_what_the_api_server_refuses():
 def test_a_claim_that_is_not_bound():
     world = World()
     world.settle()
-    claim = {"metadata": {"name": "run-data"}, "status": {"phase": "Pending"}}
+    claim = {
+        "metadata": {"name": "run-data", "uid": "uid-of-run-data"},
+        "status": {"phase": "Pending"},
+    }
     told = event("run-data", "FailedBinding", "no persistent volumes available for this claim and "
                  "no storage class is set")  # fmt: skip
     (cause,) = causes(world, [told], claim)
