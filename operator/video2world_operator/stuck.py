@@ -206,9 +206,11 @@ def _waiting(
         else:
             since = pod.not_ready if pod.phase != "Pending" and pod.not_ready else created
             told = (*_texts(pod, events), *pod.states)
-            state = "has not started" if pod.phase == "Pending" else "runs, but is not ready"
+            what = f"Pod {pod.name} on node {pod.node or '?'} has not started"
+            if pod.phase != "Pending":
+                what = f"Pod {pod.name} on node {pod.node or '?'} runs, but is not ready"
             yield Finding(
-                f"Pod {pod.name} on node {pod.node or '?'} {state}",
+                what,
                 f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
                 since, pod.uid, told, pod,
             )  # fmt: skip

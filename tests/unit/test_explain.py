@@ -7,25 +7,13 @@ from string import Formatter
 
 import pytest
 
-from reconcile_world import NOW, World
+from reconcile_world import NOW, World, causes
 from video2world_operator.explain import Facts, explain
 from video2world_operator.observed import Claim, Peer
 from video2world_operator.troubles import RULES
 from video2world_operator.view import Snapshot
 
 FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
-
-
-def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
-    metadata = world.body["metadata"]
-    uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
-    for told in events:  # about the object of that name that is there
-        about = told["involvedObject"]
-        about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
-    jobs = list(world.jobs.values())
-    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
-    seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
-    return explain(seen, facts, world.now)
 
 
 def node(gpus):
@@ -184,7 +172,8 @@ def test_out_of_memory_restarts_and_says_which_limit(world):
     (first, *_) = causes(world)
     assert "starts again" in first.what
     assert "spec.stages.train.resources.limits.memory" in first.remedy
-    assert "OutOfMemory" in first.evidence
+    assert "OutOfMemory: pod run-train-1-0 was killed" in first.evidence
+    assert "train-2" not in str(first)  # the next attempt has no pod yet
 
 
 def test_restarts_that_ran_out(world):
