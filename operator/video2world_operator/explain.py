@@ -201,15 +201,17 @@ class _Case:
     def _pods(self) -> Iterator[Cause]:
         """What keeps pods from starting or ending; the same words of many pods count once."""
         told: dict[str, Pod] = {}
+        for pod in self.seen.pods:
+            if pod.deleted is not None and not pod.over and self.now > pod.deleted:
+                yield Cause(
+                    f"Pod {pod.name} does not end: its node {pod.node} does not answer.",
+                    "The operator forces it out after a minute; see to the node: kubectl "
+                    f"describe node {pod.node}",
+                )
         for pod in self.pods:
             if pod.deleted is not None and not pod.over:
-                if self.now > pod.deleted:
-                    yield Cause(
-                        f"Pod {pod.name} does not end: its node {pod.node} does not answer.",
-                        "The operator forces it out after a minute; see to the node: kubectl "
-                        f"describe node {pod.node}",
-                    )
-            elif text := pod.waits or pod.unschedulable:
+                continue
+            if text := pod.waits or pod.unschedulable:
                 told.setdefault(text, pod)
         # that the others of its group have no room says less than what those others wait for
         own = {text: pod for text, pod in told.items() if not text.startswith(GANG)}
@@ -259,7 +261,8 @@ class _Case:
 
     def _unattended(self) -> bool:
         """Whether what the operator should do next is overdue."""
-        if self.around.jobs is None or self.entry.get("state") not in ("Pending", "Running"):
+        state = self.entry.get("state", "Pending")
+        if self.around.jobs is None or state not in ("Pending", "Running"):
             return False
         progressing = find(self.conditions, Type.PROGRESSING) or {}
         if progressing.get("reason") in (Reason.WAITING_FOR_SAMPLES, Reason.SUSPENDING):
@@ -289,6 +292,10 @@ class _Case:
         told = reports(self.events, claim["metadata"].get("uid", ""))
         if known := self._known(*(e.text for e in told)):
             yield known
+        elif told and told[0].warning:
+            name = claim["metadata"]["name"]
+            remedy = f"kubectl describe pvc {name} -n {self._facts()['namespace']} shows more"
+            yield Cause(f"The claim {name} is not bound.", remedy, told[0].text)
 
     def _of_workload(self) -> list[str]:
         """What Kueue reports of the Job's Workload, whose name begins with the Job's."""

@@ -71,7 +71,7 @@ class Job:
     completions: int = 1
     queue: str = ""  # Kueue's queue, from its label
     managed_by: str = ""  # another controller than Kubernetes' own, which then ignores it
-    notes: tuple[str, ...] = ()  # its true conditions, as text
+    notes: tuple[str, ...] = ()  # its true conditions, as text, and what keeps it idle
 
     @classmethod
     def of(cls, body: Object) -> Job:
@@ -104,7 +104,10 @@ class Job:
             completions=int(spec.get("completions") or 1),
             queue=_label(labels, QUEUE_LABEL),
             managed_by="" if manager == JOB_CONTROLLER else manager,
-            notes=tuple(_note(c) for c in conditions.values()),
+            notes=(
+                *(["spec.parallelism is 0"] if spec.get("parallelism") == 0 else []),
+                *(_note(c) for c in conditions.values()),
+            ),
         )
 
     @property

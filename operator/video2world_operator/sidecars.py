@@ -37,6 +37,8 @@ def judge_by_workers(
     again: datetime | None = None
     outlived: dict[str, Pod] = {}
     for pod in pods:
+        if pod.phase == "Failed" and pod.exit_code == 0:  # another of its containers failed
+            outlived[pod.uid] = replace(pod, phase="Succeeded")
         if pod.over or pod.exit_code is None or not pod.beside:
             continue
         due = (pod.ended or now) + timedelta(seconds=bound)
@@ -51,7 +53,7 @@ def judge_by_workers(
     judged, actions = [], list[Delete]()
     for job in jobs:
         mine = [p for p in seen if (p.stage, p.attempt) == (job.stage, job.attempt)]
-        ours = job.owner == owner and not job.finished and not job.deleting
+        ours = job.owner == owner and not job.complete and not job.deleting
         if ours and any(p.uid in outlived for p in mine):
             job, ends = _judge(job, mine, outlived)
             actions += ends
@@ -61,10 +63,11 @@ def judge_by_workers(
 
 def _judge(job: Job, pods: list[Pod], outlived: dict[str, Pod]) -> tuple[Job, list[Delete]]:
     beyond = [p for p in pods if p.uid in outlived]
-    why = f"{sidecar(beyond[0])}: it was ended. {injected(beyond[0])}."
+    why = f"{sidecar(beyond[0])}: the worker's exit code counts. {injected(beyond[0])}."
     if len({p.index for p in pods if p.phase == "Succeeded"}) >= job.completions:
-        return replace(job, complete=True), [Delete("Job", job.name, job.uid, why=why)]
-    if job.stage == "train":
+        gone = [] if job.failed else [Delete("Job", job.name, job.uid, why=why)]
+        return replace(job, complete=True), gone
+    if job.stage == "train" or job.failed:
         return job, []  # a failure ends the group, and its Job
     if any(p.exit_code == EXIT_USER_ERROR for p in beyond):
         job = replace(job, failed="PodFailurePolicy")

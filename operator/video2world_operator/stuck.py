@@ -239,13 +239,12 @@ def injected(pod: Pod) -> str:
 
 
 def sidecar(pod: Pod) -> str:
-    """Say that containers of ``pod`` outlive its worker."""
-    names = " and ".join(pod.beside)
+    """Say that containers of ``pod`` outlive its worker, or failed where it did not."""
     verb = "containers {} are" if len(pod.beside) > 1 else "container {} is"
-    return (
-        f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but "
-        f"{verb.format(names)} still running"
-    )
+    others = f"{verb.format(' and '.join(pod.beside))} still running"
+    if not pod.beside:
+        others = " and ".join(pod.states) or "another container failed"
+    return f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but {others}"
 
 
 def _not_scheduled(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:

@@ -308,7 +308,7 @@ def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
     assert world.stage("download")["state"] == "Succeeded"
     (gone,) = [a for a in decision.actions if isinstance(a, Delete)]
     assert (gone.kind, gone.name) == ("Job", "run-download-1")
-    assert "container istio-proxy is still running: it was ended" in gone.why
+    assert "container istio-proxy is still running: the worker's exit code counts" in gone.why
     assert [a.manifest["metadata"]["name"] for a in decision.actions if isinstance(a, Apply)][
         -1
     ] == "run-dataset-1"
@@ -349,6 +349,26 @@ def test_training_beside_sidecars(code):
     stuck(world)
     state = {0: "Succeeded", 1: "Restarting", 2: "Failed"}[code]
     assert world.stage("train")["state"] == state
+
+
+def test_a_job_that_failed_by_its_sidecars_alone_is_complete(world):
+    job = world.jobs["run-download-1"]
+    world.jobs[job.name] = replace(job, failed="BackoffLimitExceeded")
+    world.pods["p"] = Pod("p", "p", "download", 1, 0, "Failed", exit_code=0)
+    world.round()
+    assert world.stage("download")["state"] == "Succeeded"
+
+
+def test_a_sidecar_that_fails_beside_a_worker_that_did_its_work(world):
+    (name,) = world.start_pods()
+    states = ("container istio-proxy ended with exit code 1",)
+    world.pod(name, phase="Failed", exit_code=0, ended=world.now, ready=False, states=states)
+    decision = world.round()
+    assert world.stage("download")["state"] == "Succeeded"
+    (gone,) = [a for a in decision.actions if isinstance(a, Delete)]
+    assert (
+        f"worker of pod {name} has ended (exit code 0), but container istio-proxy ended" in gone.why
+    )
 
 
 def test_one_worker_of_two_is_not_the_end():
