@@ -160,7 +160,7 @@ def _number(entry: Mapping[str, Any], key: str) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str) and value.isascii() and value.strip().removeprefix("-").isdigit():
-        value = int(value[:20]) if len(value) <= 20 else None
+        value = int(value) if len(value) <= 20 else None
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= LARGEST_NUMBER:
         raise ValueError(f"{key} is {_shown(entry[key])}, no integer")
     return value

@@ -256,7 +256,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
     }  # fmt: skip
     write_report(args.dataset_path[0].parent, report, samples)
     report.show()
-    return pickles, report.summary()
+    return [path for path in pickles if path not in failed], report.summary()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

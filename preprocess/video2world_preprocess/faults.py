@@ -19,7 +19,6 @@ OF_THE_MACHINE = (
 )  # fmt: skip
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 OF_THE_GPU = ("CUDA error", "CUDA driver error")  # after which the process can use it no more
-UNEXPECTED = "unexpected "
 
 
 class Crashed(Exception):
@@ -36,7 +35,7 @@ def reason_for(error: Exception, output: Path) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, Crashed):
-        return f"{UNEXPECTED}end: {error}"
+        return f"unexpected end: {error}"
     if isinstance(error, RuntimeError) and str(error).startswith(OF_THE_GPU):
         raise error
     if isinstance(error, OSError) and not _of_a_library(error):
@@ -45,12 +44,12 @@ def reason_for(error: Exception, output: Path) -> str:
         if error.errno in NOT_ALLOWED and _is_below(error.filename, output):
             raise error
     words = str(error) or "no message"
-    return f"{UNEXPECTED}{type(error).__name__}: {words}{_place(error)}"
+    return f"unexpected {type(error).__name__}: {words}{_place(error)}"
 
 
 def is_unexpected(reason: str) -> bool:
     """Whether ``reason`` tells of a defect or the machine, so that another attempt may succeed."""
-    return reason.startswith(UNEXPECTED)
+    return reason.startswith("unexpected ")
 
 
 def nothing_left(words: str, report: Report) -> Exception:

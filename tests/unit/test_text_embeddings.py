@@ -270,3 +270,16 @@ def test_a_cpu_is_warned_of_and_estimated(dataset, t5, capsys):
     out = capsys.readouterr().out
     assert "WARNING: no GPU is used; 2 captions of" in out
     assert (dataset / "report-embeddings.html").is_file()
+
+
+def test_a_caption_whose_file_cannot_be_written_costs_no_other(dataset, t5, capsys):
+    """Batches are tried again caption by caption."""
+    (dataset / "train/t5_xxl/w1.pickle").mkdir(parents=True)
+    (dataset / "train/metas" / f"{'y' * 250}.txt").write_text("A long name.")
+    (dataset / "train/metas/w0.txt").write_text("The first.")
+    assert run(dataset, t5) == 0
+    out = capsys.readouterr().out
+    made = {p.name for p in (dataset / "train/t5_xxl").glob("*.pickle") if p.is_file()}
+    assert made == {"w0.pickle", "w2.pickle"}
+    assert "w1.pickle: unexpected IsADirectoryError" in out
+    assert "its name is too long for that of its embedding" in out

@@ -17,6 +17,7 @@ from video2world_preprocess.links import on_volume
 from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.text import TextEncoder
+from video2world_preprocess.user_text import caption_in
 
 from .batch import FLAGS, read_batch
 
@@ -45,8 +46,8 @@ class Item:
         name = f"{self.source.stem}.txt"
         for path in (self.source.parent.parent / "metas" / name, self.source.parent / name):
             try:
-                return on_volume(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError, UserError):
+                return caption_in(on_volume(path).read_bytes())
+            except (OSError, ValueError, UserError):
                 continue
         return ""
 

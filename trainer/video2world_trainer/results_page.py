@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from video2world_preprocess.events import say
-from video2world_preprocess.files import read_json, write_text
+from video2world_preprocess.files import cut_name, read_json, write_text
 from video2world_preprocess.stage import UserError
 from video2world_preprocess.video import write_video
 
@@ -198,7 +198,7 @@ def _truth(results: Path, facts: Mapping[str, Any], settings: Mapping[str, Any])
     try:
         source = Path(str(facts["input"]))
         frames, (height, width), fps = int(facts["frames"]), facts["size"], float(facts["fps"])
-        name = f"{source.stem[:80]}-{frames}x{int(height)}x{int(width)}.mp4"
+        name = f"{cut_name(source.stem, 80)}-{frames}x{int(height)}x{int(width)}.mp4"
         target = results / TRUTH / name
         if not target.is_file():
             condition = read_condition(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from video2world_preprocess.events import emit, say
+from video2world_preprocess.files import cut_name
 from video2world_preprocess.marks import Marker, Provenance, file_stamps
 from video2world_preprocess.shares import share_flags, share_of
 from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, UserError, run_stage
@@ -149,7 +150,7 @@ def _meant(
     path = Path(name)
     if not path.exists():
         raise UserError(f"{FIELD}: {name}: there is no such file on the volume")
-    return [_Checkpoint(f"{path.stem[:80]}-{_digest(name)[:8]}", path, None)]
+    return [_Checkpoint(f"{cut_name(path.stem, 80)}-{_digest(name)[:8]}", path, None)]
 
 
 def _of_run(folder: CheckpointFolder, iteration: int) -> _Checkpoint:
