@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from video2world_operator.actions import Apply
 from video2world_operator.controller import counts_on_absence
+from video2world_operator.explain import Facts, explain
 from video2world_operator.observed import Job, Observed, Pod
 from video2world_operator.reconcile import plan_of, reconcile
+from video2world_operator.view import Snapshot
 
-__all__ = ["NOW", "STAGES", "World", "resource"]
+__all__ = ["NOW", "STAGES", "World", "causes", "resource"]
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -72,7 +74,8 @@ class World:
             manifest = action.manifest
             self.applied.append(manifest)
             if manifest["kind"] == "Job":
-                job = Job.of({**manifest, "metadata": manifest["metadata"] | {"uid": self._uid()}})
+                made = {"uid": self._uid(), "creationTimestamp": self.now.isoformat()}
+                job = Job.of({**manifest, "metadata": manifest["metadata"] | made})
                 assert lagging or job.name not in self.jobs, "two Jobs of one name"
                 self.jobs.setdefault(job.name, job)
         elif lagging and action.uid not in self._uids():
@@ -122,7 +125,8 @@ class World:
         count = 2 if job.stage == "train" else 1
         for index in range(count):
             pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,
-                      "Running", f"node-{index}", ready=True, started=self.now)  # fmt: skip
+                      "Running", f"node-{index}", ready=True, started=self.now,
+                      created=self.now)  # fmt: skip
             self.pods[pod.name] = replace(pod, **fields)
         return [n for n in self.pods if n.startswith(job.name)]
 
@@ -148,3 +152,16 @@ class World:
 
     def tick(self, seconds):
         self.now += timedelta(seconds=seconds)
+
+
+def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
+    """What v2w explain finds; ``events`` are about the objects of their names that are there."""
+    metadata = world.body["metadata"]
+    uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
+    for told in events:
+        about = told["involvedObject"]
+        about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
+    jobs = list(world.jobs.values())
+    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
+    seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
+    return explain(seen, facts, world.now)

@@ -38,9 +38,11 @@ class Decision:
     nothing by itself (a Service, a PodGroup) may be made while it is written.
 
     ``status`` None leaves it as it is. At ``wake`` the resource is looked at again, also if
-    nothing happens until then.
+    nothing happens until then. ``stuck`` are the UIDs of objects that make no progress: the events
+    about them say why.
     """
 
     status: Mapping[str, Any] | None
     actions: tuple[Action, ...] = field(default=())
     wake: datetime | None = None
+    stuck: tuple[str, ...] = ()

@@ -71,6 +71,9 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     QUEUED = "Queued"
     CONTAINER_WAITS = "ContainerWaits"
+    NO_PROGRESS = "NoProgress"
+    JOB_SUSPENDED = "JobSuspended"
+    EARLIER_PODS = "EarlierPods"
     NO_PODS = "NoPods"
     GANG_NATIVE = "Native"
     GANG_VOLCANO = "Volcano"
@@ -143,6 +146,11 @@ _MESSAGES: dict[Reason, str] = {
     Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
     Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
     Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
+    Reason.NO_PROGRESS: "{problem}",
+    Reason.JOB_SUSPENDED: "Stage {stage} does not run. Its Job was suspended by someone else: "
+    "kubectl describe job {job} -n {namespace}",
+    Reason.EARLIER_PODS: "Waiting for pod {pod} of an earlier resource of this name: kubectl "
+    "delete {object} -n {namespace}",
     Reason.NO_PODS: "No stage is at work.",
     Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes "
     "together. {evidence}",

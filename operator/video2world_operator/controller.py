@@ -19,6 +19,7 @@ from .commands import run_folder
 from .conditions import Reason, Type, find, is_true
 from .definition import Definition, without
 from .errors import InvalidResource
+from .evidence import Evidence
 from .explain import STATUS_REFUSED
 from .foresight import Foresight
 from .models import API_VERSION, KIND
@@ -103,6 +104,7 @@ class Controller:
         self.foresight = Foresight(cluster)
         self.definition = Definition(cluster)
         self.doubt = asyncio.Event()  # whether the definition is to be checked now
+        self.evidence = Evidence(cluster)
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
             self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0],
@@ -150,6 +152,10 @@ class Controller:
         if counts_on_absence(before, decision, partial(self._just_made, key)) and not just_accepted:
             observed = await self._look_again(key, observed)
             decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
+        if decision.stuck:
+            decision = await self._with_events(key, body, plan, observed, decision)
+        else:
+            self.evidence.forget(key)
         # what is just accepted gets its objects in its turn: others wait to be accepted
         idle, others = _idle_first(decision.actions) if before else ([], decision.actions)
         outcomes, goes_on = await asyncio.gather(
@@ -199,6 +205,7 @@ class Controller:
         self._turns.forget(key)
         self.queue.forget(key)
         self.foresight.forget(key)
+        self.evidence.forget(key)
 
     async def _tell(self, key: Key, body: Object, before: Object, decision: Decision) -> bool:
         """Write the new status if it is time to; whether the actions are to be carried out now."""
@@ -297,6 +304,19 @@ class Controller:
 
         jobs, pods = await every("batch/v1", "Job"), await every("v1", "Pod")
         return replace(observed, jobs=[Job.of(b) for b in jobs], pods=[Pod.of(b) for b in pods])
+
+    async def _with_events(
+        self, key: Key, body: Object, plan: Plan | InvalidResource, observed: Observed,
+        decision: Decision,
+    ) -> Decision:  # fmt: skip
+        """Decide again with the events about what is stuck."""
+        events, wait = await self.evidence.of(key, decision.stuck)
+        if wait:
+            self.queue.add(key, wait)
+        if events is None:
+            return decision
+        observed = replace(observed, kube_events=events)
+        return reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
 
     async def _claim(self, key: Key, plan: Plan, body: Object) -> Claim | None:
         """The claim as it is; while an attempt is under way, as it was a moment ago."""
@@ -564,7 +584,8 @@ class Controller:
             force=action.force,
         )  # fmt: skip
         if action.why and body is not None:
-            await self._event(body, "Warning", "PodForceDeleted", action.why, action.uid)
+            reason = "PodForceDeleted" if action.force else "SidecarEnded"
+            await self._event(body, "Warning", reason, action.why, action.uid)
 
     # ------------------------------------------------------------------ telling
 

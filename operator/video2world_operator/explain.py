@@ -6,16 +6,17 @@ A text that no rule knows is shown as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from .conditions import Reason, Type, find
-from .observed import Pod, parse_time
-from .plan import GPU
+from .observed import Job, KubeEvent, Pod, parse_time
+from .plan import GPU, container_of
 from .progress import duration
-from .troubles import AGAIN_CLUSTER, AGAIN_LOCAL, BY_REASON, LOGS, matching
+from .stuck import BOUND, Finding, judge, reports
+from .troubles import BUSY_GPUS, BY_REASON, LOGS, facts, known
 from .view import Snapshot
 
 __all__ = ["STATUS_REFUSED", "Cause", "Facts", "explain"]
@@ -39,9 +40,9 @@ class Cause:
 class Facts:
     """What is seen besides status and pods; of a local run there is none of it.
 
-    ``events`` are the namespace's core/v1 Events; ``nodes`` is None where the user may not list
-    them; ``spec`` and ``metadata`` are the resource's; ``gpus_per_node`` is what one training pod
-    asks for.
+    ``events`` are the namespace's core/v1 Events; ``jobs`` and ``nodes`` are None where the user
+    may not list them; ``spec`` and ``metadata`` are the resource's; ``gpus_per_node`` is what one
+    training pod asks for.
     """
 
     metadata: Object = field(default_factory=dict)
@@ -51,8 +52,14 @@ class Facts:
     nodes: Sequence[Object] | None = None
     gpus_per_node: int = 0
     definition: str = ""  # what is wrong with the CRD in the cluster
+    jobs: Sequence[Job] | None = None
 
 
+# Reasons of a condition that a cluster shows better, where the user may see it.
+_HELD_UP = (
+    Reason.NO_PROGRESS, Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.UNSCHEDULABLE,
+    Reason.CONTAINER_WAITS,
+)  # fmt: skip
 _NOT_SO = (
     Type.DEFINITION,
     Type.AUTHORIZED,
@@ -80,6 +87,10 @@ class _Case:
         )
         self.attempt = self.entry.get("attempt", 0)
         self.pods = [p for p in seen.pods if (p.stage, p.attempt) == (self.stage, self.attempt)]
+        self.events = [KubeEvent.of(event) for event in around.events]
+        self.job_seen = next(
+            (j for j in around.jobs or () if j.name == self.job and not self._foreign(j)), None
+        )
 
     def causes(self) -> list[Cause]:
         if not self.status:
@@ -94,8 +105,10 @@ class _Case:
             found.append(Cause(self.seen.note, "Run the same `v2w run` command again"))
         if not found or self._false(Type.VOLUME_READY):
             found += self._claim()
-        found += [*self._waiting(), *self._pods(), *self._missing_pods()]
-        if not found and self._stale():
+        found += [*self._waiting(), *self._pods(), *self._stuck()]
+        if not found:
+            found += self._shown_by_conditions()
+        if not found and (self._stale() or self._unattended()):
             found.append(self._nobody_looks())
         gang = self._false(Type.GANG)
         if self.stage == "train" and gang and gang["reason"] == Reason.GANG_UNATTENDED:
@@ -122,13 +135,13 @@ class _Case:
         if self.around.definition:
             what, _, remedy = self.around.definition.rpartition(": ")
             return Cause(f"{what}.", f"{remedy[:1].upper()}{remedy[1:]}")
-        for event in sorted(self.around.events, key=_when, reverse=True):
-            about = event.get("involvedObject") or {}
-            if event.get("reason") == STATUS_REFUSED and about.get("name") == self.seen.name:
+        for event in reports(self.events, self.around.metadata.get("uid", "")):
+            reason, _, message = event.text.partition(": ")
+            if reason == STATUS_REFUSED:
                 return Cause(
                     "The operator cannot write this resource's status.",
                     "Apply the manifests/crd.yaml of the operator's version, or upgrade the chart",
-                    str(event.get("message", "")),
+                    message,
                 )
         return Cause(
             "No operator looks after this resource.",
@@ -152,7 +165,7 @@ class _Case:
         tail = self.entry.get("logTail", "")
         if known := self._known(message) or self._known(tail):
             return Cause(known.what, known.remedy, message)
-        remedy = BY_REASON.get(condition.get("reason", ""), "Its own words say what to do")
+        remedy = BY_REASON.get(condition.get("reason", ""), LOGS)
         return Cause(message, self._fill(remedy), _last(tail))
 
     def _failed_stage(self) -> str:
@@ -166,10 +179,8 @@ class _Case:
         if progressing.get("reason") == Reason.WAITING:
             yield self._of_condition(progressing)
         if started.get("reason") == Reason.QUEUED and not self.pods:
-            said = next((t for t in self._told(f"job-{self.job}") if self._known(t)), "")
-            known = self._known(said)
             remedy = self._fill(BY_REASON[Reason.QUEUED])
-            yield known or Cause(started.get("message", ""), remedy)
+            yield self._known(*self._of_workload()) or Cause(started.get("message", ""), remedy)
         if self.entry.get("state") == "Restarting":
             when = parse_time(self.status.get("nextAttemptTime"))
             left = (when - self.now).total_seconds() if when else 0
@@ -190,39 +201,83 @@ class _Case:
     def _pods(self) -> Iterator[Cause]:
         """What keeps pods from starting or ending; the same words of many pods count once."""
         told: dict[str, Pod] = {}
+        for pod in self.seen.pods:
+            if pod.deleted is not None and not pod.over and self.now > pod.deleted:
+                yield Cause(
+                    f"Pod {pod.name} does not end: its node {pod.node} does not answer.",
+                    "The operator forces it out after a minute; see to the node: kubectl "
+                    f"describe node {pod.node}",
+                )
         for pod in self.pods:
             if pod.deleted is not None and not pod.over:
-                if self.now > pod.deleted:
-                    yield Cause(
-                        f"Pod {pod.name} does not end: its node {pod.node} does not answer.",
-                        "The operator forces it out after a minute; see to the node: kubectl "
-                        f"describe node {pod.node}",
-                    )
-            elif text := pod.waits or pod.unschedulable:
+                continue
+            if text := pod.waits or pod.unschedulable:
                 told.setdefault(text, pod)
-            elif pod.phase == "Pending":
-                for said in self._told(pod.name):
-                    if known := self._known(said, pod):
-                        yield known
-                        break
         # that the others of its group have no room says less than what those others wait for
         own = {text: pod for text, pod in told.items() if not text.startswith(GANG)}
         for text, pod in (own or told).items():
-            yield self._known(text, pod) or self._unknown(pod, text)
+            yield self._known(text, pod=pod) or self._unknown(pod, text)
 
     def _unknown(self, pod: Pod, text: str) -> Cause:
         what = "waits for a node" if pod.unschedulable else "cannot start its container"
         remedy = f"kubectl describe pod {pod.name} -n {{namespace}} says more"
         return Cause(f"Pod {pod.name} {what}.", self._fill(remedy), text)
 
-    def _missing_pods(self) -> Iterator[Cause]:
-        """Why a Job makes no pods: its own events tell."""
-        alive = [p for p in self.pods if p.deleted is None]
-        if self.entry.get("state") == "Running" and len(alive) < self.entry.get("desired", 1):
-            for said in self._told(self.job):
-                if known := self._known(said):
-                    yield known
-                    return
+    def _stuck(self) -> Iterator[Cause]:
+        """What makes no progress: at once where it is known why, else after the bound."""
+        job, running = self.job_seen, self.entry.get("state") == "Running"
+        if job is None or not running:
+            return
+        if job.suspended and not job.queue:
+            message = Reason.JOB_SUSPENDED.text(
+                stage=self.stage, job=job.name, namespace=self._facts()["namespace"]
+            )
+            told = [e.text for e in reports(self.events, job.uid)]
+            yield Cause(message, self._fill(BY_REASON[Reason.JOB_SUSPENDED]), "\n".join(told))
+        desired = self.entry.get("desired", job.completions)
+        started = find(self.conditions, Type.PODS_STARTED) or {}
+        bound = 0.0 if started.get("reason") == Reason.NO_PROGRESS else BOUND  # the operator's own
+        for finding in judge(job, self.pods, desired, self.events, self.now, 0).findings:
+            late = self.now - finding.since >= timedelta(seconds=bound)
+            if late or self._known(*finding.evidence):
+                yield self._of_finding(finding)
+
+    def _of_finding(self, finding: Finding) -> Cause:
+        age = duration(max((self.now - finding.since).total_seconds(), 0))
+        told = "\n".join(finding.evidence)
+        if rule := self._known(*finding.evidence, pod=finding.pod):
+            told += f"\n{finding.what}; no progress for {age}."
+            return Cause(rule.what, rule.remedy, told)
+        what = f"{finding.what}; no progress for {age}."
+        return Cause(what, self._fill(finding.remedy, finding.pod), told)
+
+    def _shown_by_conditions(self) -> Iterator[Cause]:
+        """What the operator says, where the objects are not there to be seen."""
+        for kind in (Type.PODS_STARTED, Type.SAMPLES):
+            condition = self._false(kind)
+            shown = kind is Type.PODS_STARTED and self.job_seen is not None
+            if condition and condition.get("reason") in _HELD_UP and not shown:
+                yield self._of_condition(condition)
+
+    def _unattended(self) -> bool:
+        """Whether what the operator should do next is overdue."""
+        state = self.entry.get("state", "Pending")
+        if self.around.jobs is None or state not in ("Pending", "Running"):
+            return False
+        progressing = find(self.conditions, Type.PROGRESSING) or {}
+        if progressing.get("reason") in (Reason.WAITING_FOR_SAMPLES, Reason.SUSPENDING):
+            return False
+        job = self.job_seen
+        times = [parse_time(c.get("lastTransitionTime")) for c in self.conditions]
+        times.append(parse_time(self.entry.get("startTime")))
+        if job is not None:
+            times = [job.ended]
+        newest = max((t for t in times if t is not None), default=None)
+        return newest is not None and self.now - newest > timedelta(seconds=BOUND)
+
+    def _foreign(self, job: Job) -> bool:
+        uid = self.around.metadata.get("uid")
+        return bool(uid) and job.owner != uid
 
     def _claim(self) -> Iterator[Cause]:
         claim = self.around.claim
@@ -234,46 +289,45 @@ class _Case:
             return
         if claim is None or (claim.get("status") or {}).get("phase") != "Pending":
             return
-        for said in self._told(claim["metadata"]["name"]):
-            if known := self._known(said):
-                yield known
-                return
+        told = reports(self.events, claim["metadata"].get("uid", ""))
+        if known := self._known(*(e.text for e in told)):
+            yield known
+        elif told and told[0].warning:
+            name = claim["metadata"]["name"]
+            remedy = f"kubectl describe pvc {name} -n {self._facts()['namespace']} shows more"
+            yield Cause(f"The claim {name} is not bound.", remedy, told[0].text)
 
-    def _told(self, prefix: str) -> Iterator[str]:
-        """Warnings and such about objects whose names begin so, the newest first."""
-        about = [
-            e
-            for e in self.around.events
-            if str((e.get("involvedObject") or {}).get("name", "")).startswith(prefix)
-        ]
-        about.sort(key=_when, reverse=True)
-        yield from (f"{e.get('reason', '')}: {e.get('message', '')}" for e in about)
+    def _of_workload(self) -> list[str]:
+        """What Kueue reports of the Job's Workload, whose name begins with the Job's."""
+        since = self.job_seen.created if self.job_seen else None
+        uids = dict.fromkeys(
+            e.uid
+            for e in self.events
+            if e.kind == "Workload" and e.name.startswith(f"job-{self.job}-")
+        )
+        return [e.text for uid in uids for e in reports(self.events, uid, since)]
 
     # ------------------------------------------------------------------ rules
 
-    def _known(self, text: str, pod: Pod | None = None) -> Cause | None:
-        """What the first rule that matches makes of ``text``."""
-        if (found := matching(text)) is None:
+    def _known(self, *texts: str, pod: Pod | None = None) -> Cause | None:
+        """What the first rule that matches makes of the first of ``texts`` that one matches."""
+        if (rule := known(texts, self._facts(pod))) is None:
             return None
-        rule, facts = found
-        what = self._fill(rule.what, pod, **facts)
-        return Cause(what, self._fill(rule.remedy, pod, **facts), text)
+        return Cause(rule.what, rule.remedy, rule.pattern)
 
-    def _fill(self, text: str, pod: Pod | None = None, **facts: str) -> str:
+    def _fill(self, text: str, pod: Pod | None = None) -> str:
+        return text.format_map(self._facts(pod))
+
+    def _facts(self, pod: Pod | None = None) -> dict[str, str]:
         metadata, storage = self.around.metadata, self.around.spec.get("storage") or {}
         trouble, remedy = self._gpus()
-        again = AGAIN_CLUSTER if metadata else AGAIN_LOCAL
-        known = {
-            "again": again.format(name=self.seen.name),
-            "name": self.seen.name,
-            "namespace": metadata.get("namespace", "default"),
-            "stage": self.stage,
-            "pod": pod.name if pod else f"{self.job}-0",
-            "claim": storage.get("claimName") or f"{self.seen.name}-data",
-            "gpu_trouble": trouble,
-            "gpu_remedy": remedy,
-        }
-        return text.format_map(known | facts)
+        found = facts(
+            name=self.seen.name, namespace=metadata.get("namespace", "default"), job=self.job,
+            stage=container_of(self.stage), local=not metadata,
+            claim=storage.get("claimName") or f"{self.seen.name}-data",
+        )  # fmt: skip
+        found |= {"gpu_trouble": trouble, "gpu_remedy": remedy}
+        return found | ({"pod": pod.name} if pod else {})
 
     def _gpus(self) -> tuple[str, str]:
         """Whether GPUs are busy or not there at all, as far as the nodes may be looked at."""
@@ -290,25 +344,11 @@ class _Case:
                 f"Set spec.training.gpusPerNode to at most {most} (in a new resource: it "
                 "cannot change later), and nodes accordingly",
             )
-        return (
-            f"Not enough GPUs are free for stage {self.stage}.",
-            "Wait until others end (it starts by itself), add nodes, or suspend another: "
-            "kubectl get v2w -A",
-        )
+        return BUSY_GPUS.what.format(stage=self.stage), BUSY_GPUS.remedy
 
 
 def _gpus_of(node: Object) -> int:
     return int((node.get("status") or {}).get("allocatable", {}).get(GPU, 0))
-
-
-def _when(event: Object) -> str:
-    times: Iterable[str | None] = (
-        (event.get("series") or {}).get("lastObservedTime"),
-        event.get("lastTimestamp"),
-        event.get("eventTime"),
-        event["metadata"].get("creationTimestamp") if "metadata" in event else None,
-    )
-    return next((t for t in times if t), "")
 
 
 def _last(tail: str) -> str:

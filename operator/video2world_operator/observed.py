@@ -11,15 +11,18 @@ from .plan import (
     ATTEMPT_LABEL,
     HASH_ANNOTATION,
     PODS_ANNOTATION,
+    QUEUE_LABEL,
     RESOURCE_LABEL,
     STAGE_LABEL,
     container_of,
 )
 from .progress import Event
 
-__all__ = ["Capabilities", "Claim", "Job", "Observed", "Peer", "Pod", "parse_time"]
+__all__ = ["Capabilities", "Claim", "Job", "KubeEvent", "Observed", "Peer", "Pod", "parse_time"]
 
 Object = Mapping[str, Any]
+JOB_CONTROLLER = "kubernetes.io/job-controller"  # spec.managedBy of a Job that Kubernetes runs
+_STARTING = (None, "ContainerCreating", "PodInitializing")  # a container that waits for its turn
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -31,6 +34,11 @@ def parse_time(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _note(condition: Object) -> str:
+    said = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
+    return f"{condition['type']} ({said})" if said else str(condition["type"])
 
 
 def _label(labels: Object, name: str) -> str:
@@ -53,11 +61,17 @@ class Job:
     owner: str  # UID of its controller
     pods_hash: str = ""  # see plan.pods_hash
     deleting: bool = False
-    suspended: bool = False  # by Kueue: we never set it
+    suspended: bool = False  # by a queue or by someone else: we never set it
     queued: bool = False  # it is suspended, or was: Kueue has taken it up
     complete: bool = False
     failed: str = ""  # the Failed condition's reason
     message: str = ""
+    created: datetime | None = None
+    ended: datetime | None = None  # when it became complete or failed
+    completions: int = 1
+    queue: str = ""  # Kueue's queue, from its label
+    managed_by: str = ""  # another controller than Kubernetes' own, which then ignores it
+    notes: tuple[str, ...] = ()  # its true conditions, as text, and what keeps it idle
 
     @classmethod
     def of(cls, body: Object) -> Job:
@@ -65,10 +79,12 @@ class Job:
         metadata, status = body["metadata"], body.get("status") or {}
         told = status.get("conditions") or []
         conditions = {c["type"]: c for c in told if c["status"] == "True"}
-        suspended = bool((body.get("spec") or {}).get("suspend"))
         failed = conditions.get("Failed") or conditions.get("FailureTarget") or {}
         owners = [o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")]
-        labels = metadata.get("labels") or {}
+        labels, spec = metadata.get("labels") or {}, body.get("spec") or {}
+        suspended = bool(spec.get("suspend"))
+        manager = str(spec.get("managedBy") or "")
+        end = conditions.get("Complete") or conditions.get("Failed") or {}
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
@@ -83,6 +99,15 @@ class Job:
             complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
             failed=failed.get("reason", "Failed") if failed else "",
             message=failed.get("message", ""),
+            created=parse_time(metadata.get("creationTimestamp")),
+            ended=parse_time(end.get("lastTransitionTime")),
+            completions=int(spec.get("completions") or 1),
+            queue=_label(labels, QUEUE_LABEL),
+            managed_by="" if manager == JOB_CONTROLLER else manager,
+            notes=(
+                *(["spec.parallelism is 0"] if spec.get("parallelism") == 0 else []),
+                *(_note(c) for c in conditions.values()),
+            ),
         )
 
     @property
@@ -93,7 +118,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of a stage, with what a diagnosis needs of its one container."""
+    """A pod of a stage, with what a diagnosis needs of its worker's container and the others."""
 
     name: str
     uid: str
@@ -114,17 +139,24 @@ class Pod:
     unschedulable: str = ""
     disruption: str = ""  # reason of its DisruptionTarget condition
     disruption_message: str = ""
+    created: datetime | None = None
+    scheduler: str = ""  # that it names
+    scheduled: bool = True  # whether a scheduler has seen it: it is placed, or told why it is not
+    not_ready: datetime | None = None  # since when, once it has been started
+    states: tuple[str, ...] = ()  # containers that do not run as they should, as text
+    beside: tuple[str, ...] = ()  # other containers that run; the kubelet ends native sidecars
 
     @classmethod
     def of(cls, body: Object) -> Pod:
         """The pod in an object of the API."""
         metadata, status = body["metadata"], body.get("status") or {}
+        spec = body.get("spec") or {}
         labels = metadata.get("labels") or {}
         conditions = {c["type"]: c for c in status.get("conditions") or []}
         disruption = conditions.get("DisruptionTarget", {})
         if disruption.get("status") != "True":
             disruption = {}
-        scheduled = conditions.get("PodScheduled", {})
+        scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
         stage = _label(labels, STAGE_LABEL)
         states = [
             c.get("state") or {}
@@ -143,8 +175,8 @@ class Pod:
             attempt=_number(_label(labels, ATTEMPT_LABEL)),
             index=_number(_label(labels, "batch.kubernetes.io/job-completion-index")),
             phase=status.get("phase", "Pending"),
-            node=(body.get("spec") or {}).get("nodeName", ""),
-            ready=conditions.get("Ready", {}).get("status") == "True",
+            node=spec.get("nodeName", ""),
+            ready=ready.get("status") == "True",
             started=parse_time(status.get("startTime")),
             ended=parse_time(ended.get("finishedAt")),
             deleted=deleted,
@@ -152,7 +184,7 @@ class Pod:
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason", ""),
             tail=ended.get("message", "") if ended.get("exitCode") else "",
-            waits=why if waiting.get("reason") not in (None, "ContainerCreating") else "",
+            waits=why if waiting.get("reason") not in _STARTING else "",
             unschedulable=(
                 scheduled.get("message", "") or scheduled.get("reason", "")
                 if scheduled.get("status") == "False"
@@ -160,17 +192,82 @@ class Pod:
             ),
             disruption=disruption.get("reason", ""),
             disruption_message=disruption.get("message", ""),
+            created=parse_time(metadata.get("creationTimestamp")),
+            scheduler=spec.get("schedulerName", ""),
+            scheduled=bool(scheduled) or bool(spec.get("nodeName")),
+            not_ready=(
+                parse_time(ready.get("lastTransitionTime"))
+                if ready.get("status") == "False"
+                else None
+            ),
+            states=tuple(_states(spec, status)),
+            beside=tuple(
+                c["name"]
+                for c in status.get("containerStatuses") or []
+                if c["name"] != container_of(stage) and "running" in (c.get("state") or {})
+            ),
         )
 
     @property
     def container(self) -> str:
-        """Name of its one container."""
+        """Name of its worker's container."""
         return container_of(self.stage)
 
     @property
     def over(self) -> bool:
         """Whether its containers have ended."""
         return self.phase in ("Succeeded", "Failed")
+
+
+def _states(spec: Object, status: Object) -> list[str]:
+    """What the containers that do not run as they should are doing, init containers first."""
+    sidecars = {
+        c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"
+    }
+    found = []
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or []:
+            name, state = container["name"], container.get("state") or {}
+            waiting, ended = state.get("waiting"), state.get("terminated")
+            if waiting is not None:
+                said = ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
+                found.append(f"container {name} waits: {said or 'for its start'}")
+            elif ended is not None and ended.get("exitCode"):
+                found.append(f"container {name} ended with exit code {ended['exitCode']}")
+            elif "running" in state and kind == "initContainerStatuses" and name not in sidecars:
+                found.append(f"init container {name} is still running")
+            elif "running" in state and not container.get("ready"):
+                found.append(f"container {name} runs, but is not ready")
+    return found
+
+
+@dataclass(frozen=True)
+class KubeEvent:
+    """A core/v1 Event about an object, which is known by its UID: names are used again."""
+
+    uid: str
+    kind: str
+    name: str
+    text: str  # its reason and message
+    warning: bool = False
+    time: datetime | None = None
+
+    @classmethod
+    def of(cls, body: Object) -> KubeEvent:
+        """The event in an object of the API, as of its last occurrence."""
+        about = body.get("involvedObject") or {}
+        times = (
+            (body.get("series") or {}).get("lastObservedTime"),
+            body.get("lastTimestamp"),
+            body.get("eventTime"),
+            (body.get("metadata") or {}).get("creationTimestamp"),
+        )
+        text = f"{body.get('reason') or ''}: {body.get('message') or ''}".strip(": \n")
+        time = parse_time(next((t for t in times if t), None))
+        return cls(
+            about.get("uid", ""), about.get("kind", ""), about.get("name", ""), text,
+            body.get("type") == "Warning", time,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,7 +330,8 @@ class Observed:
     """Everything a reconciliation sees besides the resource itself.
 
     ``claim`` is None while nobody looked; ``events`` are the worker's, in order, from the log of
-    the stage's first pod; ``problems`` are the API server's refusals of the last round.
+    the stage's first pod; ``problems`` are the API server's refusals of the last round;
+    ``kube_events`` are about objects that are stuck, None while they have not been read.
     """
 
     jobs: Sequence[Job] = ()
@@ -244,6 +342,7 @@ class Observed:
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()
     pod_group: Object | None = None  # that of the attempt at training, where it was asked for
+    kube_events: Sequence[KubeEvent] | None = None
     preflight: Sequence[str] | None = None  # what the checks before training found; None: not made
 
 

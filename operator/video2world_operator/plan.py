@@ -39,6 +39,7 @@ RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
 ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
 PODS_ANNOTATION = f"{GROUP}/pods-hash"  # names what of the spec the pods are made of
 SAMPLES_ANNOTATION = f"{GROUP}/samples"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 SAMPLING = "samples"  # stage label of the Jobs beside training; their attempt is the iteration
 
@@ -327,7 +328,7 @@ def _job(
     spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
     queue = resource.spec.scheduling.queue_name
     if queue and (stage.name == "train" or _gpus(resource, stage.kind)):
-        labels["kueue.x-k8s.io/queue-name"] = queue  # on the Job, not its pods
+        labels[QUEUE_LABEL] = queue  # on the Job, not its pods
     name = f"{resource.name}-{stage.name}-{attempt}"
     job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
     job["metadata"]["annotations"] = {

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from . import accounting, gang, sampling
+from . import accounting, gang, sampling, stuck
 from .actions import Action, Apply, Decision, Delete
 from .api import parse
 from .commands import run_folder
@@ -23,9 +23,20 @@ from .errors import InvalidResource
 from .failures import Failure, diagnose
 from .models import KIND
 from .observed import Job, Observed, Pod, parse_time
-from .plan import SAMPLING, Manifest, Plan, Stage, make_plan, owned, pods_hash, with_env
+from .plan import (
+    SAMPLING,
+    Manifest,
+    Plan,
+    Stage,
+    container_of,
+    make_plan,
+    owned,
+    pods_hash,
+    with_env,
+)
 from .progress import Resumed, Skipped, VolumeSeen, update_status
-from .troubles import remedy
+from .sidecars import judge_by_workers
+from .troubles import facts, known
 
 __all__ = ["Policy", "outdated", "outlived", "plan_of", "reconcile", "unauthorized"]
 
@@ -43,6 +54,7 @@ class Policy:
     seldom: float = 300  # the longest time between two such looks: a tenth of the time waited
     longest_backoff: float = 600
     unattended: float = 30  # a gang of which no scheduler has taken notice for so long has none
+    stuck_after: float = stuck.BOUND  # without progress a stage counts as stuck
     short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
 
 
@@ -145,13 +157,17 @@ class _Round:
         policy: Policy,
     ) -> None:
         self.plan, self.resource = plan, plan.resource
-        self.status, self.seen, self.now, self.policy = status, observed, now, policy
+        self.status, self.now, self.policy = status, now, policy
         metadata = self.resource.metadata
         self.uid, self.generation = metadata.uid or "", metadata.generation
         self.actions: list[Action] = []
         self.wake: datetime | None = None
         self._volumes: list[VolumeSeen] = []  # that workers have told of
-        self.jobs = [job for job in observed.jobs if job.owner == self.uid]
+        self.stuck: tuple[str, ...] = ()
+        judged = judge_by_workers(observed.jobs, observed.pods, self.uid, now, policy.stuck_after)
+        self.outlived, self.sidecars_end = judged.actions, judged.again
+        self.seen = replace(observed, jobs=judged.jobs, pods=judged.pods)
+        self.jobs = [job for job in judged.jobs if job.owner == self.uid]
 
     # ------------------------------------------------------------------ the outline
 
@@ -175,9 +191,10 @@ class _Round:
                 self._succeed()
             else:
                 self._sample_checkpoints(stage)
+        self._end_sidecars()
         self._force_out()
         self._summarise()
-        return Decision(self.status, tuple(self.actions), self.wake)
+        return Decision(self.status, tuple(self.actions), self.wake, self.stuck)
 
     def _accept(self) -> None:
         """Make the status fit the spec: stages, hashes, the conditions that only look."""
@@ -298,6 +315,8 @@ class _Round:
         if job is None and not entry.get("jobUID"):
             if self._others_gone(stage, entry) and not self._without_job(entry) and ready:
                 self._apply(stage, entry)
+            else:
+                self._orphan()
             return False
         if job is not None:
             entry["jobUID"] = job.uid
@@ -312,9 +331,11 @@ class _Round:
         if job is not None and job.complete:
             self._finish(stage, entry)
             return True
-        if job is not None and job.suspended:  # by Kueue, which ends and starts its pods
-            queue = self.resource.spec.scheduling.queue_name or "?"
-            self._set(Type.PODS_STARTED, False, Reason.QUEUED, stage=stage.name, queue=queue)
+        if job is not None and job.suspended:
+            # by Kueue, which ends and starts its pods, or by hand
+            reason = Reason.QUEUED if job.queue else Reason.JOB_SUSPENDED
+            self._set(Type.PODS_STARTED, False, reason, stage=stage.name, queue=job.queue,
+                      job=job.name, namespace=self.plan.namespace)  # fmt: skip
             return False
         failure = self._diagnose(stage, job, pods)
         if failure is not None:
@@ -325,7 +346,7 @@ class _Round:
             self._fail(stage, entry, Failure("SpecChanged", why))
             self.status.pop("nextAttemptTime", None)  # nothing was tried that could fail again
             return False
-        self._pods_started(stage, pods)
+        self._pods_started(stage, job, pods)
         return False
 
     def _made_of_old_spec(self, stage: Stage, job: Job, pods: list[Pod]) -> bool:
@@ -342,6 +363,8 @@ class _Round:
         numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
         entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
         entry.setdefault("startTime", _text(self.now))
+        self._set(Type.PODS_STARTED, False, Reason.PODS_STARTING, stage=stage.name, ready=0,
+                  desired=self._desired(stage))  # fmt: skip
         for field in ("jobUID", "completionTime", "logTail", "message", *COUNTS):
             entry.pop(field, None)
         if stage.name == "train":
@@ -547,6 +570,19 @@ class _Round:
         there = any((job.stage, job.attempt) == attempt for job in self.seen.jobs)
         return bool(self._pods(entry)) and not there
 
+    def _orphan(self) -> None:
+        """Report a pod that is waited for and that no one ends."""
+        if (found := stuck.orphan(self.seen.jobs, self.seen.pods, self.uid)) is not None:
+            self._set(Type.PODS_STARTED, False, Reason.EARLIER_PODS, pod=found.pod,
+                      object=found.object, namespace=self.plan.namespace)  # fmt: skip
+
+    def _end_sidecars(self) -> None:
+        """End pods and Jobs whose workers have ended while other containers run on."""
+        gone = {action.uid for action in self.actions if isinstance(action, Delete)}
+        self.actions += [action for action in self.outlived if action.uid not in gone]
+        if self.sidecars_end is not None:
+            self._reached(self.sidecars_end)
+
     def _force_out(self) -> None:
         """Take pods off nodes that do not answer: others wait for them, the Job controller too
         before it makes new ones."""
@@ -609,6 +645,7 @@ class _Round:
         for job in self.jobs:
             if not self._over(job) and not job.deleting:
                 self.actions.append(Delete("Job", job.name, job.uid))
+        self._orphan()
         return not self._alive() and all(map(self._over, self.jobs))
 
     def _resume(self) -> None:
@@ -729,13 +766,20 @@ class _Round:
             for manifest in self._told_volume(self.plan.sampling(step.apply)):
                 self.actions.append(Apply(owned(manifest, self.resource)))
         if step.running is not None:
-            self._set(Type.SAMPLES, False, Reason.SAMPLING, iteration=step.running)
+            if not self._samples_stuck(step.running):
+                self._set(Type.SAMPLES, False, Reason.SAMPLING, iteration=step.running)
         elif step.failed is not None:
             iteration, message = step.failed
             self._set(Type.SAMPLES, False, Reason.SAMPLES_FAILED, iteration=iteration,
                       message=message)  # fmt: skip
         else:
             self._set(Type.SAMPLES, True, Reason.SAMPLED)
+
+    def _samples_stuck(self, iteration: int) -> bool:
+        attempt = (SAMPLING, iteration)
+        job = next((j for j in self.jobs if (j.stage, j.attempt) == attempt), None)
+        pods = [p for p in self.seen.pods if (p.stage, p.attempt) == attempt]
+        return job is not None and self._stuck(Type.SAMPLES, job, pods, job.completions)
 
     def _sampling_jobs(self) -> list[Job]:
         return [job for job in self.jobs if job.stage == SAMPLING and not job.finished]
@@ -750,12 +794,11 @@ class _Round:
 
     # ------------------------------------------------------------------ conditions and counts
 
-    def _pods_started(self, stage: Stage, pods: list[Pod]) -> None:
+    def _pods_started(self, stage: Stage, job: Job | None, pods: list[Pod]) -> None:
         for pod in pods:
             if pod.waits:
-                todo = remedy(pod.waits, stage=stage.name, pod=pod.name, name=self.resource.name,
-                              namespace=self.plan.namespace)  # fmt: skip
-                todo = todo or f"`kubectl describe pod {pod.name}` says more"
+                rule = known([pod.waits], self._facts(pod.stage, job) | {"pod": pod.name})
+                todo = rule.remedy if rule else f"`kubectl describe pod {pod.name}` says more"
                 self._set(Type.PODS_STARTED, False, Reason.CONTAINER_WAITS, pod=pod.name,
                           problem=pod.waits, todo=todo)  # fmt: skip
                 return
@@ -764,10 +807,35 @@ class _Round:
                           problem=pod.unschedulable)  # fmt: skip
                 return
         desired = self._desired(stage)
+        if job is not None and self._stuck(Type.PODS_STARTED, job, pods, desired):
+            return
         ready = sum(p.ready or p.over for p in pods)
         reason = Reason.PODS_RUNNING if ready >= desired else Reason.PODS_STARTING
         self._set(Type.PODS_STARTED, ready >= desired, reason, stage=stage.name, ready=ready,
                   desired=desired)  # fmt: skip
+
+    def _stuck(self, kind: Type, job: Job, pods: list[Pod], desired: int) -> bool:
+        """Whether a Job makes no progress; the condition ``kind`` then says what is known of it."""
+        judged = stuck.judge(
+            job, pods, desired, self.seen.kube_events, self.now, self.policy.stuck_after
+        )
+        if judged.again is not None:
+            self._reached(judged.again)
+        if not judged.findings:
+            return False
+        first = judged.findings[0]
+        problem = stuck.message(first, self._facts(job.stage, job))
+        self._set(kind, False, Reason.NO_PROGRESS, problem=problem)
+        self.stuck += judged.uids
+        waited = (self.now - first.since).total_seconds()
+        self._look_again(min(waited / 10, self.policy.seldom))
+        return True
+
+    def _facts(self, stage: str, job: Job | None) -> dict[str, str]:
+        """What remedies may name."""
+        claim = self.resource.spec.storage.claim_name or f"{self.resource.name}-data"
+        return facts(name=self.resource.name, namespace=self.plan.namespace, claim=claim,
+                     stage=container_of(stage), job=job.name if job else "")  # fmt: skip
 
     def _count(self, stage: Stage, entry: dict[str, Any], pods: list[Pod]) -> None:
         entry |= {
@@ -809,15 +877,17 @@ class _Round:
             condition = find(conditions, kind)
             if condition is not None and condition["status"] != "True":
                 return str(condition["message"])
-        started = find(conditions, Type.PODS_STARTED)
-        if started is not None and started["reason"] in (
-            Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED,
-        ):  # fmt: skip
-            return str(started["message"])
-        attended = find(conditions, Type.GANG)
-        waits = started is not None and started["reason"] == Reason.PODS_STARTING
+        started, attended = find(conditions, Type.PODS_STARTED), find(conditions, Type.GANG)
+        waits = started is not None and started["reason"] in (
+            Reason.PODS_STARTING, Reason.NO_PROGRESS,
+        )  # fmt: skip
         if waits and attended is not None and attended["reason"] == Reason.GANG_UNATTENDED:
             return str(attended["message"])
+        if started is not None and started["reason"] in (
+            Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED, Reason.NO_PROGRESS,
+            Reason.JOB_SUSPENDED, Reason.EARLIER_PODS,
+        ):  # fmt: skip
+            return str(started["message"])
         return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))
 
     # ------------------------------------------------------------------ small things

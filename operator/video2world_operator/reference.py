@@ -72,6 +72,8 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("V2W_PORT", "8080", "Port of /healthz, /readyz and /metrics."),
         Variable("V2W_POLL_SECONDS", "10", "Seconds between two looks at a worker's log; more "
                  "where that would be over 20 looks a second."),
+        Variable("V2W_STUCK_AFTER_SECONDS", "30", "A stage without progress for so long is "
+                 "reported as stuck; a sidecar that outlives its worker by so long is ended."),
         Variable("V2W_TERMINATION_BOUND_SECONDS", "60", "A pod that outlives its grace period by "
                  "so long is force-deleted."),
         Variable("V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one "
@@ -256,6 +258,7 @@ def _named(text: str) -> str:
     if text == "{gpu_named}":
         return "Wait, change spec.training.gpusPerNode and nodes, or add nodes."
     text = text.replace("{again}", troubles.AGAIN_CLUSTER)
+    text = text.replace("{{", "{").replace("}}", "}")
     return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
 
 

@@ -15,7 +15,7 @@ from .definition import problem_of
 from .errors import InvalidResource
 from .explain import Facts
 from .models import API_VERSION, KIND, MAX_NAME
-from .observed import Pod
+from .observed import Job, Pod
 from .plan import RESOURCE_LABEL, Plan
 from .preflight import ClusterFacts
 from .survey import cluster_facts
@@ -145,6 +145,7 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
             events=(await cluster.get_if_allowed(path_of("v1", "Event", space)) or {}).get(
                 "items", []
             ),
+            jobs=await _jobs(cluster, space, name),
             nodes=(await cluster.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
             definition=await problem_of(cluster),
@@ -169,6 +170,17 @@ async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:
     path = path_of("v1", "Pod", namespace)
     found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
     return [Pod.of(item) for item in found.get("items", [])]
+
+
+async def _jobs(cluster: Cluster, namespace: str, name: str) -> list[Job] | None:
+    path = path_of("batch/v1", "Job", namespace)
+    try:
+        found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}")
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return None
+    return [Job.of(item) for item in (found or {}).get("items", [])]
 
 
 def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:

@@ -47,7 +47,7 @@ NAMESPACED: tuple[Rule, ...] = (
     Rule("", "pods/log", ("get",)),
     Rule("", "services", (*_MADE, "delete")),
     Rule("", "persistentvolumeclaims", (*_MADE, "delete")),  # of an earlier resource of the name
-    Rule("", "events", ("create",)),
+    Rule("", "events", ("create", "list")),  # listed of stages that are stuck
     Rule("scheduling.k8s.io", "podgroups", (*_MADE, "delete"), optional=True),
     Rule("scheduling.volcano.sh", "podgroups", (*_MADE, "delete"), optional=True),
     Rule("scheduling.x-k8s.io", "podgroups", (*_MADE, "delete"), optional=True),

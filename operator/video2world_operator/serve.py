@@ -102,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
         "(V2W_TERMINATION_BOUND_SECONDS; 60)",
     )
     flags.add_argument(
+        "--stuck-after-seconds",
+        type=float,
+        default=float(os.environ.get("V2W_STUCK_AFTER_SECONDS", "30")),
+        help="a stage that makes no progress for so long is reported as stuck, and a sidecar that "
+        "outlives its worker by so long is ended (V2W_STUCK_AFTER_SECONDS; 30)",
+    )
+    flags.add_argument(
         "--lease-seconds",
         type=float,
         default=float(os.environ.get("V2W_LEASE_SECONDS", "15")),
@@ -131,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         pod=args.pod_uid,
         port=args.port,
         poll=args.poll_seconds,
-        policy=Policy(termination_bound=args.termination_bound_seconds),
+        policy=Policy(
+            termination_bound=args.termination_bound_seconds,
+            stuck_after=args.stuck_after_seconds,
+        ),
         lease=LeaseTimes.of(args.lease_seconds),
     )
     gc.freeze()  # what was imported is not looked through again

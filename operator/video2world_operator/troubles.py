@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .conditions import Reason
@@ -11,12 +11,14 @@ from .conditions import Reason
 __all__ = [
     "AGAIN_CLUSTER",
     "AGAIN_LOCAL",
+    "BUSY_GPUS",
     "BY_REASON",
     "LOGS",
     "RULES",
     "Rule",
+    "facts",
+    "known",
     "matching",
-    "remedy",
 ]
 
 
@@ -33,6 +35,12 @@ AGAIN = "{again}"
 AGAIN_CLUSTER = "then `v2w suspend {name}` and `v2w resume {name}` (any change of the spec does)"
 AGAIN_LOCAL = "then run the same `v2w run` again"
 LOGS = "`v2w logs {name} --stage {stage}` shows the whole log"
+BUSY_GPUS = Rule(
+    "",
+    "Not enough GPUs are free for stage {stage}.",
+    "Wait until others end (it starts by itself), add nodes, or suspend another: "
+    "kubectl get v2w -A",
+)
 
 # The first rule that matches counts: the particular stand before the general.
 RULES: tuple[Rule, ...] = (
@@ -61,10 +69,14 @@ RULES: tuple[Rule, ...] = (
         "architecture: LoRA; " + AGAIN,
     ),
     Rule(
-        r"OOMKilled|killed for want of memory|OutOfMemory",
+        r"pod (?P<pod>\S+) was killed for want of memory",
+        "Pod {pod} used more memory than its limit allows (OOM).",
+        "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize",
+    ),
+    Rule(
+        r"OOMKilled|OutOfMemory",
         "The container used more memory than its limit allows (OOM).",
-        "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize; "
-        "`kubectl describe pod {pod} -n {namespace}` shows the limit",
+        "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize",
     ),
     Rule(
         r"No space left on device|[Dd]isk is full|volume is full",
@@ -102,6 +114,12 @@ RULES: tuple[Rule, ...] = (
         "The image name of stage {stage} is no valid one.",
         "Mend spec.images or spec.stages.{stage}.image",
     ),
+    Rule(
+        r"^Pulling: Pulling image",
+        "The node is still pulling the image of stage {stage}.",
+        "Wait: a large image takes minutes the first time on a node; `kubectl describe pod {pod} "
+        "-n {namespace}` shows when it is there",
+    ),
     # -------------------------------------------------- Secrets
     Rule(
         r"""secret "(?P<secret>[^"]+)" not found""",
@@ -121,6 +139,17 @@ RULES: tuple[Rule, ...] = (
         "`kubectl describe pod {pod} -n {namespace}` says more; mostly it is a Secret, a mount or "
         "an image without the stage's command",
     ),
+    Rule(
+        r"""configmap "(?P<configmap>[^"]+)" not found""",
+        "There is no ConfigMap {configmap} in namespace {namespace}.",
+        "Create it, or change what names it in spec.stages.{stage}.podTemplate",
+    ),
+    Rule(
+        r"FailedCreatePodSandBox",
+        "The node cannot set up the pod's sandbox: its network or its container runtime fails.",
+        "See to the node's network plugin (CNI) and runtime: kubectl describe pod {pod} "
+        "-n {namespace} names the node",
+    ),
     # -------------------------------------------------- refused by the API server
     Rule(
         r"exceeded quota: (?P<quota>[^,]+), requested: (?P<asked>.+?), used: (?P<used>.+?), "
@@ -131,15 +160,68 @@ RULES: tuple[Rule, ...] = (
         "the quota raised; it then starts by itself",
     ),
     Rule(
+        r"failed quota: (?P<quota>[^:]+): must specify (?P<asked>[^\n]+)",
+        "The namespace's quota {quota} only admits pods that specify {asked}.",
+        "Set it in spec.stages.{stage}.resources (limits.cpu is resources.limits.cpu there)",
+    ),
+    Rule(
+        r"(?P<bound>maximum|minimum) (?P<lacking>[\w./-]+) usage per (?P<per>Container|Pod) is "
+        r"(?P<limit>[^\s,]+?)[.,]\s+(?P<said>but (?:limit|request) is [^\s\],]+"
+        r"|No (?:limit|request) is specified)",
+        "A LimitRange of the namespace sets the {bound} of {lacking} per {per} to {limit}, {said}.",
+        "Set spec.stages.{stage}.resources.limits.{lacking} and requests.{lacking} to what it "
+        "allows, or have it changed: kubectl describe limitrange -n {namespace}",
+    ),
+    Rule(
+        r"(?P<lacking>[\w./-]+) max limit to request ratio per \w+ is (?P<limit>[^\s,]+)",
+        "A LimitRange of the namespace bounds the ratio of limit to request of {lacking} to "
+        "{limit}.",
+        "Set spec.stages.{stage}.resources.limits.{lacking} and requests.{lacking} accordingly, or "
+        "have it changed: kubectl describe limitrange -n {namespace}",
+    ),
+    Rule(
+        r"""Invalid value: "?(?P<asked>[^\s":]+)"?: must be less than or equal to """
+        r"(?P<lacking>\S+) limit of (?P<limit>[^\s,\]]+)",
+        "Stage {stage} requests {asked} of {lacking}, above its limit of {limit}: a LimitRange of "
+        "the namespace sets one where the spec sets none.",
+        "Set spec.stages.{stage}.resources.limits.{lacking} to at least {asked}, or lower "
+        "requests.{lacking}; kubectl describe limitrange -n {namespace} shows what is allowed",
+    ),
+    Rule(
+        r"""[Pp]olicy ['"](?P<policy>[^'"]+)['"] with binding ['"][^'"]+['"] denied request: """
+        r"(?P<said>[^\n]+)",
+        "The cluster's admission policy {policy} refuses it: {said}",
+        "Satisfy it through spec.stages.{stage}.podTemplate or resources, or have it changed: "
+        "kubectl describe validatingadmissionpolicy {policy}",
+    ),
+    Rule(
         r"violates PodSecurity",
         "The namespace's Pod Security level does not allow the pod.",
-        "Take out what spec.stages.{stage}.podTemplate adds (the plan's own pods pass the "
-        "restricted level), or use another namespace",
+        "Take out what spec.stages.{stage}.podTemplate or a webhook adds (the plan's own pods pass "
+        "the restricted level), or use another namespace",
     ),
     Rule(
         r"""admission webhook "(?P<webhook>[^"]+)" denied""",
         "The cluster's admission webhook {webhook} refuses the objects.",
-        "Its words below say what it wants; ask who runs it",
+        "Satisfy it through spec.stages.{stage}.podTemplate or resources, or ask the administrator "
+        "of {webhook} for an exception",
+    ),
+    Rule(
+        r"""failed calling webhook "(?P<webhook>[^"]+)\"""",
+        "The cluster's admission webhook {webhook} does not answer.",
+        "See to the Service behind it, or have its failurePolicy changed: kubectl get "
+        "mutatingwebhookconfigurations,validatingwebhookconfigurations",
+    ),
+    Rule(
+        r"error looking up service account (?P<account>[^\s:]+)",
+        "There is no service account {account}.",
+        "Create it, or change serviceAccountName in spec.stages.{stage}.podTemplate",
+    ),
+    Rule(
+        r"""RuntimeClass\S* "(?P<runtime>[^"]+)" not found""",
+        "There is no runtime class {runtime}.",
+        "Change runtimeClassName in spec.stages.{stage}.podTemplate; kubectl get runtimeclasses "
+        "lists them",
     ),
     Rule(
         r"no PriorityClass with name (?P<priority>\S+)",
@@ -163,6 +245,12 @@ RULES: tuple[Rule, ...] = (
         "Wait, or ask for less; kubectl get workloads -n {namespace} shows who is before it",
     ),
     # -------------------------------------------------- no room on the nodes
+    Rule(
+        r"non-empty scheduling gates",
+        "Pod {pod} has scheduling gates, which keep it from being scheduled.",
+        "The controller that set them takes them off: `kubectl get pod {pod} -n {namespace} "
+        "-o yaml` names them (spec.schedulingGates)",
+    ),
     Rule(
         r"minCount \((?P<wanted>\d+)\) cannot be satisfied: (?P<room>\d+) scheduled",
         "The {wanted} training pods start together or not at all, and only {room} have room.",
@@ -219,9 +307,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         r"FailedMount|FailedAttachVolume|Unable to attach or mount",
-        "The node cannot mount the volume of the claim {claim}.",
-        "It may be held by another node (accessMode ReadWriteOnce) or its storage is down; its "
-        "words below say more",
+        "The node cannot mount a volume of stage {stage}, such as that of the claim {claim}.",
+        "Free it where another node holds it (accessMode ReadWriteOnce: kubectl get "
+        "volumeattachments), or see to its storage driver: kubectl describe pvc {claim} "
+        "-n {namespace}",
     ),
 )  # fmt: skip
 
@@ -243,6 +332,21 @@ BY_REASON: Mapping[str, str] = {
     "resource; " + AGAIN,
     Reason.CHECKS_FAILED: "Do it before training begins; until then all goes on. `v2w preflight -f "
     "FILE --cluster` asks again",
+    Reason.NAME_IN_USE: "Set another spec.training.jobName, or wait",
+    Reason.CLAIM_MISSING: "`kubectl get pvc -n {namespace}` lists the claims that are there",
+    Reason.CLAIM_LOST: "`kubectl describe pvc {claim} -n {namespace}` names the volume",
+    Reason.CLAIM_NOT_SHARED: "`kubectl describe pvc {claim} -n {namespace}` shows its access modes",
+    Reason.NAME_TAKEN: "Delete that object, or give this resource another name",
+    Reason.JOB_SUSPENDED: "Set its spec.suspend to false: kubectl patch job {job} -n {namespace} "
+    '--type merge -p \'{{"spec":{{"suspend":false}}}}\'. Where a queue admits every Job, name '
+    "one in spec.scheduling.queueName",
+    Reason.EARLIER_PODS: "Delete it, or wait until it ends",
+    Reason.NO_PROGRESS: "`kubectl describe jobs,pods -n {namespace} -l "
+    "video2world.dev/resource={name}` shows more",
+    Reason.UNSCHEDULABLE: "`kubectl describe pods -n {namespace} -l "
+    "video2world.dev/resource={name}` shows more",
+    Reason.CONTAINER_WAITS: "`kubectl describe pods -n {namespace} -l "
+    "video2world.dev/resource={name}` shows more",
     Reason.INVALID: "Mend the spec: kubectl edit v2w {name} -n {namespace}",
     Reason.REFUSED: "Mend what the API server names; the operator tries again by itself",
     Reason.WAITING: "Wait, or give this resource a volume of its own (spec.storage)",
@@ -261,17 +365,32 @@ def matching(text: str) -> tuple[Rule, dict[str, str]] | None:
     return None
 
 
-def remedy(text: str, **facts: str) -> str:
-    """What to do about ``text``, by the first rule that matches; empty if none does.
+def facts(
+    *, name: str, namespace: str, stage: str, claim: str, job: str, local: bool = False
+) -> dict[str, str]:
+    """The facts that every rule may name; a caller that knows more adds to them.
 
-    ``facts`` are ``stage``, ``pod``, ``namespace`` and ``name`` (of the resource); a rule that
-    needs more is for :mod:`.explain`, which looks further.
+    ``job`` stands for its pods where the one that is meant is not known.
     """
-    if (found := matching(text)) is None:
-        return ""
-    rule, words = found
-    known = facts | words
-    try:
-        return rule.remedy.format_map(known | {"again": AGAIN_CLUSTER.format_map(known)})
-    except KeyError:
-        return ""
+    gpus = {"stage": stage}
+    return {
+        "again": (AGAIN_LOCAL if local else AGAIN_CLUSTER).format(name=name),
+        "name": name,
+        "namespace": namespace,
+        "stage": stage,
+        "pod": f"-l batch.kubernetes.io/job-name={job}",
+        "job": job,
+        "claim": claim,
+        "gpu_trouble": BUSY_GPUS.what.format_map(gpus),
+        "gpu_remedy": BUSY_GPUS.remedy,
+    }
+
+
+def known(texts: Sequence[str], facts: Mapping[str, str]) -> Rule | None:
+    """The first of ``texts`` that a rule matches, and its words, filled in."""
+    for text in texts:
+        if (found := matching(text)) is not None:
+            rule, words = found
+            filled = {**facts, **words}
+            return Rule(text, rule.what.format_map(filled), rule.remedy.format_map(filled))
+    return None

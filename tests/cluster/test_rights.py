@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from operators import Operator, Resource, apply, connection, eventually, exists, grant
+from operators import Operator, Resource, apply, connection, eventually, exists, grant, set_quota
 from video2world_operator.cluster import Cluster as Client
 from video2world_operator.models import API_VERSION, KIND
 from video2world_operator.rights import (
@@ -97,7 +97,7 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
     hangs = {"metadata": {"annotations": {"fake.video2world.dev/hangs": "true"}}}
     hangs["spec"] = {"terminationGracePeriodSeconds": 1}
     flags = ("--namespaces", namespace, "--own-namespace", namespace)
-    flags += ("--termination-bound-seconds", "1")
+    flags += ("--termination-bound-seconds", "1", "--stuck-after-seconds", "1")
     log = tmp_path / "log"
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "a"}]}}
     served = f"namespaces/{namespace}"
@@ -135,7 +135,10 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
         claim, *of_training = left
         goes(claim)
         told(somebodys, "an object of this")
+        quota = set_quota(gpu_cluster, namespace, {"pods": "0"})
         gpu_cluster.admin.delete(somebodys)
+        eventually(lambda: "exceeded quota" in run.condition("PodsStarted").get("message", ""))
+        gpu_cluster.admin.delete(quota)
         for stage in STAGES[:4]:
             run.finish(stage)
         for path in of_training:

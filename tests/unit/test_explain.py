@@ -7,7 +7,7 @@ from string import Formatter
 
 import pytest
 
-from reconcile_world import NOW, World
+from reconcile_world import NOW, World, causes
 from video2world_operator.explain import Facts, explain
 from video2world_operator.observed import Claim, Peer
 from video2world_operator.troubles import RULES
@@ -16,20 +16,15 @@ from video2world_operator.view import Snapshot
 FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
 
 
-def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
-    metadata = world.body["metadata"]
-    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus)
-    seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
-    return explain(seen, facts, world.now)
-
-
 def node(gpus):
     return {"status": {"allocatable": {"nvidia.com/gpu": str(gpus)} if gpus else {}}}
 
 
 def event(name, reason, message, kind="Job", at="2026-11-24T12:00:00Z"):
     about = {"kind": kind, "name": name}
-    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at}
+    level = "Warning" if "Fail" in reason else "Normal"
+    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at,
+            "type": level}  # fmt: skip
 
 
 @pytest.fixture
@@ -177,7 +172,8 @@ def test_out_of_memory_restarts_and_says_which_limit(world):
     (first, *_) = causes(world)
     assert "starts again" in first.what
     assert "spec.stages.train.resources.limits.memory" in first.remedy
-    assert "OutOfMemory" in first.evidence
+    assert "OutOfMemory: pod run-train-1-0 was killed" in first.evidence
+    assert "train-2" not in str(first)  # the next attempt has no pod yet
 
 
 def test_restarts_that_ran_out(world):
@@ -223,7 +219,10 @@ def test_what_the_api_server_refuses():
 def test_a_claim_that_is_not_bound():
     world = World()
     world.settle()
-    claim = {"metadata": {"name": "run-data"}, "status": {"phase": "Pending"}}
+    claim = {
+        "metadata": {"name": "run-data", "uid": "uid-of-run-data"},
+        "status": {"phase": "Pending"},
+    }
     told = event("run-data", "FailedBinding", "no persistent volumes available for this claim and "
                  "no storage class is set")  # fmt: skip
     (cause,) = causes(world, [told], claim)
