@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools")]
 
 from agibot_archives import footage, make_archives  # noqa: E402
-from video2world_preprocess.video import cut, read_frames, write_video  # noqa: E402
+from video2world_preprocess.cutting import cut  # noqa: E402
+from video2world_preprocess.video import read_frames, write_video  # noqa: E402
 from video2world_preprocess.windows import Window  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "preprocess.json"

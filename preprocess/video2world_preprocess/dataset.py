@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
+from .cutting import cut
 from .events import Progress
 from .faults import Crashed, is_unexpected, nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json, write_text
@@ -28,7 +29,7 @@ from .marks import Listings
 from .report import Problem, Report, write_report
 from .shares import Share
 from .stage import UserError
-from .video import cut, probe, timing_remarks
+from .survey import Survey, survey
 from .windows import Window, cut_points, parse_name, window_name
 
 __all__ = [
@@ -260,7 +261,9 @@ def _is_whole(folder: Path, record: _Record) -> bool:
 # ---------------------------------------------------------------- one source
 
 
-def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window, str]]:
+def _plan(
+    source: Source, rule: Rule, record: _Record
+) -> tuple[list[tuple[str, Window, str]], Survey | None]:
     """The clips to make, with their captions; what is left out goes into ``record``."""
 
     def drop(kind: str, item: str, reason: str) -> None:
@@ -268,10 +271,11 @@ def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window
 
     label = source.name if source.kind == "episode" else source.path.name
     try:
-        info, unusual = probe(source.path), timing_remarks(source.path)
+        known = survey(source.path)
     except UserError as error:
         drop(source.kind, label, str(error))
-        return []
+        return [], None
+    info = known.info
     record.fps, record.source_bytes = float(info.fps), source.path.stat().st_size
     windows, remarks = cut_points(
         info.frames,
@@ -289,8 +293,8 @@ def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window
         )
     if (reason := _too_long([window_name(source.name, window) for window in windows])) is not None:
         drop(source.kind, label, reason)
-        return []
-    record.notes += [vars(Problem(source.kind, label, r)) for r in (*remarks, *unusual)]
+        return [], known
+    record.notes += [vars(Problem(source.kind, label, r)) for r in (*remarks, *known.remarks)]
     for subfolder, suffix in DERIVED:
         if any(name_bytes(window_name(source.name, w) + suffix) > NAME_BYTES for w in windows):
             reason = (
@@ -304,9 +308,11 @@ def _plan(source: Source, rule: Rule, record: _Record) -> list[tuple[str, Window
         text = source.captions.text(name, window, info.fps)
         if text is None:
             drop("window", name, source.captions.missing)
+        elif reason := known.fault(window.start, window.stop):
+            drop("window", name, reason)
         else:
             clips.append((name, window, text))
-    return clips
+    return clips, known
 
 
 def _too_long(names: Sequence[str]) -> str | None:
@@ -330,7 +336,7 @@ def _split(folder: Path, source: Source, rule: Rule) -> Tally:
     path, tally = _record_file(folder, source.name), Tally()
     before = _read_record(path)
     record = _Record(cut_by=source.cut_by(rule), split=source.split)
-    planned = _plan(source, rule, record)
+    planned, surveyed = _plan(source, rule, record)
     names = {name for name, *_ in planned}
     stale = before.names if before.cut_by != record.cut_by else set(before.names) - names
     tally.removed_windows = _remove(folder, before.split, stale)
@@ -348,7 +354,7 @@ def _split(folder: Path, source: Source, rule: Rule) -> Tally:
             _forget(folder, source.split, name, ("latents",))
     try:
         parts = [(w.start, w.stop, target) for target, (_, w) in missing.items()]
-        for target, as_it_was in cut(source.path, parts):
+        for target, as_it_was in cut(source.path, parts, known=surveyed):
             copied[missing.pop(target)[0]] = as_it_was
             tally.new_windows += 1
     except UserError as error:

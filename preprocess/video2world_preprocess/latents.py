@@ -26,7 +26,7 @@ from .report import Report, write_report
 from .spread import devices, spread
 from .stage import UserError, run_stage
 from .vae import VideoVAE, load_vae
-from .video import Geometry, fit, probe, read_frames
+from .video import Geometry, probe, read_fitted
 
 __all__ = ["clip_starts", "main", "parser"]
 
@@ -125,19 +125,14 @@ def _is_done(window: _Window) -> bool:
 
 def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
     """uint8 clips [T, H, W, 3] of ``window``, fitted to the training size."""
-
-    def cut(frames: np.ndarray, start: int) -> np.ndarray:
-        clip = frames[start : start + args.num_frames]
-        if len(clip) < args.num_frames:
-            raise UserError(f"{window.video} ends before its header says: cut it again")
-        return fit(clip, tuple(args.video_size), args.geometry)
-
+    fitted = functools.partial(read_fitted, window.video, tuple(args.video_size), args.geometry)
     if window.frames <= args.num_frames * len(window.starts):
-        frames = read_frames(window.video)  # overlapping clips of a short window: decode once
-        yield from (cut(frames, start) for start in window.starts)
+        frames = fitted()  # overlapping clips of a short window: decode once
+        if len(frames) < window.frames:
+            raise UserError(f"{window.video} ends before its header says: cut it again")
+        yield from (frames[start : start + args.num_frames] for start in window.starts)
     else:
-        for start in window.starts:
-            yield cut(read_frames(window.video, start, args.num_frames), 0)
+        yield from (fitted(start, args.num_frames) for start in window.starts)
 
 
 def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], None]:
@@ -152,7 +147,8 @@ def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
     latents = []
     for clip in _clips(window, args):
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(vae.device)
-        latents.append(vae.encode_latents(video.float() / 127.5 - 1)[0].cpu())
+        pixels = video.float().div_(127.5).sub_(1)  # in place: it is four times the clip
+        latents.append(vae.encode_latents(pixels)[0].cpu())
     tensors = {
         "latents": torch.stack(latents).contiguous(),
         "starts": torch.tensor(window.starts, dtype=torch.int64),

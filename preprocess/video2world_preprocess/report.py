@@ -9,10 +9,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .events import emit, say
 from .files import write_json, write_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Problem", "Report", "printable", "write_report"]
 
@@ -112,7 +115,8 @@ def write_report(folder: Path, report: Report, samples: Sequence[Path] = (), **m
     """
     stem = "report" if report.stage == "dataset" else f"report-{report.stage}"
     write_json(folder / f"{stem}.json", {"stage": report.stage, **more, **report.as_json()})
-    chosen = [samples[len(samples) * i // SAMPLES] for i in range(min(SAMPLES, len(samples)))]
+    shown = min(SAMPLES, len(samples))
+    chosen = [samples[len(samples) * i // shown] for i in range(shown)]
     counts = "".join(
         f'<tr><th>{html.escape(name.replace("_", " "))}<td class="n">{_shown(value)}'
         for name, value in report.counts.items()
@@ -142,22 +146,12 @@ def _table(title: str, problems: Sequence[Problem]) -> str:
 
 def _figure(video: Path) -> str:
     """A strip of pictures of a window, from its first frame to its last."""
-    import numpy as np
-    from PIL import Image
-
-    from .stage import UserError
-    from .video import read_frames
-
     meta = video.parents[1] / "metas" / f"{video.stem}.txt"
     caption = meta.read_text(encoding="utf-8", errors="replace") if meta.is_file() else ""
     try:
-        frames = read_frames(video)
-    except UserError as error:
-        return f"<p>{html.escape(str(error))}"
-    places = [(len(frames) - 1) * i // (PICTURES - 1) for i in range(PICTURES)]
-    strip = Image.fromarray(np.concatenate([frames[place] for place in places], axis=1))
-    height = max(1, round(strip.height * PICTURES * PICTURE_WIDTH / strip.width))
-    strip = strip.resize((PICTURES * PICTURE_WIDTH, height))
+        strip = _strip(video)
+    except Exception as error:  # a page without a picture is still a report
+        return f"<p>{html.escape(video.stem)}: {html.escape(str(error) or repr(error))}"
     jpeg = io.BytesIO()
     strip.save(jpeg, "jpeg", quality=80)
     data = base64.b64encode(jpeg.getvalue()).decode()
@@ -166,3 +160,24 @@ def _figure(video: Path) -> str:
         f"<code>{html.escape(video.stem)}</code>"
         f'<p class="caption">{html.escape(caption)}</figcaption></figure>'
     )
+
+
+def _strip(video: Path) -> Image:
+    """Pictures of a video side by side; each is made small before the next frame is decoded."""
+    from PIL import Image
+
+    from .video import frames_of, probe
+
+    count = probe(video).frames
+    places = [(count - 1) * i // (PICTURES - 1) for i in range(PICTURES)]
+    pictures: dict[int, Image.Image] = {}
+    wanted = sorted(set(places))
+    for number, pixels in zip(wanted, frames_of(video, wanted=wanted.__contains__), strict=False):
+        picture = Image.fromarray(pixels)
+        height = max(1, round(picture.height * PICTURE_WIDTH / picture.width))
+        pictures[number] = picture.resize((PICTURE_WIDTH, height))
+    height = max(picture.height for picture in pictures.values())
+    strip = Image.new("RGB", (PICTURES * PICTURE_WIDTH, height))
+    for column, place in enumerate(places):
+        strip.paste(pictures.get(place, pictures[max(pictures)]), (column * PICTURE_WIDTH, 0))
+    return strip

@@ -7,6 +7,8 @@ as soon as it is at most ``min_last_seconds`` long.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,11 +18,20 @@ __all__ = ["Window", "cut_points", "guide_windows", "parse_name", "trainable", "
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``start .. stop - 1`` of a video; ``index`` counts from 0 within it."""
+    """Frames ``start .. stop - 1`` of a video; ``index`` counts from 0 within it.
+
+    ``named_stop`` is what the guide's script takes ``stop`` to be, whose names tell windows apart:
+    it may be one less at the end of a video (see :func:`guide_windows`).
+    """
 
     index: int
     start: int
     stop: int
+    named_stop: int = -1
+
+    def __post_init__(self) -> None:
+        if self.named_stop < 0:
+            object.__setattr__(self, "named_stop", self.stop)
 
     @property
     def frames(self) -> int:
@@ -33,20 +44,27 @@ def guide_windows(
 ) -> list[Window]:
     """The guide's windows of a video of ``frames`` frames, without gap or overlap.
 
+    The guide's script computes in floating point, from the duration that ffprobe prints, rounded to
+    a microsecond: of 60 frames at 30000/1001 a second it takes the last to be number 58. Windows
+    are cut and named as it does, so that captions are found by name, but the last one here holds
+    all frames that are left.
+
     Raises:
         ValueError: a length that is not positive.
     """
-    window, last = Fraction(str(window_seconds)), Fraction(str(min_last_seconds))
-    if window <= 0 or fps <= 0 or window * fps < 1:
+    rate = float(fps)
+    if window_seconds <= 0 or fps <= 0 or window_seconds * rate < 1:
         raise ValueError(f"windows of {window_seconds} s at {fps} frames/s hold no frame")
-    windows: list[Window] = []
-    duration, begin = frames / Fraction(fps), Fraction(0)
-    while begin < duration:
-        rest = duration - begin
-        end = duration if rest <= last else min(begin + window, duration)
-        # exact fractions: int(0.1 * 30) would be 3 in one place and 2 in another
-        windows.append(Window(len(windows), int(begin * fps), int(end * fps)))
-        begin = end
+    duration = float(round(frames / Fraction(fps), 6))
+    ends, begin = [], 0.0
+    while duration - begin > window_seconds + min_last_seconds:
+        begin += window_seconds
+        ends.append(begin)
+    if duration - begin > min_last_seconds and begin + window_seconds < duration:
+        ends.append(begin + window_seconds)
+    stops = [stop for stop in (int(end * rate) for end in ends) if stop < frames]
+    windows = [Window(n, *span) for n, span in enumerate(itertools.pairwise([0, *stops, frames]))]
+    windows[-1] = dataclasses.replace(windows[-1], named_stop=int(duration * rate))
     return windows
 
 
@@ -63,13 +81,13 @@ def trainable(windows: list[Window], min_frames: int) -> tuple[list[Window], lis
     for window in windows:
         if spans and spans[-1][1] - spans[-1][0] < min_frames:
             remarks.append(_merged(spans[-1], [window.start, window.stop], min_frames))
-            spans[-1][1] = window.stop
+            spans[-1][1:] = [window.stop, window.named_stop]
         else:
-            spans.append([window.start, window.stop])
+            spans.append([window.start, window.stop, window.named_stop])
     if len(spans) > 1 and spans[-1][1] - spans[-1][0] < min_frames:
         last = spans.pop()
         remarks.append(_merged(last, spans[-1], min_frames))
-        spans[-1][1] = last[1]
+        spans[-1][1:] = last[1:]
     return [Window(index, *span) for index, span in enumerate(spans)], remarks
 
 
@@ -93,7 +111,7 @@ def window_name(prefix: str, window: Window) -> str:
     ``task_327_episode_685393`` and the first window give
     ``task_327_episode_685393_window_0_frame_0-149``.
     """
-    return f"{prefix}_window_{window.index}_frame_{window.start}-{window.stop - 1}"
+    return f"{prefix}_window_{window.index}_frame_{window.start}-{window.named_stop - 1}"
 
 
 def parse_name(stem: str) -> tuple[str, Window] | None:

@@ -14,8 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from video2world_preprocess import video
+from video2world_preprocess import cutting, video
 from video2world_preprocess.stage import UserError
+from video2world_preprocess.survey import survey
 
 
 def ramp(frames: int = 40, height: int = 48, width: int = 64) -> np.ndarray:
@@ -57,7 +58,7 @@ def test_cut_is_exact_to_the_frame(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     video.write_video(source, ramp(), 30)
     parts = [(3, 17, tmp_path / "b.mp4"), (17, 40, tmp_path / "c.mp4")]
-    assert [made for made, _ in video.cut(source, parts)] == [part[2] for part in parts]
+    assert [made for made, _ in cutting.cut(source, parts)] == [part[2] for part in parts]
     for start, stop, path in parts:
         assert video.probe(path) == video.VideoInfo(stop - start, Fraction(30), 64, 48)
         levels = video.read_frames(path).mean(axis=(1, 2, 3))
@@ -67,7 +68,7 @@ def test_cut_is_exact_to_the_frame(tmp_path: Path) -> None:
 def test_cut_keeps_the_parts_before_the_end_and_names_the_file(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     video.write_video(source, ramp(), 30)
-    made = video.cut(source, [(0, 20, tmp_path / "b.mp4"), (20, 60, tmp_path / "c.mp4")])
+    made = cutting.cut(source, [(0, 20, tmp_path / "b.mp4"), (20, 60, tmp_path / "c.mp4")])
     assert next(made)[0] == tmp_path / "b.mp4"
     with pytest.raises(UserError, match=r"a\.mp4.*ends after 40"):
         next(made)
@@ -76,7 +77,7 @@ def test_cut_keeps_the_parts_before_the_end_and_names_the_file(tmp_path: Path) -
 
 def test_overlapping_parts_are_a_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="overlap"):
-        list(video.cut(tmp_path / "a.mp4", [(0, 9, tmp_path / "b"), (8, 12, tmp_path / "c")]))
+        list(cutting.cut(tmp_path / "a.mp4", [(0, 9, tmp_path / "b"), (8, 12, tmp_path / "c")]))
 
 
 def test_broken_files_are_user_errors_that_name_them(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_windows_are_copied_where_that_is_exact(
     encode(source, texture(55), **options)
     whole = video.read_frames(source).astype(int)
     parts = [(s, e, tmp_path / f"{s}.mp4") for s, e in ((0, 20), (20, 40), (40, 55))]
-    made = dict(video.cut(source, parts))
+    made = dict(cutting.cut(source, parts))
     if copied is not None:
         assert [made[part[2]] for part in parts] == copied
     for start, stop, path in parts:
@@ -217,7 +218,7 @@ def test_a_damaged_part_is_not_copied(tmp_path: Path) -> None:
     parts = [(s, s + 20, tmp_path / f"{s}.mp4") for s in (0, 20, 40)]
     made = {}
     with contextlib.suppress(UserError):  # whether the decoder bears it is the codec's affair
-        for path, copied in video.cut(source, parts):
+        for path, copied in cutting.cut(source, parts):
             made[path.stem] = copied
     assert made.get("0") is True
     assert made.get("20") is not True
@@ -228,7 +229,7 @@ def test_a_rotated_video_comes_out_upright(tmp_path: Path) -> None:
     frames = np.zeros((12, 32, 64, 3), np.uint8)
     frames[:, :16, :32] = 255  # the upper left quarter
     encode(source, frames, rotate="90")
-    assert dict(video.cut(source, [(0, 12, target)])) == {target: False}
+    assert dict(cutting.cut(source, [(0, 12, target)])) == {target: False}
     info, cut = video.probe(target), video.read_frames(target)
     assert (info.height, info.width) == (64, 32)
     shown = video.read_frames(source)
@@ -242,11 +243,11 @@ def test_a_varying_frame_rate_is_remarked_and_every_frame_kept(tmp_path: Path) -
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     times = [60 * n + (40 if n % 3 else 0) for n in range(30)]
     encode(source, texture(30), pts=times, g="10")
-    (remark,) = video.timing_remarks(source)
+    (remark,) = survey(source).remarks
     assert "frame rate varies" in remark
-    assert dict(video.cut(source, [(0, 30, target)])) == {target: False}
+    assert dict(cutting.cut(source, [(0, 30, target)])) == {target: False}
     assert video.probe(target).frames == 30
-    assert video.timing_remarks(target) == []
+    assert not survey(target).remarks
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:

@@ -89,3 +89,36 @@ def test_low_frame_rate_joins_windows_two_by_two() -> None:
 def test_windows_without_a_frame_are_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="hold no frame"):
         guide_windows(100, Fraction(30), seconds)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "lengths", "names"),
+    [
+        # 2.002 s x 29.97...: 59.99999999999999
+        (60, Fraction(30000, 1001), (5, 7.5), ["0-58"]),
+        (60, Fraction(30000, 1001), (2, 2), ["0-58", "59-58"]),
+        (150, Fraction(30000, 1001), (2, 3), ["0-58", "59-118", "119-149"]),
+        (376, Fraction(30), (5, 7.5), ["0-149", "150-299", "300-374"]),  # 12.533333 s
+        (40, Fraction(30), (5, 7.5), ["0-38"]),
+        (41, Fraction(30), (5, 7.5), ["0-40"]),  # 1.366667 s
+        (301, Fraction(25), (3.3, 4.4), ["0-81", "82-164", "165-246", "247-300"]),
+        (375, Fraction(30), (5, 7.5), ["0-149", "150-374"]),
+    ],
+)
+def test_names_are_those_of_the_guides_script(
+    frames: int, fps: Fraction, lengths: tuple[float, float], names: list[str]
+) -> None:
+    """The names that prepare_agibot_fisheye_data.py gives, computed with its own code."""
+    windows = guide_windows(frames, fps, *lengths)
+    assert [
+        window_name("x", w).removeprefix(f"x_window_{w.index}_frame_") for w in windows
+    ] == names
+    assert windows[-1].stop == frames  # though the name may say one less
+
+
+def test_a_merged_window_has_the_name_of_its_last_part() -> None:
+    kept, _ = trainable(guide_windows(376, Fraction(30)), 94)
+    assert [window_name("x", w) for w in kept] == [
+        "x_window_0_frame_0-149",
+        "x_window_1_frame_150-374",
+    ]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from video2world_preprocess.links import on_volume
 from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import Geometry, fit, read_frames
+from video2world_preprocess.survey import survey
+from video2world_preprocess.video import Geometry, fit, frames_of
 
 __all__ = ["IMAGE_SUFFIXES", "Condition", "Frames", "read_condition"]
 
@@ -66,26 +67,30 @@ def read_condition(
                 "video"
             )
         return Condition(fit(_read_image(path), size, geometry), None)
+    start, stop = 0, clip_frames
     if frames == "last":
-        every = read_frames(path)
-        if len(every) < count:
-            raise UserError(f"{path} has {len(every)} frames, {count} are needed as condition")
-        return Condition(fit(every[-count:], size, geometry), None)
-    try:
-        pixels = read_frames(path, 0, clip_frames)
-    except UserError:  # shorter than a clip, or unreadable, which reading all of it tells
-        pixels = read_frames(path)
-    if len(pixels) < count:
-        raise UserError(f"{path} has {len(pixels)} frames, {count} are needed as condition")
-    pixels = fit(pixels, size, geometry)
-    return Condition(pixels[:count], pixels if len(pixels) > count else None)
+        stop = survey(path).info.frames
+        start = max(0, stop - count)
+    read = [fit(one[None], size, geometry)[0] for one in frames_of(path, start, stop)]
+    if len(read) < count:
+        raise UserError(f"{path} has {len(read)} frames, {count} are needed as condition")
+    given = np.stack(read)
+    goes_on = frames == "first" and len(given) > count
+    return Condition(given[:count], given if goes_on else None)
 
 
 def _read_image(path: Path) -> np.ndarray:
+    """Read a picture as it is shown: upright, in RGB, without its alpha channel, as ffmpeg does."""
     try:
         with Image.open(on_volume(path)) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):  # Pillow would clip its values to 255
+                deep = np.asarray(image, np.uint16)
+                image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
             return np.array(image.convert("RGB"))[None]
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such image file") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged pictures and Exif data raise errors of many types
         raise UserError(f"{path}: the image cannot be read ({error})") from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from video2world_preprocess.events import say
 from video2world_preprocess.pickles import read_embedding
 from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import fit, probe, read_frames
+from video2world_preprocess.video import probe, read_fitted
 
 __all__ = [
     "Batch",
@@ -217,6 +217,10 @@ class LatentDataset:
         return sample
 
 
+class _UnreadableClip(UserError):
+    """A clip of a video has damaged or missing frames."""
+
+
 class VideoDataset(LatentDataset):
     """The windows of a split folder as videos, of which a clip is cut at any frame.
 
@@ -239,10 +243,29 @@ class VideoDataset(LatentDataset):
             return
         self._keep(path, max(frames - self._clip_frames + 1, 0))
 
+    def sample(self, position: int, seed: int) -> Sample:
+        """As of :class:`LatentDataset`; for a clip that cannot be read one of the next window.
+
+        Raises:
+            UserError: none can be read, or an embedding is damaged.
+        """
+        for other in range(len(self)):
+            try:
+                return super().sample(position + other, seed)
+            except _UnreadableClip as error:
+                problem = error
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
+                    say(f"left out, the next window is taken instead: {error}")
+        raise problem
+
     def _read(self, stem: str, clip: int) -> Tensor:
         path = self.folder / self.part / f"{stem}.mp4"
         size = (self._shape[2] * 8, self._shape[3] * 8)
-        frames = fit(read_frames(path, clip, self._clip_frames), size, self._geometry)
+        try:
+            frames = read_fitted(path, size, self._geometry, clip, self._clip_frames)
+        except UserError as error:
+            raise _UnreadableClip(*error.args) from error
         return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous()
 
 
