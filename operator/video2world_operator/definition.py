@@ -64,7 +64,7 @@ class Definition:
             self.problem = f"The CRD {KIND} ({GROUP}/{VERSION}) is not in this cluster: {_REMEDY}"
             return
         own = build()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        unknown = sorted(unknown_fields(served, own), key=lambda path: path.startswith("spec"))
+        unknown = sorted(unknown_fields(served, own), key=_prominence)
         self.blocks = any(path.startswith("status") for path in unknown)
         self.problem = _older(unknown) if unknown else ""
         self.added = dict(added_defaults(served, own))
@@ -75,6 +75,11 @@ async def problem_of(cluster: Cluster) -> str:
     definition = Definition(cluster)
     await definition.check()
     return definition.problem
+
+
+def _prominence(path: str) -> tuple[bool, int, str]:
+    """What sorts fields of the status, and those that lie high, before others."""
+    return path.startswith("spec"), path.count("."), path
 
 
 def _older(unknown: list[str]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from control_plane import ApiError
 from operators import Operator, Resource, connection, eventually, grant
+from video2world_operator.cli import main
 from video2world_operator.cluster import Cluster as Client
 from video2world_operator.discovery import discover
 from video2world_operator.observed import Capabilities
@@ -94,7 +96,9 @@ def test_what_a_cluster_serves(cluster, namespace, name):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_group_is_made_and_the_pods_are_in_it(gpu_cluster, gpu_namespace, tmp_path, way):
+def test_the_group_is_made_and_the_pods_are_in_it(
+    gpu_cluster, gpu_namespace, tmp_path, monkeypatch, capsys, way
+):
     group, version = WAYS[way]
     define(gpu_cluster, group, version)
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
@@ -107,6 +111,13 @@ def test_the_group_is_made_and_the_pods_are_in_it(gpu_cluster, gpu_namespace, tm
             "-train-" in p["metadata"]["name"] for p in pods))  # fmt: skip
         condition = run.condition("GangScheduled")
         assert (condition["status"], condition["reason"]) == ("Unknown", way)
+        if way == "Volcano":  # of which there is nothing but the definition
+            eventually(lambda: run.condition("GangScheduled")["status"] == "False")
+            assert run.condition("GangScheduled")["reason"] == "SchedulerMissing"
+            user = gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)
+            monkeypatch.setenv("KUBECONFIG", os.fspath(user))
+            main(["explain", "run"])
+            assert "No scheduler has acted on PodGroup run-train-1" in capsys.readouterr().out
         path = f"/apis/{group}/{version}/namespaces/{gpu_namespace}/podgroups/run-train-1"
         gpu_cluster.admin.patch(path, {"status": {"phase": "Pending"}})
         eventually(lambda: run.condition("GangScheduled")["status"] == "True")

@@ -468,6 +468,8 @@ def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster, extra_node
     for stage in ("download", "dataset", "embeddings", "latents"):
         run.finish(stage)
     eventually(lambda: len(run.pods("train", phase="Pending")) == 5)
+    eventually(lambda: run.condition("GangScheduled")["status"] == "True",
+               what=lambda: run.status)  # fmt: skip
     assert run.condition("GangScheduled")["reason"] == "Native"
     eventually(lambda: run.condition("PodsStarted").get("reason") == "Unschedulable",
                what=lambda: run.status)  # fmt: skip
@@ -611,3 +613,13 @@ def test_a_users_claim_that_is_deleted_and_made_again(run, gpu_cluster):
     assert run.children("persistentvolumeclaims") == []  # nothing empty is put in its place
     gpu_cluster.admin.post(claims, claim)
     run.running("dataset")
+
+
+def test_an_image_that_is_corrected_before_any_pod_has_started(run, gpu_cluster):
+    run.create(stages={"download": {"nodeSelector": {"no": "such"}}})
+    eventually(lambda: run.pods("download", phase="Pending"), what=lambda: run.status)
+    run.patch(stages={"download": {"nodeSelector": None}}, images={"preprocess": "mine:2"})
+    run.running("download", 2)
+    (pod,) = run.pods("download", 2)
+    assert pod["spec"]["containers"][0]["image"] == "mine:2"
+    assert run.status.get("chargedRestarts", 0) == 0
