@@ -8,6 +8,7 @@ there is left alone), let several pods share it, and are what the report is merg
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 from .cutting import cut
 from .events import Progress
 from .faults import Crashed, is_unexpected, nothing_left, reason_for
-from .files import NAME_BYTES, name_bytes, read_json, write_json, write_text
+from .files import NAME_BYTES, PARTIAL_PREFIX, name_bytes, read_json, write_json, write_text
 from .helpers import Helpers
 from .marks import Listings
 from .report import Problem, Report, write_report
@@ -401,6 +402,15 @@ def _guarded_split(folder: Path, rule: Rule, source: Source) -> Tally:
         return _fail(folder, rule, source, reason_for(error, folder))
 
 
+def _was_under_way(folder: Path, rule: Rule, source: Source) -> bool:
+    """Whether an earlier run ended while it worked on ``source``; else record that one does now."""
+    path = _record_file(folder, source.name)
+    before, cut_by = _read_record(path), source.cut_by(rule)
+    if not before.cut_by:
+        write_json(path, vars(_Record(cut_by, split=source.split)))
+    return before.cut_by == cut_by and not before.told_by
+
+
 def _fail(folder: Path, rule: Rule, source: Source, reason: str) -> Tally:
     """Record why the work on ``source`` ended early; its windows that are finished are kept."""
     before, tally = _read_record(_record_file(folder, source.name)), Tally()
@@ -454,20 +464,23 @@ class Splitter:
         self._submitted: set[str] = set()
         self._futures: list[tuple[Source, Future[Tally]]] = []
         self._error: BaseException | None = None
-        load = functools.partial(_start, folder, rule)
-        self._helpers = Helpers(load, ["cpu"] * workers) if workers > 1 else None
+        self._helpers: Helpers | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Splitter:
         for split in SPLITS:
             for kind in ("videos", "metas"):
                 (self.folder / split / kind).mkdir(parents=True, exist_ok=True)
-        if self._helpers is not None:
-            self._helpers.__enter__()
+        if self._workers > 1:
+            self._start_helpers()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._helpers is not None:
-            self._helpers.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
+
+    def _start_helpers(self) -> None:
+        load = functools.partial(_start, self.folder, self.rule)
+        self._helpers = self._stack.enter_context(Helpers(load, ["cpu"] * self._workers))
 
     def is_done(self, source: Source) -> bool:
         """Whether all that would be made of ``source`` is there."""
@@ -505,6 +518,8 @@ class Splitter:
                 self._room.release()
                 return
             self._submitted.add(source.name)
+            if self._helpers is None and _was_under_way(self.folder, self.rule, source):
+                self._start_helpers()  # an earlier run may have ended by it: it shall not end this
             if self._helpers is not None:
                 if self._error is not None:
                     raise self._error  # no use in going on after a failure
@@ -578,7 +593,9 @@ def finish(
         UserError: nothing is left to train on.
     """
     wanted, records = set(names), {}
-    for path in sorted((folder / ".sources").glob("[!.]*.json")):
+    for path in sorted((folder / ".sources").glob("*.json")):
+        if path.name.startswith(PARTIAL_PREFIX):
+            continue
         record = _read_record(path)
         if path.stem in wanted:
             records[path.stem] = record

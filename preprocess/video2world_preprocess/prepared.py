@@ -78,6 +78,9 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
                 f"--dataset_dir {folder}: the folder {needed} is missing; a prepared dataset has "
                 "train/videos/*.mp4 and train/metas/*.txt with equal names (val likewise)"
             )
+    for path in entries(folder):
+        if path.is_dir() and path.name not in SPLITS and not path.name.startswith("."):
+            report.note("folder", path.name, f"is not read, only {' and '.join(SPLITS)} are")
     usable = dict.fromkeys(SPLITS, 0)
     frames, seconds = 0, 0.0
     for split in SPLITS:

@@ -221,6 +221,33 @@ def test_every_bad_episode_is_named_and_the_good_ones_kept(capfd: pytest.Capture
     assert all(f"task_327_episode_{e}" in log for e in (102, 103, 104, 105))
 
 
+def test_an_episode_without_the_camera_is_named(capfd: pytest.CaptureFixture) -> None:
+    other = tarfile.TarInfo("103/videos/hand_left_color.mp4")
+    tar("a.tar", {101: clip_bytes(120), 102: clip_bytes(100)}, (other,))
+    task_info(101, 102, 103)
+    assert run(*LOCAL) == 0
+    assert dropped() == [("episode", "task_327_episode_103")]
+    assert f"no video of camera {CAMERA} in observations/327/a.tar" in str(report()["dropped"])
+    assert run(*LOCAL, "--val_episode_ids", "103") == 2
+    error = capfd.readouterr().err
+    assert "--val_episode_ids 103: not among the episodes, which are 101, 102; 103: no vid" in error
+    assert run(*LOCAL, "--camera", "nose") == 2
+    error = capfd.readouterr().err
+    assert f"check --camera (there are hand_left_color, {CAMERA}, head_color)" in error
+
+
+def test_one_null_in_task_info_costs_its_action_only() -> None:
+    tar("a.tar", {101: clip_bytes(120)})
+    task_info(101)
+    info = DATA / "task_info" / "task_327.json"
+    info.write_text(info.read_text().replace('"start_frame": 0', '"start_frame": null'))
+    assert run(*LOCAL) == 0
+    assert stems("train") == TWO
+    assert {p.read_text() for p in (OUT / "train/metas").iterdir()} == {"A shelf."}
+    assert dropped() == [("caption part", "task_327.json[0]")]
+    assert "start_frame is null" in str(report()["dropped"])
+
+
 def test_video_that_ends_before_its_header_says_keeps_its_whole_windows() -> None:
     # moov first, then the tail of the frames cut off: what an interrupted copy looks like
     import av

@@ -6,6 +6,9 @@ import contextlib
 import functools
 import json
 import os
+import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,6 +112,35 @@ def test_crashes_cost_the_item_only_and_nothing_that_is_finished(
     assert is_unexpected(reason)
     assert (folder / "train/metas/good 0_window_0_frame_0-19.txt").read_text() == "The arm moves."
     assert not lost.exists()
+
+
+def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
+    tmp_path: Path, video: Path
+) -> None:
+    """As where one worker cuts: it ended with the item, which another process tries now."""
+    sources = [source(video, n, Hostile("exit" if n == "b" else "")) for n in "abc"]
+    code = (
+        "import multiprocessing, pickle, sys\n"
+        "import hostile\n"
+        "from video2world_preprocess.dataset import split_all\n"
+        "if __name__ == '__main__':\n"
+        "    hostile.parent_process = lambda: 1\n"
+        "    split_all(*pickle.load(sys.stdin.buffer))\n"
+    )
+    given = pickle.dumps((tmp_path / "out", sources, RULE, 1, Share(), Report("dataset")))
+    (tmp_path / "main.py").write_text(code)
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = [
+        subprocess.run(
+            [sys.executable, tmp_path / "main.py"], input=given, capture_output=True, check=False,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [run.returncode for run in done] == [3, 0], done[1].stderr
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["counts"]["episodes"] == 2
+    assert "with exit code 3" in report["dropped"][0]["reason"]
 
 
 def test_the_stage_ends_if_all_fail(tmp_path: Path, video: Path) -> None:
