@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from . import wording
 from .errors import InvalidResource, Problem
 from .experiments import expand
-from .manifest import Document, as_json, documents, join, text_of
+from .manifest import Document, documents, from_json, join, text_of, to_json
 from .models import (
     API_VERSION,
     GROUP,
@@ -101,10 +101,12 @@ def _count(name: str, documents: list[Any], ours: int) -> Problem:
 
 def _judged(document: Document) -> Video2WorldPostTrain:
     try:
-        given = as_json(document.value)
+        text = to_json(document.value)
     except (TypeError, ValueError) as error:
         raise InvalidResource([Problem("the resource", f"JSON cannot hold it: {error}")]) from None
-    raw, problems = without_nulls(given), list[Problem]()
+    raw, problems = from_json(text), list[Problem]()
+    if "null" in text:
+        raw = without_nulls(raw)
     if isinstance(raw.get("spec"), dict):
         raw["spec"], problems = expand(raw["spec"])
     try:

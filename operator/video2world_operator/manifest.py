@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import InvalidResource, Problem
 
-__all__ = ["Document", "as_json", "documents", "join", "text_of"]
+__all__ = ["Document", "as_json", "documents", "from_json", "join", "text_of", "to_json"]
 
 MAX_VALUES = 200_000  # of one file once aliases are expanded: a few aliases can mean billions
 _PLAIN = "plain"  # the tag of a scalar that is neither quoted nor tagged
@@ -277,8 +277,18 @@ def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises TypeError or ValueError for what JSON does not have.
     """
+    return from_json(to_json(value))
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """The text that is sent. Raises TypeError or ValueError for what JSON does not have."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     text.encode()  # half a character is a UnicodeEncodeError
+    return text
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """The object that the API server makes of ``text``."""
     made: dict[str, Any] = json.loads(text, parse_float=_number)
     return made
 

@@ -10,6 +10,8 @@ from functools import cached_property, partial
 from typing import Any
 
 from .commands import CADENCE, LENGTH, SPEED, Command, commands, samples, sampling
+from .errors import InvalidResource, Problem
+from .manifest import join
 from .models import API_VERSION, GROUP, KIND, StagePatch, Video2WorldPostTrain
 from .quantity import quantity
 
@@ -152,7 +154,10 @@ class Plan:
 
 
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
-    """Plan a resource; its own ``metadata.namespace`` stands against ``namespace``."""
+    """Plan a resource; its own ``metadata.namespace`` overrides ``namespace``.
+
+    Raises InvalidResource for a podTemplate that cannot be laid over a pod.
+    """
     namespace = resource.metadata.namespace or namespace
     hashes: dict[str, str] = {}
     stages: list[Stage] = []
@@ -165,6 +170,9 @@ def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Pla
         hashes[name] = _inputs_hash(resource, name, command, hashes)
         argv, make = tuple(command.argv), partial(manifests, number)
         stages.append(Stage(name, hashes[name], command.outputs, argv, make))
+    for stage in stages:
+        if getattr(resource.spec.stages, stage.kind).pod_template:
+            stage.make(1)  # it is refused now, not when the stage's turn comes
     return Plan(resource.name, namespace, resource, _claim(resource, namespace), tuple(stages))
 
 
@@ -322,7 +330,8 @@ def _job(
     template: dict[str, Any] = {"metadata": metadata, "spec": _pod(resource, stage, env)}
     patch: StagePatch = getattr(resource.spec.stages, stage.kind)
     if patch.pod_template:
-        template = _merge(template, patch.pod_template)
+        path = f"spec.stages.{stage.kind}.podTemplate"
+        template = _still_a_pod(_merge(template, patch.pod_template, path), path)
     codes = {"containerName": stage.kind, "operator": "In", "values": [EXIT_USER_ERROR]}
     rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
     spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
@@ -417,7 +426,7 @@ def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
         for key in ("not-ready", "unreachable")
     ]  # fmt: skip
     given = resource.spec.stages.train.tolerations
-    lost = [t for t in lost if t["key"] not in {g.get("key") for g in given}]
+    lost = [t for t in lost if t["key"] not in [g.get("key") for g in given]]
     fields: dict[str, Any] = {
         "subdomain": f"{resource.name}-train",
         "tolerations": [*given, *lost],
@@ -563,26 +572,48 @@ _KEYS = {
 }
 
 
-def _merge(base: Any, patch: Any) -> Any:
-    """RFC 7386, but lists of things with names are merged by name, as kubectl does."""
-    if not isinstance(base, dict) or not isinstance(patch, dict):
+def _merge(base: Any, patch: Any, path: str = "") -> Any:
+    """RFC 7386, but lists of things with names are merged by name, as kubectl does.
+
+    Raises InvalidResource, with ``path`` as that of ``patch``, where the shapes differ.
+    """
+    if isinstance(base, (dict, list)) and type(patch) is not type(base):
+        shape = "a mapping" if isinstance(base, dict) else "a list"
+        raise InvalidResource([Problem(path, f"write {shape} here, as in a pod")])
+    if not isinstance(base, dict):
         return patch
     merged = dict(base)
     for name, value in patch.items():
+        here = join(path, name)
         if value is None:
             merged.pop(name, None)
         elif name in _KEYS and isinstance(merged.get(name), list) and isinstance(value, list):
-            merged[name] = _merge_named(merged[name], value, _KEYS[name])
+            merged[name] = _merge_named(merged[name], value, _KEYS[name], here)
+        elif name in merged or isinstance(value, dict):
+            merged[name] = _merge(merged.get(name, {}), value, here)
         else:
-            merged[name] = _merge(merged.get(name, {}), value)
+            merged[name] = value
     return merged
 
 
-def _merge_named(base: list[Any], patch: list[Any], key: str) -> list[Any]:
+def _merge_named(base: list[Any], patch: list[Any], key: str, path: str = "") -> list[Any]:
     merged = {item[key]: item for item in base}
-    for item in patch:
-        merged[item[key]] = _merge(merged.get(item[key], {}), item)
+    for number, item in enumerate(patch):
+        name = item.get(key) if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            text = f"write a mapping with {key}, by which it is merged with the plan's own entries"
+            raise InvalidResource([Problem(f"{path}[{number}]", text)])
+        merged[name] = _merge(merged.get(name, {}), item, f"{path}[{number}]")
     return list(merged.values())
+
+
+def _still_a_pod(template: Any, path: str) -> Any:
+    """``template`` of a pod, unless a patch took out of it what the operator reads again."""
+    containers = template.get("spec", {}).get("containers") or [{}]
+    if template.get("metadata", {}).get("labels") and all(c.get("image") for c in containers):
+        return template
+    text = "give every container an image, and leave metadata.labels and spec.containers"
+    raise InvalidResource([Problem(path, text)])
 
 
 def with_env(manifests: Sequence[Manifest], **env: str) -> tuple[Manifest, ...]:

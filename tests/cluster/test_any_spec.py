@@ -94,9 +94,9 @@ def answer(cluster, path, body):
         return error
 
 
-def judged(cluster, namespace, spec):
+def judged(cluster, namespace, spec, **body):
     """The API server's answer to ``spec``; the operator's is shown to be the same."""
-    body = Resource.body() | {"spec": spec}
+    body = Resource.body() | {"spec": spec} | body
     accepted = answer(cluster, Resource(cluster, namespace).path, body)
     try:
         parse(body)
@@ -110,7 +110,7 @@ def judged(cluster, namespace, spec):
     if refusal is not None:
         # values of overrides, and what they and experiments lead to, are the operator's to judge
         training = spec["training"]
-        assert training.get("experiment") or training.get("overrides"), (spec, refusal)
+        assert training.get("experiment") or training.get("overrides"), (body, refusal)
         return None
     return accepted
 
@@ -211,3 +211,21 @@ def test_they_are_of_one_mind_about_any_mistake(cluster, namespace, mistakes):
         if path in set(places(spec)):  # the mistake before may have removed it
             spec = changed(spec, path, change)
     judged(cluster, namespace, spec)
+
+
+METADATA = {"name": "run", "labels": {"a.b/c": "d"}, "annotations": {"e": "f"}, "finalizers": []}
+KEYS = st.sampled_from(["a", "A/b", "a/B", "a b", "-a", "a/b/c", "/a", "", "a" * 63, "a" * 64, "é"])
+LABELS = st.dictionaries(KEYS, KEYS, max_size=2)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=CHECKS)
+@given(
+    st.sampled_from([*places(METADATA)][1:]),
+    CHANGES | LABELS.map(lambda labels: lambda value: labels),
+    st.sampled_from(["", "kind", "apiVersion", "status"]),
+)
+def test_they_are_of_one_mind_about_metadata(cluster, namespace, path, change, more):
+    body = {"metadata": changed(METADATA, path, change)}
+    judged(cluster, namespace, TAME | {"training": {"iterations": 5}}, **body)
+    if more:
+        judged(cluster, namespace, TAME | {"training": {"iterations": 5}}, **{more: None})

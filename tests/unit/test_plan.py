@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_operator.api import load_resource, parse
+from video2world_operator.api import InvalidResource, load_resource, parse
 from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, owned, to_yaml
 
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
@@ -499,3 +499,48 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
         (reference,) = references
         assert (reference["uid"], reference["controller"]) == ("u1", True)
         assert "blockOwnerDeletion" not in reference
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ({"spec": 5}, "podTemplate.spec: write a mapping here, as in a pod"),
+        ({"spec": {"containers": {"name": "train"}}}, "spec.containers: write a list here"),
+        ({"spec": {"containers": [{"image": "mine"}]}},
+         "podTemplate.spec.containers[0]: write a mapping with name, by which it is merged"),
+        ({"spec": {"volumes": ["data"]}}, "spec.volumes[0]: write a mapping with name"),
+        ({"spec": {"containers": [{"name": "train", "volumeMounts": [{"name": "data"}]}]}},
+         "spec.containers[0].volumeMounts[0]: write a mapping with mountPath"),
+        ({"spec": {"containers": [{"name": "sidecar"}]}}, "give every container an image"),
+        ({"spec": {"containers": None}}, "leave metadata.labels and spec.containers"),
+        ({"metadata": None}, "leave metadata.labels and spec.containers"),
+    ],
+)  # fmt: skip
+def test_a_pod_template_that_is_none_is_refused_before_anything_starts(template, expected):
+    with pytest.raises(InvalidResource) as caught:
+        plan(stages={"train": {"podTemplate": template}})
+    assert "spec.stages.train.podTemplate" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+KEYS = st.sampled_from(
+    ["metadata", "labels", "annotations", "spec", "containers", "initContainers", "name", "image",
+     "env", "volumes", "volumeMounts", "mountPath", "tolerations", "affinity", "resources", "key"]
+)  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["a", "", "x y"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(KEYS, JSON, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(OBJECTS, OBJECTS, st.lists(OBJECTS, max_size=2))
+def test_any_free_object_renders_or_is_refused(template, affinity, tolerations):
+    given = {"podTemplate": template, "affinity": affinity, "tolerations": tolerations}
+    try:
+        made = plan(stages={"train": given})
+    except InvalidResource:
+        return
+    assert "kind: Job" in to_yaml(made)
