@@ -54,7 +54,8 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the video file is empty; copy or download it again")
     try:
-        with av.open(str(path)) as container:
+        # a name such as http:x.mp4 would be taken for an address
+        with av.open(f"file:{path}") as container:
             # a song's cover picture is a video stream, too
             streams = [s for s in container.streams.video if not s.disposition & COVER]
             if not streams:

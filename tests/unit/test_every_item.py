@@ -149,6 +149,18 @@ def test_a_wrong_name_for_validation_gets_the_one_that_is_meant(
     assert words in error
 
 
+def test_a_name_is_no_address(tmp_path: Path, take: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ffmpeg takes what begins with a word and a colon."""
+    names = ["a:b", "http:x", "concat:a|b", "file:x", "pipe:0", "-i", "%d"]
+    for name in (f"{name}.mp4" for name in names):
+        put(tmp_path / "in", take, name)
+    monkeypatch.chdir(tmp_path / "in")
+    code, report = cut(Path(), tmp_path / "out")
+    assert code == 0
+    assert report["dropped"] == []
+    assert report["counts"]["episodes"] == len(names)
+
+
 @pytest.mark.parametrize("length", [225, 230, 231, 232, 233, 240, 251])
 @pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f916"])
 def test_a_name_counts_in_bytes(tmp_path: Path, take: Path, length: int, letter: str) -> None:
