@@ -8,7 +8,7 @@ import os
 import pytest
 
 from control_plane import ApiError
-from operators import Operator, Resource, connection, eventually, grant
+from operators import Operator, Resource, connection, eventually, exists, grant
 from video2world_operator.cli import main
 from video2world_operator.cluster import Cluster as Client
 from video2world_operator.discovery import discover
@@ -92,7 +92,9 @@ def test_what_a_cluster_serves(cluster, namespace, name):
         eventually(lambda: asyncio.run(ask()) == expected, what=lambda: asyncio.run(ask()))
     finally:
         for group, kind, *_ in kinds:
-            cluster.admin.delete(f"{CRDS}/{kind.lower()}s.{group}")
+            path = f"{CRDS}/{kind.lower()}s.{group}"
+            cluster.admin.delete(path)
+            eventually(lambda path=path: not exists(cluster.admin, path))
 
 
 @pytest.mark.parametrize("way", WAYS)
