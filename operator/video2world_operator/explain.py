@@ -60,6 +60,10 @@ _HELD_UP = (
     Reason.NO_PROGRESS, Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.UNSCHEDULABLE,
     Reason.CONTAINER_WAITS,
 )  # fmt: skip
+_DIVERGED = (
+    "Make another resource with a lower spec.training.learningRate or more warmupIterations; with "
+    "spec.training.stopWhenDiverged such a run ends by itself"
+)
 _NOT_SO = (
     Type.DEFINITION,
     Type.AUTHORIZED,
@@ -96,7 +100,7 @@ class _Case:
         if not self.status:
             return [self._nobody_looks()] if self._unseen() else []
         if self._true(Type.SUCCEEDED):
-            return []
+            return list(self._diverged())
         for kind in (Type.FAILED, Type.SUSPENDED):
             if (condition := self._true(kind)) is not None:
                 return [self._of_condition(condition)]
@@ -118,7 +122,11 @@ class _Case:
         train: Object = next((e for e in self.status.get("stages", []) if e["name"] == "train"), {})
         if train.get("state") == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
             found.append(self._of_condition(foreseen))
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys([*found, *self._diverged()]))
+
+    def _diverged(self) -> Iterator[Cause]:
+        if warning := (self.status.get("progress") or {}).get("warning"):
+            yield Cause(warning, _DIVERGED)
 
     # ------------------------------------------------------------------ the operator
 

@@ -36,6 +36,7 @@ from .progress import (
     SamplesMade,
     parse,
     update_status,
+    with_warning,
 )
 from .terminal import Display
 
@@ -210,7 +211,8 @@ class LocalEngine:
                 self._judged = {}
             self._condition(Type.PROGRESSING, False, Reason.FINISHED)
             self._condition(Type.SUCCEEDED, True, Reason.FINISHED)
-            self._save(completionTime=_now(), message=Reason.FINISHED.text())
+            message = with_warning(Reason.FINISHED.text(), self._kept["status"])
+            self._save(completionTime=_now(), message=message)
         return 0
 
     def _judge(self, stage: Stage) -> Judgement:

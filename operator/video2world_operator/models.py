@@ -471,9 +471,9 @@ class TrainingSpec(_Model):
     )
     stop_when_diverged: bool = Field(
         default=False,
-        description="End the run as failed when its loss diverges (rises far above its lowest and "
-        "stays there, or leaves the numbers), keep the last checkpoint from before and delete "
-        "those after it; otherwise status and results page only warn.",
+        description="End the run as failed when its loss diverges (stays far above its lowest, or "
+        "above that of predicting nothing), keep the last checkpoint from before and delete those "
+        "after it; otherwise status and results page only warn.",
     )
     interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
         default="Auto",

@@ -24,10 +24,12 @@ __all__ = [
     "Skipped",
     "TrainProgress",
     "VolumeSeen",
+    "Withdrawn",
     "duration",
     "parse",
     "update_status",
     "with_samples",
+    "with_warning",
 ]
 
 MAX_LINE = 64 << 10  # bytes; an event line has a few hundred
@@ -47,6 +49,7 @@ class TrainProgress:
     seconds_per_iteration: float | None = None
     eta_seconds: float | None = None
     checkpoint: int | None = None  # the last saved iteration
+    warning: str = ""  # for people: that the loss has diverged
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class ItemProgress:
 @dataclass(frozen=True)
 class CheckpointSaved:
     """A whole checkpoint of ``iteration`` lies at ``path`` (relative to the volume)."""
+
+    stage: str
+    iteration: int
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """Checkpoints of a diverged training were deleted; ``iteration`` is left, or none (0)."""
 
     stage: str
     iteration: int
@@ -131,6 +143,7 @@ Event: TypeAlias = (
     TrainProgress
     | ItemProgress
     | CheckpointSaved
+    | Withdrawn
     | Resumed
     | SamplesMade
     | Skipped
@@ -181,6 +194,7 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
         _number(line.get("seconds_per_iteration")),
         eta,
         None if checkpoint is None else _count(checkpoint),
+        _text(line.get("warning", "")),
     )
 
 
@@ -216,6 +230,9 @@ def _finished(stage: str, line: Mapping[str, Any]) -> Event:
 _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     "progress": _progress,
     "checkpoint": lambda stage, line: CheckpointSaved(
+        stage, _count(line.get("iteration")), _text(line.get("path", ""))
+    ),
+    "withdrawn": lambda stage, line: Withdrawn(
         stage, _count(line.get("iteration")), _text(line.get("path", ""))
     ),
     "resumed": lambda stage, line: Resumed(stage, _count(line.get("iteration"))),
@@ -295,6 +312,7 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
                 loss=None if event.loss is None else float(f"{event.loss:.6g}"),  # for people
                 secondsPerIteration=event.seconds_per_iteration,
                 etaSeconds=None if event.eta_seconds is None else max(0, round(event.eta_seconds)),
+                warning=event.warning or None,
                 text=f"{event.iteration}/{event.iterations}",
                 eta=None if event.eta_seconds is None else duration(event.eta_seconds),
             )
@@ -309,6 +327,10 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
             ]
         case CheckpointSaved():
             _checkpoint(new, event.iteration, event.path or None, now)
+        case Withdrawn():
+            new.pop("checkpoint", None)
+            if event.iteration:
+                _checkpoint(new, event.iteration, event.path or None, now)
         case SamplesMade():
             new["samples"] = with_samples(
                 status.get("samples") or [],
@@ -328,6 +350,12 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
         case _:
             pass
     return new
+
+
+def with_warning(message: str, status: Mapping[str, Any]) -> str:
+    """Add to a status message what training warns of."""
+    warning = (status.get("progress") or {}).get("warning", "")
+    return message if not warning or warning in message else f"{message} {warning}".strip()
 
 
 def with_samples(

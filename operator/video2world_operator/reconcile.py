@@ -34,7 +34,7 @@ from .plan import (
     pods_hash,
     with_env,
 )
-from .progress import Resumed, Skipped, VolumeSeen, update_status
+from .progress import Resumed, Skipped, VolumeSeen, update_status, with_warning
 from .sidecars import judge_by_workers
 from .troubles import facts, known
 
@@ -864,6 +864,7 @@ class _Round:
         content = find(conditions, Type.CONTENT)
         if content and content["status"] == "False" and not is_true(conditions, Type.FAILED):
             self.status["message"] += f" {content['message']}"
+        self.status["message"] = with_warning(self.status["message"], self.status)
 
     def _message(self) -> str:
         """What people should know first."""

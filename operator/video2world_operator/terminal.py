@@ -45,7 +45,7 @@ class Display:
     def __init__(self, out: TextIO, *, verbose: bool = False) -> None:
         self._out, self._verbose = out, verbose
         self._bar = out.isatty() and not verbose
-        self._drawn = False
+        self._drawn = self._warned = False
         self._stage = ""
         self._started = self._last = 0.0
 
@@ -69,6 +69,10 @@ class Display:
         """A worker told something."""
         if isinstance(event, CheckpointSaved) and not self._bar and self._verbose:
             self.say(f"{event.stage:<11} checkpoint {event.iteration}")
+        if isinstance(event, TrainProgress):
+            if event.warning and not self._warned:
+                self.say(f"{event.stage:<11} warning: {event.warning}")
+            self._warned = bool(event.warning)
         shown = _text(event)
         if shown is None:
             return

@@ -119,6 +119,8 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
     status, below = seen.status, []
     if progress := status.get("progress"):
         below.append(_Node(f"{'progress':<11} {_progress(progress, plain)}"))
+        if progress.get("warning"):
+            below.append(_Node(f"{'warning':<11} {progress['warning']}"))
     if len(seen.losses) > 1:
         marks = ".:-=+*#%" if plain else "▁▂▃▄▅▆▇█"
         first, newest = seen.losses[0], seen.losses[-1]

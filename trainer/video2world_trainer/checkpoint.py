@@ -147,12 +147,17 @@ class CheckpointFolder:
         atomic_write(self.path(part, iteration), write)
         return {"bytes": sums[0].bytes, "crc32": sums[0].crc32}
 
-    def publish(self, iteration: int, record: Mapping[str, Any], *, keep: int = 0) -> Path:
-        """Declare a checkpoint whole whose files lie there, each with its entry in ``record``."""
+    def publish(
+        self, iteration: int, record: Mapping[str, Any], *, keep: int = 0, sound: int | None = None
+    ) -> Path:
+        """Declare a checkpoint whole whose files lie there, each with its entry in ``record``.
+
+        Of older ones ``keep`` stay (0: all), and the newest that is not after ``sound``.
+        """
         write_json(self._manifest(iteration), record)
         write_text(self.folder / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
         if keep:
-            self._prune(keep, iteration)
+            self._prune(keep, iteration, iteration if sound is None else sound)
         return self.path("model", iteration)
 
     def shards(self, iteration: int) -> Path:
@@ -163,13 +168,29 @@ class CheckpointFolder:
         """The model file of a LoRA run with its adapters folded in."""
         return self.folder / "model" / f"iter_{iteration:09d}_merged.pt"
 
-    def _prune(self, keep: int, latest: int) -> None:
-        for iteration in [one for one in self.iterations() if one != latest][max(keep - 1, 0) :]:
+    def _prune(self, keep: int, latest: int, sound: int) -> None:
+        there = self.iterations()
+        last_sound = next((one for one in there if one <= sound), None)
+        for iteration in [one for one in there if one != latest][max(keep - 1, 0) :]:
+            if iteration == last_sound:
+                continue
             with _given_up(self.path("model", iteration)) as free:
                 if free:
                     self._remove(iteration)
                 else:
                     say(f"checkpoint {iteration} stays while its samples are made")
+
+    def withdraw(self, after: int) -> int | None:
+        """Delete all checkpoints after an iteration; returns the newest that is left."""
+        gone = [one for one in self.iterations() if one > after]
+        left = next((one for one in self.iterations() if one <= after), None)
+        if left is None:
+            (self.folder / "latest_checkpoint.txt").unlink(missing_ok=True)
+        elif gone:
+            write_text(self.folder / "latest_checkpoint.txt", f"iter_{left:09d}.pt\n")
+        for iteration in gone:
+            self._remove(iteration)
+        return left
 
     def _remove(self, iteration: int) -> None:
         # trainer first: a half-pruned checkpoint must not look whole

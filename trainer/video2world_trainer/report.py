@@ -16,7 +16,12 @@ from .flops import peak_flops, step_flops
 from .records import Records
 from .run import STAGE, Run
 
-__all__ = ["Report"]
+__all__ = ["REMEDY", "Report"]
+
+REMEDY = (
+    "Lower optimizer.lr (spec.training.learningRate) or raise scheduler.warm_up_steps "
+    "(spec.training.warmupIterations)."
+)
 
 
 class Report:
@@ -50,6 +55,10 @@ class Report:
         run.settle()
         progress, config = run.progress, run.config
         loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
+        clips = progress.loss_count * config.batch_size * run.layout.data_size
+        last = progress.iteration >= config.max_iter
+        before = run.divergence.since
+        run.divergence.report(progress.iteration, loss, clips, last=last)
         progress.loss_sum, progress.loss_count = 0.0, 0
         now = time.monotonic()
         seconds = (now - self._since) / max(progress.iteration - self._counted, 1)
@@ -83,9 +92,16 @@ class Report:
         say(f"iteration {progress.iteration}/{config.max_iter}  "
             f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
             f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip
+        diverged = run.divergence.since
+        told: dict[str, str] = {}
+        if diverged is not None:
+            told["warning"] = run.divergence.warning()
+            numbers["diverged_after"] = diverged
+            if before is None:
+                say(f"warning: {told['warning']} {REMEDY}")
         emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
              loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
-             checkpoint=run.saver.saved, **numbers)  # fmt: skip
+             checkpoint=run.saver.saved, **numbers, **told)  # fmt: skip
         if self._records is not None:
             self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
         if self._writer is not None:

@@ -49,7 +49,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 78rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem } h2 { font-size: 1.2rem; margin: 2.4rem 0 .8rem;
   border-bottom: 1px solid var(--line); padding-bottom: .3rem } h3 { font-size: 1rem; margin: 0 }
-p { margin: .3rem 0 } a { color: var(--accent) } small, .soft { color: var(--soft) }
+p { margin: .3rem 0 } .warning { border-left: 4px solid #c62828; padding: .4rem .8rem;
+  background: var(--card) } a { color: var(--accent) } small, .soft { color: var(--soft) }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0 0; padding: 0 }
 .facts div { background: var(--card); border-radius: 8px; padding: .5rem .9rem; min-width: 8rem }
 .facts dt { color: var(--soft); font-size: .8rem }
@@ -275,9 +276,21 @@ def _training(results: Results) -> str:
             ("seconds_per_iteration", "Iteration time", "seconds"),
         )
     ]
+    warning = _divergence(results)
     if not any(charts):
         return "<h2>Training</h2><p class='soft'>There are no records of this run's training yet."
-    return f'<h2>Training</h2><div class="curves">{"".join(charts)}</div>'
+    return f'<h2>Training</h2>{warning}<div class="curves">{"".join(charts)}</div>'
+
+
+def _divergence(results: Results) -> str:
+    since = results.records[-1].get("diverged_after") if results.records else None
+    if not is_number(since):
+        return ""
+    return (
+        f'<p class="warning">Training has diverged after iteration {since:,}: the loss is '
+        "far above its lowest, or above that of predicting nothing, and later checkpoints are of "
+        "no use. Lower the learning rate, or lengthen its warm-up."
+    )
 
 
 def _all_samples(samples: Sequence[Sample]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .checkpoint import CheckpointFolder
 from .config import TrainConfig
 from .data import Batch, LatentDataset, VideoDataset, generator_for
 from .distributed import World
+from .divergence import Divergence
 from .feed import Feed
 from .lora import AdapterFacts, inject
 from .memory import LEVELS, Keep, block_bytes, prepare_blocks
@@ -55,6 +57,7 @@ class Progress:
     loss_sum: float = 0.0  # since the last report
     loss_count: int = 0
     skipped: list[int] = field(default_factory=list)  # iterations whose step was not applied
+    divergence: dict[str, Any] = field(default_factory=dict)  # see divergence.py
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ class Run:
             config.warm_up_steps, config.cycle_length, config.f_max, config.f_min, config.f_start
         )
         self.progress = Progress()
+        self.divergence = Divergence()
         self.norm: float | None = None  # of the newest gradients that were looked at
         self._pending: deque[_Pending] = deque()
         # the host stays one step ahead of a GPU, and looks at what a step gave after the next
@@ -255,11 +259,26 @@ class Run:
                 encode=self.vae.encode_latents if self.vae is not None else None,
             )  # fmt: skip
         item = next(self._feed)
+        if not self.divergence.nothing:
+            self._measure(item.latents)
         outcome = self.step_on(item.latents, item.text, item.randomness, self.learning_rate)
         progress.iteration += 1
         progress.consumed += self.layout.data_size * config.batch_size
         self._pending.append(self._seen_later(outcome, item.batch))
         self.settle(self._lag)
+
+    def _measure(self, latents: Tensor) -> None:
+        """Note the loss of a network that predicts nothing: of noise and latents themselves."""
+        power = float(self.world.average(latents.float().square().mean()))
+        if math.isfinite(power):
+            self.divergence.nothing = self.config.loss_scale * (1 + power)
+
+    def withdraw(self) -> int | None:
+        """Delete the checkpoints of a diverged network; returns the newest that is left."""
+        self.saver.wait()
+        since = self.divergence.since
+        assert since is not None
+        return self.world.leader_does(lambda: self.folder.withdraw(since))
 
     def _seen_later(self, outcome: Outcome, batch: Batch) -> _Pending:
         numbers = torch.stack([outcome.loss, outcome.norm, outcome.skipped])
@@ -330,6 +349,7 @@ class Run:
         """
         self.settle()
         progress, rate = self.progress, self.learning_rate
+        progress.divergence = self.divergence.state()
         scheduler = {
             "last_epoch": progress.iteration, "_step_count": progress.iteration + 1,
             "base_lrs": [self.config.learning_rate], "_last_lr": [rate],
@@ -348,7 +368,7 @@ class Run:
         )  # fmt: skip
         self.saver.save(
             progress.iteration, self._state(), model, merged_entries(self.net, model),
-            {"optim": optim, "scheduler": scheduler, "trainer": trainer},
+            {"optim": optim, "scheduler": scheduler, "trainer": trainer}, self.divergence.healthy,
         )  # fmt: skip
 
     def resume(self) -> bool:
@@ -382,6 +402,7 @@ class Run:
         read_shards(self.folder.shards(iteration), self._state(), group)
         self.optimizer.restored()
         self.progress = Progress(**trainer["progress"])
+        self.divergence = Divergence.restored(self.progress.divergence or {"healthy": iteration})
         self.step_on.updates.fill_(self.progress.updates)
         self.saver.saved = iteration
         return True

@@ -55,6 +55,7 @@ class Saver:
         model: Mapping[str, Made],
         merged: Mapping[str, Made],
         parts: Mapping[str, Mapping[str, Any]],
+        sound: int,
     ) -> None:
         """Write a checkpoint.
 
@@ -64,12 +65,13 @@ class Saver:
             model: the entries of the model file.
             merged: the entries of the file with adapters folded in; empty for none.
             parts: contents of the small files, ``optim``, ``scheduler`` and ``trainer``.
+            sound: the iteration whose checkpoint, or the last one before it, must not be pruned.
 
         Raises:
             OSError: this or the last checkpoint could not be written.
         """
         self.wait()
-        work = (iteration, self._staging(tensors), model, merged, parts)
+        work = (iteration, self._staging(tensors), model, merged, parts, sound)
         if self._asynchronous:
             self._thread = threading.Thread(target=self._guarded, args=work, name="saver")
             self._thread.start()
@@ -106,6 +108,7 @@ class Saver:
         model: Mapping[str, Made],
         merged: Mapping[str, Made],
         parts: Mapping[str, Mapping[str, Any]],
+        sound: int,
     ) -> None:
         folder, shards = self.folder, self.folder.shards(iteration)
         write_shards(shards, tensors, self.group)
@@ -117,6 +120,6 @@ class Saver:
             record: dict[str, Any] = {"model": entry(folder.path("model", iteration))}
             record |= {part: folder.write(part, iteration, parts[part]) for part in parts}
             record["shards"] = {path.name: entry(path) for path in files}
-            path = folder.publish(iteration, record, keep=self.keep)
+            path = folder.publish(iteration, record, keep=self.keep, sound=sound)
             emit("checkpoint", "train", iteration=iteration, path=str(path))
         self.saved = iteration

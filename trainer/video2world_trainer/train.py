@@ -29,7 +29,7 @@ from video2world_preprocess.stage import (
 
 from .config import TrainConfig, read_config, settings_text
 from .distributed import World, join, peer_lost
-from .report import Report
+from .report import REMEDY, Report
 from .results_page import write_page
 from .run import STAGE, NonFiniteError, Run
 from .trained_on import TrainedOn
@@ -126,6 +126,8 @@ def _train(run: Run, stop: _StopRequest, watchdog: Watchdog, started: float) -> 
         last = iteration == config.max_iter
         if iteration % config.logging_iter == 0 or last:
             report()
+            if config.stop_when_diverged and run.divergence.since is not None:
+                raise UserError(_given_up(run))
         if iteration % config.save_iter == 0 or last or stopping:
             run.save()  # after the report, so that a resumed run reports the same means
             watchdog.beat(f"training iteration {iteration + 1}")
@@ -151,6 +153,18 @@ def _compare_data(run: Run) -> None:
             f"WARNING: trained already, on other data: {changed}; to train on these raise "
             "spec.training.iterations, or give another spec.training.jobName"
         )
+
+
+def _given_up(run: Run) -> str:
+    """Why a diverged run ends, after its useless checkpoints are deleted."""
+    warning, left = run.divergence.warning(), run.withdraw()
+    kept, path = "No checkpoint was saved before that: another run begins anew.", ""
+    if left is not None:
+        path = str(run.folder.path("model", left))
+        kept = f"The checkpoint of iteration {left} is kept ({path}), those after it are deleted."
+    if run.world.leads:
+        emit("withdrawn", STAGE, iteration=left or 0, path=path)
+    return f"{warning} {kept} {REMEDY}"
 
 
 def _announce(run: Run, resumed: bool) -> None:
@@ -179,6 +193,9 @@ def _finish(run: Run, started: float) -> int:
             "path": str(run.folder.path("model", run.saver.saved)),
             "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
+        if warning := run.divergence.warning():
+            say(f"warning: {warning} {REMEDY}")
+            summary["warning"] = warning
         write_page(Path("results", run.config.name), run.config.job_folder)
         if inputs_hash := os.environ.get("V2W_INPUTS_HASH"):
             stage = os.environ.get("V2W_STAGE", STAGE)
