@@ -575,28 +575,25 @@ _KEYS = {
 def _merge(base: Any, patch: Any, path: str = "") -> Any:
     """RFC 7386, but lists of things with names are merged by name, as kubectl does.
 
-    Raises InvalidResource, with ``path`` as that of ``patch``, where the shapes differ.
+    Raises InvalidResource, with ``path`` as that of ``patch``, for what is no such list.
     """
-    if isinstance(base, (dict, list)) and type(patch) is not type(base):
-        shape = "a mapping" if isinstance(base, dict) else "a list"
-        raise InvalidResource([Problem(path, f"write {shape} here, as in a pod")])
-    if not isinstance(base, dict):
+    if not isinstance(base, dict) or not isinstance(patch, dict):
         return patch
     merged = dict(base)
     for name, value in patch.items():
         here = join(path, name)
         if value is None:
             merged.pop(name, None)
-        elif name in _KEYS and isinstance(merged.get(name), list) and isinstance(value, list):
+        elif name in _KEYS and isinstance(merged.get(name), list):
             merged[name] = _merge_named(merged[name], value, _KEYS[name], here)
-        elif name in merged or isinstance(value, dict):
-            merged[name] = _merge(merged.get(name, {}), value, here)
         else:
-            merged[name] = value
+            merged[name] = _merge(merged.get(name, {}), value, here)
     return merged
 
 
-def _merge_named(base: list[Any], patch: list[Any], key: str, path: str = "") -> list[Any]:
+def _merge_named(base: list[Any], patch: Any, key: str, path: str = "") -> list[Any]:
+    if not isinstance(patch, list):
+        raise InvalidResource([Problem(path, "write a list here, as in a pod")])
     merged = {item[key]: item for item in base}
     for number, item in enumerate(patch):
         name = item.get(key) if isinstance(item, dict) else None
@@ -609,11 +606,15 @@ def _merge_named(base: list[Any], patch: list[Any], key: str, path: str = "") ->
 
 def _still_a_pod(template: Any, path: str) -> Any:
     """``template`` of a pod, unless a patch took out of it what the operator reads again."""
-    containers = template.get("spec", {}).get("containers") or [{}]
-    if template.get("metadata", {}).get("labels") and all(c.get("image") for c in containers):
-        return template
-    text = "give every container an image, and leave metadata.labels and spec.containers"
-    raise InvalidResource([Problem(path, text)])
+    for name, below in (("metadata", "labels"), ("spec", "containers")):
+        part = template.get(name)
+        if not isinstance(part, dict) or not part.get(below):
+            raise InvalidResource([Problem(f"{path}.{name}", f"leave a mapping with {below}")])
+    if not isinstance(template["metadata"]["labels"], dict):
+        raise InvalidResource([Problem(f"{path}.metadata.labels", "write a mapping here")])
+    if not all(one.get("image") for one in template["spec"]["containers"]):
+        raise InvalidResource([Problem(f"{path}.spec.containers", "give each one an image")])
+    return template
 
 
 def with_env(manifests: Sequence[Manifest], **env: str) -> tuple[Manifest, ...]:

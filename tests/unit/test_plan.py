@@ -504,16 +504,17 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ({"spec": 5}, "podTemplate.spec: write a mapping here, as in a pod"),
+        ({"spec": 5}, "podTemplate.spec: leave a mapping with containers"),
         ({"spec": {"containers": {"name": "train"}}}, "spec.containers: write a list here"),
         ({"spec": {"containers": [{"image": "mine"}]}},
          "podTemplate.spec.containers[0]: write a mapping with name, by which it is merged"),
         ({"spec": {"volumes": ["data"]}}, "spec.volumes[0]: write a mapping with name"),
         ({"spec": {"containers": [{"name": "train", "volumeMounts": [{"name": "data"}]}]}},
          "spec.containers[0].volumeMounts[0]: write a mapping with mountPath"),
-        ({"spec": {"containers": [{"name": "sidecar"}]}}, "give every container an image"),
-        ({"spec": {"containers": None}}, "leave metadata.labels and spec.containers"),
-        ({"metadata": None}, "leave metadata.labels and spec.containers"),
+        ({"spec": {"containers": [{"name": "sidecar"}]}}, "give each one an image"),
+        ({"spec": {"containers": None}}, "podTemplate.spec: leave a mapping with containers"),
+        ({"metadata": None}, "podTemplate.metadata: leave a mapping with labels"),
+        ({"metadata": {"labels": "a"}}, "podTemplate.metadata.labels: write a mapping"),
     ],
 )  # fmt: skip
 def test_a_pod_template_that_is_none_is_refused_before_anything_starts(template, expected):
