@@ -144,7 +144,9 @@ class Pod:
     scheduled: bool = True  # whether a scheduler has seen it: it is placed, or told why it is not
     not_ready: datetime | None = None  # since when, once it has been started
     states: tuple[str, ...] = ()  # containers that do not run as they should, as text
-    beside: tuple[str, ...] = ()  # other containers that run; the kubelet ends native sidecars
+    still_running: tuple[
+        str, ...
+    ] = ()  # other containers that run; the kubelet ends native sidecars
 
     @classmethod
     def of(cls, body: Object) -> Pod:
@@ -201,7 +203,7 @@ class Pod:
                 else None
             ),
             states=tuple(_states(spec, status)),
-            beside=tuple(
+            still_running=tuple(
                 c["name"]
                 for c in status.get("containerStatuses") or []
                 if c["name"] != container_of(stage) and "running" in (c.get("state") or {})

@@ -39,9 +39,9 @@ def judge_by_workers(
     for pod in pods:
         if pod.phase == "Failed" and pod.exit_code == 0:  # another of its containers failed
             outlived[pod.uid] = replace(pod, phase="Succeeded")
-        if pod.over or pod.exit_code is None or not pod.beside:
+        if pod.over or pod.exit_code is None or not pod.still_running:
             continue
-        due = (pod.ended or now) + timedelta(seconds=bound)
+        due = (pod.ended or pod.not_ready or pod.created or now) + timedelta(seconds=bound)
         if due <= now or pod.exit_code == EXIT_USER_ERROR:
             phase = "Failed" if pod.exit_code else "Succeeded"
             outlived[pod.uid] = replace(pod, phase=phase)

@@ -19,7 +19,7 @@ __all__ = ["BOUND", "Finding", "Judgement", "Orphan", "injected", "judge", "mess
 __all__ += ["orphan", "reports", "sidecar"]
 
 BOUND = 30.0  # seconds without progress after which a stage counts as stuck
-MAX_TOLD = 500  # characters of a report in a message: the remedy follows it
+MAX_REPORT = 500  # characters of a report in a message: the remedy follows it
 LATEST = 3  # reports that are shown of one object
 NATIVE = "or use a native sidecar (an init container with restartPolicy: Always)"
 _SLACK = timedelta(seconds=BOUND)  # a warning this much older than a normal event still counts
@@ -99,9 +99,11 @@ def message(finding: Finding, facts: Mapping[str, str]) -> str:
     if finding.pod is not None:
         facts = {**facts, "pod": finding.pod.name}
     rule = known(finding.evidence, facts)
-    todo = finding.remedy.format_map(facts) if rule is None else f"{rule.what} {rule.remedy}"
-    told = [text[:MAX_TOLD] for text in finding.evidence[:1]]
-    parts = (": ".join((finding.what, *told)), todo, f"No progress since {since}")
+    todo = finding.remedy.format_map(facts)
+    if rule is not None:
+        todo = f"{rule.what.rstrip('. ')}. {rule.remedy}"
+    quoted = [text[:MAX_REPORT] for text in finding.evidence[:1]]
+    parts = (": ".join((finding.what, *quoted)), todo, f"No progress since {since}")
     return " ".join(f"{part.rstrip('. ')}." for part in parts)
 
 
@@ -155,8 +157,8 @@ def _missing(
     ended = [p for p in pods if p.phase == "Failed"]
     times = [p.ended or p.created for p in ended] + [job.created]
     since = max(time for time in times if time is not None)
-    told = reports(events, job.uid, since)
-    texts = tuple(e.text for e in told)
+    newest = reports(events, job.uid, since)
+    texts = tuple(e.text for e in newest)
     describe = f"kubectl describe job {job.name} -n {{namespace}} shows more"
     if job.managed_by:
         yield Finding(
@@ -166,7 +168,7 @@ def _missing(
             "spec.managedBy on Jobs and exclude this namespace",
             since, job.uid, texts or job.notes,
         )  # fmt: skip
-    elif told and told[0].warning:
+    elif newest and newest[0].warning:
         what = "its pod" if desired == 1 else f"{desired - there} of its {desired} pods"
         yield Finding(f"Job {job.name} cannot create {what}", describe, since, job.uid, texts)
     elif ended:
@@ -177,12 +179,14 @@ def _missing(
             LOGS, since, job.uid, tuple(tail_of(last).strip().splitlines()[-1:]), last,
         )  # fmt: skip
     else:
-        seen = "" if events is None else ", and no event says why"
-        yield Finding(
-            f"Job {job.name} has created {there} of {desired} pods{seen}",
-            f"Check that kube-controller-manager runs; {describe}",
-            since, job.uid, texts or job.notes,
-        )  # fmt: skip
+        what, reported = (
+            f"Job {job.name} has created {there} of {desired} pods",
+            texts or job.notes,
+        )
+        if not reported:
+            what += "" if events is None else ", and no event says why"
+            describe = f"Check that kube-controller-manager runs; {describe}"
+        yield Finding(what, describe, since, job.uid, reported)
 
 
 # ---------------------------------------------------------------------- pods
@@ -205,14 +209,14 @@ def _waiting(
             yield _not_scheduled(pod, created, events)
         else:
             since = pod.not_ready if pod.phase != "Pending" and pod.not_ready else created
-            told = (*_texts(pod, events), *pod.states)
+            reported = (*_texts(pod, events), *pod.states)
             what = f"Pod {pod.name} on node {pod.node or '?'} has not started"
             if pod.phase != "Pending":
                 what = f"Pod {pod.name} on node {pod.node or '?'} runs, but is not ready"
             yield Finding(
                 what,
                 f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
-                since, pod.uid, told, pod,
+                since, pod.uid, reported, pod,
             )  # fmt: skip
 
 
@@ -223,7 +227,7 @@ def _texts(pod: Pod, events: Sequence[KubeEvent] | None) -> tuple[str, ...]:
 
 
 def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:
-    if pod.beside:
+    if pod.still_running:
         return Finding(sidecar(pod), injected(pod), since, pod.uid, (), pod)
     return Finding(
         f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but its node "
@@ -240,9 +244,9 @@ def injected(pod: Pod) -> str:
 
 def sidecar(pod: Pod) -> str:
     """Say that containers of ``pod`` outlive its worker, or failed where it did not."""
-    verb = "containers {} are" if len(pod.beside) > 1 else "container {} is"
-    others = f"{verb.format(' and '.join(pod.beside))} still running"
-    if not pod.beside:
+    verb = "containers {} are" if len(pod.still_running) > 1 else "container {} is"
+    others = f"{verb.format(' and '.join(pod.still_running))} still running"
+    if not pod.still_running:
         others = " and ".join(pod.states) or "another container failed"
     return f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but {others}"
 

@@ -188,11 +188,17 @@ RULES: tuple[Rule, ...] = (
         "requests.{lacking}; kubectl describe limitrange -n {namespace} shows what is allowed",
     ),
     Rule(
-        r"""[Pp]olicy ['"](?P<policy>[^'"]+)['"] with binding ['"][^'"]+['"] denied request: """
+        r"ValidatingAdmissionPolicy '(?P<policy>[^']+)' with binding '[^']+' denied request: "
         r"(?P<said>[^\n]+)",
         "The cluster's admission policy {policy} refuses it: {said}",
         "Satisfy it through spec.stages.{stage}.podTemplate or resources, or have it changed: "
         "kubectl describe validatingadmissionpolicy {policy}",
+    ),
+    Rule(
+        r"policy '(?P<policy>[^']+)' with binding '[^']+' denied request: ",
+        "The cluster's mutating admission policy {policy} fails on it.",
+        "Satisfy it through spec.stages.{stage}.podTemplate, or have it changed: kubectl describe "
+        "mutatingadmissionpolicy {policy}",
     ),
     Rule(
         r"violates PodSecurity",

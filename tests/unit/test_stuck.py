@@ -40,6 +40,9 @@ CASES = {
         {}, [OTHER], [event("j1", "FailedCreate: of old", 900), event("j9", "FailedCreate: no")],
         "Job r-train-1 has created 1 of 2 pods, and no event says why", "kube-controller-manager"),
     "nothing read yet": ({}, [OTHER], None, "Job r-train-1 has created 1 of 2 pods."),
+    "idle by its spec": (
+        {"notes": ("spec.parallelism is 0",)}, [], [],
+        "Job r-train-1 has created 0 of 2 pods: spec.parallelism is 0. kubectl describe job"),
     "left to another controller": (
         {"managed_by": "example.com/else"}, [], [], "it is left to the controller "
         "example.com/else (spec.managedBy)"),
@@ -71,7 +74,7 @@ CASES = {
                      "CrashLoopBackOff",)), replace(OTHER, index=0, name="a")],
         [], "Pod r-train-1-1-y on node n2 runs, but is not ready: container proxy waits: Crash"),
     "sidecar": (
-        {}, [replace(OTHER, ready=False, exit_code=0, ended=AGO, beside=("istio-proxy",)),
+        {}, [replace(OTHER, ready=False, exit_code=0, ended=AGO, still_running=("istio-proxy",)),
              replace(OTHER, index=0, name="a")], [],
         "The worker of pod r-train-1-1-y has ended (exit code 0), but container istio-proxy is "
         "still running. Disable its injection with spec.stages.train.podTemplate, or use a native "
@@ -114,6 +117,8 @@ REFUSALS = {
         "quota few only admits pods that specify limits.cpu", "spec.stages.train.resources"),
     "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied "
     "request: say who": ("policy p refuses it: say who", "podTemplate"),
+    "Error creating: policy 'm' with binding 'b' denied request: expression 'x' resulted in error: "
+    "no such key: annotations": ("policy m fails", "kubectl describe mutatingadmissionpolicy m"),
     "Error creating: admission webhook \"w.example\" denied the request: no": (
         "webhook w.example refuses", "podTemplate"),
     "Error creating: Internal error occurred: failed calling webhook \"w.example\": failed to call "
@@ -146,7 +151,7 @@ PODS = st.builds(
     ended=st.sampled_from([None, AGO]), exit_code=st.sampled_from([None, 0, 1, 2]),
     scheduled=st.booleans(), not_ready=st.sampled_from([None, AGO]),
     states=st.sampled_from([(), ("container train waits: x",)]),
-    beside=st.sampled_from([(), ("istio-proxy",)]),
+    still_running=st.sampled_from([(), ("istio-proxy",)]),
 )  # fmt: skip
 
 
@@ -294,7 +299,7 @@ def beside(world, stage="download", code=0, **fields):
     """The worker of every pod has ended, and a proxy runs on."""
     for name, pod in world.pods.items():
         if pod.stage == stage:
-            world.pod(name, exit_code=code, ended=world.now, ready=False, beside=("istio-proxy",),
+            world.pod(name, exit_code=code, ended=world.now, ready=False, still_running=("istio-proxy",),
                       **fields)  # fmt: skip
 
 
@@ -312,6 +317,15 @@ def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
     assert [a.manifest["metadata"]["name"] for a in decision.actions if isinstance(a, Apply)][
         -1
     ] == "run-dataset-1"
+
+
+def test_a_worker_whose_end_bears_no_time_has_ended_long_ago(world):
+    world.start_pods()
+    beside(world)
+    for name in world.pods:
+        world.pod(name, ended=None)
+    stuck(world)
+    assert world.stage("download")["state"] == "Succeeded"
 
 
 def test_a_deletion_that_was_lost_is_made_again(world):
@@ -374,7 +388,7 @@ def test_a_sidecar_that_fails_beside_a_worker_that_did_its_work(world):
 def test_one_worker_of_two_is_not_the_end():
     world = World()
     first, _ = world.to_training()
-    world.pod(first, exit_code=0, ended=world.now, ready=False, beside=("istio-proxy",))
+    world.pod(first, exit_code=0, ended=world.now, ready=False, still_running=("istio-proxy",))
     assert not [a for a in stuck(world).actions if isinstance(a, Delete)]
     assert world.stage("train")["state"] == "Running"
 
@@ -405,10 +419,10 @@ ENDED = {"exitCode": 0, "finishedAt": "2026-11-24T12:00:00Z"}
          {"waits": "", "states": ("container train waits: PodInitializing",)}),
         ({"containerStatuses": [container("train", terminated=ENDED),
                                 container("istio-proxy", running={})]},
-         {"beside": ("istio-proxy",), "exit_code": 0}),
+         {"still_running": ("istio-proxy",), "exit_code": 0}),
         ({"containerStatuses": [container("train", terminated=ENDED)],
           "initContainerStatuses": [container("mesh", running={})]},
-         {"beside": (), "states": ()}),  # a native sidecar, which the kubelet ends
+         {"still_running": (), "states": ()}),  # a native sidecar, which the kubelet ends
         ({"initContainerStatuses": [container("mesh", False, running={}),
                                     container("setup", running={})]},
          {"states": ("container mesh runs, but is not ready",
