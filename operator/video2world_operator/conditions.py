@@ -74,6 +74,7 @@ class Reason(StrEnum):
     NO_PROGRESS = "NoProgress"
     JOB_SUSPENDED = "JobSuspended"
     EARLIER_PODS = "EarlierPods"
+    PODS_ENDING = "PodsEnding"
     NO_PODS = "NoPods"
     GANG_NATIVE = "Native"
     GANG_VOLCANO = "Volcano"
@@ -151,6 +152,7 @@ _MESSAGES: dict[Reason, str] = {
     "kubectl describe job {job} -n {namespace}",
     Reason.EARLIER_PODS: "Waiting for pod {pod} of an earlier resource of this name: kubectl "
     "delete {object} -n {namespace}",
+    Reason.PODS_ENDING: "Waiting for pod {pod} to end.",
     Reason.NO_PODS: "No stage is at work.",
     Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes "
     "together. {evidence}",

@@ -57,8 +57,8 @@ class Facts:
 
 # Reasons of a condition that a cluster shows better, where the user may see it.
 _HELD_UP = (
-    Reason.NO_PROGRESS, Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.UNSCHEDULABLE,
-    Reason.CONTAINER_WAITS,
+    Reason.NO_PROGRESS, Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.PODS_ENDING,
+    Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS,
 )  # fmt: skip
 _DIVERGED = (
     "Make another resource with a lower spec.training.learningRate or more warmupIterations; with "
@@ -110,7 +110,8 @@ class _Case:
         if not found or self._false(Type.VOLUME_READY):
             found += self._claim()
         found += [*self._waiting(), *self._pods(), *self._stuck()]
-        if not found:
+        earlier = find(self.conditions, Type.PODS_STARTED) or {}
+        if not found or earlier.get("reason") == Reason.EARLIER_PODS:
             found += self._shown_by_conditions()
         if not found and (self._stale() or self._unattended()):
             found.append(self._nobody_looks())

@@ -303,7 +303,10 @@ class _Round:
             self._begin(stage, entry)
         if entry["state"] == "Restarting":
             self._progressing(stage, entry)
-            if not (self._others_gone(stage, entry) and self._may_restart() and ready):
+            if not self._others_gone(stage, entry):
+                self._orphan()
+                return False
+            if not (self._may_restart() and ready):
                 return False
             entry["state"] = "Running"
             self.status.pop("nextAttemptTime", None)
@@ -316,7 +319,7 @@ class _Round:
             if self._others_gone(stage, entry) and not self._without_job(entry) and ready:
                 self._apply(stage, entry)
             else:
-                self._orphan()
+                self._await_end((stage.name, entry["attempt"]), self._pods(entry))
             return False
         if job is not None:
             entry["jobUID"] = job.uid
@@ -363,8 +366,7 @@ class _Round:
         numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
         entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
         entry.setdefault("startTime", _text(self.now))
-        self._set(Type.PODS_STARTED, False, Reason.PODS_STARTING, stage=stage.name, ready=0,
-                  desired=self._desired(stage))  # fmt: skip
+        self._none_started(stage)
         for field in ("jobUID", "completionTime", "logTail", "message", *COUNTS):
             entry.pop(field, None)
         if stage.name == "train":
@@ -474,6 +476,7 @@ class _Round:
             self.status["attempt"] = entry["attempt"]
             accounting.open_attempt(self.status, entry["attempt"])
         self._progressing(stage, entry)
+        self._none_started(stage)
         self._others_gone(stage, entry)
 
     def _may_restart(self) -> bool:
@@ -570,11 +573,26 @@ class _Round:
         there = any((job.stage, job.attempt) == attempt for job in self.seen.jobs)
         return bool(self._pods(entry)) and not there
 
-    def _orphan(self) -> None:
-        """Report a pod that is waited for and that no one ends."""
-        if (found := stuck.orphan(self.seen.jobs, self.seen.pods, self.uid)) is not None:
+    def _await_end(self, keep: tuple[str, int] | None = None, more: Sequence[Pod] = ()) -> None:
+        """Report a pod that is waited for: one of ``more``, whose Job is gone, or any but those of
+        ``keep``."""
+        if self._orphan():
+            return
+        for pod in more:
+            if pod.over and pod.deleted is None:
+                self._set(Type.PODS_STARTED, False, Reason.EARLIER_PODS, pod=pod.name,
+                          object=f"pod {pod.name}", namespace=self.plan.namespace)  # fmt: skip
+                return
+        if left := sorted(p.name for p in (*self._alive(keep), *more)):
+            self._set(Type.PODS_STARTED, False, Reason.PODS_ENDING, pod=left[0])
+
+    def _orphan(self) -> bool:
+        """Report a pod that is waited for and that no one ends; whether there is one."""
+        found = stuck.orphan(self.seen.jobs, self.seen.pods, self.uid)
+        if found is not None:
             self._set(Type.PODS_STARTED, False, Reason.EARLIER_PODS, pod=found.pod,
                       object=found.object, namespace=self.plan.namespace)  # fmt: skip
+        return found is not None
 
     def _end_sidecars(self) -> None:
         """End pods and Jobs whose workers have ended while other containers run on."""
@@ -633,6 +651,7 @@ class _Round:
             for field in ("jobUID", *COUNTS):
                 entry.pop(field, None)
             self.status.pop("nextAttemptTime", None)
+            self._none_started(stage)
         if self._nothing_left():
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
             self._set(Type.SUSPENDED, True, Reason.SUSPENDED, stage=stage.name)
@@ -661,6 +680,7 @@ class _Round:
 
     def _succeed(self) -> None:
         if not self._nothing_left():
+            self._await_end()
             return
         if find(self.status["conditions"], Type.CONTENT):
             self._set(Type.CONTENT, True, Reason.CONTENT_KEPT)
@@ -794,6 +814,11 @@ class _Round:
 
     # ------------------------------------------------------------------ conditions and counts
 
+    def _none_started(self, stage: Stage) -> None:
+        """Forget what held up an attempt that is over."""
+        self._set(Type.PODS_STARTED, False, Reason.PODS_STARTING, stage=stage.name, ready=0,
+                  desired=self._desired(stage))  # fmt: skip
+
     def _pods_started(self, stage: Stage, job: Job | None, pods: list[Pod]) -> None:
         for pod in pods:
             if pod.waits:
@@ -886,7 +911,7 @@ class _Round:
             return str(attended["message"])
         if started is not None and started["reason"] in (
             Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED, Reason.NO_PROGRESS,
-            Reason.JOB_SUSPENDED, Reason.EARLIER_PODS,
+            Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.PODS_ENDING,
         ):  # fmt: skip
             return str(started["message"])
         return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))

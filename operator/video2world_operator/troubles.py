@@ -347,6 +347,8 @@ BY_REASON: Mapping[str, str] = {
     '--type merge -p \'{{"spec":{{"suspend":false}}}}\'. Where a queue admits every Job, name '
     "one in spec.scheduling.queueName",
     Reason.EARLIER_PODS: "Delete it, or wait until it ends",
+    Reason.PODS_ENDING: "Nothing to do: it saves its work first. One that outlives its grace "
+    "period by a minute is deleted by force",
     Reason.NO_PROGRESS: "`kubectl describe jobs,pods -n {namespace} -l "
     "video2world.dev/resource={name}` shows more",
     Reason.UNSCHEDULABLE: "`kubectl describe pods -n {namespace} -l "

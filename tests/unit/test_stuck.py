@@ -279,6 +279,47 @@ def test_an_orphan_is_named_until_it_is_gone():
     assert "EarlierPods" not in str(world.status)
 
 
+def test_an_orphan_that_has_ended_bears_the_name_of_the_attempt():
+    world = World()
+    world.pods["run-download-1-a"] = Pod("run-download-1-a", "p", "download", 1, 0, "Succeeded")
+    world.round()
+    expected = (
+        "Waiting for pod run-download-1-a of an earlier resource of this name: kubectl delete "
+    )
+    assert world.status["message"] == f"{expected}pod run-download-1-a -n ns"
+    assert world.jobs == {}
+
+
+def test_pods_of_the_attempt_before_are_waited_for_by_name():
+    world = World()
+    first, _ = world.to_training()
+    for value in (True, False):  # suspended, and resumed while the pods save their work
+        world.body["spec"]["suspend"] = value
+        world.body["metadata"]["generation"] += 1
+        world.round()
+    assert world.condition("PodsStarted")["reason"] == "PodsEnding"
+    assert world.status["message"] == f"Waiting for pod {first} to end."
+    world.tick(BOUND + 1)
+    (cause,) = causes(world)
+    assert cause.what == f"Waiting for pod {first} to end."
+    world.pods.clear()
+    world.settle()
+    assert world.status["message"] == "Stage train runs (attempt 2)."
+
+
+def test_a_restart_that_waits_for_an_orphan_says_so():
+    world = World()
+    first, second = world.to_training()
+    orphaned = replace(world.pods[second], name="x", uid="x", attempt=9)
+    world.pods["x"] = orphaned
+    world.pod(first, phase="Failed", exit_code=1)
+    world.round()
+    world.pods = {"x": orphaned}
+    world.round()
+    assert world.status["message"].startswith("Waiting for pod x of an earlier resource")
+    assert any("Waiting for pod x of an earlier" in cause.what for cause in causes(world))
+
+
 def test_samples_that_are_stuck_are_shown_while_training_goes_on():
     spec = {"samples": [{"input": "a.mp4"}], "everyCheckpoint": True}
     world = World(resource(inference=spec))
@@ -299,8 +340,8 @@ def beside(world, stage="download", code=0, **fields):
     """The worker of every pod has ended, and a proxy runs on."""
     for name, pod in world.pods.items():
         if pod.stage == stage:
-            world.pod(name, exit_code=code, ended=world.now, ready=False, still_running=("istio-proxy",),
-                      **fields)  # fmt: skip
+            world.pod(name, exit_code=code, ended=world.now, ready=False,
+                      still_running=("istio-proxy",), **fields)  # fmt: skip
 
 
 def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
