@@ -75,14 +75,14 @@ def _encode(known: Survey, parts: Sequence[Part], crf: int) -> Iterator[tuple[Pa
         display, shape = Display("yuv420p", even=True), stream.sample_aspect_ratio
         numbered = zip(known.numbers, decoded(container, stream), strict=False)
         number, frame = next(numbered, (0, None))
-        first = display.show(frame)
+        first = display.show(frame)  # damaged or not, all others are shown in its size
         if shape and transposed(display_filters(frame)):
             shape = 1 / shape
         for start, stop, target in parts:
             with Writer(Path(target), known.info.fps, first.width, first.height, options) as writer:
                 writer.like(first, shape)
-                while frame is not None and number < stop:
-                    if number >= start:
+                while frame is not None and (number < stop or number in known.faults):
+                    if start <= number < stop:
                         writer.add(display.show(frame))
                     number, frame = next(numbered, (number, None))
                 if writer.count < stop - start:

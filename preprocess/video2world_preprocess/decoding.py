@@ -84,22 +84,27 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
         yield None
 
 
-Seen = Callable[[Any, bool], None]
-
-
-def decoded(container: Any, stream: Any, seen: Seen = lambda packet, good: None) -> Iterator[Any]:
+def decoded(
+    container: Any,
+    stream: Any,
+    failed: Callable[[Any], None] = lambda packet: None,
+    before: Callable[[Any], None] = lambda packet: None,
+) -> Iterator[Any]:
     """Yield the frames that can be decoded, as ffmpeg does: it goes on after a damaged packet.
 
-    ``seen`` is called with each packet, and whether it could be decoded, before its frames are
-    yielded; with None where the file is cut short.
+    ``before`` is called with each packet, and ``failed`` with one that cannot be decoded, both
+    before its frames are yielded; ``failed`` with None where the file is cut short.
     """
     for packet in _packets(container, stream):
+        if packet is None:
+            failed(None)
+        else:
+            before(packet)
         try:
             frames = stream.decode(packet)
         except av.FFmpegError:
-            seen(packet, False)
+            failed(packet)
             continue
-        seen(packet, packet is not None)
         yield from frames
 
 

@@ -7,10 +7,11 @@ writer works through a Python file, so that a full disk is an ``OSError`` instea
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from .decoding import VideoInfo, decoded, frame_rate, opened, shown_times
 from .display import Display
 from .files import atomic_path
 from .stage import UserError
-from .survey import survey
+from .survey import Survey, survey
 
 __all__ = [
     "Geometry",
@@ -86,32 +87,46 @@ def frames_of(
     Raises:
         UserError: unusable file, or one of the frames is damaged.
     """
-    path, trouble = Path(path), False
+    path, trouble, waiting = Path(path), [], list[int]()
 
-    def seen(packet: Any, good: bool) -> None:
-        nonlocal trouble
-        trouble = trouble or not good
+    def before(packet: Any) -> None:
+        if packet.size and not packet.is_discard and packet.pts is not None:
+            heapq.heappush(waiting, packet.pts)
 
-    def numbers_if_good() -> Sequence[int]:
-        known = survey(path)
-        if reason := known.fault(start, None if stop is None else min(stop, known.info.frames)):
-            raise UserError(reason)
-        return known.numbers
+    def leaves_a_gap(frame: Any) -> bool:
+        passed = 0
+        while waiting and frame.pts is not None and waiting[0] <= frame.pts:
+            passed += heapq.heappop(waiting) < frame.pts
+        return passed > 0
 
-    display, numbers = Display("rgb24"), None
+    display, known = Display("rgb24"), None
     with opened(path) as (container, stream):
-        for place, frame in enumerate(decoded(container, stream, seen)):
-            if numbers is None and (trouble or frame.is_corrupt):
-                numbers = numbers_if_good()
-            number = place if numbers is None else numbers[place]
+        for place, frame in enumerate(decoded(container, stream, trouble.append, before)):
+            if known is None and (leaves_a_gap(frame) or trouble or frame.is_corrupt):
+                known = _without_fault(path, start, stop)
+            number = place if known is None else known.numbers[place]
+            if known is not None and place and (number < 0 or number in known.faults):
+                continue
             if stop is not None and number >= stop:
                 return
             if place == 0 or (number >= start and wanted(number)):
                 pixels = display.show(frame)  # the first one always: the others have its size
                 if number >= start and wanted(number):
                     yield np.asarray(pixels.to_ndarray())
-        if trouble and numbers is None:
-            numbers_if_good()
+        if trouble and known is None:
+            _without_fault(path, start, stop)
+
+
+def _without_fault(path: Path, start: int, stop: int | None) -> Survey:
+    """Survey the video, whose frames ``start .. stop - 1`` are wanted, as far as there are any.
+
+    Raises:
+        UserError: one of these frames is damaged.
+    """
+    known = survey(path)
+    if reason := known.fault(start, None if stop is None else min(stop, known.info.frames)):
+        raise UserError(reason)
+    return known
 
 
 def read_frames(

@@ -1,5 +1,6 @@
 """The latents stage: which clips, what is kept, removed, skipped and refused."""
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -129,6 +130,25 @@ def test_a_video_that_ends_early_loses_only_itself(dataset, capsys):
     assert (dataset / "train/latents/w1.safetensors").is_file()
     if "w0.mp4" in out:
         assert not (dataset / "train/latents/w0.safetensors").exists()
+
+
+def test_a_window_whose_picture_size_changes_is_encoded_and_shown(dataset, capsys):
+    parts = []
+    for number, size in enumerate(((32, 48), (64, 96))):
+        path = dataset / f"{number}.ts"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=16, options={"bf": "0"})
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for pixels in scene(10, number, *size):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+        parts.append(path.read_bytes())
+    (dataset / "train/videos/w1.mp4").write_bytes(b"".join(parts))
+    assert run(dataset) == 0
+    assert '"dropped": {}' in capsys.readouterr().out
+    assert load_file(dataset / "train/latents/w1.safetensors")["latents"].shape[0] == 3
+    page = (dataset / "report-latents.html").read_text()
+    assert page.count("<figure>") == 3
 
 
 def test_nothing_usable_is_the_users_error(dataset, capsys):
