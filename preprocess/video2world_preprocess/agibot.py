@@ -43,6 +43,7 @@ from .fetch import (
     remote_archive,
 )
 from .files import remove_leftovers, write_text
+from .flags import note_without_effect
 from .hub import Hub, NoSuchEntry, digest_of, digest_of_file, explained
 from .links import on_volume
 from .marks import Listings, Provenance, file_stamps
@@ -539,7 +540,28 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
         _name_without_camera(args, task, fetch, report)
 
 
+_OF_THE_HUB = ("repo_id", "revision", "keep_tar")
+_OF_SPLITTING = (
+    "window_size", "min_last_window", "min_frames", "workers", "val_episode_ids", "dataset_dir",
+    "caption_file", "shards", "shard",
+)  # fmt: skip
+
+
+def _note_flags(args: argparse.Namespace) -> None:
+    """Note the flags that the mode does not read."""
+    if args.delete_only:
+        names, why = (*_OF_THE_HUB, *_OF_SPLITTING, "local"), "with --delete-only"
+    elif args.split_only:
+        names, why = (*_OF_THE_HUB, "local"), "with --split-only"
+    else:
+        names, why = _OF_THE_HUB if args.local else (), "with --local"
+        if not args.prepare:
+            note_without_effect(args, parser(), _OF_SPLITTING, "without --prepare or --split-only")
+    note_without_effect(args, parser(), names, why)
+
+
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
+    _note_flags(args)
     rule_of(args)
     if Path(args.camera).name != args.camera:
         raise UserError(f"--camera {args.camera}: give a name such as head_center_fisheye_color")

@@ -17,6 +17,7 @@ from typing import Any
 from .claims import locked
 from .events import Progress, emit, say
 from .files import read_json, write_json
+from .flags import note_without_effect
 from .hub import Hub, digest_of, digest_of_file, explained
 from .marks import Provenance
 from .report import Report, write_report
@@ -249,6 +250,8 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     args = parser().parse_args(argv)
+    if not set(args.model_sizes) & set(_MODELS):
+        note_without_effect(args, parser(), ("fps", "resolution", "natten"), "for Tiny")
     if args.dry_run:
         os.environ.pop("V2W_INPUTS_HASH", None)  # a stage that was not done is not marked as done
     return run_stage(lambda: _work(args), stage="download")

@@ -122,6 +122,7 @@ def test_alpha_is_for_weights_files_only_and_makes_samples_anew(capsys):
     count = len(made())
     run(capsys, *flags, "--lora_alpha", "8")
     assert len(made()) == count + 2
+    assert "--lora_alpha has no effect" in run(capsys, "--lora_alpha", "8")[2]
 
 
 def test_an_entry_without_an_output_is_named(capsys):

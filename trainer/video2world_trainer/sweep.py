@@ -307,6 +307,8 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         if any(one.partition("=")[0] == flag for one in args.flags):
             raise UserError(f"{flag} after --: it is set for each checkpoint; leave it out")
     checkpoints = _checkpoints(args)
+    if args.lora_alpha is not None and all(one.iteration is not None for one in checkpoints):
+        say("note: --lora_alpha has no effect: it is for weights files, and the run's own say it")
     sweep = _Sweep(args, checkpoints)
     read = {path for item in sweep.items for path in _files_read(item.checkpoint, item.entry)}
     made = Provenance(files=file_stamps(sorted(read)))
