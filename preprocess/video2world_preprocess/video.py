@@ -7,6 +7,7 @@ writer works through a Python file, so that a full disk is an ``OSError`` instea
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import heapq
 import itertools
 import math
@@ -69,7 +70,29 @@ def probe(path: Path | str) -> VideoInfo:
             frames, rate = len(times), frame_rate(stream, path, times)
         if frames == 0:
             raise UserError(f"{path}: the video has no frames; copy or download it again")
-        return VideoInfo(frames, rate, stream.width, stream.height)
+        info = VideoInfo(frames, rate, stream.width, stream.height)
+    return dataclasses.replace(info, frames=frames - _not_shown_at_start(path))
+
+
+def _not_shown_at_start(path: Path) -> int:
+    """Count the frames at the start that ffmpeg skips, as they need others before the key frame.
+
+    A file that was cut from a longer one without encoding may have such, which are to be shown
+    before the key frame, or at no time that the container can tell. Only then is anything decoded.
+    """
+    with opened(path) as (container, stream):
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        start = list(itertools.islice(packets, 32))
+        times = [packet.pts for packet in start]
+        if times[0] is None or all(time is not None and time >= times[0] for time in times):
+            return 0
+        expected, shown = sum(not packet.is_discard for packet in start), 0
+        for packet in [*start, None]:
+            try:
+                shown += len(stream.decode(packet))
+            except av.FFmpegError:  # a frame that is missing, not one to be skipped
+                shown += 1
+        return max(0, expected - shown)
 
 
 def frames_of(
@@ -198,7 +221,14 @@ class Writer:
         frame.pts, frame.time_base = self.count, 1 / self.fps
         frame.pict_type = 0  # let the encoder choose; the source's key frames mean nothing here
         self.count += 1
-        self._container.mux(self._stream.encode(frame))
+        try:
+            packets = self._stream.encode(frame)
+        except av.FFmpegError as error:
+            raise UserError(
+                f"{self.final}: pictures of {self.width}x{self.height} cannot be encoded "
+                f"({error.strerror}); bring the video to a smaller size"
+            ) from error
+        self._container.mux(packets)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:

@@ -254,6 +254,21 @@ def test_edit_lists(tmp_path: Path, source: Path) -> None:
     assert survey(paths[3]).info.fps == 10  # which the header says otherwise
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_a_start_that_depends_on_frames_before_it(tmp_path: Path, source: Path, codec: str) -> None:
+    whole, options = tmp_path / "whole.mp4", "open-gop=1:keyint=4:bframes=1:b-adapt=0:scenecut=0"
+    ffmpeg("-i", source, "-pix_fmt", "yuv420p", "-c:v", codec,
+           f"-{codec[3:]}-params", f"log-level=0:{options}", whole)  # fmt: skip
+    paths = [tmp_path / f"cut.{suffix}" for suffix in ("mp4", "mov", "mkv")]
+    for path in paths:
+        editless = [] if path.suffix == ".mkv" else ["-use_editlist", 0]
+        ffmpeg("-ss", 0.4, "-i", whole, "-c", "copy", *editless, path)
+    check(paths)
+    with av.open(str(paths[0])) as container:
+        packets = sum(packet.size > 0 for packet in container.demux(video=0))
+    assert probe(paths[0]).frames < packets  # else this tests nothing
+
+
 def test_a_size_that_changes(tmp_path: Path, source: Path) -> None:
     """As ffmpeg does it, all frames have the size of the first."""
     parts = [tmp_path / "a.ts", tmp_path / "b.ts"]

@@ -274,3 +274,9 @@ def test_a_video_in_parts_is_the_same_file(tmp_path):
     with pytest.raises(ValueError, match="frames must be uint8"):
         video.write_video(tmp_path / "bad.mp4", iter([]), 16)
     assert not (tmp_path / "bad.mp4").exists()
+
+
+def test_pictures_that_are_too_large_to_encode_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.mp4: pictures of 16500x16 cannot be encoded"):
+        video.write_video(tmp_path / "a.mp4", np.zeros((1, 16, 16500, 3), np.uint8), 16)
+    assert not (tmp_path / "a.mp4").exists()
