@@ -204,7 +204,7 @@ def _work(args: argparse.Namespace, world: World) -> tuple[Provenance, dict[str,
             f"{len(failures)} of {len(items)} samples could not be made: {'; '.join(failures)}"
         )
     summary = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
-    return Provenance().left(outputs), summary
+    return Provenance().left(outputs if world.leads else ()), summary  # the leader writes them
 
 
 def _seconds(made: Sequence[dict[str, Any] | None]) -> float:
