@@ -34,6 +34,7 @@ from .dataset import (
     window_flags,
 )
 from .events import say
+from .faults import failed_items
 from .fetch import (
     ARCHIVE_SUFFIXES,
     Archive,
@@ -54,6 +55,7 @@ from .stage import UserError, run_stage
 
 __all__ = ["clean", "main", "parser"]
 
+USUAL_CAMERA = "head_center_fisheye_color"
 EPILOG = """\
 modes (the first that is given; without one: extract and clean):
   --prepare      everything: read the archives, cut each video as it arrives, keep the windows
@@ -102,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--revision", help="commit or tag of the data set (default: the newest)")
     flags.add_argument(
         "--camera",
-        default="head_center_fisheye_color",
+        default=USUAL_CAMERA,
         help="the camera to keep (default: %(default)s)",
     )
     flags.add_argument(
@@ -413,6 +415,8 @@ def _prepare(
         def source(task: int, archive: Archive, m: Member) -> Source | None:
             path = passing / f"{_name(task, m.episode)}.mp4"
             identity = f"{archive.name}/{archive.identity}/{m.episode}/{m.size}"
+            if args.camera != USUAL_CAMERA:  # without it, as earlier versions recorded the usual
+                identity += f"/{args.camera}"
             return _source(args, words, task, m.episode, path, identity)
 
         def fetch_of(task: int) -> Fetch:
@@ -580,6 +584,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         if done is None:
             return None
         made.outputs, summary = done
+        made.failed = failed_items(report)
         return made, summary
     if not args.delete_only:
         _extract(args, report)

@@ -17,7 +17,7 @@ import torch
 
 from .claims import claimed_in_splits
 from .events import Progress, say
-from .faults import nothing_left, reason_for
+from .faults import failed_items, nothing_left, reason_for
 from .files import NAME_BYTES, name_bytes, read_json, write_json
 from .links import on_volume
 from .listing import name_strays
@@ -102,26 +102,30 @@ def _outdated(
 ) -> list[str]:
     """The stems to embed. Removes what belongs to no caption, another caption or encoder.
 
-    Pickles that are not in our record (made by upstream's script) are kept as they are.
+    Pickles of others (made by upstream's script) are kept until their caption changes.
     """
     folder = split / FOLDER
     try:
         record = read_json(folder / RECORD) or {}
     except ValueError:
         record = {}
-    digests = record.get("captions", {})
+    digests, found = record.get("captions", {}), record.get("found", {})
     same_encoder = all(record.get(key) == value for key, value in made_by.items())
     for path in folder.glob("[!.]*.pickle"):
         stem = path.stem
         if stem not in captions:
             report.note("embedding", str(path), "belonged to no caption and is removed")
             path.unlink()
-        elif stem in digests and not (same_encoder and digests[stem] == _digest(captions[stem])):
+            continue
+        made_of = digests.get(stem) or found.get(stem)
+        other_caption = made_of is not None and made_of != _digest(captions[stem])
+        if other_caption or (stem in digests and not same_encoder):
             path.unlink()
     todo = [stem for stem in captions if not _is_valid(folder / f"{stem}.pickle", report)]
     ours = {stem: _digest(captions[stem]) for stem in captions if stem in digests or stem in todo}
     # written before the pickles: what a killed run leaves behind is judged by it
-    write_json(folder / RECORD, {**made_by, "captions": ours})
+    theirs = {stem: _digest(captions[stem]) for stem in captions if stem not in ours}
+    write_json(folder / RECORD, {**made_by, "captions": ours, "found": theirs})
     return todo
 
 
@@ -199,11 +203,12 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     remedy = "give the data set another name (spec.dataset), or use the same model size"
     made = Provenance.of(*(split / "metas" for split in args.dataset_path))
     with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
-        embeddings, summary = _embed(args, made_by)
-        return made.left(embeddings), summary
+        embeddings, report = _embed(args, made_by)
+        made.failed = failed_items(report)
+        return made.left(embeddings), report.summary()
 
 
-def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
+def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path], Report]:
     report = Report("embeddings")
     pickles: list[Path] = []
     by_caption: dict[str, list[Path]] = {}
@@ -256,7 +261,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
     }  # fmt: skip
     write_report(args.dataset_path[0].parent, report, samples)
     report.show()
-    return [path for path in pickles if path not in failed], report.summary()
+    return [path for path in pickles if path not in failed], report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

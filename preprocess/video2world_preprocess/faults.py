@@ -10,7 +10,7 @@ from .files import FULL
 from .report import Report
 from .stage import UserError
 
-__all__ = ["Crashed", "is_unexpected", "nothing_left", "reason_for"]
+__all__ = ["Crashed", "failed_items", "is_unexpected", "nothing_left", "reason_for"]
 
 # Errors of the volume or the machine, which the next item would meet as well.
 OF_THE_MACHINE = (
@@ -50,6 +50,11 @@ def reason_for(error: Exception, output: Path) -> str:
 def is_unexpected(reason: str) -> bool:
     """Whether ``reason`` tells of a defect or the machine, so that another attempt may succeed."""
     return reason.startswith("unexpected ")
+
+
+def failed_items(report: Report) -> list[str]:
+    """Return the items that another attempt may succeed with."""
+    return [problem.item for problem in report.dropped if is_unexpected(problem.reason)]
 
 
 def nothing_left(words: str, report: Report) -> Exception:

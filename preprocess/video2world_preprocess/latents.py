@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from .claims import claimed_in_splits
 from .events import Progress, emit, say
-from .faults import nothing_left, reason_for
+from .faults import failed_items, nothing_left, reason_for
 from .files import NAME_BYTES, atomic_write, name_bytes
 from .marks import Provenance
 from .report import Report, write_report
@@ -31,6 +31,7 @@ from .video import Geometry, probe, read_fitted
 __all__ = ["clip_starts", "main", "parser"]
 
 FOLDER = "latents"
+CONTENT = "source_sha256"  # in the metadata: which content of the window was encoded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,11 +117,22 @@ def _windows(
 
 
 def _is_done(window: _Window) -> bool:
+    """Whether the latents are those of the window; if it is the newer file, its content decides."""
     try:
         with safe_open(window.target, "pt") as file:
-            return dict(file.metadata() or {}) == window.metadata
+            metadata = dict(file.metadata() or {})
+        made_of = metadata.pop(CONTENT, "")
+        if metadata != window.metadata:
+            return False
+        newer = window.video.stat().st_mtime_ns > window.target.stat().st_mtime_ns
+        return not newer or made_of == _content(window.video)
     except (OSError, SafetensorError):
         return False
+
+
+def _content(video: Path) -> str:
+    with video.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
@@ -144,7 +156,7 @@ def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], None]:
 
 
 def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
-    latents = []
+    made_of, latents = _content(window.video), []
     for clip in _clips(window, args):
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(vae.device)
         pixels = video.float().div_(127.5).sub_(1)  # in place: it is four times the clip
@@ -154,7 +166,7 @@ def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
         "starts": torch.tensor(window.starts, dtype=torch.int64),
     }
     # as bytes: the library's own writing to a file hides a full disk behind an error of its own
-    content = save(tensors, metadata=window.metadata)
+    content = save(tensors, metadata=window.metadata | {CONTENT: made_of})
     atomic_write(window.target, lambda stream: stream.write(content))
 
 
@@ -201,11 +213,12 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     settings |= {"size": list(args.video_size), "vae": vae.name}
     remedy = "give the data set another name (spec.dataset), or equal settings"
     with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
-        files, summary = _encode_all(args, vae.name)
-        return made.left(files), summary
+        files, report = _encode_all(args, vae.name)
+        made.failed = failed_items(report)
+        return made.left(files), report.summary()
 
 
-def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], dict[str, Any]]:
+def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Report]:
     report = Report("latents")
     splits = {split: list(_windows(split, args, vae_name, report)) for split in args.dataset_path}
     for split, windows in splits.items():
@@ -244,7 +257,7 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], di
             f"at least {args.num_frames} readable frames"
         )
         raise nothing_left(words, report)
-    return [window.target for window in kept], report.summary()
+    return [window.target for window in kept], report
 
 
 def main(argv: Sequence[str] | None = None) -> int:

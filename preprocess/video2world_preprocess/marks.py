@@ -117,7 +117,8 @@ class Provenance:
     ``inputs`` are folders of which every file counts, ``files`` single files or their absence,
     both as they were before the work; ``outputs`` are files that must still be there; ``owned``
     holds the owner record of each folder that the stage wrote. A change in ``noted``, folders as in
-    ``inputs``, does not undo the work: it is only reported.
+    ``inputs``, does not undo the work: it is only reported. ``failed`` are items to try again, as
+    their failure was not their own.
     """
 
     inputs: Listings = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Provenance:
     outputs: Listings = field(default_factory=dict)
     owned: dict[str, dict[str, Any]] = field(default_factory=dict)
     noted: Listings = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, *folders: str | os.PathLike[str]) -> Provenance:
@@ -134,7 +136,7 @@ class Provenance:
     def left(self, paths: Iterable[str | os.PathLike[str]], *, timed: bool = False) -> Provenance:
         """Add ``paths``, files that were made, to the outputs; ``timed``: with their times."""
         for path in map(Path, paths):
-            size, *time = (_stamp(path) or "").split()
+            size, *time = (_stamp(path) or "").split() or [""]
             stamp = " ".join([size, *time]) if timed else size
             self.outputs.setdefault(str(path.parent), {})[path.name] = stamp
         return self
@@ -176,13 +178,16 @@ def changes(recorded: Listings, now: Listings, *, complete: bool = True) -> str:
         found = _compare(listing, now.get(folder, {}), complete=complete)
         for verb, changed in found.items():
             for name in sorted(changed):
-                groups.setdefault((verb, _noun(name, 1)), []).append(_shown(name))
+                groups.setdefault((verb, _noun(name, 1)), []).append(name)
     said = []
     for (verb, _), names in groups.items():
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        noun = _noun(names[0], len(names))
-        said.append(f"{len(names)} {verb} {noun}: {', '.join(names[:NAMED])}{more}")
+        said.append(_listed(f"{len(names)} {verb} {_noun(names[0], len(names))}", names))
     return "; ".join(said)
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{what}: {', '.join(map(_shown, names[:NAMED]))}{more}"
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -279,11 +284,14 @@ class Marker:
 
 def _broken(record: Mapping[str, Any], listed: Reader) -> str:
     """Say why ``record`` does not hold any longer; empty if it does."""
+    if record["failed"]:
+        return _listed(f"{len(record['failed'])} failed before", record["failed"])
     for folder, owner in record["owned"].items():
         now = read_owner(Path(folder))
         if now.get("work") != owner["work"]:
             other = difference(now.get("settings") or {}, owner["settings"])
-            return f"{folder} was made with other settings since" + (f" ({other})" if other else "")
+            how = f"with other settings since ({other})" if other else "again since"
+            return f"{folder} was made {how}"
     named, parts = record["files"], []
     for recorded, now, complete in (
         (record["inputs"], {folder: listed(folder) for folder in record["inputs"]}, True),

@@ -13,7 +13,7 @@ from typing import Any
 
 from .claims import claimed
 from .dataset import OneCaption, Source, leftover_places, rule_of, split_all, window_flags
-from .faults import reason_for
+from .faults import failed_items, reason_for
 from .files import NAME_BYTES, name_bytes
 from .links import on_volume
 from .listing import entries, nearest, same_letters, why_unusable
@@ -218,6 +218,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         if (done := split_all(folder, sources, rule, args.workers, share, report)) is None:
             return None
     made.outputs, summary = done
+    made.failed = failed_items(report)
     return made, summary
 
 

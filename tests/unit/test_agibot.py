@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -45,16 +46,25 @@ def clip_bytes(frames: int) -> bytes:
     return data
 
 
-def tar(name: str, episodes: dict[int, bytes], extra: tuple[tarfile.TarInfo, ...] = ()) -> Path:
-    path = DATA / "observations" / "327" / name
+def tar(
+    name: str,
+    episodes: dict[int, bytes],
+    extra: tuple[tarfile.TarInfo, ...] = (),
+    *,
+    task: int = 327,
+    other_camera: bytes = b"x",
+) -> Path:
+    path = DATA / "observations" / str(task) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for info in extra:
             archive.addfile(info)
         for episode, video in episodes.items():
             members = {
-                "depth/0.png": b"png", f"videos/{CAMERA}.mp4": video, "videos/head_color.mp4": b"x",
-            }  # fmt: skip
+                "depth/0.png": b"png",
+                f"videos/{CAMERA}.mp4": video,
+                "videos/head_color.mp4": other_camera,
+            }
             for member, data in members.items():
                 info = tarfile.TarInfo(f"{episode}/{member}")
                 info.size = len(data)
@@ -62,14 +72,14 @@ def tar(name: str, episodes: dict[int, bytes], extra: tuple[tarfile.TarInfo, ...
     return path
 
 
-def task_info(*episodes: int) -> None:
+def task_info(*episodes: int, task: int = 327) -> None:
     action = {"start_frame": 0, "end_frame": 150, "action_text": "Pick it up.", "skill": "Pick"}
     entries = [
-        {"episode_id": e, "task_id": 327, "init_scene_text": "A shelf.",
+        {"episode_id": e, "task_id": task, "init_scene_text": "A shelf.",
          "label_info": {"action_config": [action]}}
         for e in episodes
     ]  # fmt: skip
-    path = DATA / "task_info" / "task_327.json"
+    path = DATA / "task_info" / f"task_{task}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries))
 
@@ -177,6 +187,70 @@ def test_changed_caption_invalidates_its_embedding_only() -> None:
     assert run(*LOCAL, "--val_episode_ids", "102") == 0
     assert [p.exists() for p in pickles] == [False, True]
     assert report()["counts"]["new_windows"] == 0
+
+
+def content() -> dict[str, bytes]:
+    files = (p for split in ("train", "val") for p in (OUT / split).glob("*/[!.]*"))
+    return {str(p.relative_to(OUT)): p.read_bytes() for p in files}
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    """Run as the stage does: once for equal flags, until what it was made from changes."""
+    monkeypatch.setenv("V2W_STAGE", "dataset")
+    monkeypatch.setenv("V2W_RESOURCE", "run")
+    monkeypatch.setenv("V2W_INPUTS_HASH", str(zlib.crc32(repr(flags).encode())))
+    return run(*LOCAL, "--dataset_dir", str(OUT), *flags)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--val_episode_ids", "101"), ("--window-size", "4"), ("--camera", "head_color"),
+        ("--task_ids", "327", "400"), ("--caption_file", "words.jsonl"), ("--data_dir", "more"),
+    ],
+    ids=lambda flags: flags[0],
+)  # fmt: skip
+def test_settings_there_and_back_make_what_they_made_first(
+    other: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    for data, task in ((DATA, 327), (DATA, 400), (Path("more"), 327)):
+        monkeypatch.setitem(globals(), "DATA", data)
+        videos = {101: clip_bytes(110 if data == Path("more") else 120), 102: clip_bytes(100)}
+        tar("1.tar", videos, task=task, other_camera=clip_bytes(90))
+        task_info(101, 102, task=task)
+    line = {"video_clip": "x", "task_id": 327, "episode_id": 101, "start_frame": 0,
+            "end_frame": 120, "caption": "words"}  # fmt: skip
+    Path("words.jsonl").write_text(json.dumps(line))
+    assert stage(monkeypatch) == 0
+    first = content()
+    assert stage(monkeypatch) == 0
+    assert "dataset: nothing to do" in capfd.readouterr().out
+    assert stage(monkeypatch, *other) == 0
+    changed = content()
+    assert changed != first
+    assert stage(monkeypatch) == 0
+    said = capfd.readouterr().out
+    assert f"dataset: run again: {OUT} was made with other settings since" in said
+    assert content() == first
+    assert stage(monkeypatch, *other) == 0
+    assert content() == changed
+
+
+def test_added_archives_and_corrected_captions_are_seen(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    tar("1.tar", {101: clip_bytes(120)})
+    task_info(101)
+    assert stage(monkeypatch) == 0
+    tar("2.tar", {102: clip_bytes(100)})
+    task_info(101, 102)
+    assert stage(monkeypatch) == 0
+    said = capfd.readouterr().out
+    assert "run again: 1 new archive: 2.tar; 1 changed file: task_327.json" in said
+    assert {stem[:3] for stem in stems("train")} == {"101", "102"}
+    (DATA / "observations/327/2.tar").unlink()
+    assert stage(monkeypatch) == 0
+    assert {stem[:3] for stem in stems("train")} == {"101"}
 
 
 def test_caption_file_is_preferred_and_windows_without_a_line_are_named() -> None:

@@ -97,6 +97,24 @@ def test_equal_metadata_is_kept_and_other_or_damaged_made_anew(dataset):
     assert not set(times(dataset).values()) & set(second.values())
 
 
+def test_a_window_replaced_by_one_of_the_same_size_is_encoded_anew(dataset):
+    first, second = dataset / "train/videos/w0.mp4", dataset / "other.mp4"
+    write_video(second, scene(20, 7), 16)
+    for path in (first, second):
+        data = path.read_bytes()
+        rest = 100_000 - len(data)
+        path.write_bytes(data + rest.to_bytes(4, "big") + b"free" + bytes(rest - 8))
+    assert run(dataset) == 0
+    before = times(dataset)
+    first.touch()  # newer, but as it was
+    assert run(dataset) == 0
+    assert times(dataset) == before
+    second.replace(first)
+    first.touch()
+    assert run(dataset) == 0
+    assert {name for name in before if times(dataset)[name] != before[name]} == {"w0.safetensors"}
+
+
 def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys):
     assert run(dataset) == 0
     write_video(dataset / "train/videos/short.mp4", scene(5), 16)

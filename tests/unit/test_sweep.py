@@ -166,6 +166,32 @@ def test_what_is_made_is_not_made_again_unless_its_settings_change(capsys, volum
     assert made()[9:] == ALL[2:]
 
 
+def test_a_changed_input_makes_its_samples_anew(capsys, monkeypatch):
+    monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
+    monkeypatch.setenv("V2W_STAGE", "inference")
+    for folder in ("videos", "metas"):
+        Path("val", folder).mkdir(parents=True)
+    Path("val/videos/a.mp4").write_text("a video")
+    entries = [{"input_video": f"val/videos/{n}.mp4", "prompt": "", "output_video": f"out/{n}.mp4"}
+               for n in "ab"]  # fmt: skip
+    Path("samples.json").write_text(json.dumps(entries))
+    assert run(capsys)[0] == 0
+    for change, file, again in (
+        ("1 changed video: a.mp4", "val/videos/a.mp4", ["out/a.mp4"]),
+        ("1 new caption: b.txt", "val/metas/b.txt", ["out/b.mp4"]),
+        ("1 missing video: b.mp4", None, ["out/b.mp4"]),
+    ):
+        if file:
+            Path(file).write_text("another one")
+        else:
+            Path("out/b.mp4").unlink()
+        before = len(made())
+        text = run(capsys)[2]
+        assert f"inference: run again: {change}" in text
+        assert made()[before:] == again
+        assert "nothing to do" in run(capsys)[2]
+
+
 def test_the_work_is_shared_and_the_last_one_ends_the_stage(capsys, monkeypatch):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     monkeypatch.setenv("V2W_STAGE", "inference")

@@ -200,6 +200,18 @@ def test_another_encoder_replaces_ours_but_not_foreign_ones(dataset, t5, tmp_pat
     np.testing.assert_array_equal(read_embedding(foreign), np.ones((2, 1024)))
 
 
+def test_a_foreign_one_is_kept_until_its_caption_changes(dataset, t5, encoder):
+    foreign, ones = dataset / "train/t5_xxl/w0.pickle", np.ones((2, 1024), np.float16)
+    foreign.parent.mkdir()
+    foreign.write_bytes(pickle.dumps([ones]))
+    for _ in range(2):
+        assert run(dataset, t5) == 0
+        np.testing.assert_array_equal(read_embedding(foreign), ones)
+    (dataset / "train/metas/w0.txt").write_text("another caption")
+    assert run(dataset, t5) == 0
+    assert_same(read_embedding(foreign), encoder.encode(["another caption"])[0])
+
+
 def test_missing_and_empty_captions_are_named_and_counted(dataset, t5, capsys):
     (dataset / "train/metas/w0.txt").unlink()
     (dataset / "train/metas/w1.txt").write_text(" \n")

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from video2world_preprocess import latents
+from video2world_preprocess.marks import Marker
 from video2world_preprocess.pickles import write_embedding
 from video2world_preprocess.transform_vae import TransformVAE
 from video2world_preprocess.video import write_video
@@ -210,6 +211,27 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
     code, out = here(volume, "trainer.max_iter=5")  # raised: it goes on
     assert code == 0
     assert list(losses(out)) == [4, 5]
+
+
+def test_a_finished_run_is_not_repeated_for_other_data_but_says_so(here, volume, monkeypatch):
+    monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
+    assert here(volume, "trainer.max_iter=2")[0] == 0
+    mark = Marker("train", "abc")
+    assert (mark.judge().done, mark.judge().note) == (True, "")
+    add_window(volume, "more", torch.randn((2, *SHAPE)))
+    changed = "1 new latents file: more.safetensors; 1 new embedding: more.pickle"
+    assert mark.judge().note == f"its data changed since: {changed}"
+    code, out = here(volume, "trainer.max_iter=2")
+    assert code == 0
+    assert f"WARNING: trained already, on other data: {changed}; to train on these raise" in out
+    assert mark.judge().note  # still: nothing was trained on the new window
+    code, out = here(volume, "trainer.max_iter=3")
+    assert code == 0
+    assert f"the data changed since iteration 2 was trained: {changed}" in out
+    assert (mark.judge().done, mark.judge().note) == (True, "")
+    later = volume / JOB / "model/iter_000000003.pt"
+    later.write_bytes(later.read_bytes())  # as another run's of the same size
+    assert mark.judge().why == "1 changed file: iter_000000003.pt"
 
 
 @pytest.mark.slow
