@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from safetensors import safe_open
 
 from video2world_preprocess import embeddings, files, latents, videos
@@ -137,65 +136,55 @@ def put(folder: Path, inputs: dict[str, list]) -> None:
         (folder / f"in/{stem}.txt").write_text(caption)
 
 
-class Edits(RuleBasedStateMachine):
+STEMS, KNOBS = st.sampled_from("abc"), [(name, v) for name, vs in SETTINGS.items() for v in vs]
+WRITES = st.integers(0, 25)  # files that appear before a run is broken off
+EDITS = st.one_of(
+    st.tuples(st.just("video"), STEMS, st.sampled_from(LENGTHS)),
+    st.tuples(st.just("remove"), STEMS),
+    st.tuples(st.just("caption"), STEMS, st.sampled_from(CAPTIONS)),
+    st.tuples(st.just("setting"), st.sampled_from(KNOBS)),
+    st.tuples(st.just("delete"), st.integers(0, 1000)),
+    st.tuples(st.just("break_off"), WRITES),
+    st.tuples(st.just("try_and_break_off"), st.sampled_from(KNOBS), WRITES),
+)
+
+
+class Edited:
     """One folder through edits and runs."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.inputs: dict[str, list] = {"a": [43, CAPTIONS[0]], "b": [64, CAPTIONS[1]]}
         self.chosen: dict = {name: values[0] for name, values in SETTINGS.items()}
-        put(self.folder, self.inputs)
+        put(folder, self.inputs)
 
-    def teardown(self) -> None:
-        shutil.rmtree(self.folder)
-
-    @initialize()
-    def first(self) -> None:
-        self.run()
-
-    @rule(stem=st.sampled_from("abc"), frames=st.sampled_from(LENGTHS))
-    def add_or_replace_a_video(self, stem: str, frames: int) -> None:
-        caption = self.inputs.get(stem, [0, CAPTIONS[0]])[1]
-        self.inputs[stem] = [frames, caption]
+    def video(self, stem: str, frames: int) -> None:
+        self.inputs[stem] = [frames, self.inputs.get(stem, [0, CAPTIONS[0]])[1]]
         put(self.folder, {stem: self.inputs[stem]})
 
-    @rule(stem=st.sampled_from("bc"))
-    def remove_a_video(self, stem: str) -> None:
-        if stem in self.inputs and self.chosen["held"] != stem:
-            del self.inputs[stem]
+    def remove(self, stem: str) -> None:
+        if self.inputs.pop(stem, None):
             for suffix in ("mp4", "txt"):
                 (self.folder / f"in/{stem}.{suffix}").unlink()
 
-    @rule(stem=st.sampled_from("abc"), caption=st.sampled_from(CAPTIONS))
-    def correct_a_caption(self, stem: str, caption: str) -> None:
+    def caption(self, stem: str, caption: str) -> None:
         if stem in self.inputs:
             self.inputs[stem][1] = caption
             (self.folder / f"in/{stem}.txt").write_text(caption)
 
-    @rule(change=st.sampled_from([(name, v) for name, vs in SETTINGS.items() for v in vs]))
-    def change_a_setting(self, change: tuple) -> None:
-        if change != ("held", "b") or "b" in self.inputs:
-            self.chosen[change[0]] = change[1]
+    def setting(self, knob: tuple) -> None:
+        self.chosen |= dict([knob])
 
-    @rule(number=st.integers(0, 200))
-    def delete_an_output(self, number: int) -> None:
+    def delete(self, number: int) -> None:
         made = sorted(self.folder.glob("data/*/*/[!.]*"))
         if made:
             made[number % len(made)].unlink()
 
-    @rule(change=st.sampled_from([("held", "b"), ("seconds", 3.0), ("seconds", 90.0), ("clips", 2),
-                                  ("length", 4)]), writes=st.integers(0, 25))  # fmt: skip
-    def try_another_setting_and_break_off(self, change: tuple, writes: int) -> None:
-        if change[1] != "b" or "b" in self.inputs:
-            self.broken_off(self.chosen | dict([change]), writes)
+    def try_and_break_off(self, knob: tuple, writes: int) -> None:
+        self.break_off(writes, self.chosen | dict([knob]))
 
-    @rule(writes=st.integers(0, 12))
-    def break_off(self, writes: int) -> None:
-        self.broken_off(self.chosen, writes)
-
-    def broken_off(self, chosen: dict, writes: int) -> None:
-        """End as by SIGTERM, once so many files have appeared."""
+    def break_off(self, writes: int, chosen: dict | None = None) -> None:
+        """End a run as by SIGTERM, once so many files have appeared."""
         real, left = files.sync_folder, iter(range(writes))
 
         def sync(folder: Path) -> None:
@@ -205,10 +194,9 @@ class Edits(RuleBasedStateMachine):
 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
             patch.setattr(files, "sync_folder", sync)
-            run(self.folder, chosen)
+            run(self.folder, chosen or self.chosen)
 
-    @rule()
-    def run(self) -> None:
+    def check(self) -> None:
         code, wanted = fresh(json.dumps(self.inputs), json.dumps(self.chosen))
         assert run(self.folder, self.chosen) == code
         if code == 0:
@@ -216,14 +204,20 @@ class Edits(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_a_run_after_any_edits_is_as_a_fresh_one() -> None:
-    run_state_machine_as_test(
-        Edits,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=12, deadline=None, derandomize=True,
-            suppress_health_check=list(HealthCheck), print_blob=False,
-        ),
-    )  # fmt: skip
-
-
-EXAMPLES = int(os.environ.get("V2W_EDIT_EXAMPLES", "12"))
+@settings(
+    max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)  # fmt: skip
+@given(rounds=st.lists(st.lists(EDITS, min_size=1, max_size=3), min_size=3, max_size=8))
+@example(rounds=[[("setting", ("held", held))] for held in ("a", "b", "a")])
+@example(rounds=[[("setting", ("seconds", seconds))] for seconds in (3.0, 2.0, 90.0, 2.0)])
+@example(rounds=[[("video", "c", 43), ("break_off", 8), ("remove", "c")]])
+@example(rounds=[[("try_and_break_off", ("held", "a"), 5)]])
+def test_a_run_after_any_edits_is_as_a_fresh_one(rounds: list[list[tuple]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        edited = Edited(Path(name))
+        edited.check()
+        for edits in rounds:
+            for what, *values in edits:
+                getattr(edited, what)(*values)
+            edited.check()
