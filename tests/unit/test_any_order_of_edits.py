@@ -211,7 +211,8 @@ class Edited:
 @given(rounds=st.lists(st.lists(EDITS, min_size=1, max_size=3), min_size=3, max_size=8))
 @example(rounds=[[("setting", ("held", held))] for held in ("a", "b", "a")])
 @example(rounds=[[("setting", ("seconds", seconds))] for seconds in (3.0, 2.0, 90.0, 2.0)])
-@example(rounds=[[("video", "c", 43), ("break_off", 8), ("remove", "c")]])
+@example(rounds=[[("video", "c", 43), ("break_off", 3), ("remove", "c")]])
+@example(rounds=[[("setting", ("seed", seed))] for seed in (1, 0)])
 @example(rounds=[[("try_and_break_off", ("held", "a"), 5)]])
 def test_a_run_after_any_edits_is_as_a_fresh_one(rounds: list[list[tuple]]) -> None:
     with tempfile.TemporaryDirectory() as name:
