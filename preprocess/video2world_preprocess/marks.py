@@ -131,7 +131,8 @@ class Provenance:
     @classmethod
     def of(cls, *folders: str | os.PathLike[str]) -> Provenance:
         """What is made from all that is in ``folders`` now."""
-        return cls({str(folder): list_files(folder) for folder in folders})
+        listed = reader()
+        return cls({str(folder): listed(str(folder)) for folder in folders})
 
     def left(self, paths: Iterable[str | os.PathLike[str]], *, timed: bool = False) -> Provenance:
         """Add ``paths``, files that were made, to the outputs; ``timed``: with their times."""

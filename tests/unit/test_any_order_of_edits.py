@@ -70,7 +70,7 @@ def argv(stage: str, chosen: dict) -> list[str]:
             "--max_length", str(chosen["length"]),
         ],
         "latents": [
-            *folders, "--vae_path", str(stock() / "vae"), "--num_frames", "9", "--device", "cpu",
+            *folders, "--vae_path", "vae", "--num_frames", "9", "--device", "cpu",
             "--video_size", "16", "16", "--seed", str(chosen["seed"]),
             "--clips_per_window", str(chosen["clips"]),
         ],
@@ -125,6 +125,7 @@ def fresh(inputs: str, chosen: str) -> tuple[int, dict[str, object]]:
     """Exit code and content of a first run on these inputs with these settings."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        shutil.copytree(stock() / "vae", folder / "vae")
         put(folder, json.loads(inputs))
         return run(folder, json.loads(chosen)), content(folder)
 
@@ -156,6 +157,7 @@ class Edited:
         self.folder = folder
         self.inputs: dict[str, list] = {"a": [43, CAPTIONS[0]], "b": [64, CAPTIONS[1]]}
         self.chosen: dict = {name: values[0] for name, values in SETTINGS.items()}
+        shutil.copytree(stock() / "vae", folder / "vae")
         put(folder, self.inputs)
 
     def video(self, stem: str, frames: int) -> None:
