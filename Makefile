@@ -59,9 +59,10 @@ lint: .venv/ready ## Check style, types, generated files, known vulnerabilities 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m video2world_operator.crd --check
-	$(BIN)/python -m video2world_operator.rights --check
-	$(BIN)/python -m video2world_operator.reference --check
+	$(BIN)/lint-imports
+	$(BIN)/python -m video2world_operator.codegen.crd --check
+	$(BIN)/python -m video2world_operator.codegen.rbac --check
+	$(BIN)/python -m video2world_operator.codegen.reference --check
 	$(BIN)/python tools/train_settings.py --check
 	$(BIN)/mkdocs build --site-dir build/lint-site
 	$(BIN)/python tools/audit.py
@@ -77,9 +78,9 @@ format: .venv/ready ## Rewrite the sources in the project's style
 	$(BIN)/ruff format .
 
 generate: .venv/ready ## Write definition, rights and docs/reference from the code
-	$(BIN)/python -m video2world_operator.crd
-	$(BIN)/python -m video2world_operator.rights
-	$(BIN)/python -m video2world_operator.reference
+	$(BIN)/python -m video2world_operator.codegen.crd
+	$(BIN)/python -m video2world_operator.codegen.rbac
+	$(BIN)/python -m video2world_operator.codegen.reference
 	$(BIN)/python tools/train_settings.py
 
 constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve

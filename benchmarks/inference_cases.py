@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from video2world_preprocess.vae import VideoVAE, _channels_last
-from video2world_preprocess.video import write_video
-from video2world_trainer.attention import select_for
-from video2world_trainer.generate import (
+from video2world_preprocess.vae.vae import VideoVAE, _channels_last
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.generation.denoise import (
     Settings,
     Velocity,
     decoded,
@@ -30,14 +30,14 @@ from video2world_trainer.generate import (
     given_mask,
     network_velocity,
 )
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.metrics import psnr
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS, DiTConfig
-from video2world_trainer.sparse import dense_mask, patterns_for, plan
-from video2world_trainer.sparse_kernels import choose, sparse_attention
-from video2world_trainer.stream_weights import stream_weights
-from video2world_trainer.weights import to_diffusers
+from video2world_trainer.generation.quality_metrics import psnr
+from video2world_trainer.generation.weight_offload import stream_weights
+from video2world_trainer.model.attention_backends import select_for
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.model.sparse_attention import dense_mask, patterns_for, plan
+from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.state_dict import to_diffusers
 
 from .networks import diffusers_network, randomised
 

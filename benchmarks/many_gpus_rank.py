@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from video2world_preprocess.events import emit
+from video2world_common.events import emit
 from video2world_trainer import train
-from video2world_trainer.run import Run
+from video2world_trainer.training.trainer import Run
 
 from .train_step_cases import kinds_of
 

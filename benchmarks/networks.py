@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from video2world_trainer.presets import DiTConfig
+from video2world_trainer.model.presets import DiTConfig
 
 __all__ = ["diffusers_network", "randomised"]
 

@@ -34,9 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools")]
 
 from agibot_archives import footage, make_archives  # noqa: E402
-from video2world_preprocess.cutting import cut  # noqa: E402
-from video2world_preprocess.video import read_frames, write_video  # noqa: E402
-from video2world_preprocess.windows import Window  # noqa: E402
+from video2world_preprocess.dataset.windows import Window  # noqa: E402
+from video2world_preprocess.video.cut import cut  # noqa: E402
+from video2world_preprocess.video.reader import read_frames  # noqa: E402
+from video2world_preprocess.video.writer import write_video  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "preprocess.json"
 REPO, CAMERA = "agibot-world/AgiBotWorld-Alpha", "head_center_fisheye_color"
@@ -292,7 +293,7 @@ def text_encoder(captions: Path | None) -> dict[str, Any]:
     import torch
     from transformers import T5Config, T5EncoderModel
 
-    from video2world_preprocess.text import TextEncoder
+    from video2world_preprocess.text.encoder import TextEncoder
 
     config = T5Config(
         d_model=1024, d_kv=128, num_heads=128, d_ff=65536, num_layers=24, vocab_size=32128
@@ -348,7 +349,7 @@ def video_encoder() -> dict[str, Any]:
     import torch
     from diffusers import AutoencoderKLWan
 
-    from video2world_preprocess.vae import VideoVAE
+    from video2world_preprocess.vae.vae import VideoVAE
 
     torch.manual_seed(0)
     model = AutoencoderKLWan()

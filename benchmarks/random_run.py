@@ -13,10 +13,10 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 from safetensors.torch import save_file
 
-from video2world_preprocess.pickles import write_embedding
+from video2world_preprocess.text.embedding_files import write_embedding
 from video2world_preprocess.tiny_weights import write_tiny_vae
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.presets import PRESETS
 
 from .networks import randomised
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from video2world_operator.cluster import ApiError
-from video2world_operator.cluster import Cluster as Client
+from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.errors import ApiError
 
 from .scale_run import add_nodes, client_of, cluster_of_its_own, usage
 from .scale_seen import Seen, follow, spread

@@ -15,8 +15,8 @@ from typing import Any
 
 import kopf
 
-from video2world_operator.cluster import ApiError
-from video2world_operator.cluster import Cluster as Client
+from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.errors import ApiError
 
 from .scale_seen import BENCH, RULES, Seen, follow, spread
 from .scale_systems import NAMESPACE, Cluster, Ours, System, Work, fake_nodes

@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.checkpoint import CheckpointFolder, newest_whole
+from video2world_common.exit_codes import UserError
+from video2world_trainer.checkpoint.folder import CheckpointFolder, newest_whole
 
 from . import reliability
 from .host import facts

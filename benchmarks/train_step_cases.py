@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.attention import BACKENDS, select_for
-from video2world_trainer.flops import step_flops
-from video2world_trainer.lora import count_parameters, inject
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.objective import draw, training_loss
-from video2world_trainer.optim import Ema, MasterAdamW
-from video2world_trainer.parallel import frame_slice, ulysses
-from video2world_trainer.presets import PRESETS, DiTConfig
-from video2world_trainer.step import TrainStep
+from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.distributed.parallelize import frame_slice
+from video2world_trainer.distributed.ulysses import ulysses
+from video2world_trainer.model.attention_backends import BACKENDS, select_for
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.flops import step_flops
+from video2world_trainer.model.lora import count_parameters, inject
+from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.training.ema import Ema
+from video2world_trainer.training.loss import draw, training_loss
+from video2world_trainer.training.optimizer import MasterAdamW
+from video2world_trainer.training.step import TrainStep
 
 from .networks import diffusers_network, randomised
 from .train_step import ERRORS

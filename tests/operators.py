@@ -18,9 +18,10 @@ import kopf
 
 from control_plane import Api, ApiError, Cluster
 from control_plane.processes import free_port
-from video2world_operator.models import GROUP, PLURAL, VERSION
-from video2world_operator.plan import RESOURCE_LABEL
-from video2world_operator.rights import ACCOUNT, manifests
+from video2world_operator.api.constants import GROUP, PLURAL, VERSION
+from video2world_operator.codegen.rbac import manifests
+from video2world_operator.controller.rbac import ACCOUNT
+from video2world_operator.plan.labels import RESOURCE_LABEL
 
 __all__ = ["Operator", "Resource", "apply", "connection", "eventually", "exists", "grant"]
 __all__ += ["set_quota"]

@@ -4,12 +4,12 @@ import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from video2world_operator.actions import Apply
-from video2world_operator.controller import counts_on_absence
-from video2world_operator.explain import Facts, explain
-from video2world_operator.observed import Job, Observed, Pod
-from video2world_operator.reconcile import plan_of, reconcile
-from video2world_operator.view import Snapshot
+from video2world_operator.cli.explain import Facts, explain
+from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.controller.controller import counts_on_absence
+from video2world_operator.reconcile.actions import Apply
+from video2world_operator.reconcile.observed_state import Job, Observed, Pod
+from video2world_operator.reconcile.reconciler import plan_of, reconcile
 
 __all__ = ["NOW", "STAGES", "World", "causes", "resource"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from video2world_preprocess.video import write_video
+from video2world_preprocess.video.writer import write_video
 
 CAMERAS = (
     "head_color", "head_center_fisheye_color", "head_left_fisheye_color",

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from video2world_operator.progress import parse
+from video2world_common.progress_events import parse
 from video2world_operator.terminal import Display
 
 ROOT = Path(__file__).resolve().parent.parent

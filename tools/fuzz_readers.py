@@ -23,12 +23,12 @@ import atheris
 with atheris.instrument_imports(include=["video2world_preprocess", "tarfile", "json"]):
     import tarfile
 
-    from video2world_preprocess.archives import unproven, walk
-    from video2world_preprocess.captions import CaptionFile, read_task_info
-    from video2world_preprocess.dataset import _read_record
-    from video2world_preprocess.report import Report
-    from video2world_preprocess.stage import UserError
-    from video2world_preprocess.windows import Window
+    from video2world_common.exit_codes import UserError
+    from video2world_preprocess.archives.tar_scan import unproven, walk
+    from video2world_preprocess.dataset.captions import CaptionFile, read_task_info
+    from video2world_preprocess.dataset.records import _read_record
+    from video2world_preprocess.dataset.windows import Window
+    from video2world_preprocess.stage_report import Report
 
 CAMERA = "head_center_fisheye_color"
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm"))

@@ -13,14 +13,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from video2world_operator.experiments import DECIDED, OVERRIDES
-from video2world_operator.generated import generate
-from video2world_operator.reference import HEAD, table
-from video2world_trainer.config import TrainConfig, defaults_by_size, shown
-from video2world_trainer.fixed_settings import FIXED
+from video2world_operator.api.experiments import DECIDED, OVERRIDES
+from video2world_operator.codegen.reference import HEAD, table
+from video2world_operator.codegen.write import generate
+from video2world_trainer.training.config import TrainConfig, defaults_by_size, shown
+from video2world_trainer.training.fixed_settings import FIXED
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT / "operator" / "video2world_operator" / "train_settings.json"
+DATA = ROOT / "operator" / "video2world_operator" / "api" / "train_settings.json"
 PAGE = ROOT / "docs" / "reference" / "training.md"
 
 

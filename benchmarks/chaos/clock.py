@@ -12,7 +12,7 @@ import sys
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
-from video2world_operator import serve
+from video2world_operator.controller import manager
 
 
 class _Jumping(datetime):
@@ -29,7 +29,7 @@ def main() -> int:
     for name, module in list(sys.modules.items()):
         if name.startswith("video2world_operator.") and vars(module).get("datetime") is datetime:
             vars(module)["datetime"] = _Jumping
-    return serve.main()
+    return manager.main()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 
 from control_plane import ApiError
 from operators import Operator
-from video2world_operator.leader import NAME as LEASE
-from video2world_operator.models import GROUP, PLURAL, VERSION
+from video2world_operator.api.constants import GROUP, PLURAL, VERSION
+from video2world_operator.kube.leader_election import NAME as LEASE
 
 from .arena import OWN, Arena, Storm
 from .eye import Eye

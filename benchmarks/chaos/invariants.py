@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane import Change
-from video2world_operator.conditions import Type, find
-from video2world_operator.models import GROUP, PLURAL
-from video2world_operator.observed import Job, Pod, resource_of
-from video2world_operator.plan import GPU, SAMPLING
+from video2world_operator.api.conditions import Type, find
+from video2world_operator.api.constants import GROUP, PLURAL
+from video2world_operator.plan.manifests import GPU
+from video2world_operator.plan.stage import SAMPLING
+from video2world_operator.reconcile.observed_state import Job, Pod, resource_of
 
 __all__ = ["RESOURCES", "WATCHED", "Broken", "Checker"]
 

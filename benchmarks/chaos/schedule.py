@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from video2world_operator.api import parse
-from video2world_operator.models import API_VERSION, KIND
-from video2world_operator.plan import make_plan
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.validation import parse
+from video2world_operator.plan.plan import make_plan
 
 __all__ = ["KINDS", "KNOWN_DATA", "Fault", "edit", "faults", "resources", "told", "work"]
 

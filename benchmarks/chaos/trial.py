@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane import ApiError, Cluster
-from video2world_operator.plan import RESOURCE_LABEL
+from video2world_operator.plan.labels import RESOURCE_LABEL
 
 from .arena import Arena
 from .eye import Eye

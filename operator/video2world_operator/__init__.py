@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Video2World as Video2World
+    from video2world_operator.client import Video2World as Video2World
 
 __version__ = "0.1.0"
 
@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``Video2World`` comes with all it needs only when it is asked for: ``v2w`` must be quick."""
     if name == "Video2World":
-        from .client import Video2World
+        from video2world_operator.client import Video2World
 
         return Video2World
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""``python -m video2world_operator`` runs the operator; see :mod:`.serve`."""
+"""Run the operator as ``python -m video2world_operator``."""
 
 import sys
 
-from .serve import main
+from video2world_operator.controller.manager import main
 
 sys.exit(main())

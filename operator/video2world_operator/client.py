@@ -9,25 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from . import remote
-from .api import load_manifest, load_resource, parse
-from .explain import Cause, explain
-from .models import (
-    API_VERSION,
-    KIND,
-    DatasetSpec,
-    InferenceSpec,
-    ModelSpec,
-    Status,
-    StorageSpec,
-    TrainingSpec,
-    Video2WorldPostTrain,
-)
-from .needs import needs
-from .plan import make_plan
-from .preflight import Check, check_cluster
-from .terminal import Screen
-from .view import Snapshot, tree
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.pods import StorageSpec
+from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.api.spec import DatasetSpec, InferenceSpec, ModelSpec, TrainingSpec
+from video2world_operator.api.status import Status
+from video2world_operator.api.validation import load_manifest, load_resource, parse
+from video2world_operator.cli import cluster_run
+from video2world_operator.cli.explain import Cause, explain
+from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.cli.status_tree import tree
+from video2world_operator.plan.plan import make_plan
+from video2world_operator.preflight.check import Check
+from video2world_operator.preflight.cluster_checks import check_cluster
+from video2world_operator.preflight.requirements import needs
+from video2world_operator.terminal import Screen
 
 __all__ = ["Video2World"]
 
@@ -85,18 +81,18 @@ class Video2World:
     def preflight(self) -> list[Check]:
         """Whether the cluster has what the resource needs, before any GPU is held."""
         plan = make_plan(self.resource)
-        facts = remote.preflight(plan, self.manifest, self.namespace)
+        facts = cluster_run.preflight(plan, self.manifest, self.namespace)
         return list(check_cluster(plan, needs(self.resource), facts))
 
     def apply(self) -> Self:
         """Make the resource, or change it to this spec."""
-        remote.apply(self.manifest, self.namespace)
+        cluster_run.apply(self.manifest, self.namespace)
         return self
 
     @property
     def status(self) -> Status:
         """What is; of phase Pending while no operator has looked at it."""
-        return _status(remote.status(self.name, self.namespace))
+        return _status(cluster_run.status(self.name, self.namespace))
 
     def watch(self, show: Callable[[list[str]], None] | None = None) -> Status:
         """Show the tree of ``v2w status`` until the end, and return the status then.
@@ -113,33 +109,33 @@ class Video2World:
             if changed:
                 draw(tree(now, datetime.now(UTC)))
 
-        remote.watch(self.name, self.namespace, look, EVERY)
+        cluster_run.watch(self.name, self.namespace, look, EVERY)
         return _status(seen[0].status)
 
     def explain(self) -> list[Cause]:
         """Why it does not get on, and what to do; empty if nothing holds it up."""
-        return explain(*remote.observe(self.name, self.namespace), datetime.now(UTC))
+        return explain(*cluster_run.observe(self.name, self.namespace), datetime.now(UTC))
 
     def logs(self, stage: str | None = None, *, rank: int = 0, follow: bool = False) -> None:
         """Print what a worker prints, by default that of the stage at work."""
-        remote.logs(
+        cluster_run.logs(
             self.name, self.namespace, stage=stage, rank=rank, attempt=None, follow=follow,
             out=sys.stdout,
         )  # fmt: skip
 
     def suspend(self) -> Self:
         """Save a checkpoint and free the GPUs."""
-        remote.suspend(self.name, self.namespace, True)
+        cluster_run.suspend(self.name, self.namespace, True)
         return self
 
     def resume(self) -> Self:
         """Go on."""
-        remote.suspend(self.name, self.namespace, False)
+        cluster_run.suspend(self.name, self.namespace, False)
         return self
 
     def delete(self) -> bool:
         """Delete it, not its volume; whether it was there."""
-        return remote.delete(self.name, self.namespace)
+        return cluster_run.delete(self.name, self.namespace)
 
 
 def _plain(part: Any) -> Any:

@@ -7,7 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from .progress import CheckpointSaved, Event, ItemProgress, TrainProgress, duration
+from video2world_common.progress_events import (
+    CheckpointSaved,
+    Event,
+    ItemProgress,
+    TrainProgress,
+    duration,
+)
 
 __all__ = ["Display", "Screen", "harmless"]
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .events import Progress, say
-from .files import atomic_write, write_text
-from .marks import Provenance
-from .stage import run_stage
-from .video import write_video
+from video2world_common.events import Progress, say
+from video2world_common.files import atomic_write, write_text
+from video2world_common.markers import Provenance
+from video2world_common.stage import run_stage
+from video2world_preprocess.video.writer import write_video
 
 __all__ = ["Scene", "draw_episode", "main", "make_task", "scene"]
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .claims import locked
-from .events import Progress, emit, say
-from .files import read_json, write_json
-from .flags import note_without_effect
-from .hub import Hub, digest_of, digest_of_file, explained
-from .marks import Provenance
-from .report import Report, write_report
-from .stage import UserError, run_stage
+from video2world_common.events import Progress, emit, say
+from video2world_common.exit_codes import UserError
+from video2world_common.files import read_json, write_json
+from video2world_common.folder_locks import locked
+from video2world_common.markers import Provenance
+from video2world_common.stage import run_stage
+from video2world_preprocess.flags import note_without_effect
+from video2world_preprocess.hub.client import Hub, digest_of, digest_of_file, explained
+from video2world_preprocess.stage_report import Report, write_report
 
 __all__ = ["Repository", "main", "parser", "repositories"]
 
@@ -235,7 +236,12 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
         report.counts["bytes_kept"] += size
         progress.advance()
     if tiny:
-        from .tiny_weights import TINY_T5, TINY_VAE, write_tiny_t5, write_tiny_vae
+        from video2world_preprocess.tiny_weights import (
+            TINY_T5,
+            TINY_VAE,
+            write_tiny_t5,
+            write_tiny_vae,
+        )
 
         vae, t5 = args.checkpoint_dir / TINY_VAE, args.checkpoint_dir / TINY_T5
         write_tiny_vae(vae)

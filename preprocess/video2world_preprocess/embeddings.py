@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from .claims import claimed_in_splits
-from .events import Progress, say
-from .faults import failed_items, nothing_left, reason_for
-from .files import NAME_BYTES, name_bytes, read_json, write_json
-from .links import on_volume
-from .listing import name_strays
-from .marks import Provenance
-from .pickles import read_embedding, write_embedding
-from .report import Report, write_report
-from .spread import devices, spread
-from .stage import UserError, run_stage
-from .text import TextEncoder, batches, load_tokenizer
-from .user_text import caption_in
+from video2world_common.events import Progress, say
+from video2world_common.exit_codes import UserError
+from video2world_common.files import NAME_BYTES, name_bytes, read_json, write_json
+from video2world_common.folder_locks import claimed_in_splits
+from video2world_common.markers import Provenance
+from video2world_common.paths import on_volume
+from video2world_common.stage import run_stage
+from video2world_common.user_text import caption_in
+from video2world_preprocess.device_pool import devices, spread
+from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
+from video2world_preprocess.listing import name_strays
+from video2world_preprocess.stage_report import Report, write_report
+from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
+from video2world_preprocess.text.encoder import TextEncoder, batches, load_tokenizer
 
 __all__ = ["main", "parser"]
 

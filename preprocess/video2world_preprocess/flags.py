@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from .events import say
+from video2world_common.events import say
 
 __all__ = ["note_without_effect"]
 

@@ -17,16 +17,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .claims import claimed_in_splits
-from .events import Progress, emit, say
-from .faults import failed_items, nothing_left, reason_for
-from .files import NAME_BYTES, atomic_write, name_bytes
-from .marks import Provenance
-from .report import Report, write_report
-from .spread import devices, spread
-from .stage import UserError, run_stage
-from .vae import VideoVAE, load_vae
-from .video import Geometry, probe, read_fitted
+from video2world_common.events import Progress, emit, say
+from video2world_common.exit_codes import UserError
+from video2world_common.files import NAME_BYTES, atomic_write, name_bytes
+from video2world_common.folder_locks import claimed_in_splits
+from video2world_common.markers import Provenance
+from video2world_common.stage import run_stage
+from video2world_preprocess.device_pool import devices, spread
+from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
+from video2world_preprocess.stage_report import Report, write_report
+from video2world_preprocess.vae.vae import VideoVAE, load_vae
+from video2world_preprocess.video.reader import probe, read_fitted
+from video2world_preprocess.video.resize import Geometry
 
 __all__ = ["clip_starts", "main", "parser"]
 

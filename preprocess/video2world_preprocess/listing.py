@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .files import PARTIAL_PREFIX
-from .report import Report
+from video2world_common.files import PARTIAL_PREFIX
+from video2world_preprocess.stage_report import Report
 
 __all__ = ["entries", "name_strays", "nearest", "same_letters", "why_unusable"]
 

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import SPLITS
-from .faults import reason_for
-from .links import on_volume
-from .listing import entries, name_strays, same_letters
-from .marks import Provenance
-from .report import Report
-from .stage import UserError, run_stage
-from .user_text import caption_in
-from .video import VideoInfo, probe
+from video2world_common.exit_codes import UserError
+from video2world_common.markers import Provenance
+from video2world_common.paths import on_volume
+from video2world_common.stage import run_stage
+from video2world_common.user_text import caption_in
+from video2world_preprocess.dataset.records import SPLITS
+from video2world_preprocess.item_faults import reason_for
+from video2world_preprocess.listing import entries, name_strays, same_letters
+from video2world_preprocess.stage_report import Report
+from video2world_preprocess.video.decode import VideoInfo
+from video2world_preprocess.video.reader import probe
 
 __all__ = ["check", "main", "parser"]
 

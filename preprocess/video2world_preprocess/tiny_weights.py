@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from .files import PARTIAL_PREFIX, sync_folder
-from .transform_vae import TransformVAE
+from video2world_common.files import PARTIAL_PREFIX, sync_folder
+from video2world_preprocess.vae.tiny_vae import TransformVAE
 
 __all__ = ["TINY_T5", "TINY_VAE", "write_tiny_t5", "write_tiny_vae"]
 

@@ -11,18 +11,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .claims import claimed
-from .dataset import OneCaption, Source, leftover_places, rule_of, split_all, window_flags
-from .faults import failed_items, reason_for
-from .files import NAME_BYTES, name_bytes
-from .links import on_volume
-from .listing import entries, nearest, same_letters, why_unusable
-from .marks import Provenance
-from .report import Report
-from .shares import share_flags, share_of
-from .stage import UserError, run_stage
-from .user_text import caption_in
-from .windows import Window, window_name
+from video2world_common.exit_codes import UserError
+from video2world_common.files import NAME_BYTES, name_bytes
+from video2world_common.folder_locks import claimed
+from video2world_common.markers import Provenance
+from video2world_common.paths import on_volume
+from video2world_common.sharding import share_flags, share_of
+from video2world_common.stage import run_stage
+from video2world_common.user_text import caption_in
+from video2world_preprocess.dataset.records import leftover_places
+from video2world_preprocess.dataset.source import OneCaption, Source, rule_of, window_flags
+from video2world_preprocess.dataset.splitter import split_all
+from video2world_preprocess.dataset.windows import Window, window_name
+from video2world_preprocess.item_faults import failed_items, reason_for
+from video2world_preprocess.listing import entries, nearest, same_letters, why_unusable
+from video2world_preprocess.stage_report import Report
 
 __all__ = ["main", "parser"]
 

@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from control_plane import ApiError
 from operators import Resource
-from video2world_operator.api import InvalidResource, parse
-from video2world_operator.models import Spec
-from video2world_operator.plan import make_plan
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.spec import Spec
+from video2world_operator.api.validation import parse
+from video2world_operator.plan.plan import make_plan
 
 _PATHS = {
     "Job": "/apis/batch/v1/namespaces/{}/jobs",

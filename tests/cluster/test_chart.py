@@ -13,8 +13,8 @@ import yaml
 
 from control_plane import binaries
 from operators import Operator, Resource, eventually, exists
-from video2world_operator.api import load_resource
-from video2world_operator.plan import make_plan
+from video2world_operator.api.validation import load_resource
+from video2world_operator.plan.plan import make_plan
 
 CHART = Path(__file__).parents[2] / "charts" / "video2world-operator"
 SAMPLE = CHART.parents[1] / "manifests" / "samples" / "posttrain.yaml"

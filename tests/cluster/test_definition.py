@@ -9,9 +9,9 @@ import time
 import pytest
 
 from operators import Operator, Resource, eventually, grant
-from video2world_operator.cli import main
-from video2world_operator.crd import build
-from video2world_operator.rights import ACCOUNT
+from video2world_operator.api.crd_schema import build
+from video2world_operator.cli.main import main
+from video2world_operator.controller.rbac import ACCOUNT
 
 NAME = "video2worldposttrains.video2world.dev"
 PATH = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{NAME}"

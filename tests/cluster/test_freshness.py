@@ -3,10 +3,10 @@
 import asyncio
 
 from operators import Operator, Resource, connection, eventually, exists, grant
-from video2world_operator.cache import WatchCache
-from video2world_operator.cluster import Cluster as Client
-from video2world_operator.health import Freshness
-from video2world_operator.observed import Job
+from video2world_operator.controller.cache import WatchCache
+from video2world_operator.controller.health import Freshness
+from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.reconcile.observed_state import Job
 
 
 def test_the_last_resource_goes_without_an_event(cluster, namespace):

@@ -9,10 +9,10 @@ import pytest
 
 from control_plane import ApiError
 from operators import Operator, Resource, connection, eventually, exists, grant
-from video2world_operator.cli import main
-from video2world_operator.cluster import Cluster as Client
-from video2world_operator.discovery import discover
-from video2world_operator.observed import Capabilities
+from video2world_operator.cli.main import main
+from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.plan.gang import Capabilities
+from video2world_operator.preflight.discovery import discover
 
 WAYS = {
     "Volcano": ("scheduling.volcano.sh", "v1beta1"),

@@ -12,9 +12,9 @@ import pytest
 
 from api_proxy import Proxy
 from operators import eventually, exists, grant
-from video2world_operator.cache import CHILDREN, WatchCache
-from video2world_operator.cluster import Cluster as Client
-from video2world_operator.informer import Informer
+from video2world_operator.controller.cache import CHILDREN, WatchCache
+from video2world_operator.controller.informer import Informer
+from video2world_operator.kube.client import Cluster as Client
 
 PODS = next(kind for kind in CHILDREN if kind.kind == "Pod")
 LABEL = "video2world.dev/resource"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from operators import Operator, Resource, connection, eventually, exists, grant
-from video2world_operator.cluster import Cluster as Client
+from video2world_operator.kube.client import Cluster as Client
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_who_loses_the_lease_ends_at_once(cluster, namespace, pair):
 
 
 def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
-    from video2world_operator.health import Health
+    from video2world_operator.controller.health import Health
 
     health = Health(queue_lag=lambda: 3, cache_age=lambda: 5)
     assert health.problems() == []

@@ -7,9 +7,10 @@ import json
 import pytest
 import yaml
 
-from video2world_operator import remote
-from video2world_operator.api import InvalidResource, load_manifest, load_resource, parse
-from video2world_operator.plan import make_plan
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.validation import load_manifest, load_resource, parse
+from video2world_operator.cli import cluster_run
+from video2world_operator.plan.plan import make_plan
 
 HEAD = """apiVersion: video2world.dev/v1alpha1
 kind: Video2WorldPostTrain
@@ -290,9 +291,9 @@ def test_preflight_submits_the_file_and_not_what_was_made_of_it(cluster, namespa
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     manifest = load_manifest(HEAD.format(name="submitted") + TRAINING)
     plan = make_plan(parse(manifest))
-    assert remote.preflight(plan, manifest, namespace).refusal == ""
+    assert cluster_run.preflight(plan, manifest, namespace).refusal == ""
     manifest["spec"]["training"]["iterations"] = "5"
-    refusal = remote.preflight(plan, manifest, namespace).refusal
+    refusal = cluster_run.preflight(plan, manifest, namespace).refusal
     assert "spec.training.iterations" in refusal
     manifest["spec"]["training"] = {"iterations": 5, "iteratons": 5}
-    assert "unknown field" in remote.preflight(plan, manifest, namespace).refusal
+    assert "unknown field" in cluster_run.preflight(plan, manifest, namespace).refusal

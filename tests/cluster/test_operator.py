@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from operators import Operator, Resource, eventually, exists, grant, set_quota
-from video2world_operator.models import API_VERSION, KIND
-from video2world_operator.rights import ACCOUNT
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.controller.rbac import ACCOUNT
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 USER = f"system:serviceaccount:video2world-system:{ACCOUNT}"

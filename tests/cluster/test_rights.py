@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from operators import Operator, Resource, apply, connection, eventually, exists, grant, set_quota
-from video2world_operator.cluster import Cluster as Client
-from video2world_operator.models import API_VERSION, KIND
-from video2world_operator.rights import (
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.codegen.rbac import PATH
+from video2world_operator.controller.rbac import (  # fmt: skip
     ACCOUNT,
     CLUSTER_WIDE,
     NAMESPACED,
     OWN_NAMESPACE,
-    PATH,
     missing,
     rules,
-)  # fmt: skip
+)
+from video2world_operator.kube.client import Cluster as Client
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]

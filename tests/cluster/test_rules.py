@@ -6,10 +6,11 @@ import pytest
 
 from control_plane import ApiError
 from operators import Resource
-from video2world_operator.api import InvalidResource, parse
-from video2world_operator.crd import build
-from video2world_operator.models import Spec
-from video2world_operator.mutability import CHANGEABLE, SUSPENDED
+from video2world_operator.api.crd_schema import build
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.mutability import CHANGEABLE, SUSPENDED
+from video2world_operator.api.spec import Spec
+from video2world_operator.api.validation import parse
 
 AGIBOT = {"agibot": {"path": "datasets/agibot"}}
 

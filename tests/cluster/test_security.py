@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from control_plane import ApiError
-from video2world_operator.api import load_resource, parse
-from video2world_operator.plan import make_plan
+from video2world_operator.api.validation import load_resource, parse
+from video2world_operator.plan.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))

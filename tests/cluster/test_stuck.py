@@ -12,8 +12,8 @@ import pytest
 
 from control_plane import Cluster
 from operators import Operator, Resource, eventually, exists, grant, set_quota
-from video2world_operator.cli import main
-from video2world_operator.models import GROUP
+from video2world_operator.api.constants import GROUP
+from video2world_operator.cli.main import main
 
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 NOW = {"startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z"}

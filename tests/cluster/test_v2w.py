@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api_proxy import Proxy
 from operators import Operator, Resource, eventually, exists, grant, set_quota
-from video2world_operator.cli import main
-from video2world_operator.remote import watch
+from video2world_operator.cli.cluster_run import watch
+from video2world_operator.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from video2world_preprocess.demo import make_task
-from video2world_preprocess.video import probe
+from video2world_preprocess.video.reader import probe
 
 pytestmark = pytest.mark.slow
 V2W = (sys.executable, "-m", "video2world_operator.cli")

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5Config, T5EncoderModel
 
-from video2world_preprocess.text import TextEncoder, _FeedForward
-from video2world_preprocess.vae import VideoVAE
+from video2world_preprocess.text.encoder import TextEncoder, _FeedForward
+from video2world_preprocess.vae.vae import VideoVAE
 
 CUDA = torch.device("cuda")
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.attention import BACKENDS, select_for
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.objective import draw
-from video2world_trainer.optim import Ema, MasterAdamW
-from video2world_trainer.presets import DiTConfig
-from video2world_trainer.sparse import patterns_for
-from video2world_trainer.sparse_kernels import sparse_attention
-from video2world_trainer.step import TrainStep
+from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.model.attention_backends import BACKENDS, select_for
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.presets import DiTConfig
+from video2world_trainer.model.sparse_attention import patterns_for
+from video2world_trainer.model.sparse_kernels import sparse_attention
+from video2world_trainer.training.ema import Ema
+from video2world_trainer.training.loss import draw
+from video2world_trainer.training.optimizer import MasterAdamW
+from video2world_trainer.training.step import TrainStep
 
 BF16 = torch.bfloat16
 CONFIG = DiTConfig(model_channels=512, num_blocks=2, num_heads=4, adaln_lora_dim=64)

@@ -12,7 +12,7 @@ import yaml
 
 from on_node import NAMESPACE, RELEASE, apply, demo, helm
 from operators import Resource, eventually
-from video2world_preprocess.video import probe
+from video2world_preprocess.video.reader import probe
 
 ITERATIONS = 120
 SAMPLE = "task_327_episode_685393_window_0_frame_0-149"

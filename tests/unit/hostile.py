@@ -13,8 +13,8 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.windows import Window
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.dataset.windows import Window
 
 
 class Unportable(Exception):

@@ -8,7 +8,7 @@ import json
 import torch
 import torch.nn.functional as F
 
-from video2world_preprocess.norm_kernel import norm_silu
+from video2world_preprocess.vae.norm_silu_kernel import norm_silu
 
 
 def case(shape, dtype, shifted, scale):

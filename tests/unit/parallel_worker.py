@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from small_network import network
 
-from video2world_trainer.distributed import join
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import sdpa
-from video2world_trainer.objective import Draw, collate_draws, draw, training_loss
-from video2world_trainer.optim import MasterAdamW
-from video2world_trainer.parallel import lay_out, shard, share_frames
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.distributed.parallelize import lay_out, shard, share_frames
+from video2world_trainer.distributed.process_group import join
+from video2world_trainer.model.dit import sdpa
+from video2world_trainer.training.loss import Draw, collate_draws, draw, training_loss
+from video2world_trainer.training.optimizer import MasterAdamW
 
 torch.set_num_threads(1)
 CLIP = (16, 3, 4, 6)  # three frames: two ranks cannot share them evenly

@@ -5,10 +5,14 @@ import sys
 import torch
 from small_network import network
 
-from video2world_trainer.distributed import World, join
-from video2world_trainer.generate import Settings, denoised, given_mask, network_velocity
-from video2world_trainer.many_gpus import branches_apart, shared_layout, shared_velocity
-from video2world_trainer.model import sdpa
+from video2world_trainer.distributed.process_group import World, join
+from video2world_trainer.generation.denoise import Settings, denoised, given_mask, network_velocity
+from video2world_trainer.generation.guidance_parallel import (
+    branches_apart,
+    shared_layout,
+    shared_velocity,
+)
+from video2world_trainer.model.dit import sdpa
 
 torch.set_num_threads(1)
 CLIP = (1, 16, 3, 4, 6)  # three frames: two ranks cannot share them evenly

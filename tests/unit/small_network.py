@@ -2,8 +2,8 @@
 
 import torch
 
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import DiTConfig
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.presets import DiTConfig
 
 
 def network(blocks=2):

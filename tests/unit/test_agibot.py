@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import agibot
-from video2world_preprocess.video import probe, read_frames, write_video
+from video2world_preprocess.video.reader import probe, read_frames
+from video2world_preprocess.video.writer import write_video
 
 CAMERA = "head_center_fisheye_color"
 DATA = Path("datasets/agibot")

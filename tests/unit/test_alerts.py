@@ -17,7 +17,7 @@ import pytest
 import yaml
 from test_metrics import Scraped, lived, tool
 
-from video2world_trainer.exporter import FIGURES
+from video2world_trainer.training.prometheus import FIGURES
 
 FILES = Path(__file__).parents[2] / "charts" / "video2world-operator" / "files"
 RULES = FILES / "alerts.yaml"

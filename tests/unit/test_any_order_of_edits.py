@@ -24,11 +24,12 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from video2world_preprocess import embeddings, files, latents, videos
-from video2world_preprocess.pickles import read_embedding
+from video2world_common import files
+from video2world_preprocess import embeddings, latents, videos
+from video2world_preprocess.text.embedding_files import read_embedding
 from video2world_preprocess.tiny_weights import write_tiny_t5
-from video2world_preprocess.transform_vae import TransformVAE
-from video2world_preprocess.video import write_video
+from video2world_preprocess.vae.tiny_vae import TransformVAE
+from video2world_preprocess.video.writer import write_video
 
 torch.set_num_threads(1)
 

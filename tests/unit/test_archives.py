@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_preprocess.archives import Member, Piece, unproven, walk
-from video2world_preprocess.fetch import Fetch, find_archives, local_archive
-from video2world_preprocess.report import Report
-from video2world_preprocess.shares import Share
+from video2world_common.sharding import Share
+from video2world_preprocess.archives.extract import Fetch, find_archives, local_archive
+from video2world_preprocess.archives.tar_scan import Member, Piece, unproven, walk
+from video2world_preprocess.stage_report import Report
 
 CAMERA = "head_center_fisheye_color"
 

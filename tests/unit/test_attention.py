@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.attention import BACKENDS, installed, select, select_for
-from video2world_trainer.model import sdpa
+from video2world_common.exit_codes import UserError
+from video2world_trainer.model.attention_backends import BACKENDS, installed, select, select_for
+from video2world_trainer.model.dit import sdpa
 
 torch.set_num_threads(1)
 
@@ -160,6 +160,6 @@ def test_a_package_that_misses_a_library_is_passed_over(packages):
 
 
 def test_names_are_the_plans():
-    from video2world_operator.commands import _ATTENTION
+    from video2world_operator.plan.commands import _ATTENTION
 
     assert set(_ATTENTION.values()) == set(BACKENDS)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_preprocess.captions import CaptionFile, read_task_info
-from video2world_preprocess.report import Report
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.windows import Window
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.dataset.captions import CaptionFile, read_task_info
+from video2world_preprocess.dataset.windows import Window
+from video2world_preprocess.stage_report import Report
 
 
 def line(start: int, end: int, caption: object, episode: int = 7) -> dict[str, object]:

@@ -12,8 +12,8 @@ from benchmarks.chaos.schedule import KINDS, faults, resources
 from benchmarks.reliability import CHAOS, DOCUMENT, TORTURE, documented
 
 from control_plane import Change
-from video2world_operator.api import parse
-from video2world_operator.models import GROUP
+from video2world_operator.api.constants import GROUP
+from video2world_operator.api.validation import parse
 
 DONE = {"type": "Complete", "status": "True", "reason": "", "message": ""}
 

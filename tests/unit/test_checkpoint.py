@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.checkpoint import PARTS, CheckpointFolder, newest_whole, read_latest
-from video2world_trainer.sharded import Staging
+from video2world_common.exit_codes import UserError
+from video2world_trainer.checkpoint.dcp import Staging
+from video2world_trainer.checkpoint.folder import PARTS, CheckpointFolder, newest_whole, read_latest
 
 
 def contents(value):
@@ -167,7 +167,7 @@ def test_a_folder_without_checkpoints_can_be_claimed_anew(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from video2world_trainer.checkpoint import CheckpointFolder
+from video2world_trainer.checkpoint.folder import CheckpointFolder
 torch.set_num_threads(1)
 folder, n = CheckpointFolder(Path(sys.argv[1])), int(sys.argv[2])
 print("ready", flush=True)

@@ -22,7 +22,7 @@ def v2w(*arguments, **options):
 
 def test_help_is_quick_and_loads_no_torch():
     code = (
-        "import sys; from video2world_operator.cli import main\n"
+        "import sys; from video2world_operator.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'av', 'pydantic', 'yaml'} & set(sys.modules)\n"
@@ -42,7 +42,7 @@ def test_help_is_quick_and_loads_no_torch():
 @pytest.mark.parametrize("command", ["status", "explain", "logs", "checkpoints", "suspend"])
 def test_without_a_cluster_no_client_is_loaded_to_say_so(command, tmp_path):
     code = (
-        "import sys; from video2world_operator.cli import main\n"
+        "import sys; from video2world_operator.cli.main import main\n"
         f"code = main(['{command}', 'a'])\n"
         "assert code == 2, code\n"
         "heavy = {'kopf', 'kubernetes', 'aiohttp', 'pydantic'} & set(sys.modules)\n"

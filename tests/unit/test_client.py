@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import video2world_operator
-from video2world_operator import Video2World
-from video2world_operator.api import load_resource
-from video2world_operator.errors import InvalidResource
-from video2world_operator.models import CheckpointSpec, ModelSpec, TrainingSpec
-from video2world_operator.remote import RemoteFailed
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.spec import CheckpointSpec, ModelSpec, TrainingSpec
+from video2world_operator.api.validation import load_resource
+from video2world_operator.cli.cluster_run import RemoteFailed
+from video2world_operator.client import Video2World
 
 SAMPLES = Path(__file__).parents[2] / "manifests/samples"
 AGIBOT = {"agibot": {"taskIDs": [327]}}

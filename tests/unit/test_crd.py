@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from video2world_operator.crd import PATH, build, main, render
-from video2world_operator.models import STAGES
+from video2world_operator.api.constants import STAGES
+from video2world_operator.api.crd_schema import build
+from video2world_operator.codegen.crd import PATH, main, render
 
 
 def version():
@@ -35,8 +36,10 @@ def test_file_has_not_drifted():
 
 
 def test_drift_is_reported(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("video2world_operator.crd.PATH", tmp_path / "crd.yaml")
-    monkeypatch.setattr("video2world_operator.crd.CHART_PATH", tmp_path / "chart" / "crd.yaml")
+    monkeypatch.setattr("video2world_operator.codegen.crd.PATH", tmp_path / "crd.yaml")
+    monkeypatch.setattr(
+        "video2world_operator.codegen.crd.CHART_PATH", tmp_path / "chart" / "crd.yaml"
+    )
     assert main(["--check"]) == 1
     assert "run make generate" in capsys.readouterr().err
     assert main([]) == 0

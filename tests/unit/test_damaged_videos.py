@@ -16,14 +16,16 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from video2world_common.exit_codes import UserError
 from video2world_preprocess import videos
-from video2world_preprocess.cutting import cut
-from video2world_preprocess.pickles import write_embedding
-from video2world_preprocess.report import Report, write_report
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.survey import Survey, survey
-from video2world_preprocess.video import fit, read_fitted, read_frames, write_video
-from video2world_trainer.data import VideoDataset
+from video2world_preprocess.stage_report import Report, write_report
+from video2world_preprocess.text.embedding_files import write_embedding
+from video2world_preprocess.video.cut import cut
+from video2world_preprocess.video.frame_survey import Survey, survey
+from video2world_preprocess.video.reader import read_fitted, read_frames
+from video2world_preprocess.video.resize import fit
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.training.dataset import VideoDataset
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 COUNT, KEYS = 40, 10  # frames, and frames from one key frame to the next

@@ -6,9 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from video2world_preprocess.pickles import write_embedding
-from video2world_preprocess.stage import UserError
-from video2world_trainer.data import LatentDataset, collate, generator_for, positions, sample_at
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.text.embedding_files import write_embedding
+from video2world_trainer.training.dataset import (
+    LatentDataset,
+    collate,
+    generator_for,
+    positions,
+    sample_at,
+)
 
 SHAPE = (16, 2, 4, 4)
 

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from video2world_operator.crd import build
-from video2world_operator.definition import added_defaults, unknown_fields, without
+from video2world_operator.api.crd_schema import build
+from video2world_operator.preflight.crd_version import added_defaults, unknown_fields, without
 
 OWN = build()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 

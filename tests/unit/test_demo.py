@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from video2world_preprocess.demo import CAMERAS, PERIOD, draw_episode, main, make_task, scene
-from video2world_preprocess.video import read_frames
-from video2world_trainer.metrics import psnr
+from video2world_preprocess.video.reader import read_frames
+from video2world_trainer.generation.quality_metrics import psnr
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
     with tarfile.open(source) as tar:
         names = {one.name.partition("/")[2] for one in tar}
         assert {one.uname for one in tar} == {""}
-    assert {"pyproject.toml", "LICENSE", "operator/video2world_operator/plan.py"} <= names
+    assert {"pyproject.toml", "LICENSE", "operator/video2world_operator/plan/plan.py"} <= names
     (chart,) = folder.glob("video2world-operator-*.tgz")
     with tarfile.open(chart) as tar:
         packed = {one.name for one in tar}

@@ -10,13 +10,15 @@ import pytest
 from test_train import JOB, events, here, losses, volume  # noqa: F401
 
 from reconcile_world import World
-from video2world_operator.explain import Facts, explain
-from video2world_operator.progress import parse, update_status, with_warning
+from video2world_common.progress_events import parse, with_warning
+from video2world_operator.cli.explain import Facts, explain
+from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.cli.status_tree import tree
+from video2world_operator.reconcile.progress import update_status
 from video2world_operator.terminal import Display
-from video2world_operator.view import Snapshot, tree
-from video2world_trainer.checkpoint import CheckpointFolder, read_latest
-from video2world_trainer.divergence import Divergence
-from video2world_trainer.results_page import Results, page
+from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
+from video2world_trainer.results.page import Results, page
+from video2world_trainer.training.divergence import Divergence
 
 NOTHING = 20.0
 DECAY = [19 * math.exp(-n / 100) + 4 for n in range(400)]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_train import JOB, here, volume  # noqa: F401
 
-from video2world_operator.api import parse
-from video2world_operator.conditions import Type
-from video2world_operator.experiments import EXPERIMENTS
+from video2world_operator.api.conditions import Type
+from video2world_operator.api.experiments import EXPERIMENTS
+from video2world_operator.api.validation import parse
 from video2world_preprocess.videos import VIDEO_SUFFIXES
-from video2world_trainer import batch
-from video2world_trainer.config import TrainConfig, read_config
-from video2world_trainer.presets import PRESETS
+from video2world_trainer.generation import batch_file
+from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.training.config import TrainConfig, read_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -34,7 +34,7 @@ def imports(folder):
     return found - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("folder", ["operator", "preprocess", "trainer"])
+@pytest.mark.parametrize("folder", ["common", "operator", "preprocess", "trainer"])
 def test_contributings_table_is_what_is_imported(folder):
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith(f"| `{folder}/`"))
@@ -96,7 +96,7 @@ def test_the_batchs_keys_are_in_its_page():
     table = page[page.index("## Many samples at once") : page.index("Another key is named")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
-    assert named == {*batch.FLAGS, *batch._TEXTS}
+    assert named == {*batch_file.FLAGS, *batch_file._TEXTS}
 
 
 def test_the_page_of_the_original_names_settings_that_there_are():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer, Repository, serving
+from video2world_common.exit_codes import UserError
 from video2world_preprocess import download
 from video2world_preprocess.download import parser, repositories
-from video2world_preprocess.stage import UserError
 
 PREDICT = "nvidia/Cosmos-Predict2-2B-Video2World"
 T5 = "google-t5/t5-11b"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from video2world_common.files import write_text
 from video2world_preprocess import embeddings, prepared, videos
-from video2world_preprocess.files import write_text
-from video2world_preprocess.report import Report, printable
-from video2world_preprocess.video import write_video
+from video2world_preprocess.stage_report import Report, printable
+from video2world_preprocess.video.writer import write_video
 
 COMPOSED, DECOMPOSED = "th\u00e9", "the\u0301"
 FLAGS = ("--min_frames", "17", "--workers", "1")

@@ -2,9 +2,10 @@
 
 import pytest
 
-from video2world_operator.api import InvalidResource, parse
-from video2world_operator.commands import run_folder
-from video2world_operator.experiments import EXPERIMENTS, OVERRIDES, expand
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.experiments import EXPERIMENTS, OVERRIDES, expand
+from video2world_operator.api.validation import parse
+from video2world_operator.plan.commands import run_folder
 
 NAME = "predict2_video2world_training_{}_agibot_head_center_fisheye_color{}"
 
@@ -146,7 +147,7 @@ def test_the_short_name_is_made_whole():
 
 @pytest.mark.parametrize("name", sorted(OVERRIDES))
 def test_every_override_names_a_field_of_the_schema(name):
-    from video2world_operator.crd import build
+    from video2world_operator.api.crd_schema import build
 
     schema = build()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     for part in OVERRIDES[name].field.split("."):

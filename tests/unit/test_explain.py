@@ -8,10 +8,10 @@ from string import Formatter
 import pytest
 
 from reconcile_world import NOW, World, causes
-from video2world_operator.explain import Facts, explain
-from video2world_operator.observed import Claim, Peer
-from video2world_operator.troubles import RULES
-from video2world_operator.view import Snapshot
+from video2world_operator.cli.explain import Facts, explain
+from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.reconcile.known_errors import RULES
+from video2world_operator.reconcile.observed_state import Claim, Peer
 
 FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from video2world_trainer.exporter import FIGURES, Exporter
+from video2world_trainer.training.prometheus import FIGURES, Exporter
 
 ROOT = Path(__file__).parents[2]
 

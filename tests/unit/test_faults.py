@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from hostile import Hostile
 
-from video2world_preprocess.dataset import OneCaption, Rule, Source, Splitter, split_all
-from video2world_preprocess.faults import Crashed, is_unexpected, reason_for
-from video2world_preprocess.helpers import Helpers
-from video2world_preprocess.report import Report
-from video2world_preprocess.shares import Share
-from video2world_preprocess.spread import spread
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import write_video
+from video2world_common.exit_codes import UserError
+from video2world_common.sharding import Share
+from video2world_preprocess.dataset.source import OneCaption, Rule, Source
+from video2world_preprocess.dataset.splitter import Splitter, split_all
+from video2world_preprocess.device_pool import spread
+from video2world_preprocess.item_faults import Crashed, is_unexpected, reason_for
+from video2world_preprocess.stage_report import Report
+from video2world_preprocess.video.writer import write_video
+from video2world_preprocess.worker_pool import Helpers
 
 RULE = Rule(window_seconds=2.0, min_last_seconds=2.5, min_frames=17)
 
@@ -122,7 +123,7 @@ def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
     code = (
         "import multiprocessing, pickle, sys\n"
         "import hostile\n"
-        "from video2world_preprocess.dataset import split_all\n"
+        "from video2world_preprocess.dataset.splitter import split_all\n"
         "if __name__ == '__main__':\n"
         "    hostile.parent_process = lambda: 1\n"
         "    split_all(*pickle.load(sys.stdin.buffer))\n"

@@ -19,11 +19,12 @@ import pytest
 
 from agibot_archives import TASK, make_archives
 from hub_server import Faults, HubServer, Repository, folder_files, serving
-from video2world_preprocess import fetch, ranges
-from video2world_preprocess.ranges import Address, RangeReader, RemoteFile, SourceChanged
-from video2world_preprocess.shares import Share
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import read_frames
+from video2world_common.exit_codes import UserError
+from video2world_common.sharding import Share
+from video2world_preprocess.archives import extract
+from video2world_preprocess.hub import range_reader
+from video2world_preprocess.hub.range_reader import Address, RangeReader, RemoteFile, SourceChanged
+from video2world_preprocess.video.reader import read_frames
 
 REPO = "agibot-world/AgiBotWorld-Alpha"
 CAMERA = "head_center_fisheye_color"
@@ -265,7 +266,7 @@ CONTENT = os.urandom(3_000_000)
 def cdn(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(ranges, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(range_reader, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     with serving(HubServer({"a/b": Repository({"x.tar": CONTENT})})) as server:
         yield server
@@ -334,7 +335,7 @@ def test_skipping_transfers_little(cdn: HubServer) -> None:
         for at in (0, 6_000_000, 11_600_000):
             reader.seek(at)
             assert reader.read(512) == content[at : at + 512]
-    assert cdn.sent["x.tar"] <= 3 * 2 * ranges.SMALLEST_RANGE
+    assert cdn.sent["x.tar"] <= 3 * 2 * range_reader.SMALLEST_RANGE
 
 
 def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServer) -> None:
@@ -349,22 +350,22 @@ def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServ
 def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path: Path) -> None:
     """Many small pieces, read by several threads: the same videos, each once."""
     archives = [
-        fetch.local_archive(path, path.name)
+        extract.local_archive(path, path.name)
         for path in sorted((alpha / f"observations/{TASK}").iterdir())
     ]
 
     def take(state: Path, piece: int) -> dict[int, str]:
         arrived: list[int] = []
         target = tmp_path / state.name / "videos"
-        run = fetch.Fetch(
+        run = extract.Fetch(
             archives, state, CAMERA, lambda m: target / f"{m.episode}.mp4",
             lambda _, m: not (target / f"{m.episode}.mp4").exists(),
             Share(), lambda _, m: arrived.append(m.episode),
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fetch, "PIECE", piece)
+            patch.setattr(extract, "PIECE", piece)
             run.run("dataset")
-            members = run.members(fetch.Report("dataset"))
+            members = run.members(extract.Report("dataset"))
         assert sorted(arrived) == [m.episode for _, m in members]
         return {int(p.stem): hashlib.sha256(p.read_bytes()).hexdigest() for p in target.iterdir()}
 

@@ -16,15 +16,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from video2world_common.files import write_text
+from video2world_common.sharding import Share
 from video2world_preprocess import latents
-from video2world_preprocess.fetch import Fetch, local_archive
-from video2world_preprocess.files import write_text
-from video2world_preprocess.pickles import read_embedding, write_embedding
-from video2world_preprocess.shares import Share
-from video2world_preprocess.transform_vae import TransformVAE
-from video2world_preprocess.video import read_frames, write_video
-from video2world_trainer.checkpoint import PARTS, CheckpointFolder, read_latest
-from video2world_trainer.contact_sheet import write_contact_sheet
+from video2world_preprocess.archives.extract import Fetch, local_archive
+from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
+from video2world_preprocess.vae.tiny_vae import TransformVAE
+from video2world_preprocess.video.reader import read_frames
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.checkpoint.folder import PARTS, CheckpointFolder, read_latest
+from video2world_trainer.generation.contact_sheet import write_contact_sheet
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 96, 96, 3), dtype=np.uint8)
 
@@ -102,7 +103,7 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
 LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
-from video2world_trainer.checkpoint import PARTS, CheckpointFolder
+from video2world_trainer.checkpoint.folder import PARTS, CheckpointFolder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = CheckpointFolder(Path(sys.argv[1]))
 small = {part: {"t": torch.zeros(1000)} for part in PARTS}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from small_network import network
 
-from video2world_trainer.generate import Settings, denoised, given_mask, network_velocity
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.objective import condition_mask
-from video2world_trainer.sampler import initial_noise, karras_sigmas, solver_step
-from video2world_trainer.step_cache import computed_steps, extrapolated
-from video2world_trainer.stream_weights import stream_weights
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.generation.denoise import Settings, denoised, given_mask, network_velocity
+from video2world_trainer.generation.solver import initial_noise, karras_sigmas, solver_step
+from video2world_trainer.generation.step_cache import computed_steps, extrapolated
+from video2world_trainer.generation.weight_offload import stream_weights
+from video2world_trainer.training.loss import condition_mask
 
 torch.set_num_threads(1)
 CLIP = (1, 16, 3, 4, 6)

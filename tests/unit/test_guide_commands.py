@@ -7,8 +7,9 @@ import pytest
 from torch.distributed.run import parse_args
 
 from video2world_preprocess import agibot, download, embeddings
-from video2world_trainer import inference, items, train
-from video2world_trainer.config import read_config
+from video2world_trainer import inference, train
+from video2world_trainer.generation import requests
+from video2world_trainer.training.config import read_config
 
 DATASET = "agibot_head_center_fisheye_color"
 
@@ -103,7 +104,7 @@ def test_the_guides_own_paths_are_understood(tmp_path, monkeypatch, capsys):
     (tmp_path / "val/videos").mkdir(parents=True)
     (tmp_path / "val/videos/a.mp4").touch()
     (tmp_path / f"checkpoints/2b_{DATASET}").mkdir(parents=True)
-    meant = items.meant
+    meant = requests.meant
     assert str(meant(Path("val/a.mp4"))) == "val/videos/a.mp4"
     written = f"checkpoints/predict2_video2world_training_2b_{DATASET}"
     assert str(meant(Path(written))) == f"checkpoints/2b_{DATASET}"

@@ -10,16 +10,18 @@ import torch
 from PIL import Image
 
 from video2world_preprocess.demo import draw_episode, scene
-from video2world_preprocess.pickles import write_embedding
+from video2world_preprocess.text.embedding_files import write_embedding
 from video2world_preprocess.tiny_weights import write_tiny_t5
-from video2world_preprocess.transform_vae import TransformVAE
-from video2world_preprocess.video import fit, probe, read_frames, write_video
-from video2world_trainer.engine import needed_bytes
+from video2world_preprocess.vae.tiny_vae import TransformVAE
+from video2world_preprocess.video.reader import probe, read_frames
+from video2world_preprocess.video.resize import fit
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.generation.pipeline import needed_bytes
+from video2world_trainer.generation.quality_metrics import psnr, ssim
 from video2world_trainer.inference import main, parser
-from video2world_trainer.lora import inject, merge
-from video2world_trainer.metrics import psnr, ssim
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.lora import inject, merge
+from video2world_trainer.model.presets import PRESETS
 
 torch.set_num_threads(1)
 STEM = "task_327_episode_685393_window_0_frame_0-149"

@@ -21,11 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from pydantic import BaseModel
 
 from reconcile_world import World
-from video2world_operator.api import InvalidResource, parse
-from video2world_operator.metrics import Metrics
-from video2world_operator.models import Spec
-from video2world_operator.plan import VOLUME_DIR, make_plan, to_yaml
-from video2world_operator.progress import parse as parse_line
+from video2world_common.progress_events import parse as parse_line
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.spec import Spec
+from video2world_operator.api.validation import parse
+from video2world_operator.controller.metrics import Metrics
+from video2world_operator.plan.manifests import VOLUME_DIR
+from video2world_operator.plan.plan import make_plan, to_yaml
 from video2world_operator.terminal import Screen
 
 MARK = "marker9x"

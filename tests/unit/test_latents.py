@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 from video2world_preprocess import latents
 from video2world_preprocess.latents import clip_starts
-from video2world_preprocess.transform_vae import TransformVAE
-from video2world_preprocess.vae import load_vae
-from video2world_preprocess.video import fit, read_frames, write_video
+from video2world_preprocess.vae.tiny_vae import TransformVAE
+from video2world_preprocess.vae.vae import load_vae
+from video2world_preprocess.video.reader import read_frames
+from video2world_preprocess.video.resize import fit
+from video2world_preprocess.video.writer import write_video
 
 torch.set_num_threads(1)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from video2world_common.exit_codes import UserError
+from video2world_common.files import write_text
+from video2world_common.paths import on_volume
 from video2world_preprocess import agibot, embeddings, latents, prepared, videos
-from video2world_preprocess.files import write_text
-from video2world_preprocess.links import on_volume
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import write_video
-from video2world_trainer.items import Item
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.generation.requests import Item
 
 SECRET = "hf_of_the_pod"  # pragma: allowlist secret
 

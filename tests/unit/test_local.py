@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from video2world_operator.api import load_resource
-from video2world_operator.local import StateFolder
-from video2world_operator.local_pod import Surroundings, UnsupportedManifest, process
-from video2world_operator.plan import make_plan
+from video2world_operator.api.validation import load_resource
+from video2world_operator.local.pod_process import Surroundings, UnsupportedManifest, process
+from video2world_operator.local.state import StateFolder
+from video2world_operator.plan.plan import make_plan
 
 V2W = (sys.executable, "-m", "video2world_operator.cli")
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
@@ -49,7 +49,7 @@ if what.startswith("exit"):
         print(f"line {number}")
     print(json.dumps({"event": "failed", "stage": stage, "reason": "x", "message": "no luck"}))
     sys.exit(code)
-from video2world_preprocess.marks import Marker, Provenance
+from video2world_common.markers import Marker, Provenance
 made = Provenance.of(f"in-{stage}")
 Path(f"out-{stage}").write_text("x")
 Marker(stage, os.environ["V2W_INPUTS_HASH"]).write(made.left([f"out-{stage}"]), {})

@@ -1,6 +1,6 @@
 """Samples beside training on this machine: the order of things, by a scripted group."""
 
-from video2world_operator.local_sampling import Sampler
+from video2world_operator.local.sampler import Sampler
 
 
 class Script:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.lora import (
+from video2world_common.exit_codes import UserError
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.lora import (
     TARGETS,
     AdapterFacts,
     count_parameters,
@@ -13,9 +14,8 @@ from video2world_trainer.lora import (
     merge,
     merge_state,
 )
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS, DiTConfig
-from video2world_trainer.weights import fitting_weights, load_dit_weights
+from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.model.state_dict import fitting_weights, load_dit_weights
 
 torch.set_num_threads(1)
 CONFIG = DiTConfig(

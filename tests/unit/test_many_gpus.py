@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.distributed import World
-from video2world_trainer.many_gpus import branches_apart, shared_layout
-from video2world_trainer.model import VideoDiT, sdpa
-from video2world_trainer.presets import PRESETS
+from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.process_group import World
+from video2world_trainer.generation.guidance_parallel import branches_apart, shared_layout
+from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.presets import PRESETS
 
 
 @pytest.mark.slow

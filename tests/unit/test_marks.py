@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from video2world_preprocess.claims import claimed
-from video2world_preprocess.marks import NOT_DONE, Marker, Provenance, file_stamps
-from video2world_preprocess.stage import run_stage
+from video2world_common.folder_locks import claimed
+from video2world_common.markers import NOT_DONE, Marker, Provenance, file_stamps
+from video2world_common.stage import run_stage
 
 MARKER = Marker("dataset", "h")
 
@@ -154,7 +154,7 @@ def test_a_file_that_became_readable_is_seen(volume):
 
 
 def test_the_command_judges_several_stages(volume):
-    argv = [sys.executable, "-m", "video2world_preprocess.marks", "dataset=h", "latents=g"]
+    argv = [sys.executable, "-m", "video2world_common.markers", "dataset=h", "latents=g"]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     first, second = map(json.loads, said.splitlines())
     assert (first["stage"], first["done"]) == ("dataset", True)

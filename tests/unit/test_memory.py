@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from video2world_trainer import offload
-from video2world_trainer.flash import flash_attention_4
-from video2world_trainer.memory import LEVELS, block_bytes, prepare_blocks
-from video2world_trainer.model import VideoDiT, sdpa
-from video2world_trainer.presets import PRESETS, DiTConfig
+from video2world_trainer.distributed import activation_offload
+from video2world_trainer.distributed.activation_checkpoint import (
+    LEVELS,
+    block_bytes,
+    prepare_blocks,
+)
+from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.flash_attention_4 import flash_attention_4
+from video2world_trainer.model.presets import PRESETS, DiTConfig
 
 torch.set_num_threads(1)
 CONFIG = DiTConfig(
@@ -148,8 +152,10 @@ def test_flash_attention_4_is_an_operator_that_is_kept(package, compiled, monkey
 def test_inputs_on_the_host_give_the_same_gradients(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **kw: COMPILE(f, backend=BACKEND, **kw))
     moved = []
-    move = offload._Offload._move
-    monkeypatch.setattr(offload._Offload, "_move", lambda *a: moved.append(a[1]) or move(*a))
+    move = activation_offload._Offload._move
+    monkeypatch.setattr(
+        activation_offload._Offload, "_move", lambda *a: moved.append(a[1]) or move(*a)
+    )
     expected, _ = gradients("attention", compiled=True)
     found, _ = gradients("attention", compiled=True, offload=True)
     assert len(moved) == CONFIG.num_blocks

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 
 from control_plane import Unavailable, binaries
 from reconcile_world import STAGES, World
-from video2world_operator.metrics import Metrics, Present, resource_in
-from video2world_operator.workqueue import WorkQueue
+from video2world_operator.controller.metrics import Metrics, Present, resource_in
+from video2world_operator.kube.workqueue import WorkQueue
 
 OPEN = "application/openmetrics-text;version=1.0.0"
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers import CosmosTransformer3DModel
 
-from video2world_trainer.memory import prepare_blocks
-from video2world_trainer.model import VideoDiT
-from video2world_trainer.presets import PRESETS, DiTConfig
-from video2world_trainer.weights import to_diffusers
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.model.state_dict import to_diffusers
 
 LATENTS = (2, 16, 3, 8, 12)  # batch, channels, frames, height, width
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from video2world_trainer.objective import (
+from video2world_trainer.training.loss import (
     CONDITION_SIGMA,
     NoiseLaw,
     collate_draws,

@@ -9,19 +9,19 @@ from email.utils import format_datetime
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
-from video2world_operator.actions import Apply, Delete
-from video2world_operator.cache import WatchCache
-from video2world_operator.controller import (
+from video2world_operator.api.constants import KIND
+from video2world_operator.controller.applier import _idle_first
+from video2world_operator.controller.cache import WatchCache
+from video2world_operator.controller.controller import (
     LOOKS_PER_SECOND,
     Controller,
     _before,
-    _idle_first,
     waits_for_us,
 )
-from video2world_operator.leader import Leadership, LeaseTimes
-from video2world_operator.models import KIND
-from video2world_operator.observed import Job, Pod
-from video2world_operator.server_clock import ServerClock
+from video2world_operator.kube.leader_election import Leadership, LeaseTimes
+from video2world_operator.kube.server_clock import ServerClock
+from video2world_operator.reconcile.actions import Apply, Delete
+from video2world_operator.reconcile.observed_state import Job, Pod
 
 
 def test_time_is_the_api_servers():

@@ -2,9 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from video2world_trainer.config import read_config
-from video2world_trainer.optim import Ema, LinearSchedule, MasterAdamW, ema_beta, ema_exponent
-from video2world_trainer.presets import PRESETS
+from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.training.config import read_config
+from video2world_trainer.training.ema import Ema, ema_beta, ema_exponent
+from video2world_trainer.training.lr_schedule import LinearSchedule
+from video2world_trainer.training.optimizer import MasterAdamW
 
 
 def schedule(size):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.distributed import World
-from video2world_trainer.parallel import Layout, frame_slice, lay_out
+from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.parallelize import Layout, frame_slice, lay_out
+from video2world_trainer.distributed.process_group import World
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from video2world_preprocess.pickles import read_embedding, write_embedding
-from video2world_preprocess.stage import UserError
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
 
 EMBEDDING = np.arange(12, dtype=np.float16).reshape(3, 4)
 
@@ -121,8 +121,8 @@ def test_memory_is_not_taken_at_a_files_word(tmp_path, data):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from video2world_preprocess.pickles import read_embedding\n"
-        "from video2world_preprocess.stage import UserError\n"
+        "from video2world_preprocess.text.embedding_files import read_embedding\n"
+        "from video2world_common.exit_codes import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_embedding(Path(sys.argv[1]))\n"
         "except UserError as error:\n    print(error)\n"

@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_operator.api import InvalidResource, load_resource, parse
-from video2world_operator.plan import CONFIG_DIR, VOLUME_DIR, make_plan, owned, to_yaml
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.validation import load_resource, parse
+from video2world_operator.plan.manifests import CONFIG_DIR, VOLUME_DIR, owned
+from video2world_operator.plan.plan import make_plan, to_yaml
 
 SAMPLES = sorted((Path(__file__).parents[2] / "manifests" / "samples").glob("*.yaml"))
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]

@@ -7,30 +7,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from video2world_operator import preflight
-from video2world_operator.api import parse
-from video2world_operator.cli import main
-from video2world_operator.cluster import ApiError
-from video2world_operator.foresight import Foresight
-from video2world_operator.needs import GIB, needs
-from video2world_operator.observed import Capabilities
-from video2world_operator.plan import make_plan
-from video2world_operator.preflight import (
-    ATTENTION,
-    Access,
-    ClusterFacts,
-    Gpu,
-    Machine,
-    before_training,
-    check_cluster,
-    check_hub,
-    check_images,
-    check_machine,
-    images_of,
-)  # fmt: skip
-from video2world_operator.probes import gpus_in, hub, machine
-from video2world_operator.quantity import quantity
-from video2world_operator.registry import parts, pullable
+from video2world_operator.api.quantity import quantity
+from video2world_operator.api.validation import parse
+from video2world_operator.cli.main import main
+from video2world_operator.kube.errors import ApiError
+from video2world_operator.plan.gang import Capabilities
+from video2world_operator.plan.plan import make_plan
+from video2world_operator.preflight import node_fit
+from video2world_operator.preflight.check import ATTENTION
+from video2world_operator.preflight.checks import check_hub, check_images, check_machine, images_of
+from video2world_operator.preflight.cluster_checks import check_cluster
+from video2world_operator.preflight.facts import Access, ClusterFacts, Gpu, Machine
+from video2world_operator.preflight.machine import gpus_in, hub, machine
+from video2world_operator.preflight.node_fit import before_training  # fmt: skip
+from video2world_operator.preflight.operator_preflight import Foresight
+from video2world_operator.preflight.registry import parts, pullable
+from video2world_operator.preflight.requirements import GIB, needs
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
 REPOSITORIES = ("nvidia/Cosmos-Predict2-2B-Video2World", "google-t5/t5-11b",
@@ -130,7 +122,7 @@ def test_a_cpu_needs_no_gpu():
 
 
 def test_the_kernels_table_is_the_trainers():
-    from video2world_trainer.attention import BACKENDS
+    from video2world_trainer.model.attention_backends import BACKENDS
 
     ours = {"".join(part for part in name.lower() if part.isalnum()): majors
             for name, majors in ATTENTION.items()}  # fmt: skip
@@ -363,7 +355,9 @@ class Nodes:
 
 def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("video2world_operator.foresight.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        "video2world_operator.preflight.operator_preflight.time.monotonic", lambda: clock[0]
+    )
     server = Nodes({"metadata": {"name": "a", "managedFields": ["much"]}, **{
         k: v for k, v in node(4).items() if k != "metadata"}})  # fmt: skip
     foresight, plan = Foresight(server), make_plan(resource())
@@ -385,7 +379,9 @@ def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
 
 def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_seen(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("video2world_operator.foresight.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        "video2world_operator.preflight.operator_preflight.time.monotonic", lambda: clock[0]
+    )
     server, plan = Nodes(node(4)), make_plan(resource())
 
     async def both():
@@ -406,8 +402,8 @@ def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_see
 
 def test_of_nodes_that_are_alike_one_is_looked_at(monkeypatch):
     looked = []
-    misfit = preflight._misfit
-    monkeypatch.setattr(preflight, "_misfit", lambda *of: looked.append(of) or misfit(*of))
+    misfit = node_fit._misfit
+    monkeypatch.setattr(node_fit, "_misfit", lambda *of: looked.append(of) or misfit(*of))
     several = [node(8), {**node(8), "spec": {"unschedulable": True}}, node(8, labels={"zone": "b"})]
     server = Nodes(*several * 500)
     foresight = Foresight(server)

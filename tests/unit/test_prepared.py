@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from video2world_common.exit_codes import UserError
 from video2world_preprocess import prepared
-from video2world_preprocess.report import Report
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import write_video
+from video2world_preprocess.stage_report import Report
+from video2world_preprocess.video.writer import write_video
 
 
 def clip(folder: Path, split: str, name: str, frames: int = 20) -> None:

@@ -7,17 +7,18 @@ from datetime import timedelta
 import pytest
 
 from reconcile_world import NOW, STAGES, World, resource
-from video2world_operator.actions import Apply, Delete
-from video2world_operator.observed import Capabilities, Claim, Peer, Pod
-from video2world_operator.plan import make_plan
-from video2world_operator.progress import (
+from video2world_common.progress_events import (
     CheckpointSaved,
     Resumed,
     Skipped,
     TrainProgress,
     VolumeSeen,
 )
-from video2world_operator.reconcile import Policy, plan_of
+from video2world_operator.plan.gang import Capabilities
+from video2world_operator.plan.plan import make_plan
+from video2world_operator.reconcile.actions import Apply, Delete, Policy
+from video2world_operator.reconcile.observed_state import Claim, Peer, Pod
+from video2world_operator.reconcile.reconciler import plan_of
 
 
 def test_the_whole_life_in_order_with_seven_status_writes():

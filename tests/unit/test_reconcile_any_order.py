@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reconcile_world import World, resource
-from video2world_operator.observed import Pod
-from video2world_operator.progress import CheckpointSaved
+from video2world_common.progress_events import CheckpointSaved
+from video2world_operator.reconcile.observed_state import Pod
 
 FAILURES = [
     {"phase": "Failed", "exit_code": 1},

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from video2world_operator.api import parse
-from video2world_operator.plan import make_plan
-from video2world_operator.reference import ENVIRONMENT, FOLDER, main, pages
+from video2world_operator.api.validation import parse
+from video2world_operator.codegen.reference import ENVIRONMENT, FOLDER, main, pages
+from video2world_operator.plan.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 READ = re.compile(r"""environ(?:\.get|\.setdefault|\.pop)?[\[(]\s*["']([A-Z][A-Z0-9_]+)["']""")
@@ -20,7 +20,7 @@ def test_the_pages_are_up_to_date(path):
 
 
 def test_check_tells_what_is_out_of_date(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("video2world_operator.reference.FOLDER", tmp_path / "reference")
+    monkeypatch.setattr("video2world_operator.codegen.reference.FOLDER", tmp_path / "reference")
     assert main(["--check"]) == 1
     assert "make generate" in capsys.readouterr().err
     assert main([]) == 0
@@ -36,7 +36,7 @@ def documented(name):
 
 
 def sources():
-    for folder in ("operator", "preprocess", "trainer"):
+    for folder in ("common", "operator", "preprocess", "trainer"):
         yield from (path.read_text() for path in (ROOT / folder).rglob("*.py"))
 
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_preprocess.video import probe, write_video
-from video2world_trainer.curves import curve
-from video2world_trainer.records import Records, read_records
-from video2world_trainer.results_page import Results, Sample, collect, page, write_page
+from video2world_preprocess.video.reader import probe
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.results.line_chart import curve
+from video2world_trainer.results.page import Results, Sample, collect, page, write_page
+from video2world_trainer.training.history import Records, read_records
 
 HOSTILE = st.one_of(
     st.text(),

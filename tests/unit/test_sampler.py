@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from video2world_trainer.sampler import initial_noise, karras_sigmas, sample, solver_step
+from video2world_trainer.generation.solver import initial_noise, karras_sigmas, sample, solver_step
 
 
 def test_noise_levels_have_the_golden_values():

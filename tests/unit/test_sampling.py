@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from reconcile_world import World, resource
-from video2world_operator.observed import Job, Pod
-from video2world_operator.progress import CheckpointSaved, SamplesMade, parse, update_status
-from video2world_operator.sampling import begin, decide
+from video2world_common.progress_events import CheckpointSaved, SamplesMade, parse
+from video2world_operator.reconcile.checkpoint_samples import begin, decide
+from video2world_operator.reconcile.observed_state import Job, Pod
+from video2world_operator.reconcile.progress import update_status
 
 ON = {"samples": [{"input": "a.mp4"}, {"input": "b.mp4"}], "everyCheckpoint": True}
 

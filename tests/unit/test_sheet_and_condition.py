@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.video import write_video
-from video2world_trainer.conditioning import read_condition
-from video2world_trainer.contact_sheet import HEADER, LABEL, contact_sheet, write_contact_sheet
-from video2world_trainer.metrics import lpips, psnr, ssim
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.video.writer import write_video
+from video2world_trainer.generation.conditioning import read_condition
+from video2world_trainer.generation.contact_sheet import (
+    HEADER,
+    LABEL,
+    contact_sheet,
+    write_contact_sheet,
+)
+from video2world_trainer.generation.quality_metrics import lpips, psnr, ssim
 
 SIZE = (32, 48)
 
@@ -116,9 +121,9 @@ class LPIPS:
 
 def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("video2world_trainer.metrics.installed", lambda _: False)
+    monkeypatch.setattr("video2world_trainer.generation.quality_metrics.installed", lambda _: False)
     assert lpips(grey([0]), grey([1])) == "the package lpips is not installed (pip install lpips)"
-    monkeypatch.setattr("video2world_trainer.metrics.installed", lambda _: True)
+    monkeypatch.setattr("video2world_trainer.generation.quality_metrics.installed", lambda _: True)
     assert "alexnet-owt-7be5be79.pth" in lpips(grey([0]), grey([1]))
     weights = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
     weights.parent.mkdir(parents=True)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video2world_preprocess.cutting import cut
-from video2world_preprocess.survey import survey
-from video2world_preprocess.video import probe, read_frames
-from video2world_trainer.conditioning import read_condition
+from video2world_preprocess.video.cut import cut
+from video2world_preprocess.video.frame_survey import survey
+from video2world_preprocess.video.reader import probe, read_frames
+from video2world_trainer.generation.conditioning import read_condition
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 WIDTH, HEIGHT, COUNT = 64, 48, 8

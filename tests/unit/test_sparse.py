@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.model import VideoDiT, sdpa
-from video2world_trainer.presets import DiTConfig
-from video2world_trainer.sparse import (
+from video2world_common.exit_codes import UserError
+from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.presets import DiTConfig
+from video2world_trainer.model.sparse_attention import (
     BLOCK,
     PATTERNS,
     Pattern,
@@ -20,7 +20,7 @@ from video2world_trainer.sparse import (
     plan,
     scaled,
 )
-from video2world_trainer.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.sparse_kernels import choose, sparse_attention
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def test_the_kernel_is_chosen_by_hardware_and_packages(capability, packages, exp
 
 
 NATTEN = """
-from video2world_trainer.sparse import Pattern, dense_mask
+from video2world_trainer.model.sparse_attention import Pattern, dense_mask
 import torch.nn.functional as F
 def na3d(query, key, value, *, kernel_size, stride, dilation):
     grid = tuple(query.shape[1:4])

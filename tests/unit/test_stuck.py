@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconcile_world import NOW, World, causes, resource
-from video2world_operator.actions import Apply, Delete
-from video2world_operator.observed import Job, KubeEvent, Pod
-from video2world_operator.stuck import BOUND, judge, message, orphan, reports
-from video2world_operator.troubles import BY_REASON, facts, known
+from video2world_operator.reconcile.actions import Apply, Delete
+from video2world_operator.reconcile.known_errors import BY_REASON, facts, known
+from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
+from video2world_operator.reconcile.stuck_stages import BOUND, judge, message, orphan, reports
 
 AGO = NOW - timedelta(seconds=BOUND + 1)
 FACTS = facts(name="r", namespace="ns", stage="train", claim="r-data", job="r-train-1")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from video2world_trainer import sweep
-from video2world_trainer.checkpoint import CheckpointFolder, held
+from video2world_trainer.checkpoint.folder import CheckpointFolder, held
 
 # Stands in for the generator, which has its own tests: writes what behave.json says of an input.
 INFERENCE = """

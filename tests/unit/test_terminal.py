@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from video2world_operator.progress import Failed, ItemProgress, TrainProgress
-from video2world_operator.terminal import Display, duration
+from video2world_common.progress_events import Failed, ItemProgress, TrainProgress, duration
+from video2world_operator.terminal import Display
 
 # One stage of 40 steps, as the engine shows it and as a worker run by hand does.
 ENGINE = """
 import sys
-from video2world_operator.progress import ItemProgress
+from video2world_common.progress_events import ItemProgress
 from video2world_operator.terminal import Display
 display = Display(sys.stdout)
 display.start("latents")
@@ -23,7 +23,7 @@ for done in range(1, 41):
 display.end("latents", "done")
 """
 WORKER = """
-from video2world_preprocess.events import Progress
+from video2world_common.events import Progress
 progress = Progress("latents", 40, "windows")
 for _ in range(40):
     progress.advance()

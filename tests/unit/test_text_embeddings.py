@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from video2world_common.exit_codes import UserError
 from video2world_preprocess import embeddings
-from video2world_preprocess.pickles import read_embedding
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.text import TextEncoder, _FeedForward, fuse_relu
+from video2world_preprocess.text.embedding_files import read_embedding
+from video2world_preprocess.text.encoder import TextEncoder, _FeedForward, fuse_relu
 from video2world_preprocess.tiny_weights import write_tiny_t5
 
 torch.set_num_threads(1)

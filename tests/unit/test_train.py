@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from video2world_common.markers import Marker
 from video2world_preprocess import latents
-from video2world_preprocess.marks import Marker
-from video2world_preprocess.pickles import write_embedding
-from video2world_preprocess.transform_vae import TransformVAE
-from video2world_preprocess.video import write_video
+from video2world_preprocess.text.embedding_files import write_embedding
+from video2world_preprocess.vae.tiny_vae import TransformVAE
+from video2world_preprocess.video.writer import write_video
 from video2world_trainer import train
-from video2world_trainer.checkpoint import CheckpointFolder, read_latest
-from video2world_trainer.sharded import read_whole
+from video2world_trainer.checkpoint.dcp import read_whole
+from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
 
 SHAPE = (16, 2, 4, 4)  # 5 frames of 32x32
 JOB = "checkpoints/posttraining/video2world/demo/checkpoints"
@@ -549,7 +549,7 @@ def test_a_full_gpu_says_what_to_turn(here, volume, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("video2world_trainer.run.Run.step", full)
+    monkeypatch.setattr("video2world_trainer.training.trainer.Run.step", full)
     code, out = here(volume)
     assert code == 1
     assert "model.config.keep_activations=attention" in out

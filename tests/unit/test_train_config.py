@@ -3,11 +3,11 @@ from dataclasses import fields
 
 import pytest
 
-from video2world_preprocess.stage import UserError
-from video2world_trainer.config import EXPERIMENTS, TrainConfig, read_config
-from video2world_trainer.fixed_settings import FIXED
-from video2world_trainer.objective import NoiseLaw
+from video2world_common.exit_codes import UserError
 from video2world_trainer.train import main
+from video2world_trainer.training.config import EXPERIMENTS, TrainConfig, read_config
+from video2world_trainer.training.fixed_settings import FIXED
+from video2world_trainer.training.loss import NoiseLaw
 
 NAME = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 

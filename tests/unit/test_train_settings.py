@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from video2world_operator.api import InvalidResource, parse
-from video2world_operator.commands import commands
-from video2world_operator.experiments import DECIDED, OVERRIDES
-from video2world_operator.train_settings import SETTINGS, objection
-from video2world_preprocess.stage import UserError
-from video2world_trainer.config import read_config
+from video2world_common.exit_codes import UserError
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.experiments import DECIDED, OVERRIDES
+from video2world_operator.api.train_settings import SETTINGS, objection
+from video2world_operator.api.validation import parse
+from video2world_operator.plan.commands import commands
+from video2world_trainer.training.config import read_config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import train_settings

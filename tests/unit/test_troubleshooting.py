@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-PACKAGES = ("operator", "preprocess", "trainer")
+PACKAGES = ("common", "operator", "preprocess", "trainer")
 ANY = "…"  # stands for what is filled in, on the page and in the texts
 
 

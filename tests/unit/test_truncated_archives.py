@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer, Repository, serving
-from video2world_preprocess import fetch
-from video2world_preprocess.fetch import Archive, Fetch, find_archives, local_archive
-from video2world_preprocess.ranges import Address, RemoteFile
-from video2world_preprocess.report import Report
-from video2world_preprocess.shares import Share
+from video2world_common.sharding import Share
+from video2world_preprocess.archives import extract
+from video2world_preprocess.archives.extract import Archive, Fetch, find_archives, local_archive
+from video2world_preprocess.hub.range_reader import Address, RemoteFile
+from video2world_preprocess.stage_report import Report
 
 CAMERA = "head_center_fisheye_color"
 OTHER = "hand_left_color"
@@ -73,7 +73,7 @@ def opened(hub: HubServer, tmp_path: Path) -> Callable[[str, bytes], Archive]:
         if kind == "remote":
             hub.repositories["a/b"].files["x.tar"] = data
             where = RemoteFile("x.tar", len(data), lambda: Address(f"{hub.cdn}/cdn/a/b/x.tar"))
-            return fetch.remote_archive(where, "x.tar", str(len(data)))
+            return extract.remote_archive(where, "x.tar", str(len(data)))
         path = tmp_path / f"x.{kind}"
         path.write_bytes(data)
         return local_archive(path, path.name)
@@ -99,7 +99,7 @@ def test_wherever_a_tar_is_cut(
     opened: Callable[[str, bytes], Archive], kind: str, piece: int,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(fetch, "PIECE", piece)
+    monkeypatch.setattr(extract, "PIECE", piece)
     for kept in CUTS if kind == "tar" else CUTS[::4]:
         found, report, _ = taken(opened(kind, DATA[:kept]), tmp_path / str(kept))
         assert found == {episode for episode, end in ENDS.items() if end <= kept}, kept

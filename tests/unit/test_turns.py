@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video2world_operator.turns import Turns
+from video2world_operator.kube.resync import Turns
 
 
 def test_keys_that_come_together_have_their_turns_one_after_the_other():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from video2world_preprocess.stage import UserError
-from video2world_preprocess.transform_vae import TransformVAE, _lapped_dct
-from video2world_preprocess.vae import load_vae
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.vae.tiny_vae import TransformVAE, _lapped_dct
+from video2world_preprocess.vae.vae import load_vae
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import videos
-from video2world_preprocess.video import probe, read_frames, write_video
+from video2world_preprocess.video.reader import probe, read_frames
+from video2world_preprocess.video.writer import write_video
 
 
 def clip(path: Path, frames: int) -> None:
@@ -188,7 +189,7 @@ def test_workers_end_with_their_parent_but_not_with_a_thread_of_it(tmp_path: Pat
         "import os, sys, threading, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from video2world_preprocess.stage import end_with_parent\n"
+        "from video2world_common.subprocesses import end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=end_with_parent)\n"
         "    first = threading.Thread(target=lambda: pool.submit(os.getpid).result())\n"

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconcile_world import NOW, World
-from video2world_operator.observed import Pod
-from video2world_operator.view import Snapshot, losses_of, sparkline, tree
+from video2world_operator.cli.snapshot import Snapshot, losses_of
+from video2world_operator.cli.status_tree import sparkline, tree
+from video2world_operator.reconcile.observed_state import Pod
 
 AT = "2026-11-24T12:00:00Z"
 STATUS = {

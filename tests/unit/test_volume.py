@@ -14,8 +14,8 @@ import pytest
 WORK = """
 import sys
 from pathlib import Path
-from video2world_preprocess.marks import Provenance
-from video2world_preprocess.stage import run_stage
+from video2world_common.markers import Provenance
+from video2world_common.stage import run_stage
 def work():
     Path("made").touch()
     return Provenance().left(["made"]), {}
@@ -96,7 +96,7 @@ def test_by_hand_a_command_simply_does_its_work(tmp_path):
 LOCAL = """
 import json, os, sys
 from pathlib import Path
-from video2world_preprocess.volume import VolumeLost, check
+from video2world_common.volume_id import VolumeLost, check
 stage = os.environ["V2W_STAGE"]
 try:
     check(stage)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from video2world_preprocess.windows import (
+from video2world_preprocess.dataset.windows import (
     Window,
     cut_points,
     guide_windows,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from video2world_operator import wording
-from video2world_operator.api import InvalidResource, load_resource, parse
+from video2world_operator.api import wording
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.validation import load_resource, parse
 
 BASE = {
     "apiVersion": "video2world.dev/v1alpha1",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 
-from video2world_operator.workqueue import WorkQueue
+from video2world_operator.kube.workqueue import WorkQueue
 
 
 def run(queue, seconds, also=None):

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from video2world_preprocess.events import Progress, emit, say
-from video2world_preprocess.marks import Marker, Provenance
-from video2world_preprocess.stage import EXIT_USER_ERROR, UserError, run_stage
-
-from . import launch
-from .batch import FLAGS, check_flag
-from .distributed import World, join
-from .engine import ASPECTS, load
-from .items import Item, items_of
-from .presets import PRESETS
+from video2world_common.events import Progress, emit, say
+from video2world_common.exit_codes import EXIT_USER_ERROR, UserError
+from video2world_common.markers import Marker, Provenance
+from video2world_common.stage import run_stage
+from video2world_trainer import launch
+from video2world_trainer.distributed.process_group import World, join
+from video2world_trainer.generation.batch_file import FLAGS, check_flag
+from video2world_trainer.generation.pipeline import ASPECTS, load
+from video2world_trainer.generation.requests import Item, items_of
+from video2world_trainer.model.presets import PRESETS
 
 __all__ = ["main", "parser"]
 

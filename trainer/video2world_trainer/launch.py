@@ -18,9 +18,9 @@ from torch.distributed.elastic.multiprocessing.api import PContext, SignalExcept
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from video2world_preprocess.events import emit
-from video2world_preprocess.stage import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR
-from video2world_preprocess.volume import VolumeLost, check
+from video2world_common.events import emit
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR
+from video2world_common.volume_id import VolumeLost, check
 
 __all__ = ["main"]
 

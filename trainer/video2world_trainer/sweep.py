@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video2world_preprocess.events import emit, say
-from video2world_preprocess.files import cut_name
-from video2world_preprocess.marks import Marker, Provenance, file_stamps
-from video2world_preprocess.shares import share_flags, share_of
-from video2world_preprocess.stage import EXIT_FAILURE, EXIT_USER_ERROR, UserError, run_stage
-
-from .batch import read_batch
-from .checkpoint import CheckpointFolder, held
-from .results_page import write_page
+from video2world_common.events import emit, say
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from video2world_common.files import cut_name
+from video2world_common.markers import Marker, Provenance, file_stamps
+from video2world_common.sharding import share_flags, share_of
+from video2world_common.stage import run_stage
+from video2world_trainer.checkpoint.folder import CheckpointFolder, held
+from video2world_trainer.generation.batch_file import read_batch
+from video2world_trainer.results.page import write_page
 
 __all__ = ["main", "parser"]
 

@@ -17,26 +17,19 @@ from typing import Any
 
 import torch
 
-from video2world_preprocess.events import emit, say
-from video2world_preprocess.marks import Marker, Provenance
-from video2world_preprocess.stage import (
-    EXIT_FAILURE,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
-    UserError,
-    explain,
-)
-
-from .config import TrainConfig, read_config, settings_text
-from .distributed import World, join, peer_lost
-from .report import REMEDY, Report
-from .results_page import write_page
-from .run import STAGE, NonFiniteError, Run
-from .trained_on import TrainedOn
-from .watchdog import Watchdog
+from video2world_common.events import emit, say
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from video2world_common.markers import Marker, Provenance
+from video2world_common.stage import explain
+from video2world_trainer.distributed.process_group import World, join, peer_lost
+from video2world_trainer.results.page import write_page
+from video2world_trainer.training.config import TrainConfig, read_config, settings_text
+from video2world_trainer.training.metrics_logger import REMEDY, Report
+from video2world_trainer.training.trained_on import TrainedOn
+from video2world_trainer.training.trainer import STAGE, NonFiniteError, Run
+from video2world_trainer.training.watchdog import Watchdog
 
 __all__ = ["main", "train"]
-
 
 KNOBS = (
     "set model.config.keep_activations=attention (or nothing), lower dataloader_train.batch_size, "
@@ -215,7 +208,7 @@ def _failed(reason: str, message: str, code: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code (see :mod:`video2world_preprocess.stage`)."""
+    """Run the command and return its exit code (see :mod:`video2world_common.stage`)."""
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
         print(f"{__doc__}\n{USAGE}\n{settings_text()}")

@@ -1,0 +1,92 @@
+"""The identity of a volume: a random name written on it, by which the loss of its content shows.
+
+The first worker that sees a volume writes the name. Every worker tells it to whoever reads its log,
+is given the name that was told first (``V2W_VOLUME_ID``), and does nothing on a volume that has
+another: what earlier stages left is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import uuid
+from pathlib import Path
+
+from video2world_common.events import emit
+
+__all__ = ["FILE", "VolumeLost", "check"]
+
+FILE = Path(".video2world/volume-id")  # relative to the volume's root
+
+
+class VolumeLost(Exception):
+    """The volume is not the one on which earlier stages worked."""
+
+
+def check(stage: str) -> None:
+    """Tell the identity of the volume that is the working directory; it gets one if it has none.
+
+    Raises:
+        VolumeLost: it is not the one that was expected.
+    """
+    if "V2W_STAGE" not in os.environ:
+        return  # run by hand
+    expected = os.environ.get("V2W_VOLUME_ID", "")
+    before = _read()
+    found = before or _make()
+    if found:
+        emit("volume", stage, id=found, expected=expected)
+    if expected and before != expected:
+        raise VolumeLost(
+            "the volume has lost what earlier stages left on it (it "
+            + ("is another volume" if before else "bears no .video2world/volume-id")
+            + "): they have to run again"
+        )
+
+
+def _read() -> str:
+    """The identity; empty where there is none."""
+    try:
+        text = FILE.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return text if re.fullmatch(r"[0-9a-f]{32}", text) else ""
+
+
+def _make() -> str:
+    """Write an identity unless another worker is quicker; empty where nothing can be written."""
+    with contextlib.suppress(OSError):  # a full or read-only volume: the stage says so if it minds
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".partial-", dir=FILE.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as stream:
+                stream.write(f"{uuid.uuid4().hex}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.chmod(0o644)
+            with contextlib.suppress(FileExistsError):
+                _link(partial)
+            if not _read():  # what is there is no identity
+                partial.replace(FILE)
+        finally:
+            partial.unlink(missing_ok=True)
+    return _read()
+
+
+def _link(partial: Path) -> None:
+    """Give ``partial`` the final name, which nobody else may have taken.
+
+    Raises:
+        FileExistsError: somebody has.
+    """
+    try:
+        os.link(partial, FILE)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        handle = os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(partial.read_bytes())

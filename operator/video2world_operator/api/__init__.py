@@ -1,0 +1,1 @@
+"""Define the resource: spec, status, validation, conditions and errors."""

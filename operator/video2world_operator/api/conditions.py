@@ -1,0 +1,280 @@
+"""Every condition type, reason and message of a resource in one place; the phase comes from them.
+
+Conditions have the form of Kubernetes' ``metav1.Condition``: machines wait on their ``type`` and
+``reason``; people read ``message`` and the phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "STATUS_REFUSED",
+    "Phase",
+    "Reason",
+    "Type",
+    "find",
+    "is_true",
+    "phase_of",
+    "set_condition",
+]
+
+STATUS_REFUSED = "StatusRefused"  # reason of the operator's event at a resource
+
+
+class Type(StrEnum):
+    """What can be true, false or unknown of a resource; ``meaning`` says what, for people."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Type:
+        """The API's word with its meaning."""
+        made = str.__new__(cls, value)
+        made._value_, made.meaning = value, meaning
+        return made
+
+    ACCEPTED = "Accepted", "the spec is valid and the name is free on the volume"
+    AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
+    DEFINITION = "DefinitionCurrent", "the CRD in the cluster has the fields that are written"
+    VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
+    CONTENT = "ContentKept", "what finished stages left on the volume is still there"
+    PREFLIGHT = "PreflightPassed", "what can be seen of nodes and claim is enough for training"
+    CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
+    PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
+    GANG = "GangScheduled", "the train group starts together or not at all"
+    SAMPLES = (
+        "SamplesMade",
+        "the samples of the newest checkpoint taken up beside training are made",
+    )
+    PROGRESSING = "Progressing", "a stage runs, or will without anybody's doing"
+    SUSPENDED = "Suspended", "stopped on request; nothing is lost"
+    SUCCEEDED = "Succeeded", "every stage is finished"
+    FAILED = "Failed", "a stage gave up; somebody has to look"
+
+
+class Reason(StrEnum):
+    """Why a condition has its status. The value is the API's word; ``text`` is for people."""
+
+    VALID = "Valid"
+    INVALID = "Invalid"
+    NAME_IN_USE = "NameInUse"
+    ALLOWED = "Allowed"
+    FORBIDDEN = "Forbidden"
+    CURRENT = "Current"
+    OUTDATED = "Outdated"
+    CHECKS_PASSED = "ChecksPassed"
+    CHECKS_FAILED = "ChecksFailed"
+    CLAIM_FOUND = "ClaimFound"
+    CLAIM_MISSING = "ClaimMissing"
+    CLAIM_LOST = "ClaimLost"
+    CLAIM_DELETED = "ClaimDeleted"
+    CLAIM_NOT_SHARED = "ClaimNotShared"
+    CONTENT_KEPT = "ContentKept"
+    CONTENT_LOST = "ContentLost"
+    CONTENT_LOST_AGAIN = "ContentLostAgain"
+    APPLIED = "Applied"
+    REFUSED = "Refused"
+    NAME_TAKEN = "NameTaken"
+    PODS_RUNNING = "PodsRunning"
+    PODS_STARTING = "PodsStarting"
+    UNSCHEDULABLE = "Unschedulable"
+    QUEUED = "Queued"
+    CONTAINER_WAITS = "ContainerWaits"
+    NO_PROGRESS = "NoProgress"
+    JOB_SUSPENDED = "JobSuspended"
+    EARLIER_PODS = "EarlierPods"
+    PODS_ENDING = "PodsEnding"
+    NO_PODS = "NoPods"
+    GANG_NATIVE = "Native"
+    GANG_VOLCANO = "Volcano"
+    GANG_COSCHEDULING = "Coscheduling"
+    GANG_KUEUE = "Kueue"
+    GANG_OFF = "Off"
+    GANG_NOT_NEEDED = "NotNeeded"
+    GANG_UNAVAILABLE = "Unavailable"
+    GANG_UNATTENDED = "SchedulerMissing"
+    SAMPLING = "Sampling"
+    SAMPLED = "Sampled"
+    SAMPLES_FAILED = "SamplesFailed"
+    STAGE_RUNNING = "StageRunning"
+    RESTARTING = "Restarting"
+    STOPPING = "Stopping"
+    WAITING = "Waiting"
+    WAITING_FOR_SAMPLES = "WaitingForSamples"
+    INTERRUPTED = "Interrupted"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    FINISHED = "Finished"
+    USER_ERROR = "UserError"
+    STAGE_FAILED = "StageFailed"
+    RESTARTS_EXHAUSTED = "RestartsExhausted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    ENGINE_ERROR = "EngineError"
+
+    @property
+    def template(self) -> str:
+        """The message before facts are filled in."""
+        return _MESSAGES[self]
+
+    def text(self, **facts: Any) -> str:
+        """The message, with ``facts`` filled in, of at most ``MAX_MESSAGE`` characters."""
+        text = _MESSAGES[self].format(**facts)
+        return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
+
+
+_MESSAGES: dict[Reason, str] = {
+    Reason.VALID: "The resource is valid.",
+    Reason.INVALID: "{problem}",
+    Reason.NAME_IN_USE: "{problem}",
+    Reason.ALLOWED: "The operator has the rights it needs.",
+    Reason.FORBIDDEN: "The operator may not {missing}: apply manifests/rbac.yaml, or install the "
+    "chart with rbac.create=true.",
+    Reason.CURRENT: "The CRD has every field that the operator writes.",
+    Reason.OUTDATED: "{problem}",
+    Reason.CHECKS_PASSED: "Nodes and claim, as far as they can be seen, are enough.",
+    Reason.CHECKS_FAILED: "{problem}",
+    Reason.CLAIM_FOUND: "The claim {claim} is there.",
+    Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or leave out "
+    "spec.storage.claimName to have one made.",
+    Reason.CLAIM_LOST: "The claim {claim} has lost its volume: restore it from a backup.",
+    Reason.CLAIM_DELETED: "Claim {claim} is being deleted and its data goes once no pod uses it. "
+    "Copy what you need, then delete the finished Jobs; all stages will run again.",
+    Reason.CONTENT_KEPT: "Every stage has found on the volume what it needs.",
+    Reason.CONTENT_LOST: "The volume has lost what stages left on it ({why}): all stages run "
+    "again.",
+    Reason.CONTENT_LOST_AGAIN: "The volume has lost what stages left on it, once more ({why}), and "
+    "spec.training.maxRestarts ({limit}) is reached: use a claim whose storage keeps its data.",
+    Reason.CLAIM_NOT_SHARED: "The claim {claim} is {modes}, but {nodes} nodes share it: use a "
+    "claim with ReadWriteMany; or, where all pods run on one machine, write "
+    "spec.storage.accessMode: ReadWriteOnce.",
+    Reason.APPLIED: "Every object was applied.",
+    Reason.REFUSED: "{problem}",
+    Reason.NAME_TAKEN: "{problem}",
+    Reason.PODS_RUNNING: "{ready} of {desired} pods of stage {stage} run.",
+    Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} run, the others start.",
+    Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
+    Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
+    Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
+    Reason.NO_PROGRESS: "{problem}",
+    Reason.JOB_SUSPENDED: "Stage {stage} does not run. Its Job was suspended by someone else: "
+    "kubectl describe job {job} -n {namespace}",
+    Reason.EARLIER_PODS: "Waiting for pod {pod} of an earlier resource of this name: kubectl "
+    "delete {object} -n {namespace}",
+    Reason.PODS_ENDING: "Waiting for pod {pod} to end.",
+    Reason.NO_PODS: "No stage is at work.",
+    Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes "
+    "together. {evidence}",
+    Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together. {evidence}",
+    Reason.GANG_COSCHEDULING: "The coscheduling PodGroup starts the {nodes} nodes together. "
+    "{evidence}",
+    Reason.GANG_KUEUE: "Kueue admits the {nodes} nodes together (queue {queue}). {evidence}",
+    Reason.GANG_OFF: "spec.scheduling.gang is None: nodes start one by one.",
+    Reason.GANG_NOT_NEEDED: "One node has nobody to wait for.",
+    Reason.GANG_UNAVAILABLE: "{problem}",
+    Reason.GANG_UNATTENDED: "No scheduler has acted on {what} within {seconds} s: is "
+    "{scheduler} running? That its API is served starts nothing.",
+    Reason.SAMPLING: "Samples of iteration {iteration} are being made.",
+    Reason.SAMPLED: "No samples are being made beside training; those taken up are made.",
+    Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training goes on, "
+    "and the next checkpoint is tried: {message}",
+    Reason.STAGE_RUNNING: "Stage {stage} runs (attempt {attempt}).",
+    Reason.RESTARTING: "Stage {stage} failed (exit code {code}); attempt {attempt} follows "
+    "(restart {restart} of {limit}).",
+    Reason.STOPPING: "Stage {stage}, attempt {attempt} follows once the last one's pods are gone. "
+    "It ended: {message}",
+    Reason.WAITING: "Stage {stage} waits for {peer}, which does the same work on this volume.",
+    Reason.WAITING_FOR_SAMPLES: "Stage {stage} waits for the samples of iteration {iteration}, "
+    "which were begun beside training.",
+    Reason.INTERRUPTED: "Stopped in stage {stage}; run the same command to resume.",
+    Reason.SUSPENDING: "Stage {stage} saves its work and ends its pods.",
+    Reason.SUSPENDED: "Suspended in stage {stage}.",
+    Reason.RESUMED: "Resumed.",
+    Reason.FINISHED: "All stages are finished.",
+    Reason.USER_ERROR: "Stage {stage}: {message}",
+    Reason.STAGE_FAILED: "Stage {stage} failed: {message}",
+    Reason.RESTARTS_EXHAUSTED: "Stage {stage} failed (exit code {code}) after {restarts} restarts: "
+    "{message}",
+    Reason.DEADLINE_EXCEEDED: "Not finished within {seconds} seconds "
+    "(spec.activeDeadlineSeconds): raise it, and the work goes on where it was.",
+    Reason.ENGINE_ERROR: "Stage {stage} could not be run: {message}",
+}
+MAX_MESSAGE = 1024  # characters of a message; what the API server or a worker says can be long
+
+
+class Phase(StrEnum):
+    """One word for people."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+def find(conditions: Sequence[Mapping[str, Any]], kind: Type) -> Mapping[str, Any] | None:
+    """The condition of type ``kind``, if there is one."""
+    return next((c for c in conditions if c.get("type") == kind), None)
+
+
+def is_true(conditions: Sequence[Mapping[str, Any]], kind: Type) -> bool:
+    """Whether the condition ``kind`` is there and True."""
+    condition = find(conditions, kind)
+    return condition is not None and condition.get("status") == "True"
+
+
+def set_condition(
+    conditions: Sequence[Mapping[str, Any]],
+    kind: Type,
+    status: bool | None,
+    reason: Reason,
+    now: str,
+    *,
+    generation: int | None = None,
+    **facts: Any,
+) -> list[dict[str, Any]]:
+    """``conditions`` with ``kind`` set; ``lastTransitionTime`` moves only when the status does.
+
+    A ``status`` of None is Unknown. ``now`` is RFC 3339; ``facts`` fill the reason's message. Types
+    of other writers are left out: they are theirs to keep.
+    """
+    old = find(conditions, kind)
+    value = "Unknown" if status is None else "True" if status else "False"
+    same = old is not None and old.get("status") == value
+    new: dict[str, Any] = {
+        "type": str(kind),
+        "status": value,
+        "reason": str(reason),
+        "message": reason.text(**facts),
+        "lastTransitionTime": old["lastTransitionTime"] if same and old is not None else now,
+    }
+    if generation is not None:
+        new["observedGeneration"] = generation
+    order = [str(t) for t in Type]
+    kept = [dict(c) for c in conditions if c.get("type") in order and c.get("type") != kind]
+    return sorted([*kept, new], key=lambda c: order.index(c["type"]))
+
+
+def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]) -> Phase:
+    """The phase; the only place that derives it.
+
+    An end (failed, succeeded, suspended) outweighs the stages; else the stage that runs gives it.
+    """
+    for kind, phase in (
+        (Type.FAILED, Phase.FAILED),
+        (Type.SUCCEEDED, Phase.SUCCEEDED),
+        (Type.SUSPENDED, Phase.SUSPENDED),
+    ):
+        if is_true(conditions, kind):
+            return phase
+    progressing = find(conditions, Type.PROGRESSING)
+    if progressing is not None and progressing.get("reason") in (
+        Reason.RESTARTING,
+        Reason.STOPPING,
+    ):
+        return Phase.RESTARTING
+    begun = any(stage.get("state", "Pending") != "Pending" for stage in stages)
+    return Phase.RUNNING if begun else Phase.PENDING

@@ -1,0 +1,274 @@
+"""The guide's named experiments and dotted overrides, translated into fields of the spec.
+
+Sources: cosmos_predict2/configs/base/experiment/agibot_head_center_fisheye_color.py and the guide
+for post-training on AgiBotWorld-Alpha (shared/reference/cosmos-predict2.md, section 2.4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from video2world_operator.api.errors import Problem, nearest
+from video2world_operator.api.train_settings import SETTINGS, objection
+
+__all__ = ["DECIDED", "EXPERIMENTS", "OVERRIDES", "PREFIX", "SHORT_NAMES", "expand", "passed_on"]
+
+PREFIX = "predict2_video2world_training_"
+_DATASET = "agibot_head_center_fisheye_color"
+
+
+def _experiment(size: str, resolution: str | None, fps: int | None) -> dict[str, Any]:
+    suffix = f"_{resolution}_{fps}fps" if resolution else ""
+    small = size == "2B" and resolution == "480p"
+    model = {
+        "size": size,
+        "resolution": resolution or "720p",
+        "fps": fps or 16,
+        "geometry": "Stretch",
+        # The 2B experiments train at ratio 2, its base weights at 3; the 14B ones agree (1.1).
+        "ropeRatio": 2.0,
+    }
+    training = {
+        "jobName": f"{size.lower()}_{_DATASET}{suffix}",
+        "iterations": 100_000,
+        "contextParallelSize": (1 if small else 2) if size == "2B" else 8,
+        "checkpoint": {"everyIterations": 500},
+    }
+    return {"model": model, "training": training}
+
+
+EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
+    f"{PREFIX}{size.lower()}_{_DATASET}{suffix}": _experiment(size, resolution, fps)
+    for size in ("2B", "14B")
+    for suffix, resolution, fps in (
+        ("", None, None),
+        *((f"_{r}_{f}fps", r, f) for r in ("480p", "720p") for f in (10, 16)),
+    )
+}
+"""Experiment name → what it means, in the spec's own fields."""
+SHORT_NAMES = tuple(name.removeprefix(PREFIX) for name in EXPERIMENTS)
+
+
+@dataclass(frozen=True)
+class _Override:
+    field: str
+    read: Callable[[str], Any]
+    expected: str
+
+
+def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
+    return lambda text: kind(text.replace("_", "")) if kind is int else kind(text)
+
+
+def _choice(**choices: str) -> Callable[[str], Any]:
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError
+        return choices[text.lower()]
+
+    return read
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
+
+
+def _geometry(text: str) -> str:
+    sizes = {(704, 1280): "720p", (432, 768): "480p"}
+    return sizes[tuple(int(side) for side in re.findall(r"\d+", text))]  # type: ignore[index]
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError
+    return text
+
+
+def _dataset_root(text: str) -> str:
+    # The guide names the folder of one split; ours holds train/ and val/.
+    return _text(text.rstrip("/").removesuffix("/train"))
+
+
+_WHOLE, _NUMBER, _SIZE = "a whole number", "a number", "Tiny, 2B or 14B"
+_RATIO = _Override("model.ropeRatio", _number(float), _NUMBER)
+
+OVERRIDES: Mapping[str, _Override] = {
+    "trainer.max_iter": _Override("training.iterations", _number(int), _WHOLE),
+    "trainer.seed": _Override("training.seed", _number(int), _WHOLE),
+    "checkpoint.save_iter": _Override("training.checkpoint.everyIterations", _number(int), _WHOLE),
+    "checkpoint.keep": _Override("training.checkpoint.keep", _number(int), _WHOLE),
+    "job.name": _Override("training.jobName", _text, "a folder name"),
+    "model_parallel.context_parallel_size": _Override(
+        "training.contextParallelSize", _number(int), _WHOLE
+    ),
+    "dataloader_train.batch_size": _Override("training.batchSize", _number(int), _WHOLE),
+    "dataloader_train.dataset.dataset_dir": _Override(
+        "dataset.prepared.path", _dataset_root, "a folder on the volume"
+    ),
+    "dataloader_train.dataset.video_size": _Override(
+        "model.resolution", _geometry, "[704,1280] or [432,768]"
+    ),
+    "model.config.train_architecture": _Override(
+        "training.architecture", _choice(base="Base", lora="LoRA"), "base or lora"
+    ),
+    "model.config.lora_rank": _Override("training.lora.rank", _number(int), _WHOLE),
+    "model.config.lora_alpha": _Override("training.lora.alpha", _number(int), _WHOLE),
+    "model.config.pipe_config.net.atten_backend": _Override(
+        "training.attention",
+        _choice(
+            minimal_a2a="Auto",
+            transformer_engine="TransformerEngine",
+            flash_attention_4="FlashAttention4",
+            flash_attention_3="FlashAttention3",
+            flash_attention_2="FlashAttention2",
+            torch="Torch",
+        ),
+        "transformer_engine, minimal_a2a, flash_attention_4, flash_attention_3, "
+        "flash_attention_2 or torch",
+    ),
+    "model.config.pipe_config.net.rope_h_extrapolation_ratio": _RATIO,
+    "model.config.pipe_config.net.rope_w_extrapolation_ratio": _RATIO,
+    "model.config.pipe_config.ema.enabled": _Override("training.ema", _flag, "true or false"),
+    "model.config.model_manager_config.dit_path": _Override(
+        "model.weights", _text, "a file on the volume"
+    ),
+    "optimizer.lr": _Override("training.learningRate", _number(float), _NUMBER),
+    "optimizer.clip_norm": _Override("training.gradientClipNorm", _number(float), _NUMBER),
+    "trainer.timeout_seconds": _Override("training.hangTimeoutSeconds", _number(int), _WHOLE),
+    "trainer.stop_when_diverged": _Override("training.stopWhenDiverged", _flag, "true or false"),
+    "model.size": _Override(
+        "model.size", _choice(tiny="Tiny", **{"2b": "2B", "14b": "14B"}), _SIZE
+    ),
+    "model.geometry": _Override(
+        "model.geometry", _choice(crop="Crop", stretch="Stretch"), "crop or stretch"
+    ),
+    "model.config.model_manager_config.lora_alpha": _Override(
+        "model.loraAlpha", _number(float), _NUMBER
+    ),
+    "scheduler.warm_up_steps": _Override(
+        "training.warmupIterations", lambda text: int(text.strip("[]")), _WHOLE
+    ),
+}
+"""Dotted name of the guide's command line → field of the spec, reader of its value."""
+
+DECIDED: Mapping[str, str] = {
+    "job.project": "a resource's runs are below checkpoints/posttraining/video2world",
+    "job.group": "a resource's runs are below checkpoints/posttraining/video2world",
+    "dataloader_train.dataset.num_frames": "set spec.model.fps: 93 frames at 16, 61 at 10",
+}
+"""Settings of training that a resource decides by itself, and how."""
+
+
+def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return ``spec`` (as written) with its experiment and overrides put into the typed fields.
+
+    What the file says in a typed field stands against the experiment's value; an override that
+    contradicts a typed field is a problem. ``spec`` is not changed; applying twice changes nothing.
+    """
+    training = spec.get("training")
+    if not isinstance(training, Mapping):
+        return dict(spec), []
+    full, problems = _copy(spec), list[Problem]()
+    for number, text in enumerate(_list(training.get("overrides"))):
+        if isinstance(text, str):  # the schema refuses others
+            problem = _override(full, text, f"spec.training.overrides[{number}]")
+            problems += [problem] if problem else []
+    name = training.get("experiment")
+    if isinstance(name, str):
+        wanted = _meaning(name)
+        if wanted is None:
+            problems.append(
+                Problem(
+                    "spec.training.experiment",
+                    f"{name:.99} is not an experiment of the guide; {nearest(name, EXPERIMENTS)}",
+                )
+            )
+        else:
+            model = full.get("model")  # the schema refuses it if it is no mapping
+            size = model.get("size") if isinstance(model, dict) else None
+            if size is not None and size != wanted["model"]["size"]:
+                problems.append(
+                    Problem(
+                        "spec.model.size",
+                        f"{size} contradicts the experiment {name}; "
+                        "leave the field out or name the other experiment",
+                    )
+                )
+            _fill(full, wanted)
+            full["training"]["experiment"] = _full_name(name)
+    return full, problems
+
+
+def _meaning(name: str) -> Mapping[str, Any] | None:
+    # The guide's own inference chapter and users leave the long prefix out at times.
+    return EXPERIMENTS.get(_full_name(name))
+
+
+def _full_name(name: str) -> str:
+    return name if name.startswith(PREFIX) else PREFIX + name
+
+
+def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
+    name, equals, value = _parts(text)
+    if not equals:
+        return Problem(path, f"{text[:99]!r} has no value; write it as name=value")
+    if name == "experiment":
+        return Problem(path, "name the experiment in spec.training.experiment")
+    if name in DECIDED:
+        return Problem(path, f"{name} cannot be set: {DECIDED[name]}")
+    if name not in OVERRIDES:
+        why = objection(name, value)
+        return Problem(path, why) if why else None
+    override = OVERRIDES[name]
+    try:
+        meant = override.read(value)
+    except (ValueError, KeyError):
+        return Problem(path, f"{value!r} does not fit {name}; use {override.expected}")
+    *folders, field = override.field.split(".")
+    place: Any = spec
+    for folder in folders:
+        place = place.setdefault(folder, {})
+        if not isinstance(place, dict):
+            return None  # the file is malformed here: the schema says so
+    if place.setdefault(field, meant) != meant:
+        return Problem(
+            path,
+            f"{name}={value} contradicts spec.{override.field}: {place[field]}; keep one of them",
+        )
+    return None
+
+
+def passed_on(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the overrides that have no field and go to the train command, by name."""
+    found = {name: value for name, _, value in map(_parts, overrides) if name not in OVERRIDES}
+    return {name: value for name, value in found.items() if name in SETTINGS}
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    name, equals, value = text.strip().partition("=")
+    return name.lstrip("+").strip(), equals, value.strip().strip("\"'")
+
+
+def _fill(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for name, value in source.items():
+        if isinstance(value, Mapping):
+            inner = target.setdefault(name, {})
+            if isinstance(inner, dict):
+                _fill(inner, value)
+        else:
+            target.setdefault(name, value)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _copy(inner) for name, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

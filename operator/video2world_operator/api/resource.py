@@ -1,0 +1,80 @@
+"""Define the Video2WorldPostTrain resource: metadata, spec and status."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from video2world_operator.api.constants import MAX_NAME
+from video2world_operator.api.fields import FreeObject, LabelKey, _Model, _text
+from video2world_operator.api.spec import NAME_PATTERN, NAME_WORDS, AnnotationKey, LabelValue, Spec
+from video2world_operator.api.status import Status
+
+__all__ = ["Video2WorldPostTrain"]
+
+
+class Metadata(BaseModel):
+    """The object's metadata: what matters here by its rules, what the API server adds as it is."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="forbid", populate_by_name=True, defer_build=True
+    )
+
+    name: Annotated[str, _text(MAX_NAME, NAME_WORDS.format(MAX_NAME), "agibot-2b", NAME_PATTERN)]
+    namespace: (
+        Annotated[
+            str,
+            _text(
+                63,
+                "lowercase letters, digits and dashes, at most 63 characters",
+                "my-team",
+                r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            ),
+        ]
+        | None
+    ) = None
+    uid: str | None = None
+    generation: int | None = None
+    labels: dict[LabelKey, LabelValue] = {}
+    annotations: dict[AnnotationKey, str] = {}
+    generate_name: str | None = None
+    self_link: str | None = None
+    resource_version: str | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    owner_references: list[FreeObject] = []
+    finalizers: list[str] = []
+    managed_fields: list[FreeObject] = []
+
+
+class Video2WorldPostTrain(_Model):
+    """Post-trains a Cosmos-Predict2 Video2World model and generates videos with it."""
+
+    api_version: Literal["video2world.dev/v1alpha1"]
+    kind: Literal["Video2WorldPostTrain"]
+    metadata: Metadata
+    spec: Spec
+    status: Status | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the resource."""
+        return self.metadata.name
+
+    @property
+    def job_name(self) -> str:
+        """Folder of the run under checkpoints/posttraining/video2world/ and results/."""
+        return self.spec.training.job_name or self.name
+
+    @property
+    def dataset_dir(self) -> str:
+        """Folder of the data set, relative to the volume's root."""
+        dataset = self.spec.dataset
+        if dataset.prepared:
+            return dataset.prepared.path.rstrip("/")
+        if dataset.agibot:
+            return f"datasets/{dataset.agibot.name or f'agibot_{dataset.agibot.camera}'}"
+        return f"datasets/{(dataset.videos and dataset.videos.name) or self.name}"

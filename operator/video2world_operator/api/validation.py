@@ -1,0 +1,301 @@
+"""Parse and validate resources: files and objects become typed, or errors that help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from video2world_common.model_sizes import SIZES
+from video2world_operator.api import wording
+from video2world_operator.api.constants import (
+    API_VERSION,
+    GROUP,
+    KIND,
+    MAX_PROMPTS,
+    PLURAL,
+    RESERVED_ENV,
+    STAGES,
+)
+from video2world_operator.api.errors import InvalidResource, Problem
+from video2world_operator.api.experiments import expand
+from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.api.spec import Spec
+from video2world_operator.api.status import Condition, Status
+from video2world_operator.api.wording import without_nulls
+from video2world_operator.api.yaml_reader import (
+    Document,
+    documents,
+    from_json,
+    join,
+    text_of,
+    to_json,
+)
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "PLURAL",
+    "SIZES",
+    "STAGES",
+    "Condition",
+    "InvalidResource",
+    "Spec",
+    "Status",
+    "Video2WorldPostTrain",
+    "load_manifest",
+    "load_resource",
+    "parse",
+]
+
+
+def load_manifest(source: str | Path) -> dict[str, Any]:
+    """The resource of a file (or YAML text) as kubectl would send it, not judged yet.
+
+    Other documents in the file are passed over; exactly one must be of our kind.
+    Raises :class:`InvalidResource` where the file cannot be read.
+    """
+    return dict(_document(source).value)
+
+
+def load_resource(source: str | Path) -> Video2WorldPostTrain:
+    """Read a resource from a file (``Path``, or ``str`` without a line break) or from YAML text.
+
+    Raises :class:`InvalidResource`, whose lines name line and field, what is wrong and the remedy.
+    """
+    return _judged(_document(source))
+
+
+def parse(document: Mapping[str, Any]) -> Video2WorldPostTrain:
+    """Create the resource from an object as the API server gives it or would get it.
+
+    Experiment and overrides are put into the typed fields first. Raises :class:`InvalidResource`.
+    """
+    return _judged(Document(document))
+
+
+def _document(source: str | Path) -> Document:
+    name = "the text"
+    if isinstance(source, Path) or "\n" not in source:
+        name = str(source)
+        source = text_of(Path(source))
+    found = documents(source, name)
+    ours = [d for d in found if isinstance(d.value, dict) and _is_ours(d.value)]
+    if len(ours) != 1:
+        raise InvalidResource([_count(name, [d.value for d in found], len(ours))])
+    return ours[0]
+
+
+def _is_ours(document: dict[Any, Any]) -> bool:
+    group = str(document.get("apiVersion", "")).partition("/")[0]
+    return document.get("kind") == KIND or group == GROUP
+
+
+def _count(name: str, documents: list[Any], ours: int) -> Problem:
+    if ours > 1:
+        return Problem(name, f"holds {ours} resources of kind {KIND}; keep one a file")
+    kinds = [str(d.get("kind", "without kind")) for d in documents if isinstance(d, dict)]
+    found = f"holds {', '.join(kinds)}" if kinds else "holds no object"
+    remedy = f"write apiVersion: {API_VERSION} and kind: {KIND}"
+    return Problem(name, f"{found}, not a {KIND}; {remedy}")
+
+
+def _judged(document: Document) -> Video2WorldPostTrain:
+    try:
+        text = to_json(document.value)
+    except (TypeError, ValueError) as error:
+        raise InvalidResource([Problem("the resource", f"JSON cannot hold it: {error}")]) from None
+    raw, problems = from_json(text), list[Problem]()
+    if "null" in text:
+        raw = without_nulls(raw)
+    if isinstance(raw.get("spec"), dict):
+        raw["spec"], problems = expand(raw["spec"])
+    try:
+        resource = _validated(raw)
+    except ValidationError as error:
+        problems += _explained(error, raw, document.sources)
+        resource = None
+    if resource is not None:
+        problems += _contradictions(resource)
+    if resource is None or problems:
+        by_path: dict[str, Problem] = {}
+        for one in problems:
+            by_path.setdefault(one.path, replace(one, line=_line(one.path, document.lines)))
+        raise InvalidResource(by_path.values())
+    return resource
+
+
+def _validated(raw: dict[str, Any]) -> Video2WorldPostTrain:
+    """The typed resource. Its types are strict, as those of the API server are.
+
+    The server drops the status of a new object, but not before it refuses unknown fields in it.
+    """
+    try:
+        return _typed(raw)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        if any(d["loc"][:1] != ("status",) or d["type"] == "extra_forbidden" for d in details):
+            raise
+        return _typed({key: value for key, value in raw.items() if key != "status"})
+
+
+def _typed(raw: dict[str, Any]) -> Video2WorldPostTrain:
+    # From JSON, as strict types take mappings for models from there only.
+    return Video2WorldPostTrain.model_validate_json(
+        json.dumps(raw), strict=True, by_name=False, by_alias=True
+    )
+
+
+def _line(path: str, lines: Mapping[str, int]) -> int:
+    """The line of a field, or of the closest one around it that the file has."""
+    while path not in lines and path:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path, 0)
+
+
+def _explained(
+    error: ValidationError, raw: dict[str, Any], sources: Mapping[str, str]
+) -> Iterator[Problem]:
+    for detail in error.errors(include_url=False):
+        location, value = _place(raw, detail["loc"])
+        kind = detail["type"]
+        if kind == "missing":
+            location.append(detail["loc"][-1])
+        path = ""
+        for part in location:
+            path = join(path, part)
+        if kind == "extra_forbidden":
+            yield Problem(path, wording.unknown(location))
+        elif kind == "missing":
+            yield Problem(path, wording.missing(path, location))
+        elif detail["loc"][-1] == "[key]":
+            yield Problem(path, wording.message([*location, "[key]"], value))
+        else:
+            yield Problem(path, wording.message(location, value, sources.get(path)))
+
+
+def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], Any]:
+    """The part of an error's location that is in the document, and what lies there.
+
+    The rest names branches of a union or says that a key is meant.
+    """
+    found: list[str | int] = []
+    for part in location:
+        if isinstance(raw, dict) and part in raw:
+            raw = raw[str(part)]
+        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
+            raw = raw[part]
+        else:
+            break
+        found.append(part)
+    return found, raw
+
+
+def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
+    """What no single field shows: each check has its twin as a CEL rule in the CRD."""
+    spec, size = resource.spec, SIZES[resource.spec.model.size]
+    given = [name for name in ("agibot", "prepared", "videos") if getattr(spec.dataset, name)]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        yield Problem(
+            "spec.dataset", f"{found} given; give exactly one of agibot, prepared, videos"
+        )
+    if spec.training.iterations is None:
+        yield Problem(
+            "spec.training.iterations",
+            "missing; give the number of steps to train, such as 1000, or name spec.training."
+            "experiment",
+        )
+    world = spec.nodes * spec.processes_per_node
+    if world % spec.context_parallel or size.heads % spec.context_parallel:
+        fitting = [n for n in range(1, world + 1) if world % n == 0 and size.heads % n == 0]
+        yield Problem(
+            "spec.training.contextParallelSize",
+            f"{spec.context_parallel} does not fit: it must divide nodes x gpusPerNode ({world}) "
+            f"and the {size.heads} attention heads of {spec.model.size}; use {_either(fitting)}",
+        )
+    if spec.device == "CPU" and not spec.tiny:
+        yield Problem(
+            "spec.training.device",
+            f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
+        )
+    modes = spec.storage.access_mode
+    if modes == "ReadWriteOncePod" and spec.sharing > 1:
+        yield Problem(
+            "spec.storage.accessMode",
+            f"{modes} cannot be shared by {spec.sharing} pods; use ReadWriteMany",
+        )
+    yield from _inference(spec)
+    yield from _paths(resource)
+    yield from _environment(spec)
+
+
+def _inference(spec: Spec) -> Iterator[Problem]:
+    inference = spec.inference
+    if inference.checkpoint is not None and inference.checkpoints:
+        remedy = "given beside checkpoints; keep one of them (put this one into the list)"
+        yield Problem("spec.inference.checkpoint", f"{inference.checkpoint} {remedy}")
+    if inference.every_checkpoint and not inference.samples:
+        yield Problem(
+            "spec.inference.everyCheckpoint",
+            "there is nothing to make; name inference.samples, or leave it out",
+        )
+    if inference.weights == "EMA" and not spec.training.ema:
+        yield Problem(
+            "spec.inference.weights",
+            "EMA is not kept with training.ema: false; use Regular, or leave training.ema out",
+        )
+
+
+def _either(numbers: list[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
+    spec = resource.spec
+    agibot, prepared, videos = spec.dataset.agibot, spec.dataset.prepared, spec.dataset.videos
+    paths = {
+        "spec.model.weights": spec.model.weights,
+        "spec.dataset.agibot.path": agibot and agibot.path,
+        "spec.dataset.agibot.captionFile": agibot and agibot.caption_file,
+        "spec.dataset.prepared.path": prepared and prepared.path,
+        "spec.dataset.videos.path": videos and videos.path,
+        "spec.storage.subPath": spec.storage.sub_path,
+        "spec.inference.checkpoint": spec.inference.checkpoint,
+    }
+    for number, sample in enumerate(spec.inference.samples):
+        paths[f"spec.inference.samples[{number}].input"] = sample.input
+    for field, path in paths.items():
+        if path and ".." in path.split("/"):
+            yield Problem(field, f"{path!r} leaves the volume; give a path without ..")
+    if sum(len(s.prompt) for s in spec.inference.samples) > MAX_PROMPTS:
+        remedy = (
+            f"all prompts together have more than {MAX_PROMPTS} characters; use several resources"
+        )
+        yield Problem("spec.inference.samples", remedy)
+    outputs = [s.output for s in spec.inference.samples if s.output]
+    for twice in sorted({o for o in outputs if outputs.count(o) > 1}):
+        yield Problem("spec.inference.samples", f"output {twice} is given twice; rename one")
+
+
+def _environment(spec: Spec) -> Iterator[Problem]:
+    for stage in STAGES:
+        names: set[str] = set()
+        for number, variable in enumerate(getattr(spec.stages, stage).env):
+            path = f"spec.stages.{stage}.env[{number}].name"
+            reserved = [
+                r
+                for r in RESERVED_ENV
+                if variable.name == r or (r.endswith("_") and variable.name.startswith(r))
+            ]
+            if reserved:
+                yield Problem(path, f"{variable.name} is set by the plan itself; remove it")
+            if variable.name in names:
+                yield Problem(path, f"{variable.name} is given twice; keep one")
+            names.add(variable.name)

@@ -1,0 +1,1 @@
+"""Implement v2w and kubectl v2w."""

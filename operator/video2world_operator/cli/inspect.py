@@ -1,0 +1,150 @@
+"""Implement the v2w commands that read a run: status, explain, logs, checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from video2world_operator.cli.common import ENDED, EVERY, UsageError
+
+if TYPE_CHECKING:
+    from video2world_operator.cli.explain import Facts
+    from video2world_operator.cli.snapshot import Snapshot
+
+
+def status_local(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.local_run import NotFound, snapshot
+
+    show = _shower(args)
+    while True:
+        try:
+            seen = snapshot(args.volume, args.name)
+        except NotFound as error:
+            raise UsageError(str(error)) from None
+        show(seen)
+        if not args.watch or seen.gone or seen.status.get("phase") in ENDED:
+            return 0
+        time.sleep(EVERY)
+
+
+def status_remote(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.cluster_run import watch
+
+    watch(args.name, args.namespace, _shower(args), EVERY if args.watch else None)
+    return 0
+
+
+def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
+    """Shows what it is given: as JSON, or as a tree that stays in its place on a terminal."""
+    from video2world_operator.cli.status_tree import tree
+    from video2world_operator.terminal import Screen
+
+    screen, before = Screen(sys.stdout, live=args.watch), list[object]()
+
+    def show(seen: Snapshot) -> None:
+        changed = before != [seen.status, seen.note]
+        before[:] = seen.status, seen.note
+        if args.output == "json":
+            if changed:
+                print(json.dumps(seen.status, indent=2), flush=True)
+            return
+        plain = "utf" not in (sys.stdout.encoding or "").lower()
+        screen.show(tree(seen, datetime.now(UTC), plain=plain), changed=changed)
+
+    return show
+
+
+def explain_local(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.explain import Facts
+    from video2world_operator.cli.local_run import NotFound, snapshot
+
+    try:
+        return _tell(snapshot(args.volume, args.name), Facts())
+    except NotFound as error:
+        raise UsageError(str(error)) from None
+
+
+def explain_remote(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.cluster_run import observe
+
+    return _tell(*observe(args.name, args.namespace))
+
+
+def _tell(seen: Snapshot, around: Facts) -> int:
+    """Print the causes; the exit code is 0, found or not."""
+    from video2world_operator.cli.explain import explain
+    from video2world_operator.terminal import harmless
+
+    status = seen.status
+    causes = explain(seen, around, datetime.now(UTC))
+    message = "" if causes else status.get("message", "")  # a cause says it better
+    print(harmless(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
+    if not causes:
+        print("nothing holds it up")
+    for cause in causes:
+        print(f"why   {harmless(cause.what)}")
+        print(f"do    {harmless(cause.remedy)}.")
+        said = [line for line in cause.evidence.splitlines() if line and line != cause.what]
+        for number, line in enumerate(said):
+            print(f"{'' if number else 'told':<5} {harmless(line)}")
+    return 0
+
+
+def logs_remote(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.cluster_run import logs
+
+    logs(
+        args.name, args.namespace, stage=args.stage, rank=args.rank, attempt=args.attempt,
+        follow=args.follow,
+    )  # fmt: skip
+    return 0
+
+
+def checkpoints_remote(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.cluster_run import checkpoints
+
+    newest, attempts = checkpoints(args.name, args.namespace)
+    if not newest:
+        print(f"{args.name}: no checkpoint yet")
+        return 0
+    print(f"{newest['iteration']:>9}  {newest.get('time', '')}  {newest.get('path', '')}  latest")
+    for attempt in attempts:
+        span = f"{attempt['startIteration']} to {attempt['endIteration']}"
+        print(f"  attempt {attempt['number']}: iterations {span}  {attempt.get('reason', '')}")
+    return 0
+
+
+def logs_local(args: argparse.Namespace) -> int:
+    from video2world_operator.cli.local_run import NotFound, print_log
+
+    try:
+        print_log(
+            args.volume, args.name, stage=args.stage, rank=args.rank, attempt=args.attempt,
+            follow=args.follow, out=sys.stdout,
+        )  # fmt: skip
+    except NotFound as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def checkpoints_local(args: argparse.Namespace) -> int:
+    from video2world_common.progress_events import duration
+    from video2world_operator.cli.local_run import NotFound, checkpoints
+
+    try:
+        for folder, found in checkpoints(args.volume, args.name):
+            print(folder)
+            print(f"  {'ITERATION':>9}  {'SIZE':>10}  {'AGE':>7}  STATE")
+            for one in found:
+                size, age = f"{one.size / 2**20:.1f} MiB", duration(one.age)
+                mark = "  latest" if one.latest else ""
+                state = f"{one.damage or 'whole'}{mark}"
+                print(f"  {one.iteration:>9}  {size:>10}  {age:>7}  {state}")
+    except NotFound as error:
+        raise UsageError(str(error)) from None
+    return 0

@@ -1,0 +1,71 @@
+"""Run v2w (and kubectl v2w): parse the command line and call the command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from video2world_operator.cli.common import (
+    EXIT_USER_ERROR,
+    UsageError,
+    require_cluster,
+    uses_cluster,
+)
+from video2world_operator.cli.parser import parser
+
+__all__ = ["main"]
+
+# Modules are imported when their command runs, so that `v2w --help` stays quick.
+_LOCAL: Mapping[str, tuple[str, str]] = {
+    "validate": ("spec_commands", "validate"),
+    "render": ("spec_commands", "render"),
+    "preflight": ("preflight", "run_checks"),
+    "run": ("run", "run"),
+    "status": ("inspect", "status_local"),
+    "explain": ("inspect", "explain_local"),
+    "logs": ("inspect", "logs_local"),
+    "checkpoints": ("inspect", "checkpoints_local"),
+}
+_CLUSTER: Mapping[str, tuple[str, str]] = {
+    "status": ("inspect", "status_remote"),
+    "explain": ("inspect", "explain_remote"),
+    "logs": ("inspect", "logs_remote"),
+    "checkpoints": ("inspect", "checkpoints_remote"),
+    "suspend": ("suspend", "suspend_remote"),
+    "resume": ("suspend", "resume_remote"),
+}
+
+
+def _call(module: str, function: str, args: argparse.Namespace) -> int:
+    found = importlib.import_module(f"video2world_operator.cli.{module}")
+    return int(getattr(found, function)(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``v2w``; returns the exit code (2: the user's mistake)."""
+    args = parser().parse_args(argv)
+    try:
+        on_cluster = args.command in _CLUSTER
+        if on_cluster and (args.command not in _LOCAL or uses_cluster(args)):
+            require_cluster()
+            from video2world_operator.cli.cluster_run import RemoteFailed
+
+            try:
+                return _call(*_CLUSTER[args.command], args)
+            except RemoteFailed as error:
+                raise UsageError(str(error)) from None
+        return _call(*_LOCAL[args.command], args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Implement v2w preflight."""
+
+from __future__ import annotations
+
+import argparse
+
+from video2world_operator.cli.common import EXIT_USER_ERROR, UsageError, load_plan, require_cluster
+
+
+def run_checks(args: argparse.Namespace) -> int:
+    from video2world_operator.api.validation import load_manifest
+    from video2world_operator.preflight import checks, machine, registry
+    from video2world_operator.preflight.check import Check, Verdict
+    from video2world_operator.preflight.cluster_checks import check_cluster
+    from video2world_operator.preflight.requirements import needs
+
+    plan = load_plan(args)
+    need = needs(plan.resource)
+    found = [Check("spec", Verdict.OK, f"{args.file} is valid")]
+    if args.cluster:
+        require_cluster()
+        from video2world_operator.cli.cluster_run import RemoteFailed
+        from video2world_operator.cli.cluster_run import preflight as look
+
+        try:
+            facts = look(plan, load_manifest(args.file), args.namespace)
+        except RemoteFailed as error:
+            raise UsageError(str(error)) from None
+        try:
+            found += check_cluster(plan, need, facts)
+        except ValueError as error:  # a pod template of the user's own can be anything
+            raise UsageError(f"{args.file}: podTemplate: {error}") from None
+        found += checks.check_images(plan, registry.pullable(checks.images_of(plan)))
+    else:
+        found += checks.check_machine(plan, need, machine.machine(args.volume))
+    found += checks.check_hub(machine.hub(need.repositories))
+    for check in found:
+        print(f"{check.verdict:<5} {check.name:<18} {check.text}")
+        if check.remedy:
+            print(f"{'':<5} {'':<18} do: {check.remedy}")
+    failed = sum(check.verdict is Verdict.FAIL for check in found)
+    open_ = sum(check.verdict is Verdict.UNKNOWN for check in found)
+    print(f"{plan.name}: {len(found)} checks, {failed} failed, {open_} could not be made")
+    return EXIT_USER_ERROR if failed else 0

@@ -1,0 +1,49 @@
+"""Implement v2w run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from video2world_operator.cli.common import UsageError, load_plan
+
+if TYPE_CHECKING:
+    from video2world_operator.plan.plan import Plan
+
+
+def run(args: argparse.Namespace) -> int:
+    from video2world_operator.local.engine import LocalEngine
+    from video2world_operator.local.state import RunRefused
+    from video2world_operator.terminal import Display
+
+    plan = load_plan(args)
+    if args.dry_run:
+        _dry_run(plan, args.volume.resolve())
+        return 0
+    try:
+        return LocalEngine(
+            plan, args.volume, Display(sys.stdout, verbose=args.verbose), args.file
+        ).run()
+    except RunRefused as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"--volume {args.volume}: {error}") from None
+
+
+def _dry_run(plan: Plan, volume: Path) -> None:
+    """Print for each stage whether it would run, why, and its command."""
+    from video2world_operator.local.stage_check import judge, root_of
+    from video2world_operator.terminal import harmless
+
+    judged, first = judge(root_of(plan, volume), plan.stages), ""
+    for stage in plan.stages:
+        found = judged[stage.name]
+        word, why = ("skip" if found.done else "run"), found.why
+        if found.done and first:
+            word, why = "skip?", f"done; checked again once {first} has run"
+        first = first or ("" if found.done else stage.name)
+        note = f"; {found.note}" if found.note else ""
+        print(f"{word:<6}{stage.name:<11} {harmless(why + note)}")
+        print(f"{'':<17} {' '.join(stage.argv)}")

@@ -1,0 +1,39 @@
+"""Hold what one status display shows: status, pods and recent losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from video2world_common.progress_events import TrainProgress, parse
+from video2world_operator.reconcile.observed_state import Pod
+
+__all__ = ["Snapshot", "losses_of"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known of a resource at one moment.
+
+    ``losses`` are the newest ones told, oldest first; ``note`` is what the status cannot know;
+    ``gone``: a local run whose process is no more, though it has not ended.
+    """
+
+    name: str
+    status: Mapping[str, Any]
+    pods: Sequence[Pod] = ()
+    losses: Sequence[float] = ()
+    note: str = ""
+    gone: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more by itself."""
+        return self.status.get("phase") in ("Succeeded", "Failed")
+
+
+def losses_of(lines: Iterable[str | bytes]) -> list[float]:
+    """The losses that a worker's progress lines tell."""
+    events = (parse(line) for line in lines)
+    return [e.loss for e in events if isinstance(e, TrainProgress) and e.loss is not None]

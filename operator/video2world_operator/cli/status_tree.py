@@ -1,0 +1,185 @@
+"""A resource's state as a person reads it: a tree of lines, made of plain values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from video2world_common.progress_events import duration
+from video2world_operator.api.timestamps import parse_time
+from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.plan.stage import SAMPLING
+from video2world_operator.reconcile.observed_state import Pod
+
+__all__ = ["sparkline", "tree"]
+
+PODS = 8  # pods of a stage that are listed one by one
+SAMPLE_ROWS = 8  # checkpoints whose samples are listed one by one
+BAR, SPARKS = 24, 32  # characters
+NOBODY = "no operator has looked at it yet; is one running?"
+ENDED = ("Succeeded", "Failed", "Skipped")
+
+
+@dataclass(frozen=True)
+class _Node:
+    text: str
+    below: list[_Node] = field(default_factory=list)
+
+
+def sparkline(values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", width: int = SPARKS) -> str:
+    """``values`` as one character each, means of neighbours if there are more than ``width``."""
+    count = min(len(values), width)
+    edges = [len(values) * n // count for n in range(count + 1)] if count else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    if not means:
+        return ""
+    low, span = min(means), max(means) - min(means)
+    top = len(marks) - 1
+    return "".join(marks[round((mean - low) / span * top) if span else 0] for mean in means)
+
+
+def tree(seen: Snapshot, now: datetime, *, plain: bool = False) -> list[str]:
+    """The lines of the tree; ``plain`` keeps to ASCII."""
+    status = seen.status
+    if not status:
+        return [f"{seen.name}: Pending  {seen.note or NOBODY}"]
+    head = f"{seen.name}: {status.get('phase', 'Unknown')}  {status.get('message', '')}".rstrip()
+    below = [_stage(seen, entry, now, plain) for entry in status.get("stages", [])]
+    below.append(_Node(f"{'restarts':<11} {_restarts(status)}"))
+    gpu = status.get("gpuSeconds") or {}
+    if any(gpu.values()):
+        below.append(_Node(f"{'GPU time':<11} {_gpu_time(gpu)}"))
+    lines = [head] + ([f"  {seen.note}"] if seen.note else [])
+    _draw(lines, below, "", plain)
+    return lines
+
+
+def _draw(lines: list[str], nodes: Sequence[_Node], indent: str, plain: bool) -> None:
+    fork, last, bar = ("|-- ", "`-- ", "|   ") if plain else ("├─ ", "└─ ", "│  ")
+    for number, node in enumerate(nodes, start=1):
+        end = number == len(nodes)
+        lines.append(f"{indent}{last if end else fork}{node.text}".rstrip())
+        _draw(lines, node.below, indent + (" " * len(bar) if end else bar), plain)
+
+
+def _stage(seen: Snapshot, entry: Mapping[str, Any], now: datetime, plain: bool) -> _Node:
+    name, state = entry["name"], entry.get("state", "Pending")
+    words = [f"{name:<11} {state:<10}"]
+    if entry.get("total"):
+        words.append(f"{entry['done']}/{entry['total']} {entry.get('unit', '')}".rstrip())
+    if span := _span(entry.get("startTime"), entry.get("completionTime"), now, state):
+        words.append(span)
+    if state == "Running" and entry.get("desired", 0) > 1:
+        words.append(f"{entry.get('ready', 0)}/{entry['desired']} pods ready")
+    if entry.get("message") and state not in ("Running", "Succeeded"):
+        words.append(entry["message"])
+    below = _training(seen, now, plain) if name == "train" else []
+    if name == "inference":
+        below = _samples(status=seen.status, pods=seen.pods)
+    if state in ("Running", "Restarting", "Failed", "Suspended"):
+        below += _pods([p for p in seen.pods if p.stage == name])
+    return _Node("  ".join(words), below)
+
+
+def _span(start: str | None, end: str | None, now: datetime, state: str) -> str:
+    began, ended = parse_time(start), parse_time(end) if state in ENDED else now
+    return duration((ended - began).total_seconds()) if began and ended else ""
+
+
+def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
+    status, below = seen.status, []
+    if progress := status.get("progress"):
+        below.append(_Node(f"{'progress':<11} {_progress(progress, plain)}"))
+        if progress.get("warning"):
+            below.append(_Node(f"{'warning':<11} {progress['warning']}"))
+    if len(seen.losses) > 1:
+        marks = ".:-=+*#%" if plain else "▁▂▃▄▅▆▇█"
+        first, newest = seen.losses[0], seen.losses[-1]
+        line = f"{sparkline(seen.losses, marks)}  {first:.4f} to {newest:.4f}"
+        below.append(_Node(f"{'loss':<11} {line}"))
+    if checkpoint := status.get("checkpoint"):
+        saved = parse_time(checkpoint.get("time"))
+        age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
+        words = [str(checkpoint["iteration"]), age, checkpoint.get("path", "")]
+        below.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, words))}"))
+    for attempt in status.get("attempts", []):
+        if attempt.get("endTime") and attempt.get("reason") != "Succeeded":
+            below.append(_Node(_attempt(attempt)))
+    return below
+
+
+def _samples(status: Mapping[str, Any], pods: Sequence[Pod]) -> list[_Node]:
+    """The samples by checkpoint, the newest last; older ones are only counted."""
+    rows = list(status.get("samples") or [])
+    nodes = []
+    if older := rows[:-SAMPLE_ROWS]:
+        done, total = (sum(row.get(key, 0) for row in older) for key in ("done", "total"))
+        nodes.append(_Node(f"{len(older)} older checkpoints: {done}/{total} samples"))
+    for row in rows[-SAMPLE_ROWS:]:
+        words = [f"{row['checkpoint']:<14} {row.get('state', 'Pending'):<10}"]
+        words.append(f"{row.get('done', 0)}/{row.get('total', 0)} samples")
+        below = []
+        if row.get("state") == "Running":
+            of_it = [p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.get("iteration"))]
+            below = _pods(of_it)
+        nodes.append(_Node("  ".join(filter(None, [*words, row.get("message")])), below))
+    return nodes
+
+
+def _progress(progress: Mapping[str, Any], plain: bool) -> str:
+    done, total = progress.get("iteration", 0), progress.get("iterations", 0)
+    full = round(BAR * min(done / total, 1)) if total else 0
+    on, off = ("#", ".") if plain else ("█", "░")
+    words = [f"{on * full}{off * (BAR - full)} {done}/{total}"]
+    if (loss := progress.get("loss")) is not None:
+        words.append(f"loss {loss:.4f}")
+    if (pace := progress.get("secondsPerIteration")) is not None:
+        words.append(f"{pace:.3g} s/iteration")
+    if eta := progress.get("etaSeconds"):
+        words.append(f"{duration(eta)} left")
+    return "  ".join(words)
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    why = ": ".join(filter(None, (attempt.get("reason"), attempt.get("message"))))
+    reach = f"{attempt.get('startIteration', 0)} to {attempt.get('endIteration', 0)}"
+    charged = ", counted" if attempt.get("charged") else ""
+    return f"attempt {attempt['number']}: {why} (iterations {reach}{charged})"
+
+
+def _restarts(status: Mapping[str, Any]) -> str:
+    restarts, charged = status.get("restarts", 0), status.get("chargedRestarts")
+    return f"{restarts}" + (f" ({charged} counted)" if restarts and charged is not None else "")
+
+
+def _gpu_time(gpu: Mapping[str, float]) -> str:
+    parts = {kind: gpu.get(kind, 0.0) for kind in ("useful", "lost", "idle")}
+    held = sum(parts.values())
+    share = f" ({100 * parts['useful'] / held:.0f}% useful)" if held else ""
+    return ", ".join(f"{duration(value)} {kind}" for kind, value in parts.items()) + share
+
+
+def _pods(pods: Sequence[Pod]) -> list[_Node]:
+    """The pods of the newest attempt: those in trouble first, many of them only counted."""
+    newest = max((p.attempt for p in pods), default=0)
+    rows = [(_state(p), p) for p in pods if p.attempt == newest]
+    rows.sort(key=lambda row: (row[0] == "Running", row[1].index))
+    shown = [_Node("  ".join(filter(None, (p.name, p.node, s)))) for s, p in rows[:PODS]]
+    if more := Counter(state.partition(":")[0] for state, _ in rows[PODS:]):
+        counts = ", ".join(f"{count} {state}" for state, count in more.most_common())
+        shown.append(_Node(f"... and {sum(more.values())} more: {counts}"))
+    return shown
+
+
+def _state(pod: Pod) -> str:
+    if pod.deleted is not None and not pod.over:
+        return "Terminating"
+    if pod.exit_code:
+        return f"{pod.reason or 'Failed'}: exit code {pod.exit_code}"
+    if pod.waits or pod.unschedulable:
+        return f"{pod.phase}: {pod.waits or pod.unschedulable}"
+    return pod.phase if pod.ready or pod.phase != "Running" else "Running: not ready"

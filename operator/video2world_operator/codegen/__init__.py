@@ -1,0 +1,1 @@
+"""Generate the CRD, RBAC manifests and reference pages."""

@@ -1,0 +1,350 @@
+"""The reference in docs/reference/, made of the code: fields, messages, commands, metrics,
+environment.
+
+``python -m video2world_operator.codegen.reference`` writes it, ``--check`` fails if it is not up
+to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from video2world_operator.api import crd_schema
+from video2world_operator.api.conditions import Reason, Type
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.mutability import CHANGEABLE, fixed
+from video2world_operator.api.validation import parse
+from video2world_operator.cli import parser
+from video2world_operator.codegen.write import generate
+from video2world_operator.controller.metrics import Metrics, Present
+from video2world_operator.kube.workqueue import WorkQueue
+from video2world_operator.preflight import requirements as needing
+from video2world_operator.reconcile import known_errors
+from video2world_operator.reconcile.failures import REASONS
+
+__all__ = ["ENVIRONMENT", "FOLDER", "HEAD", "Variable", "main", "pages", "table"]
+
+FOLDER = Path(__file__).parents[3] / "docs" / "reference"
+HEAD = "<!-- Generated from the code by `make generate`; do not edit. -->\n"
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable that something here reads or sets."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+USER, OPERATOR, PLAN, GROUP = (
+    "What you may set",
+    "What the operator's process reads",
+    "What the plan sets in every pod",
+    "What it sets in the pods of the train group",
+)
+ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
+    USER: (
+        Variable("HF_TOKEN", "", "Hugging Face token, for gated weights and data sets. On a "
+                 "cluster it comes from spec.credentials.huggingFaceTokenSecret."),
+        Variable("HF_HOME", "~/.cache/huggingface", "Where the Hub's client keeps token and "
+                 "cache."),
+        Variable("HF_ENDPOINT", "https://huggingface.co", "Another address of the Hub, a mirror."),
+        Variable("HF_HUB_OFFLINE", "0", "1: take only what is on disk."),
+        Variable("KUBECONFIG", "~/.kube/config", "Which cluster v2w and the operator talk to."),
+        Variable("CUDA_VISIBLE_DEVICES", "all", "Which GPUs a local run may use."),
+        Variable("OMP_NUM_THREADS", "the cores, divided among the pods", "Threads of each local "
+                 "worker."),
+        Variable("GLOO_SOCKET_IFNAME", "lo in local runs of several pods", "Network interface of "
+                 "CPU collectives."),
+        Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
+        Variable("V2W_TRITON_CACHE", "", "What the images hold ready for Triton."),
+        Variable("CC", "gcc or clang", "The C compiler that Triton uses; without one the VAE takes "
+                 "slower operations."),
+        Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
+    ),
+    OPERATOR: (
+        Variable("V2W_NAMESPACES", "all", "Comma-separated namespaces to serve."),
+        Variable("V2W_OWN_NAMESPACE", "the credentials'", "Namespace of the leader's Lease."),
+        Variable("V2W_PORT", "8080", "Port of /healthz, /readyz and /metrics."),
+        Variable("V2W_POLL_SECONDS", "10", "Seconds between two looks at a worker's log; more "
+                 "where that would be over 20 looks a second."),
+        Variable("V2W_STUCK_AFTER_SECONDS", "30", "A stage without progress for so long is "
+                 "reported as stuck; a sidecar that outlives its worker by so long is ended."),
+        Variable("V2W_TERMINATION_BOUND_SECONDS", "60", "A pod that outlives its grace period by "
+                 "so long is force-deleted."),
+        Variable("V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one "
+                 "leads."),
+        Variable("V2W_POD_UID", "none", "UID of the operator's pod: a restarted container of it "
+                 "leads on at once."),
+    ),
+    PLAN: (
+        Variable("V2W_STAGE", "", "Name of the stage."),
+        Variable("V2W_RESOURCE", "", "Name of the resource."),
+        Variable("V2W_INPUTS_HASH", "", "Names all that the stage's result depends on."),
+        Variable("V2W_VOLUME_ID", "", "Identity that the volume has to have; a worker that finds "
+                 "another does nothing."),
+        Variable("V2W_LATER_STAGES", "", "Later stages with their hashes; the worker tells which "
+                 "of them are done on the volume."),
+        Variable("V2W_CONFIG_DIR", "/etc/video2world", "Where samples.json lies."),
+        Variable("V2W_WORKERS", "the pod's CPUs", "Videos that the dataset stage cuts at once."),
+        Variable("PYTHONUNBUFFERED", "1", "Log lines come at once."),
+        Variable("HOME", "/tmp", "The root file system is read-only."),
+        Variable("USER", "video2world", "PyTorch names folders by it; the pod's user has no name."),
+        Variable("JOB_COMPLETION_INDEX", "", "Number of the pod; the Job controller sets it."),
+    ),
+    GROUP: (
+        Variable("PET_NNODES", "", "Pods of the group (torchrun)."),
+        Variable("PET_NPROC_PER_NODE", "", "Processes in each (torchrun)."),
+        Variable("PET_RDZV_BACKEND", "static", "How they meet (torchrun)."),
+        Variable("PET_RDZV_ENDPOINT", "", "Where they meet: pod 0 (torchrun)."),
+        Variable("PET_RDZV_ID", "", "Name of the attempt (torchrun)."),
+        Variable("PET_RDZV_CONF", "timeout=1800", "How long they wait for each other."),
+        Variable("PET_NODE_RANK", "the pod's number", "The node's rank (torchrun)."),
+        Variable("PET_MAX_RESTARTS", "0", "The operator restarts the group, not torchrun."),
+        Variable("MASTER_ADDR", "", "Pod 0, for torch.distributed."),
+        Variable("MASTER_PORT", "", "Its port, one above the rendezvous's."),
+        Variable("RANK", "", "Set by torchrun for each process."),
+        Variable("LOCAL_RANK", "", "Set by torchrun for each process."),
+        Variable("WORLD_SIZE", "", "Set by torchrun for each process."),
+        Variable("V2W_RUN_HASH", "", "Names a run whose checkpoints may be gone on from."),
+        Variable("V2W_ATTEMPT", "", "Number of the attempt."),
+        Variable("V2W_METRICS_PORT", "", "Port at which rank 0 tells Prometheus its figures."),
+        Variable("NCCL_*, FI_*", "", "By spec.training.interconnect."),
+    ),
+}  # fmt: skip
+
+
+def pages() -> dict[Path, str]:
+    """Every page by its path."""
+    made = {
+        "fields.md": _fields(),
+        "messages.md": _messages(),
+        "commands.md": _commands(),
+        "metrics.md": _metrics(),
+        "environment.md": _environment(),
+    }
+    sizing = FOLDER.parent / "sizing.md"
+    return {FOLDER / name: HEAD + text for name, text in made.items()} | {sizing: HEAD + _sizing()}
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Write a table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+# ---------------------------------------------------------------------- sizing
+
+# Size, resolution, architecture, then nodes, GPUs on each and context parallelism.
+_RUNS = (
+    ("2B", "720p", "Base", 1, 8, 2), ("2B", "720p", "Base", 1, 8, 1),
+    ("2B", "720p", "Base", 1, 4, 2), ("2B", "720p", "Base", 1, 2, 2),
+    ("2B", "720p", "Base", 1, 1, 1), ("2B", "480p", "Base", 1, 1, 1),
+    ("2B", "720p", "LoRA", 1, 1, 1), ("14B", "720p", "Base", 4, 8, 8),
+    ("14B", "720p", "Base", 2, 8, 8), ("14B", "480p", "Base", 2, 8, 8),
+    ("14B", "720p", "LoRA", 1, 8, 8), ("14B", "480p", "LoRA", 1, 1, 1),
+)  # fmt: skip
+
+
+def _sizing() -> str:
+    text = "# What a run needs\n\nEstimates for 16 fps and batch size 1, by the rule that `v2w "
+    text += "preflight` uses for your file. "
+    text += " ".join((needing.__doc__ or "").partition("\n\n")[2].split())
+    text += "\n\nDisk holds weights, text encoder, one task of AgiBotWorld at work, three "
+    text += "checkpoints and one being written.\n\n"
+    rows = []
+    for size, resolution, architecture, nodes, gpus, context in _RUNS:
+        training: dict[str, Any] = {"iterations": 1, "nodes": nodes, "gpusPerNode": gpus}
+        training |= {"contextParallelSize": context, "architecture": architecture}
+        model = {"size": size, "resolution": resolution}
+        spec = {"model": model, "dataset": {"agibot": {}}, "training": training}
+        metadata = {"name": "x"}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+        need = needing.needs(parse(body))
+        shown = (need.gpu / needing.GIB, need.host / needing.GIB, need.disk / 1e9)
+        rows.append((f"{size} {resolution} {architecture}", f"{nodes} x {gpus}", str(context),
+                     *(f"{number:.0f}" for number in shown)))  # fmt: skip
+    head = ("run", "nodes x GPUs", "context parallel", "GiB a GPU", "GiB host memory a node",
+            "GB of disk")  # fmt: skip
+    return text + table(head, rows)
+
+
+# ---------------------------------------------------------------------- fields
+
+
+def _fields() -> str:
+    (version,) = crd_schema.build()["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]["properties"]
+    text = "# Fields of Video2WorldPostTrain\n\n"
+    text += "A resource of `video2world.dev/v1alpha1`; `[]` stands for each item of a list.\n"
+    for part, words in (("spec", "What you write"), ("status", "What the operator writes")):
+        rows = list(_walk(schema[part], part))
+        rows_text = table(("field", "type", "default", "meaning"), rows)
+        text += f"\n## {part}: {words[0].lower()}{words[1:]}\n\n{rows_text}"
+    text += "\n## What can be changed once work has begun\n\n"
+    of_spec, _ = fixed()
+    text += "The API server refuses any other change: of " + ", ".join(f"`{n}`" for n in of_spec)
+    text += " and the rest of `training`.\n\n"
+    changes = ((f"`spec.{path}`", when) for path, when in CHANGEABLE.items())
+    return text + table(("field", "when a change takes effect"), changes)
+
+
+def _walk(schema: Schema, path: str) -> Iterator[tuple[str, ...]]:
+    for name, field in schema.get("properties", {}).items():
+        here = f"{path}.{name}"
+        default = field.get("default")
+        shown = "" if default is None or isinstance(default, dict) else f"`{_plain(default)}`"
+        yield f"`{here}`", _type(field), shown, field.get("description", "")
+        if field.get("type") == "array":
+            yield from _walk(field["items"], f"{here}[]")
+        else:
+            yield from _walk(field, here)
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type(field: Schema) -> str:
+    if "enum" in field:
+        return " \\| ".join(f"`{value}`" for value in field["enum"]).replace("\\|", "or")
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}"
+    kind = "quantity" if field.get("x-kubernetes-int-or-string") else field.get("type", "any")
+    low, high = field.get("minimum"), field.get("maximum")
+    if low is not None or high is not None:
+        above = "above " if field.get("exclusiveMinimum") else ""
+        kind += (
+            f", {above}{low if low is not None else 'any'} to {high if high is not None else 'any'}"
+        )
+    return str(kind)
+
+
+# ---------------------------------------------------------------------- messages
+
+
+def _messages() -> str:
+    text = "# Conditions, reasons and messages\n\n"
+    text += "`v2w explain NAME` puts them into words, with the remedy.\n\n## Conditions\n\n"
+    text += table(("type", "true when"), ((f"`{t}`", t.meaning) for t in Type))
+    text += "\n## Reasons\n\nWords in capitals stand for what is filled in.\n\n"
+    rows = (
+        (f"`{reason}`", _named(reason.template), _named(known_errors.BY_REASON.get(reason, "")))
+        for reason in Reason
+    )
+    text += table(("reason", "message", "what to do"), rows)
+    text += "\n## Why an attempt at training ended\n\n"
+    ended = {"Succeeded", "Suspended", "SpecChanged", "DeadlineExceeded", "Interrupted", "Killed"}
+    text += (
+        f"In `status.attempts[].reason`: {', '.join(f'`{r}`' for r in sorted(REASONS | ended))}.\n"
+    )
+    text += "\n## What v2w explain knows\n\n"
+    rules = ((_named(rule.what), _named(rule.remedy)) for rule in known_errors.RULES)
+    text += table(("what", "what to do"), (row for row in rules if row[0]))
+    return text
+
+
+def _named(text: str) -> str:
+    if text == "{gpu_trouble}":
+        return "Not enough GPUs are free, no node has so many, or the cluster has none."
+    if text == "{gpu_named}":
+        return "Wait, change spec.training.gpusPerNode and nodes, or add nodes."
+    text = text.replace("{again}", known_errors.AGAIN_CLUSTER)
+    text = text.replace("{{", "{").replace("}}", "}")
+    return re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), text)
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def _commands() -> str:
+    text = "# v2w, command by command\n"
+    (commands,) = (
+        action
+        for action in parser.parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    for name, one in commands.choices.items():
+        text += f"\n## v2w {name}\n\n{one.description}\n\n"
+        rows = []
+        for action in one._actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+            rows.append((flags or f"`{action.metavar}`", str(action.help or "")))
+        text += table(("argument", "meaning"), rows)
+        text += f"\n```console\n$ {str(one.epilog).removeprefix('example: ')}\n```\n"
+    return text
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+class _Nothing:
+    """A cluster without resources, of which the names of all figures can be read."""
+
+    def resource(self, key: Any) -> None:
+        return None
+
+    resources = jobs = pods = resource
+
+
+async def _idle(key: Any) -> None: ...
+
+
+def _metrics() -> str:
+    metrics = Metrics()
+    metrics.attach(
+        Present(_Nothing(), WorkQueue(_idle), lambda: (), lambda: 0.0)  # type: ignore[arg-type]
+    )
+    labels = {metric._name: metric._labelnames for metric in metrics.counted}
+    rows = []
+    for family in metrics.registry.collect():
+        if not family.name.startswith("video2world_"):
+            continue
+        names = labels.get(family.name) or next((s.labels for s in family.samples), {})
+        suffix = "_total" if family.type == "counter" else ""
+        shown = ", ".join(f"`{name}`" for name in names)
+        rows.append((f"`{family.name}{suffix}`", family.type, shown, family.documentation))
+    text = "# Metrics of the operator\n\n"
+    text += "At `/metrics` on the port of the probes (8080), for Prometheus and OpenMetrics; only "
+    text += "the leader has figures of resources. No label holds a name that users choose. "
+    text += "Beside these there are `process_*` of the process itself.\n\n"
+    return text + table(("metric", "type", "labels", "meaning"), sorted(rows))
+
+
+# ---------------------------------------------------------------------- environment
+
+
+def _environment() -> str:
+    text = "# Environment variables\n\n"
+    text += "`V2W_*`, `PET_*` and `MASTER_*` of your shell are not passed on to workers.\n"
+    for title, variables in ENVIRONMENT.items():
+        rows = ((f"`{v.name}`", v.default, v.meaning) for v in variables)
+        text += f"\n## {title}\n\n{table(('variable', 'default', 'meaning'), rows)}"
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the pages, or with ``--check`` return 1 if one is not up to date."""
+    flags = argparse.ArgumentParser(
+        prog="video2world_operator.codegen.reference", description=__doc__
+    )
+    flags.add_argument("--check", action="store_true", help="only compare")
+    return generate(pages(), check=flags.parse_args(arguments).check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Run the operator: watches, caches, applier, events, metrics, health."""

@@ -1,0 +1,266 @@
+"""The command line of every stage, from the resource; paths are relative to the volume's root."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from video2world_operator.api.experiments import passed_on
+from video2world_operator.api.resource import Video2WorldPostTrain
+
+__all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
+
+# change when something is saved or given up, not what is trained
+CADENCE = (
+    "checkpoint.save_iter=",
+    "checkpoint.keep=",
+    "trainer.timeout_seconds=",
+    "trainer.stop_when_diverged=",
+)
+SPEED = ("--shards=",)  # how the work is shared, not what comes of it
+LENGTH = "trainer.max_iter="  # training goes on from its checkpoint when this is raised
+
+_ATTENTION = {
+    "FlashAttention4": "flash_attention_4",
+    "FlashAttention3": "flash_attention_3",
+    "FlashAttention2": "flash_attention_2",
+    "TransformerEngine": "transformer_engine",
+    "Torch": "torch",
+}
+
+
+class Command:
+    """What a stage runs: its ``argv``, and the ``outputs`` it leaves on the volume."""
+
+    def __init__(self, argv: list[str], *outputs: str) -> None:
+        self.argv = argv
+        self.outputs = outputs
+
+
+def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
+    """The stages of a resource in their order; without samples there is no inference."""
+    made = {
+        "download": _download(resource),
+        "dataset": _dataset(resource),
+        "embeddings": _embeddings(resource),
+        "latents": _latents(resource),
+        "train": _train(resource),
+    }
+    if resource.spec.inference.samples:
+        made["inference"] = _inference(resource)
+    return made
+
+
+def sampling(resource: Video2WorldPostTrain, iteration: int) -> Command:
+    """What makes the samples of one checkpoint while training goes on."""
+    return _sweep(resource, [str(iteration)], resource.spec.inference.pods(1), passing=True)
+
+
+def run_folder(resource: Video2WorldPostTrain) -> str:
+    """Folder of the run's checkpoints, as the guide has it."""
+    return f"checkpoints/posttraining/video2world/{resource.job_name}/checkpoints"
+
+
+def samples(resource: Video2WorldPostTrain) -> list[dict[str, str]]:
+    """Content of samples.json, in the form of the guide's ``--batch_input_json``."""
+    return [
+        {
+            "input_video": _within(resource, sample.input),
+            "prompt": sample.prompt,
+            "output_video": f"results/{resource.job_name}/"
+            + (sample.output or f"sample-{number}.mp4"),
+        }
+        for number, sample in enumerate(resource.spec.inference.samples)
+    ]
+
+
+def _within(resource: Video2WorldPostTrain, path: str) -> str:
+    inside = path.startswith(("val/", "train/"))
+    return f"{resource.dataset_dir}/{path}" if inside else path
+
+
+def _python(module: str, *arguments: object) -> list[str]:
+    return ["python", "-m", module, *map(str, arguments)]
+
+
+def _base(resource: Video2WorldPostTrain) -> str:
+    size = resource.spec.model.size
+    owner = "video2world" if resource.spec.tiny else "nvidia"
+    return f"checkpoints/{owner}/Cosmos-Predict2-{size}-Video2World"
+
+
+def _text_encoder(resource: Video2WorldPostTrain) -> str:
+    name = "video2world/t5-tiny" if resource.spec.tiny else "google-t5/t5-11b"
+    return f"checkpoints/{name}"
+
+
+def _weights(resource: Video2WorldPostTrain) -> str | None:
+    model = resource.spec.model
+    if model.weights or resource.spec.tiny:  # Tiny has no base weights: it starts from its seed
+        return model.weights
+    return f"{_base(resource)}/model-{model.resolution}-{model.fps}fps.pt"
+
+
+def _size_flags(resource: Video2WorldPostTrain) -> list[str]:
+    model = resource.spec.model
+    return ["--fps", str(model.fps), "--resolution", model.resolution.removesuffix("p")]
+
+
+def _download(resource: Video2WorldPostTrain) -> Command:
+    argv = _python(
+        "video2world_preprocess.download",
+        *("--model_sizes", resource.spec.model.size, "--model_types", "video2world"),
+        *_size_flags(resource),
+        *("--checkpoint_dir", "checkpoints"),
+    )
+    outputs = [f"{_base(resource)}/tokenizer", _text_encoder(resource)]
+    return Command(argv, *outputs)
+
+
+def _dataset(resource: Video2WorldPostTrain) -> Command:
+    dataset, folder = resource.spec.dataset, resource.dataset_dir
+    # One frame more than a clip, so that there is more than one place for it in a window.
+    shortest = ["--min_frames", resource.spec.num_frames + 1]
+    if agibot := dataset.agibot:
+        argv = _python(
+            "video2world_preprocess.agibot",
+            *("--task_ids", *agibot.task_ids),
+            *("--data_dir", (agibot.path or "datasets/agibot").rstrip("/")),
+            *("--repo_id", agibot.repo_id, "--camera", agibot.camera),
+            *(
+                ("--val_episode_ids", *agibot.validation_episode_ids)
+                if agibot.validation_episode_ids
+                else ()
+            ),
+            *_windows(agibot.window_seconds),
+            *shortest,
+            *("--dataset_dir", folder, "--prepare"),
+            *(["--keep_tar"] if agibot.keep_archives else []),
+            *(["--local"] if agibot.path else []),
+            *(["--caption_file", agibot.caption_file] if agibot.caption_file else []),
+            *(["--revision", agibot.revision] if agibot.revision else []),
+        )
+    elif videos := dataset.videos:
+        argv = _python(
+            "video2world_preprocess.videos",
+            *("--videos_dir", videos.path.rstrip("/"), "--dataset_dir", folder),
+            *(("--val_names", *videos.validation_names) if videos.validation_names else ()),
+            *_windows(videos.window_seconds),
+            *shortest,
+        )
+    else:
+        argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
+    if dataset.shards > 1 and not dataset.prepared:
+        argv.append(f"--shards={dataset.shards}")
+    return Command(argv, f"{folder}/train")
+
+
+def _windows(seconds: float) -> list[str]:
+    # What is left at an episode's end joins the last window unless it makes half a window more.
+    return ["--window-size", f"{seconds:g}", "--min-last-window", f"{1.5 * seconds:g}"]
+
+
+def _splits(resource: Video2WorldPostTrain) -> list[str]:
+    return [f"{resource.dataset_dir}/train", f"{resource.dataset_dir}/val"]
+
+
+def _embeddings(resource: Video2WorldPostTrain) -> Command:
+    argv = _python(
+        "video2world_preprocess.embeddings",
+        *("--dataset_path", *_splits(resource)),
+        *("--max_length", 512, "--cache_dir", _text_encoder(resource)),
+    )
+    return Command(argv, f"{resource.dataset_dir}/train/t5_xxl")
+
+
+def _latents(resource: Video2WorldPostTrain) -> Command:
+    spec = resource.spec
+    argv = _python(
+        "video2world_preprocess.latents",
+        *("--dataset_path", *_splits(resource)),
+        *("--vae_path", f"{_base(resource)}/tokenizer"),
+        *("--num_frames", spec.num_frames, "--video_size", *spec.video_size),
+        *("--geometry", spec.model.geometry.lower()),
+        *("--clips_per_window", spec.training.clips_per_window, "--seed", spec.training.seed),
+    )
+    return Command(argv, f"{resource.dataset_dir}/train/latents")
+
+
+def _train(resource: Video2WorldPostTrain) -> Command:
+    spec, training = resource.spec, resource.spec.training
+    height, width, time = spec.rope_ratios
+    net = "model.config.pipe_config.net"
+    settings: dict[str, Any] = {
+        "experiment": training.experiment,
+        "job.project": "posttraining",
+        "job.group": "video2world",
+        "job.name": resource.job_name,
+        "model.size": spec.model.size,
+        "model.geometry": spec.model.geometry.lower(),
+        "model.config.model_manager_config.dit_path": _weights(resource),
+        "model.config.train_architecture": training.architecture.lower(),
+        "model.config.pipe_config.ema.enabled": training.ema,
+        f"{net}.rope_h_extrapolation_ratio": height,
+        f"{net}.rope_w_extrapolation_ratio": width,
+        f"{net}.rope_t_extrapolation_ratio": time,
+        f"{net}.atten_backend": _ATTENTION.get(training.attention),
+        "model_parallel.context_parallel_size": spec.context_parallel,
+        "dataloader_train.dataset.dataset_dir": f"{resource.dataset_dir}/train",
+        "dataloader_train.dataset.num_frames": spec.num_frames,
+        "dataloader_train.dataset.video_size": "[{},{}]".format(*spec.video_size),
+        "dataloader_train.batch_size": training.batch_size,
+        "optimizer.lr": spec.learning_rate,
+        "scheduler.warm_up_steps": spec.warmup_iterations,
+        "trainer.seed": training.seed,
+        "trainer.max_iter": spec.iterations,
+        "trainer.timeout_seconds": training.hang_timeout_seconds,
+        "optimizer.clip_norm": training.gradient_clip_norm,
+        "checkpoint.save_iter": training.checkpoint.every_iterations,
+        "checkpoint.keep": training.checkpoint.keep,
+    }
+    if training.architecture == "LoRA":
+        settings["model.config.lora_rank"] = training.lora.rank
+        settings["model.config.lora_alpha"] = training.lora.alpha
+    if training.stop_when_diverged:
+        settings["trainer.stop_when_diverged"] = True
+    if spec.model.lora_alpha is not None:
+        settings["model.config.model_manager_config.lora_alpha"] = spec.model.lora_alpha
+    settings |= passed_on(training.overrides)
+    argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
+    argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
+    return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _inference(resource: Video2WorldPostTrain) -> Command:
+    inference = resource.spec.inference
+    return _sweep(resource, inference.names, inference.pods(inference.count), passing=False)
+
+
+def _sweep(
+    resource: Video2WorldPostTrain, checkpoints: list[str], pods: int, *, passing: bool
+) -> Command:
+    spec, inference = resource.spec, resource.spec.inference
+    argv = _python(
+        "video2world_trainer.sweep",
+        *("--run_folder", run_folder(resource), "--checkpoints", *checkpoints),
+        *("--batch_input_json", "$(V2W_CONFIG_DIR)/samples.json"),
+        *(["--by_checkpoint"] if inference.by_checkpoint else []),
+        *(["--pass_over_missing"] if passing else []),
+        *(["--lora_alpha", f"{alpha:g}"] if (alpha := inference.lora_alpha) else []),
+        *([f"--shards={pods}"] if pods > 1 else []),
+        "--",
+        *("--model_size", spec.model.size),
+        *([] if spec.tiny else _size_flags(resource)),  # Tiny's size and rate are its own
+        *("--num_conditional_frames", inference.num_conditional_frames),
+        *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
+        *(("--num_steps", inference.steps) if inference.steps != 35 else ()),
+        *(["--load_ema"] if inference.weights == "EMA" else []),
+        *("--vae_path", f"{_base(resource)}/tokenizer"),
+        *("--text_encoder_path", _text_encoder(resource), "--frames", "first"),
+    )
+    return Command(argv, f"results/{resource.job_name}")

@@ -1,0 +1,158 @@
+"""Starting all nodes of the train group together: which way the cluster offers, and its objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from video2world_operator.api.conditions import Reason
+from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.plan.manifests import GPU
+
+__all__ = ["WAYS", "Capabilities", "Gang", "choose"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Versions of the optional APIs that the cluster serves with their resource; empty: it does
+    not serve them. That says nothing of whether anyone acts on their objects."""
+
+    native: str = ""  # of PodGroup in scheduling.k8s.io
+    volcano: str = ""  # of PodGroup in scheduling.volcano.sh
+    coscheduling: str = ""  # of PodGroup in scheduling.x-k8s.io
+    kueue: str = ""  # of LocalQueue in kueue.x-k8s.io
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The API groups of those that are served."""
+        names = {
+            "scheduling.k8s.io": self.native,
+            "scheduling.volcano.sh": self.volcano,
+            "scheduling.x-k8s.io": self.coscheduling,
+            "kueue.x-k8s.io": self.kueue,
+        }
+        return frozenset(group for group, version in names.items() if version)
+
+
+Manifest = dict[str, Any]
+WAYS = (Reason.GANG_NATIVE, Reason.GANG_VOLCANO, Reason.GANG_COSCHEDULING, Reason.GANG_KUEUE)
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The choice, as the condition tells it, and what it adds to the train group's manifests."""
+
+    reason: Reason
+    facts: Mapping[str, Any]
+    version: str = ""  # API version of its PodGroup; empty without one
+
+    @property
+    def scheduled(self) -> bool | None:
+        """Whether the group starts together (or is a single node); None: that shows only when
+        its scheduler acts on it."""
+        if self.reason in WAYS:
+            return None
+        return self.reason is Reason.GANG_NOT_NEEDED
+
+    @property
+    def scheduler(self) -> str:
+        """Name of what has to act on the group, for people."""
+        return _SCHEDULERS.get(self.reason, "")
+
+    def apply(self, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
+        """``manifests`` of an attempt with the PodGroup first and the pods in it."""
+        make = _GROUPS.get(self.reason)
+        if make is None:
+            return manifests
+        *others, job = manifests
+        group, metadata, spec = make(job, self.version)
+        template = job["spec"]["template"]
+        template = {
+            "metadata": template["metadata"]
+            | {
+                name: template["metadata"].get(name, {}) | values
+                for name, values in metadata.items()
+            },
+            "spec": template["spec"] | spec,
+        }
+        return (group, *others, job | {"spec": job["spec"] | {"template": template}})
+
+
+def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
+    """How the train group of ``resource`` is started together on this cluster."""
+    scheduling, nodes = resource.spec.scheduling, resource.spec.nodes
+    facts = {"nodes": nodes}
+    if nodes == 1:
+        return Gang(Reason.GANG_NOT_NEEDED, facts)
+    if scheduling.gang == "None":
+        return Gang(Reason.GANG_OFF, facts)
+    if scheduling.queue_name and scheduling.gang == "Auto":
+        return Gang(Reason.GANG_KUEUE, facts | {"queue": scheduling.queue_name})
+    ways = {
+        "Native": (Reason.GANG_NATIVE, "scheduling.k8s.io", cluster.native),
+        "Volcano": (Reason.GANG_VOLCANO, "scheduling.volcano.sh", cluster.volcano),
+        "Coscheduling": (Reason.GANG_COSCHEDULING, "scheduling.x-k8s.io", cluster.coscheduling),
+    }
+    for name, (reason, group, served) in ways.items():
+        if served and scheduling.gang in ("Auto", name):
+            version = f"{group}/{served}"
+            return Gang(reason, facts | {"version": version}, version)
+    problem = "This cluster serves no PodGroup: nodes start one by one and hold their GPUs idle "
+    problem += "until the last has one. Install Kueue, Volcano or coscheduling, or use Kubernetes "
+    problem += "1.37 with scheduling.k8s.io/v1beta1 served."
+    if scheduling.gang != "Auto":
+        problem = f"spec.scheduling.gang: {scheduling.gang} is not served by this cluster; nodes "
+        problem += "start one by one. Use Auto, or install it."
+    return Gang(Reason.GANG_UNAVAILABLE, facts | {"problem": problem})
+
+
+def _meta(job: Manifest) -> Manifest:
+    own = job["metadata"]
+    kept = {k: v for k, v in own["labels"].items() if not k.startswith("kueue.x-k8s.io/")}
+    return {"name": own["name"], "namespace": own["namespace"], "labels": kept}
+
+
+Made = tuple[Manifest, Mapping[str, Mapping[str, str]], Mapping[str, Any]]
+
+
+def _native(job: Manifest, version: str) -> Made:
+    """KEP-4671: pods are held back until the PodGroup and ``minCount`` of its pods are there."""
+    policy = {"gang": {"minCount": job["spec"]["completions"]}}
+    group = {"apiVersion": version, "kind": "PodGroup", "metadata": _meta(job)}
+    group["spec"] = {"schedulingPolicy": policy}
+    return group, {}, {"schedulingGroup": {"podGroupName": job["metadata"]["name"]}}
+
+
+def _volcano(job: Manifest, version: str) -> Made:
+    name, nodes = job["metadata"]["name"], job["spec"]["completions"]
+    group = {"apiVersion": version, "kind": "PodGroup"}
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    limits = (container.get("resources") or {}).get("limits") or {}  # a pod template may clear them
+    spec: dict[str, Any] = {"minMember": nodes}
+    if GPU in limits:
+        spec["minResources"] = {GPU: str(int(limits[GPU]) * nodes)}
+    annotations = {"scheduling.k8s.io/group-name": name}
+    made = group | {"metadata": _meta(job), "spec": spec}
+    scheduler = job["spec"]["template"]["spec"].get("schedulerName", "volcano")
+    return made, {"annotations": annotations}, {"schedulerName": scheduler}
+
+
+def _coscheduling(job: Manifest, version: str) -> Made:
+    group = {"apiVersion": version, "kind": "PodGroup"}
+    spec = {"minMember": job["spec"]["completions"], "scheduleTimeoutSeconds": 60}
+    labels = {"scheduling.x-k8s.io/pod-group": job["metadata"]["name"]}
+    return group | {"metadata": _meta(job), "spec": spec}, {"labels": labels}, {}
+
+
+_SCHEDULERS: Mapping[Reason, str] = {
+    Reason.GANG_NATIVE: "a kube-scheduler with the feature gate GangScheduling",
+    Reason.GANG_VOLCANO: "Volcano's scheduler",
+    Reason.GANG_COSCHEDULING: "a scheduler with the coscheduling plugin, and its controller",
+    Reason.GANG_KUEUE: "Kueue",
+}
+_GROUPS: Mapping[Reason, Callable[[Manifest, str], Made]] = {
+    Reason.GANG_NATIVE: _native,
+    Reason.GANG_VOLCANO: _volcano,
+    Reason.GANG_COSCHEDULING: _coscheduling,
+}

@@ -1,0 +1,13 @@
+"""Name the labels and annotations of the objects that a plan creates."""
+
+from __future__ import annotations
+
+from video2world_operator.api.constants import GROUP
+
+__all__ = ["ATTEMPT_LABEL", "HASH_ANNOTATION", "PODS_ANNOTATION", "RESOURCE_LABEL", "STAGE_LABEL"]
+
+RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
+ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
+PODS_ANNOTATION = f"{GROUP}/pods-hash"  # names what of the spec the pods are made of
+SAMPLES_ANNOTATION = f"{GROUP}/samples"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

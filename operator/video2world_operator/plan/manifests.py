@@ -1,0 +1,456 @@
+"""Build the Kubernetes manifests of a stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from video2world_common.exit_codes import EXIT_USER_ERROR
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.errors import InvalidResource, Problem
+from video2world_operator.api.pods import StagePatch
+from video2world_operator.api.quantity import quantity
+from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.api.yaml_reader import join
+from video2world_operator.plan.commands import samples
+from video2world_operator.plan.labels import (
+    ATTEMPT_LABEL,
+    HASH_ANNOTATION,
+    PODS_ANNOTATION,
+    QUEUE_LABEL,
+    RESOURCE_LABEL,
+    SAMPLES_ANNOTATION,
+    STAGE_LABEL,
+)
+from video2world_operator.plan.stage import SAMPLING, Manifest, Stage, _digest, _run_hash
+
+__all__ = ["CONFIG_DIR", "VOLUME_DIR", "owned", "pods_hash"]
+
+VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
+GPU = "nvidia.com/gpu"
+USER = 1000
+LOST_NODE_SECONDS = 30  # pods leave an unreachable node after so long, not Kubernetes' 300
+_NETWORK = ("download", "dataset")  # the stages that may fetch
+_REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod (train: per GPU)
+    "download": (2, 4),
+    "dataset": (4, 8),
+    "embeddings": (4, 48),
+    "latents": (8, 32),
+    "train": (8, 96),
+    "inference": (8, 128),
+}
+
+
+# What NCCL is told of the network between nodes; Auto tells it nothing.
+_INTERCONNECT: Mapping[str, Mapping[str, str]] = {
+    "Auto": {},
+    "Ethernet": {"NCCL_IB_DISABLE": "1"},
+    "InfiniBand": {"NCCL_IB_DISABLE": "0", "NCCL_NET": "IB"},
+    "RoCE": {"NCCL_IB_DISABLE": "0", "NCCL_NET": "IB", "NCCL_IB_GID_INDEX": "3"},
+    "EFA": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_FORK_SAFE": "1"},
+}
+
+
+def _labels(resource: Video2WorldPostTrain, stage: str | None = None) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "video2world",
+        "app.kubernetes.io/instance": resource.name,
+        "app.kubernetes.io/managed-by": "video2world-operator",
+        RESOURCE_LABEL: resource.name,
+    }
+    if stage:
+        labels |= {"app.kubernetes.io/component": stage, STAGE_LABEL: stage}
+    return labels
+
+
+def _object(
+    version: str, kind: str, name: str, namespace: str, labels: dict[str, str], **body: Any
+) -> Manifest:
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **body}
+
+
+def _claim_name(resource: Video2WorldPostTrain) -> str:
+    return resource.spec.storage.claim_name or f"{resource.name}-data"
+
+
+def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ...]:
+    storage = resource.spec.storage
+    if storage.claim_name:
+        return ()
+    mode = storage.access_mode or (
+        "ReadWriteMany" if resource.spec.sharing > 1 else "ReadWriteOnce"
+    )
+    spec: dict[str, Any] = {
+        "accessModes": [mode],
+        "resources": {"requests": {"storage": resource.spec.volume_size}},
+    }
+    if storage.storage_class_name:
+        spec["storageClassName"] = storage.storage_class_name
+    name = _claim_name(resource)
+    return (_object("v1", "PersistentVolumeClaim", name, namespace, _labels(resource), spec=spec),)
+
+
+def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
+    if resource.spec.device == "CPU" or stage in _NETWORK:
+        return 0
+    return resource.spec.processes_per_node if stage == "train" else 1
+
+
+def _manifests(
+    resource: Video2WorldPostTrain, namespace: str, stage: Stage, later: list[Stage], attempt: int
+) -> tuple[Manifest, ...]:
+    """The manifests of an attempt at ``stage``; ``later`` are the stages that follow it."""
+    env = {
+        "V2W_STAGE": stage.name,
+        "V2W_RESOURCE": resource.name,
+        "V2W_INPUTS_HASH": stage.inputs_hash,
+        # so that the worker can tell which of them are on the volume already
+        "V2W_LATER_STAGES": ",".join(f"{s.name}={s.inputs_hash}" for s in later),
+        "V2W_CONFIG_DIR": CONFIG_DIR,
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",  # the root file system is read-only
+        "USER": "video2world",  # PyTorch names folders by it; the user's id may have no name
+    }
+    if stage.name == "train":
+        return _train(resource, namespace, stage, env, attempt)
+    settings: dict[str, Any] = {"backoffLimit": 3}
+    if stage.name == "dataset":
+        env["V2W_WORKERS"] = str(_whole_cpus(_resources(resource, "dataset")["requests"]["cpu"]))
+    if (pods := _shares(resource, stage)) > 1:
+        # each pod takes its share by JOB_COMPLETION_INDEX, and may fail as often as one alone
+        settings = {
+            "completionMode": "Indexed",
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimitPerIndex": 3,
+        }
+    return (_job(resource, namespace, stage, env, attempt, settings, _disrupted),)
+
+
+def _shares(resource: Video2WorldPostTrain, stage: Stage) -> int:
+    """Pods between which the stage's work is shared."""
+    inference = resource.spec.inference
+    if stage.name == "dataset":
+        return resource.spec.dataset.shards
+    if stage.kind == "inference":
+        return inference.pods(1 if stage.name == SAMPLING else inference.count)
+    return 1
+
+
+def _job(
+    resource: Video2WorldPostTrain,
+    namespace: str,
+    stage: Stage,
+    env: Mapping[str, str],
+    attempt: int,
+    settings: Mapping[str, Any],
+    on_disruption: Manifest,
+) -> Manifest:
+    labels = _labels(resource, stage.name) | {ATTEMPT_LABEL: str(attempt)}
+    metadata: dict[str, Any] = {"labels": dict(labels)}
+    if stage.kind == "inference":
+        text = json.dumps(samples(resource), ensure_ascii=False)
+        metadata["annotations"] = {SAMPLES_ANNOTATION: text}
+    template: dict[str, Any] = {"metadata": metadata, "spec": _pod(resource, stage, env)}
+    patch: StagePatch = getattr(resource.spec.stages, stage.kind)
+    if patch.pod_template:
+        path = f"spec.stages.{stage.kind}.podTemplate"
+        template = _still_a_pod(_merge(template, patch.pod_template, path), path)
+    codes = {"containerName": stage.kind, "operator": "In", "values": [EXIT_USER_ERROR]}
+    rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
+    spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
+    queue = resource.spec.scheduling.queue_name
+    if queue and (stage.name == "train" or _gpus(resource, stage.kind)):
+        labels[QUEUE_LABEL] = queue  # on the Job, not its pods
+    name = f"{resource.name}-{stage.name}-{attempt}"
+    job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
+    job["metadata"]["annotations"] = {
+        HASH_ANNOTATION: stage.inputs_hash,
+        PODS_ANNOTATION: pods_hash(resource, stage),
+    }
+    return job
+
+
+def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
+    """Names what can be changed of a stage's pods while they are there."""
+    spec = resource.spec
+    parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
+    return _digest([p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts])
+
+
+def _on_disruption(action: str) -> Manifest:
+    return {
+        "action": action,
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+
+
+_disrupted = _on_disruption("Ignore")
+
+
+def _train(
+    resource: Video2WorldPostTrain,
+    namespace: str,
+    stage: Stage,
+    env: Mapping[str, str],
+    attempt: int,
+) -> tuple[Manifest, ...]:
+    """Service and Indexed Job; every node runs one torchrun agent, which meet at node 0."""
+    spec, port = resource.spec, resource.spec.training.rendezvous_port
+    service, name = f"{resource.name}-train", f"{resource.name}-train-{attempt}"
+    host = f"{name}-0.{service}"
+    group = {
+        "PET_NNODES": str(spec.nodes),
+        "PET_NPROC_PER_NODE": str(spec.processes_per_node),
+        # The pods' numbers are the nodes' ranks (launch.py): c10d would sort them by name and pid.
+        "PET_RDZV_BACKEND": "static",
+        "PET_RDZV_ENDPOINT": f"{host}:{port}",
+        "PET_RDZV_ID": name,
+        # Nodes come up minutes apart when images are pulled; torchrun waits ten minutes otherwise.
+        "PET_RDZV_CONF": "timeout=1800",
+        "PET_MAX_RESTARTS": "0",  # a lost process restarts the whole group, as a new attempt
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port + 1),
+        # Names a run whose checkpoints may be gone on from: all but its length and cadence.
+        "V2W_RUN_HASH": _run_hash(stage.argv, [resource.dataset_dir]),
+        "V2W_ATTEMPT": str(attempt),
+        "V2W_METRICS_PORT": str(port + 2),  # of rank 0, and so of pod 0
+        **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
+    }
+    settings = {
+        "completionMode": "Indexed",
+        "completions": spec.nodes,
+        "parallelism": spec.nodes,
+        "backoffLimit": 0,
+    }
+    # One lost node ends the attempt at once: the others could not go on without it.
+    job = _job(
+        resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
+    )
+    ports = [
+        {"name": "rendezvous", "port": port},
+        {"name": "master", "port": port + 1},
+        {"name": "metrics", "port": port + 2},
+    ]
+    body = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": {RESOURCE_LABEL: resource.name, STAGE_LABEL: "train"},
+        "ports": ports,
+    }
+    labels = _labels(resource, "train")
+    return (_object("v1", "Service", service, namespace, labels, spec=body), job)
+
+
+def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
+    """What a pod of the train group has beside what every pod has."""
+    lost = [
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute",
+         "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in ("not-ready", "unreachable")
+    ]  # fmt: skip
+    given = resource.spec.stages.train.tolerations
+    lost = [t for t in lost if t["key"] not in [g.get("key") for g in given]]
+    fields: dict[str, Any] = {
+        "subdomain": f"{resource.name}-train",
+        "tolerations": [*given, *lost],
+    }
+    key, affinity = resource.spec.scheduling.topology_key, resource.spec.stages.train.affinity
+    if not key or affinity:
+        return fields
+    selector = {RESOURCE_LABEL: resource.name, STAGE_LABEL: "train"}
+    term = {"labelSelector": {"matchLabels": selector}, "topologyKey": key}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    name = "preferredDuringSchedulingIgnoredDuringExecution"
+    return fields | {"affinity": {"podAffinity": {name: preferred}}}
+
+
+def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) -> dict[str, Any]:
+    spec, stage = resource.spec, step.kind
+    patch: StagePatch = getattr(spec.stages, stage)
+    trainer = stage in ("train", "inference")
+    image = patch.image or (spec.images.trainer if trainer else spec.images.preprocess)
+    data: dict[str, Any] = {"name": "data", "mountPath": VOLUME_DIR}
+    if spec.storage.sub_path:
+        data["subPath"] = spec.storage.sub_path
+    shared_memory = "1Gi" if spec.tiny else "64Gi"
+    container: dict[str, Any] = {
+        "name": stage,
+        "image": image,
+        "imagePullPolicy": spec.images.pull_policy,
+        "command": list(step.argv),
+        "workingDir": VOLUME_DIR,
+        "env": _env(resource, stage, env),
+        "resources": _resources(resource, stage),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            data,
+            {"name": "shm", "mountPath": "/dev/shm"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        # Long enough to save a checkpoint: SIGTERM first, and only then the end.
+        "terminationGracePeriodSeconds": 600 if stage == "train" and not spec.tiny else 60,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": _claim_name(resource)}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    if stage == "train":
+        port = spec.training.rendezvous_port + 2
+        container["ports"] = [{"name": "metrics", "containerPort": port}]
+    if stage == "inference":
+        # The samples travel in the pod's own annotation: no ConfigMap to make, own and clean up.
+        path = f"metadata.annotations['{SAMPLES_ANNOTATION}']"
+        items = [{"path": "samples.json", "fieldRef": {"fieldPath": path}}]
+        pod["volumes"].append({"name": "config", "downwardAPI": {"items": items}})
+        mount = {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True}
+        container["volumeMounts"].append(mount)
+    optional = {
+        "nodeSelector": patch.node_selector,
+        "tolerations": patch.tolerations,
+        "affinity": patch.affinity,
+        "priorityClassName": spec.scheduling.priority_class_name,
+        "schedulerName": spec.scheduling.scheduler_name,
+        "imagePullSecrets": [{"name": name} for name in spec.images.pull_secrets],
+    }
+    pod |= {name: value for name, value in optional.items() if value}
+    return pod | _group(resource) if stage == "train" else pod
+
+
+def _env(
+    resource: Video2WorldPostTrain, stage: str, given: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    values = dict(given)
+    if resource.spec.device == "CPU":
+        values["CUDA_VISIBLE_DEVICES"] = ""
+    env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
+    token = resource.spec.credentials.hugging_face_token_secret
+    if token and _fetches(resource, stage):
+        source = token.model_dump(include={"name", "key"})
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
+    patch: StagePatch = getattr(resource.spec.stages, stage)
+    more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
+    return _merge_named(env, more, "name")
+
+
+def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
+    """Whether the stage asks the Hub for anything: only then it gets the token."""
+    agibot = resource.spec.dataset.agibot
+    return stage == "download" or (stage == "dataset" and agibot is not None and not agibot.path)
+
+
+def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
+    gpus = _gpus(resource, stage)
+    cpus, memory = _REQUESTS[stage]
+    if stage == "train":
+        cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
+    requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
+    if resource.spec.tiny:  # two of its pods, and the operator's, share a machine of two cores
+        requests = {"cpu": "500m", "memory": "2Gi"}
+    limits: dict[str, Any] = {GPU: str(gpus)} if gpus else {}
+    patch: StagePatch = getattr(resource.spec.stages, stage)
+    if patch.resources:
+        requests |= {name: str(value) for name, value in patch.resources.requests.items()}
+        limits |= {name: str(value) for name, value in patch.resources.limits.items()}
+        # A GPU's request must equal its limit: the one that is given holds for both.
+        if GPU in patch.resources.requests and GPU not in patch.resources.limits:
+            limits[GPU] = requests[GPU]
+        if limits.get(GPU) == "0":
+            limits.pop(GPU)
+            requests.pop(GPU, None)
+    return {"requests": requests} | ({"limits": limits} if limits else {})
+
+
+def _whole_cpus(text: str) -> int:
+    """``500m`` or ``4`` as a number of processes."""
+    return max(1, round(quantity(text)))
+
+
+_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "volumeMounts": "mountPath",
+    "imagePullSecrets": "name",  # pragma: allowlist secret
+}
+
+
+def _merge(base: Any, patch: Any, path: str = "") -> Any:
+    """RFC 7386, but lists of things with names are merged by name, as kubectl does.
+
+    Raises InvalidResource, with ``path`` as that of ``patch``, for what is no such list.
+    """
+    if not isinstance(base, dict) or not isinstance(patch, dict):
+        return patch
+    merged = dict(base)
+    for name, value in patch.items():
+        here = join(path, name)
+        if value is None:
+            merged.pop(name, None)
+        elif name in _KEYS and isinstance(merged.get(name), list):
+            merged[name] = _merge_named(merged[name], value, _KEYS[name], here)
+        else:
+            merged[name] = _merge(merged.get(name, {}), value, here)
+    return merged
+
+
+def _merge_named(base: list[Any], patch: Any, key: str, path: str = "") -> list[Any]:
+    if not isinstance(patch, list):
+        raise InvalidResource([Problem(path, "write a list here, as in a pod")])
+    merged = {item[key]: item for item in base}
+    for number, item in enumerate(patch):
+        name = item.get(key) if isinstance(item, dict) else None
+        if not isinstance(name, str):
+            text = f"write a mapping with {key}, by which it is merged with the plan's own entries"
+            raise InvalidResource([Problem(f"{path}[{number}]", text)])
+        merged[name] = _merge(merged.get(name, {}), item, f"{path}[{number}]")
+    return list(merged.values())
+
+
+def _still_a_pod(template: Any, path: str) -> Any:
+    """``template`` of a pod, unless a patch took out of it what the operator reads again."""
+    for name, below in (("metadata", "labels"), ("spec", "containers")):
+        part = template.get(name)
+        if not isinstance(part, dict) or not part.get(below):
+            raise InvalidResource([Problem(f"{path}.{name}", f"leave a mapping with {below}")])
+    if not isinstance(template["metadata"]["labels"], dict):
+        raise InvalidResource([Problem(f"{path}.metadata.labels", "write a mapping here")])
+    if not all(one.get("image") for one in template["spec"]["containers"]):
+        raise InvalidResource([Problem(f"{path}.spec.containers", "give each one an image")])
+    return template
+
+
+def owned(manifest: Manifest, resource: Video2WorldPostTrain) -> Manifest:
+    """``manifest`` with the resource as its controller, so that it goes when the resource goes.
+
+    The claim stays without an owner unless ``spec.storage.retention`` is Delete. The owner does
+    not block on it, for which the operator would need rights on the resource's finalizers.
+    """
+    if manifest["kind"] == "PersistentVolumeClaim" and resource.spec.storage.retention == "Keep":
+        return manifest
+    owner: Manifest = {"apiVersion": API_VERSION, "kind": KIND, "name": resource.name}
+    owner |= {"uid": resource.metadata.uid, "controller": True}
+    return manifest | {"metadata": manifest["metadata"] | {"ownerReferences": [owner]}}

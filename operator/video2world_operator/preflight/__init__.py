@@ -1,0 +1,1 @@
+"""Check machine, cluster and Hub before hours are spent."""

@@ -1,0 +1,105 @@
+"""Collect the facts of a cluster that preflight checks judge, with the user's rights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.timestamps import parse_time
+from video2world_operator.api.yaml_reader import as_json
+from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.errors import ApiError
+from video2world_operator.kube.leader_election import NAME as LEASE
+from video2world_operator.plan.plan import Plan
+from video2world_operator.preflight.crd_version import problem_of
+from video2world_operator.preflight.discovery import discover
+from video2world_operator.preflight.facts import ClusterFacts
+
+__all__ = ["cluster_facts"]
+
+_OF_THE_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
+FRESH = 60.0  # seconds for which a Lease that was renewed shows a live operator
+
+
+async def cluster_facts(
+    cluster: Cluster, namespace: str, plan: Plan, manifest: Mapping[str, Any]
+) -> ClusterFacts:
+    """What can be seen of the cluster with the user's rights; it is asked about ``manifest``."""
+    spec = plan.resource.spec
+    base = f"/api/v1/namespaces/{namespace}"
+    token_secret = spec.credentials.hugging_face_token_secret
+    names = [*spec.images.pull_secrets, *([token_secret.name] if token_secret else [])]
+    secrets, unreadable = {}, set()
+    for name in names:
+        try:
+            found = await cluster.get(f"{base}/secrets/{name}")
+            secrets[name] = sorted(found.get("data") or {}) if found else None
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            unreadable.add(name)
+    claim = spec.storage.claim_name or f"{plan.name}-data"
+    capabilities = await discover(cluster)
+    queues = None
+    if spec.scheduling.queue_name and capabilities.kueue:
+        path = f"/apis/kueue.x-k8s.io/{capabilities.kueue}/namespaces/{namespace}/localqueues"
+        queues = _names(await _items(cluster, path))
+    return ClusterFacts(
+        namespace=namespace,
+        nodes=await _items(cluster, "/api/v1/nodes"),
+        claim=await cluster.get_if_allowed(
+            path_of("v1", "PersistentVolumeClaim", namespace, claim)
+        ),
+        storage_classes=await _items(cluster, "/apis/storage.k8s.io/v1/storageclasses"),
+        quotas=await _items(cluster, f"{base}/resourcequotas"),
+        secrets=secrets,
+        unreadable=frozenset(unreadable),
+        priority_classes=_names(
+            await _items(cluster, "/apis/scheduling.k8s.io/v1/priorityclasses")
+        ),
+        queues=queues,
+        capabilities=capabilities,
+        leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
+        definition=await problem_of(cluster),
+        refusal=await _refusal(cluster, namespace, manifest),
+    )
+
+
+async def _items(cluster: Cluster, path: str) -> list[Any] | None:
+    return (await cluster.get_if_allowed(path) or {}).get("items")
+
+
+def _names(items: list[Any] | None) -> list[str] | None:
+    return None if items is None else [item["metadata"]["name"] for item in items]
+
+
+def _leader(leases: list[Any] | None) -> str | None:
+    """Who holds a Lease of the operator's name that was renewed lately."""
+    if leases is None:
+        return None
+    for lease in leases:
+        spec, renewed = lease["spec"], parse_time(lease["spec"].get("renewTime"))
+        if lease["metadata"]["name"] != LEASE or not spec.get("holderIdentity") or not renewed:
+            continue
+        if (datetime.now(UTC) - renewed).total_seconds() < FRESH:
+            return str(spec["holderIdentity"])
+    return ""
+
+
+async def _refusal(cluster: Cluster, namespace: str, manifest: Mapping[str, Any]) -> str:
+    """What the API server says to the resource in a dry run; empty if it accepts it."""
+    written = {k: v for k, v in (manifest["metadata"] or {}).items() if k not in _OF_THE_SERVER}
+    body = as_json(manifest) | {"metadata": written | {"namespace": namespace}}
+    path = path_of(API_VERSION, KIND, namespace)
+    asked = {"dryRun": "All", "fieldValidation": "Strict"}  # as kubectl asks
+    try:
+        await cluster.request("POST", path, params=asked, body=body)
+    except ApiError as error:
+        if error.code == 409:  # it is there already
+            return ""
+        if error.code == 404:
+            return "it does not know the resource: kubectl apply -f manifests/crd.yaml"
+        return str(error)
+    return ""

@@ -1,0 +1,1 @@
+"""Decide the actions and status of a resource from observed state (pure)."""

@@ -1,0 +1,161 @@
+"""Why an attempt at training ended, and whether that counts against ``maxRestarts``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from video2world_common.exit_codes import EXIT_USER_ERROR
+from video2world_common.progress_events import Failed, parse
+from video2world_operator.reconcile.observed_state import Job, Pod
+
+__all__ = ["REASONS", "Failure", "diagnose", "tail_of"]
+
+EXIT_SAVED = 143  # as the workers have it: SIGTERM came, state is saved
+MAX_TAIL = 2048
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+# Reasons of the pod condition DisruptionTarget (kubernetes.io/docs/concepts/workloads/pods/
+# disruptions): what the platform did, for which the trainer is not charged.
+_DISRUPTIONS = {
+    "PreemptionByScheduler": ("Preempted", "preempted by a pod of higher priority"),
+    "DeletionByTaintManager": ("NodeLost", "its node was lost or tainted"),
+    "EvictionByEvictionAPI": ("Evicted", "evicted, as a drained node's pods are"),
+    "DeletionByPodGC": ("NodeLost", "its node is gone"),
+    "TerminationByKubelet": ("Evicted", "ended by its node (pressure or shutdown)"),
+}
+_POD_REASONS = {
+    "NodeLost": "NodeLost",
+    "Evicted": "Evicted",
+    "Shutdown": "Evicted",
+    "NodeShutdown": "Evicted",
+    "Terminated": "Evicted",
+    "NodeAffinity": "NodeLost",
+    "UnexpectedAdmissionError": "NodeLost",
+    "Preempting": "Preempted",
+}
+REASONS = frozenset(
+    {reason for reason, _ in _DISRUPTIONS.values()}
+    | set(_POD_REASONS.values())
+    | {"Crashed", "Disrupted", "JobDeleted", "JobFailed", "OutOfMemory", "PodDeleted"}
+    | {"SpecChanged", "VolumeLost"}
+    | {"Terminated", "UserError"}
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt's end. ``reason`` is one CamelCase word of a fixed set; ``message`` has the
+    evidence; only a ``charged`` one counts; after a ``final`` one another attempt is no use."""
+
+    reason: str
+    message: str
+    charged: bool = False
+    final: bool = False
+    exit_code: int | None = None
+    tail: str = ""
+
+
+def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
+    """Why the attempt with this Job and these pods cannot go on; None while it can.
+
+    The user's error outweighs all; then what the platform did, as the other pods crash when they
+    lose a peer; then an end with saved state; a crash comes last.
+    """
+    if job is not None and job.complete:
+        return None
+    failed = sorted(
+        (p for p in pods if p.exit_code not in (None, 0) or p.phase == "Failed"),
+        key=lambda p: (p.ended or _NEVER, p.index),  # the first to fail knows the cause
+    )
+    for pod in failed:
+        if pod.exit_code == EXIT_USER_ERROR:
+            said = _said(pod) or f"pod {pod.name} refused its input (exit code {EXIT_USER_ERROR})"
+            return Failure("UserError", said, final=True, exit_code=2, tail=tail_of(pod))
+    for pod in pods:
+        if (disruption := _disruption(pod)) is not None:
+            return disruption
+    for pod in pods:
+        if pod.deleted is not None and pod.phase != "Succeeded" and not _after_a_crash(pod, failed):
+            return Failure("PodDeleted", f"pod {pod.name} was deleted", exit_code=pod.exit_code)
+    if job is None or job.deleting:
+        return Failure("JobDeleted", "its Job was deleted")
+    crashed = [p for p in failed if p.exit_code != EXIT_SAVED]
+    if failed and not crashed:
+        pod = failed[0]
+        return Failure(
+            "Terminated", f"pod {pod.name} was ended from outside; its state is saved",
+            exit_code=EXIT_SAVED,
+        )  # fmt: skip
+    if crashed:
+        return _crash(crashed[0])
+    if job.failed:  # a pod that crashed would be there: it was deleted before anybody looked
+        return Failure("JobFailed", job.message or job.failed)
+    return None
+
+
+def _after_a_crash(pod: Pod, failed: Sequence[Pod]) -> bool:
+    """Whether a pod was asked to go when another had crashed already, as the Job controller does.
+
+    Times have seconds: a crash of the same second counts as the cause, as a pod that is deleted by
+    hand takes longer to bring the others down.
+    """
+    return any(
+        other.deleted is None
+        and other.exit_code not in (None, EXIT_SAVED)
+        and other.ended is not None
+        and pod.asked is not None
+        and other.ended <= pod.asked
+        for other in failed
+    )
+
+
+def _disruption(pod: Pod) -> Failure | None:
+    if pod.disruption:
+        reason, words = _DISRUPTIONS.get(pod.disruption, ("Disrupted", pod.disruption))
+        more = f": {pod.disruption_message}" if pod.disruption_message else ""
+        where = f" on {pod.node}" if pod.node else ""
+        return Failure(reason, f"pod {pod.name}{where} was {_passive(words)}{more}",
+                       exit_code=pod.exit_code)  # fmt: skip
+    if pod.phase == "Failed" and pod.reason in _POD_REASONS:
+        word = _POD_REASONS[pod.reason]
+        return Failure(word, f"pod {pod.name} on {pod.node} failed: {pod.reason}")
+    return None
+
+
+def _passive(words: str) -> str:
+    return f"lost, {words}" if words.startswith("its") else words
+
+
+def _crash(pod: Pod) -> Failure:
+    code = pod.exit_code
+    if pod.reason == "OOMKilled":
+        message = (
+            f"pod {pod.name} was killed for want of memory: raise "
+            f"spec.stages.{pod.container}.resources.limits.memory, or lower spec.training.batchSize"
+        )
+        return Failure("OutOfMemory", message, charged=True, exit_code=code, tail=tail_of(pod))
+    said = _said(pod)
+    ended = f"ended with exit code {code}" if code is not None else f"failed ({pod.reason})"
+    message = f"pod {pod.name} {ended}" + (f": {said}" if said else "")
+    return Failure("Crashed", message, charged=True, exit_code=code, tail=tail_of(pod))
+
+
+def _said(pod: Pod) -> str:
+    """What the worker itself gave as its reason, in its log's last lines."""
+    lines = pod.tail.splitlines()
+    for line in reversed(lines):
+        if isinstance(event := parse(line), Failed) and event.message:
+            return event.message
+    for line in reversed(lines):
+        if match := re.match(r"(?:error: |[\w.]*(?:Error|Exception): )(.+)", line):
+            return match[0].removeprefix("error: ")[:500]
+    return ""
+
+
+def tail_of(pod: Pod) -> str:
+    """The last plain lines of a failed pod's log; events are for machines."""
+    lines = [line for line in pod.tail.splitlines() if parse(line) is None]
+    return "\n".join(lines)[-MAX_TAIL:]

@@ -1,0 +1,273 @@
+"""Judge whether a stage's Job makes progress, and collect what is known if it does not.
+
+One judgement for the status, which the reconciler writes, and for ``v2w explain``: pure functions
+of the Job, its pods, the events about them and the time. What Kubernetes reports is free text;
+:mod:`video2world_operator.reconcile.known_errors` knows the usual texts, and any other is shown
+verbatim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from video2world_operator.reconcile.failures import tail_of
+from video2world_operator.reconcile.known_errors import LOGS, known
+from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
+
+__all__ = [
+    "BOUND",
+    "Finding",
+    "Judgement",
+    "Orphan",
+    "injected",
+    "judge",
+    "message",
+    "orphan",
+    "reports",
+    "sidecar",
+]
+
+BOUND = 30.0  # seconds without progress after which a stage counts as stuck
+MAX_REPORT = 500  # characters of a report in a message: the remedy follows it
+LATEST = 3  # reports that are shown of one object
+NATIVE = "or use a native sidecar (an init container with restartPolicy: Always)"
+_SLACK = timedelta(seconds=BOUND)  # a warning this much older than a normal event still counts
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that makes no progress: ``what``, ``since`` when, and what was reported of it.
+
+    ``uid`` is the object's whose events say more; ``remedy`` is a template.
+    """
+
+    what: str
+    remedy: str
+    since: datetime
+    uid: str
+    evidence: tuple[str, ...] = ()  # verbatim, newest first
+    pod: Pod | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is stuck, the objects whose events tell why, and when to judge again at the latest."""
+
+    findings: list[Finding]
+    again: datetime | None
+    uids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A pod of an earlier resource of the same name, and the object to delete, for kubectl."""
+
+    pod: str
+    object: str
+
+
+def judge(
+    job: Job,
+    pods: Sequence[Pod],
+    desired: int,
+    events: Sequence[KubeEvent] | None,
+    now: datetime,
+    bound: float = BOUND,
+) -> Judgement:
+    """Judge a Job by the pods of its attempt, of which it should have ``desired``.
+
+    ``events`` are about the Job and its pods; None while they have not been read. Pods that say
+    themselves why they wait (:attr:`Pod.waits`, :attr:`Pod.unschedulable`) and those that are
+    being deleted are the caller's to report.
+    """
+    if job.finished or job.suspended or job.deleting:
+        return Judgement([], None)
+    found: dict[object, Finding] = {}
+    more: dict[object, int] = {}
+    uids: list[str] = []
+    again: datetime | None = None
+    for finding in (*_missing(job, pods, desired, events), *_waiting(job, pods, events)):
+        due = finding.since + timedelta(seconds=bound)
+        if due > now:
+            again = due if again is None else min(again, due)
+            continue
+        uids.append(finding.uid)
+        same = finding.evidence or finding.uid  # as of the pods of a group
+        more[same] = more.get(same, -1) + 1
+        found.setdefault(same, finding)
+    findings = [
+        replace(one, what=f"{one.what} (and {more[same]} more pods)") if more[same] else one
+        for same, one in found.items()
+    ]
+    return Judgement(findings, again, tuple(dict.fromkeys(uids))[:LATEST])
+
+
+def message(finding: Finding, facts: Mapping[str, str]) -> str:
+    """Word a finding for the status; the text changes only when what is known changes."""
+    since = finding.since.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if finding.pod is not None:
+        facts = {**facts, "pod": finding.pod.name}
+    rule = known(finding.evidence, facts)
+    todo = finding.remedy.format_map(facts)
+    if rule is not None:
+        todo = f"{rule.what.rstrip('. ')}. {rule.remedy}"
+    quoted = [text[:MAX_REPORT] for text in finding.evidence[:1]]
+    parts = (": ".join((finding.what, *quoted)), todo, f"No progress since {since}")
+    return " ".join(f"{part.rstrip('. ')}." for part in parts)
+
+
+def orphan(jobs: Sequence[Job], pods: Sequence[Pod], owner: str) -> Orphan | None:
+    """Find a live pod that no Job of the resource ``owner`` made and no one has asked to end."""
+    ours = {(job.stage, job.attempt) for job in jobs if job.owner == owner}
+    theirs = {(job.stage, job.attempt): job for job in jobs if job.owner != owner}
+    for pod in sorted(pods, key=lambda p: p.name):
+        attempt = (pod.stage, pod.attempt)
+        if pod.over or pod.deleted is not None or attempt in ours:
+            continue
+        job = theirs.get(attempt)
+        if job is None:
+            return Orphan(pod.name, f"pod {pod.name}")
+        if not job.deleting:
+            return Orphan(pod.name, f"job {job.name}")
+    return None
+
+
+def reports(
+    events: Sequence[KubeEvent] | None, uid: str, since: datetime | None = None
+) -> list[KubeEvent]:
+    """What was reported of an object since then, the newest of each reason, newest first: its
+    warnings, or only the newest event where a normal one is much newer than they are."""
+    oldest = datetime.min.replace(tzinfo=UTC)
+    mine = [
+        e
+        for e in events or ()
+        if e.uid == uid and e.text and (since is None or e.time is None or e.time >= since)
+    ]
+    mine.sort(key=lambda e: e.time or oldest, reverse=True)
+    normal = next((e.time for e in mine if not e.warning and e.time), oldest + _SLACK)
+    warnings = [e for e in mine if e.warning and (e.time or normal) >= normal - _SLACK]
+    by_reason: dict[str, KubeEvent] = {}
+    for event in warnings or mine[:1]:
+        by_reason.setdefault(event.text.partition(":")[0], event)
+    return list(by_reason.values())[:LATEST]
+
+
+# ---------------------------------------------------------------------- Jobs
+
+
+def _missing(
+    job: Job, pods: Sequence[Pod], desired: int, events: Sequence[KubeEvent] | None
+) -> Iterator[Finding]:
+    """A Job that has fewer pods than it should."""
+    done = {p.index for p in pods if p.phase == "Succeeded"}
+    there = sum(not p.over for p in pods)
+    if there + len(done) >= desired or job.created is None:
+        return
+    ended = [p for p in pods if p.phase == "Failed"]
+    times = [p.ended or p.created for p in ended] + [job.created]
+    since = max(time for time in times if time is not None)
+    newest = reports(events, job.uid, since)
+    texts = tuple(e.text for e in newest)
+    describe = f"kubectl describe job {job.name} -n {{namespace}} shows more"
+    if job.managed_by:
+        yield Finding(
+            f"Job {job.name} has no pod: it is left to the controller {job.managed_by} "
+            "(spec.managedBy)",
+            f"Check that {job.managed_by} runs, or find the webhook or admission policy that sets "
+            "spec.managedBy on Jobs and exclude this namespace",
+            since, job.uid, texts or job.notes,
+        )  # fmt: skip
+    elif newest and newest[0].warning:
+        what = "its pod" if desired == 1 else f"{desired - there} of its {desired} pods"
+        yield Finding(f"Job {job.name} cannot create {what}", describe, since, job.uid, texts)
+    elif ended:
+        last = max(ended, key=lambda p: (p.ended is not None, p.ended, p.name))
+        code = "failed" if last.exit_code is None else f"ended with exit code {last.exit_code}"
+        yield Finding(
+            f"Pod {last.name} {code}; Job {job.name} starts another one after a pause",
+            LOGS, since, job.uid, tuple(tail_of(last).strip().splitlines()[-1:]), last,
+        )  # fmt: skip
+    else:
+        what, reported = (
+            f"Job {job.name} has created {there} of {desired} pods",
+            texts or job.notes,
+        )
+        if not reported:
+            what += "" if events is None else ", and no event says why"
+            describe = f"Check that kube-controller-manager runs; {describe}"
+        yield Finding(what, describe, since, job.uid, reported)
+
+
+# ---------------------------------------------------------------------- pods
+
+
+def _waiting(
+    job: Job, pods: Sequence[Pod], events: Sequence[KubeEvent] | None
+) -> Iterator[Finding]:
+    """Pods that do not start, are not ready, or do not end."""
+    for pod in sorted(pods, key=lambda p: p.index):
+        if pod.over or pod.deleted is not None or pod.waits or pod.unschedulable:
+            continue
+        created = pod.created or job.created
+        if pod.exit_code is not None:
+            if (since := pod.ended or created) is not None:
+                yield _not_ended(pod, since, events)
+        elif created is None or pod.ready:
+            continue
+        elif not pod.scheduled:
+            yield _not_scheduled(pod, created, events)
+        else:
+            since = pod.not_ready if pod.phase != "Pending" and pod.not_ready else created
+            reported = (*_texts(pod, events), *pod.states)
+            what = f"Pod {pod.name} on node {pod.node or '?'} has not started"
+            if pod.phase != "Pending":
+                what = f"Pod {pod.name} on node {pod.node or '?'} runs, but is not ready"
+            yield Finding(
+                what,
+                f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
+                since, pod.uid, reported, pod,
+            )  # fmt: skip
+
+
+def _texts(pod: Pod, events: Sequence[KubeEvent] | None) -> tuple[str, ...]:
+    """What was reported of a pod; of one that has its node not why it had none."""
+    texts = (e.text for e in reports(events, pod.uid, pod.created))
+    return tuple(t for t in texts if not (pod.node and t.startswith("FailedScheduling:")))
+
+
+def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:
+    if pod.still_running:
+        return Finding(sidecar(pod), injected(pod), since, pod.uid, (), pod)
+    return Finding(
+        f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but its node "
+        f"{pod.node} has not ended the pod",
+        f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
+        since, pod.uid, _texts(pod, events), pod,
+    )  # fmt: skip
+
+
+def injected(pod: Pod) -> str:
+    """What to do about a sidecar that outlives the worker of ``pod``."""
+    return f"Disable its injection with spec.stages.{pod.container}.podTemplate, {NATIVE}"
+
+
+def sidecar(pod: Pod) -> str:
+    """Say that containers of ``pod`` outlive its worker, or failed where it did not."""
+    verb = "containers {} are" if len(pod.still_running) > 1 else "container {} is"
+    others = f"{verb.format(' and '.join(pod.still_running))} still running"
+    if not pod.still_running:
+        others = " and ".join(pod.states) or "another container failed"
+    return f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but {others}"
+
+
+def _not_scheduled(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:
+    name = pod.scheduler or "default-scheduler"
+    remedy = "Check that kube-scheduler runs"
+    if name != "default-scheduler":
+        remedy = f"Is it installed? Install {name}, or change spec.scheduling (schedulerName, gang)"
+    return Finding(
+        f"No scheduler has looked at pod {pod.name}: schedulerName is {name}",
+        remedy, since, pod.uid, _texts(pod, events), pod,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Read tar archives, locally and over HTTP ranges."""

@@ -1,0 +1,1 @@
+"""Turn source videos into captioned windows."""

@@ -1,0 +1,1 @@
+"""Encode captions with T5."""

@@ -1,0 +1,88 @@
+"""The encoder's part of T5's weights as safetensors, made once, in little memory.
+
+The published ``pytorch_model.bin`` holds encoder and decoder in float32: 45 GB, of which the
+encoder in bfloat16, as it is run, is 10 GB. It is read through a memory map and written in parts;
+an index file that appears last says that all of them are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from video2world_common.events import say
+from video2world_common.files import atomic_write, read_json, remove_leftovers, write_json
+from video2world_common.folder_locks import locked
+
+__all__ = ["encoder_files", "tensors"]
+
+INDEX, BINARY = "encoder.index.json", "pytorch_model.bin"
+PART = 1 << 30  # bytes; what conversion keeps in memory
+
+
+def encoder_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the encoder, converted from ``pytorch_model.bin`` if need be.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        OSError: there is no room for the converted files.
+    """
+    found = sorted(folder.glob("model*.safetensors"))
+    if found:
+        return found
+    if not (folder / BINARY).is_file():
+        raise FileNotFoundError(f"{folder} has neither *.safetensors nor {BINARY}")
+    with locked(folder / ".convert-lock"):
+        size = (folder / BINARY).stat().st_size
+        index = read_json(folder / INDEX) or {}
+        if index.get("source_bytes") != size:
+            remove_leftovers(folder)
+            say(f"{folder}: writing the encoder as safetensors, once")
+            index = {"source_bytes": size, "files": _convert(folder)}
+            write_json(folder / INDEX, index)
+        return [folder / name for name in index["files"]]
+
+
+def _convert(folder: Path) -> list[str]:
+    names: list[str] = []
+    part: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        if part:
+            names.append(f"encoder-{len(names) + 1:05d}.safetensors")
+            content = save(part, metadata={"format": "pt"})
+            atomic_write(folder / names[-1], lambda stream: stream.write(content))
+            part.clear()
+
+    state = _load(folder / BINARY)
+    for name in sorted(state):
+        if name != "shared.weight" and not name.startswith("encoder."):
+            continue
+        if name == "encoder.embed_tokens.weight" and "shared.weight" in state:
+            continue  # the same tensor
+        part[name] = state[name].to(torch.bfloat16).contiguous()
+        if sum(tensor.nbytes for tensor in part.values()) >= PART:
+            flush()
+    flush()
+    return names
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    with contextlib.suppress(RuntimeError):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # torch's format of before 2020 cannot be mapped
+    say(f"{path}: of an old format, needs as much memory as it has bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def tensors(files: list[Path], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of ``files`` on ``device``, one at a time."""
+    for path in files:
+        with safe_open(path, "pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118  # it is no dict
+                yield name, file.get_tensor(name)

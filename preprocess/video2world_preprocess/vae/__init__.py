@@ -1,0 +1,1 @@
+"""Encode videos as latents and decode latents as videos."""

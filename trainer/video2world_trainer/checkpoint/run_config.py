@@ -1,0 +1,65 @@
+"""What a checkpoint says of its training (``model/config.json``), so that inference obeys it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from video2world_common.exit_codes import UserError
+from video2world_common.files import read_json
+from video2world_trainer.model.lora import AdapterFacts
+
+__all__ = ["RunConfig"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The facts of a run that its weights depend on; None where the file does not say."""
+
+    size: str | None = None
+    geometry: str | None = None
+    num_frames: int | None = None
+    video_size: tuple[int, int] | None = None  # height, width
+    text_length: int | None = None
+    rope_ratios: tuple[float, float, float] | None = None  # time, height, width
+    fps: int | None = None
+    adapters: AdapterFacts = field(default_factory=AdapterFacts)
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """The facts in ``path``; none for a checkpoint that was not made here.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            content = read_json(path)
+            if not isinstance(content, dict) or "run" not in content:
+                return cls()
+            return cls._from(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}): restore it, or remove it to use the preset's values"
+            ) from None
+
+    @classmethod
+    def _from(cls, content: dict[str, Any]) -> RunConfig:
+        height, width = content["video_size"]
+        adapters = AdapterFacts()
+        if content.get("architecture") == "lora":
+            adapters = AdapterFacts(float(content["lora_alpha"]), int(content["lora_rank"]))
+        return cls(
+            size=str(content["size"]),
+            geometry=str(content["geometry"]),
+            num_frames=int(content["num_frames"]),
+            video_size=(int(height), int(width)),
+            text_length=int(content["text_length"]),
+            rope_ratios=(
+                float(content["rope_ratio_t"]),
+                float(content["rope_ratio_h"]),
+                float(content["rope_ratio_w"]),
+            ),
+            fps=int(content["fps"]) if "fps" in content else None,
+            adapters=adapters,
+        )

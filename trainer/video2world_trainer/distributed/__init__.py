@@ -1,0 +1,1 @@
+"""Set up process groups, sharding and context parallelism."""

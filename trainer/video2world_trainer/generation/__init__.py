@@ -1,0 +1,1 @@
+"""Generate videos from a trained model."""

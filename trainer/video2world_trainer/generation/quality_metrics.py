@@ -1,0 +1,97 @@
+"""How near a generated video is to the truth."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from video2world_trainer.model.attention_backends import installed
+
+__all__ = ["lpips", "psnr", "ssim"]
+
+LUMA = (0.299, 0.587, 0.114)
+ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's weights, as torch.hub keeps them
+
+
+def _same(video: np.ndarray, truth: np.ndarray) -> None:
+    if video.shape != truth.shape or video.size == 0:
+        raise ValueError(f"cannot compare {video.shape} with {truth.shape}")
+
+
+def psnr(video: np.ndarray, truth: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 videos [T, H, W, 3]; infinite when equal.
+
+    10 log10(255^2 / MSE), the mean squared error taken over all frames at once.
+
+    Raises:
+        ValueError: the shapes differ, or there is nothing to compare.
+    """
+    _same(video, truth)
+    # frame by frame: a clip in float64 would take gigabytes
+    errors = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(video, truth, strict=True)]
+    error = float(np.mean(errors))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(video: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity of the luma of uint8 videos [T, H, W, 3], mean over frames.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004: a Gaussian window of 11 x 11, deviation 1.5, K1 = 0.01,
+    K2 = 0.03, wherever it fits wholly into the frame.
+
+    Raises:
+        ValueError: the shapes differ, or frames are smaller than the window.
+    """
+    _same(video, truth)
+    if min(video.shape[1:3]) < 11:
+        raise ValueError(f"frames of {video.shape[1]}x{video.shape[2]} are smaller than 11x11")
+    return float(np.mean([_ssim(a, b) for a, b in zip(video, truth, strict=True)]))
+
+
+def _ssim(frame: np.ndarray, truth: np.ndarray) -> float:
+    a, b = (torch.from_numpy(one @ np.array(LUMA))[None, None].float() for one in (frame, truth))
+    weights = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+
+    def blurred(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights.view(1, 1, 11, 1)), weights.view(1, 1, 1, 11))
+
+    mean_a, mean_b = blurred(a), blurred(b)
+    variance_a, variance_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
+    covariance = blurred(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    )
+    return float(similarity.mean())
+
+
+def lpips(video: np.ndarray, truth: np.ndarray) -> float | str:
+    """LPIPS (Zhang et al. 2018) with AlexNet of uint8 videos [T, H, W, 3], mean over frames.
+
+    The reason, as text, where the package or AlexNet's weights are not there: nothing is fetched.
+
+    Raises:
+        ValueError: the shapes differ, or there is nothing to compare.
+    """
+    _same(video, truth)
+    for package in ("lpips", "torchvision"):
+        if not installed(package):
+            return f"the package {package} is not installed (pip install lpips)"
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    if not weights.is_file():
+        return f"AlexNet's weights are not there: put torchvision's {ALEXNET} into {weights.parent}"
+    import lpips as package
+
+    model = package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+
+    def input_of(frame: np.ndarray) -> Tensor:
+        return torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+    distances = [float(model(input_of(a), input_of(b))) for a, b in zip(video, truth, strict=True)]
+    return float(np.mean(distances))

@@ -1,0 +1,1 @@
+"""Define the DiT: network, attention, LoRA, weights."""

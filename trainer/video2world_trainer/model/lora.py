@@ -1,0 +1,252 @@
+"""Low-rank adapters (LoRA) in PEFT's layout: put in, counted, folded into their base weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from video2world_common.exit_codes import UserError
+
+__all__ = [
+    "TARGETS",
+    "AdapterFacts",
+    "LoRALinear",
+    "count_parameters",
+    "has_adapters",
+    "inject",
+    "merge",
+    "merge_state",
+]
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "output_proj", "mlp.layer1", "mlp.layer2")
+"""The layers that upstream adapts: ends of module names (facts 2.5)."""
+
+_BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What is known of a file's adapters beyond their tensors; None where nothing says it."""
+
+    alpha: float | None = None
+    rank: int | None = None
+    targets: tuple[str, ...] | None = None
+
+    def agreed(self, recorded: AdapterFacts) -> AdapterFacts:
+        """Combine the user's facts with those that the run recorded.
+
+        Raises:
+            UserError: they contradict each other.
+        """
+        for name in ("alpha", "rank"):
+            asked, known = getattr(self, name), getattr(recorded, name)
+            if asked is not None and known is not None and asked != known:
+                raise UserError(
+                    f"LoRA {name} {asked:g} was asked for, but its config.json records {known:g}: "
+                    "leave the setting out"
+                )
+        alpha = recorded.alpha if self.alpha is None else self.alpha
+        return AdapterFacts(alpha, recorded.rank if self.rank is None else self.rank, self.targets)
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is known."""
+        return self != AdapterFacts()
+
+
+def _folded(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """base + scale * up @ down, computed in float32, in the base's dtype."""
+    return (base.float() + scale * (up.float() @ down.float())).to(base.dtype)
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer [out, in] plus alpha / r times a trainable product of rank r.
+
+    The names ``base_layer``, ``lora_A.default`` [r, in] and ``lora_B.default`` [out, r] are those
+    of a file that PEFT, and so upstream, writes.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.scale = alpha, alpha / rank
+        self.base_layer = base
+        like = {"device": base.weight.device, "dtype": base.weight.dtype}
+        down = nn.Linear(base.in_features, rank, bias=False, **like)
+        up = nn.Linear(rank, base.out_features, bias=False, **like)
+        self.lora_A = nn.ModuleDict({"default": down})
+        self.lora_B = nn.ModuleDict({"default": up})
+
+    @torch.no_grad()
+    def start(self, generator: torch.Generator | None) -> None:
+        """PEFT's start: A uniform in +-1/sqrt(in), drawn on the CPU; B zero, so nothing changes."""
+        nn.init.zeros_(self.lora_B["default"].weight)
+        weight = self.lora_A["default"].weight
+        if weight.is_meta:
+            return
+        bound = 1 / math.sqrt(weight.shape[1])
+        weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return self.base_layer(x) + self.scale * self.lora_B["default"](self.lora_A["default"](x))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The plain layer that computes the same."""
+        self.base_layer.weight.copy_(
+            _folded(
+                self.base_layer.weight,
+                self.lora_A["default"].weight,
+                self.lora_B["default"].weight,
+                self.scale,
+            )
+        )
+        return self.base_layer
+
+
+def inject(
+    net: nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float = 16.0,
+    targets: Sequence[str] = TARGETS,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Adapt every linear layer whose name ends in one of ``targets``; freeze everything else.
+
+    Load the base weights first: afterwards the adapted layers' names differ. The output is the
+    same until the adapters are trained.
+
+    Returns:
+        The names of the adapted layers.
+
+    Raises:
+        UserError: the rank is below 1, or a target names no linear layer.
+    """
+    if rank < 1:
+        raise UserError(f"model.config.lora_rank={rank}: this must be at least 1")
+    layers = {name: one for name, one in net.named_modules() if isinstance(one, nn.Linear)}
+    chosen: set[str] = set()
+    for target in targets:
+        fitting = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if not fitting:
+            raise UserError(
+                f"model.config.lora_target_modules: {target} names no linear layer of the model; "
+                f"upstream's are {','.join(TARGETS)}"
+            )
+        chosen |= fitting
+    net.requires_grad_(False)
+    for name in (ordered := [name for name in layers if name in chosen]):
+        adapted = LoRALinear(layers[name], rank, alpha)
+        adapted.start(generator)
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, adapted)
+    return ordered
+
+
+def merge(net: nn.Module) -> None:
+    """Fold all adapters of ``net`` into their base layers, in place; the plain names return."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, LoRALinear):
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, module.merged())
+
+
+def has_adapters(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict is in PEFT's layout."""
+    return any(".lora_" in key for key in state)
+
+
+def merge_state(state: Mapping[str, Tensor], facts: AdapterFacts) -> dict[str, Tensor]:
+    """Fold the adapters of a state dict in PEFT's layout; without adapters it is unchanged.
+
+    Args:
+        state: tensors by name.
+        facts: what is known of the training; the scale of a layer is alpha / its rank.
+
+    Raises:
+        UserError: an adapter is incomplete or of unequal ranks (the message names its layer), the
+            facts contradict the tensors, or the alpha is not known.
+    """
+    adapters = _adapters(state)
+    if not adapters:
+        return dict(state)
+    alpha = _checked_alpha({name: down.shape[0] for name, (_, down, _) in adapters.items()}, facts)
+    merged = {}
+    for key, value in state.items():
+        name = key.removesuffix(_BASE)
+        if name in adapters and name != key:
+            base, down, up = adapters[name]
+            merged[f"{name}.weight"] = _folded(base, down, up, alpha / down.shape[0])
+        elif ".lora_" not in key:
+            merged[key] = value
+    return merged
+
+
+def _adapters(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return base, A and B of each adapted layer, by its name."""
+    ends = (_BASE, _DOWN, _UP)
+    names = dict.fromkeys(
+        key.removesuffix(end) for key in state for end in ends if key.endswith(end)
+    )
+    found = {}
+    for name in names:
+        for end in ends:
+            if name + end not in state:
+                raise UserError(
+                    f"{name}{end} is missing: the file's adapters are incomplete; copy it again"
+                )
+        base, down, up = (state[name + end] for end in ends)
+        if up.shape[1:] != down.shape[:1] or up.shape[:1] + down.shape[1:] != base.shape:
+            raise UserError(
+                f"the adapter of {name} does not fit: A {list(down.shape)}, B "
+                f"{list(up.shape)}, base {list(base.shape)}"
+            )
+        found[name] = base, down, up
+    return found
+
+
+def _checked_alpha(ranks: Mapping[str, int], facts: AdapterFacts) -> float:
+    """Return the adapters' alpha, once the file's ranks and layers agree with ``facts``."""
+    for name, rank in ranks.items():
+        if facts.rank not in (None, rank):
+            raise UserError(
+                f"LoRA rank {facts.rank} was asked for, but the adapter of {name} has rank {rank}: "
+                "leave the setting out, as the file says it"
+            )
+    if facts.targets is not None:
+        _check_targets(ranks, facts.targets)
+    if facts.alpha is None:
+        shown = ", ".join(map(str, sorted(set(ranks.values()))))
+        raise UserError(
+            f"it holds LoRA adapters of rank {shown}, but not the alpha that they were trained "
+            "with, and they are scaled by alpha / rank: give --lora_alpha, in a resource "
+            "spec.inference.loraAlpha, or for the weights that training starts from "
+            "spec.model.loraAlpha (model.config.model_manager_config.lora_alpha)"
+        )
+    return facts.alpha
+
+
+def _check_targets(ranks: Mapping[str, int], targets: Sequence[str]) -> None:
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in ranks):
+            raise UserError(f"LoRA target {target}: the file has no adapter for a layer named so")
+    ends = tuple(f".{target}" for target in targets)
+    for name in ranks:
+        if not f".{name}".endswith(ends):
+            raise UserError(
+                f"LoRA targets {','.join(targets)}: the file also adapts {name}; leave the setting "
+                "out, as the file says it"
+            )
+
+
+def count_parameters(net: nn.Module) -> tuple[int, int]:
+    """How many numbers are trained, and how many there are."""
+    parameters = list(net.parameters())
+    return (
+        sum(one.numel() for one in parameters if one.requires_grad),
+        sum(one.numel() for one in parameters),
+    )

@@ -1,0 +1,138 @@
+"""Choose the kernel of sparse attention: NATTEN's, FlashAttention-4's, or flex attention.
+
+The latter two are opaque to the compiler, with arguments that at the published sizes have the same
+shapes for all patterns: blocks with different patterns share one compilation. Flex attention is not
+an operator as FlashAttention is: within one, it would neither be compiled nor make its blocks. For
+inference: no gradients.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention, noop_mask
+
+from video2world_trainer.model.attention_backends import HALF, installed
+from video2world_trainer.model.dit import Attend
+from video2world_trainer.model.sparse_attention import BLOCK, Grid, Pattern, Plan, plan
+
+__all__ = ["KERNELS", "choose", "sparse_attention"]
+
+KERNELS = ("natten", "flash_attention_4", "flex")
+
+
+def choose(
+    capability: tuple[int, int] | None,
+    dtype: torch.dtype,
+    *,
+    has: Callable[[str], bool] = installed,
+) -> str:
+    """The first of :data:`KERNELS` that runs on a GPU of that capability (None: no GPU)."""
+    if dtype in HALF and capability is not None:
+        if capability[0] in (9, 10) and has("natten"):
+            return "natten"
+        if capability[0] == 9 and has("flash_attn.cute"):
+            return "flash_attention_4"
+    return "flex"
+
+
+def sparse_attention(
+    patterns: Sequence[Pattern | None], grid: Grid, device: torch.device, kernel: str, dense: Attend
+) -> list[Attend]:
+    """Each block's self-attention; ``dense`` where there is no pattern."""
+    made: dict[Pattern, Attend] = {}
+    for pattern in patterns:
+        if pattern is not None and pattern not in made:
+            made[pattern] = _attend(pattern, grid, device, kernel)
+    return [dense if one is None else made[one] for one in patterns]
+
+
+def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> Attend:
+    if kernel == "natten":
+        return _natten(pattern, grid)
+    blocks = plan(pattern, grid).to(device)
+    if kernel == "flash_attention_4" and blocks.whole and len(blocks.order) % BLOCK == 0:
+        return _in_order(blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count,
+                                                        blocks.full_index))  # fmt: skip
+    rows = () if blocks.whole else (blocks.kind, blocks.rows)
+    return _in_order(
+        blocks,
+        lambda q, k, v: _flex(q, k, v, blocks.full_count, blocks.full_index, blocks.part_count,
+                              blocks.part_index, rows),
+    )  # fmt: skip
+
+
+def _in_order(blocks: Plan, kernel: Attend) -> Attend:
+    order, place = blocks.order, blocks.place
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return kernel(query[:, order], key[:, order], value[:, order])[:, place]
+
+    return attend
+
+
+def _natten(pattern: Pattern, grid: Grid) -> Attend:
+    na3d = importlib.import_module("natten").na3d
+
+    @torch.compiler.disable
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = na3d(
+            *(one.unflatten(1, grid) for one in (query, key, value)),
+            kernel_size=pattern.window, stride=pattern.stride, dilation=pattern.dilation,
+        )  # fmt: skip
+        return out.flatten(1, 3)
+
+    return attend
+
+
+@torch.library.custom_op("video2world::flash_attention_4_blocks", mutates_args=())
+def _flash(query: Tensor, key: Tensor, value: Tensor, count: Tensor, index: Tensor) -> Tensor:
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    blocks = BlockSparseTensorsTorch(
+        mask_block_cnt=torch.zeros_like(count)[None, None],
+        mask_block_idx=torch.zeros_like(index[:, :1])[None, None],
+        full_block_cnt=count[None, None],
+        full_block_idx=index[None, None],
+        block_size=(BLOCK, BLOCK),
+    )
+    given = (query.contiguous(), key.contiguous(), value.contiguous())
+    out: Tensor = _flash_attn_fwd(*given, block_sparse_tensors=blocks)[0]
+    return out
+
+
+@_flash.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, count: Tensor, index: Tensor) -> Tensor:
+    return query.new_empty(query.shape)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@torch.compiler.disable
+def _flex(
+    query: Tensor, key: Tensor, value: Tensor, full_count: Tensor, full_index: Tensor,
+    part_count: Tensor, part_index: Tensor, rows: tuple[Tensor, ...],
+) -> Tensor:  # fmt: skip
+    mask = noop_mask
+    if rows:
+        kind, seen = rows
+
+        def mask(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return seen[kind[q], k]
+
+    length = query.shape[1]
+    blocks = BlockMask.from_kv_blocks(
+        part_count[None, None], part_index[None, None], full_count[None, None],
+        full_index[None, None], BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(length, length),
+    )  # fmt: skip
+    function = _compiled_flex()
+    out = function(*(one.transpose(1, 2) for one in (query, key, value)), block_mask=blocks)
+    return out.transpose(1, 2).contiguous()

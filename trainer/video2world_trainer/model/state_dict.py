@@ -1,0 +1,208 @@
+"""Weights from files: upstream's ``.pt`` layout, safetensors, diffusers folders and LoRA files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from video2world_common.events import say
+from video2world_common.exit_codes import UserError
+from video2world_trainer.model.lora import AdapterFacts, has_adapters, merge_state
+
+__all__ = ["fitting_weights", "from_diffusers", "load_dit_weights", "read_weights", "to_diffusers"]
+
+UNKNOWN = AdapterFacts()
+
+# What a checkpoint may hold beyond parameters; recomputed here, so neither loaded nor missed.
+_DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
+
+# (ours, diffusers'), applied in this order to a key, or in reverse with the sides swapped
+_RENAMES = (
+    ("x_embedder.proj.1.", "patch_embed.proj."),
+    ("t_embedder.1.", "time_embed.t_embedder."),
+    ("t_embedding_norm.", "time_embed.norm."),
+    ("final_layer.adaln_modulation.1.", "norm_out.linear_1."),
+    ("final_layer.adaln_modulation.2.", "norm_out.linear_2."),
+    ("final_layer.linear.", "proj_out."),
+    (".adaln_modulation_self_attn.", ".norm1.linear_"),
+    (".adaln_modulation_cross_attn.", ".norm2.linear_"),
+    (".adaln_modulation_mlp.", ".norm3.linear_"),
+    (".self_attn.", ".attn1."),
+    (".cross_attn.", ".attn2."),
+    (".output_proj.", ".to_out.0."),
+    (".q_proj.", ".to_q."),
+    (".k_proj.", ".to_k."),
+    (".v_proj.", ".to_v."),
+    (".q_norm.", ".norm_q."),
+    (".k_norm.", ".norm_k."),
+    (".mlp.layer1.", ".ff.net.0.proj."),
+    (".mlp.layer2.", ".ff.net.2."),
+)
+
+
+def _renamed(key: str, *, back: bool) -> str:
+    blocks = ("transformer_blocks.", "blocks.") if back else ("blocks.", "transformer_blocks.")
+    if key.startswith(blocks[0]):
+        key = blocks[1] + key.removeprefix(blocks[0])
+    for ours, theirs in _RENAMES:
+        old, new = (theirs, ours) if back else (ours, theirs)
+        if key.startswith(old) or (old.startswith(".") and old in key):
+            return _renamed_tail(key.replace(old, new, 1), back=back)
+    return key
+
+
+def _renamed_tail(key: str, *, back: bool) -> str:
+    # inside an attention layer the projection has a name of its own
+    for ours, theirs in _RENAMES[11:17]:
+        old, new = (theirs, ours) if back else (ours, theirs)
+        if old in key:
+            return key.replace(old, new, 1)
+    return key
+
+
+def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the names of diffusers' ``CosmosTransformer3DModel`` (facts 9.1)."""
+    return {
+        _renamed(key, back=False): value for key, value in state.items() if not _DERIVED.search(key)
+    }
+
+
+def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`to_diffusers`: same tensors under our names."""
+    return {_renamed(key, back=True): value for key, value in state.items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is not a flat dictionary of tensors, as checkpoints' model/ are")
+    return state
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a ``.pt`` or ``.safetensors`` file, or of a diffusers folder, as they are.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than tensors (never executed).
+    """
+    try:
+        if not path.is_dir():
+            return _read_file(path)
+        folder = path / "transformer" if (path / "transformer").is_dir() else path
+        index = folder / "diffusion_pytorch_model.safetensors.index.json"
+        names = ["diffusion_pytorch_model.safetensors"]
+        if index.exists():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise UserError(f"{index} names files outside its folder; download it again")
+        merged: dict[str, Tensor] = {}
+        for name in names:
+            merged |= _read_file(folder / name)
+        return from_diffusers(merged)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or path}: no such checkpoint file") from error
+    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({reason}); copy or download it again"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and was not opened, as loading it could run code; "
+            "save it as a plain state dict or as safetensors"
+        ) from error
+
+
+def _select(state: Mapping[str, Tensor], path: Path, *, ema: bool) -> dict[str, Tensor]:
+    """The regular or the averaged network's tensors, without prefix and derived entries."""
+    prefix = "net_ema." if ema else "net."
+    chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not chosen and ema:
+        raise UserError(f"{path} holds no EMA weights (keys net_ema.*); load the regular ones")
+    if not chosen:
+        chosen = {k: v for k, v in state.items() if not k.startswith("net_ema.")}
+    return {key: value for key, value in chosen.items() if not _DERIVED.search(key)}
+
+
+def fitting_weights(
+    net: nn.Module,
+    path: Path | str,
+    *,
+    ema: bool = False,
+    adapters: AdapterFacts = UNKNOWN,
+    recorded: AdapterFacts = UNKNOWN,
+    adapted: bool = False,
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors for the parameters of ``net``, whose shapes alone matter.
+
+    Every parameter must be there and no other; buffers and upstream's ``_extra_state`` are
+    ignored. Adapters are merged.
+
+    Args:
+        net: the network.
+        path: the checkpoint.
+        ema: take the averaged weights.
+        adapters: what the user says of its adapters.
+        recorded: what its run recorded of them.
+        adapted: refuse a file without adapters.
+
+    Raises:
+        UserError: names the first keys that are missing, unknown or of another shape; or the
+            adapters' alpha is not known.
+    """
+    path = Path(path)
+    state = _select(read_weights(path), path, ema=ema)
+    if not has_adapters(state):
+        if adapted:
+            raise UserError(f"--use_lora: {path} holds no LoRA adapters; leave the flag out")
+        if adapters:
+            say(f"note: what is set about LoRA adapters has no effect: {path} holds none")
+    else:
+        try:
+            state = merge_state(state, adapters.agreed(recorded))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    wanted = dict(net.named_parameters())
+    wrong = [
+        f"{key} is {list(state[key].shape)}, the model has {list(one.shape)}"
+        for key, one in wanted.items()
+        if key in state and state[key].shape != one.shape
+    ]
+    wrong += [f"{key} is missing" for key in sorted(wanted.keys() - state.keys())]
+    wrong += [f"{key} is unknown" for key in sorted(state.keys() - wanted.keys())]
+    if wrong:
+        shown = "; ".join(wrong[:3])
+        raise UserError(
+            f"{path} does not fit the model ({len(wrong)} of {len(wanted)} tensors: {shown}); "
+            "is --model_size (model.size) the checkpoint's own?"
+        )
+    return {key: state[key] for key in wanted}
+
+
+def load_dit_weights(
+    net: nn.Module,
+    path: Path | str,
+    *,
+    ema: bool = False,
+    adapters: AdapterFacts = UNKNOWN,
+    recorded: AdapterFacts = UNKNOWN,
+) -> None:
+    """Copy a checkpoint's tensors into ``net``, converted to its dtype.
+
+    Raises:
+        UserError: see :func:`fitting_weights`.
+    """
+    state = fitting_weights(net, path, ema=ema, adapters=adapters, recorded=recorded)
+    with torch.no_grad():
+        for key, parameter in net.named_parameters():
+            parameter.copy_(state[key])

@@ -1,0 +1,1 @@
+"""Train: data, loss, optimizer, loop."""

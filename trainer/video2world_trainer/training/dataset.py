@@ -1,0 +1,278 @@
+"""Training samples: cached latents with their text embeddings, in an order that can be resumed.
+
+What sample stands at which position of the run is a pure function of the seed and the position, so
+a resumed run, or one on another number of ranks, sees what the first would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from video2world_common.events import say
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.text.embedding_files import read_embedding
+from video2world_preprocess.video.reader import probe, read_fitted
+
+__all__ = [
+    "Batch",
+    "LatentDataset",
+    "Sample",
+    "VideoDataset",
+    "collate",
+    "generator_for",
+    "positions",
+    "sample_at",
+]
+
+TEXT_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip."""
+
+    name: str  # "<stem>, clip k": what messages call it
+    latents: Tensor  # [16, T, h, w] float32, normalised; of VideoDataset uint8 [3, T', H, W]
+    text: Tensor  # [N, 1024] float32, zeros beyond the caption
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips that are trained on together by one rank."""
+
+    names: tuple[str, ...]
+    latents: Tensor  # [B, 16, T, h, w], or pixels (see Sample)
+    text: Tensor  # [B, N, 1024]
+
+
+def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order = torch.randperm(count, generator=generator_for(seed, "epoch", epoch))
+    return tuple(order.tolist())
+
+
+def sample_at(position: int, count: int, seed: int) -> int:
+    """Which of ``count`` windows stands at ``position`` of the run: each once an epoch."""
+    epoch, place = divmod(position, count)
+    return _permutation(count, seed, epoch)[place]
+
+
+def positions(consumed: int, rank: int, batch_size: int) -> range:
+    """A data-parallel rank's slice of the global batch that begins at ``consumed`` samples."""
+    first = consumed + rank * batch_size
+    return range(first, first + batch_size)
+
+
+class LatentDataset:
+    """The windows of a split folder that have both latents and a text embedding.
+
+    Args:
+        folder: ``.../train`` (or the data set's folder, whose ``train`` is then meant).
+        shape: latents of one clip ``(16, T, h, w)``, as the run's settings have it.
+        geometry: how pictures were brought to size; checked against the files' record.
+        text_length: tokens to pad to (longer captions are cut).
+        cache: keep what was read in memory.
+        frames: read only these latent frames of each clip; None is all.
+
+    Raises:
+        UserError: there is nothing to train on, or it was encoded for another clip size.
+    """
+
+    part, pattern = "latents", "[!.]*.safetensors"
+    stage = "the embeddings and latents stages"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        shape: Sequence[int],
+        geometry: str,
+        text_length: int = 512,
+        cache: bool = False,
+        frames: slice | None = None,
+    ) -> None:
+        folder = Path(folder)
+        self._frames = frames or slice(None)
+        if not (folder / self.part).is_dir() and (folder / "train" / self.part).is_dir():
+            folder = folder / "train"
+        self.folder, self.text_length = folder, text_length
+        self._shape, self._geometry = tuple(shape), geometry
+        self._cache: dict[tuple[str, int], Sample] | None = {} if cache else None
+        self.stems: list[str] = []
+        self._clips: list[int] = []
+        self.problems: list[str] = []  # windows left out, each with the reason
+        for path in sorted((folder / self.part).glob(self.pattern)):
+            self._add(path)
+        if not self.stems:
+            reason = (
+                f" ({len(self.problems)} were left out: {self.problems[0]})"
+                if self.problems
+                else ""
+            )
+            raise UserError(
+                f"dataloader_train.dataset.dataset_dir={folder}: there is no window to train on"
+                f"{reason}; run {self.stage} on this folder first"
+            )
+
+    def _add(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                clips, *shape = file.get_slice("latents").get_shape()
+                geometry = (file.metadata() or {}).get("geometry", self._geometry)
+        except (SafetensorError, OSError, ValueError) as error:
+            self.problems.append(f"{path} is damaged ({error})")
+            return
+        if tuple(shape) != self._shape or geometry != self._geometry:
+            raise UserError(
+                f"{path} holds latents {list(shape)} made with geometry {geometry}, this run "
+                f"needs {list(self._shape)} and {self._geometry}: run the latents stage with the "
+                "run's num_frames, video_size and geometry, or set these as the latents have them"
+            )
+        self._keep(path, clips)
+
+    def _keep(self, path: Path, clips: int) -> None:
+        embedding = self._embedding_path(path.stem)
+        if not clips:
+            self.problems.append(f"{path} holds no clip")
+        elif not embedding.is_file() or not embedding.stat().st_size:
+            self.problems.append(f"{embedding} is missing or empty")
+        else:
+            self.stems.append(path.stem)
+            self._clips.append(clips)
+
+    def _embedding_path(self, stem: str) -> Path:
+        return self.folder / "t5_xxl" / f"{stem}.pickle"
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def report(self) -> None:
+        """Say what is trained on and, by name, what was left out."""
+        say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder}")
+        if self.problems:
+            say(f"{len(self.problems)} windows left out:")
+            for problem in self.problems[:20]:
+                say(f"  {problem}")
+            if len(self.problems) > 20:
+                say(f"  and {len(self.problems) - 20} more")
+
+    def require(self, ranks: int) -> None:
+        """Refuse to share fewer windows than there are ranks."""
+        if len(self) < ranks:
+            raise UserError(
+                f"dataloader_train.dataset.dataset_dir={self.folder}: {len(self)} windows are "
+                f"fewer than the {ranks} ranks that train on them; add videos or use fewer "
+                "processes"
+            )
+
+    def sample(self, position: int, seed: int) -> Sample:
+        """The sample at ``position`` of a run: a window, and one of its clips by chance."""
+        window = sample_at(position, len(self), seed)
+        generator = generator_for(seed, "clip", position)
+        clip = int(torch.randint(self._clips[window], (1,), generator=generator))
+        return self.read(window, clip)
+
+    def _read(self, stem: str, clip: int) -> Tensor:
+        path = self.folder / self.part / f"{stem}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            part: Tensor = file.get_slice("latents")[clip, :, self._frames]
+            return part.float().contiguous()
+
+    def read(self, window: int, clip: int) -> Sample:
+        """One clip of one window; the latents come through a memory map.
+
+        Raises:
+            UserError: the embedding is damaged.
+        """
+        stem = self.stems[window]
+        if self._cache is not None and (stem, clip) in self._cache:
+            return self._cache[stem, clip]
+        latents = self._read(stem, clip)
+        embedding = torch.from_numpy(read_embedding(self._embedding_path(stem)))
+        if embedding.shape[1] != TEXT_WIDTH:
+            raise UserError(
+                f"{self._embedding_path(stem)} is {embedding.shape[1]} wide, not {TEXT_WIDTH}: "
+                "delete it and run the embeddings stage again"
+            )
+        text = torch.zeros(self.text_length, TEXT_WIDTH)
+        kept = embedding[: self.text_length]
+        text[: len(kept)] = kept.float()
+        sample = Sample(f"{stem}, clip {clip}", latents, text)
+        if self._cache is not None:
+            self._cache[stem, clip] = sample
+        return sample
+
+
+class _UnreadableClip(UserError):
+    """A clip of a video has damaged or missing frames."""
+
+
+class VideoDataset(LatentDataset):
+    """The windows of a split folder as videos, of which a clip is cut at any frame.
+
+    For training that encodes in its step; samples hold pixels, uint8 ``[3, frames, H, W]``, and a
+    window has as many clips as there are frames that one can begin at.
+    """
+
+    part, pattern = "videos", "[!.]*.mp4"
+    stage = "the dataset and embeddings stages"
+
+    @property
+    def _clip_frames(self) -> int:
+        return 1 + 4 * (self._shape[1] - 1)
+
+    def _add(self, path: Path) -> None:
+        try:
+            frames = probe(path).frames
+        except UserError as error:
+            self.problems.append(str(error))
+            return
+        self._keep(path, max(frames - self._clip_frames + 1, 0))
+
+    def sample(self, position: int, seed: int) -> Sample:
+        """As of :class:`LatentDataset`; for a clip that cannot be read one of the next window.
+
+        Raises:
+            UserError: none can be read, or an embedding is damaged.
+        """
+        for other in range(len(self)):
+            try:
+                return super().sample(position + other, seed)
+            except _UnreadableClip as error:
+                problem = error
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
+                    say(f"left out, the next window is taken instead: {error}")
+        raise problem
+
+    def _read(self, stem: str, clip: int) -> Tensor:
+        path = self.folder / self.part / f"{stem}.mp4"
+        size = (self._shape[2] * 8, self._shape[3] * 8)
+        try:
+            frames = read_fitted(path, size, self._geometry, clip, self._clip_frames)
+        except UserError as error:
+            raise _UnreadableClip(*error.args) from error
+        return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous()
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples as one batch."""
+    return Batch(
+        tuple(one.name for one in samples),
+        torch.stack([one.latents for one in samples]),
+        torch.stack([one.text for one in samples]),
+    )
