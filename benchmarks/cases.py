@@ -30,9 +30,11 @@ def run_case(name: str, module: str, **options: Any) -> dict[str, Any]:
         }
         command = [sys.executable, "-m", module, "--case", name]
         done = subprocess.run(
-            [*command, "--options", json.dumps(options)], env=environment, text=True,
+            [*command, "--options", json.dumps(options)],
+            env=environment,
+            text=True,
             stderr=subprocess.PIPE,
-        )  # fmt: skip
+        )
         if done.returncode or not path.exists():
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             print(f"{name} {options} failed:\n" + "\n".join(lines[-12:]), flush=True)

@@ -19,8 +19,10 @@ from .cases import answer, between, machine, run_case, verdicts, write
 MODULE = "benchmarks.inference"
 RESULTS = Path(__file__).parent / "results" / "inference.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "inference.md"
-MARKS = ("<!-- inference: made by `python -m benchmarks.inference --document` -->",
-         "<!-- /inference -->")  # fmt: skip
+MARKS = (
+    "<!-- inference: made by `python -m benchmarks.inference --document` -->",
+    "<!-- /inference -->",
+)
 ORDER = ("network_pass", "vae_decode", "sparse", "offload", "full_10fps", "full_16fps")
 
 
@@ -78,8 +80,11 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
         return found if isinstance(found, int | float) else None
 
     rows = [
-        ("2B, 720p, 93 frames, 35 steps with guidance, embedding to mp4, s",
-         value("full_16fps", "seconds"), 214),
+        (
+            "2B, 720p, 93 frames, 35 steps with guidance, embedding to mp4, s",
+            value("full_16fps", "seconds"),
+            214,
+        ),
         ("a network pass over diffusers' transformer", value("network_pass", "of_diffusers"), 0.83),
         ("2B, 720p, 61 frames (10 fps), embedding to mp4, s", value("full_10fps", "seconds"), 104),
         ("approximate over exact, 61 frames", value("full_10fps", "approximate", "of_exact"), 0.5),
@@ -87,7 +92,7 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
         ("VAE decode of 93x704x1280 over diffusers", value("vae_decode", "of_diffusers"), 0.6),
         ("peak memory, exact, GiB", value("full_16fps", "peak_GiB"), 32),
         ("peak memory with offload, GiB", value("offload", "peak_GiB"), 20),
-    ]  # fmt: skip
+    ]
     return [
         {"goal": f"{what} <= {limit:g}", "measured": measured, "met": measured <= limit}
         for what, measured, limit in rows

@@ -238,9 +238,11 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
     expected = theirs().float()
     rows = {}
     for name, frames, last in (
-        ("4", 4, False), ("4, channels last", 4, True), ("8, channels last", 8, True),
+        ("4", 4, False),
+        ("4, channels last", 4, True),
+        ("8, channels last", 8, True),
         ("16, channels last", 16, True),
-    ):  # fmt: skip
+    ):
         vae.frames_per_pass = frames
         if last:
             _channels_last(vae.model.decoder)
@@ -322,8 +324,15 @@ def _sampled_error(found: Tensor, qkv: list[Tensor], pattern: Any, size: Size) -
     return _difference(found[0, chosen].float(), expected)
 
 
-def _sample(net: VideoDiT, size: Size, vae: VideoVAE, settings: Settings, folder: Path,
-            *, together: bool = True) -> dict[str, Any]:  # fmt: skip
+def _sample(
+    net: VideoDiT,
+    size: Size,
+    vae: VideoVAE,
+    settings: Settings,
+    folder: Path,
+    *,
+    together: bool = True,
+) -> dict[str, Any]:
     """From embeddings and a first frame to an mp4, timed part by part."""
     frame = np.random.default_rng(0).integers(0, 255, (1, size.height, size.width, 3))
     _forget_peak()

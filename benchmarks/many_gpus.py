@@ -39,8 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "many_gpus.json"
 DOCUMENTED = (RESULTS.with_stem("many_gpus_flash_attention_4"), RESULTS)
 DOCUMENT = ROOT / "docs" / "performance.md"
-MARKS: Marks = ("<!-- many_gpus: made by `python -m benchmarks.many_gpus --document` -->",
-                "<!-- /many_gpus -->")  # fmt: skip
+MARKS: Marks = (
+    "<!-- many_gpus: made by `python -m benchmarks.many_gpus --document` -->",
+    "<!-- /many_gpus -->",
+)
 ITERATIONS = 5  # the first compiles, the last is profiled
 GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
 STEPS = 4  # of a sample: five noise levels, both branches of guidance at each
@@ -67,27 +69,39 @@ class Bench:
     def start(self, name: str, gpus: int, *overrides: str) -> subprocess.Popen[str]:
         """The train command on ``gpus`` ranks; its output is read by the caller."""
         settings = [
-            f"model.size={'Tiny' if self.tiny else self.size}", f"job.name={name}",
-            f"dataloader_train.dataset.dataset_dir={DATA}", "trainer.logging_iter=1",
-            "optimizer.clip_norm=1.0", "trainer.seed=1",
-        ]  # fmt: skip
+            f"model.size={'Tiny' if self.tiny else self.size}",
+            f"job.name={name}",
+            f"dataloader_train.dataset.dataset_dir={DATA}",
+            "trainer.logging_iter=1",
+            "optimizer.clip_norm=1.0",
+            "trainer.seed=1",
+        ]
         if not self.tiny:
             settings.append("model.config.model_manager_config.dit_path=base.pt")
         launch = ["-m", "video2world_trainer.launch", "--standalone", f"--nproc_per_node={gpus}"]
-        return self.spawn(*launch, "-m", "benchmarks.many_gpus_rank", "--",
-                          *settings, *self.overrides, *overrides)  # fmt: skip
+        return self.spawn(
+            *launch, "-m", "benchmarks.many_gpus_rank", "--", *settings, *self.overrides, *overrides
+        )
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         """``python ARGUMENTS`` on the volume."""
         environment = {
-            "PYTORCH_ALLOC_CONF": "expandable_segments:True", "OMP_NUM_THREADS": "1",
-            **os.environ, "NCCL_NVLS_ENABLE": "0", "BENCHMARK_PROFILE": str(ITERATIONS),
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+            "OMP_NUM_THREADS": "1",
+            **os.environ,
+            "NCCL_NVLS_ENABLE": "0",
+            "BENCHMARK_PROFILE": str(ITERATIONS),
             "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
+        }
         return subprocess.Popen(
-            [sys.executable, *arguments], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
         """Wait for a process: exit code and events."""
@@ -129,10 +143,13 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
     """Train a few iterations on ``gpus`` ranks, ``context`` of which share a clip."""
     name = f"dp{gpus // context}_cp{context}"
     process = bench.start(
-        name, gpus, "trainer.max_iter=1000", "checkpoint.save_iter=1000",
+        name,
+        gpus,
+        "trainer.max_iter=1000",
+        "checkpoint.save_iter=1000",
         f"model_parallel.context_parallel_size={context}",
         f"model.config.fsdp_shard_size={gpus}",
-    )  # fmt: skip
+    )
 
     def enough(told: list[dict[str, Any]]) -> bool:  # writing the last checkpoint takes minutes
         return sum(one["event"] == "progress" for one in told) >= ITERATIONS
@@ -143,13 +160,16 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
         return {"error": f"it ended after {len(steps)} iterations"}
     times = [one["seconds_per_iteration"] for one in steps[1:-1]]
     found: dict[str, Any] = {
-        "gpus": gpus, "data_parallel": gpus // context, "context_parallel": context,
-        "seconds": statistics.median(times), "all_seconds": times,
+        "gpus": gpus,
+        "data_parallel": gpus // context,
+        "context_parallel": context,
+        "seconds": statistics.median(times),
+        "all_seconds": times,
         "clips_per_second": round(gpus / context / statistics.median(times), 4),
         "peak_GiB": steps[-1].get("peak_memory_gib"),
         "loss": [one["loss"] for one in steps],
         "gradient_norm": [one["gradient_norm"] for one in steps],
-    }  # fmt: skip
+    }
     profiles = [one for one in told if one["event"] == "benchmark_profile"]
     if profiles:
         found |= {"device_seconds": profiles[0]["seconds"], "attention": profiles[0]["attention"]}
@@ -193,10 +213,14 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     gpus = bench.gpus
     common = ["trainer.max_iter=4", "checkpoint.save_iter=2"]
     # all share one clip before and after: means over unlike numbers of clips do not compare
-    sharded = [f"model_parallel.context_parallel_size={gpus}",
-               f"model.config.fsdp_shard_size={gpus}"]  # fmt: skip
-    halved = [f"model_parallel.context_parallel_size={max(1, gpus // 2)}",
-              "model.config.fsdp_shard_size=1"]  # fmt: skip
+    sharded = [
+        f"model_parallel.context_parallel_size={gpus}",
+        f"model.config.fsdp_shard_size={gpus}",
+    ]
+    halved = [
+        f"model_parallel.context_parallel_size={max(1, gpus // 2)}",
+        "model.config.fsdp_shard_size=1",
+    ]
 
     def losses(told: list[dict[str, Any]]) -> dict[int, float]:
         return {one["iteration"]: one["loss"] for one in told if one["event"] == "progress"}
@@ -213,8 +237,11 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     if (newer := checkpoints / "trainer/iter_000000004.pt").exists():  # a small one is that quick
         newer.unlink()
         (checkpoints / "latest_checkpoint.txt").write_text("iter_000000002.pt")
-    size = sum(one.stat().st_size for one in checkpoints.rglob("*")
-               if "iter_000000002" in str(one) and one.is_file())  # fmt: skip
+    size = sum(
+        one.stat().st_size
+        for one in checkpoints.rglob("*")
+        if "iter_000000002" in str(one) and one.is_file()
+    )
     again = bench.killed_when(
         bench.start("whole", gpus // 2, *common, *halved), lambda told: 4 in losses(told)
     )
@@ -222,11 +249,14 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     if 4 not in after:
         return {"error": f"not resumed; iterations {sorted(after)}"}
     return {
-        "ranks": [gpus, gpus // 2], "checkpoint_bytes": size, "seconds_until_killed": told_after,
+        "ranks": [gpus, gpus // 2],
+        "checkpoint_bytes": size,
+        "seconds_until_killed": told_after,
         "resumed_at": [one["iteration"] for one in again if one["event"] == "resumed"],
-        "loss": expected, "loss_after": after,
+        "loss": expected,
+        "loss_after": after,
         "loss_difference": _difference([after[n] for n in after], [expected[n] for n in after]),
-    }  # fmt: skip
+    }
 
 
 def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
@@ -234,10 +264,13 @@ def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, number in (("sigterm", signal.SIGTERM), ("killed_rank", signal.SIGKILL)):
         process = bench.start(
-            name, bench.gpus, "trainer.max_iter=100000", "checkpoint.save_iter=100000",
+            name,
+            bench.gpus,
+            "trainer.max_iter=100000",
+            "checkpoint.save_iter=100000",
             f"model_parallel.context_parallel_size={bench.gpus}",
             f"model.config.fsdp_shard_size={bench.gpus}",
-        )  # fmt: skip
+        )
         assert process.stdout is not None
         iteration = 0
         for line in process.stdout:
@@ -263,7 +296,7 @@ def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
             "sent_after_iteration": iteration,
             "checkpoint": latest.read_text().strip() if latest.exists() else None,
             "said": [line for line in output.splitlines() if re.search("error|asked", line)][-2:],
-        }  # fmt: skip
+        }
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     return found
 
@@ -275,11 +308,19 @@ def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     found = dict(before)
     for gpus in (one for one in bench.counts if one <= bench.gpus):
         shutil.rmtree(bench.folder / "results", ignore_errors=True)
-        code, _ = bench.finish(bench.spawn(
-            "-m", "video2world_trainer.inference", f"--model_size={size}", "--dit_path=base.pt",
-            f"--batch_input_json={samples}", "--vae_path=vae", f"--num_steps={STEPS}",
-            "--negative_prompt=", f"--num_gpus={gpus}",
-        ))  # fmt: skip
+        code, _ = bench.finish(
+            bench.spawn(
+                "-m",
+                "video2world_trainer.inference",
+                f"--model_size={size}",
+                "--dit_path=base.pt",
+                f"--batch_input_json={samples}",
+                "--vae_path=vae",
+                f"--num_steps={STEPS}",
+                "--negative_prompt=",
+                f"--num_gpus={gpus}",
+            )
+        )
         told = bench.folder / "results" / "1.json"
         if code or not told.exists():
             found[str(gpus)] = {"error": f"exit code {code}"}
@@ -287,9 +328,11 @@ def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
         record = json.loads(told.read_text())
         seconds = record["timings"]["denoise"] / (STEPS + 1)
         found[str(gpus)] = {
-            "steps": STEPS, "timings": record["timings"], "peak_GiB": record["peak_memory_gib"],
+            "steps": STEPS,
+            "timings": record["timings"],
+            "peak_GiB": record["peak_memory_gib"],
             "seconds_a_level": round(seconds, 3),
-        }  # fmt: skip
+        }
         print(f"inference on {gpus}: {json.dumps(found[str(gpus)])}", flush=True)
     if "seconds_a_level" in found.get("1", {}):
         for row in found.values():
@@ -318,8 +361,11 @@ def _kill(pid: int) -> None:
 
 def _rank(launcher: int) -> int:
     """A worker of ``launcher`` that is not the first."""
-    workers = [one for one in _children(launcher)
-               if b"many_gpus_rank" in Path(f"/proc/{one}/cmdline").read_bytes()]  # fmt: skip
+    workers = [
+        one
+        for one in _children(launcher)
+        if b"many_gpus_rank" in Path(f"/proc/{one}/cmdline").read_bytes()
+    ]
     return workers[-1]
 
 
@@ -333,8 +379,13 @@ def goals(size: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         limit = GOALS.get((size, row.get("gpus"), row.get("context_parallel")))
         if limit is not None and "seconds" in row:
             what = f"{size}, {row['gpus']} GPUs, context parallel {row['context_parallel']}, s"
-            rows.append({"goal": f"{what} <= {limit:g}", "measured": row["seconds"],
-                         "met": row["seconds"] <= limit})  # fmt: skip
+            rows.append(
+                {
+                    "goal": f"{what} <= {limit:g}",
+                    "measured": row["seconds"],
+                    "met": row["seconds"] <= limit,
+                }
+            )
     return rows
 
 
@@ -346,8 +397,10 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"{name:<30}  failed: {row['error']}")
             continue
         talk = row.get("device_seconds", {}).get("communication", "")
-        lines.append(f"{name:<30}{row['seconds']:>12}{row.get('efficiency', ''):>12}"
-                     f"{row['peak_GiB'] or '':>10}{talk:>8}")  # fmt: skip
+        lines.append(
+            f"{name:<30}{row['seconds']:>12}{row.get('efficiency', ''):>12}"
+            f"{row['peak_GiB'] or '':>10}{talk:>8}"
+        )
     return "\n".join(lines)
 
 
@@ -360,9 +413,13 @@ def markdown(record: dict[str, Any]) -> str:
         f"{place['date']}, commit {place['commit'][:12]}, `{place['command']}`."
     ]
     for size, cases in record["cases"].items():
-        lines += ["", f"| {size}: GPUs, data x context parallel | attention | s an iteration | "
-                  "efficiency | peak GiB a GPU | s of communication | loss, gradient norm against "
-                  "one GPU's |", "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        lines += [
+            "",
+            f"| {size}: GPUs, data x context parallel | attention | s an iteration | "
+            "efficiency | peak GiB a GPU | s of communication | loss, gradient norm against "
+            "one GPU's |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
         for name, row in cases.get("layouts", {}).items():
             if "error" in row:
                 lines.append(f"| {name} | | failed: {row['error']} | | | | |")
@@ -377,11 +434,18 @@ def markdown(record: dict[str, Any]) -> str:
                 f"{row.get('efficiency', '')} | {row['peak_GiB']} | {talk} | {apart} |"
             )
         if rows := cases.get("inference"):
-            lines += ["", f"| {size}: GPUs that share a sample | s a noise level, both branches | "
-                      "speed-up | s of decoding |", "| --- | --- | --- | --- |"]  # fmt: skip
-            lines += [f"| {gpus} | {row['seconds_a_level']} | {row.get('speedup', '')} | "
-                      f"{row['timings']['decode']} |" for gpus, row in rows.items()
-                      if "error" not in row]  # fmt: skip
+            lines += [
+                "",
+                f"| {size}: GPUs that share a sample | s a noise level, both branches | "
+                "speed-up | s of decoding |",
+                "| --- | --- | --- | --- |",
+            ]
+            lines += [
+                f"| {gpus} | {row['seconds_a_level']} | {row.get('speedup', '')} | "
+                f"{row['timings']['decode']} |"
+                for gpus, row in rows.items()
+                if "error" not in row
+            ]
     return "\n".join(lines)
 
 
@@ -418,9 +482,15 @@ def main(argv: list[str] | None = None) -> int:
         record = json.loads(args.json.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         bench = Bench(
-            args.size, args.tiny, gpus, Path(folder), args.timeout,
-            tuple(args.counts), tuple(args.contexts), tuple(args.set),
-        )  # fmt: skip
+            args.size,
+            args.tiny,
+            gpus,
+            Path(folder),
+            args.timeout,
+            tuple(args.counts),
+            tuple(args.contexts),
+            tuple(args.set),
+        )
         bench.prepare()
         for name in args.only:
             cases = record["cases"].setdefault(args.size, {})

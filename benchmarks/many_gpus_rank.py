@@ -27,8 +27,12 @@ def main() -> int:
             outcome = plain(run, *args)
             torch.cuda.synchronize()
         if run.world.leads:
-            emit("benchmark_profile", "train", seconds=kinds_of(profiler),
-                 attention=run.attention.name)  # fmt: skip
+            emit(
+                "benchmark_profile",
+                "train",
+                seconds=kinds_of(profiler),
+                attention=run.attention.name,
+            )
         return outcome
 
     Run.step = step  # type: ignore[method-assign]

@@ -26,11 +26,18 @@ def diffusers_network(dit: DiTConfig, device: torch.device, dtype: torch.dtype) 
 
     with device:
         net: nn.Module = CosmosTransformer3DModel(
-            in_channels=17, out_channels=16, num_attention_heads=dit.num_heads,
-            attention_head_dim=dit.head_dim, num_layers=dit.num_blocks, mlp_ratio=dit.mlp_ratio,
-            text_embed_dim=dit.crossattn_dim, adaln_lora_dim=dit.adaln_lora_dim,
-            max_size=(dit.max_frames, dit.max_height, dit.max_width), patch_size=(1, 2, 2),
+            in_channels=17,
+            out_channels=16,
+            num_attention_heads=dit.num_heads,
+            attention_head_dim=dit.head_dim,
+            num_layers=dit.num_blocks,
+            mlp_ratio=dit.mlp_ratio,
+            text_embed_dim=dit.crossattn_dim,
+            adaln_lora_dim=dit.adaln_lora_dim,
+            max_size=(dit.max_frames, dit.max_height, dit.max_width),
+            patch_size=(1, 2, 2),
             rope_scale=(dit.rope_ratio_t, dit.rope_ratio_h, dit.rope_ratio_w),
-            concat_padding_mask=True, extra_pos_embed_type=None,
-        ).to(dtype)  # fmt: skip
+            concat_padding_mask=True,
+            extra_pos_embed_type=None,
+        ).to(dtype)
     return net

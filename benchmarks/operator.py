@@ -108,8 +108,11 @@ def groups(cluster: Cluster, count: int) -> dict[str, Any]:
             decided[name] = moment
     for run in runs:
         job = f"{run.name}-train-1"
-        made[job] = [_time(p["metadata"]["creationTimestamp"]) for p in run.children("pods")
-                     if "-train-" in p["metadata"]["name"]]  # fmt: skip
+        made[job] = [
+            _time(p["metadata"]["creationTimestamp"])
+            for p in run.children("pods")
+            if "-train-" in p["metadata"]["name"]
+        ]
     lags = [max(times) - int(decided[job]) for job, times in made.items()]
     whole_lives = [
         max(made[f"{run.name}-train-1"]) - _time(run.object["metadata"]["creationTimestamp"])
@@ -190,9 +193,10 @@ def lifetime(cluster: Cluster) -> dict[str, Any]:
 def recovery(cluster: Cluster, operator: Operator) -> dict[str, Any]:
     """SIGKILL while a pod fails: until the new operator has made the next attempt."""
     run = Resource(cluster, NAMESPACE, "recovers").create(
-        training={"nodes": 4, "restartBackoffSeconds": 0}, storage={"size": "1Gi"},
+        training={"nodes": 4, "restartBackoffSeconds": 0},
+        storage={"size": "1Gi"},
         stages={s: _quickly("1") for s in STAGES[:4]},
-    )  # fmt: skip
+    )
     cluster.add_volumes(1)
     _wait(lambda: len(run.pods("train")) == 4)
     operator.kill()

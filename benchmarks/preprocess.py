@@ -178,19 +178,24 @@ def fetch_and_split(gigabytes: float, scratch: Path) -> dict[str, Any]:
         shutil.rmtree(plain / "agibot")
         plain_kept = _disk(plain)
     return {
-        "archive_bytes": size, "archives": len(archives), "cameras": 8,
-        "episodes": report["episodes"], "windows": report["windows"],
+        "archive_bytes": size,
+        "archives": len(archives),
+        "cameras": 8,
+        "episodes": report["episodes"],
+        "windows": report["windows"],
         "windows_plain": len(list((plain / "out").iterdir())),
         "copied_windows": report["copied_windows"],
-        "seconds": round(seconds, 1), "seconds_plain": round(slow, 1),
+        "seconds": round(seconds, 1),
+        "seconds_plain": round(slow, 1),
         "ratio": round(seconds / slow, 3),
-        "kept_bytes": kept, "kept_bytes_plain": plain_kept,
+        "kept_bytes": kept,
+        "kept_bytes_plain": plain_kept,
         "peak_extra_bytes": watch.disk - kept,
         "peak_extra_of_archives": round((watch.disk - kept) / size, 4),
         "peak_extra_of_kept": round((watch.disk - kept) / kept, 4),
         "peak_extra_bytes_plain": other.disk - plain_kept,
         "largest_process_mib": round(watch.process / MIB),
-    }  # fmt: skip
+    }
 
 
 def _cpu_seconds(work: Callable[[], Any]) -> tuple[float, float]:
@@ -223,9 +228,23 @@ def re_encode(scratch: Path) -> dict[str, Any]:
     def by_ffmpeg() -> None:
         for window, target in zip(windows, plain, strict=True):
             subprocess.run(
-                [ffmpeg, "-loglevel", "error", "-ss", str(window.start / 30), "-i", source, "-t",
-                 str(window.frames / 30), "-c", "libx264", "-y", target], check=True,
-            )  # fmt: skip
+                [
+                    ffmpeg,
+                    "-loglevel",
+                    "error",
+                    "-ss",
+                    str(window.start / 30),
+                    "-i",
+                    source,
+                    "-t",
+                    str(window.frames / 30),
+                    "-c",
+                    "libx264",
+                    "-y",
+                    target,
+                ],
+                check=True,
+            )
 
     made: list[tuple[Path, bool]] = []
     wall, cpu = _cpu_seconds(lambda: made.extend(cut(source, ours)))
@@ -238,12 +257,13 @@ def re_encode(scratch: Path) -> dict[str, Any]:
         "per_core_second": round(count / cpu, 3),
         "per_core_second_ffmpeg": round(count / slow_cpu, 3),
         "ratio": round(slow_cpu / cpu, 2),
-        "wall_seconds_one_process": round(wall, 1), "wall_seconds_ffmpeg": round(slow_wall, 1),
+        "wall_seconds_one_process": round(wall, 1),
+        "wall_seconds_ffmpeg": round(slow_wall, 1),
         "psnr": round(_psnr(ours[0][2], reference), 2),
         "psnr_ffmpeg": round(_psnr(plain[0], reference), 2),
         "bytes": sum(target.stat().st_size for *_, target in ours),
         "bytes_ffmpeg": sum(target.stat().st_size for target in plain),
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- rows that need a GPU
@@ -336,12 +356,15 @@ def text_encoder(captions: Path | None) -> dict[str, Any]:
         batch = encoder.batches(texts)[1]
         kernels = _kernels(lambda: encoder.encode_batch(batch))
     return {
-        "card": torch.cuda.get_device_name(), "captions": len(texts), "different": len({*texts}),
-        "prompts_per_second": round(1 / fast, 1), "prompts_per_second_padded": round(1 / slow, 1),
+        "card": torch.cuda.get_device_name(),
+        "captions": len(texts),
+        "different": len({*texts}),
+        "prompts_per_second": round(1 / fast, 1),
+        "prompts_per_second_padded": round(1 / slow, 1),
         "ratio": round(slow / fast, 2),
         "error_against_float32": {"padded": errors(rounded), "ours": errors(ours)},
         "a_batch": {"captions": len(batch), "kernels_ms": kernels},
-    }  # fmt: skip
+    }
 
 
 def video_encoder() -> dict[str, Any]:
@@ -365,15 +388,18 @@ def video_encoder() -> dict[str, Any]:
         seconds = _timed(lambda: vae.encode_latents(video))
         error = (vae.encode_latents(video) - plain).abs()
         rows[str(frames)] = {
-            "seconds": round(seconds, 3), "of_diffusers": round(seconds / slow, 3),
+            "seconds": round(seconds, 3),
+            "of_diffusers": round(seconds / slow, 3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
             "relative_error": round(float(error.mean() / plain.abs().mean()), 5),
-        }  # fmt: skip
+        }
     vae.prepare_for_batches()
     return {
-        "card": torch.cuda.get_device_name(), "seconds_diffusers": round(slow, 3),
-        "by_frames_per_pass": rows, "kernels_ms": _kernels(lambda: vae.encode_latents(video)),
-    }  # fmt: skip
+        "card": torch.cuda.get_device_name(),
+        "seconds_diffusers": round(slow, 3),
+        "by_frames_per_pass": rows,
+        "kernels_ms": _kernels(lambda: vae.encode_latents(video)),
+    }
 
 
 # ---------------------------------------------------------------- the table
@@ -383,24 +409,36 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if stage := results.get("fetch_and_split"):
         times = f"{stage['seconds']} and {stage['seconds_plain']} s"
         size = f"{stage['archive_bytes'] / 1e9:.1f} GB of archives"
-        yield (f"peak extra disk, {size}", "<= 2 %",
-               f"{stage['peak_extra_of_archives']:.1%} of the archives, "
-               f"{stage['peak_extra_of_kept']:.0%} of what is kept")  # fmt: skip
-        yield (f"wall time against the plain way, {size}", "<= 0.25 x",
-               f"{stage['ratio']:.2f} x ({times})")  # fmt: skip
+        yield (
+            f"peak extra disk, {size}",
+            "<= 2 %",
+            f"{stage['peak_extra_of_archives']:.1%} of the archives, "
+            f"{stage['peak_extra_of_kept']:.0%} of what is kept",
+        )
+        yield (
+            f"wall time against the plain way, {size}",
+            "<= 0.25 x",
+            f"{stage['ratio']:.2f} x ({times})",
+        )
         yield (
             "largest process of the dataset stage",
             "<= 1024 MiB",
             (f"{stage['largest_process_mib']} MiB"),
         )
     if row := results.get("re_encode"):
-        yield ("windows per core-second against ffmpeg", ">= 1.5 x",
-               f"{row['ratio']:.2f} x ({row['per_core_second']} against "
-               f"{row['per_core_second_ffmpeg']}; PSNR {row['psnr']} against "
-               f"{row['psnr_ffmpeg']} dB)")  # fmt: skip
+        yield (
+            "windows per core-second against ffmpeg",
+            ">= 1.5 x",
+            f"{row['ratio']:.2f} x ({row['per_core_second']} against "
+            f"{row['per_core_second_ffmpeg']}; PSNR {row['psnr']} against "
+            f"{row['psnr_ffmpeg']} dB)",
+        )
     if row := results.get("text_encoder"):
-        yield ("T5 prompts a second against one by one", ">= 8 x",
-               f"{row['ratio']:.1f} x ({row['prompts_per_second']})")  # fmt: skip
+        yield (
+            "T5 prompts a second against one by one",
+            ">= 8 x",
+            f"{row['ratio']:.1f} x ({row['prompts_per_second']})",
+        )
     else:
         yield "T5 prompts a second against one by one", ">= 8 x", "not run: no GPU"
     if row := results.get("video_encoder"):

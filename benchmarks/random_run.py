@@ -67,9 +67,12 @@ def write_samples(volume: Path, count: int, size: str) -> Path:
         (volume / DATA / f"metas/s{number}.txt").write_text(f"sample {number}")
         words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
         write_embedding(volume / DATA / f"t5_xxl/s{number}.pickle", words)
-        entries.append({
-            "input_video": str(source.relative_to(volume)), "output_video": f"results/{number}.mp4",
-        })  # fmt: skip
+        entries.append(
+            {
+                "input_video": str(source.relative_to(volume)),
+                "output_video": f"results/{number}.mp4",
+            }
+        )
     if size == "Tiny":
         write_tiny_vae(volume / "vae")
     else:

@@ -75,8 +75,10 @@ def _chaos(record: Record) -> str:
     lines += _table(
         ("figure", "all seeds"),
         [
-            ("resources applied (each seed: " + f"{count}, and those made again)",
-             f"{sum(one['resources'] for one in trials):,}"),
+            (
+                "resources applied (each seed: " + f"{count}, and those made again)",
+                f"{sum(one['resources'] for one in trials):,}",
+            ),
             ("Jobs made", f"{sum(one['jobs'] for one in trials):,}"),
             ("restarts", f"{sum(one['restarts'] for one in trials):,}"),
             ("how resources ended", _listed(_sum(trials, "phases"))),
@@ -84,13 +86,17 @@ def _chaos(record: Record) -> str:
             (f"faults (each seed: {record['faults']})", _listed(_sum(trials, "faults"))),
             ("requests of the operator by answer", _listed(_sum(trials, "requests"))),
             ("ends of an operator's process", _listed(_sum(trials, "operator_ends"))),
-            ("seconds from the last fault until all resources had ended",
-             f"median {ends[len(ends) // 2]}, longest {ends[-1]}"),
-            ("longest that a failed resource's pods held a GPU, seconds",
-             max(one["longest_gpu_held_after_failure_s"] for one in trials)),
+            (
+                "seconds from the last fault until all resources had ended",
+                f"median {ends[len(ends) // 2]}, longest {ends[-1]}",
+            ),
+            (
+                "longest that a failed resource's pods held a GPU, seconds",
+                max(one["longest_gpu_held_after_failure_s"] for one in trials),
+            ),
             ("seconds a seed takes", f"median {seconds[len(seconds) // 2]}, longest {seconds[-1]}"),
         ],
-    )  # fmt: skip
+    )
     if failed:
         lines += _table(
             ("seed", "invariant", "resource", "what was seen"),

@@ -100,9 +100,11 @@ class Load:
     async def post(self, works: Iterable[Work]) -> None:
         """Make these resources, as fast as the API server takes them."""
         await asyncio.gather(
-            *(self.client.request("POST", self.system.collection, body=self.system.body(work))
-              for work in works)
-        )  # fmt: skip
+            *(
+                self.client.request("POST", self.system.collection, body=self.system.body(work))
+                for work in works
+            )
+        )
 
     async def training(self) -> dict[str, list[str]]:
         """Names of the training pods that run, by resource, in order."""
@@ -120,11 +122,16 @@ class Load:
         """Let these pods end with this exit code."""
         body = {"metadata": {"annotations": {EXIT_CODE: str(code)}}}
         await asyncio.gather(
-            *(self.client.request(
-                "PATCH", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}", body=body,
-                content_type="application/merge-patch+json",
-            ) for pod in pods)
-        )  # fmt: skip
+            *(
+                self.client.request(
+                    "PATCH",
+                    f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}",
+                    body=body,
+                    content_type="application/merge-patch+json",
+                )
+                for pod in pods
+            )
+        )
 
     async def succeeded(self) -> Counter[bool]:
         """How many resources have come to their good end, and how many not yet."""
@@ -173,17 +180,23 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
                 results = {"title": system.title, "versions": system.versions}
                 results["at_rest_mib"] = usage(system.pids())["mib"]
                 for name, part in (
-                    ("large", _large), ("fill", _fill), ("probe", _probe), ("fail", _fail),
-                    ("vanish", _vanish), ("crash", _crash), ("drain", _drain),
-                ):  # fmt: skip
+                    ("large", _large),
+                    ("fill", _fill),
+                    ("probe", _probe),
+                    ("fail", _fail),
+                    ("vanish", _vanish),
+                    ("crash", _crash),
+                    ("drain", _drain),
+                ):
                     began, load_before = time.monotonic(), os.getloadavg()[0]
                     figures = await part(load)
                     if figures is None:
                         continue
                     figures["took_seconds"] = round(time.monotonic() - began, 1)
                     figures["load_before_and_after"] = [
-                        round(load_before, 1), round(os.getloadavg()[0], 1),
-                    ]  # fmt: skip
+                        round(load_before, 1),
+                        round(os.getloadavg()[0], 1),
+                    ]
                     results[name] = figures
                     print(f"{system.name} {name}: {figures}", flush=True)
             finally:
@@ -244,9 +257,11 @@ async def _large(load: Load) -> dict[str, Any] | None:
     assert made is not None
     await load.until(
         "the large resource to run",
-        lambda s: sum(bool(p.running) for n, p in s.pods.items()
-                      if load.system.resource_of(n) == "large") >= work.nodes,
-    )  # fmt: skip
+        lambda s: (
+            sum(bool(p.running) for n, p in s.pods.items() if load.system.resource_of(n) == "large")
+            >= work.nodes
+        ),
+    )
     ran = max(p.running for n, p in seen.pods.items() if load.system.resource_of(n) == "large")
     figures = {
         "nodes": work.nodes,
@@ -282,9 +297,7 @@ async def _fill(load: Load) -> dict[str, Any]:
         "posted_per_second": round(len(works) / posted, 1),
         "accepted_per_second": round(len(works) / (max(accepted) - began), 1),
         "apply_to_first_pod": spread(seen.first[w.name] - seen.posted[w.name] for w in works),
-        "apply_to_all_training_pods": spread(
-            _made(seen, w) - seen.posted[w.name] for w in works
-        ),
+        "apply_to_all_training_pods": spread(_made(seen, w) - seen.posted[w.name] for w in works),
         "seconds_until_all_train": round(max(_made(seen, w) for w in works) - began, 1),
         "pods_per_second": round(seen.all_pods / (time.time() - began), 1),
         "queue_depth_max": max((one["depth"] for one in busy), default=0),
@@ -293,7 +306,7 @@ async def _fill(load: Load) -> dict[str, Any]:
         "requests": dict(seen.requests - requests),
         "cpu_seconds": round(load.cpu() - before, 1),
         "mib": usage(load.system.pids())["mib"],
-    }  # fmt: skip
+    }
 
 
 async def _probe(load: Load) -> dict[str, Any] | None:
@@ -373,8 +386,13 @@ async def _again(
     told = {name: when if when >= at[name] else at[name] for name, when in told.items()}
     deleted = []
     for name in at:
-        times = [t for n, all_ in seen.deleted.items() if n == name or n.startswith(f"{name}-")
-                 for t in all_ if t >= at[name]]  # fmt: skip
+        times = [
+            t
+            for n, all_ in seen.deleted.items()
+            if n == name or n.startswith(f"{name}-")
+            for t in all_
+            if t >= at[name]
+        ]
         deleted += [min(times) - told[name]] if times else []
     again = [seen.whole(n, nodes[n] if whole else 1, at[n]) for n in at]
     lag = [made - told[n] for made, n in zip(again, at, strict=True) if made is not None]

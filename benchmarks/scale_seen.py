@@ -20,15 +20,30 @@ __all__ = ["BENCH", "RULES", "Naming", "Pod", "Seen", "follow", "spread"]
 BENCH = "bench"  # the user of the benchmark's own requests
 JOBS = "system:serviceaccount:kube-system:job-controller"
 RULES: list[dict[str, Any]] = [
-    {"level": "Request", "verbs": ["create"], "omitManagedFields": True,
-     "resources": [{"group": "", "resources": ["pods"]}]},
-    {"level": "Metadata", "users": ["kwok"], "verbs": ["patch", "delete"],
-     "resources": [{"group": "", "resources": ["pods", "pods/status"]}]},
-    {"level": "Metadata", "users": ["system:kube-scheduler"], "verbs": ["create"],
-     "resources": [{"group": "", "resources": ["pods/binding"]}]},
-    {"level": "Metadata", "users": [JOBS],
-     "resources": [{"group": "batch", "resources": ["jobs/status"]}]},
-]  # fmt: skip
+    {
+        "level": "Request",
+        "verbs": ["create"],
+        "omitManagedFields": True,
+        "resources": [{"group": "", "resources": ["pods"]}],
+    },
+    {
+        "level": "Metadata",
+        "users": ["kwok"],
+        "verbs": ["patch", "delete"],
+        "resources": [{"group": "", "resources": ["pods", "pods/status"]}],
+    },
+    {
+        "level": "Metadata",
+        "users": ["system:kube-scheduler"],
+        "verbs": ["create"],
+        "resources": [{"group": "", "resources": ["pods/binding"]}],
+    },
+    {
+        "level": "Metadata",
+        "users": [JOBS],
+        "resources": [{"group": "batch", "resources": ["jobs/status"]}],
+    },
+]
 
 
 class Naming(Protocol):

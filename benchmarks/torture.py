@@ -57,19 +57,30 @@ class Group:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         settings = [
-            "model.size=Tiny", "job.name=x", f"dataloader_train.dataset.dataset_dir={DATA}",
-            f"trainer.max_iter={iterations}", f"checkpoint.save_iter={EVERY}", "trainer.seed=1",
-            f"checkpoint.keep={KEEP}", "trainer.logging_iter=1", "checkpoint.asynchronous=true",
+            "model.size=Tiny",
+            "job.name=x",
+            f"dataloader_train.dataset.dataset_dir={DATA}",
+            f"trainer.max_iter={iterations}",
+            f"checkpoint.save_iter={EVERY}",
+            "trainer.seed=1",
+            f"checkpoint.keep={KEEP}",
+            "trainer.logging_iter=1",
+            "checkpoint.asynchronous=true",
             "model.config.fsdp_shard_size=2",
-        ]  # fmt: skip
+        ]
         identity = f"torture-{os.getpid()}-{port}"
         self._mark = f"PET_RDZV_ID={identity}\0".encode()
         environment = {
-            **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "PET_NNODES": str(NODES), "PET_NPROC_PER_NODE": "1", "PET_RDZV_BACKEND": "static",
-            "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}", "PET_RDZV_ID": identity,
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PET_NNODES": str(NODES),
+            "PET_NPROC_PER_NODE": "1",
+            "PET_RDZV_BACKEND": "static",
+            "PET_RDZV_ENDPOINT": f"127.0.0.1:{port}",
+            "PET_RDZV_ID": identity,
             "PET_MAX_RESTARTS": "0",
-        }  # fmt: skip
+        }
         command = ["-m", "video2world_trainer.launch", "-m", "video2world_trainer.train", "--"]
         self.logs = [(logs or volume) / f"node{number}.log" for number in range(NODES)]
         self.launchers = []
@@ -77,11 +88,14 @@ class Group:
             with log.open("w") as stream:
                 self.launchers.append(
                     subprocess.Popen(
-                        [sys.executable, *command, *settings], cwd=volume,
+                        [sys.executable, *command, *settings],
+                        cwd=volume,
                         env={**environment, "JOB_COMPLETION_INDEX": str(number)},
-                        stdout=stream, stderr=stream, start_new_session=True,
+                        stdout=stream,
+                        stderr=stream,
+                        start_new_session=True,
                     )
-                )  # fmt: skip
+                )
 
     def processes(self) -> list[int]:
         """Launchers and ranks that live, also ranks whose launcher does not."""
@@ -220,12 +234,18 @@ def killed(
         if now == ITERATIONS:  # the final weights were compared just now
             runs += 1
             shutil.rmtree(_folder(work).folder.parent)
-        keep({
-            "kills": done, "seed": seed, "whole_runs": runs, **counts,
-            "undisturbed_seconds": round(seconds, 1), "iterations": ITERATIONS,
-            "checkpoint_every": EVERY,
-            "iterations_lost": {"largest": max(losses, default=0), "all": sum(losses)},
-        })  # fmt: skip
+        keep(
+            {
+                "kills": done,
+                "seed": seed,
+                "whole_runs": runs,
+                **counts,
+                "undisturbed_seconds": round(seconds, 1),
+                "iterations": ITERATIONS,
+                "checkpoint_every": EVERY,
+                "iterations_lost": {"largest": max(losses, default=0), "all": sum(losses)},
+            }
+        )
 
 
 def _mounted(folder: Path, mebibytes: int) -> None:
@@ -248,10 +268,12 @@ def full_volume(volume: Path) -> dict[str, Any]:
         again = Group(folder, iterations=ITERATIONS)
         after = again.end(180)
         return {
-            "exit_codes": codes, "said": [one.get("message") for one in failed][:1],
-            "whole_before": before, "exit_codes_with_room": after,
+            "exit_codes": codes,
+            "said": [one.get("message") for one in failed][:1],
+            "whole_before": before,
+            "exit_codes_with_room": after,
             "whole_after": newest_whole(_folder(folder).folder),
-        }  # fmt: skip
+        }
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
@@ -272,10 +294,14 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
         subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
         again = Group(folder, iterations=4 * EVERY, logs=volume).end(180)
         return {
-            "exit_codes_before": first, "whole_before": before, "exit_codes": codes,
-            "said": [one.get("message") for one in failed][:1], "whole_after": after,
-            "exit_codes_writable": again, "whole_at_the_end": newest_whole(_folder(folder).folder),
-        }  # fmt: skip
+            "exit_codes_before": first,
+            "whole_before": before,
+            "exit_codes": codes,
+            "said": [one.get("message") for one in failed][:1],
+            "whole_after": after,
+            "exit_codes_writable": again,
+            "whole_at_the_end": newest_whole(_folder(folder).folder),
+        }
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
@@ -286,8 +312,12 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--kills", type=int, default=200)
     flags.add_argument("--seed", type=int, help="of the moments and victims (the next one)")
     flags.add_argument("--json", type=Path, default=RESULTS)
-    flags.add_argument("--only", nargs="+", choices=("killed", "full", "read-only"),
-                       default=("killed", "full", "read-only"))  # fmt: skip
+    flags.add_argument(
+        "--only",
+        nargs="+",
+        choices=("killed", "full", "read-only"),
+        default=("killed", "full", "read-only"),
+    )
     args = flags.parse_args(argv)
     record = json.loads(args.json.read_text()) if args.json.exists() else {}
     trials = {one["seed"]: one for one in record.get("killed", [])}

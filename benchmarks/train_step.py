@@ -17,8 +17,10 @@ from .cases import answer, between, machine, run_case, verdicts, write
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 ORDER = ("matrix_rate", "step_2b", "peer_diffusers", "rank_14b", "lora_14b", "gradients")
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
-MARKS = ("<!-- train_step: made by `python -m benchmarks.train_step --document` -->",
-         "<!-- /train_step -->")  # fmt: skip
+MARKS = (
+    "<!-- train_step: made by `python -m benchmarks.train_step --document` -->",
+    "<!-- /train_step -->",
+)
 ERRORS = ("out", "dq", "dk", "dv")
 MODULE = "benchmarks.train_step"
 
@@ -69,15 +71,27 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
     seconds = value("step_2b", "seconds")
     rows = [
         ("2B, 93 x 704 x 1280, whole step, s", seconds, "<=", 11.0),
-        ("the same over the diffusers step (forward and backward only)",
-         ratio(seconds, value("peer_diffusers", "seconds")), "<=", 0.63),
-        ("its useful TFLOP/s over this run's matrix rate",
-         ratio(value("step_2b", "useful_tflops"), value("matrix_rate", "tflops")), ">=", 0.80),
+        (
+            "the same over the diffusers step (forward and backward only)",
+            ratio(seconds, value("peer_diffusers", "seconds")),
+            "<=",
+            0.63,
+        ),
+        (
+            "its useful TFLOP/s over this run's matrix rate",
+            ratio(value("step_2b", "useful_tflops"), value("matrix_rate", "tflops")),
+            ">=",
+            0.80,
+        ),
         ("its peak memory, GiB", value("step_2b", "peak_GiB"), "<=", 76.0),
-        ("14B at context parallel 8, one rank's share without transfers, s",
-         value("rank_14b", "seconds"), "<=", 5.8),
+        (
+            "14B at context parallel 8, one rank's share without transfers, s",
+            value("rank_14b", "seconds"),
+            "<=",
+            5.8,
+        ),
         *_gradient_rows(cases.get("gradients", {})),
-    ]  # fmt: skip
+    ]
     return [
         {
             "goal": f"{what} {sign} {limit:.5g}",
@@ -100,10 +114,15 @@ def _gradient_rows(found: dict[str, Any]) -> list[tuple[str, float | None, str, 
     if torch_error := largest.get("torch"):
         limit = round(1 + errors["torch"]["spread"] / torch_error, 4)
         rows += [
-            (f"that of {name} over torch's (1 + its spread over the draws)", error / torch_error,
-             "<=", limit)
-            for name, error in largest.items() if name != "torch"
-        ]  # fmt: skip
+            (
+                f"that of {name} over torch's (1 + its spread over the draws)",
+                error / torch_error,
+                "<=",
+                limit,
+            )
+            for name, error in largest.items()
+            if name != "torch"
+        ]
     return rows
 
 

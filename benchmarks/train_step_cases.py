@@ -107,9 +107,12 @@ def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
 
 
 def step_2b(
-    keep: str = "narrow", backend: str = "auto", compiled: bool = True, count: int = 5,
+    keep: str = "narrow",
+    backend: str = "auto",
+    compiled: bool = True,
+    count: int = 5,
     profile: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The whole step at 2B, 93 frames of 704x1280, batch 1, cached latents."""
     preset, latents = PRESETS["2B"], LATENTS["720p"]
     net = network(preset.dit)
@@ -129,12 +132,18 @@ def step_2b(
     median = statistics.median(times)
     result = timing(times) | memory()
     result |= {
-        "tokens": tokens, "attention": choice.name, "keep": keep, "compiled": compiled,
-        "first_step_seconds": round(first, 1), "useful_flops": flops,
+        "tokens": tokens,
+        "attention": choice.name,
+        "keep": keep,
+        "compiled": compiled,
+        "first_step_seconds": round(first, 1),
+        "useful_flops": flops,
         "useful_tflops": round(flops / median / 1e12, 1),
         "tokens_per_second": round(tokens / median),
-        "loss": float(outcome.loss), "norm": float(outcome.norm), "skipped": float(outcome.skipped),
-    }  # fmt: skip
+        "loss": float(outcome.loss),
+        "norm": float(outcome.norm),
+        "skipped": float(outcome.skipped),
+    }
     if profile:
         result["device_seconds"] = _profile(lambda: step(*batch, 1e-5))
     return result
@@ -156,15 +165,27 @@ def kinds_of(profiler: Any) -> dict[str, float]:
         seconds = one.device_time_total / 1e6
         name = one.key.lower()
         kind = next(
-            (kind for part, kind in (
-                ("nccl", "communication"), ("flashattention", "attention"),
-                ("flash", "attention"), ("cudnn", "attention"), ("fmha", "attention"),
-                ("nvjet", "products"), ("gemm", "products"),
-                ("cutlass", "products"), ("adam", "optimizer"), ("multi_tensor", "foreach"),
-                ("triton", "element-wise"), ("memcpy", "copies"), ("memset", "copies"),
-            ) if part in name),
+            (
+                kind
+                for part, kind in (
+                    ("nccl", "communication"),
+                    ("flashattention", "attention"),
+                    ("flash", "attention"),
+                    ("cudnn", "attention"),
+                    ("fmha", "attention"),
+                    ("nvjet", "products"),
+                    ("gemm", "products"),
+                    ("cutlass", "products"),
+                    ("adam", "optimizer"),
+                    ("multi_tensor", "foreach"),
+                    ("triton", "element-wise"),
+                    ("memcpy", "copies"),
+                    ("memset", "copies"),
+                )
+                if part in name
+            ),
             "other",
-        )  # fmt: skip
+        )
         kinds[kind] = kinds.get(kind, 0.0) + seconds
     return {kind: round(seconds, 4) for kind, seconds in kinds.items()}
 
@@ -197,8 +218,9 @@ def peer_diffusers(count: int = 2) -> dict[str, Any]:
     )
 
 
-def rank_14b(keep: str = "products", ranks: int = 8, shards: int = 32, count: int = 3,
-             profile: bool = True) -> dict[str, Any]:  # fmt: skip
+def rank_14b(
+    keep: str = "products", ranks: int = 8, shards: int = 32, count: int = 3, profile: bool = True
+) -> dict[str, Any]:
     """One rank's share of 14B at context parallel 8 and FSDP over 32; transfers are left out.
 
     The rank's 3 of 24 latent frames go through all 36 blocks, its 5 of 40 heads attend over the
@@ -239,9 +261,12 @@ def rank_14b(keep: str = "products", ranks: int = 8, shards: int = 32, count: in
     flops = step_flops(preset.dit, parameters, tokens) / ranks
     result = timing(times) | memory()
     result |= {
-        "attention": choice.name, "keep": keep, "context_parallel": ranks, "shards": shards,
+        "attention": choice.name,
+        "keep": keep,
+        "context_parallel": ranks,
+        "shards": shards,
         "useful_tflops": round(flops / statistics.median(times) / 1e12, 1),
-    }  # fmt: skip
+    }
     if profile:
         result["device_seconds"] = _profile(iteration)
     return result
@@ -297,10 +322,12 @@ def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, A
         ]
         wanted = _attended(_exact, [one.double() for one in given])
         for name, attend in kernels.items():
-            errors[name].append([
-                float((a.double() - b).norm() / b.norm())
-                for a, b in zip(_attended(attend, given), wanted, strict=True)
-            ])  # fmt: skip
+            errors[name].append(
+                [
+                    float((a.double() - b).norm() / b.norm())
+                    for a, b in zip(_attended(attend, given), wanted, strict=True)
+                ]
+            )
     for name, rows in errors.items():
         means = [statistics.mean(column) for column in zip(*rows, strict=True)]
         found[name] = dict(zip(ERRORS, means, strict=True))
@@ -322,7 +349,5 @@ def _attended(attend: Any, given: list[Tensor]) -> list[Tensor]:
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     one.__name__: one
-    for one in (
-        matrix_rate, attention_rate, step_2b, peer_diffusers, rank_14b, lora_14b, gradients
-    )
-}  # fmt: skip
+    for one in (matrix_rate, attention_rate, step_2b, peer_diffusers, rank_14b, lora_14b, gradients)
+}

@@ -172,9 +172,13 @@ def _name(body: bytes) -> str:
 
 def _status(code: int, reason: str) -> dict[str, Any]:
     return {
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
-        "reason": reason, "message": f"injected {reason}",
-    }  # fmt: skip
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "code": code,
+        "reason": reason,
+        "message": f"injected {reason}",
+    }
 
 
 def _refusal(code: int, reason: str) -> web.Response:

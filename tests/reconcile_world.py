@@ -28,10 +28,16 @@ def resource(**spec):
     return {
         "apiVersion": "video2world.dev/v1alpha1",
         "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "run", "namespace": "ns", "uid": "u1", "generation": 1,
-                     "resourceVersion": "1", "creationTimestamp": "2026-11-24T12:00:00Z"},
+        "metadata": {
+            "name": "run",
+            "namespace": "ns",
+            "uid": "u1",
+            "generation": 1,
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-11-24T12:00:00Z",
+        },
         "spec": merged,
-    }  # fmt: skip
+    }
 
 
 class World:
@@ -124,9 +130,18 @@ class World:
         (job,) = [j for j in self.jobs.values() if not j.finished and j.stage != "samples"]
         count = 2 if job.stage == "train" else 1
         for index in range(count):
-            pod = Pod(f"{job.name}-{index}", f"p-{job.name}-{index}", job.stage, job.attempt, index,
-                      "Running", f"node-{index}", ready=True, started=self.now,
-                      created=self.now)  # fmt: skip
+            pod = Pod(
+                f"{job.name}-{index}",
+                f"p-{job.name}-{index}",
+                job.stage,
+                job.attempt,
+                index,
+                "Running",
+                f"node-{index}",
+                ready=True,
+                started=self.now,
+                created=self.now,
+            )
             self.pods[pod.name] = replace(pod, **fields)
         return [n for n in self.pods if n.startswith(job.name)]
 

@@ -21,10 +21,15 @@ import numpy as np
 from video2world_preprocess.video.writer import write_video
 
 CAMERAS = (
-    "head_color", "head_center_fisheye_color", "head_left_fisheye_color",
-    "head_right_fisheye_color", "back_left_fisheye_color", "back_right_fisheye_color",
-    "hand_left_color", "hand_right_color",
-)  # fmt: skip
+    "head_color",
+    "head_center_fisheye_color",
+    "head_left_fisheye_color",
+    "head_right_fisheye_color",
+    "back_left_fisheye_color",
+    "back_right_fisheye_color",
+    "hand_left_color",
+    "hand_right_color",
+)
 TASK, FIRST_EPISODE = 327, 648_642
 DEPTH_BYTES = 90_000  # of an image
 
@@ -109,10 +114,12 @@ def make_archives(
 def _entry(episode: int, frames: int) -> dict[str, Any]:
     action = {"start_frame": 0, "end_frame": frames // 2, "action_text": "Pick up a lemon."}
     return {
-        "episode_id": episode, "task_id": TASK, "task_name": "Picking items in Supermarket",
+        "episode_id": episode,
+        "task_id": TASK,
+        "task_name": "Picking items in Supermarket",
         "init_scene_text": f"The robot is in front of shelf {episode}.",
         "label_info": {"action_config": [action]},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -45,8 +45,10 @@ def vulnerabilities(pinned: Path, *service: str) -> tuple[list[str], list[str]]:
         return [f"pip-audit ended with {done.returncode}: {done.stderr.strip()[-300:]}"], []
     skipped = [package["name"] for package in packages if "skip_reason" in package]
     if len(skipped) == len(packages):
-        return found, [f"{pinned.name} was not audited: the vulnerability service that can be "
-                       f"reached from here knows none of its {len(packages)} packages"]  # fmt: skip
+        return found, [
+            f"{pinned.name} was not audited: the vulnerability service that can be "
+            f"reached from here knows none of its {len(packages)} packages"
+        ]
     if skipped:
         return found, [f"not audited, as the service does not know them: {', '.join(skipped)}"]
     return found, []

@@ -45,9 +45,11 @@ def build(target: Path, *, with_images: bool = False) -> None:
         chart = source / CHART
         _pack(target / f"{chart.name}-{version}.tgz", _files(chart, chart.name), moment)
         pinned = sbom.pinned(
-            (source / "constraints.txt").read_text(), "video2world", version,
+            (source / "constraints.txt").read_text(),
+            "video2world",
+            version,
             datetime.fromtimestamp(moment, UTC),
-        )  # fmt: skip
+        )
         (target / f"video2world-{version}.cdx.json").write_text(pinned, encoding="utf-8")
     if with_images:
         _images(target, version)
@@ -78,12 +80,22 @@ def _export(folder: Path) -> None:
 def _python(source: Path, built: Path, target: Path, moment: int) -> None:
     """Source archive and wheel, by the pinned setuptools of this environment."""
     uv = Path(sys.executable).parent / "uv"
-    command = [uv, "build", "--no-build-isolation", f"--python={sys.executable}",
-               f"--out-dir={built}", str(source)]  # fmt: skip
+    command = [
+        uv,
+        "build",
+        "--no-build-isolation",
+        f"--python={sys.executable}",
+        f"--out-dir={built}",
+        str(source),
+    ]
     done = subprocess.run(
-        command, env={**os.environ, "SOURCE_DATE_EPOCH": str(moment)}, umask=0o022,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command,
+        env={**os.environ, "SOURCE_DATE_EPOCH": str(moment)},
+        umask=0o022,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SystemExit(f"error: uv build: {done.stderr.strip()[-2000:]}")
     for path in built.glob("*.whl"):
@@ -128,8 +140,10 @@ def _images(target: Path, version: str) -> None:
         archive = target / f"{component}-{version}.oci.tar"
         done = subprocess.run(
             ["buildah", "push", "--quiet", name, f"oci-archive:{archive}:{name}"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(f"error: {name}: {done.stderr.strip()}; run make images first")
         sbom.write(name, target / f"{component}-{version}.cdx.json", images.moment())

@@ -40,9 +40,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     shell = ["control_plane", "node", *images.names().values()]
-    inside = shell if given.shell else [
-        "pytest", "tests/node", "--timeout=1800", f"--began={began}", *more
-    ]  # fmt: skip
+    inside = (
+        shell
+        if given.shell
+        else ["pytest", "tests/node", "--timeout=1800", f"--began={began}", *more]
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "control_plane.sandbox", sys.executable, "-m", *inside]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

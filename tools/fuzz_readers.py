@@ -38,20 +38,42 @@ SPARSE_LIMIT = 1 << 24
 def _archive() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in (*(f"1/depth/{n}.png" for n in range(9)), f"1/videos/{CAMERA}.mp4",
-                     "long/" * 30 + "é", f"22/videos/{CAMERA}.mp4"):  # fmt: skip
+        for name in (
+            *(f"1/depth/{n}.png" for n in range(9)),
+            f"1/videos/{CAMERA}.mp4",
+            "long/" * 30 + "é",
+            f"22/videos/{CAMERA}.mp4",
+        ):
             member = tarfile.TarInfo(name)
             member.size = 700
             archive.addfile(member, io.BytesIO(b"v" * 700))
     return buffer.getvalue()
 
 
-CAPTION = {"video_clip": "task_327_episode_1_window_0_frame_0-149", "task_id": 327,
-           "episode_id": 1, "start_frame": 0, "end_frame": 149, "caption": "a robot"}  # fmt: skip
-ENTRY = {"episode_id": 1, "task_id": 327, "init_scene_text": "A shelf.", "label_info": {
-    "action_config": [{"start_frame": 0, "end_frame": 9, "action_text": "Pick."}]}}  # fmt: skip
-RECORD = {"cut_by": "a", "told_by": "b", "split": "train", "fps": 30.0, "source_bytes": 1,
-          "clips": [["name", 0, 9, 100, False]], "dropped": [], "notes": []}  # fmt: skip
+CAPTION = {
+    "video_clip": "task_327_episode_1_window_0_frame_0-149",
+    "task_id": 327,
+    "episode_id": 1,
+    "start_frame": 0,
+    "end_frame": 149,
+    "caption": "a robot",
+}
+ENTRY = {
+    "episode_id": 1,
+    "task_id": 327,
+    "init_scene_text": "A shelf.",
+    "label_info": {"action_config": [{"start_frame": 0, "end_frame": 9, "action_text": "Pick."}]},
+}
+RECORD = {
+    "cut_by": "a",
+    "told_by": "b",
+    "split": "train",
+    "fps": 30.0,
+    "source_bytes": 1,
+    "clips": [["name", 0, 9, 100, False]],
+    "dropped": [],
+    "notes": [],
+}
 SEEDS = {
     b"t": _archive(),
     b"c": json.dumps(CAPTION).encode() + b"\n",

@@ -190,8 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._tree(repository, folder, query)
         if api:
             siblings = [{"rfilename": name} for name in repository.files]
-            info = {"id": repo_id, "sha": commit, "siblings": siblings, "private": False,
-                    "gated": repository.gated, "downloads": 0, "likes": 0, "tags": []}  # fmt: skip
+            info = {
+                "id": repo_id,
+                "sha": commit,
+                "siblings": siblings,
+                "private": False,
+                "gated": repository.gated,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+            }
             return self._json(info)
         if repository.gated and not self.server.tokens.get(token, False):
             status = 403 if token else 401
@@ -231,9 +239,13 @@ class _Handler(BaseHTTPRequestHandler):
         address = f"{self.server.cdn}/cdn/{repo_id}/{urllib.parse.quote(path)}?signature=valid"
         size = repository.size(path) + self.server.faults.longer
         self._answer(
-            302, Location=address, X_Repo_Commit=commit, X_Linked_Etag=f'"{repository.etag(path)}"',
-            X_Linked_Size=str(size), ETag=f'"{repository.etag(path)}"',
-        )  # fmt: skip
+            302,
+            Location=address,
+            X_Repo_Commit=commit,
+            X_Linked_Etag=f'"{repository.etag(path)}"',
+            X_Linked_Size=str(size),
+            ETag=f'"{repository.etag(path)}"',
+        )
 
     def _send(self, name: str) -> None:
         """The bytes of a file, or of a range of it."""

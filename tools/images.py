@@ -29,8 +29,16 @@ SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 BASE = f"localhost/video2world/base:{SUITE}"
 VARIANTS = ("portable", "ampere", "hopper", "blackwell")  # the trainer's attention kernels
 # What a base image has no use for in a container.
-_LITTER = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man",
-           "usr/share/locale", "usr/share/info", "usr/share/lintian", "var/log")  # fmt: skip
+_LITTER = (
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "usr/share/lintian",
+    "var/log",
+)
 
 
 def version() -> str:
@@ -79,8 +87,10 @@ def _identity(name: str) -> str:
     """The image's id; empty if there is none."""
     done = subprocess.run(
         ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", name],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -91,8 +101,16 @@ def _build(component: str, name: str, **arguments: str) -> None:
     # the machine's own authorities, so that a registry behind a proxy is trusted in there too
     flags += ["--volume=/etc/ssl/certs:/etc/ssl/certs:ro", "--network=host", "--isolation=chroot"]
     dockerfile = ROOT / "images" / component / "Dockerfile"
-    _run("buildah", "build", "--layers", "--quiet", *flags, f"--file={dockerfile}",
-         f"--tag={name}", str(ROOT))  # fmt: skip
+    _run(
+        "buildah",
+        "build",
+        "--layers",
+        "--quiet",
+        *flags,
+        f"--file={dockerfile}",
+        f"--tag={name}",
+        str(ROOT),
+    )
     print(f"{name}: {_size(name) / 1e6:,.0f} MB, {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -109,8 +127,10 @@ def moment() -> datetime:
     """That of the commit, which is what the bills of two builds of it have in common."""
     done = subprocess.run(
         ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return datetime.fromtimestamp(int(done.stdout.strip() or 0), UTC)
 
 
@@ -129,8 +149,14 @@ def _debian_base() -> str:
     print(f"making {BASE} with debootstrap (once; a minute) ...", flush=True)
     with tempfile.TemporaryDirectory() as work:
         root = Path(work) / "root"
-        _run("debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv",
-             SUITE, str(root), os.environ.get("DEBIAN_MIRROR", MIRROR))  # fmt: skip
+        _run(
+            "debootstrap",
+            "--variant=minbase",
+            "--include=ca-certificates,python3,python3-venv",
+            SUITE,
+            str(root),
+            os.environ.get("DEBIAN_MIRROR", MIRROR),
+        )
         for litter in _LITTER:
             shutil.rmtree(root / litter, ignore_errors=True)
         (root / "var/log").mkdir()
@@ -174,10 +200,15 @@ def _run(*command: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--base", default="", help="image with Python 3.11+; default: Debian's")
-    parser.add_argument("--variant", choices=VARIANTS, default="portable",
-                        help="the trainer's attention kernels; default %(default)s")  # fmt: skip
-    parser.add_argument("--builder", default="",
-                        help="image with nvcc for kernels that PyPI has no wheels of")  # fmt: skip
+    parser.add_argument(
+        "--variant",
+        choices=VARIANTS,
+        default="portable",
+        help="the trainer's attention kernels; default %(default)s",
+    )
+    parser.add_argument(
+        "--builder", default="", help="image with nvcc for kernels that PyPI has no wheels of"
+    )
     given = parser.parse_args()
     build(given.base, given.variant, given.builder)
     return 0

@@ -44,11 +44,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         site, archive = Path(scratch) / "site", Path(scratch) / "site.tar.xz"
         install = [
-            str(ROOT / ".venv/bin/uv"), "pip", "install", "--target", str(site), "--no-deps",
-            "--only-binary", ":all:", "--prerelease", "allow", "--link-mode", "copy",
-            "--python-version", args.python, "--python-platform", "x86_64-manylinux_2_28",
+            str(ROOT / ".venv/bin/uv"),
+            "pip",
+            "install",
+            "--target",
+            str(site),
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--prerelease",
+            "allow",
+            "--link-mode",
+            "copy",
+            "--python-version",
+            args.python,
+            "--python-platform",
+            "x86_64-manylinux_2_28",
             *args.packages,
-        ]  # fmt: skip
+        ]
         subprocess.run(install, check=True)
         for name in LEFT_OUT:
             for found in list(site.rglob(name)):

@@ -28,9 +28,12 @@ __all__ = ["bill", "mounted", "pinned", "write"]
 
 DPKG = "var/lib/dpkg/status"
 PLACES = (  # of Python's packages in our images and in Debian's Python
-    "opt/*/lib/python3*/site-packages", "opt/source", "usr/local/lib/python3*/site-packages",
-    "usr/local/lib/python3*/dist-packages", "usr/lib/python3/dist-packages",
-)  # fmt: skip
+    "opt/*/lib/python3*/site-packages",
+    "opt/source",
+    "usr/local/lib/python3*/site-packages",
+    "usr/local/lib/python3*/dist-packages",
+    "usr/lib/python3/dist-packages",
+)
 
 
 def bill(root: Path, name: str, version: str, moment: datetime) -> str:
@@ -84,9 +87,13 @@ def _debian(root: Path) -> Iterator[Component]:
         source = fields.get("Source", name).split()[0]
         purl = PackageURL("deb", "debian", name, version, {"arch": machine})
         yield Component(
-            name=name, version=version, purl=purl, bom_ref=str(purl), type=ComponentType.LIBRARY,
+            name=name,
+            version=version,
+            purl=purl,
+            bom_ref=str(purl),
+            type=ComponentType.LIBRARY,
             description=f"of the Debian source package {source}",
-        )  # fmt: skip
+        )
 
 
 def _python(root: Path) -> Iterator[Component]:
@@ -100,9 +107,13 @@ def _python(root: Path) -> Iterator[Component]:
 def _distribution(name: str, version: str, licences: Iterable[License] = ()) -> Component:
     purl = PackageURL("pypi", None, name.lower().replace("_", "-"), version)
     return Component(
-        name=name, version=version, purl=purl, bom_ref=str(purl), type=ComponentType.LIBRARY,
+        name=name,
+        version=version,
+        purl=purl,
+        bom_ref=str(purl),
+        type=ComponentType.LIBRARY,
         licenses=licences,
-    )  # fmt: skip
+    )
 
 
 def _licences(one: Distribution) -> list[License]:

@@ -48,18 +48,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--seed", type=int, help="only this one, and no record of it")
     flags.add_argument("--resources", type=int, default=100, help="in each trial (100)")
     flags.add_argument("--faults", type=int, default=FAULTS, help=f"in each trial ({FAULTS})")
-    flags.add_argument("--kinds", nargs="+", choices=KINDS, default=[], metavar="KIND",
-                       help="only these kinds of faults; not for the record")  # fmt: skip
-    flags.add_argument("--shrink", action="store_true",
-                       help="with --seed: leave out faults as long as it still fails")  # fmt: skip
-    flags.add_argument("--trace", action="store_true",
-                       help="with --seed: leave its trace though it holds")  # fmt: skip
-    flags.add_argument("--anew", action="store_true",
-                       help="a new record; else seeds that it has are not run again")  # fmt: skip
+    flags.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=[],
+        metavar="KIND",
+        help="only these kinds of faults; not for the record",
+    )
+    flags.add_argument(
+        "--shrink",
+        action="store_true",
+        help="with --seed: leave out faults as long as it still fails",
+    )
+    flags.add_argument(
+        "--trace", action="store_true", help="with --seed: leave its trace though it holds"
+    )
+    flags.add_argument(
+        "--anew", action="store_true", help="a new record; else seeds that it has are not run again"
+    )
     flags.add_argument("--minutes", type=float, default=1e9, help="begin no seed after so long")
-    flags.add_argument("--jobs", type=int, default=1, metavar="N",
-                       help="so many trials at once, each on a control plane of its own (1): one "
-                       "waits more than it works")  # fmt: skip
+    flags.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many trials at once, each on a control plane of its own (1): one "
+        "waits more than it works",
+    )
     flags.add_argument("--share", type=int, help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
     command = list(sys.argv[1:] if argv is None else argv)
@@ -98,9 +114,12 @@ def _cluster() -> Cluster:
         for container, events in told(resources(0, 100)).items()
     }
     return Cluster(
-        nodes=NODES, native_gang=True, readable_store=True, worker_logs=lines,
+        nodes=NODES,
+        native_gang=True,
+        readable_store=True,
+        worker_logs=lines,
         audited=[{"level": "None"}],  # nobody reads it here
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager

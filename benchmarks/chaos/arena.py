@@ -41,13 +41,16 @@ class Deployment:
         self.clocks = [folder / f"clock-{number}" for number in range(2)]
         self.operators = [
             Operator(
-                kubeconfig, *FLAGS, "--lease-seconds", str(lease),
+                kubeconfig,
+                *FLAGS,
+                "--lease-seconds",
+                str(lease),
                 log=folder / f"operator-{number}.log",
                 module="benchmarks.chaos.clock",
                 environment={"CHAOS_CLOCK": str(clock), "PYTHONPATH": str(ROOT)},
             )
             for number, clock in enumerate(self.clocks)
-        ]  # fmt: skip
+        ]
         self.ends: Counter[str] = Counter()
         self.crashes: list[str] = []  # ends that nobody caused
         self._excused: set[int] = set()  # processes that were asked to end

@@ -241,8 +241,11 @@ class Checker:
     def _hold(self, run: _Run, revision: int) -> None:
         """What holds of a resource and its children together."""
         live = {w.job: w.attempt for w in run.workers.values() if w.live}
-        live |= {j.uid: (j.stage, j.attempt) for j in run.jobs.values()
-                 if not j.finished and not j.deleting}  # fmt: skip
+        live |= {
+            j.uid: (j.stage, j.attempt)
+            for j in run.jobs.values()
+            if not j.finished and not j.deleting
+        }
         work = [attempt for attempt in live.values() if attempt[0] != SAMPLING]
         if len(work) > 1:  # by Job: two of the same number would be two attempts, too
             self._flag(run, "one attempt", revision, f"live: {', '.join(map(_of, sorted(work)))}")
@@ -408,8 +411,11 @@ def _life(pod: Pod) -> str:
 
 def _shown(run: _Run) -> str:
     status = run.status
-    stages = [f"{e['name']} {e.get('attempt', 0)} {e['state']}" for e in status.get("stages", [])
-              if e["state"] not in ("Pending", *DONE)]  # fmt: skip
+    stages = [
+        f"{e['name']} {e.get('attempt', 0)} {e['state']}"
+        for e in status.get("stages", [])
+        if e["state"] not in ("Pending", *DONE)
+    ]
     return (
         f"status {status.get('phase')} of generation {status.get('observedGeneration')}: "
         f"{', '.join(stages) or '-'}; restarts {status.get('restarts', 0)}, charged "

@@ -104,10 +104,13 @@ def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
         least, most, details = KINDS[kind]
         made.append(
             Fault(
-                round(rng.uniform(0, LAST), 3), kind, round(rng.uniform(least, most), 2),
-                rng.randrange(1 << 30), details(rng),
+                round(rng.uniform(0, LAST), 3),
+                kind,
+                round(rng.uniform(least, most), 2),
+                rng.randrange(1 << 30),
+                details(rng),
             )
-        )  # fmt: skip
+        )
     return sorted(made, key=lambda fault: fault.at)
 
 
@@ -121,11 +124,14 @@ def _resource(rng: random.Random, number: int) -> Body:
     name = f"run-{number:03d}"
     data = KNOWN_DATA if rng.random() < 0.85 else name
     training: Body = {
-        "iterations": 100, "device": "GPU",
-        "nodes": rng.choice([1, 1, 2, 3]), "gpusPerNode": rng.choice([1, 2]),
-        "maxRestarts": rng.randint(0, 6), "restartBackoffSeconds": rng.choice([0, 1]),
+        "iterations": 100,
+        "device": "GPU",
+        "nodes": rng.choice([1, 1, 2, 3]),
+        "gpusPerNode": rng.choice([1, 2]),
+        "maxRestarts": rng.randint(0, 6),
+        "restartBackoffSeconds": rng.choice([0, 1]),
         "checkpoint": {"everyIterations": CHECKPOINT},
-    }  # fmt: skip
+    }
     spec: Body = {
         "model": {"size": "Tiny"},
         "dataset": {"agibot": {"path": "datasets/agibot", "name": data}},

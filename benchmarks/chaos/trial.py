@@ -55,8 +55,9 @@ class Trial:
         """All that helps to find the cause, in a file."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"seed-{self.seed}.txt"
-        lines = [f"{b.invariant}: {b.resource}: {b.text} (version {b.revision})"
-                 for b in self.broken]  # fmt: skip
+        lines = [
+            f"{b.invariant}: {b.resource}: {b.text} (version {b.revision})" for b in self.broken
+        ]
         lines += ["", *self.deeds]
         for name, journal in self.journals.items():
             lines += ["", f"--- {name}", *journal]
@@ -122,8 +123,9 @@ def run(
             "operator_ends": dict(arena.deployment.ends - before[1]),
         }
         flagged = {one.resource for one in checker.broken}
-        journals = {f"{r.name} {r.uid}": list(r.journal) for r in runs
-                    if r.name in flagged or not flagged}  # fmt: skip
+        journals = {
+            f"{r.name} {r.uid}": list(r.journal) for r in runs if r.name in flagged or not flagged
+        }
         return Trial(seed, list(checker.broken), figures, deeds, journals)
 
 

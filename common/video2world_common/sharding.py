@@ -35,13 +35,18 @@ def share_flags() -> argparse.ArgumentParser:
     """The flags of commands whose work can be shared, to be a parent of their parsers."""
     flags = argparse.ArgumentParser(add_help=False)
     flags.add_argument(
-        "--shards", type=int, default=1, metavar="N",
+        "--shards",
+        type=int,
+        default=1,
+        metavar="N",
         help="share the work between N commands, of which this one is the K-th (default: 1)",
-    )  # fmt: skip
+    )
     flags.add_argument(
-        "--shard", type=int, metavar="K",
+        "--shard",
+        type=int,
+        metavar="K",
         help="which of them, from 0 (default: JOB_COMPLETION_INDEX, of an Indexed Job)",
-    )  # fmt: skip
+    )
     return flags
 
 

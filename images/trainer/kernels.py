@@ -75,14 +75,19 @@ def main(variant: str, wheels: Path) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         home = cuda_home(Path(scratch) / "cuda")
         os.environ |= {
-            "CUDA_HOME": str(home), "CUDA_PATH": str(home), "CUDNN_PATH": str(home),
+            "CUDA_HOME": str(home),
+            "CUDA_PATH": str(home),
+            "CUDNN_PATH": str(home),
             "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-            "CPATH": str(home / "include"), "LIBRARY_PATH": str(home / "lib"),
-            "MAX_JOBS": str(os.cpu_count() or 1), "NVCC_THREADS": "1",
-            "FLASH_ATTENTION_FORCE_BUILD": "TRUE", "FLASH_ATTN_CUDA_ARCHS": "80",
+            "CPATH": str(home / "include"),
+            "LIBRARY_PATH": str(home / "lib"),
+            "MAX_JOBS": str(os.cpu_count() or 1),
+            "NVCC_THREADS": "1",
+            "FLASH_ATTENTION_FORCE_BUILD": "TRUE",
+            "FLASH_ATTN_CUDA_ARCHS": "80",
             "NVCC_APPEND_FLAGS": " ".join(f"-DFLASHATTENTION_DISABLE_{one}" for one in UNUSED),
             "NVTE_FRAMEWORK": "pytorch",
-        }  # fmt: skip
+        }
         requirement = {"ampere": FLASH_ATTENTION, "blackwell": TRANSFORMER_ENGINE}[variant]
         tree = sources(requirement, Path(scratch))
         if variant == "ampere":

@@ -119,9 +119,14 @@ class Video2World:
     def logs(self, stage: str | None = None, *, rank: int = 0, follow: bool = False) -> None:
         """Print what a worker prints, by default that of the stage at work."""
         cluster_run.logs(
-            self.name, self.namespace, stage=stage, rank=rank, attempt=None, follow=follow,
+            self.name,
+            self.namespace,
+            stage=stage,
+            rank=rank,
+            attempt=None,
+            follow=follow,
             out=sys.stdout,
-        )  # fmt: skip
+        )
 
     def suspend(self) -> Self:
         """Save a checkpoint and free the GPUs."""

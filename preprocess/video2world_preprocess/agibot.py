@@ -118,9 +118,11 @@ def parser() -> argparse.ArgumentParser:
         "DATA_DIR if there is one, else composed from task_info)",
     )
     flags.add_argument(
-        "--keep_tar", "--keep-source", action="store_true",
+        "--keep_tar",
+        "--keep-source",
+        action="store_true",
         help="download archives whole and keep them, instead of reading them where they are",
-    )  # fmt: skip
+    )
     flags.add_argument(
         "--local",
         action="store_true",
@@ -186,10 +188,12 @@ def _claim(
         settings["path"] = str(args.data_dir)
     folder = args.dataset_dir
     return claimed(
-        folder, settings, "give another dataset.agibot.name (--dataset_dir)",
+        folder,
+        settings,
+        "give another dataset.agibot.name (--dataset_dir)",
         leftovers=[*leftover_places(folder), folder / ".archives", _passing(args)],
         shared=args.share.count > 1,
-    )  # fmt: skip
+    )
 
 
 def _inputs(args: argparse.Namespace) -> Provenance:
@@ -357,9 +361,16 @@ def _extract(args: argparse.Namespace, report: Report) -> None:
 
 _OF_THE_HUB = ("repo_id", "revision", "keep_tar")
 _OF_SPLITTING = (
-    "window_size", "min_last_window", "min_frames", "workers", "val_episode_ids", "dataset_dir",
-    "caption_file", "shards", "shard",
-)  # fmt: skip
+    "window_size",
+    "min_last_window",
+    "min_frames",
+    "workers",
+    "val_episode_ids",
+    "dataset_dir",
+    "caption_file",
+    "shards",
+    "shard",
+)
 
 
 def _note_flags(args: argparse.Namespace) -> None:

@@ -48,16 +48,19 @@ _MODELS = {
     "14B": ("nvidia/Cosmos-Predict2-14B-Video2World", "03b03a377fede782647afac998f674d9f358e319"),
 }
 _TEXT_ENCODER = Repository(
-    "google-t5/t5-11b", "90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
-    files=("config.json", "pytorch_model.bin", "spiece.model"), ignore=("tf_model.h5",),
-)  # fmt: skip
+    "google-t5/t5-11b",
+    "90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
+    files=("config.json", "pytorch_model.bin", "spiece.model"),
+    ignore=("tf_model.h5",),
+)
 _GUARDRAIL = (
     Repository("nvidia/Cosmos-Guardrail1", "d6d4bfa899a71454a700907664f3e88f503950cf"),
     Repository(
-        "meta-llama/Llama-Guard-3-8B", "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
+        "meta-llama/Llama-Guard-3-8B",
+        "7327bd9f6efbbe6101dc6cc4736302b3cbb6e425",
         ignore=("original/*",),
     ),
-)  # fmt: skip
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,10 +68,16 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.download", description=__doc__
     )
-    flags.add_argument("--model_sizes", nargs="*", choices=("Tiny", "2B", "14B"),
-                       default=["2B", "14B"], help="models to fetch (2B 14B)")  # fmt: skip
-    flags.add_argument("--model_types", nargs="*", choices=("video2world",),
-                       default=["video2world"])  # fmt: skip
+    flags.add_argument(
+        "--model_sizes",
+        nargs="*",
+        choices=("Tiny", "2B", "14B"),
+        default=["2B", "14B"],
+        help="models to fetch (2B 14B)",
+    )
+    flags.add_argument(
+        "--model_types", nargs="*", choices=("video2world",), default=["video2world"]
+    )
     flags.add_argument("--fps", nargs="*", choices=("10", "16"), default=["16"])
     flags.add_argument("--resolution", nargs="*", choices=("480", "720"), default=["720"])
     flags.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"))
@@ -136,10 +145,12 @@ def _snapshot(repository: Repository, folder: Path) -> None:
 
     with explained(repository.repo_id, otherwise=_by_hand(folder)):
         snapshot_download(
-            repository.repo_id, revision=repository.revision, local_dir=folder,
+            repository.repo_id,
+            revision=repository.revision,
+            local_dir=folder,
             allow_patterns=list(repository.files) if repository.only else None,
             ignore_patterns=list(repository.ignore) or None,
-        )  # fmt: skip
+        )
 
 
 def _require(repository: Repository, folder: Path) -> None:

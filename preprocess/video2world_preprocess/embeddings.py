@@ -42,14 +42,19 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m video2world_preprocess.embeddings", description=__doc__
     )
     flags.add_argument(
-        "--dataset_path", type=Path, nargs="+", required=True, metavar="FOLDER",
+        "--dataset_path",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
         help="folders with metas/*.txt, as datasets/NAME/train datasets/NAME/val",
-    )  # fmt: skip
+    )
     flags.add_argument("--max_length", type=int, default=512, help="tokens of a caption (512)")
     flags.add_argument(
-        "--cache_dir", default="checkpoints/google-t5/t5-11b",
+        "--cache_dir",
+        default="checkpoints/google-t5/t5-11b",
         help="folder or Hub id of the T5 encoder (checkpoints/google-t5/t5-11b)",
-    )  # fmt: skip
+    )
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
     return flags
@@ -254,12 +259,14 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
         if len(failed) == total:
             raise nothing_left(f"no caption could be embedded: {why}", report)
     report.counts |= {
-        "embeddings": total - len(failed), "made": made - len(failed), "kept": total - made,
+        "embeddings": total - len(failed),
+        "made": made - len(failed),
+        "kept": total - made,
         "different_captions_made": len(by_caption),
         "bytes_kept": sum(
             p.stat().st_size for s in args.dataset_path for p in (s / FOLDER).glob("[!.]*.pickle")
         ),
-    }  # fmt: skip
+    }
     write_report(args.dataset_path[0].parent, report, samples)
     report.show()
     return [path for path in pickles if path not in failed], report

@@ -14,9 +14,18 @@ __all__ = ["Crashed", "failed_items", "is_unexpected", "nothing_left", "reason_f
 
 # Errors of the volume or the machine, which the next item would meet as well.
 OF_THE_MACHINE = (
-    *FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN,
-    errno.ECONNRESET, errno.ECONNREFUSED, errno.EMFILE, errno.ENFILE,
-)  # fmt: skip
+    *FULL,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 OF_THE_GPU = ("CUDA error", "CUDA driver error")  # after which the process can use it no more
 

@@ -42,20 +42,30 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m video2world_preprocess.latents", description=__doc__
     )
     flags.add_argument(
-        "--dataset_path", type=Path, nargs="+", required=True, metavar="FOLDER",
+        "--dataset_path",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
         help="folders with videos/*.mp4, the one to train on first",
-    )  # fmt: skip
+    )
     flags.add_argument("--vae_path", type=Path, required=True, help="folder of the VAE")
     flags.add_argument("--num_frames", type=int, default=93, help="frames of a clip (93)")
     flags.add_argument(
-        "--video_size", type=int, nargs=2, default=(704, 1280), metavar=("HEIGHT", "WIDTH"),
+        "--video_size",
+        type=int,
+        nargs=2,
+        default=(704, 1280),
+        metavar=("HEIGHT", "WIDTH"),
         help="pixels the frames are fitted to (704 1280)",
-    )  # fmt: skip
+    )
     flags.add_argument("--geometry", choices=get_args(Geometry), default="crop")
     flags.add_argument(
-        "--clips_per_window", type=int, default=4,
+        "--clips_per_window",
+        type=int,
+        default=4,
         help="clips cut from each window at different first frames (4)",
-    )  # fmt: skip
+    )
     flags.add_argument("--seed", type=int, default=0, help="seed of the first frames (0)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
@@ -95,9 +105,10 @@ def _windows(
             continue
         if info.frames < args.num_frames:
             report.drop(
-                "window", str(video),
+                "window",
+                str(video),
                 f"has {info.frames} frames, a clip needs {args.num_frames}",
-            )  # fmt: skip
+            )
             continue
         if name_bytes(f"{video.stem}.safetensors") > NAME_BYTES:
             report.drop("window", str(video), "its name is too long for that of its latents")
@@ -107,15 +118,23 @@ def _windows(
         )
         height, width = args.video_size
         metadata = {
-            "num_frames": args.num_frames, "height": height, "width": width,
-            "geometry": args.geometry, "vae": vae_name, "seed": args.seed,
-            "clips": len(starts), "source_frames": info.frames,
+            "num_frames": args.num_frames,
+            "height": height,
+            "width": width,
+            "geometry": args.geometry,
+            "vae": vae_name,
+            "seed": args.seed,
+            "clips": len(starts),
+            "source_frames": info.frames,
             "source_bytes": video.stat().st_size,
-        }  # fmt: skip
+        }
         yield _Window(
-            video, split / FOLDER / f"{video.stem}.safetensors", info.frames, starts,
+            video,
+            split / FOLDER / f"{video.stem}.safetensors",
+            info.frames,
+            starts,
             {key: str(value) for key, value in metadata.items()},
-        )  # fmt: skip
+        )
 
 
 def _is_done(window: _Window) -> bool:
@@ -246,10 +265,12 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
     good = {s: [w for w in ws if w.target not in failed] for s, ws in splits.items()}
     kept = [window for windows in good.values() for window in windows]
     report.counts |= {
-        "windows": len(kept), "clips": sum(len(w.starts) for w in kept),
-        "made": len(todo) - len(failed), "kept": len(kept) - (len(todo) - len(failed)),
+        "windows": len(kept),
+        "clips": sum(len(w.starts) for w in kept),
+        "made": len(todo) - len(failed),
+        "kept": len(kept) - (len(todo) - len(failed)),
         "bytes_kept": sum(w.target.stat().st_size for w in kept),
-    }  # fmt: skip
+    }
     write_report(args.dataset_path[0].parent, report, [window.video for window in kept])
     report.show()
     first = args.dataset_path[0]

@@ -56,10 +56,16 @@ def _save(folder: Path, seed: int) -> None:
 
     tokenizer = _tokenizer()
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=32, num_heads=4, d_ff=64, num_layers=1,
-        dropout_rate=0.0, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=32,
+        num_heads=4,
+        d_ff=64,
+        num_layers=1,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = T5EncoderModel(config)
@@ -89,6 +95,9 @@ def _tokenizer():  # type: ignore[no-untyped-def]  # the library's types arrive 
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         model_max_length=512,
-    )  # fmt: skip
+    )

@@ -108,10 +108,15 @@ class _Folder:
         elif suffix == ".txt" and path.stem not in self._left_out:
             self._drop("caption", path, reason or "")
         elif is_video or suffix in MORE_VIDEO_SUFFIXES or (captioned and suffix not in NO_VIDEOS):
-            self._drop("video", path, reason or (
-                f"videos that end in {path.suffix} are not read; convert it to .mp4 "
-                f"(ffmpeg -i {path.name} -c copy {path.stem}.mp4)"
-            ))  # fmt: skip
+            self._drop(
+                "video",
+                path,
+                reason
+                or (
+                    f"videos that end in {path.suffix} are not read; convert it to .mp4 "
+                    f"(ffmpeg -i {path.name} -c copy {path.stem}.mp4)"
+                ),
+            )
         else:
             self._report.note("file", path.name, reason or "is not read: no video and no caption")
 

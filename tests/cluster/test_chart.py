@@ -39,8 +39,11 @@ def helm(cluster, helm_binary, namespace, tmp_path):
         homes["HOME"] = str(tmp_path)  # of kubectl's cache
         done = subprocess.run(
             [helm_binary, "--kubeconfig", cluster.kubeconfig, "--namespace", namespace, *arguments],
-            capture_output=True, text=True, check=False, env=homes,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            env=homes,
+        )
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -131,27 +134,50 @@ def test_namespaced_mode_makes_roles_only(cluster, namespace, helm, tmp_path):
     ],
 )
 def test_wrong_values_are_refused(helm, value, words):
-    done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", "--set", value,
-                check=False)  # fmt: skip
+    done = helm(
+        "template", "v2w", str(CHART), "--kube-version", "1.34.0", "--set", value, check=False
+    )
     assert done.returncode != 0
     assert words in done.stderr
 
 
 HOSTILE = [
-    "x\n      hostNetwork: true", "x}, {name: y", "x: y", "{{ .Release.Name }}", "x #", "&a",
+    "x\n      hostNetwork: true",
+    "x}, {name: y",
+    "x: y",
+    "{{ .Release.Name }}",
+    "x #",
+    "&a",
     "x'\"",
-]  # fmt: skip
+]
 # Values that stand in the templates as bare text; all others go through toYaml or quote.
-BARE = ["image.repository", "image.tag", "image.digest", "image.pullPolicy", "serviceAccount.name",
-        "priorityClassName", "watchNamespaces[0]", "metrics.serviceMonitor.interval",
-        "networkPolicy.apiServerPorts[0]", "replicas"]  # fmt: skip
+BARE = [
+    "image.repository",
+    "image.tag",
+    "image.digest",
+    "image.pullPolicy",
+    "serviceAccount.name",
+    "priorityClassName",
+    "watchNamespaces[0]",
+    "metrics.serviceMonitor.interval",
+    "networkPolicy.apiServerPorts[0]",
+    "replicas",
+]
 
 
 def rendered(helm, values, tmp_path, check=True):
     """What the chart makes of ``values``, or None where they are refused."""
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
-    done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", "--values",
-                str(tmp_path / "values.yaml"), check=check)  # fmt: skip
+    done = helm(
+        "template",
+        "v2w",
+        str(CHART),
+        "--kube-version",
+        "1.34.0",
+        "--values",
+        str(tmp_path / "values.yaml"),
+        check=check,
+    )
     return [m for m in yaml.safe_load_all(done.stdout) if m] if done.returncode == 0 else None
 
 
@@ -178,10 +204,12 @@ def test_a_hostile_value_elsewhere_stays_a_value(helm, tmp_path):
     hostile = {f"k{number}": text for number, text in enumerate(HOSTILE)}
     toleration = [{"key": text, "operator": "Exists"} for text in HOSTILE]
     values = {
-        "podAnnotations": hostile, "nodeSelector": hostile, "tolerations": toleration,
+        "podAnnotations": hostile,
+        "nodeSelector": hostile,
+        "tolerations": toleration,
         "serviceAccount": {"annotations": hostile},
         "metrics": {"dashboards": {"enabled": True, "labels": hostile}},
-    }  # fmt: skip
+    }
     plain, made = rendered(helm, {}, tmp_path), rendered(helm, values, tmp_path)
     named = [(one["kind"], one["metadata"]["name"]) for one in plain]
     assert sorted([*named, ("ConfigMap", f"{NAME}-dashboards")]) == sorted(
@@ -262,8 +290,9 @@ def test_monitoring_comes_on_request(helm):
         (CHART / "files" / "alerts.yaml").read_text()
     )
     pods = made["PodMonitor"]["spec"]
-    (job,) = [m for m in make_plan(load_resource(SAMPLE)).stage("train").manifests
-              if m["kind"] == "Job"]  # fmt: skip
+    (job,) = [
+        m for m in make_plan(load_resource(SAMPLE)).stage("train").manifests if m["kind"] == "Job"
+    ]
     labels = job["spec"]["template"]["metadata"]["labels"]
     index = {"batch.kubernetes.io/job-completion-index": "0"}
     assert pods["selector"]["matchLabels"].items() <= (labels | index).items()

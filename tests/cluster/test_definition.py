@@ -40,8 +40,10 @@ def newer(definition):
     spec = properties["spec"]["properties"]
     spec["quality"] = {"type": "string", "default": "Good"}
     spec["training"]["properties"]["distillation"] = {
-        "type": "object", "default": {}, "properties": {"rounds": {"type": "integer", "default": 3}}
-    }  # fmt: skip
+        "type": "object",
+        "default": {},
+        "properties": {"rounds": {"type": "integer", "default": 3}},
+    }
 
 
 @pytest.fixture
@@ -132,8 +134,9 @@ def test_a_definition_that_is_put_back_under_a_running_operator(
     operator.start()
     define(older)
     run = Resource(cluster, namespace).create()
-    eventually(lambda: run.condition("DefinitionCurrent").get("status") == "False", 90,
-               operator.tail)  # fmt: skip
+    eventually(
+        lambda: run.condition("DefinitionCurrent").get("status") == "False", 90, operator.tail
+    )
     time.sleep(3)
     assert refused(cluster, namespace) <= 4
     assert operator.log.read_text().count("the API server refuses the status") <= 1
@@ -147,8 +150,13 @@ def test_a_definition_that_comes_after_the_operator(cluster, namespace, define, 
     try:
         eventually(lambda: "deletionTimestamp" not in _found(cluster))
         operator.launch()
-        eventually(lambda: operator.probe("readyz")[0] == 503 and "is not in this cluster" in
-                   operator.probe("readyz")[1], what=operator.tail)  # fmt: skip
+        eventually(
+            lambda: (
+                operator.probe("readyz")[0] == 503
+                and "is not in this cluster" in operator.probe("readyz")[1]
+            ),
+            what=operator.tail,
+        )
     finally:
         define()
     eventually(lambda: operator.probe("readyz") == (200, "leading"), what=operator.tail)

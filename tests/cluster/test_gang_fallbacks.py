@@ -39,10 +39,17 @@ def define(cluster, group, *versions, kind="PodGroup"):
             "group": group,
             "scope": "Namespaced",
             "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
-            "versions": [{"name": version, "served": True, "storage": version == versions[0],
-                          "schema": {"openAPIV3Schema": schema}} for version in versions],
+            "versions": [
+                {
+                    "name": version,
+                    "served": True,
+                    "storage": version == versions[0],
+                    "schema": {"openAPIV3Schema": schema},
+                }
+                for version in versions
+            ],
         },
-    }  # fmt: skip
+    }
     try:
         cluster.admin.post(CRDS, body)
     except ApiError as error:
@@ -60,20 +67,28 @@ def _served(cluster, path):
 
 SERVED = {
     "nothing": ([], Capabilities()),
-    "Kueue of today": ([("kueue.x-k8s.io", "LocalQueue", "v1beta2")],
-                       Capabilities(kueue="v1beta2")),
+    "Kueue of today": (
+        [("kueue.x-k8s.io", "LocalQueue", "v1beta2")],
+        Capabilities(kueue="v1beta2"),
+    ),
     "Kueue of then": ([("kueue.x-k8s.io", "LocalQueue", "v1")], Capabilities(kueue="v1")),
-    "Kueue of before": ([("kueue.x-k8s.io", "LocalQueue", "v1beta1", "v1beta2")],
-                        Capabilities(kueue="v1beta2")),
+    "Kueue of before": (
+        [("kueue.x-k8s.io", "LocalQueue", "v1beta1", "v1beta2")],
+        Capabilities(kueue="v1beta2"),
+    ),
     "Kueue without queues": ([("kueue.x-k8s.io", "Cohort", "v1beta1")], Capabilities()),
-    "Volcano": ([("scheduling.volcano.sh", "PodGroup", "v1beta1", "v2")],
-                Capabilities(volcano="v1beta1")),
+    "Volcano": (
+        [("scheduling.volcano.sh", "PodGroup", "v1beta1", "v2")],
+        Capabilities(volcano="v1beta1"),
+    ),
     "Volcano of then": ([("scheduling.volcano.sh", "PodGroup", "v2")], Capabilities(volcano="v2")),
     "Volcano without groups": ([("scheduling.volcano.sh", "Queue", "v1beta1")], Capabilities()),
-    "coscheduling": ([("scheduling.x-k8s.io", "PodGroup", "v1alpha1")],
-                     Capabilities(coscheduling="v1alpha1")),
+    "coscheduling": (
+        [("scheduling.x-k8s.io", "PodGroup", "v1alpha1")],
+        Capabilities(coscheduling="v1alpha1"),
+    ),
     "elastic quotas": ([("scheduling.x-k8s.io", "ElasticQuota", "v1alpha1")], Capabilities()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -109,8 +124,12 @@ def test_the_group_is_made_and_the_pods_are_in_it(
         run = Resource(gpu_cluster, gpu_namespace).create(scheduling={"gang": way})
         for stage in ("download", "dataset", "embeddings", "latents"):
             run.finish(stage)
-        eventually(lambda: len(pods := run.children("pods")) and any(
-            "-train-" in p["metadata"]["name"] for p in pods))  # fmt: skip
+        eventually(
+            lambda: (
+                len(pods := run.children("pods"))
+                and any("-train-" in p["metadata"]["name"] for p in pods)
+            )
+        )
         condition = run.condition("GangScheduled")
         assert (condition["status"], condition["reason"]) == ("Unknown", way)
         if way == "Volcano":  # of which there is nothing but the definition

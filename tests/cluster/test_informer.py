@@ -63,8 +63,9 @@ def informed(world, story, watch_seconds=300.0, kind=PODS):
         token = world.client_api.kubeconfig()["users"][0]["user"]["token"]
         info = kopf.ConnectionInfo(server=proxy.url, token=token)
         async with Client(lambda: info) as client:
-            informer = Informer(client, world.cache, kind, world.namespace,
-                                lambda key: world.woken.update([key]))  # fmt: skip
+            informer = Informer(
+                client, world.cache, kind, world.namespace, lambda key: world.woken.update([key])
+            )
             task = asyncio.create_task(informer.run())
             try:
                 await asyncio.wait_for(informer.listed.wait(), 20)

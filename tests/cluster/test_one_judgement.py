@@ -78,8 +78,7 @@ SPECS = {
     "quoted-yes": (training('ema: "yes"'), False),
     "quoted-false": (TRAINING + '  suspend: "false"\n', False),
     "one-for-true": (training("ema: 1"), False),
-    "true-for-choice": (
-        TRAINING + "  inference: {numConditionalFrames: true}\n", False),
+    "true-for-choice": (TRAINING + "  inference: {numConditionalFrames: true}\n", False),
     "text-for-choice": (TRAINING + '  inference: {numConditionalFrames: "1"}\n', False),
     # text
     "date": (training("jobName: 2024-01-01"), True),
@@ -95,9 +94,13 @@ SPECS = {
     "no-newline-at-the-end": ("  training:\n    iterations: 5\n    jobName: |-\n      run\n", True),
     "accents": (TRAINING + "  inference: {samples: [{input: é/ü.mp4, prompt: 日本}]}\n", True),
     "characters-not-bytes": (
-        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4096}}}]}}\n", True),
+        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4096}}}]}}\n",
+        True,
+    ),
     "too-many-characters": (
-        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4097}}}]}}\n", False),
+        TRAINING + f"  inference: {{samples: [{{input: a, prompt: {'é' * 4097}}}]}}\n",
+        False,
+    ),
     # nothing
     "empty-object": (TRAINING + "  storage:\n  inference:\n", True),
     "tilde": (TRAINING + "  scheduling: ~\n", True),
@@ -109,7 +112,9 @@ SPECS = {
     "null-with-a-default": (training("maxRestarts: null"), True),
     "null-that-is-needed": ("  training:\n", False),
     "null-in-a-template": (
-        TRAINING + "  stages: {train: {podTemplate: {spec: {hostname: null}}}}\n", True),
+        TRAINING + "  stages: {train: {podTemplate: {spec: {hostname: null}}}}\n",
+        True,
+    ),
     "null-in-tolerations": (TRAINING + "  stages: {train: {tolerations: [null]}}\n", False),
     "null-input": (TRAINING + "  inference: {samples: [{input: null}]}\n", False),
     "null-data-set": (TRAINING + "  credentials: {huggingFaceTokenSecret: null}\n", True),
@@ -141,15 +146,16 @@ SPECS = {
     "half-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: 1.5}}}}\n", False),
     "quoted-limit": (TRAINING + '  stages: {train: {resources: {limits: {cpu: "1.5"}}}}\n', True),
     "negative-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: -1}}}}\n", False),
-    "huge-limit": (
-        TRAINING + "  stages: {train: {resources: {limits: {cpu: 1e20}}}}\n", False),
+    "huge-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: 1e20}}}}\n", False),
     "true-limit": (TRAINING + "  stages: {train: {resources: {limits: {cpu: true}}}}\n", False),
     "quoted-checkpoint": (TRAINING + '  inference: {checkpoints: ["500", 500, 5e2]}\n', True),
     # anchors
     "alias": ("  training: &t {iterations: 5}\n  storage: {retention: &k Keep}\n", True),
     "merge": (
         "  training: {iterations: 5, checkpoint: &c {keep: 2}, lora: {rank: 1}}\n"
-        "  storage: {<<: {retention: Keep}}\n", True),
+        "  storage: {<<: {retention: Keep}}\n",
+        True,
+    ),
     "merge-over": ("  training: {<<: {iterations: x}, iterations: 5}\n", True),
     "merge-comes-later": ("  training: {iterations: 5, <<: {iterations: x}}\n", False),
     "merge-several": ("  training: {<<: [{iterations: 5}, {iterations: x}]}\n", True),
@@ -159,16 +165,21 @@ SPECS = {
     # the guide's experiments and overrides
     "override": (overrides("trainer.max_iter=7"), True),
     "experiment-short": (
-        "  model: {}\n  training: {experiment: 2b_agibot_head_center_fisheye_color}\n", True),
+        "  model: {}\n  training: {experiment: 2b_agibot_head_center_fisheye_color}\n",
+        True,
+    ),
     "experiment-of-a-size": (
-        "  model: {size: 14B}\n"
-        "  training: {experiment: 14b_agibot_head_center_fisheye_color}\n", True),
+        "  model: {size: 14B}\n  training: {experiment: 14b_agibot_head_center_fisheye_color}\n",
+        True,
+    ),
     "experiment-of-another-size": (
-        "  model: {size: 2B}\n"
-        "  training: {experiment: 14b_agibot_head_center_fisheye_color}\n", False),
+        "  model: {size: 2B}\n  training: {experiment: 14b_agibot_head_center_fisheye_color}\n",
+        False,
+    ),
     "experiment-on-the-cpu": (
-        "  model: {}\n"
-        "  training: {device: CPU, experiment: 2b_agibot_head_center_fisheye_color}\n", False),
+        "  model: {}\n  training: {device: CPU, experiment: 2b_agibot_head_center_fisheye_color}\n",
+        False,
+    ),
     "override-plus": (overrides(" + trainer.max_iter = '7' "), True),
     "override-empty": (overrides("trainer.max_iter="), False),
     "override-quotes-only": (overrides("trainer.max_iter=''"), False),
@@ -188,10 +199,13 @@ SPECS = {
     "two-samples": (pods("checkpoints: [latest]", 2), False),
     "no-sample": (pods("checkpoints: [latest, 500]", 0), True),
     "shards": (
-        "  dataset: {prepared: {path: a}, shards: 2}\n" + TRAINING
-        + "  storage: {accessMode: ReadWriteOncePod}\n", False),
+        "  dataset: {prepared: {path: a}, shards: 2}\n"
+        + TRAINING
+        + "  storage: {accessMode: ReadWriteOncePod}\n",
+        False,
+    ),
     "claim-for-one": (TRAINING + "  storage: {accessMode: ReadWriteOncePod}\n", True),
-}  # fmt: skip
+}
 FILES = {
     "byte-order-mark": ("\ufeff{head}{training}", "utf-8", True),
     "utf-16": ("\ufeff{head}{training}", "utf-16-le", True),

@@ -171,8 +171,9 @@ def test_made_again_while_nobody_collects_what_the_first_one_left(
     try:
         run.delete()
         run.create(storage={"retention": retention})
-        going = [f"/apis/batch/v1/namespaces/{run.namespace}/jobs/{j['metadata']['name']}"
-                 for j in first]  # fmt: skip
+        going = [
+            f"/apis/batch/v1/namespaces/{run.namespace}/jobs/{j['metadata']['name']}" for j in first
+        ]
         if retention == "Delete" and stage == STAGES[0]:  # else the first one's pods are awaited
             going += [f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims/run-data"]
         for path in going:
@@ -247,11 +248,16 @@ def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
 def test_a_foreign_object_is_never_touched(run, gpu_cluster):
     jobs = f"/apis/batch/v1/namespaces/{run.namespace}/jobs"
     container = {"name": "mine", "image": "mine"}
-    theirs = gpu_cluster.admin.post(jobs, {
-        "metadata": {"name": "run-download-1"},
-        "spec": {"suspend": True, "template": {"spec": {
-            "restartPolicy": "Never", "containers": [container]}}},
-    })  # fmt: skip
+    theirs = gpu_cluster.admin.post(
+        jobs,
+        {
+            "metadata": {"name": "run-download-1"},
+            "spec": {
+                "suspend": True,
+                "template": {"spec": {"restartPolicy": "Never", "containers": [container]}},
+            },
+        },
+    )
     run.create()
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "False")
     assert "not this resource's" in run.condition("ChildrenApplied")["message"]
@@ -275,12 +281,18 @@ def test_time_to_live_and_cleanup(run, gpu_cluster):
 def test_progress_comes_from_the_log(run, gpu_cluster):
     run.create()
     lead = run.to_training()[0]
-    gpu_cluster.write_pod_log(run.namespace, lead, "\n".join([
-        "Traceback of nothing",
-        '{"event":"progress","stage":"train","iteration":40,"iterations":100,"loss":0.25,'
-        '"seconds_per_iteration":2.0,"eta_seconds":120,"checkpoint":30}',
-        '{"event":"checkpoint","stage":"train","iteration":40,"path":"checkpoints/x.pt"}',
-    ]))  # fmt: skip
+    gpu_cluster.write_pod_log(
+        run.namespace,
+        lead,
+        "\n".join(
+            [
+                "Traceback of nothing",
+                '{"event":"progress","stage":"train","iteration":40,"iterations":100,"loss":0.25,'
+                '"seconds_per_iteration":2.0,"eta_seconds":120,"checkpoint":30}',
+                '{"event":"checkpoint","stage":"train","iteration":40,"path":"checkpoints/x.pt"}',
+            ]
+        ),
+    )
     eventually(
         lambda: run.status.get("progress", {}).get("iteration") == 40, what=lambda: run.status
     )
@@ -295,8 +307,10 @@ def test_progress_comes_from_the_log(run, gpu_cluster):
 
 def test_samples_are_made_beside_training(run, gpu_cluster):
     def saved(*iterations):
-        lines = [f'{{"event":"checkpoint","stage":"train","iteration":{i},"path":"x.pt"}}'
-                 for i in iterations]  # fmt: skip
+        lines = [
+            f'{{"event":"checkpoint","stage":"train","iteration":{i},"path":"x.pt"}}'
+            for i in iterations
+        ]
         gpu_cluster.write_pod_log(run.namespace, training[0], "\n".join(lines))
 
     def rows():
@@ -307,8 +321,14 @@ def test_samples_are_made_beside_training(run, gpu_cluster):
     saved(25)
     (sampler,) = run.running("samples", 25)
     assert run.condition("SamplesMade")["reason"] == "Sampling"
-    told = {"event": "samples", "stage": "samples", "checkpoint": "iter_000000025",
-            "iteration": 25, "done": 2, "total": 3}  # fmt: skip
+    told = {
+        "event": "samples",
+        "stage": "samples",
+        "checkpoint": "iter_000000025",
+        "iteration": 25,
+        "done": 2,
+        "total": 3,
+    }
     gpu_cluster.write_pod_log(run.namespace, sampler, json.dumps(told))
     saved(50, 75)
     eventually(lambda: rows() == {25: ("Running", 2)}, what=rows)
@@ -355,8 +375,9 @@ def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
     states = {e["name"]: e["state"] for e in run.status["stages"]}
     assert states["dataset"] == states["embeddings"] == states["latents"] == "Skipped"
     assert {j["metadata"]["name"] for j in run.children("jobs")} == {
-        "run-download-1", "run-train-1",
-    }  # fmt: skip
+        "run-download-1",
+        "run-train-1",
+    }
 
 
 HANGS = {
@@ -462,17 +483,20 @@ def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster, extra_node
     run.create(
         model={"size": "2B"},
         training={"nodes": 5, "gpusPerNode": 8, "contextParallelSize": 2},
-        stages={s: {"resources": {"limits": {"nvidia.com/gpu": 0}}}
-                for s in ("embeddings", "latents", "inference")},
-    )  # fmt: skip
+        stages={
+            s: {"resources": {"limits": {"nvidia.com/gpu": 0}}}
+            for s in ("embeddings", "latents", "inference")
+        },
+    )
     for stage in ("download", "dataset", "embeddings", "latents"):
         run.finish(stage)
     eventually(lambda: len(run.pods("train", phase="Pending")) == 5)
-    eventually(lambda: run.condition("GangScheduled")["status"] == "True",
-               what=lambda: run.status)  # fmt: skip
+    eventually(lambda: run.condition("GangScheduled")["status"] == "True", what=lambda: run.status)
     assert run.condition("GangScheduled")["reason"] == "Native"
-    eventually(lambda: run.condition("PodsStarted").get("reason") == "Unschedulable",
-               what=lambda: run.status)  # fmt: skip
+    eventually(
+        lambda: run.condition("PodsStarted").get("reason") == "Unschedulable",
+        what=lambda: run.status,
+    )
     assert run.pods("train") == []
     extra_nodes("fifth")
     eventually(lambda: len(run.pods("train")) == 5)
@@ -537,9 +561,14 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
 
     def v2w(*arguments):
         done = subprocess.run(
-            arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            arguments,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
             check=False,
-        )  # fmt: skip
+        )
         return done.returncode, done.stdout, done.stderr
 
     code, _, error = v2w("v2w", "status", "run")
@@ -574,12 +603,16 @@ def test_a_claim_deleted_under_a_run_makes_all_stages_run_again(run, gpu_cluster
     gpu_cluster.admin.delete(path)
     run.finish("dataset")
     run.reaches(stage="embeddings")
-    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted",
-               what=lambda: run.status)  # fmt: skip
+    eventually(
+        lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted",
+        what=lambda: run.status,
+    )
     assert "Claim run-data is being deleted and its data goes" in run.status["message"]
     assert "then delete the finished Jobs" in run.status["message"]
     assert [j["metadata"]["name"] for j in run.children("jobs")] == [
-        "run-dataset-1", "run-download-1"]  # fmt: skip
+        "run-dataset-1",
+        "run-download-1",
+    ]
     asked = f"/apis/batch/v1/namespaces/{run.namespace}/jobs"
     for job in ("run-download-1", "run-dataset-1"):
         gpu_cluster.admin.delete(f"{asked}/{job}?propagationPolicy=Background")
@@ -608,8 +641,10 @@ def test_a_users_claim_that_is_deleted_and_made_again(run, gpu_cluster):
     eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted")
     job = f"/apis/batch/v1/namespaces/{run.namespace}/jobs/run-download-1"
     gpu_cluster.admin.delete(f"{job}?propagationPolicy=Background")
-    eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing",
-               what=lambda: run.status)  # fmt: skip
+    eventually(
+        lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing",
+        what=lambda: run.status,
+    )
     assert run.children("persistentvolumeclaims") == []  # nothing empty is put in its place
     gpu_cluster.admin.post(claims, claim)
     run.running("dataset")

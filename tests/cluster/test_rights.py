@@ -11,7 +11,7 @@ import yaml
 from operators import Operator, Resource, apply, connection, eventually, exists, grant, set_quota
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.codegen.rbac import PATH
-from video2world_operator.controller.rbac import (  # fmt: skip
+from video2world_operator.controller.rbac import (
     ACCOUNT,
     CLUSTER_WIDE,
     NAMESPACED,
@@ -106,9 +106,10 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
     left = {  # by another one of the name
         f"/api/v1/{served}/persistentvolumeclaims/run-data": wanted,
         f"/apis/scheduling.k8s.io/v1beta1/{served}/podgroups/run-train-1": {
-            "schedulingPolicy": {"gang": {"minCount": 2}}},
+            "schedulingPolicy": {"gang": {"minCount": 2}}
+        },
         f"/api/v1/{served}/services/run-train": {"ports": [{"port": 80}]},
-    }  # fmt: skip
+    }
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": "run", "uid": "gone"}
     stale = {"ownerReferences": [owner | {"controller": True}], "finalizers": ["test.example/held"]}
     for path, spec in {somebodys: {"suspend": True, "template": template}, **left}.items():
@@ -117,9 +118,10 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
         gpu_cluster.admin.post(folder, {"metadata": metadata, "spec": spec})
     with Operator(gpu_cluster.write_kubeconfig(api), *flags, log=log) as operator:
         run = Resource(gpu_cluster, namespace).create(
-            ttlSecondsAfterFinished=1, stages={"train": {"podTemplate": hangs}},
+            ttlSecondsAfterFinished=1,
+            stages={"train": {"podTemplate": hangs}},
             scheduling={"gang": "Auto"},
-        )  # fmt: skip
+        )
 
         def told(path, whose):
             what = f"{path.rpartition('/')[2]}: {whose} name"

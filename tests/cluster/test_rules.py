@@ -37,8 +37,14 @@ CASES = {
         "exactly one of",
     ),
     "size or experiment": (
-        {"model": {"size": None}, "training": {"iterations": None, "nodes": None, "experiment":
-         "predict2_video2world_training_2b_agibot_head_center_fisheye_color"}},
+        {
+            "model": {"size": None},
+            "training": {
+                "iterations": None,
+                "nodes": None,
+                "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",
+            },
+        },
         {"model": {"size": None}},
         "model.size is missing",
     ),
@@ -120,8 +126,11 @@ CASES = {
     ),
     "a volume for training and samples": (
         {"storage": {"accessMode": "ReadWriteMany"}, "inference": {"everyCheckpoint": True}},
-        {"storage": {"accessMode": "ReadWriteOncePod"}, "training": {"nodes": 1},
-         "inference": {"everyCheckpoint": True}},
+        {
+            "storage": {"accessMode": "ReadWriteOncePod"},
+            "training": {"nodes": 1},
+            "inference": {"everyCheckpoint": True},
+        },
         "cannot be shared",
     ),
     "outputs end in mp4": (
@@ -131,8 +140,11 @@ CASES = {
     ),
     "outputs differ": (
         {"inference": {"samples": [{"input": "a", "output": "a.mp4"}, {"input": "a"}]}},
-        {"inference": {"samples": [{"input": "a", "output": "a.mp4"},
-                                   {"input": "b", "output": "a.mp4"}]}},
+        {
+            "inference": {
+                "samples": [{"input": "a", "output": "a.mp4"}, {"input": "b", "output": "a.mp4"}]
+            }
+        },
         "given twice",
     ),
     "prompts fit an annotation": (
@@ -154,7 +166,7 @@ CASES = {
     "sizes": ({"storage": {"size": "1.5Ti"}}, {"storage": {"size": "big"}}, "storage.size"),
     "units": ({"storage": {"size": "100k"}}, {"storage": {"size": "100K"}}, "storage.size"),
     "no size at all": ({"storage": {"size": "0.5Gi"}}, {"storage": {"size": "0.0Gi"}}, "storage"),
-}  # fmt: skip
+}
 
 
 def cleaned(value):
@@ -216,9 +228,11 @@ OF_TRAINING = {
     "overrides": ["trainer.max_iter=7"],
     "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",
 }
-HOW = {"boolean": lambda field: not field.get("default", False),
-       "integer": lambda field: max(field.get("minimum", 0), 1) + 2,
-       "number": lambda field: max(field.get("minimum", 0), 0.125)}  # fmt: skip
+HOW = {
+    "boolean": lambda field: not field.get("default", False),
+    "integer": lambda field: max(field.get("minimum", 0), 1) + 2,
+    "number": lambda field: max(field.get("minimum", 0), 0.125),
+}
 
 
 def training_changes():

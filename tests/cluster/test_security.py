@@ -66,11 +66,17 @@ def test_the_operator_s_own_pods_are_admitted(cluster, restricted):
         ({"hostNetwork": True}, "host namespaces"),
         ({"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}, "hostPath"),
         ({"securityContext": {"runAsNonRoot": False, "runAsUser": 0}}, "runAsNonRoot"),
-        ({"containers": [{"name": "train", "securityContext": {
-            "capabilities": {"add": ["SYS_ADMIN"]}}}]}, "SYS_ADMIN"),
+        (
+            {
+                "containers": [
+                    {"name": "train", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}
+                ]
+            },
+            "SYS_ADMIN",
+        ),
     ],
     ids=["host network", "host path", "root", "capability"],
-)  # fmt: skip
+)
 def test_what_a_tenant_adds_is_judged_like_any_pod_of_his(cluster, restricted, patch, word):
     body = yaml.safe_load((ROOT / "manifests" / "samples" / "posttrain.yaml").read_text())
     body["spec"]["stages"] = {"train": {"podTemplate": {"spec": patch}}}

@@ -51,17 +51,27 @@ class Place:
 
     def admission_policy(self) -> None:
         """Refuse pods without a label."""
-        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
-                "resources": ["pods"]}  # fmt: skip
+        rule = {
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "operations": ["CREATE"],
+            "resources": ["pods"],
+        }
         check = {"expression": "has(object.metadata.labels.team)", "message": "name your team"}
         self._policy("Validating", rule, {"validations": [check]})
 
     def mutate(self, group: str, resource: str, expression: str) -> None:
         """Change what is created, as a webhook would."""
-        rule = {"apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE"],
-                "resources": [resource]}  # fmt: skip
-        change = {"patchType": "ApplyConfiguration", "applyConfiguration": {
-            "expression": expression}}  # fmt: skip
+        rule = {
+            "apiGroups": [group],
+            "apiVersions": ["v1"],
+            "operations": ["CREATE"],
+            "resources": [resource],
+        }
+        change = {
+            "patchType": "ApplyConfiguration",
+            "applyConfiguration": {"expression": expression},
+        }
         self._policy("Mutating", rule, {"mutations": [change], "reinvocationPolicy": "Never"})
 
     def _policy(self, kind: str, rule: dict[str, Any], spec: dict[str, Any]) -> None:
@@ -78,10 +88,14 @@ class Place:
 
     def _until_enforced(self, kind: str) -> None:
         """A policy takes effect a moment after it was created: ask by dry runs."""
-        pod = {"metadata": {"generateName": "x-"}, "spec": {"containers": [
-            {"name": "x", "image": "x"}]}}  # fmt: skip
-        job = {"metadata": {"generateName": "x-"}, "spec": {"template": {"spec": {
-            **pod["spec"], "restartPolicy": "Never"}}}}  # fmt: skip
+        pod = {
+            "metadata": {"generateName": "x-"},
+            "spec": {"containers": [{"name": "x", "image": "x"}]},
+        }
+        job = {
+            "metadata": {"generateName": "x-"},
+            "spec": {"template": {"spec": {**pod["spec"], "restartPolicy": "Never"}}},
+        }
 
         def changed() -> bool:
             batch = f"/apis/batch/v1/namespaces/{self.name}/jobs?dryRun=All"
@@ -103,8 +117,10 @@ class Place:
         """Leave a train Job of an earlier resource of this name behind."""
         label = {f"{GROUP}/resource": "r", f"{GROUP}/stage": "train", f"{GROUP}/attempt": "2"}
         container = {"name": "train", "image": "x"}
-        template = {"metadata": {"labels": label}, "spec": {
-            "restartPolicy": "Never", "containers": [container]}}  # fmt: skip
+        template = {
+            "metadata": {"labels": label},
+            "spec": {"restartPolicy": "Never", "containers": [container]},
+        }
         job = {"metadata": {"name": "r-train-2", "labels": label}, "spec": {"template": template}}
         self.cluster.admin.post(self.job("")[:-1], job)
         eventually(lambda: self.run.pods("train", 2))
@@ -118,10 +134,16 @@ class Place:
         (pod,) = eventually(lambda: self.run.pods(stage))
         ended = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", **NOW}
         states = [
-            {"name": c["name"], "image": "x", "imageID": "", "ready": False, "restartCount": 0,
-             "state": {"terminated": ended} if c["name"] == stage else {"running": {}}}
+            {
+                "name": c["name"],
+                "image": "x",
+                "imageID": "",
+                "ready": False,
+                "restartCount": 0,
+                "state": {"terminated": ended} if c["name"] == stage else {"running": {}},
+            }
             for c in pod["spec"]["containers"]
-        ]  # fmt: skip
+        ]
         path = f"{self.base}/pods/{pod['metadata']['name']}/status"
         self.cluster.admin.patch(path, {"status": {"containerStatuses": states}})
 
@@ -148,59 +170,82 @@ CASES = {
         (NO_POD, "maximum memory usage per Container is 1Gi", MEMORY, "No progress since 20"),
         ("A LimitRange of the namespace sets the maximum of memory", MEMORY, "no progress for"),
         before=lambda place: place.limit_range(max={"memory": "1Gi"}),
-        spec={"stages": {"download": {"resources": {"limits": {"memory": "4Gi"}}}}}),
+        spec={"stages": {"download": {"resources": {"limits": {"memory": "4Gi"}}}}},
+    ),
     "limit-range-defaults": Case(
         (NO_POD, "must be less than or equal to memory limit", MEMORY),
         ("a LimitRange of the namespace sets one", MEMORY),
         before=lambda place: place.limit_range(
-            default={"memory": "512Mi"}, defaultRequest={"memory": "256Mi"})),
+            default={"memory": "512Mi"}, defaultRequest={"memory": "256Mi"}
+        ),
+    ),
     "quota": Case(
         (NO_POD, "exceeded quota: few", "have the quota raised"),
         ("quota few has no room: asked for pods=1",),
-        before=lambda place: set_quota(place.cluster, place.name, {"pods": "0"})),
+        before=lambda place: set_quota(place.cluster, place.name, {"pods": "0"}),
+    ),
     "quota-of-limits": Case(
         (NO_POD, "failed quota: few: must specify", "spec.stages.download.resources"),
         ("quota few only admits pods that specify limits.cpu",),
-        before=lambda place: set_quota(place.cluster, place.name, {"limits.cpu": "100"})),
+        before=lambda place: set_quota(place.cluster, place.name, {"limits.cpu": "100"}),
+    ),
     "pod-security": Case(
         (NO_POD, "violates PodSecurity", "spec.stages.download.podTemplate"),
         ("Pod Security level does not allow the pod", "hostNetwork"),
         before=Place.pod_security,
-        spec={"stages": {"download": {"podTemplate": {"spec": {"hostNetwork": True}}}}}),
+        spec={"stages": {"download": {"podTemplate": {"spec": {"hostNetwork": True}}}}},
+    ),
     "priority-class": Case(
         (NO_POD, "no PriorityClass with name high", "spec.scheduling.priorityClassName"),
         ("There is no priority class high",),
-        spec={"scheduling": {"priorityClassName": "high"}}),
+        spec={"scheduling": {"priorityClassName": "high"}},
+    ),
     "service-account": Case(
         (NO_POD, "There is no service account", "serviceAccountName"),
         ("There is no service account", "nobody"),
-        spec={"stages": {"download": {"podTemplate": {"spec": {"serviceAccountName": "nobody"}}}}}),
+        spec={"stages": {"download": {"podTemplate": {"spec": {"serviceAccountName": "nobody"}}}}},
+    ),
     "admission-policy": Case(
         (NO_POD, "name your team", "spec.stages.download.podTemplate"),
         ("admission policy stuck-admission-policy", "refuses it: name your team"),
-        before=Place.admission_policy),
+        before=Place.admission_policy,
+    ),
     "not-our-job": Case(
         ("Job r-download-1 has no pod: it is left to the controller kueue.x-k8s.io/multikueue",),
         ("spec.managedBy", "no progress for"),
         before=lambda place: place.mutate(
-            "batch", "jobs", "Object{spec: Object.spec{managedBy: 'kueue.x-k8s.io/multikueue'}}")),
+            "batch", "jobs", "Object{spec: Object.spec{managedBy: 'kueue.x-k8s.io/multikueue'}}"
+        ),
+    ),
     "no-such-scheduler": Case(
-        ("No scheduler has looked at pod r-download-1-", "schedulerName is my-scheduler. Is it "
-         "installed?", "No progress since"),
+        (
+            "No scheduler has looked at pod r-download-1-",
+            "schedulerName is my-scheduler. Is it installed?",
+            "No progress since",
+        ),
         ("schedulerName is my-scheduler; no progress for", "Is it installed?"),
-        spec={"scheduling": {"schedulerName": "my-scheduler"}}),
+        spec={"scheduling": {"schedulerName": "my-scheduler"}},
+    ),
     "suspended-by-hand": Case(
         ("Its Job was suspended by someone else: kubectl describe job r-download-1",),
         ("suspended by someone else", "kubectl patch job r-download-1"),
-        "JobSuspended", after=Place.suspend_job),
+        "JobSuspended",
+        after=Place.suspend_job,
+    ),
     "orphan": Case(
-        ("Waiting for pod r-train-2-", "of an earlier resource of this name: kubectl delete job "
-         "r-train-2"),
+        (
+            "Waiting for pod r-train-2-",
+            "of an earlier resource of this name: kubectl delete job r-train-2",
+        ),
         ("kubectl delete job r-train-2",),
-        "EarlierPods", before=Place.orphan),
-}  # fmt: skip
-ISTIO = ("Object{spec: Object.spec{containers: [Object.spec.containers{name: 'istio-proxy', "
-         "image: 'istio/proxyv2:1'}]}}")  # fmt: skip
+        "EarlierPods",
+        before=Place.orphan,
+    ),
+}
+ISTIO = (
+    "Object{spec: Object.spec{containers: [Object.spec.containers{name: 'istio-proxy', "
+    "image: 'istio/proxyv2:1'}]}}"
+)
 SIDECARS = {0: "ends-well", 1: "ends-badly", 2: "ends-by-the-users-error"}
 
 
@@ -244,8 +289,9 @@ def test_what_is_known_is_shown(name, places, explain):
     case.after(place)
     eventually(
         lambda: all(words in place.run.status.get("message", "") for words in case.message),
-        60, lambda: place.run.status,
-    )  # fmt: skip
+        60,
+        lambda: place.run.status,
+    )
     started = place.run.condition("PodsStarted")
     assert (started["status"], started["reason"]) == ("False", case.reason)
     shown = place.cluster.kubectl("get", "v2w", "-n", place.name, "-o", "wide").stdout
@@ -288,8 +334,9 @@ def test_events_are_read_seldom(places, gpu_cluster):
     stuck, fine = places["quota"], places["ends-well"]
     time.sleep(1)
     user = "system:serviceaccount:video2world-system:video2world-operator"
-    about = [e["objectRef"] for e in gpu_cluster.audit(user)
-             if e["verb"] == "list" and "objectRef" in e]  # fmt: skip
+    about = [
+        e["objectRef"] for e in gpu_cluster.audit(user) if e["verb"] == "list" and "objectRef" in e
+    ]
     places_of = [a["namespace"] for a in about if a["resource"] == "events"]
     assert 1 <= places_of.count(stuck.name) <= 6
     assert places_of.count(fine.name) == 0

@@ -151,11 +151,17 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     assert "nothing holds it up" in v2w("explain", "run")
 
     role = {
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
         "metadata": {"name": "guest"},
-        "rules": [{"apiGroups": ["video2world.dev"], "resources": ["video2worldposttrains"],
-                   "verbs": ["get"]}],
-    }  # fmt: skip
+        "rules": [
+            {
+                "apiGroups": ["video2world.dev"],
+                "resources": ["video2worldposttrains"],
+                "verbs": ["get"],
+            }
+        ],
+    }
     base = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{gpu_namespace}"
     gpu_cluster.admin.post(f"{base}/roles", role)
     to = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "guest"}
@@ -184,8 +190,9 @@ def test_the_notebook_runs_and_the_metrics_count_it(
             pod = eventually(lambda stage=stage: run.pods(stage))[0]["metadata"]["name"]
             gpu_cluster.finish_pod(gpu_namespace, pod)
 
-    cells = [c["source"] for c in json.loads(NOTEBOOK.read_text())["cells"]
-             if c["cell_type"] == "code"]  # fmt: skip
+    cells = [
+        c["source"] for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"
+    ]
     script = tmp_path / "notebook.py"
     script.write_text("\n".join("".join(cell) for cell in cells))
 
@@ -291,8 +298,12 @@ class Place:
             self.cluster.admin.patch(f"{path}/few", body)
         else:
             self.cluster.admin.post(path, body)
-        eventually(lambda: self.cluster.admin.get(f"{path}/few").get("status", {}).get("hard") ==
-                   body["spec"]["hard"])  # fmt: skip
+        eventually(
+            lambda: (
+                self.cluster.admin.get(f"{path}/few").get("status", {}).get("hard")
+                == body["spec"]["hard"]
+            )
+        )
 
     def suspended(self):
         Resource(self.cluster, self.namespace, "pre").create(suspend=True).reaches(
@@ -319,36 +330,68 @@ EIGHT = {"iterations": 5, "nodes": 1}
 TOKEN = {"credentials": {"huggingFaceTokenSecret": {"name": "hf"}}}
 MISTAKES = {
     "a misspelt field": Mistake(
-        VALIDATE, "spec.training.iteratons: unknown field; did you mean iterations?",
-        {"training": {"iteratons": 5}}, {}),
+        VALIDATE,
+        "spec.training.iteratons: unknown field; did you mean iterations?",
+        {"training": {"iteratons": 5}},
+        {},
+    ),
     "context parallelism that does not fit": Mistake(
-        VALIDATE, "3 does not fit: it must divide nodes x gpusPerNode (8)",
+        VALIDATE,
+        "3 does not fit: it must divide nodes x gpusPerNode (8)",
         {"training": EIGHT | {"contextParallelSize": 3}},
-        {"training": EIGHT | {"contextParallelSize": 4}}),
+        {"training": EIGHT | {"contextParallelSize": 4}},
+    ),
     "a file that is not there": Mistake(
-        VALIDATE, "give the path of a YAML file", {}, {}, file=("per.yaml", "pre.yaml")),
+        VALIDATE, "give the path of a YAML file", {}, {}, file=("per.yaml", "pre.yaml")
+    ),
     "a licence that was not accepted": Mistake(
-        CLUSTER, "its licence is not accepted", {}, {},
+        CLUSTER,
+        "its licence is not accepted",
+        {},
+        {},
         lambda place: setattr(Hub, "accepted", False),
-        lambda place, v2w: setattr(Hub, "accepted", True)),
+        lambda place, v2w: setattr(Hub, "accepted", True),
+    ),
     "a Secret without the key": Mistake(
-        CLUSTER, "put the token there under token; it has TOKEN", TOKEN, TOKEN,
-        lambda place: place.secret("TOKEN"), lambda place, v2w: place.secret("token")),
+        CLUSTER,
+        "put the token there under token; it has TOKEN",
+        TOKEN,
+        TOKEN,
+        lambda place: place.secret("TOKEN"),
+        lambda place, v2w: place.secret("token"),
+    ),
     "more GPUs a node than any node has": Mistake(
-        CLUSTER, "with too little nvidia.com/gpu (8)",
-        {"training": EIGHT | {"gpusPerNode": 16}}, {"training": EIGHT}),
+        CLUSTER,
+        "with too little nvidia.com/gpu (8)",
+        {"training": EIGHT | {"gpusPerNode": 16}},
+        {"training": EIGHT},
+    ),
     "a node label that no node has": Mistake(
-        CLUSTER, "without the label disk=fast",
-        {"stages": {"train": {"nodeSelector": {"disk": "fast"}}}}, {}),
+        CLUSTER,
+        "without the label disk=fast",
+        {"stages": {"train": {"nodeSelector": {"disk": "fast"}}}},
+        {},
+    ),
     "a quota without room": Mistake(
-        CLUSTER, "few leaves 4 of 4 requests.nvidia.com/gpu, 8 are needed", {}, {},
-        lambda place: place.quota("4"), lambda place, v2w: place.quota("8")),
+        CLUSTER,
+        "few leaves 4 of 4 requests.nvidia.com/gpu, 8 are needed",
+        {},
+        {},
+        lambda place: place.quota("4"),
+        lambda place, v2w: place.quota("8"),
+    ),
     "a storage class that is not there": Mistake(
-        CLUSTER, "there is no quick", {"storage": {"storageClassName": "quick"}}, {}),
+        CLUSTER, "there is no quick", {"storage": {"storageClassName": "quick"}}, {}
+    ),
     "suspended and forgotten": Mistake(
-        ("explain",), "`v2w resume pre`", {}, {},
-        lambda place: place.suspended(), lambda place, v2w: v2w("resume", "pre")),
-}  # fmt: skip
+        ("explain",),
+        "`v2w resume pre`",
+        {},
+        {},
+        lambda place: place.suspended(),
+        lambda place, v2w: v2w("resume", "pre"),
+    ),
+}
 
 
 @pytest.fixture

@@ -41,8 +41,10 @@ def resource(tmp_path, dataset, sample, inference=None, **training):
 def start(file, volume):
     return subprocess.Popen(
         [*V2W, "run", "-f", file, "--volume", volume],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(file, volume):
@@ -162,6 +164,13 @@ def check_samples(volume, out):
     (begun,) = (volume / ".video2world/line/logs").glob("inference-1-0.log")
     assert "iter_000000012: nothing to do" in begun.read_text()
     page = (results / "index.html").read_text()
-    for part in ("Training loss", "iteration 12", "iteration 24", "Cyclists wait", "windows",
-                 'src="iter_000000024/sample-1.mp4"', 'src="ground-truth/'):  # fmt: skip
+    for part in (
+        "Training loss",
+        "iteration 12",
+        "iteration 24",
+        "Cyclists wait",
+        "windows",
+        'src="iter_000000024/sample-1.mp4"',
+        'src="ground-truth/',
+    ):
         assert part in page, part

@@ -15,8 +15,10 @@ CUDA = torch.device("cuda")
 @pytest.mark.parametrize("rows", [1, 97, 4096])
 def test_relu_within_the_product_is_relu_after_it(rows):
     torch.manual_seed(0)
-    wide, narrow = (nn.Linear(*size, bias=False, device=CUDA, dtype=torch.bfloat16)
-                    for size in ((1024, 65536), (65536, 1024)))  # fmt: skip
+    wide, narrow = (
+        nn.Linear(*size, bias=False, device=CUDA, dtype=torch.bfloat16)
+        for size in ((1024, 65536), (65536, 1024))
+    )
     hidden = torch.randn(1, rows, 1024, device=CUDA, dtype=torch.bfloat16)
     with torch.no_grad():
         found = _FeedForward(wide, narrow)(hidden).double()

@@ -126,10 +126,23 @@ def test_a_step_does_not_wait_for_the_gpu():
 def test_two_gpus_equal_one():
     worker = Path(__file__).parent.parent / "unit" / "parallel_worker.py"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-         str(worker), "1,1", "2,1", "1,2", "2,2"],
-        env=dict(os.environ), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(worker),
+            "1,1",
+            "2,1",
+            "1,2",
+            "2,2",
+        ],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("equal:") == 4
 

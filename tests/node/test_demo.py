@@ -29,8 +29,11 @@ def test_from_apply_to_the_video(node, volume, record):
     run = apply(node, body)
 
     # Training runs, in two pods that know each other by name.
-    pods = eventually(lambda: run.pods("train") if len(run.pods("train")) == 2 else None, 300,
-                      lambda: (run.status, node.kubectl("get", "pods", "-A").stdout))  # fmt: skip
+    pods = eventually(
+        lambda: run.pods("train") if len(run.pods("train")) == 2 else None,
+        300,
+        lambda: (run.status, node.kubectl("get", "pods", "-A").stdout),
+    )
     names = [pod["metadata"]["name"] for pod in pods]
     host = "demo-train-1-0.demo-train"
     code = f"import socket; print(socket.gethostbyname('{host}'))"
@@ -39,8 +42,11 @@ def test_from_apply_to_the_video(node, volume, record):
 
     # kubectl shows its progress while it runs.
     logs = ("logs", "-n", NAMESPACE, names[0])
-    eventually(lambda: (run.status.get("progress") or {}).get("iteration", 0) > 5, 120,
-               lambda: (run.status, node.kubectl(*logs).stdout))  # fmt: skip
+    eventually(
+        lambda: (run.status.get("progress") or {}).get("iteration", 0) > 5,
+        120,
+        lambda: (run.status, node.kubectl(*logs).stdout),
+    )
     table = node.kubectl("get", "v2w", "-n", NAMESPACE, "demo").stdout
     assert "Running" in table
     assert f"/{ITERATIONS}" in table

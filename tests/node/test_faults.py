@@ -111,8 +111,15 @@ def test_the_node_is_drained(node, train, record):
     run = train("drained")
     pods = "--pod-selector=video2world.dev/stage=train"
     node.kubectl("drain", NAME, pods, "--delete-emptydir-data", "--force", "--timeout=90s")
-    waiting = eventually(lambda: found if (found := run.condition("PodsStarted")).get("reason")
-                         == "Unschedulable" else None, 60, lambda: shown(node, run))  # fmt: skip
+    waiting = eventually(
+        lambda: (
+            found
+            if (found := run.condition("PodsStarted")).get("reason") == "Unschedulable"
+            else None
+        ),
+        60,
+        lambda: shown(node, run),
+    )
     assert "unschedulable" in waiting["message"].lower()
     node.kubectl("uncordon", NAME)
     status = run.reaches(phase="Succeeded", seconds=300)
@@ -132,9 +139,16 @@ def test_out_of_memory(node, train, data):
 
 def test_an_image_that_is_missing(node, train):
     run = train("imageless", iteration=0, images={"trainer": "ghcr.io/video2world/none:9"})
-    waiting = eventually(lambda: found if (found := run.condition("PodsStarted")).get("status")
-                         == "False" and "ghcr.io/video2world/none:9" in found["message"]
-                         else None, 90, lambda: shown(node, run))  # fmt: skip
+    waiting = eventually(
+        lambda: (
+            found
+            if (found := run.condition("PodsStarted")).get("status") == "False"
+            and "ghcr.io/video2world/none:9" in found["message"]
+            else None
+        ),
+        90,
+        lambda: shown(node, run),
+    )
     assert "spec.images" in waiting["message"]
 
 
@@ -142,9 +156,16 @@ def test_a_secret_that_is_missing(node, train):
     secret = {"huggingFaceTokenSecret": {"name": "no-such-secret", "key": "token"}}
     other = demo("")["spec"]["dataset"]["agibot"] | {"camera": "hand_left_color"}  # not split yet
     run = train("tokenless", iteration=0, credentials=secret, dataset={"agibot": other})
-    waiting = eventually(lambda: found if (found := run.condition("PodsStarted")).get("status")
-                         == "False" and "no-such-secret" in found["message"]
-                         else None, 90, lambda: shown(node, run))  # fmt: skip
+    waiting = eventually(
+        lambda: (
+            found
+            if (found := run.condition("PodsStarted")).get("status") == "False"
+            and "no-such-secret" in found["message"]
+            else None
+        ),
+        90,
+        lambda: shown(node, run),
+    )
     assert "Secret" in waiting["message"] or "secret" in waiting["message"]
 
 

@@ -26,15 +26,24 @@ class Unportable(Exception):
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
-    "value": lambda: int("x"), "key": lambda: {}["gone"], "index": lambda: [][0],
-    "zero": lambda: 1 // 0, "type": lambda: None + 1, "attribute": lambda: None.gone,
-    "unicode": lambda: b"\xff".decode(), "stop": lambda: next(iter([])),
-    "memory": lambda: bytearray(1 << 62), "assertion": lambda: _fail(AssertionError("no")),
-    "recursion": lambda: FAULTS["recursion"](), "os": lambda: _fail(OSError("a library's")),
-    "absent": lambda: Path("/gone/x").read_bytes(), "long": lambda: Path("y" * 300).touch(),
-    "runtime": lambda: _fail(RuntimeError("")), "unportable": lambda: _fail(Unportable(1, 2)),
+    "value": lambda: int("x"),
+    "key": lambda: {}["gone"],
+    "index": lambda: [][0],
+    "zero": lambda: 1 // 0,
+    "type": lambda: None + 1,
+    "attribute": lambda: None.gone,
+    "unicode": lambda: b"\xff".decode(),
+    "stop": lambda: next(iter([])),
+    "memory": lambda: bytearray(1 << 62),
+    "assertion": lambda: _fail(AssertionError("no")),
+    "recursion": lambda: FAULTS["recursion"](),
+    "os": lambda: _fail(OSError("a library's")),
+    "absent": lambda: Path("/gone/x").read_bytes(),
+    "long": lambda: Path("y" * 300).touch(),
+    "runtime": lambda: _fail(RuntimeError("")),
+    "unportable": lambda: _fail(Unportable(1, 2)),
     "user": lambda: _fail(UserError("it is not of use")),
-}  # fmt: skip
+}
 MACHINE = {
     "full": lambda: _fail(OSError(errno.ENOSPC, "No space left on device")),
     "read-only": lambda: _fail(OSError(errno.EROFS, "Read-only file system", "x")),

@@ -34,9 +34,11 @@ def case(shape, dtype, shifted, scale):
 
 if __name__ == "__main__":
     sizes = [
-        ((1, 96, 2, 5, 7), torch.float32), ((2, 40, 3, 5, 7), torch.float32),
-        ((2, 40, 3, 5, 7), torch.bfloat16), ((1, 384, 1, 9, 16), torch.bfloat16),
-    ]  # fmt: skip
+        ((1, 96, 2, 5, 7), torch.float32),
+        ((2, 40, 3, 5, 7), torch.float32),
+        ((2, 40, 3, 5, 7), torch.bfloat16),
+        ((1, 384, 1, 9, 16), torch.bfloat16),
+    ]
     cases = [case(*size, shifted, 1.0) for size in sizes for shifted in (False, True)]
     cases.append(case((1, 8, 1, 2, 3), torch.float32, False, 0.0))  # black: nothing is divided by 0
     print(json.dumps(cases))

@@ -9,10 +9,16 @@ from video2world_trainer.model.presets import DiTConfig
 def network(blocks=2):
     net = VideoDiT(
         DiTConfig(
-            model_channels=64, num_blocks=blocks, num_heads=4, adaln_lora_dim=16, crossattn_dim=32,
-            max_height=16, max_width=16, max_frames=8,
+            model_channels=64,
+            num_blocks=blocks,
+            num_heads=4,
+            adaln_lora_dim=16,
+            crossattn_dim=32,
+            max_height=16,
+            max_width=16,
+            max_frames=8,
         )
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -76,10 +76,14 @@ def tar(
 def task_info(*episodes: int, task: int = 327) -> None:
     action = {"start_frame": 0, "end_frame": 150, "action_text": "Pick it up.", "skill": "Pick"}
     entries = [
-        {"episode_id": e, "task_id": task, "init_scene_text": "A shelf.",
-         "label_info": {"action_config": [action]}}
+        {
+            "episode_id": e,
+            "task_id": task,
+            "init_scene_text": "A shelf.",
+            "label_info": {"action_config": [action]},
+        }
         for e in episodes
-    ]  # fmt: skip
+    ]
     path = DATA / "task_info" / f"task_{task}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries))
@@ -163,9 +167,15 @@ def test_changed_windowing_removes_the_stale_windows_but_no_foreign_file() -> No
     stale.write_bytes(b"old")
     flags = ("--window-size", "4", "--min-last-window", "4.5", "--val_episode_ids", "101")
     assert run(*LOCAL, *flags) == 0
-    assert stems("val") == stems("val", "metas") == [
-        "101_window_0_frame_0-39", "101_window_1_frame_40-79", "101_window_2_frame_80-119",
-    ]  # fmt: skip
+    assert (
+        stems("val")
+        == stems("val", "metas")
+        == [
+            "101_window_0_frame_0-39",
+            "101_window_1_frame_40-79",
+            "101_window_2_frame_80-119",
+        ]
+    )
     assert stems("train") == [
         "102_window_0_frame_0-39",
         "102_window_1_frame_40-99",
@@ -206,11 +216,15 @@ def stage(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
 @pytest.mark.parametrize(
     "other",
     [
-        ("--val_episode_ids", "101"), ("--window-size", "4"), ("--camera", "head_color"),
-        ("--task_ids", "327", "400"), ("--caption_file", "words.jsonl"), ("--data_dir", "more"),
+        ("--val_episode_ids", "101"),
+        ("--window-size", "4"),
+        ("--camera", "head_color"),
+        ("--task_ids", "327", "400"),
+        ("--caption_file", "words.jsonl"),
+        ("--data_dir", "more"),
     ],
     ids=lambda flags: flags[0],
-)  # fmt: skip
+)
 def test_settings_there_and_back_make_what_they_made_first(
     other: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
@@ -219,8 +233,14 @@ def test_settings_there_and_back_make_what_they_made_first(
         videos = {101: clip_bytes(110 if data == Path("more") else 120), 102: clip_bytes(100)}
         tar("1.tar", videos, task=task, other_camera=clip_bytes(90))
         task_info(101, 102, task=task)
-    line = {"video_clip": "x", "task_id": 327, "episode_id": 101, "start_frame": 0,
-            "end_frame": 120, "caption": "words"}  # fmt: skip
+    line = {
+        "video_clip": "x",
+        "task_id": 327,
+        "episode_id": 101,
+        "start_frame": 0,
+        "end_frame": 120,
+        "caption": "words",
+    }
     Path("words.jsonl").write_text(json.dumps(line))
     assert stage(monkeypatch) == 0
     first = content()
@@ -256,15 +276,22 @@ def test_added_archives_and_corrected_captions_are_seen(
 
 def test_caption_file_is_preferred_and_windows_without_a_line_are_named() -> None:
     tar("a.tar", {101: clip_bytes(120)})
-    line = {"video_clip": f"task_327_episode_{TWO[0]}", "task_id": 327, "episode_id": 101,
-            "start_frame": 0, "end_frame": 49, "caption": "From the file."}  # fmt: skip
+    line = {
+        "video_clip": f"task_327_episode_{TWO[0]}",
+        "task_id": 327,
+        "episode_id": 101,
+        "start_frame": 0,
+        "end_frame": 49,
+        "caption": "From the file.",
+    }
     Path(f"datasets/agibot_{CAMERA}.jsonl").write_text(json.dumps(line) + "\nbroken\n")
     assert run(*LOCAL) == 0
     assert stems("train") == TWO[:1]
     assert next((OUT / "train" / "metas").iterdir()).read_text() == "From the file."
     assert dropped() == [
-        ("caption", f"agibot_{CAMERA}.jsonl:2"), ("window", f"task_327_episode_{TWO[1]}"),
-    ]  # fmt: skip
+        ("caption", f"agibot_{CAMERA}.jsonl:2"),
+        ("window", f"task_327_episode_{TWO[1]}"),
+    ]
 
 
 def test_every_bad_episode_is_named_and_the_good_ones_kept(capfd: pytest.CaptureFixture) -> None:
@@ -272,8 +299,11 @@ def test_every_bad_episode_is_named_and_the_good_ones_kept(capfd: pytest.Capture
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     escape = tarfile.TarInfo(f"../111/videos/{CAMERA}.mp4")
     good = clip_bytes(120)
-    tar("a.tar", {101: good, 102: b"", 103: good[:-700], 104: clip_bytes(20), 105: good},
-        (link, escape))  # fmt: skip
+    tar(
+        "a.tar",
+        {101: good, 102: b"", 103: good[:-700], 104: clip_bytes(20), 105: good},
+        (link, escape),
+    )
     corrupt = tar("b.tar", {106: good, 107: good})
     corrupt.write_bytes(corrupt.read_bytes()[: len(good) + 8 * 512])
     task_info(101, 102, 103, 104, 106, 107)
@@ -281,13 +311,14 @@ def test_every_bad_episode_is_named_and_the_good_ones_kept(capfd: pytest.Capture
     assert sorted({s.split("_")[0] for s in stems("train")}) == ["101", "106"]
     reasons = [(p["kind"], p["item"].rsplit("/", 1)[-1], p["reason"]) for p in report()["dropped"]]
     expected = [
-        ("archive member", f"{CAMERA}.mp4", "a link"), ("archive member", f"{CAMERA}.mp4", ".."),
+        ("archive member", f"{CAMERA}.mp4", "a link"),
+        ("archive member", f"{CAMERA}.mp4", ".."),
         ("archive", "b.tar", "truncated"),
         ("episode", "task_327_episode_105", "task_327.json does not have it"),
         ("episode", "task_327_episode_102", "empty"),
         ("episode", "task_327_episode_103", "truncated"),
         ("episode", "task_327_episode_104", "shorter than one window"),
-    ]  # fmt: skip
+    ]
     for (kind, item, reason), (kind_, item_, words) in zip(reasons, expected, strict=True):
         assert (kind, item) == (kind_, item_)
         assert words in reason
@@ -401,8 +432,13 @@ def test_delete_only_removes_what_the_camera_does_not_need() -> None:
     outside.mkdir()
     (outside / "precious").touch()
     episode = DATA / "observations" / "327" / "101"
-    for name in (f"videos/{CAMERA}.mp4", "videos/head_color.mp4", "videos/notes.txt",
-                 "depth/0.png", "readme"):  # fmt: skip
+    for name in (
+        f"videos/{CAMERA}.mp4",
+        "videos/head_color.mp4",
+        "videos/notes.txt",
+        "depth/0.png",
+        "readme",
+    ):
         (episode / name).parent.mkdir(parents=True, exist_ok=True)
         (episode / name).touch()
     (episode / "linked").symlink_to(outside.resolve())

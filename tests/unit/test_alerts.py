@@ -51,26 +51,40 @@ CASES = {
     "Video2WorldNoOperator": ({}, {'video2world_resources{phase="Running"}': "1x120"}, 10),
     "Video2WorldTrainingCrashes": (
         {'video2world_restarts_total{reason="Crashed"}': "0+1x120"},
-        {'video2world_restarts_total{reason="Preempted"}': "0+1x120"}, 60),
+        {'video2world_restarts_total{reason="Preempted"}': "0+1x120"},
+        60,
+    ),
     "Video2WorldResourceFailed": (
         {'video2world_finished_total{outcome="Failed"}': "0 0 1x120"},
-        {'video2world_finished_total{outcome="Succeeded"}': "0 0 1x120"}, 20),
+        {'video2world_finished_total{outcome="Succeeded"}': "0 0 1x120"},
+        20,
+    ),
     "Video2WorldCheckpointOverdue": (
         {"video2world_checkpoints_overdue": "1x120"},
-        {"video2world_checkpoints_overdue": "0x120"}, 30),
+        {"video2world_checkpoints_overdue": "0x120"},
+        30,
+    ),
     "Video2WorldLossNotFinite": (
         {"video2world_training_skipped_steps": "0 0 2x120"},
-        {"video2world_training_skipped_steps": "2x120"}, 20),
+        {"video2world_training_skipped_steps": "2x120"},
+        20,
+    ),
     "Video2WorldTrainingSilent": (
         {"video2world_training_report_time_seconds": "0x120"},
-        {"video2world_training_report_time_seconds": "0+60x120"}, 60),
+        {"video2world_training_report_time_seconds": "0+60x120"},
+        60,
+    ),
     "Video2WorldQueueLags": (
         {"video2world_queue_lag_seconds": "90x120"},
-        {"video2world_queue_lag_seconds": "5x120"}, 20),
+        {"video2world_queue_lag_seconds": "5x120"},
+        20,
+    ),
     "Video2WorldCacheStale": (
         {"video2world_cache_age_seconds": "400x120"},
-        {"video2world_cache_age_seconds": "3x120"}, 20),
-}  # fmt: skip
+        {"video2world_cache_age_seconds": "3x120"},
+        20,
+    ),
+}
 
 
 def test_each_alert_fires_when_it_should_and_else_not(tmp_path: Path) -> None:
@@ -80,15 +94,27 @@ def test_each_alert_fires_when_it_should_and_else_not(tmp_path: Path) -> None:
         rule = alerts()[name]
         for series, fires in ((bad, True), (good, False)):
             labels = rule["labels"] | next(
-                (dict(e.split("=") for e in s.partition("{")[2][:-1].replace('"', "").split(","))
-                 for s in series if "{" in s), {})  # fmt: skip
+                (
+                    dict(e.split("=") for e in s.partition("{")[2][:-1].replace('"', "").split(","))
+                    for s in series
+                    if "{" in s
+                ),
+                {},
+            )
             expected = [{"exp_labels": labels, "exp_annotations": rule["annotations"]}]
-            tests.append({
-                "interval": "1m",
-                "input_series": [{"series": s, "values": v} for s, v in series.items()],
-                "alert_rule_test": [{"alertname": name, "eval_time": f"{minutes}m",
-                                     "exp_alerts": expected if fires else []}],
-            })  # fmt: skip
+            tests.append(
+                {
+                    "interval": "1m",
+                    "input_series": [{"series": s, "values": v} for s, v in series.items()],
+                    "alert_rule_test": [
+                        {
+                            "alertname": name,
+                            "eval_time": f"{minutes}m",
+                            "exp_alerts": expected if fires else [],
+                        }
+                    ],
+                }
+            )
     file = tmp_path / "tests.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": tests}))
     done = subprocess.run([tool("promtool"), "test", "rules", file], capture_output=True, text=True)
@@ -125,12 +151,19 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
     config = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
         "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": "v2w", "static_configs": [
-            {"targets": [f"127.0.0.1:{server.server_port}"]}]}],
-    }  # fmt: skip
+        "scrape_configs": [
+            {
+                "job_name": "v2w",
+                "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}],
+            }
+        ],
+    }
     (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    flags = [f"--config.file={tmp_path / 'prometheus.yaml'}", f"--web.listen-address={address}",
-             f"--storage.tsdb.path={tmp_path / 'data'}"]  # fmt: skip
+    flags = [
+        f"--config.file={tmp_path / 'prometheus.yaml'}",
+        f"--web.listen-address={address}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+    ]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([binary, *flags], stdout=log, stderr=log)
     yield f"http://{address}"

@@ -62,20 +62,46 @@ def argv(stage: str, chosen: dict) -> list[str]:
     folders = ["--dataset_path", "data/train", "data/val"]
     return {
         "dataset": [
-            "--videos_dir", "in", "--dataset_dir", "data", "--min_frames", "10", "--workers", "1",
-            "--window-size", str(chosen["seconds"]), "--min-last-window", "3",
+            "--videos_dir",
+            "in",
+            "--dataset_dir",
+            "data",
+            "--min_frames",
+            "10",
+            "--workers",
+            "1",
+            "--window-size",
+            str(chosen["seconds"]),
+            "--min-last-window",
+            "3",
             *(["--val_names", chosen["held"]] if chosen["held"] else []),
         ],
         "embeddings": [
-            *folders, "--cache_dir", str(stock() / "t5"), "--device", "cpu",
-            "--max_length", str(chosen["length"]),
+            *folders,
+            "--cache_dir",
+            str(stock() / "t5"),
+            "--device",
+            "cpu",
+            "--max_length",
+            str(chosen["length"]),
         ],
         "latents": [
-            *folders, "--vae_path", "vae", "--num_frames", "9", "--device", "cpu",
-            "--video_size", "16", "16", "--seed", str(chosen["seed"]),
-            "--clips_per_window", str(chosen["clips"]),
+            *folders,
+            "--vae_path",
+            "vae",
+            "--num_frames",
+            "9",
+            "--device",
+            "cpu",
+            "--video_size",
+            "16",
+            "16",
+            "--seed",
+            str(chosen["seed"]),
+            "--clips_per_window",
+            str(chosen["clips"]),
         ],
-    }[stage]  # fmt: skip
+    }[stage]
 
 
 @contextlib.contextmanager
@@ -208,9 +234,12 @@ class Edited:
 
 @pytest.mark.slow
 @settings(
-    max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck),
+    max_examples=14,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate],
-)  # fmt: skip
+)
 @given(rounds=st.lists(st.lists(EDITS, min_size=1, max_size=3), min_size=3, max_size=8))
 @example(rounds=[[("setting", ("held", held))] for held in ("a", "b", "a")])
 @example(rounds=[[("setting", ("seconds", seconds))] for seconds in (3.0, 2.0, 90.0, 2.0)])

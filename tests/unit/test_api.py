@@ -45,9 +45,14 @@ def test_samples_load(path):
 
 def test_the_samples_are_known():
     assert {path.stem for path in SAMPLES} == {
-        "posttrain", "demo", "agibot-2b", "agibot-14b", "agibot-14b-lora",
-        "agibot-2b-sweep", "own-videos",
-    }  # fmt: skip
+        "posttrain",
+        "demo",
+        "agibot-2b",
+        "agibot-14b",
+        "agibot-14b-lora",
+        "agibot-2b-sweep",
+        "own-videos",
+    }
 
 
 @pytest.mark.parametrize(
@@ -288,11 +293,15 @@ def test_files_of_other_forms(tmp_path, kind):
         ("x\n", "holds no object"),
         ("[" * 5000, "not valid YAML: exceeded maximum nesting depth"),
         ("{a: " * 300 + "}" * 300, "holds without kind"),
-        ("".join(f"{c}: &{c} [{', '.join(['*' + b] * 10)}]\n" if b else f"{c}: &{c} [1]\n"
-                 for b, c in zip(["", *"abcdefg"], "abcdefgh", strict=True)),
-         "too many values; write less, or with fewer aliases"),
+        (
+            "".join(
+                f"{c}: &{c} [{', '.join(['*' + b] * 10)}]\n" if b else f"{c}: &{c} [1]\n"
+                for b, c in zip(["", *"abcdefg"], "abcdefgh", strict=True)
+            ),
+            "too many values; write less, or with fewer aliases",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_that_cannot_be_read_name_the_place(tmp_path, text, expected):
     with pytest.raises(InvalidResource, match=expected):
         load_resource(written(tmp_path / "x.yaml", text))
@@ -313,8 +322,11 @@ def test_what_python_holds_and_json_does_not():
 @pytest.mark.parametrize("spec", [5, [], "x", {"model": "2B"}, {"training": []}])
 @pytest.mark.parametrize("training", [{}, {"experiment": "2b"}, {"overrides": ["a=b", 5, None]}])
 def test_any_shape_is_refused_without_a_traceback(spec, training):
-    raw = document() | {"spec": spec if not isinstance(spec, dict) else {
-        "model": {}, "dataset": {}, "training": training} | spec}  # fmt: skip
+    raw = document() | {
+        "spec": spec
+        if not isinstance(spec, dict)
+        else {"model": {}, "dataset": {}, "training": training} | spec
+    }
     with pytest.raises(InvalidResource):
         parse(raw)
 

@@ -75,14 +75,18 @@ def test_hostile_members_are_named_and_not_taken(tmp_path: Path) -> None:
     sparse = tarfile.TarInfo(f"9/{wanted}")
     sparse.type = tarfile.GNUTYPE_SPARSE
     hostile = [
-        member(f"../../9/{wanted}", b"evil"), member(f"/tmp/v2w-evil/9/{wanted}", b"evil"),
+        member(f"../../9/{wanted}", b"evil"),
+        member(f"/tmp/v2w-evil/9/{wanted}", b"evil"),
         member(f"3/{wanted}", kind=tarfile.SYMTYPE, link="/etc/passwd"),
         member(f"4/{wanted}", kind=tarfile.LNKTYPE, link="/etc/passwd"),
-        member("5", kind=tarfile.SYMTYPE, link="/tmp"), member(f"6/{wanted}", kind=tarfile.CHRTYPE),
-        member(f"seven/{wanted}", b"evil"), member(wanted, b"evil"),
-        member(f"8/{wanted}", kind=tarfile.FIFOTYPE), member(f"{'9' * 20}/{wanted}", b"evil"),
+        member("5", kind=tarfile.SYMTYPE, link="/tmp"),
+        member(f"6/{wanted}", kind=tarfile.CHRTYPE),
+        member(f"seven/{wanted}", b"evil"),
+        member(wanted, b"evil"),
+        member(f"8/{wanted}", kind=tarfile.FIFOTYPE),
+        member(f"{'9' * 20}/{wanted}", b"evil"),
         (sparse, io.BytesIO()),
-    ]  # fmt: skip
+    ]
     archive = write_tar(tmp_path / "a.tar", [*episode("1"), *hostile, *episode("2")])
     piece, found = read(archive)
     assert piece.last
@@ -221,10 +225,14 @@ def test_a_leap_over_depth_images_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, images: list[int], least: int, piece: int, pax: bool
 ) -> None:
     path = tmp_path_factory.mktemp("leap") / "a.tar"
-    write_tar(path, [
-        each for n, count in enumerate(images)
-        for each in (*depth(str(n), range(count), pax), video(str(n)))
-    ])  # fmt: skip
+    write_tar(
+        path,
+        [
+            each
+            for n, count in enumerate(images)
+            for each in (*depth(str(n), range(count), pax), video(str(n)))
+        ],
+    )
     size = path.stat().st_size
     for start in range(0, size, piece):
         limits = {"start": start, "stop": min(start + piece, size), "at": None if start else 0}
@@ -258,9 +266,13 @@ def test_a_video_between_depth_images_is_found_in_the_end(
     archive = replace(local_archive(path, "a.tar"), least_leap=20_000)
     there = tmp_path / "videos"
     fetch = Fetch(
-        [archive], tmp_path / "state", CAMERA, lambda m: there / f"{m.episode}.mp4",
-        lambda _, m: not (there / f"{m.episode}.mp4").exists(), Share(),
-    )  # fmt: skip
+        [archive],
+        tmp_path / "state",
+        CAMERA,
+        lambda m: there / f"{m.episode}.mp4",
+        lambda _, m: not (there / f"{m.episode}.mp4").exists(),
+        Share(),
+    )
     fetch.run("dataset")
     assert not (there / "1.mp4").exists()
     members_found = fetch.members(Report("dataset"))

@@ -44,20 +44,45 @@ def test_without_packages_pytorchs_runs_everywhere(capability):
 @pytest.mark.parametrize(
     ("wanted", "capability", "dtype", "has", "message"),
     [
-        ("flash_attention_3", (10, 0), torch.bfloat16, lambda _: True,
-         r"atten_backend=flash_attention_3: it runs on compute capability 9\.x, this .* 10\.0"),
-        ("flash_attention_4", (8, 6), torch.bfloat16, lambda _: True,
-         r"compute capability 9\.x, 10\.x, this GPU has 8\.6"),
+        (
+            "flash_attention_3",
+            (10, 0),
+            torch.bfloat16,
+            lambda _: True,
+            r"atten_backend=flash_attention_3: it runs on compute capability 9\.x, this .* 10\.0",
+        ),
+        (
+            "flash_attention_4",
+            (8, 6),
+            torch.bfloat16,
+            lambda _: True,
+            r"compute capability 9\.x, 10\.x, this GPU has 8\.6",
+        ),
         ("flash_attention_2", (7, 5), torch.float16, lambda _: True, r"this GPU has 7\.5"),
-        ("transformer_engine", (10, 0), torch.bfloat16, only(),
-         r"transformer-engine\[pytorch\] is not installed .* here run torch"),
-        ("flash_attention_2", (8, 0), torch.float32, lambda _: True,
-         r"it computes in bfloat16 or float16, the model is float32; here run torch"),
+        (
+            "transformer_engine",
+            (10, 0),
+            torch.bfloat16,
+            only(),
+            r"transformer-engine\[pytorch\] is not installed .* here run torch",
+        ),
+        (
+            "flash_attention_2",
+            (8, 0),
+            torch.float32,
+            lambda _: True,
+            r"it computes in bfloat16 or float16, the model is float32; here run torch",
+        ),
         ("flash_attention_2", None, torch.bfloat16, lambda _: True, r"needs an NVIDIA GPU"),
-        ("flash", (9, 0), torch.bfloat16, only(),
-         r"must be one of auto, minimal_a2a, flash_attention_4, .*torch"),
+        (
+            "flash",
+            (9, 0),
+            torch.bfloat16,
+            only(),
+            r"must be one of auto, minimal_a2a, flash_attention_4, .*torch",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_impossible_is_refused_with_its_reason(wanted, capability, dtype, has, message):
     with pytest.raises(UserError, match=message):
         select(wanted, capability, dtype, has=has)
@@ -122,11 +147,15 @@ def packages(tmp_path, monkeypatch):
         ("flash_attention_4", "flash_attn.cute.interface", INTERFACE, (10, 0)),
         ("flash_attention_3", "flash_attn_interface", FLASH.format(answer="out"), (9, 0)),
         ("flash_attention_3", "flash_attn_interface", FLASH.format(answer="(out, None)"), (9, 0)),
-        ("flash_attention_2", "flash_attn.flash_attn_interface", FLASH.format(answer="out"),
-         (8, 0)),
+        (
+            "flash_attention_2",
+            "flash_attn.flash_attn_interface",
+            FLASH.format(answer="out"),
+            (8, 0),
+        ),
         ("transformer_engine", "transformer_engine.pytorch", ENGINE, (12, 0)),
     ],
-)  # fmt: skip
+)
 def test_an_installed_kernel_is_preferred_and_unpacked(packages, name, module, source, capability):
     packages(module, source)
     given = qkv(torch.bfloat16)

@@ -17,11 +17,13 @@ HOLE = {
     "summary": "A hole.",
     "modified": "2026-01-01T00:00:00Z",
     "aliases": ["CVE-2026-1"],
-    "affected": [{
-        "package": {"ecosystem": "PyPI", "name": "holey"},
-        "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.2"}]}],
-    }],
-}  # fmt: skip
+    "affected": [
+        {
+            "package": {"ecosystem": "PyPI", "name": "holey"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.2"}]}],
+        }
+    ],
+}
 
 
 @pytest.fixture

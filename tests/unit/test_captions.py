@@ -19,9 +19,12 @@ from video2world_preprocess.stage_report import Report
 def line(start: int, end: int, caption: object, episode: int = 7) -> dict[str, object]:
     return {
         "video_clip": f"task_327_episode_{episode}_window_0_frame_{start}-{end}",
-        "task_id": 327, "episode_id": episode, "start_frame": start, "end_frame": end,
+        "task_id": 327,
+        "episode_id": episode,
+        "start_frame": start,
+        "end_frame": end,
         "caption": caption,
-    }  # fmt: skip
+    }
 
 
 def test_bad_lines_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
@@ -29,10 +32,16 @@ def test_bad_lines_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
     missing_key = line(300, 449, "x")
     del missing_key["episode_id"]
     texts = [
-        json.dumps(line(0, 149, "A robot picks.")), "{not json", json.dumps([1]),
-        json.dumps(missing_key), json.dumps(line(450, 599, " ")), json.dumps(line(9, 3, "x")),
-        json.dumps(line(0, 149, "Twice.")), "", json.dumps(line(150, 299, "It places.")),
-    ]  # fmt: skip
+        json.dumps(line(0, 149, "A robot picks.")),
+        "{not json",
+        json.dumps([1]),
+        json.dumps(missing_key),
+        json.dumps(line(450, 599, " ")),
+        json.dumps(line(9, 3, "x")),
+        json.dumps(line(0, 149, "Twice.")),
+        "",
+        json.dumps(line(150, 299, "It places.")),
+    ]
     path.write_text("\n".join(texts) + "\n")
     with path.open("ab") as stream:
         stream.write(b"\xff\xfe\n")
@@ -157,13 +166,29 @@ def test_an_unusable_action_costs_itself_and_is_named(
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["episode_id", "label_info", "action_config", "start_frame", "end_frame",
-                         "action_text", "init_scene_text", "video_clip", "caption", "task_id"]),
-        inner, max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "episode_id",
+                    "label_info",
+                    "action_config",
+                    "start_frame",
+                    "end_frame",
+                    "action_text",
+                    "init_scene_text",
+                    "video_clip",
+                    "caption",
+                    "task_id",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
     max_leaves=20,
-)  # fmt: skip
+)
 WRONG = st.sampled_from([*NO_TEXT, *NO_NUMBER, *NO_OBJECT]) | JSON
 
 

@@ -33,8 +33,9 @@ class History:
     def resource(self, uid="r1", now=0.0, **status):
         self.status = self.status | status
         metadata = {"uid": uid, "name": "run", "namespace": "ns", "generation": 1}
-        self.see(f"{RESOURCES}ns/run", {"metadata": metadata, "spec": {}, "status": self.status},
-                 now)  # fmt: skip
+        self.see(
+            f"{RESOURCES}ns/run", {"metadata": metadata, "spec": {}, "status": self.status}, now
+        )
 
     def stage(self, state, attempt=1, now=0.0, **more):
         entry = {"name": "train", "state": state, "attempt": attempt, "inputsHash": "h"}
@@ -197,12 +198,20 @@ def test_a_failed_resource_has_two_minutes_to_free_its_gpus():
     history.pod()
     failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
     history.checker.runs["r1"].spec = {"activeDeadlineSeconds": 1}
-    history.see(f"{RESOURCES}ns/run", {
-        "metadata": {"uid": "r1", "name": "run", "namespace": "ns", "generation": 1},
-        "spec": {"activeDeadlineSeconds": 1},
-        "status": history.status | {"phase": "Failed", "conditions": [failed],
-                                    "stages": [{"name": "train", "state": "Failed", "attempt": 1}]},
-    }, now=10)  # fmt: skip
+    history.see(
+        f"{RESOURCES}ns/run",
+        {
+            "metadata": {"uid": "r1", "name": "run", "namespace": "ns", "generation": 1},
+            "spec": {"activeDeadlineSeconds": 1},
+            "status": history.status
+            | {
+                "phase": "Failed",
+                "conditions": [failed],
+                "stages": [{"name": "train", "state": "Failed", "attempt": 1}],
+            },
+        },
+        now=10,
+    )
     history.checker.overdue(120)
     assert history.broken == []
     history.checker.overdue(131)

@@ -16,8 +16,12 @@ SPEC = "spec: {model: {size: 2B}, dataset: {agibot: {}}, training: {iterations: 
 def v2w(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "video2world_operator.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=60, **options,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
 
 
 def test_help_is_quick_and_loads_no_torch():
@@ -133,12 +137,15 @@ def volume(tmp_path):
     (own / "logs/train-2-0.log").write_text("node 0\n")
     (own / "logs/train-2-1.log").write_text("node 1\n")
     status = {
-        "phase": "Running", "restarts": 1,
-        "stages": [{"name": "latents", "state": "Succeeded", "done": 4, "total": 4},
-                   {"name": "train", "state": "Running"}],
+        "phase": "Running",
+        "restarts": 1,
+        "stages": [
+            {"name": "latents", "state": "Succeeded", "done": 4, "total": 4},
+            {"name": "train", "state": "Running"},
+        ],
         "progress": {"iteration": 40, "iterations": 100, "loss": 0.25, "etaSeconds": 125},
         "checkpoint": {"iteration": 30, "path": "x.pt"},
-    }  # fmt: skip
+    }
     (own / "state.json").write_text(json.dumps({"status": status}))
     run = tmp_path / "checkpoints/posttraining/video2world/a/checkpoints"
     for part in ("model", "optim", "scheduler", "trainer"):

@@ -32,8 +32,9 @@ def test_typed_parts_and_mappings_make_the_same_resource():
     )
     assert typed.manifest == mapped.manifest
     assert typed.manifest["spec"]["training"] == {
-        "iterations": 5, "checkpoint": {"everyIterations": 2}
-    }  # fmt: skip
+        "iterations": 5,
+        "checkpoint": {"everyIterations": 2},
+    }
     assert repr(typed) == "Video2World('run', size='2B')"
 
 
@@ -48,8 +49,13 @@ def test_mistakes_are_told_before_anything_is_sent():
     with pytest.raises(InvalidResource, match="did you mean iterations"):
         Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iteratons": 5})
     with pytest.raises(InvalidResource, match=r"spec\.stages\.train\.imag"):
-        Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iterations": 5},
-                    stages={"train": {"imag": "x"}})  # fmt: skip
+        Video2World(
+            "run",
+            model={"size": "2B"},
+            dataset=AGIBOT,
+            training={"iterations": 5},
+            stages={"train": {"imag": "x"}},
+        )
 
 
 def test_without_a_cluster_it_says_so(monkeypatch, tmp_path):

@@ -77,8 +77,14 @@ def test_every_field_is_described():
 
 
 def test_defaults_fit_their_types():
-    kinds = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict,
-             "number": (int, float)}  # fmt: skip
+    kinds = {
+        "string": str,
+        "integer": int,
+        "boolean": bool,
+        "array": list,
+        "object": dict,
+        "number": (int, float),
+    }
     for path, schema in nodes(root()):
         if "default" in schema:
             assert isinstance(schema["default"], kinds[schema["type"]]), path
@@ -98,8 +104,13 @@ def test_columns_show_scalars_that_exist():
     paths = dict(nodes(root()))
     columns = version()["additionalPrinterColumns"]
     assert [c["name"] for c in columns if c["priority"] == 0] == [
-        "Phase", "Stage", "Progress", "ETA", "Restarts", "Age",
-    ]  # fmt: skip
+        "Phase",
+        "Stage",
+        "Progress",
+        "ETA",
+        "Restarts",
+        "Age",
+    ]
     assert [c["name"] for c in columns if c["priority"]] == ["Loss", "Checkpoint", "Message"]
     for column in columns:
         if column["name"] != "Age":

@@ -234,8 +234,20 @@ def test_the_stage_keeps_the_windows_around_the_damage(
     damaged.rename(tmp_path / "in" / "take.mp4")
     (tmp_path / "in" / "take.txt").write_text("It moves.")
     flags = ["--min_frames", "5", "--window-size", "1", "--min-last-window", "1.5"]
-    assert videos.main(["--videos_dir", str(tmp_path / "in"), "--dataset_dir",
-                        str(tmp_path / "out"), "--workers", "1", *flags]) == 0  # fmt: skip
+    assert (
+        videos.main(
+            [
+                "--videos_dir",
+                str(tmp_path / "in"),
+                "--dataset_dir",
+                str(tmp_path / "out"),
+                "--workers",
+                "1",
+                *flags,
+            ]
+        )
+        == 0
+    )
     names = {path.stem for path in (tmp_path / "out" / "train" / "videos").iterdir()}
     assert names == {f"take_window_{k}_frame_{10 * k}-{10 * k + 9}" for k in (0, 2, 3)}
     assert re.search(

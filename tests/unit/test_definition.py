@@ -57,16 +57,20 @@ def newer():
     spec["optional"] = {"type": "string"}
     rounds = {"type": "integer", "default": 3}
     spec["training"]["properties"]["distillation"] = {
-        "type": "object", "default": {}, "properties": {"rounds": rounds, "teacher": {}},
-    }  # fmt: skip
+        "type": "object",
+        "default": {},
+        "properties": {"rounds": rounds, "teacher": {}},
+    }
     schema["properties"]["status"]["properties"]["mood"] = {"type": "string"}
     return schema
 
 
 def test_what_a_newer_one_fills_in_is_left_out():
     added = dict(added_defaults(newer(), OWN))
-    assert added == {("spec", "quality"): "Good", ("spec", "training", "distillation"):
-                     {"rounds": 3}}  # fmt: skip
+    assert added == {
+        ("spec", "quality"): "Good",
+        ("spec", "training", "distillation"): {"rounds": 3},
+    }
     training = {"iterations": 1}
     body = {"spec": {"quality": "Good", "training": training | {"distillation": {"rounds": 3}}}}
     assert without(body, added) == {"spec": {"training": training}}

@@ -19,9 +19,14 @@ DIST = images.ROOT / "tools" / "dist.py"
 
 def made(folder: Path, umask: int, zone: str) -> dict[str, bytes]:
     done = subprocess.run(
-        [sys.executable, DIST, f"--target={folder}"], capture_output=True, text=True, umask=umask,
-        env={**os.environ, "TZ": zone, "LC_ALL": "C"}, cwd=folder.parent, check=False,
-    )  # fmt: skip
+        [sys.executable, DIST, f"--target={folder}"],
+        capture_output=True,
+        text=True,
+        umask=umask,
+        env={**os.environ, "TZ": zone, "LC_ALL": "C"},
+        cwd=folder.parent,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -46,9 +51,12 @@ def test_all_of_it_is_there_and_the_sums_hold(twice) -> None:
     folder, first, _ = twice
     version = images.version()
     assert set(first) == {
-        f"video2world-{version}.tar.gz", f"video2world-{version}-py3-none-any.whl",
-        f"video2world-operator-{version}.tgz", f"video2world-{version}.cdx.json", "SHA256SUMS",
-    }  # fmt: skip
+        f"video2world-{version}.tar.gz",
+        f"video2world-{version}-py3-none-any.whl",
+        f"video2world-operator-{version}.tgz",
+        f"video2world-{version}.cdx.json",
+        "SHA256SUMS",
+    }
     checked = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True
     )
@@ -65,8 +73,12 @@ def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         inside = opened.namelist()
-    for name in ("video2world_operator/plan.py", "video2world_preprocess/stage.py",
-                 "video2world_trainer/train.py", "video2world_trainer/py.typed"):  # fmt: skip
+    for name in (
+        "video2world_operator/plan.py",
+        "video2world_preprocess/stage.py",
+        "video2world_trainer/train.py",
+        "video2world_trainer/py.typed",
+    ):
         assert name in inside
     (source,) = folder.glob("*.tar.gz")
     with tarfile.open(source) as tar:

@@ -32,9 +32,10 @@ def noisy(curve, clips, seed, spread=1.0):
         sum(
             min(mean * source.lognormvariate(-(spread**2) / 2, spread), 2.5 * NOTHING)
             for _ in range(clips)
-        ) / clips
+        )
+        / clips
         for mean in curve
-    ]  # fmt: skip
+    ]
 
 
 def judged(reports, clips, every=10, nothing=NOTHING):
@@ -184,10 +185,14 @@ def test_a_run_that_is_to_stop_keeps_its_last_sound_checkpoint_and_goes_on_from_
     assert failed["reason"] == "UserError"
     assert "The checkpoint of iteration 10 is kept" in failed["message"]
     assert [one["iteration"] for one in events(out, "checkpoint")] == [15, 20]
-    assert events(out, "withdrawn") == [{
-        "event": "withdrawn", "stage": "train", "iteration": 10,
-        "path": f"{JOB}/model/iter_000000010.pt",
-    }]  # fmt: skip
+    assert events(out, "withdrawn") == [
+        {
+            "event": "withdrawn",
+            "stage": "train",
+            "iteration": 10,
+            "path": f"{JOB}/model/iter_000000010.pt",
+        }
+    ]
     assert read_latest(volume / JOB) == 10
     assert CheckpointFolder(volume / JOB).iterations() == [10]
     code, out = here(volume, "trainer.max_iter=15", *settings, stop)
@@ -213,9 +218,14 @@ def test_ranks_agree_to_stop(volume):  # noqa: F811
     from test_train import run
 
     code, out = run(
-        volume, "trainer.max_iter=200", "trainer.logging_iter=5", "trainer.stop_when_diverged=true",
-        *BAD, ranks=2, module="video2world_trainer.launch",
-    )  # fmt: skip
+        volume,
+        "trainer.max_iter=200",
+        "trainer.logging_iter=5",
+        "trainer.stop_when_diverged=true",
+        *BAD,
+        ranks=2,
+        module="video2world_trainer.launch",
+    )
     assert code == 2, out
     assert len(events(out, "withdrawn")) == 1
 

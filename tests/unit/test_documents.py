@@ -61,11 +61,14 @@ def test_readme_and_data_name_the_endings_that_are_read():
 
 def resource(**training):
     size = training.pop("size")
-    return parse({
-        "apiVersion": "video2world.dev/v1alpha1", "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "a"},
-        "spec": {"model": {"size": size}, "dataset": {"agibot": {}}, "training": training},
-    }).spec  # fmt: skip
+    return parse(
+        {
+            "apiVersion": "video2world.dev/v1alpha1",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": "a"},
+            "spec": {"model": {"size": size}, "dataset": {"agibot": {}}, "training": training},
+        }
+    ).spec
 
 
 @pytest.mark.parametrize("size", ["2B", "14B"])
@@ -75,9 +78,15 @@ def test_defaults_are_the_guides_but_for_geometry_and_rope(size):
     plain = resource(size=size, iterations=5)
     guide = resource(size=size, iterations=5, experiment=name)
     properties = (
-        "nodes", "processes_per_node", "context_parallel", "rope_ratios", "learning_rate",
-        "warmup_iterations", "num_frames", "video_size",
-    )  # fmt: skip
+        "nodes",
+        "processes_per_node",
+        "context_parallel",
+        "rope_ratios",
+        "learning_rate",
+        "warmup_iterations",
+        "num_frames",
+        "video_size",
+    )
     different = {one for one in properties if getattr(plain, one) != getattr(guide, one)}
     different |= {f"model.{n}" for n, v in guide.model if v != getattr(plain.model, n)}
     different |= {f"training.{n}" for n, v in guide.training if v != getattr(plain.training, n)}
@@ -138,7 +147,9 @@ def test_a_run_of_the_original_is_not_resumed_but_its_weights_can_be_taken(here,
 def test_claims_that_were_wrong_do_not_come_back():
     texts = [path.read_text() for path in (ROOT / "docs").glob("*.md")] + [README]
     for wrong in (
-        "runs on one GPU, without", "(`--natten`) is refused",
-        "every other field has the guide's default.", "14B on several GPUs (the lease ended)",
-    ):  # fmt: skip
+        "runs on one GPU, without",
+        "(`--natten`) is refused",
+        "every other field has the guide's default.",
+        "14B on several GPUs (the lease ended)",
+    ):
         assert not any(wrong in " ".join(text.split()) for text in texts), wrong

@@ -19,14 +19,18 @@ PREDICT = "nvidia/Cosmos-Predict2-2B-Video2World"
 T5 = "google-t5/t5-11b"
 FILES = {
     PREDICT: {
-        "model-720p-16fps.pt": b"dit 720 16" * 1000, "model-480p-16fps.pt": b"not asked for",
-        "tokenizer/tokenizer.pth": b"vae", "README.md": b"readme",
+        "model-720p-16fps.pt": b"dit 720 16" * 1000,
+        "model-480p-16fps.pt": b"not asked for",
+        "tokenizer/tokenizer.pth": b"vae",
+        "README.md": b"readme",
     },
     T5: {
-        "config.json": b"{}", "pytorch_model.bin": b"t5", "spiece.model": b"sp",
+        "config.json": b"{}",
+        "pytorch_model.bin": b"t5",
+        "spiece.model": b"sp",
         "tf_model.h5": b"never",
     },
-}  # fmt: skip
+}
 
 
 REVISIONS = {r.repo_id: r.revision for r in repositories(parser().parse_args([]))}
@@ -49,10 +53,19 @@ def fetch(cwd: Path, endpoint: str, *flags: str, **env: str) -> subprocess.Compl
     inherited = {k: v for k, v in inherited.items() if not k.lower().endswith("_proxy")}
     return subprocess.run(
         [sys.executable, "-m", "video2world_preprocess.download", "--model_sizes", "2B", *flags],
-        cwd=cwd, text=True, capture_output=True, timeout=120,
-        env={**inherited, "HF_ENDPOINT": endpoint, "HF_HOME": str(cwd / "hf"),
-             "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2", **env},
-    )  # fmt: skip
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={
+            **inherited,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(cwd / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_ETAG_TIMEOUT": "2",
+            **env,
+        },
+    )
 
 
 def tree(folder: Path):
@@ -66,9 +79,12 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     assert done.returncode == 0, done.stderr
     root = tmp_path / "checkpoints"
     assert tree(root) == {
-        f"{PREDICT}/model-720p-16fps.pt", f"{PREDICT}/tokenizer/tokenizer.pth",
-        f"{T5}/config.json", f"{T5}/pytorch_model.bin", f"{T5}/spiece.model",
-    }  # fmt: skip
+        f"{PREDICT}/model-720p-16fps.pt",
+        f"{PREDICT}/tokenizer/tokenizer.pth",
+        f"{T5}/config.json",
+        f"{T5}/pytorch_model.bin",
+        f"{T5}/spiece.model",
+    }
     weights = root / PREDICT / "model-720p-16fps.pt"
     assert weights.read_bytes() == FILES[PREDICT][weights.name]
     sent = [entry for entry in hub.seen if entry[1].startswith("/cdn/")]
@@ -91,9 +107,11 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     assert weights.read_bytes() == FILES[PREDICT][weights.name]
     report = json.loads((root / "report-download.json").read_text())
     assert report["counts"]["bytes_kept"] == sum(
-        len(FILES[repo][name]) for repo in FILES for name in FILES[repo]
+        len(FILES[repo][name])
+        for repo in FILES
+        for name in FILES[repo]
         if f"{repo}/{name}" in tree(root)
-    )  # fmt: skip
+    )
 
     # everything there: no network needed; something missing: said by name
     assert fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1").returncode == 0
@@ -177,14 +195,28 @@ def test_flags_choose_the_files():
     both = chosen()
     assert list(both) == [PREDICT, PREDICT.replace("2B", "14B"), T5]
     assert both[PREDICT] == ("model-720p-16fps.pt", "tokenizer/tokenizer.pth")
-    one = chosen("--model_sizes", "14B", "--fps", "10", "16", "--resolution", "480", "720",
-                 "--natten", "--guardrail")  # fmt: skip
+    one = chosen(
+        "--model_sizes",
+        "14B",
+        "--fps",
+        "10",
+        "16",
+        "--resolution",
+        "480",
+        "720",
+        "--natten",
+        "--guardrail",
+    )
     assert list(one)[2:] == ["nvidia/Cosmos-Guardrail1", "meta-llama/Llama-Guard-3-8B"]
     assert set(one["nvidia/Cosmos-Predict2-14B-Video2World"]) == {
-        "model-480p-10fps.pt", "model-480p-16fps.pt", "model-720p-10fps.pt",
-        "model-720p-16fps.pt", "model-720p-10fps-natten.pt", "model-720p-16fps-natten.pt",
+        "model-480p-10fps.pt",
+        "model-480p-16fps.pt",
+        "model-720p-10fps.pt",
+        "model-720p-16fps.pt",
+        "model-720p-10fps-natten.pt",
+        "model-720p-16fps-natten.pt",
         "tokenizer/tokenizer.pth",
-    }  # fmt: skip
+    }
     assert chosen("--model_sizes", "Tiny") == {}
     with pytest.raises(UserError, match="--natten"):
         chosen("--natten", "--resolution", "480")
@@ -202,8 +234,15 @@ def test_tiny_and_dry_run(tmp_path, monkeypatch, capsys):
     assert download.main(["--model_sizes", "Tiny"]) == 0
     assert tree(tmp_path / "checkpoints/video2world") == {
         "Cosmos-Predict2-Tiny-Video2World/tokenizer/config.json",
-        *(f"t5-tiny/{name}" for name in (
-            "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
-    }  # fmt: skip
+        *(
+            f"t5-tiny/{name}"
+            for name in (
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            )
+        ),
+    }
     assert download.main(["--model_sizes", "Tiny"]) == 0
     assert "nothing to do" in capsys.readouterr().out

@@ -51,13 +51,43 @@ def reasons(report: dict) -> dict[str, str]:
     return found
 
 
-STEMS = st.sampled_from([
-    "a", "b", COMPOSED, DECOMPOSED, "-x", "a.b", " ", "--help", "a:b", "%d", "x\udcff",
-    "two\nlines", "esc\x1b[31m", ".hidden", "..", "\U0001f916" * 57, "y" * 240, "[a]",
-])  # fmt: skip
-ENDINGS = st.sampled_from([
-    ".mp4", ".MP4", ".mov", ".mts", ".wmv", ".txt", ".TXT", ".csv", "", ".json", ".mp4.txt",
-])  # fmt: skip
+STEMS = st.sampled_from(
+    [
+        "a",
+        "b",
+        COMPOSED,
+        DECOMPOSED,
+        "-x",
+        "a.b",
+        " ",
+        "--help",
+        "a:b",
+        "%d",
+        "x\udcff",
+        "two\nlines",
+        "esc\x1b[31m",
+        ".hidden",
+        "..",
+        "\U0001f916" * 57,
+        "y" * 240,
+        "[a]",
+    ]
+)
+ENDINGS = st.sampled_from(
+    [
+        ".mp4",
+        ".MP4",
+        ".mov",
+        ".mts",
+        ".wmv",
+        ".txt",
+        ".TXT",
+        ".csv",
+        "",
+        ".json",
+        ".mp4.txt",
+    ]
+)
 KINDS = st.sampled_from(["file", "file", "file", "broken", "loop", "folder", "fifo", "empty"])
 
 
@@ -201,7 +231,7 @@ CAPTIONS: dict[str, tuple[bytes, str | None]] = {
     "blank": (b" \r\n\t", "is empty"),
     "only a mark": ("\ufeff".encode(), "is empty"),
     "invisible": ("\u200b\u2060 \u00ad\u200e\u3164\u2800".encode(), "invisible characters only"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CAPTIONS)
@@ -254,13 +284,16 @@ def test_every_entry_of_a_prepared_folder_is_used_or_named(tmp_path: Path, take:
     named = {p.item: p.reason for p in (*report.dropped, *report.notes)}
     expected = {
         "videos/b.MP4": "its name ends in .MP4, and only .mp4 is read; rename it to b.mp4",
-        "videos/.take.mp4": "hidden", "videos/gone.mp4": "broken link, to /nowhere",
-        "videos/day2": "folder", "videos/index.csv": "is not read",
-        "metas/b.txt": "b.MP4 is left out", "metas/gone.txt": "gone.mp4 is left out",
+        "videos/.take.mp4": "hidden",
+        "videos/gone.mp4": "broken link, to /nowhere",
+        "videos/day2": "folder",
+        "videos/index.csv": "is not read",
+        "metas/b.txt": "b.MP4 is left out",
+        "metas/gone.txt": "gone.mp4 is left out",
         COMPOSED: "spelled otherwise in Unicode",
         f"metas/{DECOMPOSED}.txt": "its video is missing",
         "metas/x.TXT": "its name ends in .TXT, and only .txt is read; rename it to x.txt",
-    }  # fmt: skip
+    }
     assert set(named) == {f"train/{name}" for name in expected}
     for name, words in expected.items():
         assert words in named[f"train/{name}"]

@@ -11,12 +11,14 @@ NAME = "predict2_video2world_training_{}_agibot_head_center_fisheye_color{}"
 
 
 def resource(training, **spec):
-    return parse({
-        "apiVersion": "video2world.dev/v1alpha1",
-        "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "run"},
-        "spec": {"dataset": {"agibot": {}}, "training": training} | spec,
-    })  # fmt: skip
+    return parse(
+        {
+            "apiVersion": "video2world.dev/v1alpha1",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": "run"},
+            "spec": {"dataset": {"agibot": {}}, "training": training} | spec,
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,10 +86,13 @@ def test_without_an_experiment_the_base_weights_decide():
         ("model.config.pipe_config.ema.enabled=False", "training.ema", False),
         ("optimizer.lr=1e-5", "training.learningRate", 1e-5),
         ("dataloader_train.dataset.video_size=[432,768]", "model.resolution", "480p"),
-        ("dataloader_train.dataset.dataset_dir=datasets/a/train", "dataset.prepared.path",
-         "datasets/a"),
+        (
+            "dataloader_train.dataset.dataset_dir=datasets/a/train",
+            "dataset.prepared.path",
+            "datasets/a",
+        ),
     ],
-)  # fmt: skip
+)
 def test_overrides(override, path, value):
     full, problems = expand({"training": {"overrides": [override]}})
     assert problems == []
@@ -122,8 +127,10 @@ def test_override_stands_against_the_experiment():
 )
 def test_refused(training, expected):
     with pytest.raises(InvalidResource) as caught:
-        resource({"iterations": 5} | training if "overrides" in training else training,
-                 model={"size": "2B"})  # fmt: skip
+        resource(
+            {"iterations": 5} | training if "overrides" in training else training,
+            model={"size": "2B"},
+        )
     assert expected in str(caught.value).splitlines()[0]
 
 
@@ -133,8 +140,12 @@ def test_size_against_experiment():
 
 
 def test_expanding_twice_changes_nothing_and_leaves_the_source_alone():
-    source = {"training": {"experiment": NAME.format("14b", ""),
-                           "overrides": ["model.config.train_architecture=lora"]}}  # fmt: skip
+    source = {
+        "training": {
+            "experiment": NAME.format("14b", ""),
+            "overrides": ["model.config.train_architecture=lora"],
+        }
+    }
     once, _ = expand(source)
     assert set(source["training"]) == {"experiment", "overrides"}
     assert expand(once) == (once, [])

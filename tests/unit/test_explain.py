@@ -23,8 +23,13 @@ def node(gpus):
 def event(name, reason, message, kind="Job", at="2026-11-24T12:00:00Z"):
     about = {"kind": kind, "name": name}
     level = "Warning" if "Fail" in reason else "Normal"
-    return {"involvedObject": about, "reason": reason, "message": message, "lastTimestamp": at,
-            "type": level}  # fmt: skip
+    return {
+        "involvedObject": about,
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": at,
+        "type": level,
+    }
 
 
 @pytest.fixture
@@ -47,50 +52,89 @@ def troubled(world, **fields):
 PODS = {
     "busy GPUs": ({"unschedulable": FEW}, "Not enough GPUs are free for stage train", "Wait"),
     "no image": (
-        {"waits": 'ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image '
-         '"x.example/a:1": x.example/a:1: not found'}, "no such image", "spec.images"),
+        {
+            "waits": "ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack "
+            'image "x.example/a:1": x.example/a:1: not found'
+        },
+        "no such image",
+        "spec.images",
+    ),
     "no access to the image": (
         {"waits": "ImagePullBackOff: failed to authorize: failed to fetch oauth token: denied"},
-        "registry does not give the image", "pullSecrets"),
+        "registry does not give the image",
+        "pullSecrets",
+    ),
     "registry away": (
         {"waits": "ErrImagePull: dial tcp: lookup x.example: no such host"},
-        "cannot be pulled", "reaches the registry"),
+        "cannot be pulled",
+        "reaches the registry",
+    ),
     "bad image name": ({"waits": "InvalidImageName: couldn't"}, "no valid one", "spec.images"),
     "no Secret": (
         {"waits": 'CreateContainerConfigError: secret "hf" not found'},
-        "no Secret hf in namespace ns", "kubectl create secret generic hf -n ns"),
+        "no Secret hf in namespace ns",
+        "kubectl create secret generic hf -n ns",
+    ),
     "wrong key": (
         {"waits": "CreateContainerConfigError: couldn't find key token in Secret ns/hf"},
-        "Secret ns/hf has no key token", "huggingFaceTokenSecret.key"),
+        "Secret ns/hf has no key token",
+        "huggingFaceTokenSecret.key",
+    ),
     "other config": (
         {"waits": "CreateContainerConfigError: container has runAsNonRoot and image will run"},
-        "cannot start the container", "kubectl describe pod run-train-1-0 -n ns"),
+        "cannot start the container",
+        "kubectl describe pod run-train-1-0 -n ns",
+    ),
     "cpu": (
         {"unschedulable": "0/4 nodes are available: 4 Insufficient cpu."},
-        "No node has enough cpu free for stage train", "spec.stages.train.resources.requests"),
+        "No node has enough cpu free for stage train",
+        "spec.stages.train.resources.requests",
+    ),
     "network cards": (
         {"unschedulable": "0/1 nodes are available: 1 Insufficient rdma/hca_shared."},
-        "enough rdma/hca_shared free", "resources.requests"),
+        "enough rdma/hca_shared free",
+        "resources.requests",
+    ),
     "taint": (
-        {"unschedulable": "0/4 nodes are available: 4 node(s) had untolerated taint "
-         "{nvidia.com/gpu: present}."}, "taint (nvidia.com/gpu: present)",
-        "spec.stages.train.tolerations"),
+        {
+            "unschedulable": "0/4 nodes are available: 4 node(s) had untolerated taint "
+            "{nvidia.com/gpu: present}."
+        },
+        "taint (nvidia.com/gpu: present)",
+        "spec.stages.train.tolerations",
+    ),
     "selector": (
-        {"unschedulable": "0/4 nodes are available: 4 node(s) didn't match Pod's node "
-         "affinity/selector."}, "No node has the labels", "nodeSelector"),
+        {
+            "unschedulable": "0/4 nodes are available: 4 node(s) didn't match Pod's node "
+            "affinity/selector."
+        },
+        "No node has the labels",
+        "nodeSelector",
+    ),
     "zone": (
         {"unschedulable": "0/4 nodes are available: 4 node(s) had volume node affinity conflict."},
-        "tied to another node or zone", "ReadWriteMany"),
+        "tied to another node or zone",
+        "ReadWriteMany",
+    ),
     "unbound": (
-        {"unschedulable": "0/4 nodes are available: pod has unbound immediate "
-         "PersistentVolumeClaims."}, "claim run-data has no volume yet", "kubectl describe pvc"),
+        {
+            "unschedulable": "0/4 nodes are available: pod has unbound immediate "
+            "PersistentVolumeClaims."
+        },
+        "claim run-data has no volume yet",
+        "kubectl describe pvc",
+    ),
     "cordoned": (
         {"unschedulable": "0/1 nodes are available: 1 node(s) were unschedulable."},
-        "cordoned", "uncordon"),
+        "cordoned",
+        "uncordon",
+    ),
     "unheard of": (
         {"unschedulable": "0/4 nodes are available: something new."},
-        "Pod run-train-1-0 waits for a node", "kubectl describe pod run-train-1-0 -n ns"),
-}  # fmt: skip
+        "Pod run-train-1-0 waits for a node",
+        "kubectl describe pod run-train-1-0 -n ns",
+    ),
+}
 
 
 @pytest.mark.parametrize(("fields", "what", "remedy"), PODS.values(), ids=PODS)
@@ -120,8 +164,10 @@ def test_twice_the_same_trouble_is_told_once(world):
 
 def test_of_a_gang_the_pod_that_has_no_room_tells_the_cause(world):
     # as Kubernetes 1.37 writes it, seen on the test cluster
-    gang = ("pod group is unschedulable, minCount (4) cannot be satisfied: 3 scheduled, "
-            "0 remaining, pod group preemption: No preemption victims found")  # fmt: skip
+    gang = (
+        "pod group is unschedulable, minCount (4) cannot be satisfied: 3 scheduled, "
+        "0 remaining, pod group preemption: No preemption victims found"
+    )
     troubled(world, unschedulable=gang)
     (cause,) = causes(world)
     assert cause.what.startswith("The 4 training pods start together or not at all, and only 3")
@@ -134,23 +180,38 @@ def test_of_a_gang_the_pod_that_has_no_room_tells_the_cause(world):
 # A stage that fails: what its worker printed last.
 ENDS = {
     "licence": (
-        2, "error: nvidia/Cosmos-Predict2-2B-Video2World is gated and the token in use has no "
+        2,
+        "error: nvidia/Cosmos-Predict2-2B-Video2World is gated and the token in use has no "
         "access to it: accept the licence on https://huggingface.co/x with your account",
         "licence of nvidia/Cosmos-Predict2-2B-Video2World is not accepted",
-        "Accept it at https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World"),
+        "Accept it at https://huggingface.co/nvidia/Cosmos-Predict2-2B-Video2World",
+    ),
     "data set's licence": (
-        2, "error: --repo_id agibot-world/AgiBotWorld-Alpha: the data set is gated. Accept its",
-        "licence of agibot-world/AgiBotWorld-Alpha", "v2w resume run"),
+        2,
+        "error: --repo_id agibot-world/AgiBotWorld-Alpha: the data set is gated. Accept its",
+        "licence of agibot-world/AgiBotWorld-Alpha",
+        "v2w resume run",
+    ),
     "wrong token": (
-        2, "error: a/b: the Hub refused the request (401), the token in use is not valid for it",
-        "token is wrong or has expired", "settings/tokens"),
+        2,
+        "error: a/b: the Hub refused the request (401), the token in use is not valid for it",
+        "token is wrong or has expired",
+        "settings/tokens",
+    ),
     "the user's other errors": (
-        2, "error: --dataset_dir x: there are no videos", "there are no videos", "v2w logs run"),
+        2,
+        "error: --dataset_dir x: there are no videos",
+        "there are no videos",
+        "v2w logs run",
+    ),
     "GPU memory": (
-        2, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
-        "GPU's memory is too small", "batchSize"),
+        2,
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
+        "GPU's memory is too small",
+        "batchSize",
+    ),
     "disk": (2, "OSError: [Errno 28] No space left on device", "volume is full", "run-data"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("code", "tail", "what", "remedy"), ENDS.values(), ids=ENDS)
@@ -178,8 +239,13 @@ def test_out_of_memory_restarts_and_says_which_limit(world):
 
 def test_restarts_that_ran_out(world):
     for attempt in range(1, 7):
-        world.pod(f"run-train-{attempt}-0", phase="Failed", exit_code=1, ended=world.now,
-                  tail="RuntimeError: no luck")  # fmt: skip
+        world.pod(
+            f"run-train-{attempt}-0",
+            phase="Failed",
+            exit_code=1,
+            ended=world.now,
+            tail="RuntimeError: no luck",
+        )
         world.settle()
         world.pods.clear()
         world.tick(700)
@@ -197,8 +263,10 @@ def test_a_quota_lets_a_job_make_no_pods():
     world = World()
     world.settle()
     world.round()
-    said = ('Error creating: pods "run-download-1-x" is forbidden: exceeded quota: gpus, '
-            "requested: pods=1, used: pods=3, limited: pods=3")  # fmt: skip
+    said = (
+        'Error creating: pods "run-download-1-x" is forbidden: exceeded quota: gpus, '
+        "requested: pods=1, used: pods=3, limited: pods=3"
+    )
     old = event("run-download-1", "SuccessfulCreate", "Created pod", at="2026-11-24T11:00:00Z")
     (cause,) = causes(world, [old, event("run-download-1", "FailedCreate", said)])
     assert "quota gpus has no room: asked for pods=1, in use pods=3, at most pods=3" in cause.what
@@ -223,12 +291,19 @@ def test_a_claim_that_is_not_bound():
         "metadata": {"name": "run-data", "uid": "uid-of-run-data"},
         "status": {"phase": "Pending"},
     }
-    told = event("run-data", "FailedBinding", "no persistent volumes available for this claim and "
-                 "no storage class is set")  # fmt: skip
+    told = event(
+        "run-data",
+        "FailedBinding",
+        "no persistent volumes available for this claim and no storage class is set",
+    )
     (cause,) = causes(world, [told], claim)
     assert "no default storage class" in cause.what
-    later = event("run-data", "ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found',
-                  at="2026-11-24T12:01:00Z")  # fmt: skip
+    later = event(
+        "run-data",
+        "ProvisioningFailed",
+        'storageclass.storage.k8s.io "fast" not found',
+        at="2026-11-24T12:01:00Z",
+    )
     (cause,) = causes(world, [told, later], claim)
     assert "no storage class fast" in cause.what
     waits = event("run-data", "WaitForFirstConsumer", "waiting for first consumer to be created")

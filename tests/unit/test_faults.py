@@ -66,9 +66,12 @@ def test_errors_of_every_type_cost_the_item_only(tmp_path: Path, video: Path) ->
         }
         assert reasons.pop("bad user") == "it is not of use"
         for how, error in [
-            ("zero", "ZeroDivisionError"), ("memory", "MemoryError"), ("unportable", "Unportable"),
-            ("long", "OSError: [Errno 36] File name too long"), ("key", "KeyError: 'gone'"),
-        ]:  # fmt: skip
+            ("zero", "ZeroDivisionError"),
+            ("memory", "MemoryError"),
+            ("unportable", "Unportable"),
+            ("long", "OSError: [Errno 36] File name too long"),
+            ("key", "KeyError: 'gone'"),
+        ]:
             assert reasons[f"bad {how}"].startswith(f"unexpected {error}"), reasons
         assert all(is_unexpected(reason) for reason in reasons.values())
         again = split(folder, [source(video, s.name, Hostile()) for s in sources], workers)
@@ -133,11 +136,14 @@ def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
     paths = os.pathsep.join(path for path in sys.path if path)
     done = [
         subprocess.run(
-            [sys.executable, tmp_path / "main.py"], input=given, capture_output=True, check=False,
+            [sys.executable, tmp_path / "main.py"],
+            input=given,
+            capture_output=True,
+            check=False,
             env={**os.environ, "PYTHONPATH": paths},
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     assert [run.returncode for run in done] == [3, 0], done[1].stderr
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["counts"]["episodes"] == 2

@@ -47,9 +47,15 @@ def hub(alpha: Path) -> Iterator[HubServer]:
 def environment(hub: HubServer, volume: Path, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))}
     return {
-        **kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(volume / ".hf"), "NO_PROXY": "*",
-        "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_good", "OMP_NUM_THREADS": "1", **more,
-    }  # fmt: skip
+        **kept,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(volume / ".hf"),
+        "NO_PROXY": "*",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_good",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
 
 
 FLAGS = ("--prepare", "--min_frames", "30", "--val_episode_ids", "648643", "--workers", "1")
@@ -58,9 +64,12 @@ FLAGS = ("--prepare", "--min_frames", "30", "--val_episode_ids", "648643", "--wo
 def start(hub: HubServer, volume: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "video2world_preprocess.agibot", *FLAGS, *flags],
-        cwd=volume, env=environment(hub, volume, **more), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        cwd=volume,
+        env=environment(hub, volume, **more),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(hub: HubServer, volume: Path, *flags: str, **more: str) -> tuple[int, str, str]:
@@ -74,8 +83,9 @@ def made(volume: Path) -> dict[str, str]:
     root = volume / "datasets" / f"agibot_{CAMERA}"
     return {
         str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for split in ("train", "val") for p in (root / split).rglob("*.*")
-    }  # fmt: skip
+        for split in ("train", "val")
+        for p in (root / split).rglob("*.*")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -183,10 +193,17 @@ def test_shards_make_together_what_one_makes(
     hub: HubServer, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes = [
-        start(hub, tmp_path, "--shards", "3", JOB_COMPLETION_INDEX=str(index),
-              V2W_INPUTS_HASH="h", V2W_RESOURCE="r")
+        start(
+            hub,
+            tmp_path,
+            "--shards",
+            "3",
+            JOB_COMPLETION_INDEX=str(index),
+            V2W_INPUTS_HASH="h",
+            V2W_RESOURCE="r",
+        )
         for index in range(3)
-    ]  # fmt: skip
+    ]
     outputs = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     finished = [out for out, _ in outputs if '"event": "finished"' in out]
@@ -222,9 +239,15 @@ def test_refusals_say_what_to_click_or_set(hub: HubServer, tmp_path: Path) -> No
         (name, {"HF_TOKEN": token}, [*FLAGS, *flags]) for name, (token, flags, _) in cases.items()
     ]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=json.dumps(script), cwd=tmp_path, text=True,
-        capture_output=True, timeout=120, check=True, env=environment(hub, tmp_path),
-    )  # fmt: skip
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(script),
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        check=True,
+        env=environment(hub, tmp_path),
+    )
     parts = done.stderr.split("case ")[1:]
     assert len(parts) == len(cases)
     for part, (name, (token, _, words)) in zip(parts, cases.items(), strict=True):
@@ -277,10 +300,14 @@ def remote(cdn: HubServer, size: int = len(CONTENT)) -> RemoteFile:
 
 
 TROUBLE = {
-    "none": Faults(), "503": Faults(status=503, answers=4), "429": Faults(status=429, answers=2),
-    "cut": Faults(cut_after=200_000, cuts=5), "cut at once": Faults(cut_after=1, cuts=4),
-    "expired": Faults(expire=2), "stall": Faults(stalls=1),
-}  # fmt: skip
+    "none": Faults(),
+    "503": Faults(status=503, answers=4),
+    "429": Faults(status=429, answers=2),
+    "cut": Faults(cut_after=200_000, cuts=5),
+    "cut at once": Faults(cut_after=1, cuts=4),
+    "expired": Faults(expire=2),
+    "stall": Faults(stalls=1),
+}
 
 
 @pytest.mark.parametrize("kind", TROUBLE)
@@ -358,10 +385,14 @@ def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path
         arrived: list[int] = []
         target = tmp_path / state.name / "videos"
         run = extract.Fetch(
-            archives, state, CAMERA, lambda m: target / f"{m.episode}.mp4",
+            archives,
+            state,
+            CAMERA,
+            lambda m: target / f"{m.episode}.mp4",
             lambda _, m: not (target / f"{m.episode}.mp4").exists(),
-            Share(), lambda _, m: arrived.append(m.episode),
-        )  # fmt: skip
+            Share(),
+            lambda _, m: arrived.append(m.episode),
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(extract, "PIECE", piece)
             run.run("dataset")

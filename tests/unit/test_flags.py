@@ -13,9 +13,17 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     module.__name__: module
     for module in (
-        agibot, demo, download, embeddings, inference, latents, prepared, sweep, videos,
+        agibot,
+        demo,
+        download,
+        embeddings,
+        inference,
+        latents,
+        prepared,
+        sweep,
+        videos,
     )
-}  # fmt: skip
+}
 
 
 def read_of_args(package):

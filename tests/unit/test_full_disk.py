@@ -38,9 +38,13 @@ def extract(folder, episode):
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
     Fetch(
-        [local_archive(archive, "a.tar")], folder.parent / "state", "head",
-        lambda member: folder / f"{member.episode}.mp4", lambda *_: True, Share(),
-    ).run("dataset")  # fmt: skip
+        [local_archive(archive, "a.tar")],
+        folder.parent / "state",
+        "head",
+        lambda member: folder / f"{member.episode}.mp4",
+        lambda *_: True,
+        Share(),
+    ).run("dataset")
 
 
 WRITERS = {
@@ -84,8 +88,19 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
     (disk.parent / "D/train/latents").symlink_to(disk)
     # the stage's own look at the free room is right only while nothing else writes
     monkeypatch.setattr(latents, "_announce", lambda *_: None)
-    command = ["--dataset_path", "D/train", "--vae_path", "vae", "--num_frames", "9",
-               "--video_size", "64", "64", "--clips_per_window", "8"]  # fmt: skip
+    command = [
+        "--dataset_path",
+        "D/train",
+        "--vae_path",
+        "vae",
+        "--num_frames",
+        "9",
+        "--video_size",
+        "64",
+        "64",
+        "--clips_per_window",
+        "8",
+    ]
     assert latents.main(command) == 1
     error = capfd.readouterr().err
     assert "the volume is full while writing D/train/latents/w" in error
@@ -138,12 +153,20 @@ def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(small
         content = {"latents": torch.randn(1, 16, 2, 4, 4), "starts": torch.zeros(1).long()}
         save_file(content, folder / f"latents/w{number}.safetensors", metadata={"geometry": "crop"})
     command = [
-        sys.executable, "-m", "video2world_trainer.train", "--", "model.size=Tiny",
-        "job.name=full", "dataloader_train.dataset.dataset_dir=datasets/d/train",
-        "dataloader_train.dataset.num_frames=5", "dataloader_train.dataset.video_size=[32,32]",
-        "dataloader_train.dataset.text_length=4", "trainer.logging_iter=1", "trainer.max_iter=4",
+        sys.executable,
+        "-m",
+        "video2world_trainer.train",
+        "--",
+        "model.size=Tiny",
+        "job.name=full",
+        "dataloader_train.dataset.dataset_dir=datasets/d/train",
+        "dataloader_train.dataset.num_frames=5",
+        "dataloader_train.dataset.video_size=[32,32]",
+        "dataloader_train.dataset.text_length=4",
+        "trainer.logging_iter=1",
+        "trainer.max_iter=4",
         "checkpoint.save_iter=1",
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def train():

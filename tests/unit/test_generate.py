@@ -37,8 +37,12 @@ def plain_loop(net, clean, text, settings):
     x, before = initial_noise(CLIP, settings.seed), None
 
     def estimate(x, sigma, caption):
-        t, c_in, c_skip, c_out = (sigma / (1 + sigma), 1 / (1 + sigma), 1 / (1 + sigma),
-                                  -sigma / (1 + sigma))  # fmt: skip
+        t, c_in, c_skip, c_out = (
+            sigma / (1 + sigma),
+            1 / (1 + sigma),
+            1 / (1 + sigma),
+            -sigma / (1 + sigma),
+        )
         times = torch.full((1, CLIP[2]), t)
         times[:, 0] = 1e-4 / (1 + 1e-4)
         network_input = torch.where(mask.bool(), clean, c_in * x)
@@ -120,9 +124,13 @@ def test_approximate_latents_are_near_the_exact_ones(net, given):
     clean, text = given
     mask = given_mask(clean, 1)
     exact, approximate = (
-        denoised(network_velocity(net, text, mask), clean, 1,
-                 Settings(seed=3, steps=35, guidance=1.5, approximate=flag))
+        denoised(
+            network_velocity(net, text, mask),
+            clean,
+            1,
+            Settings(seed=3, steps=35, guidance=1.5, approximate=flag),
+        )
         for flag in (False, True)
-    )  # fmt: skip
+    )
     assert not torch.equal(exact, approximate)
     assert (exact - approximate).norm() < 0.1 * exact.norm()

@@ -116,9 +116,12 @@ def test_writes_video_sheet_prompt_and_figures(volume):
 
 def test_same_seed_same_bytes_and_what_changes_them(volume):
     runs = {
-        "a": [], "b": [], "seed": ["--seed", "5"], "ema": ["--load_ema"],
+        "a": [],
+        "b": [],
+        "seed": ["--seed", "5"],
+        "ema": ["--load_ema"],
         "prompt": ["--prompt", "The robot reaches for a tomato.", "--guidance", "0"],
-    }  # fmt: skip
+    }
     for name, arguments in runs.items():
         assert infer(*arguments, target=f"{name}.mp4") == 0
     content = {name: Path(f"{name}.mp4").read_bytes() for name in runs}
@@ -238,10 +241,17 @@ def test_one_bad_item_does_not_cost_the_others(volume, capfd):
 
 def test_the_runs_own_settings_are_obeyed(volume, capfd, tmp_path):
     config = {
-        "run": {}, "size": "Tiny", "architecture": "base", "geometry": "stretch", "num_frames": 9,
-        "video_size": [64, 96], "text_length": 16, "rope_ratio_t": 1.0, "rope_ratio_h": 2.0,
+        "run": {},
+        "size": "Tiny",
+        "architecture": "base",
+        "geometry": "stretch",
+        "num_frames": 9,
+        "video_size": [64, 96],
+        "text_length": 16,
+        "rope_ratio_t": 1.0,
+        "rope_ratio_h": 2.0,
         "rope_ratio_w": 2.0,
-    }  # fmt: skip
+    }
     (tmp_path / "iter_000000001.pt").symlink_to(volume / RUN / "model/iter_000000007.pt")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert infer(checkpoint=str(tmp_path / "iter_000000001.pt"), target="s.mp4") == 0
@@ -292,16 +302,33 @@ SOURCE = f"datasets/d/val/videos/{STEM}.mp4"
 def batch(*entries, lines=False, mark=""):
     text = "\n".join(map(json.dumps, entries)) if lines else json.dumps(list(entries))
     Path("batch.json").write_text(mark + text, encoding="utf-8")
-    return main(["--device", "cpu", "--model_size", "Tiny", "--num_steps", "2", "--seed", "3",
-                 "--dit_path", RUN, "--batch_input_json", "batch.json"])  # fmt: skip
+    return main(
+        [
+            "--device",
+            "cpu",
+            "--model_size",
+            "Tiny",
+            "--num_steps",
+            "2",
+            "--seed",
+            "3",
+            "--dit_path",
+            RUN,
+            "--batch_input_json",
+            "batch.json",
+        ]
+    )
 
 
 def test_an_entry_has_its_own_settings(volume, capfd):
     write_tiny_t5(Path(PRESETS["Tiny"].text_encoder_folder))
     own = {
-        "seed": 9, "guidance": 2, "num_steps": 3, "num_conditional_frames": 5,
+        "seed": 9,
+        "guidance": 2,
+        "num_steps": 3,
+        "num_conditional_frames": 5,
         "negative_prompt": "blurry",
-    }  # fmt: skip
+    }
     entries = [
         {"input_video": SOURCE, "output_video": f"own/{number}.mp4", **settings}
         for number, settings in enumerate(
@@ -383,11 +410,31 @@ NOTES = {  # flags that have no effect here, and what is said of them
     "--use_cuda_graphs": "--use_cuda_graphs has no effect",
 }
 ACTS = {  # flags with an effect that a test shows or that is plain
-    "model_size", "fps", "dit_path", "load_ema", "use_lora", "prompt", "negative_prompt",
-    "input_path", "frames", "num_conditional_frames", "geometry", "batch_input_json", "guidance",
-    "num_steps", "seed", "save_path", "vae_path", "text_encoder_path", "num_gpus", "natten",
-    "approximate", "offload", "benchmark", "device",
-}  # fmt: skip
+    "model_size",
+    "fps",
+    "dit_path",
+    "load_ema",
+    "use_lora",
+    "prompt",
+    "negative_prompt",
+    "input_path",
+    "frames",
+    "num_conditional_frames",
+    "geometry",
+    "batch_input_json",
+    "guidance",
+    "num_steps",
+    "seed",
+    "save_path",
+    "vae_path",
+    "text_encoder_path",
+    "num_gpus",
+    "natten",
+    "approximate",
+    "offload",
+    "benchmark",
+    "device",
+}
 
 
 def test_every_flag_acts_or_is_said_not_to():
@@ -416,10 +463,18 @@ def test_no_note_without_a_reason(volume, capfd):
 
 def test_the_rate_is_the_checkpoints_unless_another_is_asked_for(volume, capfd, tmp_path):
     config = {
-        "run": {}, "size": "Tiny", "architecture": "base", "geometry": "crop", "num_frames": 17,
-        "video_size": [96, 128], "text_length": 64, "rope_ratio_t": 1.0, "rope_ratio_h": 1.0,
-        "rope_ratio_w": 1.0, "fps": 10,
-    }  # fmt: skip
+        "run": {},
+        "size": "Tiny",
+        "architecture": "base",
+        "geometry": "crop",
+        "num_frames": 17,
+        "video_size": [96, 128],
+        "text_length": 64,
+        "rope_ratio_t": 1.0,
+        "rope_ratio_h": 1.0,
+        "rope_ratio_w": 1.0,
+        "fps": 10,
+    }
     (tmp_path / "iter_000000001.pt").symlink_to(volume / RUN / "model/iter_000000007.pt")
     (tmp_path / "config.json").write_text(json.dumps(config))
     for flags, fps in ([], 10), (["--fps", "16"], 16):

@@ -32,24 +32,95 @@ from video2world_operator.terminal import Screen
 
 MARK = "marker9x"
 HOSTILE = [
-    "'; touch /tmp/owned; #", '"; touch /tmp/owned; "', "`id`", "$(id)", "$(HF_TOKEN)", "$$(id)",
-    "${IFS}cat${IFS}/etc/passwd", "| tee x", "&& id", "> /etc/passwd", "\nid\n", "\r\nid", "\x00id",
-    "-c", "--help", "--", "-m", "@/etc/passwd", "=x", "a=b",
-    "a: b", "- a", "a\nkind: Pod", "\n---\nkind: Pod\n", "...", "&a *a", "*a", "!!python/name:os.x",
-    "! x", "%YAML 1.1", "{a: b}", "[a]", "# x", ": ", "? ", "|", ">-", "yes", "null", "~", "0x10",
-    "2026-11-27", "\u2028kind: Pod", "\u0085kind: Pod", "\ufeffx", "\tx", " x ",
-    "{{ .Values.x }}", '{{ "x" | quote }}', "{{- end }}", "{{/* x */}}", "{%x%}", "%s", "{0}",
-    '"} 1\nevil_metric{a="b"} 1', 'x"', "x\\", "x\\n", "\nevil_metric 1\n", "# HELP evil x",
-    "# EOF\n", "..", "../x", "../../etc/passwd", "/etc/passwd", "a/../../x", "a/..", "./../x",
-    "~/x", "a//b", "a/./b", "\\..\\x", "%2e%2e/x", "\x1b[2J", "\x1b]0;x\x07", "\u202ex", "ａ／．．",
-]  # fmt: skip
+    "'; touch /tmp/owned; #",
+    '"; touch /tmp/owned; "',
+    "`id`",
+    "$(id)",
+    "$(HF_TOKEN)",
+    "$$(id)",
+    "${IFS}cat${IFS}/etc/passwd",
+    "| tee x",
+    "&& id",
+    "> /etc/passwd",
+    "\nid\n",
+    "\r\nid",
+    "\x00id",
+    "-c",
+    "--help",
+    "--",
+    "-m",
+    "@/etc/passwd",
+    "=x",
+    "a=b",
+    "a: b",
+    "- a",
+    "a\nkind: Pod",
+    "\n---\nkind: Pod\n",
+    "...",
+    "&a *a",
+    "*a",
+    "!!python/name:os.x",
+    "! x",
+    "%YAML 1.1",
+    "{a: b}",
+    "[a]",
+    "# x",
+    ": ",
+    "? ",
+    "|",
+    ">-",
+    "yes",
+    "null",
+    "~",
+    "0x10",
+    "2026-11-27",
+    "\u2028kind: Pod",
+    "\u0085kind: Pod",
+    "\ufeffx",
+    "\tx",
+    " x ",
+    "{{ .Values.x }}",
+    '{{ "x" | quote }}',
+    "{{- end }}",
+    "{{/* x */}}",
+    "{%x%}",
+    "%s",
+    "{0}",
+    '"} 1\nevil_metric{a="b"} 1',
+    'x"',
+    "x\\",
+    "x\\n",
+    "\nevil_metric 1\n",
+    "# HELP evil x",
+    "# EOF\n",
+    "..",
+    "../x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../../x",
+    "a/..",
+    "./../x",
+    "~/x",
+    "a//b",
+    "a/./b",
+    "\\..\\x",
+    "%2e%2e/x",
+    "\x1b[2J",
+    "\x1b]0;x\x07",
+    "\u202ex",
+    "ａ／．．",
+]
 hostile = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(max_size=40),
     # past the patterns that want a name to begin or to end as one
-    st.builds("{}{}{}".format, st.sampled_from(["a", "a/b", "val/"]), st.sampled_from(HOSTILE),
-              st.sampled_from(["", "z", ".mp4"])),
-)  # fmt: skip
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["a", "a/b", "val/"]),
+        st.sampled_from(HOSTILE),
+        st.sampled_from(["", "z", ".mp4"]),
+    ),
+)
 
 
 # ---------------------------------------------------------------- every field that takes text
@@ -92,8 +163,13 @@ BESIDE = {
     "env": {"name": "A"},
 }
 # What a harmless value looks like, where that is not just any word.
-BENIGN = {"repoID": f"{MARK}/{MARK}", "output": f"{MARK}.mp4", "requests": "1", "limits": "1",
-          "size": "9Gi"}  # fmt: skip
+BENIGN = {
+    "repoID": f"{MARK}/{MARK}",
+    "output": f"{MARK}.mp4",
+    "requests": "1",
+    "limits": "1",
+    "size": "9Gi",
+}
 MAPS = {"requests": "x.example/y", "limits": "x.example/y", "nodeSelector": "x.example/y"}
 # Their text is looked up and never passed on: any but a known one is refused.
 REFUSED = {("training", "experiment"), ("training", "overrides", "*")}
@@ -163,9 +239,14 @@ def harmless(path: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 def test_the_walk_finds_the_fields():
-    assert {("dataset", "agibot", "revision"), ("inference", "samples", "*", "prompt"),
-            ("stages", "train", "env", "*", "value"), ("storage", "subPath"),
-            ("training", "jobName"), ("images", "pullSecrets", "*")} <= set(TEXTS)  # fmt: skip
+    assert {
+        ("dataset", "agibot", "revision"),
+        ("inference", "samples", "*", "prompt"),
+        ("stages", "train", "env", "*", "value"),
+        ("storage", "subPath"),
+        ("training", "jobName"),
+        ("images", "pullSecrets", "*"),
+    } <= set(TEXTS)
     assert len(TEXTS) > 60
 
 
@@ -180,8 +261,10 @@ def test_a_hostile_value_changes_nothing_but_its_own_place(path, value):
     made = manifests(plan)
 
     # YAML: what is written is read back as it was, and there is no document more
-    assert list(yaml.load_all(to_yaml(plan), LOADER)) == [*plan.shared, *(
-        m for s in plan.stages for m in s.manifests)]  # fmt: skip
+    assert list(yaml.load_all(to_yaml(plan), LOADER)) == [
+        *plan.shared,
+        *(m for s in plan.stages for m in s.manifests),
+    ]
 
     # Manifests: beside a harmless value's they have the same shape, and differ by the value alone,
     # which becomes no flag of a command
@@ -230,8 +313,9 @@ def test_a_prompt_reaches_the_worker_as_it_was_written(prompt):
     template = plan.stage("inference").job["spec"]["template"]
     (sample,) = json.loads(template["metadata"]["annotations"]["video2world.dev/samples"])
     assert sample["prompt"] == prompt
-    assert not any(prompt in word for word in template["spec"]["containers"][0]["command"]
-                   if len(prompt) > 9)  # fmt: skip
+    assert not any(
+        prompt in word for word in template["spec"]["containers"][0]["command"] if len(prompt) > 9
+    )
 
 
 # ---------------------------------------------------------------- what pods and others say
@@ -250,8 +334,13 @@ def test_no_text_of_a_resource_gets_into_the_figures(name, said, unit):
     status = copy.deepcopy(world.status)
     status |= {"message": said, "restarts": 2, "phase": "Failed"}
     for entry in status["stages"]:
-        entry |= {"message": said, "unit": unit, "jobUID": said, "logTail": said,
-                  "state": "Restarting"}  # fmt: skip
+        entry |= {
+            "message": said,
+            "unit": unit,
+            "jobUID": said,
+            "logTail": said,
+            "state": "Restarting",
+        }
     metrics.look((said, name), world.body | {"status": status}, ())
     metrics.request("GET", f"/apis/{name}/namespaces/{said}/{unit}", 200, 0.1)
     for accept, read in (
@@ -274,8 +363,21 @@ JSON = st.recursive(
     max_leaves=6,
 )
 EVENTS = ["progress", "checkpoint", "resumed", "samples", "skipped", "finished", "failed", "report"]
-FIELDS = ["iteration", "iterations", "done", "total", "loss", "path", "message", "reason", "unit",
-          "checkpoint", "eta_seconds", "inputsHash", "seconds_per_iteration"]  # fmt: skip
+FIELDS = [
+    "iteration",
+    "iterations",
+    "done",
+    "total",
+    "loss",
+    "path",
+    "message",
+    "reason",
+    "unit",
+    "checkpoint",
+    "eta_seconds",
+    "inputsHash",
+    "seconds_per_iteration",
+]
 
 
 @given(st.sampled_from(EVENTS), st.dictionaries(st.sampled_from(FIELDS), JSON), st.binary())

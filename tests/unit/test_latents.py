@@ -38,10 +38,24 @@ def dataset(tmp_path, monkeypatch):
 
 def run(dataset, *extra, num_frames=9):
     return latents.main(
-        ["--dataset_path", str(dataset / "train"), str(dataset / "val"),
-         "--vae_path", "vae", "--num_frames", str(num_frames), "--video_size", "32", "32",
-         "--clips_per_window", "3", "--device", "cpu", *extra]
-    )  # fmt: skip
+        [
+            "--dataset_path",
+            str(dataset / "train"),
+            str(dataset / "val"),
+            "--vae_path",
+            "vae",
+            "--num_frames",
+            str(num_frames),
+            "--video_size",
+            "32",
+            "32",
+            "--clips_per_window",
+            "3",
+            "--device",
+            "cpu",
+            *extra,
+        ]
+    )
 
 
 def test_starts_are_different_in_range_and_depend_on_the_name_only():
@@ -73,10 +87,17 @@ def test_each_clip_is_the_encoded_cut(dataset, capsys, geometry):
             torch.testing.assert_close(clip, vae.encode_latents(expected)[0])
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-        assert metadata.items() >= {
-            "num_frames": "9", "height": "32", "width": "32", "geometry": geometry,
-            "vae": "TransformVAE", "seed": "0",
-        }.items()  # fmt: skip
+        assert (
+            metadata.items()
+            >= {
+                "num_frames": "9",
+                "height": "32",
+                "width": "32",
+                "geometry": geometry,
+                "vae": "TransformVAE",
+                "seed": "0",
+            }.items()
+        )
 
 
 def times(dataset):
@@ -93,8 +114,9 @@ def test_equal_metadata_is_kept_and_other_or_damaged_made_anew(dataset):
     assert run(dataset) == 0
     second = times(dataset)
     assert {name for name in first if first[name] != second[name]} == {
-        "w0.safetensors", "w1.safetensors",
-    }  # fmt: skip
+        "w0.safetensors",
+        "w1.safetensors",
+    }
     assert run(dataset, "--seed", "1") == 0
     assert not set(times(dataset).values()) & set(second.values())
 

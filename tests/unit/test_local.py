@@ -201,8 +201,10 @@ def test_a_failed_pod_restarts_the_whole_group_under_a_new_attempt(setup):
     assert state["status"]["restarts"] == 1
     first, second = state["status"]["attempts"]
     assert (first["reason"], first["message"], first["charged"]) == (
-        "Crashed", "exit code 1: no luck", True
-    )  # fmt: skip
+        "Crashed",
+        "exit code 1: no luck",
+        True,
+    )
     assert (second["number"], second["reason"]) == (2, "Succeeded")
     shown = v2w("status", "run", "--volume", str(volume))
     assert "attempt 1: Crashed: exit code 1: no luck (iterations 0 to" in shown
@@ -215,8 +217,10 @@ def test_restarts_end_at_their_limit(setup):
     code, out = run(file, volume)
     assert code == 1
     assert [line for line in order(volume) if line.startswith("train")] == [
-        "train 0 1", "train 0 2", "train 0 3"
-    ]  # fmt: skip
+        "train 0 1",
+        "train 0 2",
+        "train 0 3",
+    ]
     assert "line 29" in out
     assert "line 10" not in out  # only the last lines
     assert str(volume / ".video2world/run/logs/train-3-0.log") in out
@@ -334,14 +338,17 @@ def test_dry_run_says_why_each_stage_would_run_or_not(setup):
     order(volume)
     lines = verdicts(run(file, volume, "--dry-run")[1])
     assert [line[:2] for line in lines] == [
-        ["skip", "download"], ["run", "dataset"], ["run", "embeddings"],
+        ["skip", "download"],
+        ["run", "dataset"],
+        ["run", "embeddings"],
         *(["skip?", stage] for stage in STAGES[3:]),
-    ]  # fmt: skip
+    ]
     assert re.fullmatch(r"finished \S+ by run", lines[0][2])
     assert [line[2] for line in lines[1:4]] == [
-        "1 new video: place.mp4", "1 changed file: out-embeddings",
+        "1 new video: place.mp4",
+        "1 changed file: out-embeddings",
         "done; checked again once dataset has run",
-    ]  # fmt: skip
+    ]
     assert order(volume) == []
     code, out = run(file, volume)
     assert code == 0
@@ -365,10 +372,18 @@ def test_a_record_on_a_part_of_the_volume_is_found_there(setup):
 
 def test_secrets_come_from_the_users_environment(tmp_path):
     token = {"name": "hf", "key": "token"}
-    pod = {"containers": [{"name": "a", "command": ["python", "-V"], "env": [
-        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}},
-        {"name": "BOTH", "value": "$(HF_TOKEN)-$(UNKNOWN)"},
-    ]}]}  # fmt: skip
+    pod = {
+        "containers": [
+            {
+                "name": "a",
+                "command": ["python", "-V"],
+                "env": [
+                    {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}},
+                    {"name": "BOTH", "value": "$(HF_TOKEN)-$(UNKNOWN)"},
+                ],
+            }
+        ]
+    }
     around = Surroundings({}, {"HF_TOKEN": "hf_x"})
     what = process(pod, around, inherited={"PET_NNODES": "7", "PATH": os.environ["PATH"]})
     assert what.env["HF_TOKEN"] == "hf_x"

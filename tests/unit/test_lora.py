@@ -19,9 +19,15 @@ from video2world_trainer.model.state_dict import fitting_weights, load_dit_weigh
 
 torch.set_num_threads(1)
 CONFIG = DiTConfig(
-    model_channels=64, num_blocks=2, num_heads=2, adaln_lora_dim=16, crossattn_dim=32,
-    max_height=16, max_width=16, max_frames=8,
-)  # fmt: skip
+    model_channels=64,
+    num_blocks=2,
+    num_heads=2,
+    adaln_lora_dim=16,
+    crossattn_dim=32,
+    max_height=16,
+    max_width=16,
+    max_frames=8,
+)
 
 
 def random_net() -> VideoDiT:
@@ -125,8 +131,11 @@ def test_a_file_with_adapters_is_merged_on_loading(tmp_path):
 def test_merge_keeps_the_dtype_and_rounds_once():
     base = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)
     down, up = torch.tensor([[2.0**-9, 0.5]]), torch.tensor([[1.0]])
-    state = {"a.base_layer.weight": base, "a.lora_A.default.weight": down,
-             "a.lora_B.default.weight": up}  # fmt: skip
+    state = {
+        "a.base_layer.weight": base,
+        "a.lora_A.default.weight": down,
+        "a.lora_B.default.weight": up,
+    }
     merged = merge_state(state, AdapterFacts(2.0))["a.weight"]
     assert merged.dtype == torch.bfloat16
     assert torch.equal(merged, (base.float() + 2 * down).bfloat16())
@@ -135,12 +144,16 @@ def test_merge_keeps_the_dtype_and_rounds_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("blocks.0.mlp.layer1.lora_B.default.weight"),
-         r"blocks\.0\.mlp\.layer1\.lora_B\.default\.weight is missing"),
-        (lambda s: s.update({"blocks.0.mlp.layer1.lora_A.default.weight": torch.zeros(3, 64)}),
-         r"adapter of blocks\.0\.mlp\.layer1 does not fit: A \[3, 64\], B \[256, 4\]"),
+        (
+            lambda s: s.pop("blocks.0.mlp.layer1.lora_B.default.weight"),
+            r"blocks\.0\.mlp\.layer1\.lora_B\.default\.weight is missing",
+        ),
+        (
+            lambda s: s.update({"blocks.0.mlp.layer1.lora_A.default.weight": torch.zeros(3, 64)}),
+            r"adapter of blocks\.0\.mlp\.layer1 does not fit: A \[3, 64\], B \[256, 4\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_broken_adapters_are_named(tmp_path, change, message):
     state = adapted(trained=True).state_dict()
     change(state)

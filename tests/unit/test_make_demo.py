@@ -91,9 +91,13 @@ def test_a_stop_waits_for_the_child_to_save(tmp_path, send, number):
         "with demo._child('slow_child'):\n    pass\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=tmp_path, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "ready\n"
     send(process.pid, number)  # ^C goes to the whole group, as a terminal sends it
     out, error = process.communicate(timeout=30)

@@ -18,11 +18,18 @@ from video2world_trainer.model.presets import PRESETS
 @pytest.mark.parametrize(
     ("ranks", "places"),
     [
-        (2, ["rank 0: branch 0 frames 0-2", "rank 1: branch 1 frames 0-2",
-             "rank 0: branch * frames 0-1", "rank 1: branch * frames 2-2"]),
+        (
+            2,
+            [
+                "rank 0: branch 0 frames 0-2",
+                "rank 1: branch 1 frames 0-2",
+                "rank 0: branch * frames 0-1",
+                "rank 1: branch * frames 2-2",
+            ],
+        ),
         (4, ["rank 1: branch 0 frames 2-2", "rank 2: branch 1 frames 0-1"]),
     ],
-)  # fmt: skip
+)
 def test_latents_are_those_of_one_process(ranks, places):
     """With guidance, which is shared by branches first, and without."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -35,12 +35,17 @@ def test_a_failed_layout_is_said_and_only_events_are_read():
 
 def test_the_document_tells_layouts_and_samples():
     place = {"nvidia_smi": "A, 1\nA, 1", "torch": "2", "date": "d", "commit": "c", "command": "x"}
-    layouts = {"a": row(2, 2, 5.754, data_parallel=1, loss_difference=2e-6, norm_difference=3e-5),
-               "b": {"error": "killed"}}  # fmt: skip
-    inference = {"2": {"seconds_a_level": 3.3, "speedup": 1.9, "timings": {"decode": 4.0}},
-                 "4": {"error": "exit code 1"}}  # fmt: skip
-    told = markdown({"machine": place, "cases": {"2B": {"layouts": layouts,
-                                                        "inference": inference}}})  # fmt: skip
+    layouts = {
+        "a": row(2, 2, 5.754, data_parallel=1, loss_difference=2e-6, norm_difference=3e-5),
+        "b": {"error": "killed"},
+    }
+    inference = {
+        "2": {"seconds_a_level": 3.3, "speedup": 1.9, "timings": {"decode": 4.0}},
+        "4": {"error": "exit code 1"},
+    }
+    told = markdown(
+        {"machine": place, "cases": {"2B": {"layouts": layouts, "inference": inference}}}
+    )
     assert "2 x A, 1 (name" in told
     assert "| 2, 1 x 2 |  | 5.75 |" in told
     assert "2.0e-06, 3.0e-05" in told

@@ -119,16 +119,25 @@ def test_items_that_failed_are_tried_again(volume):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", "null", '{"outputs": ["out"]}', '{"inputs": 1, "finished": 2}', "\xff",
-     '{"outputs": ["out/w0.mp4"], "finished": "now", "resource": "r", "summary": {}}'],
-)  # fmt: skip
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        '{"outputs": ["out"]}',
+        '{"inputs": 1, "finished": 2}',
+        "\xff",
+        '{"outputs": ["out/w0.mp4"], "finished": "now", "resource": "r", "summary": {}}',
+    ],
+)
 def test_a_record_of_an_older_version_or_a_damaged_one_does_not_hold(volume, text):
     MARKER.path.write_text(text, encoding="latin-1")
     verdict = MARKER.judge()
     assert not verdict.done
     assert verdict.why in (
-        f"its record {MARKER.path} is damaged or of an older version", NOT_DONE,
-    )  # fmt: skip
+        f"its record {MARKER.path} is damaged or of an older version",
+        NOT_DONE,
+    )
 
 
 def test_in_a_pod_a_record_names_no_files_outside_of_the_volume(volume, tmp_path_factory):

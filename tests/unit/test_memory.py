@@ -19,9 +19,15 @@ from video2world_trainer.model.presets import PRESETS, DiTConfig
 
 torch.set_num_threads(1)
 CONFIG = DiTConfig(
-    model_channels=64, num_blocks=2, num_heads=2, adaln_lora_dim=16, crossattn_dim=32,
-    max_height=16, max_width=16, max_frames=8,
-)  # fmt: skip
+    model_channels=64,
+    num_blocks=2,
+    num_heads=2,
+    adaln_lora_dim=16,
+    crossattn_dim=32,
+    max_height=16,
+    max_width=16,
+    max_frames=8,
+)
 
 
 def random_net() -> VideoDiT:
@@ -109,8 +115,10 @@ def package(monkeypatch):
     def bwd(query, key, value, out, gradient, lse):
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(one.transpose(1, 2) for one in (gradient, query, key, value, out)),
-            lse.transpose(1, 2), 0.0, False,
-        )  # fmt: skip
+            lse.transpose(1, 2),
+            0.0,
+            False,
+        )
         return tuple(one.transpose(1, 2).contiguous() for one in grads)
 
     # as the interface orders it, log-sum-exps are [B, heads, L]

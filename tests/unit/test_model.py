@@ -14,9 +14,15 @@ LATENTS = (2, 16, 3, 8, 12)  # batch, channels, frames, height, width
 
 def small(**changes) -> DiTConfig:
     settings = {
-        "model_channels": 64, "num_blocks": 2, "num_heads": 2, "adaln_lora_dim": 16,
-        "crossattn_dim": 32, "max_height": 16, "max_width": 16, "max_frames": 8,
-    } | changes  # fmt: skip
+        "model_channels": 64,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "adaln_lora_dim": 16,
+        "crossattn_dim": 32,
+        "max_height": 16,
+        "max_width": 16,
+        "max_frames": 8,
+    } | changes
     return DiTConfig(**settings)
 
 
@@ -53,13 +59,20 @@ def inputs(config: DiTConfig):
 def test_equals_diffusers_in_float32(config):
     net = random_net(config, exact_rope=True)
     peer = CosmosTransformer3DModel(
-        in_channels=17, out_channels=16, num_attention_heads=config.num_heads,
-        attention_head_dim=config.head_dim, num_layers=config.num_blocks, mlp_ratio=4.0,
-        text_embed_dim=config.crossattn_dim, adaln_lora_dim=config.adaln_lora_dim,
-        max_size=(config.max_frames, config.max_height, config.max_width), patch_size=(1, 2, 2),
+        in_channels=17,
+        out_channels=16,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.num_blocks,
+        mlp_ratio=4.0,
+        text_embed_dim=config.crossattn_dim,
+        adaln_lora_dim=config.adaln_lora_dim,
+        max_size=(config.max_frames, config.max_height, config.max_width),
+        patch_size=(1, 2, 2),
         rope_scale=(config.rope_ratio_t, config.rope_ratio_h, config.rope_ratio_w),
-        concat_padding_mask=True, extra_pos_embed_type=None,
-    )  # fmt: skip
+        concat_padding_mask=True,
+        extra_pos_embed_type=None,
+    )
     peer.load_state_dict(to_diffusers(net.state_dict()), strict=True)
     given = inputs(config)
     with torch.no_grad():

@@ -14,9 +14,12 @@ pytest.importorskip("triton")
 def test_equals_float64_and_leaves_what_is_beside():
     worker = Path(__file__).with_name("norm_kernel_worker.py")
     done = subprocess.run(
-        [sys.executable, str(worker)], env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, str(worker)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     cases = json.loads(done.stdout)
     assert len(cases) == 9

@@ -19,11 +19,16 @@ def schedule(size):
 @pytest.mark.parametrize(
     ("size", "step", "rate"),
     [
-        ("2B", 500, 5.34e-6), ("2B", 2000, 2.136e-5), ("2B", 10_000, 2.093e-5),
-        ("2B", 100_000, 1.610e-5), ("14B", 500, 1.079e-6), ("14B", 2000, 4.316e-6),
-        ("14B", 10_000, 3.597e-6), ("14B", 50_000, 0.0),
+        ("2B", 500, 5.34e-6),
+        ("2B", 2000, 2.136e-5),
+        ("2B", 10_000, 2.093e-5),
+        ("2B", 100_000, 1.610e-5),
+        ("14B", 500, 1.079e-6),
+        ("14B", 2000, 4.316e-6),
+        ("14B", 10_000, 3.597e-6),
+        ("14B", 50_000, 0.0),
     ],
-)  # fmt: skip
+)
 def test_learning_rates_are_upstreams(size, step, rate):
     base, law = schedule(size)
     assert base * law.factor(step) == pytest.approx(rate, rel=1e-3, abs=1e-12)
@@ -32,11 +37,13 @@ def test_learning_rates_are_upstreams(size, step, rate):
 @pytest.mark.parametrize(
     ("size", "floor", "step", "rate"),
     [
-        ("2b", 0.4, 2000, 2**-15.5 * 0.99), ("2b", 0.4, 400_000, 2**-15.5 * 0.4),
-        ("2b", 0.4, 201_000, 2**-15.5 * 0.695), ("14b", 0.1, 50_000, 2**-15.5 * 0.1),
+        ("2b", 0.4, 2000, 2**-15.5 * 0.99),
+        ("2b", 0.4, 400_000, 2**-15.5 * 0.4),
+        ("2b", 0.4, 201_000, 2**-15.5 * 0.695),
+        ("14b", 0.1, 50_000, 2**-15.5 * 0.1),
         ("14b", 0.1, 26_000, 2**-15.5 * 0.15),
     ],
-)  # fmt: skip
+)
 def test_the_schedule_of_the_guides_own_commit_by_override(size, floor, step, rate):
     name = f"experiment={size}_agibot_head_center_fisheye_color"
     config = read_config([name, f"scheduler.f_min=[{floor}]"])

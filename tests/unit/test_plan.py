@@ -25,12 +25,16 @@ def plan(name="run", **spec):
         "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
     }
     merged = {k: base.get(k, {}) | spec.get(k, {}) for k in {**base, **spec}}
-    return make_plan(parse({
-        "apiVersion": "video2world.dev/v1alpha1",
-        "kind": "Video2WorldPostTrain",
-        "metadata": {"name": name},
-        "spec": merged,
-    }))  # fmt: skip
+    return make_plan(
+        parse(
+            {
+                "apiVersion": "video2world.dev/v1alpha1",
+                "kind": "Video2WorldPostTrain",
+                "metadata": {"name": name},
+                "spec": merged,
+            }
+        )
+    )
 
 
 def hashes(**spec):
@@ -70,8 +74,9 @@ def test_rendering_is_deterministic_and_reads_back(path):
 
 
 def test_dataset_command_of_the_guide():
-    (stage,) = [s for s in plan(model={"size": "2B"}, training={"nodes": 1}).stages
-                if s.name == "dataset"]  # fmt: skip
+    (stage,) = [
+        s for s in plan(model={"size": "2B"}, training={"nodes": 1}).stages if s.name == "dataset"
+    ]
     assert list(stage.argv) == [
         "python",
         "-m",
@@ -206,8 +211,14 @@ def test_gpus_are_held_by_the_stages_that_use_them():
         s.name: pod(s)["containers"][0]["resources"].get("limits", {}).get("nvidia.com/gpu")
         for s in made.stages
     }
-    assert held == {"download": None, "dataset": None, "embeddings": "1", "latents": "1",
-                    "train": "8", "inference": "1"}  # fmt: skip
+    assert held == {
+        "download": None,
+        "dataset": None,
+        "embeddings": "1",
+        "latents": "1",
+        "train": "8",
+        "inference": "1",
+    }
     assert "nvidia.com/gpu" not in to_yaml(plan())
     assert all(env(s)["CUDA_VISIBLE_DEVICES"] == "" for s in plan().stages)
 
@@ -292,8 +303,12 @@ def test_samples_are_shared_between_pods_and_no_more_than_there_are():
 
 
 def test_the_job_of_one_checkpoint_beside_training():
-    patch = {"inference": {"podTemplate": {"spec": {"containers": [{"name": "inference",
-             "tty": True}]}}, "env": [{"name": "A", "value": "b"}]}}  # fmt: skip
+    patch = {
+        "inference": {
+            "podTemplate": {"spec": {"containers": [{"name": "inference", "tty": True}]}},
+            "env": [{"name": "A", "value": "b"}],
+        }
+    }
     made = plan(model={"size": "2B"}, inference={"everyCheckpoint": True}, stages=patch)
     (job,) = made.sampling(500)
     assert job["metadata"]["name"] == "run-samples-500"
@@ -362,17 +377,23 @@ def test_stage_settings_and_patch():
         "spec": {
             "runtimeClassName": "nvidia",
             "containers": [{"name": "train", "tty": True}],
-            "volumes": [{"name": "shm", "emptyDir": {"sizeLimit": "2Gi"}},
-                        {"name": "extra", "emptyDir": {}}],
+            "volumes": [
+                {"name": "shm", "emptyDir": {"sizeLimit": "2Gi"}},
+                {"name": "extra", "emptyDir": {}},
+            ],
             "terminationGracePeriodSeconds": None,
         }
-    }  # fmt: skip
-    made = plan(stages={"train": {
-        "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
-        "nodeSelector": {"gpu": "h100"},
-        "image": "mine:1",
-        "podTemplate": patch,
-    }})  # fmt: skip
+    }
+    made = plan(
+        stages={
+            "train": {
+                "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+                "nodeSelector": {"gpu": "h100"},
+                "image": "mine:1",
+                "podTemplate": patch,
+            }
+        }
+    )
     spec = pod(made.stage("train"))
     assert spec["runtimeClassName"] == "nvidia"
     assert spec["nodeSelector"] == {"gpu": "h100"}
@@ -416,8 +437,9 @@ def test_a_change_runs_again_only_what_depends_on_it(spec, stages):
 
 def test_the_resource_name_alone_does_not_prepare_again():
     a, b = plan("one"), plan("two")
-    same = [x.name for x, y in zip(a.stages, b.stages, strict=True)
-            if x.inputs_hash == y.inputs_hash]  # fmt: skip
+    same = [
+        x.name for x, y in zip(a.stages, b.stages, strict=True) if x.inputs_hash == y.inputs_hash
+    ]
     assert same == ["download", "dataset", "embeddings", "latents"]
 
 
@@ -508,17 +530,21 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
     [
         ({"spec": 5}, "podTemplate.spec: leave a mapping with containers"),
         ({"spec": {"containers": {"name": "train"}}}, "spec.containers: write a list here"),
-        ({"spec": {"containers": [{"image": "mine"}]}},
-         "podTemplate.spec.containers[0]: write a mapping with name, by which it is merged"),
+        (
+            {"spec": {"containers": [{"image": "mine"}]}},
+            "podTemplate.spec.containers[0]: write a mapping with name, by which it is merged",
+        ),
         ({"spec": {"volumes": ["data"]}}, "spec.volumes[0]: write a mapping with name"),
-        ({"spec": {"containers": [{"name": "train", "volumeMounts": [{"name": "data"}]}]}},
-         "spec.containers[0].volumeMounts[0]: write a mapping with mountPath"),
+        (
+            {"spec": {"containers": [{"name": "train", "volumeMounts": [{"name": "data"}]}]}},
+            "spec.containers[0].volumeMounts[0]: write a mapping with mountPath",
+        ),
         ({"spec": {"containers": [{"name": "sidecar"}]}}, "give each one an image"),
         ({"spec": {"containers": None}}, "podTemplate.spec: leave a mapping with containers"),
         ({"metadata": None}, "podTemplate.metadata: leave a mapping with labels"),
         ({"metadata": {"labels": "a"}}, "podTemplate.metadata.labels: write a mapping"),
     ],
-)  # fmt: skip
+)
 def test_a_pod_template_that_is_none_is_refused_before_anything_starts(template, expected):
     with pytest.raises(InvalidResource) as caught:
         plan(stages={"train": {"podTemplate": template}})
@@ -527,9 +553,25 @@ def test_a_pod_template_that_is_none_is_refused_before_anything_starts(template,
 
 
 KEYS = st.sampled_from(
-    ["metadata", "labels", "annotations", "spec", "containers", "initContainers", "name", "image",
-     "env", "volumes", "volumeMounts", "mountPath", "tolerations", "affinity", "resources", "key"]
-)  # fmt: skip
+    [
+        "metadata",
+        "labels",
+        "annotations",
+        "spec",
+        "containers",
+        "initContainers",
+        "name",
+        "image",
+        "env",
+        "volumes",
+        "volumeMounts",
+        "mountPath",
+        "tolerations",
+        "affinity",
+        "resources",
+        "key",
+    ]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["a", "", "x y"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),

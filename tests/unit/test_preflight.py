@@ -19,23 +19,33 @@ from video2world_operator.preflight.checks import check_hub, check_images, check
 from video2world_operator.preflight.cluster_checks import check_cluster
 from video2world_operator.preflight.facts import Access, ClusterFacts, Gpu, Machine
 from video2world_operator.preflight.machine import gpus_in, hub, machine
-from video2world_operator.preflight.node_fit import before_training  # fmt: skip
+from video2world_operator.preflight.node_fit import before_training
 from video2world_operator.preflight.operator_preflight import Foresight
 from video2world_operator.preflight.registry import parts, pullable
 from video2world_operator.preflight.requirements import GIB, needs
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
-REPOSITORIES = ("nvidia/Cosmos-Predict2-2B-Video2World", "google-t5/t5-11b",
-                "datasets/agibot-world/AgiBotWorld-Alpha")  # fmt: skip
+REPOSITORIES = (
+    "nvidia/Cosmos-Predict2-2B-Video2World",
+    "google-t5/t5-11b",
+    "datasets/agibot-world/AgiBotWorld-Alpha",
+)
 
 
 def resource(size="2B", *, model=None, training=None, **spec):
-    return parse({
-        "apiVersion": "video2world.dev/v1alpha1", "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "run"},
-        "spec": {"model": {"size": size} | (model or {}), "dataset": {"agibot": {}},
-                 "training": {"iterations": 5} | (training or {}), **spec},
-    })  # fmt: skip
+    return parse(
+        {
+            "apiVersion": "video2world.dev/v1alpha1",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": "run"},
+            "spec": {
+                "model": {"size": size} | (model or {}),
+                "dataset": {"agibot": {}},
+                "training": {"iterations": 5} | (training or {}),
+                **spec,
+            },
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,11 +53,22 @@ def resource(size="2B", *, model=None, training=None, **spec):
     [
         (resource(training={"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}), 68.62),
         (resource(training={"nodes": 1, "gpusPerNode": 2, "contextParallelSize": 2}), 34.7),
-        (resource("14B", model={"resolution": "480p"}, training={
-            "architecture": "LoRA", "nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}), 61.0),
+        (
+            resource(
+                "14B",
+                model={"resolution": "480p"},
+                training={
+                    "architecture": "LoRA",
+                    "nodes": 1,
+                    "gpusPerNode": 1,
+                    "contextParallelSize": 1,
+                },
+            ),
+            61.0,
+        ),
     ],
     ids=["2B", "2B on two", "14B LoRA 480p"],
-)  # fmt: skip
+)
 def test_gpu_memory_is_what_was_measured(made, measured):
     assert needs(made).gpu / GIB == pytest.approx(measured, rel=0.02)
 
@@ -67,9 +88,16 @@ def test_disk_and_repositories():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("500Gi", 500 * 2**30), ("1500m", 1.5), ("8", 8), (3, 3), ("2T", 2e12), ("1e3", 1000),
-     ("0.5Gi", 2**29)],
-)  # fmt: skip
+    [
+        ("500Gi", 500 * 2**30),
+        ("1500m", 1.5),
+        ("8", 8),
+        (3, 3),
+        ("2T", 2e12),
+        ("1e3", 1000),
+        ("0.5Gi", 2**29),
+    ],
+)
 def test_quantities(text, number):
     assert quantity(text) == number
 
@@ -103,13 +131,20 @@ def test_a_machine_that_will_do():
         (resource(), {"memory": 16e9}, "host memory", "needs about 43 GB, has 16 GB"),
         (resource(), {"gpus": None}, "GPUs", "8 are asked for, 0 are here"),
         (resource("14B"), {}, "GPUs", "32 are asked for, 8 are here"),
-        (resource(training={"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}),
-         {"gpus": [Gpu("NVIDIA A100", 40 * GIB, 8)]}, "GPU memory", "needs about 69 GiB"),
-        (resource(training={"attention": "FlashAttention3"}),
-         {"gpus": [Gpu("NVIDIA A100", 80 * GIB, 8)] * 8}, "attention",
-         "FlashAttention3 does not run on NVIDIA A100"),
+        (
+            resource(training={"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}),
+            {"gpus": [Gpu("NVIDIA A100", 40 * GIB, 8)]},
+            "GPU memory",
+            "needs about 69 GiB",
+        ),
+        (
+            resource(training={"attention": "FlashAttention3"}),
+            {"gpus": [Gpu("NVIDIA A100", 80 * GIB, 8)] * 8},
+            "attention",
+            "FlashAttention3 does not run on NVIDIA A100",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_machine_that_will_not_do(made, fields, name, text):
     found = here(made, **fields)
     assert found[name][0] == "fail"
@@ -124,8 +159,10 @@ def test_a_cpu_needs_no_gpu():
 def test_the_kernels_table_is_the_trainers():
     from video2world_trainer.model.attention_backends import BACKENDS
 
-    ours = {"".join(part for part in name.lower() if part.isalnum()): majors
-            for name, majors in ATTENTION.items()}  # fmt: skip
+    ours = {
+        "".join(part for part in name.lower() if part.isalnum()): majors
+        for name, majors in ATTENTION.items()
+    }
     theirs = {name.replace("_", ""): b.majors for name, b in BACKENDS.items() if b.majors}
     assert ours == theirs
 
@@ -233,14 +270,23 @@ def node(gpus=8, labels=(), taints=(), **spec):
     }
 
 
-KIND = {"nvidia.com/gpu.product": "H100", "nvidia.com/gpu.memory": "81559",
-        "nvidia.com/gpu.compute.major": "9"}  # fmt: skip
+KIND = {
+    "nvidia.com/gpu.product": "H100",
+    "nvidia.com/gpu.memory": "81559",
+    "nvidia.com/gpu.compute.major": "9",
+}
 DEFAULT = {"storageclass.kubernetes.io/is-default-class": "true"}
 STANDARD = {"metadata": {"name": "fast", "annotations": DEFAULT}, "provisioner": "x.example"}
 GOOD = ClusterFacts(
-    "ns", nodes=[node(labels=KIND)] * 4, storage_classes=[STANDARD], quotas=[], leader="one",
-    priority_classes=["high"], queues=["team"], capabilities=Capabilities(native="v1beta1"),
-)  # fmt: skip
+    "ns",
+    nodes=[node(labels=KIND)] * 4,
+    storage_classes=[STANDARD],
+    quotas=[],
+    leader="one",
+    priority_classes=["high"],
+    queues=["team"],
+    capabilities=Capabilities(native="v1beta1"),
+)
 
 
 def there(made, seen=GOOD, **fields):
@@ -270,49 +316,123 @@ TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 BAD = {
     "no operator": ({}, {"leader": ""}, "operator", "fail", "no operator is at work"),
     "who knows": ({}, {"leader": None}, "operator", "?", "may not be read"),
-    "older CRD": ({}, {"definition": "The CRD is older (status.x is unknown): apply it."}, "CRD",
-                  "fail", "The CRD is older (status.x is unknown)"),
+    "older CRD": (
+        {},
+        {"definition": "The CRD is older (status.x is unknown): apply it."},
+        "CRD",
+        "fail",
+        "The CRD is older (status.x is unknown)",
+    ),
     "refused": ({}, {"refusal": "no!"}, "API server", "fail", "no!"),
-    "small nodes": ({}, {"nodes": [node(4)]}, "nodes for train", "fail",
-                    "room for 0 of 1 pods on 1 nodes (1 with too little nvidia.com/gpu (4))"),
-    "few nodes": ({"training": {"nodes": 4}}, {"nodes": [node()] * 3}, "nodes for train", "fail",
-                  "there is room for 3 of 4 pods on 3 nodes"),
-    "taints": ({}, {"nodes": [node(taints=[TAINT])]}, "nodes for train", "fail",
-               "with the taint nvidia.com/gpu"),
+    "small nodes": (
+        {},
+        {"nodes": [node(4)]},
+        "nodes for train",
+        "fail",
+        "room for 0 of 1 pods on 1 nodes (1 with too little nvidia.com/gpu (4))",
+    ),
+    "few nodes": (
+        {"training": {"nodes": 4}},
+        {"nodes": [node()] * 3},
+        "nodes for train",
+        "fail",
+        "there is room for 3 of 4 pods on 3 nodes",
+    ),
+    "taints": (
+        {},
+        {"nodes": [node(taints=[TAINT])]},
+        "nodes for train",
+        "fail",
+        "with the taint nvidia.com/gpu",
+    ),
     "cordoned": ({}, {"nodes": [node(unschedulable=True)]}, "nodes for train", "fail", "cordoned"),
-    "labels": ({"stages": {"train": {"nodeSelector": {"a": "b"}}}}, {}, "nodes for train", "fail",
-               "without the label a=b"),
+    "labels": (
+        {"stages": {"train": {"nodeSelector": {"a": "b"}}}},
+        {},
+        "nodes for train",
+        "fail",
+        "without the label a=b",
+    ),
     "no nodes seen": ({}, {"nodes": None}, "nodes", "?", "may not be listed"),
-    "kernel": ({"training": {"attention": "FlashAttention2"}},
-               {"nodes": [node(labels=KIND | {"nvidia.com/gpu.compute.major": "7"})]},
-               "attention", "fail", "FlashAttention2 does not run on H100"),
-    "unknown GPU": ({"training": {"attention": "FlashAttention3"}}, {"nodes": [node()]},
-                    "attention", "?", "not known"),
+    "kernel": (
+        {"training": {"attention": "FlashAttention2"}},
+        {"nodes": [node(labels=KIND | {"nvidia.com/gpu.compute.major": "7"})]},
+        "attention",
+        "fail",
+        "FlashAttention2 does not run on H100",
+    ),
+    "unknown GPU": (
+        {"training": {"attention": "FlashAttention3"}},
+        {"nodes": [node()]},
+        "attention",
+        "?",
+        "not known",
+    ),
     "no claim": (CLAIM, {}, "volume", "fail", "there is no claim mine in namespace ns"),
-    "claim of one node": (CLAIM | {"training": {"nodes": 2}}, {"claim": claim(["ReadWriteOnce"])},
-                          "volume", "fail", "the claim is ReadWriteOnce, but 2 nodes share it"),
-    "small claim": (CLAIM, {"claim": claim(["ReadWriteOnce"], "100Gi")}, "volume size", "fail",
-                    "needs about 242 GB, has 107 GB"),
+    "claim of one node": (
+        CLAIM | {"training": {"nodes": 2}},
+        {"claim": claim(["ReadWriteOnce"])},
+        "volume",
+        "fail",
+        "the claim is ReadWriteOnce, but 2 nodes share it",
+    ),
+    "small claim": (
+        CLAIM,
+        {"claim": claim(["ReadWriteOnce"], "100Gi")},
+        "volume size",
+        "fail",
+        "needs about 242 GB, has 107 GB",
+    ),
     "small size": ({"storage": {"size": "10Gi"}}, {}, "volume size", "fail", "has 11 GB"),
-    "no class": ({"storage": {"storageClassName": "slow"}}, {}, "storage class", "fail",
-                 "there is no slow"),
+    "no class": (
+        {"storage": {"storageClassName": "slow"}},
+        {},
+        "storage class",
+        "fail",
+        "there is no slow",
+    ),
     "no default": ({}, {"storage_classes": []}, "storage class", "warn", "no default"),
     "no Secret": (TOKEN, {"secrets": {"hf": None}}, "Secret hf", "fail", "not there"),
     "wrong key": (TOKEN, {"secrets": {"hf": ["TOKEN"]}}, "Secret hf", "fail", "no key token"),
     "secret Secret": (TOKEN, {"unreadable": frozenset({"hf"})}, "Secret hf", "?", "may not"),
     "good Secret": (TOKEN, {"secrets": {"hf": ["token"]}}, "Secret hf", "ok", "is there"),
-    "quota": ({}, {"quotas": [quota({"requests.nvidia.com/gpu": "4"}, {})]}, "quota", "fail",
-              "q leaves 4 of 4 requests.nvidia.com/gpu, 8 are needed"),
-    "used quota": ({}, {"quotas": [quota({"pods": "5"}, {"pods": "5"})]}, "quota", "warn",
-                   "q leaves 0 of 5 pods, 1 are needed"),
+    "quota": (
+        {},
+        {"quotas": [quota({"requests.nvidia.com/gpu": "4"}, {})]},
+        "quota",
+        "fail",
+        "q leaves 4 of 4 requests.nvidia.com/gpu, 8 are needed",
+    ),
+    "used quota": (
+        {},
+        {"quotas": [quota({"pods": "5"}, {"pods": "5"})]},
+        "quota",
+        "warn",
+        "q leaves 0 of 5 pods, 1 are needed",
+    ),
     "no queue": ({"scheduling": {"queueName": "x"}}, {}, "queue", "fail", "not in this namespace"),
-    "no Kueue": ({"scheduling": {"queueName": "x"}}, {"queues": None}, "queue", "fail",
-                 "not installed"),
-    "no priority": ({"scheduling": {"priorityClassName": "x"}}, {}, "priority class", "fail",
-                    "no x"),
-    "no gang": ({"training": {"nodes": 2}}, {"capabilities": Capabilities()}, "gang", "warn",
-                "serves no PodGroup"),
-}  # fmt: skip
+    "no Kueue": (
+        {"scheduling": {"queueName": "x"}},
+        {"queues": None},
+        "queue",
+        "fail",
+        "not installed",
+    ),
+    "no priority": (
+        {"scheduling": {"priorityClassName": "x"}},
+        {},
+        "priority class",
+        "fail",
+        "no x",
+    ),
+    "no gang": (
+        {"training": {"nodes": 2}},
+        {"capabilities": Capabilities()},
+        "gang",
+        "warn",
+        "serves no PodGroup",
+    ),
+}
 
 
 @pytest.mark.parametrize(("spec", "fields", "name", "verdict", "text"), BAD.values(), ids=BAD)
@@ -333,7 +453,9 @@ def test_the_operator_judges_training_by_what_it_may_look_at():
     good = {"volume size": "ok", "nodes for train": "ok", "GPU memory": "ok", "attention": "ok"}
     assert foreseen(resource(), [node(labels=KIND)]) == good
     assert foreseen(resource(), [node(4)], "100Gi") == {
-        "volume size": "fail", "nodes for train": "fail"}  # fmt: skip
+        "volume size": "fail",
+        "nodes for train": "fail",
+    }
     assert foreseen(resource(), None, "") == {}  # by Roles alone, and a claim that is not there
 
 
@@ -358,8 +480,12 @@ def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
     monkeypatch.setattr(
         "video2world_operator.preflight.operator_preflight.time.monotonic", lambda: clock[0]
     )
-    server = Nodes({"metadata": {"name": "a", "managedFields": ["much"]}, **{
-        k: v for k, v in node(4).items() if k != "metadata"}})  # fmt: skip
+    server = Nodes(
+        {
+            "metadata": {"name": "a", "managedFields": ["much"]},
+            **{k: v for k, v in node(4).items() if k != "metadata"},
+        }
+    )
     foresight, plan = Foresight(server), make_plan(resource())
     assert asyncio.run(foresight.judge(plan, "1Ti")) == []  # it was not granted to look
     assert server.asked == 0
@@ -483,7 +609,9 @@ def test_what_an_image_s_answer_means():
     assert of(Access.MISSING, pullPolicy="Always")[0] == "fail"
     assert of(Access.REFUSED, pullPolicy="Always")[0] == "fail"
     assert of(Access.REFUSED, pullSecrets=["mine"]) == (
-        "?", "a is not for everybody: only a node can try mine")  # fmt: skip
+        "?",
+        "a is not for everybody: only a node can try mine",
+    )
     assert of(Access.UNREACHABLE)[0] == "?"
     assert of(Access.MISSING, pullPolicy="Never")[0] == "?"
     made = make_plan(resource(stages={"train": {"image": "mine"}}))
@@ -492,10 +620,15 @@ def test_what_an_image_s_answer_means():
 
 @pytest.mark.parametrize(
     "container",
-    [{"resources": None}, {"resources": {"limits": None}}, {"resources": "none"},
-     {"resources": {"requests": {"cpu": "much"}}}, {"resources": {"requests": {"cpu": ["1"]}}}],
+    [
+        {"resources": None},
+        {"resources": {"limits": None}},
+        {"resources": "none"},
+        {"resources": {"requests": {"cpu": "much"}}},
+        {"resources": {"requests": {"cpu": ["1"]}}},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_pod_template_of_any_kind_does_not_stop_the_operator(container):
     patch = {"spec": {"containers": [{"name": "train", **container}]}}
     plan = make_plan(resource(stages={"train": {"podTemplate": patch}}))
@@ -515,11 +648,19 @@ EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}
         (2, {"training": {"nodes": 2}}, "warn", "room for 0 of 1 pods"),
         (2, {"training": {"nodes": 2, "gpusPerNode": 4}}, "ok", "room for 1 beside"),
         # four pods fit on one node of two, and so leave the other to the sampler's two
-        (2, {"training": {"nodes": 4, "gpusPerNode": 2}, "inference": EVERY["inference"] | {
-            "samples": [{"input": "a.mp4"}] * 2, "parallelism": 2}}, "ok", "room for 2 beside"),
+        (
+            2,
+            {
+                "training": {"nodes": 4, "gpusPerNode": 2},
+                "inference": EVERY["inference"]
+                | {"samples": [{"input": "a.mp4"}] * 2, "parallelism": 2},
+            },
+            "ok",
+            "room for 2 beside",
+        ),
         (2, {"stages": {"inference": {"nodeSelector": {"a": "b"}}}}, "warn", "room for 0 of 1"),
     ],
-)  # fmt: skip
+)
 def test_the_sampler_needs_a_gpu_beside_training(nodes, more, verdict, text):
     made = resource(storage={"accessMode": "ReadWriteMany"}, **{**EVERY, **more})
     found = there(made, nodes=[node(labels=KIND)] * nodes)["nodes for samples"]

@@ -23,8 +23,13 @@ def clip(folder: Path, split: str, name: str, frames: int = 20) -> None:
 
 
 def test_usable_clips_are_counted_and_others_named(tmp_path: Path) -> None:
-    for split, name in (("train", "a"), ("train", "b"), ("train", "c"), ("train", "d"),
-                        ("val", "e")):  # fmt: skip
+    for split, name in (
+        ("train", "a"),
+        ("train", "b"),
+        ("train", "c"),
+        ("train", "d"),
+        ("val", "e"),
+    ):
         clip(tmp_path, split, name)
     clip(tmp_path, "train", "short", 5)
     (tmp_path / "train" / "metas" / "b.txt").unlink()
@@ -35,8 +40,12 @@ def test_usable_clips_are_counted_and_others_named(tmp_path: Path) -> None:
     report = Report("dataset")
     assert prepared.check(tmp_path, report, 10) == {"train": 1, "val": 1}
     assert [p.item for p in report.dropped] == [
-        "train/b", "train/c", "train/d", "train/short", "val/metas/lonely.txt",
-    ]  # fmt: skip
+        "train/b",
+        "train/c",
+        "train/d",
+        "train/short",
+        "val/metas/lonely.txt",
+    ]
     assert report.counts["frames"] == 40
     assert sorted(tmp_path.rglob("*")) == before
     assert prepared.main(["--dataset_dir", str(tmp_path)]) == 0

@@ -91,7 +91,7 @@ def test_the_attempt_is_in_the_status_before_its_job_is_applied():
         ({"phase": "Failed", "reason": "Evicted"}, "Evicted", False, None),
         ({"deleted": NOW + timedelta(seconds=600)}, "PodDeleted", False, None),
     ],
-)  # fmt: skip
+)
 def test_one_pod_down_restarts_the_whole_group(what, reason, charged, exit_code):
     world = World()
     _, second = world.to_training()
@@ -281,12 +281,22 @@ def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
     world.settle()
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
     world.finish("download")
-    told = [Skipped("download"), Skipped("dataset", hashes["dataset"]),
-            Skipped("embeddings", "another"), Skipped("latents", hashes["latents"])]  # fmt: skip
+    told = [
+        Skipped("download"),
+        Skipped("dataset", hashes["dataset"]),
+        Skipped("embeddings", "another"),
+        Skipped("latents", hashes["latents"]),
+    ]
     world.round(events=told)
     states = {e["name"]: e["state"] for e in world.status["stages"]}
-    assert states == {"download": "Skipped", "dataset": "Skipped", "embeddings": "Running",
-                      "latents": "Skipped", "train": "Pending", "inference": "Pending"}  # fmt: skip
+    assert states == {
+        "download": "Skipped",
+        "dataset": "Skipped",
+        "embeddings": "Running",
+        "latents": "Skipped",
+        "train": "Pending",
+        "inference": "Pending",
+    }
     world.finish("embeddings")
     world.round()
     assert world.status["stage"] == "train"
@@ -343,11 +353,14 @@ def test_finished_jobs_stay_for_their_logs_by_default():
         (Claim("c", lost=True), {"claimName": "c"}, "ClaimLost"),
         (Claim("c", modes=("ReadWriteOnce",)), {"claimName": "c"}, "ClaimNotShared"),
         (Claim("c", modes=("ReadWriteMany",)), {"claimName": "c"}, None),
-        (Claim("c", modes=("ReadWriteOnce",)),
-         {"claimName": "c", "accessMode": "ReadWriteOnce"}, None),
+        (
+            Claim("c", modes=("ReadWriteOnce",)),
+            {"claimName": "c", "accessMode": "ReadWriteOnce"},
+            None,
+        ),
         (Claim("run-data", found=False), {}, None),
     ],
-)  # fmt: skip
+)
 def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
     world = World(resource(storage=storage))
     decision = world.round(claim=claim)
@@ -455,8 +468,11 @@ def test_gang_by_what_the_cluster_serves():
         world.extra = {"capabilities": capabilities}
         world.to_training()
         groups = [m for m in world.applied if m["kind"] == "PodGroup"]
-        job = next(m for m in world.applied if m["metadata"]["name"] == "run-train-1"
-                   and m["kind"] == "Job")  # fmt: skip
+        job = next(
+            m
+            for m in world.applied
+            if m["metadata"]["name"] == "run-train-1" and m["kind"] == "Job"
+        )
         return world.condition("GangScheduled"), groups, job["spec"]["template"]
 
     every = Capabilities(native="v1beta1", volcano="v1beta1", coscheduling="v1alpha1")
@@ -481,14 +497,17 @@ def test_gang_by_what_the_cluster_serves():
 
 
 ACTS = {  # what shows that a scheduler acts: of the PodGroup, the pods and the Job
-    "Native": (Capabilities(native="v1"), {"conditions": [{"type": "PodGroupInitiallyScheduled"}]},
-               {}, {}),
+    "Native": (
+        Capabilities(native="v1"),
+        {"conditions": [{"type": "PodGroupInitiallyScheduled"}]},
+        {},
+        {},
+    ),
     "Volcano": (Capabilities(volcano="v1beta1"), {"phase": "Inqueue"}, {}, {}),
-    "Volcano by its pods": (Capabilities(volcano="v1beta1"), {},
-                            {"unschedulable": "no room"}, {}),
+    "Volcano by its pods": (Capabilities(volcano="v1beta1"), {}, {"unschedulable": "no room"}, {}),
     "Coscheduling": (Capabilities(coscheduling="v1alpha1"), {"phase": "Pending"}, {}, {}),
     "Kueue": (Capabilities(), {}, {}, {"queued": True}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", ACTS)
@@ -705,8 +724,12 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
     world = World()
     world.settle()
     (pod,) = world.start_pods()
-    world.pod(pod, node="dead", disruption="DeletionByTaintManager",
-              deleted=world.now + timedelta(seconds=30))  # fmt: skip
+    world.pod(
+        pod,
+        node="dead",
+        disruption="DeletionByTaintManager",
+        deleted=world.now + timedelta(seconds=30),
+    )
     world.settle()
     assert pod in world.pods
     assert list(world.jobs) == ["run-download-1"]
@@ -784,8 +807,9 @@ def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
     world.round(events=[CheckpointSaved("train", 100)])
     world.settle()
     (job,) = [j for j in world.jobs.values() if j.stage == "samples"]
-    pod = Pod("s", "s", "samples", 100, 0, "Running", "dead",
-              deleted=world.now + timedelta(seconds=30))  # fmt: skip
+    pod = Pod(
+        "s", "s", "samples", 100, 0, "Running", "dead", deleted=world.now + timedelta(seconds=30)
+    )
     world.pods["s"] = pod
     world.tick(91)
     world.settle()
@@ -911,8 +935,9 @@ def to_latents(world, identity="a"):
 
 def given(world, name):
     """The identity that the worker of a Job is told."""
-    job = next(m for m in reversed(world.applied) if m["metadata"]["name"] == name
-               and m["kind"] == "Job")  # fmt: skip
+    job = next(
+        m for m in reversed(world.applied) if m["metadata"]["name"] == name and m["kind"] == "Job"
+    )
     env = job["spec"]["template"]["spec"]["containers"][0]["env"]
     return next((e["value"] for e in env if e["name"] == "V2W_VOLUME_ID"), None)
 
@@ -952,12 +977,16 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
     assert world.condition("ContentKept")["status"] == "True"
 
 
-@pytest.mark.parametrize("events", [
-    told("latents", "a", "a"),
-    told("latents", "a"),
-    told("latents", "b"),  # of a worker that was told nothing
-    told("latents", "b", "c"),  # of an attempt before the volume was known by this name
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "events",
+    [
+        told("latents", "a", "a"),
+        told("latents", "a"),
+        told("latents", "b"),  # of a worker that was told nothing
+        told("latents", "b", "c"),  # of an attempt before the volume was known by this name
+    ],
+    ids=str,
+)
 def test_what_is_no_loss(events):
     world = World()
     to_latents(world)
@@ -968,8 +997,10 @@ def test_what_is_no_loss(events):
 
 
 def test_two_resources_on_one_volume_know_it_by_one_name():
-    one, other = World(resource(storage={"claimName": "run-data"})), World(
-        resource(storage={"claimName": "run-data"}))  # fmt: skip
+    one, other = (
+        World(resource(storage={"claimName": "run-data"})),
+        World(resource(storage={"claimName": "run-data"})),
+    )
     for world in (one, other):
         to_latents(world)
         world.round(events=told("latents", "a", "a"))
@@ -1089,8 +1120,9 @@ def test_what_runs_goes_on_and_the_next_attempt_is_of_the_new_spec():
     world.pods.clear()
     world.tick(1000)
     world.settle()
-    template = next(m for m in world.applied if m["metadata"]["name"] == "run-train-2"
-                    and m["kind"] == "Job")["spec"]["template"]["spec"]  # fmt: skip
+    template = next(
+        m for m in world.applied if m["metadata"]["name"] == "run-train-2" and m["kind"] == "Job"
+    )["spec"]["template"]["spec"]
     assert template["containers"][0]["image"] == "t:2"
     assert template["nodeSelector"] == {"a": "b"}
 

@@ -64,8 +64,11 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.job is not None)
     @rule()
     def pods_start(self):
-        if not [p for p in self.world.pods.values() if p.attempt == self.job.attempt
-                and p.stage == self.job.stage]:  # fmt: skip
+        if not [
+            p
+            for p in self.world.pods.values()
+            if p.attempt == self.job.attempt and p.stage == self.job.stage
+        ]:
             self.world.start_pods()
 
     @precondition(lambda self: self.job is not None)
@@ -86,8 +89,12 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def a_node_dies(self):
         pod = self.alive[0]
-        self.world.pod(pod.name, node="node-dead", disruption="DeletionByTaintManager",
-                       deleted=self.world.now + timedelta(seconds=30))  # fmt: skip
+        self.world.pod(
+            pod.name,
+            node="node-dead",
+            disruption="DeletionByTaintManager",
+            deleted=self.world.now + timedelta(seconds=30),
+        )
 
     @precondition(lambda self: self.job is not None)
     @rule()
@@ -128,8 +135,10 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             self.world.jobs[job.name] = replace(job, **how)
 
-    @rule(samples=st.sampled_from([[], [{"input": "a.mp4"}], [{"input": "b.mp4"}]]),
-          iterations=st.sampled_from([9, 12]))  # fmt: skip
+    @rule(
+        samples=st.sampled_from([[], [{"input": "a.mp4"}], [{"input": "b.mp4"}]]),
+        iterations=st.sampled_from([9, 12]),
+    )
     def somebody_edits(self, samples, iterations):
         spec = self.world.body["spec"]
         every = bool(samples) and spec["inference"].get("everyCheckpoint", False)
@@ -145,8 +154,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def never_two_live_attempts(self):
-        running = {(j.stage, j.attempt) for j in self.world.jobs.values()
-                   if not j.finished and j.stage != "samples"}  # fmt: skip
+        running = {
+            (j.stage, j.attempt)
+            for j in self.world.jobs.values()
+            if not j.finished and j.stage != "samples"
+        }
         assert len(running) <= 1
         live = {(p.stage, p.attempt) for p in self.alive}
         assert len(live | running) <= 1 or not running, (live, running)

@@ -47,14 +47,23 @@ def test_every_variable_that_is_read_or_set_is_listed():
 
 
 def test_every_variable_that_the_plan_sets_is_listed_and_none_beside():
-    spec = {"model": {"size": "14B"}, "dataset": {"agibot": {}},
-            "training": {"iterations": 5, "interconnect": "EFA"},
-            "credentials": {"huggingFaceTokenSecret": {"name": "hf"}},
-            "inference": {"samples": [{"input": "a.mp4"}]}}  # fmt: skip
-    plan = make_plan(parse({
-        "apiVersion": "video2world.dev/v1alpha1", "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "a"}, "spec": spec,
-    }))  # fmt: skip
+    spec = {
+        "model": {"size": "14B"},
+        "dataset": {"agibot": {}},
+        "training": {"iterations": 5, "interconnect": "EFA"},
+        "credentials": {"huggingFaceTokenSecret": {"name": "hf"}},
+        "inference": {"samples": [{"input": "a.mp4"}]},
+    }
+    plan = make_plan(
+        parse(
+            {
+                "apiVersion": "video2world.dev/v1alpha1",
+                "kind": "Video2WorldPostTrain",
+                "metadata": {"name": "a"},
+                "spec": spec,
+            }
+        )
+    )
     env = {
         entry["name"]
         for stage in plan.stages

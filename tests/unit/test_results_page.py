@@ -18,13 +18,25 @@ from video2world_trainer.training.history import Records, read_records
 
 HOSTILE = st.one_of(
     st.text(),
-    st.sampled_from([
-        "<script>alert(1)</script>", "</title><script>x", "\"><img src=x onerror=alert(1)>",
-        "' onload='x", "</video></p></section>", "<!--", "]]>", "&lt;script&gt;", "javascript:x",
-        "http://elsewhere.example/x.png", "half a pair \ud800",
-        "\u202e\x00\x1b[2J", "{{x}}", "</style><style>*{}",
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "<script>alert(1)</script>",
+            "</title><script>x",
+            '"><img src=x onerror=alert(1)>',
+            "' onload='x",
+            "</video></p></section>",
+            "<!--",
+            "]]>",
+            "&lt;script&gt;",
+            "javascript:x",
+            "http://elsewhere.example/x.png",
+            "half a pair \ud800",
+            "\u202e\x00\x1b[2J",
+            "{{x}}",
+            "</style><style>*{}",
+        ]
+    ),
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
@@ -50,16 +62,60 @@ class Read(HTMLParser):
 
 
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "dl", "div", "dt",
-    "dd", "figure", "figcaption", "svg", "line", "text", "polyline", "circle", "small", "section",
-    "video", "strong", "br", "a", "details", "summary", "img", "table", "tr", "th", "td", "ul",
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "h1",
+    "h2",
+    "h3",
+    "p",
+    "dl",
+    "div",
+    "dt",
+    "dd",
+    "figure",
+    "figcaption",
+    "svg",
+    "line",
+    "text",
+    "polyline",
+    "circle",
+    "small",
+    "section",
+    "video",
+    "strong",
+    "br",
+    "a",
+    "details",
+    "summary",
+    "img",
+    "table",
+    "tr",
+    "th",
+    "td",
+    "ul",
     "li",
-}  # fmt: skip
+}
 FACTS = st.dictionaries(
-    st.sampled_from(["prompt", "checkpoint", "iteration", "ema", "psnr", "metrics", "seed",
-                     "psnr_of_repeating_the_input", "input"]) | HOSTILE,
+    st.sampled_from(
+        [
+            "prompt",
+            "checkpoint",
+            "iteration",
+            "ema",
+            "psnr",
+            "metrics",
+            "seed",
+            "psnr_of_repeating_the_input",
+            "input",
+        ]
+    )
+    | HOSTILE,
     VALUES,
-)  # fmt: skip
+)
 PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
 
 
@@ -67,12 +123,18 @@ PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
 @given(
     name=HOSTILE,
     samples=st.lists(
-        st.builds(Sample, video=PATHS, facts=FACTS, sheet=st.none() | PATHS,
-                  truth=st.none() | PATHS), max_size=4),
-    reports=st.dictionaries(HOSTILE, st.fixed_dictionaries(
-        {}, optional={"counts": VALUES, "dropped": VALUES}), max_size=2),
+        st.builds(
+            Sample, video=PATHS, facts=FACTS, sheet=st.none() | PATHS, truth=st.none() | PATHS
+        ),
+        max_size=4,
+    ),
+    reports=st.dictionaries(
+        HOSTILE,
+        st.fixed_dictionaries({}, optional={"counts": VALUES, "dropped": VALUES}),
+        max_size=2,
+    ),
     config=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
-)  # fmt: skip
+)
 def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
     made = page(Results(name=name, samples=samples, reports=reports, settings=config))
     read = Read(made)
@@ -107,22 +169,41 @@ def volume(tmp_path, monkeypatch):
     job, results = Path("checkpoints/p/g/run"), Path("results/run")
     described = {"size": "Tiny", "geometry": "crop", "run": {"dataset_dir": "datasets/d/train"}}
     put(job / "checkpoints/model/config.json", described)
-    put(Path("datasets/d/report.json"), {"counts": {"windows": 24}, "dropped": [
-        {"kind": "window", "item": "w<9>", "reason": "too short"}]})  # fmt: skip
+    put(
+        Path("datasets/d/report.json"),
+        {
+            "counts": {"windows": 24},
+            "dropped": [{"kind": "window", "item": "w<9>", "reason": "too short"}],
+        },
+    )
     put(job / "checkpoints/model/iter_000000500.pt", "x")
     for iteration in (500, 1000):
         folder = results / f"iter_{iteration:09d}"
         folder.mkdir(parents=True)
         write_video(folder / "sample-0.mp4", frames[:17], 16)
         (folder / "sample-0.png").write_bytes(b"png")
-        put(folder / "sample-0.json", {
-            "prompt": "The arm reaches.", "input": str(source), "frames": 17, "fps": 16,
-            "size": [96, 128], "checkpoint": f"checkpoints/x/iter_{iteration:09d}.pt",
-            "iteration": iteration, "ema": False, "seed": 3, "psnr": iteration / 50,
-            "psnr_of_repeating_the_input": 9.5,
-            "metrics": {"psnr": iteration / 50, "ssim": 0.5, "lpips": None,
-                        "lpips_missing": "weights <w>"},
-        })  # fmt: skip
+        put(
+            folder / "sample-0.json",
+            {
+                "prompt": "The arm reaches.",
+                "input": str(source),
+                "frames": 17,
+                "fps": 16,
+                "size": [96, 128],
+                "checkpoint": f"checkpoints/x/iter_{iteration:09d}.pt",
+                "iteration": iteration,
+                "ema": False,
+                "seed": 3,
+                "psnr": iteration / 50,
+                "psnr_of_repeating_the_input": 9.5,
+                "metrics": {
+                    "psnr": iteration / 50,
+                    "ssim": 0.5,
+                    "lpips": None,
+                    "lpips_missing": "weights <w>",
+                },
+            },
+        )
     records = Records(job)
     for iteration in range(10, 110, 10):
         records.append(iteration, loss=1 / iteration, seconds=0.5)
@@ -140,11 +221,19 @@ def test_the_page_shows_what_there_is_by_relative_paths(volume):
     assert (probe(results / truth).frames, probe(results / truth).fps) == (17, 16)
     text = " ".join("".join(read.text).split())
     for expected in (
-        "ground truth", "iteration 500PSNR 10.00 dBSSIM 0.500", "iteration 1000PSNR 20.00 dB",
-        "Repeating the last given frame: PSNR 9.50 dB", "The arm reaches.", "windows24",
-        "w<9>: too short", "dataset dirdatasets/d/train", "Training loss", "Iteration time",
-        "PSNR by checkpoint", "No LPIPS: weights <w>.",
-    ):  # fmt: skip
+        "ground truth",
+        "iteration 500PSNR 10.00 dBSSIM 0.500",
+        "iteration 1000PSNR 20.00 dB",
+        "Repeating the last given frame: PSNR 9.50 dB",
+        "The arm reaches.",
+        "windows24",
+        "w<9>: too short",
+        "dataset dirdatasets/d/train",
+        "Training loss",
+        "Iteration time",
+        "PSNR by checkpoint",
+        "No LPIPS: weights <w>.",
+    ):
         assert expected in text, expected
     assert "script" not in read.tags
 

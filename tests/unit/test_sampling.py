@@ -25,8 +25,13 @@ def pod(iteration, phase="Running", **fields):
 
 
 def row(iteration, **fields):
-    return {"checkpoint": f"iter_{iteration:09d}", "iteration": iteration, "done": 0, "total": 2,
-            "state": "Running"} | fields  # fmt: skip
+    return {
+        "checkpoint": f"iter_{iteration:09d}",
+        "iteration": iteration,
+        "done": 0,
+        "total": 2,
+        "state": "Running",
+    } | fields
 
 
 TABLE = {
@@ -34,40 +39,96 @@ TABLE = {
     "the first one": (500, [], [], [], True, (500, [], 500), {500: "Running"}),
     "it runs": (500, [row(500)], [job(500)], [pod(500)], True, (None, [], 500), {500: "Running"}),
     "it runs and a newer one waits": (
-        1000, [row(500)], [job(500)], [pod(500)], True, (None, [], 500), {500: "Running"},
+        1000,
+        [row(500)],
+        [job(500)],
+        [pod(500)],
+        True,
+        (None, [], 500),
+        {500: "Running"},
     ),
     "it has no node and a newer one comes": (
-        1000, [row(500)], [job(500)], [pod(500, "Pending")], True, (None, [500], None),
+        1000,
+        [row(500)],
+        [job(500)],
+        [pod(500, "Pending")],
+        True,
+        (None, [500], None),
         {500: "Skipped"},
     ),
     "only the newest of those that came meanwhile": (
-        2000, [row(500)], [job(500, complete=True)], [], True, (2000, [500], 2000),
+        2000,
+        [row(500)],
+        [job(500, complete=True)],
+        [],
+        True,
+        (2000, [500], 2000),
         {500: "Succeeded", 2000: "Running"},
     ),
     "done, and no newer one": (
-        500, [row(500, state="Succeeded")], [job(500, complete=True)], [], True, (None, [], None),
+        500,
+        [row(500, state="Succeeded")],
+        [job(500, complete=True)],
+        [],
+        True,
+        (None, [], None),
         {500: "Succeeded"},
     ),
     "failed: the next checkpoint is tried": (
-        1000, [row(500)], [job(500, failed="BackoffLimitExceeded")], [], True,
-        (1000, [500], 1000), {500: "Failed", 1000: "Running"},
+        1000,
+        [row(500)],
+        [job(500, failed="BackoffLimitExceeded")],
+        [],
+        True,
+        (1000, [500], 1000),
+        {500: "Failed", 1000: "Running"},
     ),
     "its Job was deleted by somebody: again": (
-        500, [row(500)], [], [], True, (500, [], 500), {500: "Running"},
+        500,
+        [row(500)],
+        [],
+        [],
+        True,
+        (500, [], 500),
+        {500: "Running"},
     ),
     "its Job was deleted and a newer one is there": (
-        1000, [row(500)], [], [], True, (1000, [], 1000), {500: "Skipped", 1000: "Running"},
+        1000,
+        [row(500)],
+        [],
+        [],
+        True,
+        (1000, [], 1000),
+        {500: "Skipped", 1000: "Running"},
     ),
     "training is over: what runs goes on": (
-        1000, [row(500)], [job(500)], [pod(500)], False, (None, [], 500), {500: "Running"},
+        1000,
+        [row(500)],
+        [job(500)],
+        [pod(500)],
+        False,
+        (None, [], 500),
+        {500: "Running"},
     ),
     "training is over: what has no node does not": (
-        1000, [row(500)], [job(500)], [], False, (None, [500], None), {500: "Skipped"},
+        1000,
+        [row(500)],
+        [job(500)],
+        [],
+        False,
+        (None, [500], None),
+        {500: "Skipped"},
     ),
     "training is over: nothing begins": (
-        1000, [], [], [], False, (None, [], None), {},
+        1000,
+        [],
+        [],
+        [],
+        False,
+        (None, [], None),
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -77,16 +138,22 @@ def test_what_follows(name):
     step = decide(status, jobs, pods, training=training, total=2)
     assert (step.apply, [j.attempt for j in step.delete], step.running) == expected
     assert {r["iteration"]: r["state"] for r in status["samples"]} == states
-    again = decide(status, [j for j in jobs if j not in step.delete], pods, training=training,
-                   total=2)  # fmt: skip
+    again = decide(
+        status, [j for j in jobs if j not in step.delete], pods, training=training, total=2
+    )
     assert not again.delete
 
 
 def test_a_failure_is_told_with_its_evidence():
     tail = '{"event": "failed", "stage": "samples", "reason": "UserError", "message": "no clip"}'
     status = {"samples": [row(500)], "checkpoint": {"iteration": 500}}
-    step = decide(status, [job(500, failed="PodFailurePolicy")],
-                  [pod(500, "Failed", exit_code=2, tail=tail)], training=True, total=2)  # fmt: skip
+    step = decide(
+        status,
+        [job(500, failed="PodFailurePolicy")],
+        [pod(500, "Failed", exit_code=2, tail=tail)],
+        training=True,
+        total=2,
+    )
     assert step.failed == (500, "no clip")
     assert status["samples"][0]["message"] == "no clip"
 
@@ -94,8 +161,10 @@ def test_a_failure_is_told_with_its_evidence():
 def test_a_worker_that_found_its_checkpoint_deleted_is_believed():
     status = {}
     begin(status, 500, 2)
-    line = ('{"event": "samples", "stage": "samples", "checkpoint": "iter_000000500", '
-            '"iteration": 500, "done": 0, "total": 2, "message": "deleted"}')  # fmt: skip
+    line = (
+        '{"event": "samples", "stage": "samples", "checkpoint": "iter_000000500", '
+        '"iteration": 500, "done": 0, "total": 2, "message": "deleted"}'
+    )
     status = update_status(status, parse(line), "now")
     decide(status, [job(500, complete=True)], [], training=True, total=2)
     assert status["samples"] == [row(500, state="Skipped", message="deleted")]

@@ -44,22 +44,26 @@ def life(seen):
         event(3, JOBS, "create", "pods", labels=train("1")),
         event(4, JOBS, "create", "pods", labels=train("1")),
         event(4, JOBS, "create", "pods", labels=train("1"), code=409),
-        *(event(5, "system:kube-scheduler", "create", "pods/binding", f"run-train-1-{i}-a")
-          for i in range(2)),
+        *(
+            event(5, "system:kube-scheduler", "create", "pods/binding", f"run-train-1-{i}-a")
+            for i in range(2)
+        ),
         *(event(6, "kwok", "patch", "pods/status", f"run-train-1-{i}-a") for i in range(2)),
         event(10, "kwok", "patch", "pods/status", "run-train-1-1-a"),
         event(11, OPERATOR, "delete", "jobs", "run-train-1"),
         event(12, "kwok", "delete", "pods", "run-train-1-0-a"),
         event(13, JOBS, "create", "pods", labels=train("2")),
         event(14, JOBS, "create", "pods", labels=train("2")),
-        *(event(15, "system:kube-scheduler", "create", "pods/binding", f"run-train-2-{i}-b")
-          for i in range(2)),
+        *(
+            event(15, "system:kube-scheduler", "create", "pods/binding", f"run-train-2-{i}-b")
+            for i in range(2)
+        ),
         *(event(20, "kwok", "patch", "pods/status", f"run-train-2-{i}-b") for i in range(2)),
         *(event(30, "kwok", "patch", "pods/status", f"run-train-2-{i}-b") for i in range(2)),
         event(31, OPERATOR, "watch", "pods"),
         event(31, OPERATOR, "get", "pods/log", "run-train-2-0-b") | {"stage": "ResponseStarted"},
         event(31, OPERATOR, "update", "leases", "video2world-operator"),
-    ):  # fmt: skip
+    ):
         seen.take(one)
 
 
@@ -74,8 +78,10 @@ def test_a_life_is_read_from_the_audit_log():
     assert [t - at for t in seen.deleted["run-train-1"]] == [10]
     assert seen.applied["run-train-1"] - max(seen.jobs["run-latents-1"]) == 0.5
     assert seen.requests == {
-        "patch video2worldposttrains/status": 1, "create jobs": 1, "delete jobs": 1,
-    }  # fmt: skip
+        "patch video2worldposttrains/status": 1,
+        "create jobs": 1,
+        "delete jobs": 1,
+    }
 
 
 def test_useful_is_only_what_a_group_did_while_it_was_whole_and_then_ended_well():
@@ -120,20 +126,32 @@ def test_the_mix_fits_the_nodes():
 
 def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
     record = {
-        "machine": {"cores": 2, "cpu": "x", "load_at_start": 0, "python": "3", "commit": "c",
-                    "date": "d", "command": "make"},
-        "control_plane": "v1", "scale": {"cluster_nodes": 3, "resources": 5, "nodes": 4},
+        "machine": {
+            "cores": 2,
+            "cpu": "x",
+            "load_at_start": 0,
+            "python": "3",
+            "commit": "c",
+            "date": "d",
+            "command": "make",
+        },
+        "control_plane": "v1",
+        "scale": {"cluster_nodes": 3, "resources": 5, "nodes": 4},
         "systems": {
-            "video2world": {"fill": {"accepted_per_second": 5.0},
-                            "probe": {"turn_to_4_pods_created": spread([1.0])}},
+            "video2world": {
+                "fill": {"accepted_per_second": 5.0},
+                "probe": {"turn_to_4_pods_created": spread([1.0])},
+            },
             "trainer": {"error": "RuntimeError: no"},
             "training-operator": {"probe": {"turn_to_4_pods_created": spread([0.5])}},
         },
-    }  # fmt: skip
+    }
     record["goals"] = goals(record)
     assert [(g["measured"], g["met"]) for g in record["goals"]] == [
-        (5.0, False), (1.0, True), (1.0, False),
-    ]  # fmt: skip
+        (5.0, False),
+        (1.0, True),
+        (1.0, False),
+    ]
     text = document(record)
     assert "missed" in text
     assert "did not get through: RuntimeError: no" in text

@@ -76,8 +76,21 @@ def differences(path: Path) -> list[str]:
     height, width = window.shape[1:3]
     even = ["-vf", f"scale={width}:{height}"] if frames.shape[1:] != window.shape[1:] else []
     coded = path.with_name(f"{path.name}.mkv")
-    ffmpeg("-i", path, "-an", "-fps_mode", "passthrough", *even, "-pix_fmt", "yuv420p",
-           "-c:v", "libx264", "-qp", 0, coded)  # fmt: skip
+    ffmpeg(
+        "-i",
+        path,
+        "-an",
+        "-fps_mode",
+        "passthrough",
+        *even,
+        "-pix_fmt",
+        "yuv420p",
+        "-c:v",
+        "libx264",
+        "-qp",
+        0,
+        coded,
+    )
     expected = shown(coded, height, width)
     if window.shape != expected.shape or np.abs(window.astype(int) - expected).mean() > 0.5:
         found.append("cut otherwise")
@@ -151,13 +164,19 @@ def test_what_is_turned_is_not_copied_and_keeps_the_shape_of_its_pixels(
 
 COLOURS = {
     f"{pixels} {space} {span}": [
-        "-vf", f"scale=out_color_matrix={matrix}:out_range={span},format={pixels}",
-        "-c:v", "libx264", "-colorspace", space, "-color_range", span,
+        "-vf",
+        f"scale=out_color_matrix={matrix}:out_range={span},format={pixels}",
+        "-c:v",
+        "libx264",
+        "-colorspace",
+        space,
+        "-color_range",
+        span,
     ]
     for pixels in ("yuv420p", "yuv422p10le", "yuv444p", "gray")
     for space, matrix in (("bt709", "bt709"), ("smpte170m", "bt601"), ("bt2020nc", "bt2020"))
     for span in ("tv", "pc")
-}  # fmt: skip
+}
 GROUPS = {
     "colours": {f"{name}.mp4": arguments for name, arguments in COLOURS.items()},
     "pixel formats": {
@@ -200,11 +219,17 @@ GROUPS = {
     },
     "times": {
         "varying.mp4": [*H264, "-vf", "setpts='(N+0.4*mod(N,3))/10/TB'", "-fps_mode", "vfr"],
-        "varying.webm": ["-c:v", "libvpx-vp9", "-vf", "setpts='(N+0.4*mod(N,3))/10/TB'",
-                         "-fps_mode", "vfr"],
+        "varying.webm": [
+            "-c:v",
+            "libvpx-vp9",
+            "-vf",
+            "setpts='(N+0.4*mod(N,3))/10/TB'",
+            "-fps_mode",
+            "vfr",
+        ],
         "ntsc.mp4": [*H264, "-r", "30000/1001"],
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -222,11 +247,34 @@ def test_several_streams(tmp_path: Path, source: Path) -> None:
     ffmpeg("-itsoffset", 0.5, "-i", source, *sine, *both, tmp_path / "picture later.mp4")
     two = ["-i", source, "-i", source, "-map", "0:v", "-map", "1:v", "-filter:v:0", "scale=32:24"]
     for index, name in enumerate(("larger second.mkv", "default first.mkv")):
-        ffmpeg(*two, "-disposition:v:0", ("0", "default")[index], "-disposition:v:1", 0, *H264,
-               tmp_path / name)  # fmt: skip
-    ffmpeg("-i", source, "-i", cover, "-map", 1, "-map", 0, "-c:v:0", "png", "-disposition:v:0",
-           "attached_pic", "-c:v:1", "libx264", "-pix_fmt:v:1", "yuv420p",
-           tmp_path / "cover first.mp4")  # fmt: skip
+        ffmpeg(
+            *two,
+            "-disposition:v:0",
+            ("0", "default")[index],
+            "-disposition:v:1",
+            0,
+            *H264,
+            tmp_path / name,
+        )
+    ffmpeg(
+        "-i",
+        source,
+        "-i",
+        cover,
+        "-map",
+        1,
+        "-map",
+        0,
+        "-c:v:0",
+        "png",
+        "-disposition:v:0",
+        "attached_pic",
+        "-c:v:1",
+        "libx264",
+        "-pix_fmt:v:1",
+        "yuv420p",
+        tmp_path / "cover first.mp4",
+    )
     check(sorted(path for path in tmp_path.iterdir() if path.suffix in (".mp4", ".mkv")))
 
 
@@ -257,8 +305,17 @@ def test_edit_lists(tmp_path: Path, source: Path) -> None:
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_a_start_that_depends_on_frames_before_it(tmp_path: Path, source: Path, codec: str) -> None:
     whole, options = tmp_path / "whole.mp4", "open-gop=1:keyint=4:bframes=1:b-adapt=0:scenecut=0"
-    ffmpeg("-i", source, "-pix_fmt", "yuv420p", "-c:v", codec,
-           f"-{codec[3:]}-params", f"log-level=0:{options}", whole)  # fmt: skip
+    ffmpeg(
+        "-i",
+        source,
+        "-pix_fmt",
+        "yuv420p",
+        "-c:v",
+        codec,
+        f"-{codec[3:]}-params",
+        f"log-level=0:{options}",
+        whole,
+    )
     paths = [tmp_path / f"cut.{suffix}" for suffix in ("mp4", "mov", "mkv")]
     for path in paths:
         editless = [] if path.suffix == ".mkv" else ["-use_editlist", 0]

@@ -84,8 +84,9 @@ def rebuilt(blocks):
     """The mask that the blocks tell a kernel, in the tokens' own order."""
     tokens, count = len(blocks.order), len(blocks.full_count)
     mask = torch.zeros(count * BLOCK, count * BLOCK, dtype=torch.bool)
-    rows = F.pad(blocks.rows[blocks.kind.long()],
-                 (0, count * BLOCK - tokens, 0, count * BLOCK - tokens))  # fmt: skip
+    rows = F.pad(
+        blocks.rows[blocks.kind.long()], (0, count * BLOCK - tokens, 0, count * BLOCK - tokens)
+    )
     for q in range(count):
         here = slice(q * BLOCK, (q + 1) * BLOCK)
         for k in blocks.full_index[q, : blocks.full_count[q]].tolist():
@@ -147,8 +148,9 @@ def test_attention_by_blocks_runs_within_what_is_compiled():
 
 
 def test_a_network_takes_one_attention_for_each_block():
-    config = DiTConfig(model_channels=32, num_blocks=2, num_heads=2, adaln_lora_dim=8,
-                       crossattn_dim=16)  # fmt: skip
+    config = DiTConfig(
+        model_channels=32, num_blocks=2, num_heads=2, adaln_lora_dim=8, crossattn_dim=16
+    )
     net = VideoDiT(config)
     calls = []
 
@@ -156,8 +158,12 @@ def test_a_network_takes_one_attention_for_each_block():
         return lambda *given: calls.append(name) or sdpa(*given)
 
     net.set_attention(sdpa, [noted("first"), noted("second")])
-    net(torch.zeros(1, 16, 1, 4, 4), torch.zeros(1, 1), torch.zeros(1, 3, 16),
-        torch.zeros(1, 1, 1, 4, 4))  # fmt: skip
+    net(
+        torch.zeros(1, 16, 1, 4, 4),
+        torch.zeros(1, 1),
+        torch.zeros(1, 3, 16),
+        torch.zeros(1, 1, 1, 4, 4),
+    )
     assert calls == ["first", "second"]
 
 

@@ -25,65 +25,125 @@ def event(uid, text, seconds=0, warning=True):
     return KubeEvent(uid, "Pod", "x", text, warning, NOW - timedelta(seconds=seconds))
 
 
-QUOTA = event("j1", 'FailedCreate: Error creating: pods "r-train-1-0-z" is forbidden: exceeded '
-              "quota: few, requested: pods=1, used: pods=3, limited: pods=3")  # fmt: skip
+QUOTA = event(
+    "j1",
+    'FailedCreate: Error creating: pods "r-train-1-0-z" is forbidden: exceeded '
+    "quota: few, requested: pods=1, used: pods=3, limited: pods=3",
+)
 NEVER_HEARD = event("j1", "FailedCreate: Error creating: something new")
 # What is there (changes of the Job, pods, events), and what the message must have.
 CASES = {
     "known refusal": (
-        {}, [], [QUOTA], "Job r-train-1 cannot create 2 of its 2 pods: FailedCreate", "exceeded "
-        "quota: few", "have the quota raised", "No progress since 2026-11-24T11:59:29Z."),
+        {},
+        [],
+        [QUOTA],
+        "Job r-train-1 cannot create 2 of its 2 pods: FailedCreate",
+        "exceeded quota: few",
+        "have the quota raised",
+        "No progress since 2026-11-24T11:59:29Z.",
+    ),
     "unknown refusal": (
-        {}, [OTHER], [NEVER_HEARD], "cannot create 1 of its 2 pods: FailedCreate: Error creating: "
-        "something new.", "kubectl describe job r-train-1 -n ns"),
+        {},
+        [OTHER],
+        [NEVER_HEARD],
+        "cannot create 1 of its 2 pods: FailedCreate: Error creating: something new.",
+        "kubectl describe job r-train-1 -n ns",
+    ),
     "stale and strange events": (
-        {}, [OTHER], [event("j1", "FailedCreate: of old", 900), event("j9", "FailedCreate: no")],
-        "Job r-train-1 has created 1 of 2 pods, and no event says why", "kube-controller-manager"),
+        {},
+        [OTHER],
+        [event("j1", "FailedCreate: of old", 900), event("j9", "FailedCreate: no")],
+        "Job r-train-1 has created 1 of 2 pods, and no event says why",
+        "kube-controller-manager",
+    ),
     "nothing read yet": ({}, [OTHER], None, "Job r-train-1 has created 1 of 2 pods."),
     "idle by its spec": (
-        {"notes": ("spec.parallelism is 0",)}, [], [],
-        "Job r-train-1 has created 0 of 2 pods: spec.parallelism is 0. kubectl describe job"),
+        {"notes": ("spec.parallelism is 0",)},
+        [],
+        [],
+        "Job r-train-1 has created 0 of 2 pods: spec.parallelism is 0. kubectl describe job",
+    ),
     "left to another controller": (
-        {"managed_by": "example.com/else"}, [], [], "it is left to the controller "
-        "example.com/else (spec.managedBy)"),
+        {"managed_by": "example.com/else"},
+        [],
+        [],
+        "it is left to the controller example.com/else (spec.managedBy)",
+    ),
     "pod that failed": (
-        {}, [OTHER, replace(PENDING, phase="Failed", exit_code=1, ended=AGO, tail="boom")], [],
+        {},
+        [OTHER, replace(PENDING, phase="Failed", exit_code=1, ended=AGO, tail="boom")],
+        [],
         "Pod r-train-1-0-x ended with exit code 1; Job r-train-1 starts another one after a pause: "
-        "boom", "`v2w logs r --stage train`"),
+        "boom",
+        "`v2w logs r --stage train`",
+    ),
     "no scheduler": (
-        {}, [replace(PENDING, scheduled=False, scheduler="mine"), OTHER], [],
-        "No scheduler has looked at pod r-train-1-0-x: schedulerName is mine. Is it installed?"),
+        {},
+        [replace(PENDING, scheduled=False, scheduler="mine"), OTHER],
+        [],
+        "No scheduler has looked at pod r-train-1-0-x: schedulerName is mine. Is it installed?",
+    ),
     "scheduler of the cluster": (
-        {}, [replace(PENDING, scheduled=False, scheduler="default-scheduler"), OTHER], [],
-        "schedulerName is default-scheduler. Check that kube-scheduler runs."),
+        {},
+        [replace(PENDING, scheduled=False, scheduler="default-scheduler"), OTHER],
+        [],
+        "schedulerName is default-scheduler. Check that kube-scheduler runs.",
+    ),
     "unknown trouble of a pod": (
-        {}, [replace(PENDING, node="n1", states=("container train waits: ContainerCreating",)),
-             OTHER], [event("p0", "FailedAttach: strange words"),
-                      event("p0", "FailedScheduling: before it had a node")],
+        {},
+        [replace(PENDING, node="n1", states=("container train waits: ContainerCreating",)), OTHER],
+        [
+            event("p0", "FailedAttach: strange words"),
+            event("p0", "FailedScheduling: before it had a node"),
+        ],
         "Pod r-train-1-0-x on node n1 has not started: FailedAttach: strange words.",
-        "kubectl describe pod r-train-1-0-x -n ns"),
+        "kubectl describe pod r-train-1-0-x -n ns",
+    ),
     "image on its way": (
-        {}, [replace(PENDING, node="n1"), OTHER],
-        [event("p0", "Pulling: Pulling image \"a\"", 5, False), event("p0", "Odd: past", 200)],
-        "Pulling: Pulling image", "still pulling the image"),
+        {},
+        [replace(PENDING, node="n1"), OTHER],
+        [event("p0", 'Pulling: Pulling image "a"', 5, False), event("p0", "Odd: past", 200)],
+        "Pulling: Pulling image",
+        "still pulling the image",
+    ),
     "init container": (
-        {}, [replace(PENDING, node="n1", states=("init container wait is still running",)), OTHER],
-        [], "has not started: init container wait is still running"),
+        {},
+        [replace(PENDING, node="n1", states=("init container wait is still running",)), OTHER],
+        [],
+        "has not started: init container wait is still running",
+    ),
     "not ready": (
-        {}, [replace(OTHER, ready=False, not_ready=AGO, states=("container proxy waits: "
-                     "CrashLoopBackOff",)), replace(OTHER, index=0, name="a")],
-        [], "Pod r-train-1-1-y on node n2 runs, but is not ready: container proxy waits: Crash"),
+        {},
+        [
+            replace(
+                OTHER,
+                ready=False,
+                not_ready=AGO,
+                states=("container proxy waits: CrashLoopBackOff",),
+            ),
+            replace(OTHER, index=0, name="a"),
+        ],
+        [],
+        "Pod r-train-1-1-y on node n2 runs, but is not ready: container proxy waits: Crash",
+    ),
     "sidecar": (
-        {}, [replace(OTHER, ready=False, exit_code=0, ended=AGO, still_running=("istio-proxy",)),
-             replace(OTHER, index=0, name="a")], [],
+        {},
+        [
+            replace(OTHER, ready=False, exit_code=0, ended=AGO, still_running=("istio-proxy",)),
+            replace(OTHER, index=0, name="a"),
+        ],
+        [],
         "The worker of pod r-train-1-1-y has ended (exit code 0), but container istio-proxy is "
         "still running. Disable its injection with spec.stages.train.podTemplate, or use a native "
-        "sidecar"),
+        "sidecar",
+    ),
     "two alike": (
-        {}, [replace(p, phase="Pending", node="n", ready=False) for p in (PENDING, OTHER)],
+        {},
+        [replace(p, phase="Pending", node="n", ready=False) for p in (PENDING, OTHER)],
         [event(uid, "FailedMount: MountVolume failed") for uid in ("p0", "p1")],
-        "Pod r-train-1-0-x on node n has not started (and 1 more pods): FailedMount"),
-}  # fmt: skip
+        "Pod r-train-1-0-x on node n has not started (and 1 more pods): FailedMount",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -103,31 +163,45 @@ def test_what_is_known_is_said(case):
 
 # What Kubernetes 1.37 says where a Job's pods are refused, and words of what and of remedy.
 REFUSALS = {
-    "pods \"a\" is forbidden: [maximum cpu usage per Container is 1, but limit is 4, "
+    'pods "a" is forbidden: [maximum cpu usage per Container is 1, but limit is 4, '
     "maximum memory usage per Container is 1Gi, but limit is 8Gi]": (
-        "sets the maximum of cpu per Container to 1, but limit is 4", "resources.limits.cpu"),
-    "pods \"a\" is forbidden: maximum memory usage per Pod is 1Gi.  No limit is "
-    "specified": ("maximum of memory per Pod to 1Gi, No limit", "limits.memory"),
-    "pods \"a\" is forbidden: memory max limit to request ratio per Container is 2, "
+        "sets the maximum of cpu per Container to 1, but limit is 4",
+        "resources.limits.cpu",
+    ),
+    'pods "a" is forbidden: maximum memory usage per Pod is 1Gi.  No limit is specified': (
+        "maximum of memory per Pod to 1Gi, No limit",
+        "limits.memory",
+    ),
+    'pods "a" is forbidden: memory max limit to request ratio per Container is 2, '
     "but provided ratio is 4.000000": ("limit to request of memory to 2", "requests.memory"),
-    "Error creating: Pod \"a\" is invalid: spec.containers[0].resources.requests: Invalid value: "
-    "\"2Gi\": must be less than or equal to memory limit of 512Mi": (
-        "requests 2Gi of memory, above its limit of 512Mi", "limits.memory to at least 2Gi"),
-    "pods \"a\" is forbidden: failed quota: few: must specify limits.cpu for: a": (
-        "quota few only admits pods that specify limits.cpu", "spec.stages.train.resources"),
+    'Error creating: Pod "a" is invalid: spec.containers[0].resources.requests: Invalid value: '
+    '"2Gi": must be less than or equal to memory limit of 512Mi': (
+        "requests 2Gi of memory, above its limit of 512Mi",
+        "limits.memory to at least 2Gi",
+    ),
+    'pods "a" is forbidden: failed quota: few: must specify limits.cpu for: a': (
+        "quota few only admits pods that specify limits.cpu",
+        "spec.stages.train.resources",
+    ),
     "pods \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied "
     "request: say who": ("policy p refuses it: say who", "podTemplate"),
     "Error creating: policy 'm' with binding 'b' denied request: expression 'x' resulted in error: "
     "no such key: annotations": ("policy m fails", "kubectl describe mutatingadmissionpolicy m"),
-    "Error creating: admission webhook \"w.example\" denied the request: no": (
-        "webhook w.example refuses", "podTemplate"),
-    "Error creating: Internal error occurred: failed calling webhook \"w.example\": failed to call "
+    'Error creating: admission webhook "w.example" denied the request: no': (
+        "webhook w.example refuses",
+        "podTemplate",
+    ),
+    'Error creating: Internal error occurred: failed calling webhook "w.example": failed to call '
     "webhook: Post: connection refused": ("w.example does not answer", "failurePolicy"),
-    "pods \"a\" is forbidden: error looking up service account ns/x: serviceaccount "
-    "\"x\" not found": ("no service account ns/x", "serviceAccountName"),
-    "pods \"a\" is forbidden: pod rejected: RuntimeClass \"kata\" not found": (
-        "no runtime class kata", "runtimeClassName"),
-}  # fmt: skip
+    'pods "a" is forbidden: error looking up service account ns/x: serviceaccount "x" not found': (
+        "no service account ns/x",
+        "serviceAccountName",
+    ),
+    'pods "a" is forbidden: pod rejected: RuntimeClass "kata" not found': (
+        "no runtime class kata",
+        "runtimeClassName",
+    ),
+}
 
 
 @pytest.mark.parametrize(("text", "words"), REFUSALS.items())
@@ -145,14 +219,23 @@ def test_a_job_at_rest_is_not_stuck(changes):
 
 
 PODS = st.builds(
-    Pod, name=st.just("p"), uid=st.uuids().map(str), stage=st.just("train"), attempt=st.just(1),
-    index=st.just(0), phase=st.sampled_from(["Pending", "Running", "Unknown", "Failed"]),
-    node=st.sampled_from(["", "n"]), ready=st.booleans(), created=st.just(AGO),
-    ended=st.sampled_from([None, AGO]), exit_code=st.sampled_from([None, 0, 1, 2]),
-    scheduled=st.booleans(), not_ready=st.sampled_from([None, AGO]),
+    Pod,
+    name=st.just("p"),
+    uid=st.uuids().map(str),
+    stage=st.just("train"),
+    attempt=st.just(1),
+    index=st.just(0),
+    phase=st.sampled_from(["Pending", "Running", "Unknown", "Failed"]),
+    node=st.sampled_from(["", "n"]),
+    ready=st.booleans(),
+    created=st.just(AGO),
+    ended=st.sampled_from([None, AGO]),
+    exit_code=st.sampled_from([None, 0, 1, 2]),
+    scheduled=st.booleans(),
+    not_ready=st.sampled_from([None, AGO]),
     states=st.sampled_from([(), ("container train waits: x",)]),
     still_running=st.sampled_from([(), ("istio-proxy",)]),
-)  # fmt: skip
+)
 
 
 @given(pods=st.lists(PODS, max_size=2), events=st.sampled_from([None, [], [QUOTA]]))
@@ -229,8 +312,9 @@ def test_explain_agrees_and_tells_the_age(world):
     assert causes(world) == []
     world.tick(BOUND + 60)
     (cause,) = causes(world)
-    assert cause.what == ("Job run-download-1 has created 0 of 1 pods, and no event says why; no "
-                          "progress for 1m30s.")  # fmt: skip
+    assert cause.what == (
+        "Job run-download-1 has created 0 of 1 pods, and no event says why; no progress for 1m30s."
+    )
     world.start_pods()
     assert causes(world) == []
 
@@ -263,8 +347,10 @@ def test_an_orphan_is_named_until_it_is_gone():
     pod = Pod("run-train-2-0-a", "p", "train", 2, 0, "Running", "n", ready=True, created=NOW)
     world.jobs[left.name], world.pods[pod.name] = left, pod
     world.round()
-    expected = ("Waiting for pod run-train-2-0-a of an earlier resource of this name: kubectl "
-                "delete job run-train-2 -n ns")  # fmt: skip
+    expected = (
+        "Waiting for pod run-train-2-0-a of an earlier resource of this name: kubectl "
+        "delete job run-train-2 -n ns"
+    )
     assert world.status["message"] == expected
     assert world.condition("PodsStarted")["reason"] == "EarlierPods"
     (cause,) = causes(world)
@@ -340,8 +426,14 @@ def beside(world, stage="download", code=0, **fields):
     """The worker of every pod has ended, and a proxy runs on."""
     for name, pod in world.pods.items():
         if pod.stage == stage:
-            world.pod(name, exit_code=code, ended=world.now, ready=False,
-                      still_running=("istio-proxy",), **fields)  # fmt: skip
+            world.pod(
+                name,
+                exit_code=code,
+                ended=world.now,
+                ready=False,
+                still_running=("istio-proxy",),
+                **fields,
+            )
 
 
 def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
@@ -454,22 +546,50 @@ ENDED = {"exitCode": 0, "finishedAt": "2026-11-24T12:00:00Z"}
     ("status", "fields"),
     [
         ({}, {"scheduled": False, "scheduler": "s", "waits": ""}),
-        ({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]},
-         {"scheduled": True, "unschedulable": "SchedulingGated"}),
-        ({"containerStatuses": [container("train", waiting={"reason": "PodInitializing"})]},
-         {"waits": "", "states": ("container train waits: PodInitializing",)}),
-        ({"containerStatuses": [container("train", terminated=ENDED),
-                                container("istio-proxy", running={})]},
-         {"still_running": ("istio-proxy",), "exit_code": 0}),
-        ({"containerStatuses": [container("train", terminated=ENDED)],
-          "initContainerStatuses": [container("mesh", running={})]},
-         {"still_running": (), "states": ()}),  # a native sidecar, which the kubelet ends
-        ({"initContainerStatuses": [container("mesh", False, running={}),
-                                    container("setup", running={})]},
-         {"states": ("container mesh runs, but is not ready",
-                     "init container setup is still running")}),
+        (
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+                ]
+            },
+            {"scheduled": True, "unschedulable": "SchedulingGated"},
+        ),
+        (
+            {"containerStatuses": [container("train", waiting={"reason": "PodInitializing"})]},
+            {"waits": "", "states": ("container train waits: PodInitializing",)},
+        ),
+        (
+            {
+                "containerStatuses": [
+                    container("train", terminated=ENDED),
+                    container("istio-proxy", running={}),
+                ]
+            },
+            {"still_running": ("istio-proxy",), "exit_code": 0},
+        ),
+        (
+            {
+                "containerStatuses": [container("train", terminated=ENDED)],
+                "initContainerStatuses": [container("mesh", running={})],
+            },
+            {"still_running": (), "states": ()},
+        ),  # a native sidecar, which the kubelet ends
+        (
+            {
+                "initContainerStatuses": [
+                    container("mesh", False, running={}),
+                    container("setup", running={}),
+                ]
+            },
+            {
+                "states": (
+                    "container mesh runs, but is not ready",
+                    "init container setup is still running",
+                )
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_pod_as_the_api_server_has_it(status, fields):
     pod = Pod.of(pod_body(**status))
     assert {name: getattr(pod, name) for name in fields} == fields
@@ -477,9 +597,15 @@ def test_a_pod_as_the_api_server_has_it(status, fields):
 
 def test_an_event_as_the_api_server_has_it():
     about = {"kind": "Job", "name": "j", "uid": "u"}
-    body = {"involvedObject": about, "type": "Warning", "reason": "R", "message": "m",
-            "lastTimestamp": None, "series": {"lastObservedTime": "2026-11-24T12:00:00.000000Z"},
-            "metadata": {"creationTimestamp": "2026-11-24T11:00:00Z"}}  # fmt: skip
+    body = {
+        "involvedObject": about,
+        "type": "Warning",
+        "reason": "R",
+        "message": "m",
+        "lastTimestamp": None,
+        "series": {"lastObservedTime": "2026-11-24T12:00:00.000000Z"},
+        "metadata": {"creationTimestamp": "2026-11-24T11:00:00Z"},
+    }
     assert KubeEvent.of(body) == KubeEvent("u", "Job", "j", "R: m", True, NOW)
 
 

@@ -53,10 +53,14 @@ def volume(tmp_path, monkeypatch):
     for name in [n for n in os.environ if n.startswith(("V2W_", "JOB_"))]:
         monkeypatch.delenv(name)
     before = signal.getsignal(signal.SIGTERM)
-    Path("samples.json").write_text(json.dumps([
-        {"input_video": f"{n}.mp4", "prompt": "", "output_video": f"results/run/{n}.mp4"}
-        for n in "ab"
-    ]))  # fmt: skip
+    Path("samples.json").write_text(
+        json.dumps(
+            [
+                {"input_video": f"{n}.mp4", "prompt": "", "output_video": f"results/run/{n}.mp4"}
+                for n in "ab"
+            ]
+        )
+    )
     folder = CheckpointFolder(RUN)
     for iteration in (500, 1000):
         folder.save(iteration, {part: {} for part in ("model", "optim", "scheduler", "trainer")})
@@ -172,8 +176,10 @@ def test_a_changed_input_makes_its_samples_anew(capsys, monkeypatch):
     for folder in ("videos", "metas"):
         Path("val", folder).mkdir(parents=True)
     Path("val/videos/a.mp4").write_text("a video")
-    entries = [{"input_video": f"val/videos/{n}.mp4", "prompt": "", "output_video": f"out/{n}.mp4"}
-               for n in "ab"]  # fmt: skip
+    entries = [
+        {"input_video": f"val/videos/{n}.mp4", "prompt": "", "output_video": f"out/{n}.mp4"}
+        for n in "ab"
+    ]
     Path("samples.json").write_text(json.dumps(entries))
     assert run(capsys)[0] == 0
     for change, file, again in (

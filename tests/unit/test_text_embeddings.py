@@ -101,8 +101,15 @@ def test_attention_gets_its_bias_with_the_keys_last(encoder, monkeypatch):
 
 
 def test_other_activations_are_left_alone():
-    config = T5Config(d_model=8, d_kv=4, num_heads=2, d_ff=16, num_layers=1, vocab_size=9,
-                      feed_forward_proj="gated-gelu")  # fmt: skip
+    config = T5Config(
+        d_model=8,
+        d_kv=4,
+        num_heads=2,
+        d_ff=16,
+        num_layers=1,
+        vocab_size=9,
+        feed_forward_proj="gated-gelu",
+    )
     model = T5EncoderModel(config)
     before = [*model.modules()]
     fuse_relu(model)
@@ -148,9 +155,17 @@ def assert_same(array: np.ndarray, expected: np.ndarray) -> None:
 
 def run(dataset: Path, t5: Path, *extra: str) -> int:
     return embeddings.main(
-        ["--dataset_path", str(dataset / "train"), str(dataset / "val"),
-         "--cache_dir", str(t5), "--device", "cpu", *extra]
-    )  # fmt: skip
+        [
+            "--dataset_path",
+            str(dataset / "train"),
+            str(dataset / "val"),
+            "--cache_dir",
+            str(t5),
+            "--device",
+            "cpu",
+            *extra,
+        ]
+    )
 
 
 def times(dataset):
@@ -160,9 +175,11 @@ def times(dataset):
 def test_writes_the_guides_pickles(dataset, t5, encoder):
     assert run(dataset, t5) == 0
     assert sorted(times(dataset)) == [
-        "train/t5_xxl/w0.pickle", "train/t5_xxl/w1.pickle", "train/t5_xxl/w2.pickle",
+        "train/t5_xxl/w0.pickle",
+        "train/t5_xxl/w1.pickle",
+        "train/t5_xxl/w2.pickle",
         "val/t5_xxl/w0.pickle",
-    ]  # fmt: skip
+    ]
     with (dataset / "train/t5_xxl/w2.pickle").open("rb") as stream:
         content = pickle.load(stream)  # noqa: S301  the guide's loader, on our own file
     assert len(content) == 1

@@ -25,11 +25,17 @@ from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
 SHAPE = (16, 2, 4, 4)  # 5 frames of 32x32
 JOB = "checkpoints/posttraining/video2world/demo/checkpoints"
 SETTINGS = [
-    "model.size=Tiny", "job.name=demo", "dataloader_train.dataset.num_frames=5",
-    "dataloader_train.dataset.video_size=[32,32]", "dataloader_train.dataset.text_length=4",
-    "dataloader_train.dataset.dataset_dir=datasets/d/train", "trainer.logging_iter=1",
-    "scheduler.warm_up_steps=5", "trainer.max_iter=40", "checkpoint.save_iter=20",
-]  # fmt: skip
+    "model.size=Tiny",
+    "job.name=demo",
+    "dataloader_train.dataset.num_frames=5",
+    "dataloader_train.dataset.video_size=[32,32]",
+    "dataloader_train.dataset.text_length=4",
+    "dataloader_train.dataset.dataset_dir=datasets/d/train",
+    "trainer.logging_iter=1",
+    "scheduler.warm_up_steps=5",
+    "trainer.max_iter=40",
+    "checkpoint.save_iter=20",
+]
 
 
 def add_window(volume, stem, latents):
@@ -80,9 +86,13 @@ def start(volume, *overrides, ranks=1, module="torch.distributed.run"):
     command += ["video2world_trainer.train", "--", *SETTINGS, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        command, cwd=volume, env=environment, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=volume,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
 
 
 def finish(process):
@@ -193,12 +203,18 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
     assert trainer["iteration"] == 3
     described = json.loads((job / "model/config.json").read_text())
     assert (described["size"], described["num_frames"], described["rope_ratio_h"]) == (
-        "Tiny", 5, 1.0,
-    )  # fmt: skip
-    assert events(out, "checkpoint") == [{
-        "event": "checkpoint", "stage": "train", "iteration": 3,
-        "path": f"{JOB}/model/iter_000000003.pt",
-    }]  # fmt: skip
+        "Tiny",
+        5,
+        1.0,
+    )
+    assert events(out, "checkpoint") == [
+        {
+            "event": "checkpoint",
+            "stage": "train",
+            "iteration": 3,
+            "path": f"{JOB}/model/iter_000000003.pt",
+        }
+    ]
     marker = json.loads((volume / ".video2world/stages/train-abc.json").read_text())
     size, _ = marker["outputs"][f"{JOB}/model"]["iter_000000003.pt"].split()
     assert int(size) == (job / "model/iter_000000003.pt").stat().st_size
@@ -288,14 +304,16 @@ def test_overrides_of_optimizer_and_objective_reach_the_step(here, volume):
     assert code == 0, out
     plain = losses(out)
     changed = {
-        "optimizer.betas=[0.8,0.95]": False, "optimizer.eps=1e-3": False,
-        "model.config.loss_weight=edm": True, "model.config.loss_scale=5": True,
+        "optimizer.betas=[0.8,0.95]": False,
+        "optimizer.eps=1e-3": False,
+        "model.config.loss_weight=edm": True,
+        "model.config.loss_scale=5": True,
         "model.config.pipe_config.max_num_conditional_frames=1": None,
         "model.config.pipe_config.min_num_conditional_frames=0": False,
         "model.config.pipe_config.conditioner.text.dropout_rate=1": True,
         "model.config.adjust_video_noise=false": True,
         "model.config.high_sigma_ratio=1": True,
-    }  # fmt: skip
+    }
     for number, (override, at_once) in enumerate(changed.items()):
         code, out = here(volume, *short, f"job.name=j{number}", override)
         assert code == 0, out
@@ -351,13 +369,16 @@ def test_mistakes_end_with_2_and_no_traceback(here, volume, overrides, message):
 def test_missing_base_weights_name_the_file_and_the_download(here, volume):
     for path in (volume / "datasets/d/train/latents").iterdir():
         save_file(
-            {"latents": torch.zeros(1, 16, 1, 2, 2), "starts": torch.zeros(1)}, path,
+            {"latents": torch.zeros(1, 16, 1, 2, 2), "starts": torch.zeros(1)},
+            path,
             metadata={"geometry": "crop"},
-        )  # fmt: skip
+        )
     code, out = here(
-        volume, "model.size=2B", "dataloader_train.dataset.num_frames=1",
+        volume,
+        "model.size=2B",
+        "dataloader_train.dataset.num_frames=1",
         "dataloader_train.dataset.video_size=[16,16]",
-    )  # fmt: skip
+    )
     assert code == 2, out
     assert "nvidia/Cosmos-Predict2-2B-Video2World/model-480p-16fps.pt does not exist" in out
     assert "video2world_preprocess.download" in out
@@ -435,8 +456,11 @@ def test_the_launcher_passes_the_workers_exit_code_on(volume):
 @pytest.mark.parametrize("context", [1, 2])
 def test_two_ranks_resume_what_one_rank_saved_and_the_reverse(here, volume, context):
     """State is saved by parts and read back by any number of ranks, sharded or not."""
-    two = [f"model_parallel.context_parallel_size={context}", "model.config.fsdp_shard_size=2",
-           "checkpoint.asynchronous=true"]  # fmt: skip
+    two = [
+        f"model_parallel.context_parallel_size={context}",
+        "model.config.fsdp_shard_size=2",
+        "checkpoint.asynchronous=true",
+    ]
     one = [] if context == 2 else ["dataloader_train.batch_size=2"]  # the same clips a step
     _, out = here(volume, "trainer.max_iter=9", *one)
     whole = losses(out)
@@ -467,9 +491,11 @@ def test_lora_trains_adapters_only_and_saves_pefts_names_and_a_merged_file(here,
     here(volume, "job.name=base", "trainer.max_iter=3")
     base = volume / "checkpoints/posttraining/video2world/base/checkpoints/model/iter_000000003.pt"
     lora = [
-        "model.config.train_architecture=lora", "model.config.lora_rank=4",
-        "model.config.lora_alpha=8", f"model.config.model_manager_config.dit_path={base}",
-    ]  # fmt: skip
+        "model.config.train_architecture=lora",
+        "model.config.lora_rank=4",
+        "model.config.lora_alpha=8",
+        f"model.config.model_manager_config.dit_path={base}",
+    ]
     code, out = here(volume, "trainer.max_iter=4", "checkpoint.save_iter=2", *lora)
     assert code == 0, out
     four = losses(out)
@@ -513,9 +539,12 @@ def test_clipping_and_what_a_report_says(here, volume):
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_others_within_the_bound_and_with_evidence(volume):
     process = start(
-        volume, "trainer.max_iter=100000", "checkpoint.save_iter=100000",
-        "trainer.timeout_seconds=6", ranks=2,
-    )  # fmt: skip
+        volume,
+        "trainer.max_iter=100000",
+        "checkpoint.save_iter=100000",
+        "trainer.timeout_seconds=6",
+        ranks=2,
+    )
     read_until(process, 3)
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -575,10 +604,14 @@ def test_a_damaged_embedding_is_named_though_it_is_read_ahead(here, volume):
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     process = start(
-        volume, "trainer.max_iter=100000", "checkpoint.save_iter=2",
-        "model.config.fsdp_shard_size=2", "checkpoint.asynchronous=true", ranks=2,
+        volume,
+        "trainer.max_iter=100000",
+        "checkpoint.save_iter=2",
+        "model.config.fsdp_shard_size=2",
+        "checkpoint.asynchronous=true",
+        ranks=2,
         module="video2world_trainer.launch",
-    )  # fmt: skip
+    )
     read_until(process, 6)
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -609,8 +642,19 @@ def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, mon
     monkeypatch.chdir(volume)
     TransformVAE().save_pretrained("vae")
     monkeypatch.delenv("V2W_INPUTS_HASH", raising=False)
-    command = ["--dataset_path", "datasets/v/train", "--vae_path", "vae", "--num_frames", "5",
-               "--video_size", "32", "32", "--clips_per_window", "1"]  # fmt: skip
+    command = [
+        "--dataset_path",
+        "datasets/v/train",
+        "--vae_path",
+        "vae",
+        "--num_frames",
+        "5",
+        "--video_size",
+        "32",
+        "32",
+        "--clips_per_window",
+        "1",
+    ]
     assert latents.main(command) == 0
     use = ["dataloader_train.dataset.dataset_dir=datasets/v/train", "trainer.max_iter=4"]
     code, cached = here(volume, "job.name=cached", *use)

@@ -15,8 +15,10 @@ NAME = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 def test_the_guides_2b_experiment():
     config = read_config([f"experiment={NAME}"])
     assert (config.size, config.geometry, config.name) == (
-        "2B", "stretch", "2b_agibot_head_center_fisheye_color",
-    )  # fmt: skip
+        "2B",
+        "stretch",
+        "2b_agibot_head_center_fisheye_color",
+    )
     assert (config.rope_h, config.rope_w, config.rope_t) == (2.0, 2.0, 1.0)
     assert (config.num_frames, config.video_size) == (93, (704, 1280))
     assert config.latent_shape == (16, 24, 88, 160)
@@ -43,12 +45,17 @@ def test_without_experiment_rope_is_that_of_the_base_weights():
 def test_overrides_win_and_are_typed():
     config = read_config(
         [
-            f"experiment={NAME}", "trainer.max_iter=12", "optimizer.lr=1e-4",
-            "dataloader_train.dataset.video_size=[432,768]", "+trainer.seed=3",
-            "model.config.pipe_config.ema.enabled=false", "scheduler.cycle_lengths=[70]",
-            "model_parallel.context_parallel_size=1", "model.config.train_architecture=lora",
+            f"experiment={NAME}",
+            "trainer.max_iter=12",
+            "optimizer.lr=1e-4",
+            "dataloader_train.dataset.video_size=[432,768]",
+            "+trainer.seed=3",
+            "model.config.pipe_config.ema.enabled=false",
+            "scheduler.cycle_lengths=[70]",
+            "model_parallel.context_parallel_size=1",
+            "model.config.train_architecture=lora",
         ]
-    )  # fmt: skip
+    )
     assert (config.max_iter, config.learning_rate, config.video_size) == (12, 1e-4, (432, 768))
     assert (config.seed, config.ema, config.cycle_length) == (3, False, 70)
     assert config.architecture == "lora"
@@ -107,15 +114,20 @@ def test_mistakes_are_named(override, message):
 def test_upstreams_settings_of_the_objective_and_the_optimizer():
     config = read_config(
         [
-            "job.name=x", "optimizer.betas=[0.9,0.95]", "optimizer.eps=1e-6",
+            "job.name=x",
+            "optimizer.betas=[0.9,0.95]",
+            "optimizer.eps=1e-6",
             "model.config.pipe_config.min_num_conditional_frames=1",
             "model.config.pipe_config.max_num_conditional_frames=2",
             "model.config.pipe_config.conditioner.text.dropout_rate=0.1",
-            "model.config.high_sigma_ratio=0", "model.config.adjust_video_noise=false",
-            "model.config.loss_scale=1", "model.config.loss_weight=edm",
-            "model.config.pipe_config.ema.rate=0.05", "scheduler.f_min=[0.4]",
+            "model.config.high_sigma_ratio=0",
+            "model.config.adjust_video_noise=false",
+            "model.config.loss_scale=1",
+            "model.config.loss_weight=edm",
+            "model.config.pipe_config.ema.rate=0.05",
+            "scheduler.f_min=[0.4]",
         ]
-    )  # fmt: skip
+    )
     assert (config.betas, config.eps, config.ema_rate) == ((0.9, 0.95), 1e-6, 0.05)
     assert config.noise_law == NoiseLaw((1, 2), 0.1, 0.0, False)
     assert (config.loss_scale, config.loss_weight, config.f_min) == (1.0, "edm", 0.4)
@@ -137,12 +149,16 @@ def test_what_upstreams_experiment_writes_is_taken():
     """Its groups and fields, as another experiment file would give them as overrides."""
     read_config(
         [
-            f"experiment={NAME}", "optimizer=fusedadamw", "scheduler=lambdalinear",
-            "ckpt_type=standard", "model.config.pipe_config.prompt_refiner_config.enabled=False",
+            f"experiment={NAME}",
+            "optimizer=fusedadamw",
+            "scheduler=lambdalinear",
+            "ckpt_type=standard",
+            "model.config.pipe_config.prompt_refiner_config.enabled=False",
             "model.config.pipe_config.guardrail_config.enabled=False",
-            "trainer.distributed_parallelism=fsdp", "scheduler.f_max=[0.99]",
+            "trainer.distributed_parallelism=fsdp",
+            "scheduler.f_max=[0.99]",
         ]
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

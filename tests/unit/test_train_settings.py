@@ -18,12 +18,18 @@ import train_settings
 
 
 def resource(*overrides):
-    return parse({
-        "apiVersion": "video2world.dev/v1alpha1", "kind": "Video2WorldPostTrain",
-        "metadata": {"name": "a"},
-        "spec": {"model": {"size": "2B"}, "dataset": {"agibot": {}},
-                 "training": {"iterations": 5, "overrides": list(overrides)}},
-    })  # fmt: skip
+    return parse(
+        {
+            "apiVersion": "video2world.dev/v1alpha1",
+            "kind": "Video2WorldPostTrain",
+            "metadata": {"name": "a"},
+            "spec": {
+                "model": {"size": "2B"},
+                "dataset": {"agibot": {}},
+                "training": {"iterations": 5, "overrides": list(overrides)},
+            },
+        }
+    )
 
 
 @pytest.mark.parametrize("path", train_settings.files(), ids=lambda path: path.name)

@@ -12,11 +12,18 @@ def cases(**changes):
         "step_2b": {"seconds": 10.9, "useful_tflops": 615.0, "peak_GiB": 69.0},
         "peer_diffusers": {"seconds": 17.5},
         "rank_14b": {"seconds": 5.1},
-        "gradients": {"torch": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3, "spread": 2e-6},
-                      "flash_attention_4":
-                          {"out": 1e-3, "dq": 2.001e-3, "dk": 2e-3, "dv": 2e-3, "spread": 2e-6},
-                      "flash_attention_2": {"not_here": "the package is not installed"}},
-    }  # fmt: skip
+        "gradients": {
+            "torch": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3, "spread": 2e-6},
+            "flash_attention_4": {
+                "out": 1e-3,
+                "dq": 2.001e-3,
+                "dk": 2e-3,
+                "dv": 2e-3,
+                "spread": 2e-6,
+            },
+            "flash_attention_2": {"not_here": "the package is not installed"},
+        },
+    }
     return found | changes
 
 

@@ -44,10 +44,13 @@ def taken(archive: Archive, folder: Path, least_leap: int = 0) -> tuple[set[int]
     """The episodes of which the video came, complete."""
     videos, report = folder / "videos", Report("dataset")
     run = Fetch(
-        [replace(archive, least_leap=least_leap)], folder / "state", CAMERA,
+        [replace(archive, least_leap=least_leap)],
+        folder / "state",
+        CAMERA,
         lambda m: videos / f"{m.episode}.mp4",
-        lambda _, m: not (videos / f"{m.episode}.mp4").exists(), Share(),
-    )  # fmt: skip
+        lambda _, m: not (videos / f"{m.episode}.mp4").exists(),
+        Share(),
+    )
     run.run("dataset")
     run.members(report)
     found = {int(p.stem) for p in videos.glob("[!.]*.mp4")}
@@ -96,9 +99,12 @@ def test_the_cuts_meet_every_part_of_an_archive() -> None:
 @pytest.mark.parametrize("kind", ["tar", "remote"])
 @pytest.mark.parametrize("piece", [1 << 30, 1500])
 def test_wherever_a_tar_is_cut(
-    opened: Callable[[str, bytes], Archive], kind: str, piece: int,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    opened: Callable[[str, bytes], Archive],
+    kind: str,
+    piece: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(extract, "PIECE", piece)
     for kept in CUTS if kind == "tar" else CUTS[::4]:
         found, report, _ = taken(opened(kind, DATA[:kept]), tmp_path / str(kept))
@@ -141,7 +147,7 @@ FOREIGN: dict[tuple[str, bytes], str] = {
     ("tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:1"): "run git lfs pull",
     ("tar", b""): "is empty",
     ("tar", b"hello " * 300): "is no tar archive, or its beginning is damaged",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FOREIGN, ids=list(FOREIGN.values()))
@@ -191,9 +197,13 @@ def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> 
     videos = tmp_path / "videos"
     for index in range(2):
         run = Fetch(
-            archives, tmp_path / "state", CAMERA, lambda m: videos / f"{m.episode}.mp4",
-            lambda *_: False, Share(index, 2),
-        )  # fmt: skip
+            archives,
+            tmp_path / "state",
+            CAMERA,
+            lambda m: videos / f"{m.episode}.mp4",
+            lambda *_: False,
+            Share(index, 2),
+        )
         run.run("dataset")
         members = run.members(Report("dataset"))
         assert (members is None) == (index == 0)
@@ -209,6 +219,11 @@ def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     report = Report("dataset")
     assert find_archives(tmp_path, report) == [tmp_path / "a.tar"]
     assert {p.item for p in report.dropped} == {
-        "b.TAR", "c.tar.xz", "d.zip", "e.tar.part", ".f.tar", "gone.tar",
-    }  # fmt: skip
+        "b.TAR",
+        "c.tar.xz",
+        "d.zip",
+        "e.tar.part",
+        ".f.tar",
+        "gone.tar",
+    }
     assert {p.item for p in report.notes} == {"notes.md"}

@@ -27,8 +27,17 @@ def clip(path: Path, frames: int) -> None:
 
 
 def run(folder: Path, *flags: str) -> int:
-    return videos.main(["--videos_dir", str(folder / "in"), "--dataset_dir", str(folder / "out"),
-                        "--min_frames", "30", *flags])  # fmt: skip
+    return videos.main(
+        [
+            "--videos_dir",
+            str(folder / "in"),
+            "--dataset_dir",
+            str(folder / "out"),
+            "--min_frames",
+            "30",
+            *flags,
+        ]
+    )
 
 
 def stems(folder: Path, split: str, kind: str = "videos") -> list[str]:
@@ -173,10 +182,23 @@ def test_a_killed_worker_costs_nothing_but_a_second_attempt(tmp_path: Path) -> N
     )
     (tmp_path / "main.py").write_text(code)
     done = subprocess.run(
-        [sys.executable, tmp_path / "main.py", "--videos_dir", tmp_path / "in", "--dataset_dir",
-         tmp_path / "out", "--min_frames", "30", "--workers", "2"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [
+            sys.executable,
+            tmp_path / "main.py",
+            "--videos_dir",
+            tmp_path / "in",
+            "--dataset_dir",
+            tmp_path / "out",
+            "--min_frames",
+            "30",
+            "--workers",
+            "2",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "killed" in done.stdout
     assert len(stems(tmp_path, "train")) == 32

@@ -23,24 +23,56 @@ STATUS = {
     "restarts": 2,
     "chargedRestarts": 1,
     "stages": [
-        {"name": "dataset", "state": "Succeeded", "done": 812, "total": 812, "unit": "windows",
-         "startTime": "2026-11-24T11:00:00Z", "completionTime": "2026-11-24T11:14:02Z"},
-        {"name": "train", "state": "Running", "attempt": 3, "desired": 2, "ready": 1,
-         "startTime": AT},
+        {
+            "name": "dataset",
+            "state": "Succeeded",
+            "done": 812,
+            "total": 812,
+            "unit": "windows",
+            "startTime": "2026-11-24T11:00:00Z",
+            "completionTime": "2026-11-24T11:14:02Z",
+        },
+        {
+            "name": "train",
+            "state": "Running",
+            "attempt": 3,
+            "desired": 2,
+            "ready": 1,
+            "startTime": AT,
+        },
         {"name": "inference", "state": "Pending"},
     ],
-    "progress": {"iteration": 400, "iterations": 1000, "loss": 0.1234, "secondsPerIteration": 8.31,
-                 "etaSeconds": 4980},
+    "progress": {
+        "iteration": 400,
+        "iterations": 1000,
+        "loss": 0.1234,
+        "secondsPerIteration": 8.31,
+        "etaSeconds": 4980,
+    },
     "checkpoint": {"iteration": 300, "path": "x/iter_000000300.pt", "time": AT},
     "attempts": [
-        {"number": 1, "startIteration": 0, "endIteration": 150, "endTime": AT, "charged": False,
-         "reason": "NodeLost", "message": "pod run-train-1-0 was lost"},
-        {"number": 2, "startIteration": 100, "endIteration": 300, "endTime": AT, "charged": True,
-         "reason": "Crashed", "message": "exit code 1"},
+        {
+            "number": 1,
+            "startIteration": 0,
+            "endIteration": 150,
+            "endTime": AT,
+            "charged": False,
+            "reason": "NodeLost",
+            "message": "pod run-train-1-0 was lost",
+        },
+        {
+            "number": 2,
+            "startIteration": 100,
+            "endIteration": 300,
+            "endTime": AT,
+            "charged": True,
+            "reason": "Crashed",
+            "message": "exit code 1",
+        },
         {"number": 3, "startIteration": 300, "endIteration": 400},
     ],
     "gpuSeconds": {"useful": 9000, "lost": 600, "idle": 400},
-}  # fmt: skip
+}
 
 
 def pod(index, attempt=3, **fields):
@@ -55,8 +87,11 @@ def shown(status=STATUS, pods=(), losses=(), note="", **options):
 
 
 def test_the_whole_tree():
-    pods = [pod(0), pod(1, ready=False, phase="Pending", waits="ErrImagePull: no such image"),
-            pod(0, 2, exit_code=1)]  # fmt: skip
+    pods = [
+        pod(0),
+        pod(1, ready=False, phase="Pending", waits="ErrImagePull: no such image"),
+        pod(0, 2, exit_code=1),
+    ]
     assert shown(pods=pods, losses=[4, 3, 2, 1]) == [
         "run: Running  Stage train runs (attempt 3).",
         "├─ dataset     Succeeded   812/812 windows  14m02s",
@@ -160,7 +195,8 @@ def test_on_a_terminal_the_tree_is_drawn_over_itself(size):
 
 
 def test_now_is_only_used_for_ages():
-    early, late = (tree(Snapshot("run", STATUS), datetime(2026, 11, day, tzinfo=UTC))
-                   for day in (25, 26))  # fmt: skip
+    early, late = (
+        tree(Snapshot("run", STATUS), datetime(2026, 11, day, tzinfo=UTC)) for day in (25, 26)
+    )
     different = [(a, b) for a, b in zip(early, late, strict=True) if a != b]
     assert len(different) == 2  # the running stage and the checkpoint

@@ -52,8 +52,12 @@ def test_the_first_worker_names_the_volume_and_the_others_find_it(tmp_path):
     code, second = work(tmp_path, identity)
     assert code == 0
     assert "skipped" in second
-    assert second["volume"] == {"event": "volume", "stage": "dataset", "id": identity,
-                                "expected": identity}  # fmt: skip
+    assert second["volume"] == {
+        "event": "volume",
+        "stage": "dataset",
+        "id": identity,
+        "expected": identity,
+    }
 
 
 def test_workers_that_begin_together_agree(tmp_path):

@@ -27,11 +27,40 @@ FOREIGN = re.compile(
 )
 REMEDY = re.compile(r"\b(write|use|give|remove|did you mean|known here)\b")
 WRONG = [
-    "", " ", "a b", "..", "/a", "-a", "$", "yes", "false", "on", "1000", "1.5", "500GB", "x" * 6000,
-    0, -1, 5, 7.5, 2**62, 1e300, True, False,
-    [], [None], ["a"] * 2000, [[]], [{}], {}, {"a": 1}, {"a b": "c"}, {"NCCL_DEBUG": "INFO"},
-    {f"k{n}": "v" for n in range(40)}, {f"k{n}": "$" for n in range(3)},
-]  # fmt: skip
+    "",
+    " ",
+    "a b",
+    "..",
+    "/a",
+    "-a",
+    "$",
+    "yes",
+    "false",
+    "on",
+    "1000",
+    "1.5",
+    "500GB",
+    "x" * 6000,
+    0,
+    -1,
+    5,
+    7.5,
+    2**62,
+    1e300,
+    True,
+    False,
+    [],
+    [None],
+    ["a"] * 2000,
+    [[]],
+    [{}],
+    {},
+    {"a": 1},
+    {"a b": "c"},
+    {"NCCL_DEBUG": "INFO"},
+    {f"k{n}": "v" for n in range(40)},
+    {f"k{n}": "$" for n in range(3)},
+]
 
 
 def fields(location=()):
@@ -120,45 +149,70 @@ def spec(**changes):
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        (BASE | {"metadata": {"name": "My.Run_2"}},
-         "metadata.name: 'My.Run_2' does not fit; write lowercase letters, digits and dashes, "
-         "starting with a letter, at most 40 characters, such as my-run-2"),
+        (
+            BASE | {"metadata": {"name": "My.Run_2"}},
+            "metadata.name: 'My.Run_2' does not fit; write lowercase letters, digits and dashes, "
+            "starting with a letter, at most 40 characters, such as my-run-2",
+        ),
         (spec(training={"iterations": "1000"}), "write 1000 without quotes"),
-        (spec(training={"iterations": "0"}),
-         "write a whole number from 1 to 10000000, such as 1000"),
+        (
+            spec(training={"iterations": "0"}),
+            "write a whole number from 1 to 10000000, such as 1000",
+        ),
         (spec(training={"iterations": 5, "learningRate": "1e-5"}), "write 1e-5 without quotes"),
-        (spec(training={"iterations": 5, "learningRate": 2}),
-         "write a number above 0 and at most 1, such as"),
+        (
+            spec(training={"iterations": 5, "learningRate": 2}),
+            "write a number above 0 and at most 1, such as",
+        ),
         (spec(training={"iterations": 5, "ema": "yes"}), "write true or false without quotes"),
-        (spec(training={"iterations": 5, "ema": 1}), "1 does not fit (Keep an exponential moving "
-         "average of the weights in checkpoints); write true or false"),
-        (spec(inference={"samples": ["val/videos/b.mp4"]}),
-         "spec.inference.samples[0]: 'val/videos/b.mp4' does not fit (One video to generate); "
-         "write `- input: val/videos/b.mp4`"),
+        (
+            spec(training={"iterations": 5, "ema": 1}),
+            "1 does not fit (Keep an exponential moving "
+            "average of the weights in checkpoints); write true or false",
+        ),
+        (
+            spec(inference={"samples": ["val/videos/b.mp4"]}),
+            "spec.inference.samples[0]: 'val/videos/b.mp4' does not fit (One video to generate); "
+            "write `- input: val/videos/b.mp4`",
+        ),
         (spec(inference={"samples": "a.mp4"}), "write a list: `- input: val/videos/x.mp4`"),
-        (spec(inference={"samples": {"input": "a.mp4"}}),
-         "a mapping does not fit (Videos to generate); write a list: "
-         "`- input: val/videos/x.mp4`"),
+        (
+            spec(inference={"samples": {"input": "a.mp4"}}),
+            "a mapping does not fit (Videos to generate); write a list: "
+            "`- input: val/videos/x.mp4`",
+        ),
         (spec(inference={"samples": [None]}), "an empty entry does not fit (One video"),
         (spec(inference={"samples": [{}]}), "spec.inference.samples[0].input: missing; give it"),
         (spec(inference={"numConditionalFrames": "5"}), "write 5 without quotes"),
         (spec(inference={"numConditionalFrames": 2}), "2 is not one of them; use 1 or 5"),
         (spec(inference={"numConditionalFrames": True}), "true does not fit"),
         (spec(storage={"size": "500GB"}), "write 500G or 500Gi"),
-        (spec(storage={"size": "1 tb"}), "write a number above zero with or without one of the "
-         "units k, M, G, T, P, E, Ki"),
+        (
+            spec(storage={"size": "1 tb"}),
+            "write a number above zero with or without one of the units k, M, G, T, P, E, Ki",
+        ),
         (spec(storage={"size": "100K"}), "write 100k or 100Ki"),
         (spec(storage={"size": 500}), 'write it in quotes, such as "500"'),
-        (spec(stages={"train": {"env": {"NCCL_DEBUG": "INFO"}}}),
-         "write a list: `- {name: NCCL_DEBUG, value: INFO}`"),
-        (spec(stages={"train": {"env": ["NCCL_DEBUG=INFO"]}}),
-         "write `- {name: NCCL_DEBUG, value: INFO}`"),
-        (spec(stages={"train": {"env": [{"name": "A", "value": 1}]}}),
-         'write it in quotes, such as "1"'),
-        (spec(stages={"train": {"resources": {"limits": {"memory": "16GB"}}}}),
-         "write 16G or 16Gi"),
-        (spec(stages={"train": {"resources": {"limits": {"cpu": 1.5}}}}),
-         'write it in quotes, such as "1.5"'),
+        (
+            spec(stages={"train": {"env": {"NCCL_DEBUG": "INFO"}}}),
+            "write a list: `- {name: NCCL_DEBUG, value: INFO}`",
+        ),
+        (
+            spec(stages={"train": {"env": ["NCCL_DEBUG=INFO"]}}),
+            "write `- {name: NCCL_DEBUG, value: INFO}`",
+        ),
+        (
+            spec(stages={"train": {"env": [{"name": "A", "value": 1}]}}),
+            'write it in quotes, such as "1"',
+        ),
+        (
+            spec(stages={"train": {"resources": {"limits": {"memory": "16GB"}}}}),
+            "write 16G or 16Gi",
+        ),
+        (
+            spec(stages={"train": {"resources": {"limits": {"cpu": 1.5}}}}),
+            'write it in quotes, such as "1.5"',
+        ),
         (spec(stages={"train": {"nodeSelector": ["a"]}}), "write fields below it, as in name: "),
         (spec(images={"pullSecrets": "mine"}), "write a list: [mine]"),
         (spec(dataset={"agibot": {"taskIDs": 327}}), "write a list: [327]"),
@@ -173,7 +227,7 @@ def spec(**changes):
         (BASE | {"spek": {}}, "spek: unknown field; did you mean spec?"),
         ({k: v for k, v in BASE.items() if k != "spec"}, "spec: missing; write model, dataset"),
     ],
-)  # fmt: skip
+)
 def test_messages(document, expected):
     told = problems(document)
     assert len(told) == 1, told

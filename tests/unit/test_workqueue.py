@@ -51,8 +51,15 @@ def test_what_is_urgent_overtakes_but_not_for_ever():
     for number in range(8):
         queue.add(("u", number))
     run(queue, 0.2)
-    assert [kind for kind, _ in order] == [*["u"] * 3, "calm", *["u"] * 3, "calm", *["u"] * 2,
-                                           "calm", "calm"]  # fmt: skip
+    assert [kind for kind, _ in order] == [
+        *["u"] * 3,
+        "calm",
+        *["u"] * 3,
+        "calm",
+        *["u"] * 2,
+        "calm",
+        "calm",
+    ]
     assert sorted(order) == sorted({*order})
 
 

@@ -84,8 +84,10 @@ def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
 
 def all_logs(paths: Mapping[str, Path]) -> dict[str, Any]:
     """KWOK's object that serves files as the logs of all containers of these names."""
-    logs = [{"containers": [name], "logsFile": str(path), "follow": False}
-            for name, path in paths.items()]  # fmt: skip
+    logs = [
+        {"containers": [name], "logsFile": str(path), "follow": False}
+        for name, path in paths.items()
+    ]
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "ClusterLogs",

@@ -141,8 +141,10 @@ class NodeCluster(Cluster):
             push += ["--compression-format=zstd", "--compression-level=1"]
             done = subprocess.run(
                 [*push, image, f"docker://{_REGISTRY}/{path}"],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 raise RuntimeError(f"buildah push {image}: {done.stderr.strip()}")
             self.ctr("images", "pull", f"--hosts-dir={hosts}", image)

@@ -30,8 +30,11 @@ from video2world_trainer.model.presets import PRESETS
 __all__ = ["main", "parser"]
 
 ABSENT = (  # the guide's flags for parts that this project does not ship
-    "disable_guardrail", "offload_guardrail", "disable_prompt_refiner", "offload_prompt_refiner",
-)  # fmt: skip
+    "disable_guardrail",
+    "offload_guardrail",
+    "disable_prompt_refiner",
+    "offload_prompt_refiner",
+)
 SETTLED = {  # the guide's flags that choose what is chosen here anyway
     "offload_text_encoder": "T5 is always released before the network is loaded",
     "downcast_text_encoder": "T5 always runs in bfloat16 on a GPU",
@@ -195,8 +198,9 @@ def _work(args: argparse.Namespace, world: World) -> tuple[Provenance, dict[str,
             outputs.append(str(item.target))
             if (facts := made[-1]) is not None:
                 quality = {key: facts[key] for key in facts if key.startswith("psnr")}
-                emit("sample", "inference", path=str(item.target), seconds=_seconds(made),
-                     **quality)  # fmt: skip
+                emit(
+                    "sample", "inference", path=str(item.target), seconds=_seconds(made), **quality
+                )
     except torch.OutOfMemoryError as error:
         raise UserError(_larger(args, str(error))) from None
     if failures:

@@ -50,17 +50,35 @@ def parser() -> argparse.ArgumentParser:
     )
     add = flags.add_argument
     add("--run_folder", type=Path, required=True, help="the run's checkpoints folder")
-    add("--checkpoints", nargs="+", default=["latest"], metavar="NAME",
-        help="latest, all, an iteration's number, or a weights file (default: latest)")  # fmt: skip
-    add("--batch_input_json", type=Path, required=True,
-        help='[{"input_video", "prompt", "output_video"}, ...]')  # fmt: skip
-    add("--by_checkpoint", action="store_true",
+    add(
+        "--checkpoints",
+        nargs="+",
+        default=["latest"],
+        metavar="NAME",
+        help="latest, all, an iteration's number, or a weights file (default: latest)",
+    )
+    add(
+        "--batch_input_json",
+        type=Path,
+        required=True,
+        help='[{"input_video", "prompt", "output_video"}, ...]',
+    )
+    add(
+        "--by_checkpoint",
+        action="store_true",
         help="put samples into a folder for each checkpoint beside output_video, such as "
-        "iter_000000500/; without it there can be one checkpoint only")  # fmt: skip
-    add("--pass_over_missing", action="store_true",
-        help="a checkpoint that has been deleted is told of, not an error")  # fmt: skip
-    add("--lora_alpha", type=float,
-        help="of LoRA adapters in weights files that do not say it; the run's own do")  # fmt: skip
+        "iter_000000500/; without it there can be one checkpoint only",
+    )
+    add(
+        "--pass_over_missing",
+        action="store_true",
+        help="a checkpoint that has been deleted is told of, not an error",
+    )
+    add(
+        "--lora_alpha",
+        type=float,
+        help="of LoRA adapters in weights files that do not say it; the run's own do",
+    )
     add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
     return flags
 
@@ -227,8 +245,10 @@ class _Sweep:
                     self._infer(checkpoint, todo)
                 elif self.passing:
                     self.missing.add(checkpoint.label)
-                    say(f"{checkpoint.label} was deleted before its samples were made: raise "
-                        "spec.training.checkpoint.keep to have them")  # fmt: skip
+                    say(
+                        f"{checkpoint.label} was deleted before its samples were made: raise "
+                        "spec.training.checkpoint.keep to have them"
+                    )
                     self.tell(checkpoint)
                 else:
                     raise UserError(f"{FIELD}: {checkpoint.path} was deleted meanwhile")

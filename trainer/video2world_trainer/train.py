@@ -165,16 +165,20 @@ def _announce(run: Run, resumed: bool) -> None:
     config, layout, world = run.config, run.layout, run.world
     count = sum(one.numel() for one in run.optimizer.parameters.values())
     begin = f"going on from iteration {run.progress.iteration}" if resumed else "from the start"
-    say(f"{config.size}, {count:,} trained parameters, {world.size} ranks on "
-        f"{world.device.type}, {begin} to {config.max_iter}")  # fmt: skip
+    say(
+        f"{config.size}, {count:,} trained parameters, {world.size} ranks on "
+        f"{world.device.type}, {begin} to {config.max_iter}"
+    )
     say(f"attention {run.attention.name} ({run.attention.reason})")
     for key, why in config.without_effect():
         say(f"note: {key} has no effect: {why}")
     if config.offload and not run.compiled:
         say("note: model.config.offload_block_inputs has no effect: blocks are not compiled here")
     shards = 1 if layout.shard_mesh is None else layout.shard_mesh.size(-1)
-    say(f"data parallel {layout.data_size}, context parallel {layout.context_size}, FSDP over "
-        f"{shards}; blocks keep {run.keep}{', compiled' if run.compiled else ''}")  # fmt: skip
+    say(
+        f"data parallel {layout.data_size}, context parallel {layout.context_size}, FSDP over "
+        f"{shards}; blocks keep {run.keep}{', compiled' if run.compiled else ''}"
+    )
 
 
 def _finish(run: Run, started: float) -> int:
@@ -185,7 +189,7 @@ def _finish(run: Run, started: float) -> int:
             "iteration": run.progress.iteration,
             "path": str(run.folder.path("model", run.saver.saved)),
             "seconds": round(time.monotonic() - started, 1),
-        }  # fmt: skip
+        }
         if warning := run.divergence.warning():
             say(f"warning: {warning} {REMEDY}")
             summary["warning"] = warning

@@ -47,8 +47,21 @@ _MAP_LISTS = {
     "status.stages": "name",
     "status.samples": "checkpoint",
 }
-_KEPT = {"type", "description", "enum", "pattern", "format", "minimum", "maximum", "default",
-         "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}  # fmt: skip
+_KEPT = {
+    "type",
+    "description",
+    "enum",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "default",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "maxProperties",
+}
 
 
 def _given(choices: Any, prefix: str) -> set[str]:
@@ -72,10 +85,12 @@ def build() -> dict[str, Any]:
     model = spec["properties"]["model"]
     model.pop("required")
     dataset = spec["properties"]["dataset"]
-    dataset["x-kubernetes-validations"] = [_rule(
-        "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
-        "give exactly one of agibot, prepared, videos",
-    )]  # fmt: skip
+    dataset["x-kubernetes-validations"] = [
+        _rule(
+            "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
+            "give exactly one of agibot, prepared, videos",
+        )
+    ]
     spec["x-kubernetes-validations"] = _spec_rules()
     root: Schema = {
         "type": "object",
@@ -88,13 +103,16 @@ def build() -> dict[str, Any]:
             "spec": spec,
             "status": status,
         },
-        "x-kubernetes-validations": [_rule(
-            f"size(self.metadata.name) <= {MAX_NAME} && "
-            f"self.metadata.name.matches('{NAME_PATTERN}')",
-            f"metadata.name: write {NAME_WORDS.format(MAX_NAME)}, since pods and Services are "
-            "named after it",
-        ), *_started_rules()],
-    }  # fmt: skip
+        "x-kubernetes-validations": [
+            _rule(
+                f"size(self.metadata.name) <= {MAX_NAME} && "
+                f"self.metadata.name.matches('{NAME_PATTERN}')",
+                f"metadata.name: write {NAME_WORDS.format(MAX_NAME)}, since pods and Services are "
+                "named after it",
+            ),
+            *_started_rules(),
+        ],
+    }
     columns = [
         {"name": n, "type": t, "jsonPath": p, "priority": priority, "description": d}
         for n, t, p, priority, d in _COLUMNS
@@ -137,21 +155,27 @@ def _started_rules() -> list[dict[str, str]]:
     of_spec, training = fixed()
     same = [_unchanged(f"spec.training.{name}") for name in training]
     rules = [
-        _rule(f"!({started}) || {_unchanged(f'spec.{name}')}",
-              f"spec.{name} cannot be changed once work has begun: make another resource, "
-              "what is done on the volume is not done again")
+        _rule(
+            f"!({started}) || {_unchanged(f'spec.{name}')}",
+            f"spec.{name} cannot be changed once work has begun: make another resource, "
+            "what is done on the volume is not done again",
+        )
         for name in of_spec
-    ]  # fmt: skip
-    rules.append(_rule(
-        f"!({started}) || ({' && '.join(same)})",
-        f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: make "
-        "another resource, what is done on the volume is not done again",
-    ))  # fmt: skip
-    rules.append(_rule(
-        f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || "
-        f"{_unchanged('spec.scheduling')}",
-        "spec.scheduling can be changed only while spec.suspend is true",
-    ))  # fmt: skip
+    ]
+    rules.append(
+        _rule(
+            f"!({started}) || ({' && '.join(same)})",
+            f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: "
+            "make another resource, what is done on the volume is not done again",
+        )
+    )
+    rules.append(
+        _rule(
+            f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || "
+            f"{_unchanged('spec.scheduling')}",
+            "spec.scheduling can be changed only while spec.suspend is true",
+        )
+    )
     return rules
 
 
@@ -209,44 +233,64 @@ def _spec_rules() -> list[dict[str, str]]:
     nodes = _or_default("nodes", _by_size("nodes"))
     processes = _or_default("gpusPerNode", _by_size("processes"))
     return [
-        _rule(f"({sized}) || {named}",
-              "model.size is missing; use Tiny, 2B or 14B, or name training.experiment"),
-        _rule(f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
-              "dataset is missing; give one of agibot, prepared, videos"),
-        _rule(f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
-              "training.iterations is missing; give the number of steps to train"),
-        _rule(f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
-              f"{_by_size('heads')} % {parallel} == 0)",
-              "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
-              "heads (Tiny 4, 2B 16, 14B 40)"),
-        _rule(f"!({sized}) || !{named} || "
-              f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
-              "+ '_')",
-              "model.size contradicts training.experiment; leave the field out or name the other "
-              "experiment"),
-        _rule(f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
-              "!has(self.training.device) || self.training.device != 'CPU'",
-              "training.device: CPU can train model.size Tiny only"),
-        _rule("!has(self.storage) || !has(self.storage.accessMode) || "
-              "self.storage.accessMode != 'ReadWriteOncePod' || "
-              f"!({_shared(sized)})",
-              "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, "
-              "dataset.shards, inference.parallelism, or inference.everyCheckpoint beside "
-              "training); use ReadWriteMany"),
-        _rule("!has(self.inference) || !has(self.inference.checkpoint) || "
-              "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
-              "inference.checkpoint is given beside inference.checkpoints; keep one of them (put "
-              "it into the list; checkpoint: null takes out what an older definition filled in)"),
-        _rule("!has(self.inference) || !has(self.inference.everyCheckpoint) || "
-              "!self.inference.everyCheckpoint || "
-              "(has(self.inference.samples) && size(self.inference.samples) > 0)",
-              "inference.everyCheckpoint: there is nothing to make; name inference.samples, or "
-              "leave it out"),
-        _rule("!has(self.inference) || !has(self.inference.weights) || "
-              "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
-              "inference.weights: EMA is not kept with training.ema: false; use Regular, or leave "
-              "training.ema out"),
-    ]  # fmt: skip
+        _rule(
+            f"({sized}) || {named}",
+            "model.size is missing; use Tiny, 2B or 14B, or name training.experiment",
+        ),
+        _rule(
+            f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
+            "dataset is missing; give one of agibot, prepared, videos",
+        ),
+        _rule(
+            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
+            "training.iterations is missing; give the number of steps to train",
+        ),
+        _rule(
+            f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
+            f"{_by_size('heads')} % {parallel} == 0)",
+            "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
+            "heads (Tiny 4, 2B 16, 14B 40)",
+        ),
+        _rule(
+            f"!({sized}) || !{named} || "
+            f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
+            "+ '_')",
+            "model.size contradicts training.experiment; leave the field out or name the other "
+            "experiment",
+        ),
+        _rule(
+            f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
+            "!has(self.training.device) || self.training.device != 'CPU'",
+            "training.device: CPU can train model.size Tiny only",
+        ),
+        _rule(
+            "!has(self.storage) || !has(self.storage.accessMode) || "
+            "self.storage.accessMode != 'ReadWriteOncePod' || "
+            f"!({_shared(sized)})",
+            "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, "
+            "dataset.shards, inference.parallelism, or inference.everyCheckpoint beside "
+            "training); use ReadWriteMany",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.checkpoint) || "
+            "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
+            "inference.checkpoint is given beside inference.checkpoints; keep one of them (put "
+            "it into the list; checkpoint: null takes out what an older definition filled in)",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.everyCheckpoint) || "
+            "!self.inference.everyCheckpoint || "
+            "(has(self.inference.samples) && size(self.inference.samples) > 0)",
+            "inference.everyCheckpoint: there is nothing to make; name inference.samples, or "
+            "leave it out",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.weights) || "
+            "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
+            "inference.weights: EMA is not kept with training.ema: false; use Regular, or leave "
+            "training.ema out",
+        ),
+    ]
 
 
 def _shared(sized: str) -> str:
@@ -305,19 +349,25 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     if path == "spec.training.experiment":
         node["enum"] = sorted({*EXPERIMENTS, *SHORT_NAMES})
     if path == "spec.training.overrides" and node["type"] == "array":
-        node["x-kubernetes-validations"] = [_rule(
-            f"self.all(o, {_known_override()})",
-            "write an override as name=value; docs/reference/training.md lists the names",
-        )]  # fmt: skip
+        node["x-kubernetes-validations"] = [
+            _rule(
+                f"self.all(o, {_known_override()})",
+                "write an override as name=value; docs/reference/training.md lists the names",
+            )
+        ]
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
-        node["x-kubernetes-validations"] = [_rule(
-            "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
-            "b.output == a.output))",
-            "an output is given twice; rename one",
-        ), _rule(
-            f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
-            f"all prompts together have more than {MAX_PROMPTS} characters; use several resources",
-        )]  # fmt: skip
+        node["x-kubernetes-validations"] = [
+            _rule(
+                "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
+                "b.output == a.output))",
+                "an output is given twice; rename one",
+            ),
+            _rule(
+                f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
+                f"all prompts together have more than {MAX_PROMPTS} characters; "
+                "use several resources",
+            ),
+        ]
     if node["type"] == "array":
         _array(node, raw, definitions, path)
     elif node["type"] == "object":
@@ -326,9 +376,12 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         _string(node)
     elif node["type"] == "number" and node.get("minimum", 0) % 1:
         low, high = node["minimum"], node["maximum"]  # cut to whole numbers for whole numbers: 0
-        node["x-kubernetes-validations"] = [_rule(
-            f"self >= {low}", f"write a number from {low} to {high:g}",
-        )]  # fmt: skip
+        node["x-kubernetes-validations"] = [
+            _rule(
+                f"self >= {low}",
+                f"write a number from {low} to {high:g}",
+            )
+        ]
     return node
 
 
@@ -365,10 +418,12 @@ def _array(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
             prefixes = [r for r in RESERVED_ENV if r.endswith("_")]
             words = [r for r in RESERVED_ENV if not r.endswith("_")]
             refused = [f"!self.startsWith('{p}')" for p in prefixes]
-            node["items"]["properties"]["name"]["x-kubernetes-validations"] = [_rule(
-                " && ".join([*refused, f"!(self in {words})"]),
-                "this variable is set by the plan itself; remove it",
-            )]  # fmt: skip
+            node["items"]["properties"]["name"]["x-kubernetes-validations"] = [
+                _rule(
+                    " && ".join([*refused, f"!(self in {words})"]),
+                    "this variable is set by the plan itself; remove it",
+                )
+            ]
     else:
         node["x-kubernetes-list-type"] = "atomic"
 
@@ -399,7 +454,9 @@ def _string(node: Schema) -> None:
     # Paths on the volume are the strings whose pattern may end in a slash or begins with latest.
     pattern = node.get("pattern", "")
     if pattern.endswith("/?$") or pattern.startswith("^(latest|"):
-        node["x-kubernetes-validations"] = [_rule(
-            "!self.split('/').exists(part, part == '..')",
-            "leaves the volume; give a path without ..",
-        )]  # fmt: skip
+        node["x-kubernetes-validations"] = [
+            _rule(
+                "!self.split('/').exists(part, part == '..')",
+                "leaves the volume; give a path without ..",
+            )
+        ]

@@ -59,9 +59,13 @@ class Facts:
 
 # Reasons of a condition that a cluster shows better, where the user may see it.
 _HELD_UP = (
-    Reason.NO_PROGRESS, Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.PODS_ENDING,
-    Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS,
-)  # fmt: skip
+    Reason.NO_PROGRESS,
+    Reason.JOB_SUSPENDED,
+    Reason.EARLIER_PODS,
+    Reason.PODS_ENDING,
+    Reason.UNSCHEDULABLE,
+    Reason.CONTAINER_WAITS,
+)
 _DIVERGED = (
     "Make another resource with a lower spec.training.learningRate or more warmupIterations; with "
     "spec.training.stopWhenDiverged such a run ends by itself"
@@ -333,10 +337,13 @@ class _Case:
         metadata, storage = self.around.metadata, self.around.spec.get("storage") or {}
         trouble, remedy = self._gpus()
         found = facts(
-            name=self.seen.name, namespace=metadata.get("namespace", "default"), job=self.job,
-            stage=container_of(self.stage), local=not metadata,
+            name=self.seen.name,
+            namespace=metadata.get("namespace", "default"),
+            job=self.job,
+            stage=container_of(self.stage),
+            local=not metadata,
             claim=storage.get("claimName") or f"{self.seen.name}-data",
-        )  # fmt: skip
+        )
         found |= {"gpu_trouble": trouble, "gpu_remedy": remedy}
         return found | ({"pod": pod.name} if pod else {})
 

@@ -99,9 +99,13 @@ def logs_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import logs
 
     logs(
-        args.name, args.namespace, stage=args.stage, rank=args.rank, attempt=args.attempt,
+        args.name,
+        args.namespace,
+        stage=args.stage,
+        rank=args.rank,
+        attempt=args.attempt,
         follow=args.follow,
-    )  # fmt: skip
+    )
     return 0
 
 
@@ -124,9 +128,14 @@ def logs_local(args: argparse.Namespace) -> int:
 
     try:
         print_log(
-            args.volume, args.name, stage=args.stage, rank=args.rank, attempt=args.attempt,
-            follow=args.follow, out=sys.stdout,
-        )  # fmt: skip
+            args.volume,
+            args.name,
+            stage=args.stage,
+            rank=args.rank,
+            attempt=args.attempt,
+            follow=args.follow,
+            out=sys.stdout,
+        )
     except NotFound as error:
         raise UsageError(str(error)) from None
     return 0

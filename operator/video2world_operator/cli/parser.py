@@ -30,17 +30,20 @@ def parser() -> argparse.ArgumentParser:
 
     def volume_flag(to: argparse.ArgumentParser) -> None:
         to.add_argument(
-            "--volume", type=Path, default=Path("volume"),
+            "--volume",
+            type=Path,
+            default=Path("volume"),
             help="folder that stands for the persistent volume (./volume)",
-        )  # fmt: skip
+        )
 
     def where_flags(to: argparse.ArgumentParser) -> None:
         to.add_argument("name", metavar="NAME", help="the resource's metadata.name")
         to.add_argument(
-            "--volume", type=Path,
+            "--volume",
+            type=Path,
             help="look at the local run on this folder (default: ./volume if it is there, else "
             "the cluster)",
-        )  # fmt: skip
+        )
         cluster_flag(to, "look at the cluster, in this namespace")
 
     def cluster_flag(to: argparse.ArgumentParser, text: str) -> None:

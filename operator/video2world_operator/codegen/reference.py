@@ -52,47 +52,81 @@ USER, OPERATOR, PLAN, GROUP = (
 )
 ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
     USER: (
-        Variable("HF_TOKEN", "", "Hugging Face token, for gated weights and data sets. On a "
-                 "cluster it comes from spec.credentials.huggingFaceTokenSecret."),
-        Variable("HF_HOME", "~/.cache/huggingface", "Where the Hub's client keeps token and "
-                 "cache."),
+        Variable(
+            "HF_TOKEN",
+            "",
+            "Hugging Face token, for gated weights and data sets. On a "
+            "cluster it comes from spec.credentials.huggingFaceTokenSecret.",
+        ),
+        Variable(
+            "HF_HOME", "~/.cache/huggingface", "Where the Hub's client keeps token and cache."
+        ),
         Variable("HF_ENDPOINT", "https://huggingface.co", "Another address of the Hub, a mirror."),
         Variable("HF_HUB_OFFLINE", "0", "1: take only what is on disk."),
         Variable("KUBECONFIG", "~/.kube/config", "Which cluster v2w and the operator talk to."),
         Variable("CUDA_VISIBLE_DEVICES", "all", "Which GPUs a local run may use."),
-        Variable("OMP_NUM_THREADS", "the cores, divided among the pods", "Threads of each local "
-                 "worker."),
-        Variable("GLOO_SOCKET_IFNAME", "lo in local runs of several pods", "Network interface of "
-                 "CPU collectives."),
+        Variable(
+            "OMP_NUM_THREADS", "the cores, divided among the pods", "Threads of each local worker."
+        ),
+        Variable(
+            "GLOO_SOCKET_IFNAME",
+            "lo in local runs of several pods",
+            "Network interface of CPU collectives.",
+        ),
         Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
         Variable("V2W_TRITON_CACHE", "", "What the images hold ready for Triton."),
-        Variable("CC", "gcc or clang", "The C compiler that Triton uses; without one the VAE takes "
-                 "slower operations."),
+        Variable(
+            "CC",
+            "gcc or clang",
+            "The C compiler that Triton uses; without one the VAE takes slower operations.",
+        ),
         Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
     ),
     OPERATOR: (
         Variable("V2W_NAMESPACES", "all", "Comma-separated namespaces to serve."),
         Variable("V2W_OWN_NAMESPACE", "the credentials'", "Namespace of the leader's Lease."),
         Variable("V2W_PORT", "8080", "Port of /healthz, /readyz and /metrics."),
-        Variable("V2W_POLL_SECONDS", "10", "Seconds between two looks at a worker's log; more "
-                 "where that would be over 20 looks a second."),
-        Variable("V2W_STUCK_AFTER_SECONDS", "30", "A stage without progress for so long is "
-                 "reported as stuck; a sidecar that outlives its worker by so long is ended."),
-        Variable("V2W_TERMINATION_BOUND_SECONDS", "60", "A pod that outlives its grace period by "
-                 "so long is force-deleted."),
-        Variable("V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one "
-                 "leads."),
-        Variable("V2W_POD_UID", "none", "UID of the operator's pod: a restarted container of it "
-                 "leads on at once."),
+        Variable(
+            "V2W_POLL_SECONDS",
+            "10",
+            "Seconds between two looks at a worker's log; more "
+            "where that would be over 20 looks a second.",
+        ),
+        Variable(
+            "V2W_STUCK_AFTER_SECONDS",
+            "30",
+            "A stage without progress for so long is "
+            "reported as stuck; a sidecar that outlives its worker by so long is ended.",
+        ),
+        Variable(
+            "V2W_TERMINATION_BOUND_SECONDS",
+            "60",
+            "A pod that outlives its grace period by so long is force-deleted.",
+        ),
+        Variable(
+            "V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one leads."
+        ),
+        Variable(
+            "V2W_POD_UID",
+            "none",
+            "UID of the operator's pod: a restarted container of it leads on at once.",
+        ),
     ),
     PLAN: (
         Variable("V2W_STAGE", "", "Name of the stage."),
         Variable("V2W_RESOURCE", "", "Name of the resource."),
         Variable("V2W_INPUTS_HASH", "", "Names all that the stage's result depends on."),
-        Variable("V2W_VOLUME_ID", "", "Identity that the volume has to have; a worker that finds "
-                 "another does nothing."),
-        Variable("V2W_LATER_STAGES", "", "Later stages with their hashes; the worker tells which "
-                 "of them are done on the volume."),
+        Variable(
+            "V2W_VOLUME_ID",
+            "",
+            "Identity that the volume has to have; a worker that finds another does nothing.",
+        ),
+        Variable(
+            "V2W_LATER_STAGES",
+            "",
+            "Later stages with their hashes; the worker tells which "
+            "of them are done on the volume.",
+        ),
         Variable("V2W_CONFIG_DIR", "/etc/video2world", "Where samples.json lies."),
         Variable("V2W_WORKERS", "the pod's CPUs", "Videos that the dataset stage cuts at once."),
         Variable("PYTHONUNBUFFERED", "1", "Log lines come at once."),
@@ -119,7 +153,7 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("V2W_METRICS_PORT", "", "Port at which rank 0 tells Prometheus its figures."),
         Variable("NCCL_*, FI_*", "", "By spec.training.interconnect."),
     ),
-}  # fmt: skip
+}
 
 
 def pages() -> dict[Path, str]:
@@ -149,13 +183,19 @@ def _cell(text: str) -> str:
 
 # Size, resolution, architecture, then nodes, GPUs on each and context parallelism.
 _RUNS = (
-    ("2B", "720p", "Base", 1, 8, 2), ("2B", "720p", "Base", 1, 8, 1),
-    ("2B", "720p", "Base", 1, 4, 2), ("2B", "720p", "Base", 1, 2, 2),
-    ("2B", "720p", "Base", 1, 1, 1), ("2B", "480p", "Base", 1, 1, 1),
-    ("2B", "720p", "LoRA", 1, 1, 1), ("14B", "720p", "Base", 4, 8, 8),
-    ("14B", "720p", "Base", 2, 8, 8), ("14B", "480p", "Base", 2, 8, 8),
-    ("14B", "720p", "LoRA", 1, 8, 8), ("14B", "480p", "LoRA", 1, 1, 1),
-)  # fmt: skip
+    ("2B", "720p", "Base", 1, 8, 2),
+    ("2B", "720p", "Base", 1, 8, 1),
+    ("2B", "720p", "Base", 1, 4, 2),
+    ("2B", "720p", "Base", 1, 2, 2),
+    ("2B", "720p", "Base", 1, 1, 1),
+    ("2B", "480p", "Base", 1, 1, 1),
+    ("2B", "720p", "LoRA", 1, 1, 1),
+    ("14B", "720p", "Base", 4, 8, 8),
+    ("14B", "720p", "Base", 2, 8, 8),
+    ("14B", "480p", "Base", 2, 8, 8),
+    ("14B", "720p", "LoRA", 1, 8, 8),
+    ("14B", "480p", "LoRA", 1, 1, 1),
+)
 
 
 def _sizing() -> str:
@@ -174,10 +214,22 @@ def _sizing() -> str:
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
         need = needing.needs(parse(body))
         shown = (need.gpu / needing.GIB, need.host / needing.GIB, need.disk / 1e9)
-        rows.append((f"{size} {resolution} {architecture}", f"{nodes} x {gpus}", str(context),
-                     *(f"{number:.0f}" for number in shown)))  # fmt: skip
-    head = ("run", "nodes x GPUs", "context parallel", "GiB a GPU", "GiB host memory a node",
-            "GB of disk")  # fmt: skip
+        rows.append(
+            (
+                f"{size} {resolution} {architecture}",
+                f"{nodes} x {gpus}",
+                str(context),
+                *(f"{number:.0f}" for number in shown),
+            )
+        )
+    head = (
+        "run",
+        "nodes x GPUs",
+        "context parallel",
+        "GiB a GPU",
+        "GiB host memory a node",
+        "GB of disk",
+    )
     return text + table(head, rows)
 
 

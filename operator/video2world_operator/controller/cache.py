@@ -146,12 +146,28 @@ class Watched:
 
 
 RESOURCES = Watched(
-    GROUP, VERSION, PLURAL, KIND, _name,
+    GROUP,
+    VERSION,
+    PLURAL,
+    KIND,
+    _name,
     lambda cache, key, body: cache.put_resource(key, _lean(body)),
-)  # fmt: skip
+)
 CHILDREN = (
-    Watched("batch", "v1", "jobs", "Job", resource_of,
-            lambda cache, key, body: cache.put_job(key, Job.of(body))),
-    Watched("", "v1", "pods", "Pod", resource_of,
-            lambda cache, key, body: cache.put_pod(key, Pod.of(body))),
-)  # fmt: skip
+    Watched(
+        "batch",
+        "v1",
+        "jobs",
+        "Job",
+        resource_of,
+        lambda cache, key, body: cache.put_job(key, Job.of(body)),
+    ),
+    Watched(
+        "",
+        "v1",
+        "pods",
+        "Pod",
+        resource_of,
+        lambda cache, key, body: cache.put_pod(key, Pod.of(body)),
+    ),
+)

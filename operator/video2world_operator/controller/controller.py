@@ -53,8 +53,16 @@ __all__ = ["Controller", "counts_on_absence", "waits_for_us"]
 log = logging.getLogger(__name__)
 CLAIM_SECONDS = 60.0  # for which a claim that was seen is taken to be as it was
 LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
-_ALWAYS = (Type.ACCEPTED, Type.AUTHORIZED, Type.DEFINITION, Type.CONTENT, Type.PROGRESSING,
-           Type.SUSPENDED, Type.SUCCEEDED, Type.FAILED)  # fmt: skip
+_ALWAYS = (
+    Type.ACCEPTED,
+    Type.AUTHORIZED,
+    Type.DEFINITION,
+    Type.CONTENT,
+    Type.PROGRESSING,
+    Type.SUSPENDED,
+    Type.SUCCEEDED,
+    Type.FAILED,
+)
 REFUSED_PAUSES = 2.0, 300.0  # seconds, the first and the longest, between refused status writes
 
 
@@ -87,9 +95,13 @@ class Controller:
         self.evidence = Evidence(cluster)
         self.capabilities = Capabilities()
         self.queue: WorkQueue[Key] = WorkQueue(
-            self.work, workers=workers, expected=(ApiError, OSError), tenant=lambda key: key[0],
-            per_tenant=max(1, workers // 4), urgent=self._urgent,
-        )  # fmt: skip
+            self.work,
+            workers=workers,
+            expected=(ApiError, OSError),
+            tenant=lambda key: key[0],
+            per_tenant=max(1, workers // 4),
+            urgent=self._urgent,
+        )
         self._written: dict[Key, tuple[str, Object]] = {}  # version written over, and the outcome
         self._accepted: set[Key] = set()  # a moment ago, and nothing was made for them yet
         self._soft_written: dict[Key, float] = {}
@@ -179,8 +191,17 @@ class Controller:
         return waits_for_us(body, self.cache.jobs(key), self.cache.pods(key))
 
     def _forget(self, key: Key) -> None:
-        for store in (self._written, self._soft_written, self._refused, self._problems,
-                      self._claims, self._told, self._made, self._logs, self._shares):  # fmt: skip
+        for store in (
+            self._written,
+            self._soft_written,
+            self._refused,
+            self._problems,
+            self._claims,
+            self._told,
+            self._made,
+            self._logs,
+            self._shares,
+        ):
             store.pop(key, None)
         self._turns.forget(key)
         self.queue.forget(key)
@@ -286,9 +307,13 @@ class Controller:
         return replace(observed, jobs=[Job.of(b) for b in jobs], pods=[Pod.of(b) for b in pods])
 
     async def _with_events(
-        self, key: Key, body: Object, plan: Plan | InvalidResource, observed: Observed,
+        self,
+        key: Key,
+        body: Object,
+        plan: Plan | InvalidResource,
+        observed: Observed,
         decision: Decision,
-    ) -> Decision:  # fmt: skip
+    ) -> Decision:
         """Decide again with the events about what is stuck."""
         events, wait = await self.evidence.of(key, decision.stuck)
         if wait:
@@ -511,8 +536,11 @@ class Controller:
     async def _end_earlier(self, key: Key, body: Object) -> None:
         """End the Jobs of an earlier resource of this name: this one waits for their pods."""
         mine = body["metadata"]["uid"]
-        paths = [path_of("batch/v1", "Job", key[0], job.name) for job in self.cache.jobs(key)
-                 if job.owner not in ("", mine) and not job.deleting]  # fmt: skip
+        paths = [
+            path_of("batch/v1", "Job", key[0], job.name)
+            for job in self.cache.jobs(key)
+            if job.owner not in ("", mine) and not job.deleting
+        ]
         found = [await self.cluster.get(path) for path in paths]
         await self._take_away([one for one in found if one is not None], body)
 
@@ -531,9 +559,13 @@ class Controller:
         for one in left:
             metadata = one["metadata"]
             await self.cluster.delete(
-                one["apiVersion"], one["kind"], metadata["namespace"], metadata["name"],
-                metadata["uid"], foreground=True,
-            )  # fmt: skip
+                one["apiVersion"],
+                one["kind"],
+                metadata["namespace"],
+                metadata["name"],
+                metadata["uid"],
+                foreground=True,
+            )
         return True
 
     async def _is_there(self, body: Object) -> bool:
@@ -560,9 +592,13 @@ class Controller:
     async def _delete(self, key: Key, body: Object | None, action: Delete) -> None:
         namespace = key[0]
         await self.cluster.delete(
-            _VERSIONS[action.kind], action.kind, namespace, action.name, action.uid,
+            _VERSIONS[action.kind],
+            action.kind,
+            namespace,
+            action.name,
+            action.uid,
             force=action.force,
-        )  # fmt: skip
+        )
         if action.why and body is not None:
             reason = "PodForceDeleted" if action.force else "SidecarEnded"
             await self._event(body, "Warning", reason, action.why, action.uid)
@@ -575,15 +611,21 @@ class Controller:
         for kind, level in ((Type.FAILED, "Warning"), (Type.SUSPENDED, "Normal")):
             if is_true(new, kind) and not is_true(old, kind):
                 condition = find(new, kind) or {}
-                await self._event(body, level, condition["reason"], condition["message"],
-                                  condition["lastTransitionTime"])  # fmt: skip
+                await self._event(
+                    body,
+                    level,
+                    condition["reason"],
+                    condition["message"],
+                    condition["lastTransitionTime"],
+                )
         if after.get("restarts", 0) > before.get("restarts", 0):
             told = find(new, Type.CONTENT)
             if told is None or told == find(old, Type.CONTENT):
                 told = find(new, Type.PROGRESSING) or {}
             reason = told["reason"] if told.get("type") == Type.CONTENT else str(Reason.RESTARTING)
-            await self._event(body, "Warning", reason, told.get("message", ""),
-                              str(after["restarts"]))  # fmt: skip
+            await self._event(
+                body, "Warning", reason, told.get("message", ""), str(after["restarts"])
+            )
 
     async def _event(
         self, body: Object, level: str, reason: str, message: str, occasion: str
@@ -627,8 +669,9 @@ def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool
         return True
     if _ended(body):
         return False
-    at_work = {(e["name"], e.get("attempt")) for e in status.get("stages") or []
-               if e["state"] == "Running"}  # fmt: skip
+    at_work = {
+        (e["name"], e.get("attempt")) for e in status.get("stages") or [] if e["state"] == "Running"
+    }
     stage_ended = any(job.finished and (job.stage, job.attempt) in at_work for job in jobs)
     return stage_ended or any(pod.phase == "Failed" for pod in pods)
 
@@ -677,11 +720,16 @@ def counts_on_absence(
         return True
     if after.get("restarts", 0) > before.get("restarts", 0):
         return True
-    at_work = {(e["name"], str(e.get("attempt"))) for e in before.get("stages") or []
-               if e["state"] == "Running"}  # fmt: skip
-    labels = [a.manifest["metadata"]["labels"] for a in decision.actions
-              if isinstance(a, Apply) and a.manifest["kind"] == "Job"
-              and not just_made(a.manifest)]  # fmt: skip
+    at_work = {
+        (e["name"], str(e.get("attempt")))
+        for e in before.get("stages") or []
+        if e["state"] == "Running"
+    }
+    labels = [
+        a.manifest["metadata"]["labels"]
+        for a in decision.actions
+        if isinstance(a, Apply) and a.manifest["kind"] == "Job" and not just_made(a.manifest)
+    ]
     made = {(its[STAGE_LABEL], its[ATTEMPT_LABEL]) for its in labels}
     return bool(made & at_work) or any(attempt != "1" for _, attempt in made)
 

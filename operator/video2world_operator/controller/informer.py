@@ -61,8 +61,9 @@ class Informer:
                     await self._list()
                 watch = self._cluster.watch(
                     self._kind.path(self._namespace),
-                    resourceVersion=self._version, labelSelector=RESOURCE_LABEL,
-                )  # fmt: skip
+                    resourceVersion=self._version,
+                    labelSelector=RESOURCE_LABEL,
+                )
                 async with aclosing(watch) as events:
                     async for event in events:
                         self._take(event)

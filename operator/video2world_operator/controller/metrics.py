@@ -57,37 +57,58 @@ class Metrics:
         self._stages = Histogram(
             "video2world_stage_duration_seconds",
             "From the start of a stage to its end, restarts included.",
-            ("stage", "outcome"), registry=registry, buckets=_LONG,
-        )  # fmt: skip
+            ("stage", "outcome"),
+            registry=registry,
+            buckets=_LONG,
+        )
         self._starts = Histogram(
             "video2world_time_to_running_seconds",
             "From the decision on an attempt until all its pods run.",
-            ("stage",), registry=registry, buckets=_LONG,
-        )  # fmt: skip
+            ("stage",),
+            registry=registry,
+            buckets=_LONG,
+        )
         self._restarts = Counter(
-            "video2world_restarts", "Restarts of a stage, by what ended the attempt before.",
-            ("reason",), registry=registry,
-        )  # fmt: skip
+            "video2world_restarts",
+            "Restarts of a stage, by what ended the attempt before.",
+            ("reason",),
+            registry=registry,
+        )
         self._finished = Counter(
-            "video2world_finished", "Resources that came to their end.",
-            ("outcome",), registry=registry,
-        )  # fmt: skip
+            "video2world_finished",
+            "Resources that came to their end.",
+            ("outcome",),
+            registry=registry,
+        )
         self._reconciled = Histogram(
-            "video2world_reconcile_duration_seconds", "One reconciliation.",
-            ("result",), registry=registry, buckets=_SHORT,
-        )  # fmt: skip
+            "video2world_reconcile_duration_seconds",
+            "One reconciliation.",
+            ("result",),
+            registry=registry,
+            buckets=_SHORT,
+        )
         self._requests = Counter(
-            "video2world_api_requests", "Requests to the API server; code 0: it did not answer.",
-            ("method", "resource", "code"), registry=registry,
-        )  # fmt: skip
+            "video2world_api_requests",
+            "Requests to the API server; code 0: it did not answer.",
+            ("method", "resource", "code"),
+            registry=registry,
+        )
         self._answers = Histogram(
-            "video2world_api_request_duration_seconds", "From request to answer.",
-            ("method",), registry=registry, buckets=_SHORT,
-        )  # fmt: skip
+            "video2world_api_request_duration_seconds",
+            "From request to answer.",
+            ("method",),
+            registry=registry,
+            buckets=_SHORT,
+        )
         self.counted = (
-            self._stages, self._starts, self._restarts, self._finished, self._reconciled,
-            self._requests, self._answers,
-        )  # fmt: skip
+            self._stages,
+            self._starts,
+            self._restarts,
+            self._finished,
+            self._reconciled,
+            self._requests,
+            self._answers,
+        )
         self._known: dict[Key, _Seen] = {}
         for reason in REASONS:  # so that a first restart is seen as an increase
             self._restarts.labels(reason)
@@ -230,8 +251,10 @@ def _checkpoint_age(body: Object, now: datetime) -> tuple[float, bool] | None:
     if (status.get("phase"), status.get("stage")) != (Phase.RUNNING, "train"):
         return None
     attempts = status.get("attempts") or [{}]
-    times = (parse_time((status.get("checkpoint") or {}).get("time")),
-             parse_time(attempts[-1].get("startTime")))  # fmt: skip
+    times = (
+        parse_time((status.get("checkpoint") or {}).get("time")),
+        parse_time(attempts[-1].get("startTime")),
+    )
     known = [moment for moment in times if moment]
     if not known:
         return None

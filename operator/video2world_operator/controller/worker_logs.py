@@ -28,6 +28,7 @@ def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
         return pod.index == 0
     if pod.over:
         return True
-    beside = [p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt)
-              and not p.over]  # fmt: skip
+    beside = [
+        p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt) and not p.over
+    ]
     return pod.index == min(beside)

@@ -24,8 +24,9 @@ def login() -> kopf.ConnectionInfo:
     try:
         info = kopf.login_with_service_account(settings=settings)
         info = info or kopf.login_with_kubeconfig(settings=settings)
-        if info and not (info.token or info.username or info.certificate_path
-                         or info.certificate_data):  # fmt: skip
+        if info and not (
+            info.token or info.username or info.certificate_path or info.certificate_data
+        ):
             # an exec plugin or another provider, which the official client understands
             info = kopf.login_via_client(logger=log, settings=settings) or info
     except ImportError:

@@ -159,9 +159,12 @@ class Cluster:
                 if fenced and not self.fence():
                     raise OSError("the lease may be another operator's by now")
                 async with session.request(
-                    method, self._server + path, params=params, data=data,
+                    method,
+                    self._server + path,
+                    params=params,
+                    data=data,
                     headers={"Content-Type": content_type, "Accept": accept},
-                ) as answer:  # fmt: skip
+                ) as answer:
                     code = answer.status
                     self.clock.hear(answer.headers.get("Date", ""))
                     if code < 300:
@@ -223,8 +226,12 @@ class Cluster:
         await self._bucket.take()
         session = self._session
         assert session is not None, "use the client as a context manager"
-        query = {**params, "watch": "true", "allowWatchBookmarks": "true",
-                 "timeoutSeconds": str(WATCH_SECONDS)}  # fmt: skip
+        query = {
+            **params,
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
         timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=SILENCE)
         try:
             async with session.get(self._server + path, params=query, timeout=timeout) as answer:

@@ -247,10 +247,14 @@ def _train(
 def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
     """What a pod of the train group has beside what every pod has."""
     lost = [
-        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute",
-         "tolerationSeconds": LOST_NODE_SECONDS}
+        {
+            "key": f"node.kubernetes.io/{key}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_SECONDS,
+        }
         for key in ("not-ready", "unreachable")
-    ]  # fmt: skip
+    ]
     given = resource.spec.stages.train.tolerations
     lost = [t for t in lost if t["key"] not in [g.get("key") for g in given]]
     fields: dict[str, Any] = {

@@ -62,9 +62,12 @@ class Plan:
         run = _run_hash(self.stage("train").argv, [self.resource.dataset_dir])
         inputs = {"argv": argv, "run": run, "samples": samples(self.resource)}
         stage = Stage(
-            SAMPLING, _digest(inputs), command.outputs, tuple(command.argv),
+            SAMPLING,
+            _digest(inputs),
+            command.outputs,
+            tuple(command.argv),
             lambda attempt: _manifests(self.resource, self.namespace, stage, [], attempt),
-        )  # fmt: skip
+        )
         return stage.make(iteration)
 
 

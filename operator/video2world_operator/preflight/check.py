@@ -60,8 +60,9 @@ def _kind(plan: Plan, need: Needs, gpus: Sequence[Gpu]) -> Iterator[Check]:
         text = f"needs about {need.gpu / GIB:.0f} GiB, {kinds} has {min(known) / GIB:.0f} GiB"
         short = min(known) < need.gpu
         remedy = "raise contextParallelSize or gpusPerNode, lower batchSize, or use LoRA"
-        yield Check("GPU memory", Verdict.FAIL if short else Verdict.OK, text,
-                    remedy if short else "")  # fmt: skip
+        yield Check(
+            "GPU memory", Verdict.FAIL if short else Verdict.OK, text, remedy if short else ""
+        )
     attention = plan.resource.spec.training.attention
     majors = ATTENTION.get(attention)
     unfit = {gpu.name for gpu in gpus if majors and gpu.major and gpu.major not in majors}

@@ -52,9 +52,12 @@ def check_machine(plan: Plan, need: Needs, machine: Machine) -> Iterator[Check]:
     """For ``v2w run``: disk, memory and GPUs of this machine."""
     spec = plan.resource.spec
     yield _enough(
-        "disk", need.disk, machine.disk, "free or in use on --volume",
+        "disk",
+        need.disk,
+        machine.disk,
+        "free or in use on --volume",
         "free some, choose another --volume, or lower spec.training.checkpoint.keep",
-    )  # fmt: skip
+    )
     host = need.host * spec.nodes  # every node is on this machine
     yield _enough("host memory", host, machine.memory, "on this machine", "use a larger machine")
     if spec.device == "CPU":

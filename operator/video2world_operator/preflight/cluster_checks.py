@@ -46,8 +46,7 @@ def _operator(seen: ClusterFacts) -> Check:
         return Check("operator", Verdict.UNKNOWN, text, "ask whether it is installed")
     if not seen.leader:
         text = "no operator is at work"
-        return Check("operator", Verdict.FAIL, text,
-                     "helm install v2w charts/video2world-operator")  # fmt: skip
+        return Check("operator", Verdict.FAIL, text, "helm install v2w charts/video2world-operator")
     return Check("operator", Verdict.OK, f"{seen.leader} leads")
 
 

@@ -42,8 +42,9 @@ def _nodes(
     for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", _pods(stage)
         asked = _asked(stage)
-        kinds = [(node, count, _misfit(stage, asked, node))
-                 for node, count in _kinds(seen.nodes, stage)]  # fmt: skip
+        kinds = [
+            (node, count, _misfit(stage, asked, node)) for node, count in _kinds(seen.nodes, stage)
+        ]
         fitting = [(node, count) for node, count, misfit in kinds if not misfit]
         room = sum(count * _room(asked, node) for node, count in fitting)
         if room < wanted:
@@ -56,8 +57,13 @@ def _nodes(
             remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
             yield Check(name, Verdict.FAIL, text + (f" ({told})" if told else ""), remedy)
         elif stage.name == "train":
-            yield Check(name, Verdict.OK, f"there is room for {wanted} pods and more"
-                        if room > wanted else f"there is room for just {wanted} pods")  # fmt: skip
+            yield Check(
+                name,
+                Verdict.OK,
+                f"there is room for {wanted} pods and more"
+                if room > wanted
+                else f"there is room for just {wanted} pods",
+            )
             if plan.resource.spec.device == "GPU":
                 yield from _kind(plan, need, [_gpu(node) for node, _ in fitting])
             if (sampler := _sampler(plan)) is not None:
@@ -126,8 +132,13 @@ def _room(
     """How many pods that ask for so much a node holds on which only ``taken`` is in use."""
     room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
     free = {"pods": "110"} | dict(room)
-    return int(min((quantity(free.get(n, "0")) - used.get(n, 0)) / amount
-                   for n, amount in {"pods": 1.0, **asked}.items() if amount))  # fmt: skip
+    return int(
+        min(
+            (quantity(free.get(n, "0")) - used.get(n, 0)) / amount
+            for n, amount in {"pods": 1.0, **asked}.items()
+            if amount
+        )
+    )
 
 
 def _misfit(stage: Stage, asked: Mapping[str, float], node: Object) -> str:

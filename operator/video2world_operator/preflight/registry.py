@@ -18,10 +18,12 @@ SECONDS = 10.0
 _TYPES = ", ".join(
     f"application/vnd.{one}+json"
     for one in (
-        "oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2",
+        "oci.image.index.v1",
+        "oci.image.manifest.v1",
+        "docker.distribution.manifest.list.v2",
         "docker.distribution.manifest.v2",
     )
-)  # fmt: skip
+)
 
 
 def parts(image: str) -> tuple[str, str, str]:

@@ -53,8 +53,15 @@ def _merge(status: dict[str, Any], checkpoint: str, **fields: Any) -> None:
 def begin(status: dict[str, Any], iteration: int, total: int) -> None:
     """Note that the samples of a checkpoint are being made; ``total`` of them."""
     done = (_row(status, iteration) or {}).get("done", 0)
-    _merge(status, label(iteration), iteration=iteration, state="Running", done=done, total=total,
-           message="")  # fmt: skip
+    _merge(
+        status,
+        label(iteration),
+        iteration=iteration,
+        state="Running",
+        done=done,
+        total=total,
+        message="",
+    )
 
 
 def end(status: dict[str, Any], iteration: int, state: str, message: str = "") -> None:

@@ -86,9 +86,10 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
     if failed and not crashed:
         pod = failed[0]
         return Failure(
-            "Terminated", f"pod {pod.name} was ended from outside; its state is saved",
+            "Terminated",
+            f"pod {pod.name} was ended from outside; its state is saved",
             exit_code=EXIT_SAVED,
-        )  # fmt: skip
+        )
     if crashed:
         return _crash(crashed[0])
     if job.failed:  # a pod that crashed would be there: it was deleted before anybody looked
@@ -117,8 +118,9 @@ def _disruption(pod: Pod) -> Failure | None:
         reason, words = _DISRUPTIONS.get(pod.disruption, ("Disrupted", pod.disruption))
         more = f": {pod.disruption_message}" if pod.disruption_message else ""
         where = f" on {pod.node}" if pod.node else ""
-        return Failure(reason, f"pod {pod.name}{where} was {_passive(words)}{more}",
-                       exit_code=pod.exit_code)  # fmt: skip
+        return Failure(
+            reason, f"pod {pod.name}{where} was {_passive(words)}{more}", exit_code=pod.exit_code
+        )
     if pod.phase == "Failed" and pod.reason in _POD_REASONS:
         word = _POD_REASONS[pod.reason]
         return Failure(word, f"pod {pod.name} on {pod.node} failed: {pod.reason}")

@@ -318,7 +318,7 @@ RULES: tuple[Rule, ...] = (
         "volumeattachments), or see to its storage driver: kubectl describe pvc {claim} "
         "-n {namespace}",
     ),
-)  # fmt: skip
+)
 
 # What to do about a condition whose message no rule knows.
 BY_REASON: Mapping[str, str] = {

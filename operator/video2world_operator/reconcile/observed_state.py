@@ -258,9 +258,13 @@ class KubeEvent:
         text = f"{body.get('reason') or ''}: {body.get('message') or ''}".strip(": \n")
         time = parse_time(next((t for t in times if t), None))
         return cls(
-            about.get("uid", ""), about.get("kind", ""), about.get("name", ""), text,
-            body.get("type") == "Warning", time,
-        )  # fmt: skip
+            about.get("uid", ""),
+            about.get("kind", ""),
+            about.get("name", ""),
+            text,
+            body.get("type") == "Warning",
+            time,
+        )
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,11 @@ class _Round:
                 self._volumes.append(event)
             if isinstance(event, Skipped):
                 entry = self._entry(event.stage)
-                if entry and entry["state"] == "Pending" and event.inputs_hash == entry.get(
-                    "inputsHash"
-                ):  # fmt: skip
+                if (
+                    entry
+                    and entry["state"] == "Pending"
+                    and event.inputs_hash == entry.get("inputsHash")
+                ):
                     note = f"; {event.message}" if event.message else ""
                     entry |= {"state": "Skipped", "message": f"done before on this volume{note}"}
         checkpoint_samples.take_in(self.status, self.jobs, self.seen.pods)
@@ -238,8 +240,9 @@ class _Round:
                 return False
             entry["state"] = "Running"
             self.status.pop("nextAttemptTime", None)
-        self._set(Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name,
-                      attempt=entry["attempt"])  # fmt: skip
+        self._set(
+            Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name, attempt=entry["attempt"]
+        )
         job = next(
             (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
         )
@@ -265,8 +268,15 @@ class _Round:
         if job is not None and job.suspended:
             # by Kueue, which ends and starts its pods, or by hand
             reason = Reason.QUEUED if job.queue else Reason.JOB_SUSPENDED
-            self._set(Type.PODS_STARTED, False, reason, stage=stage.name, queue=job.queue,
-                      job=job.name, namespace=self.plan.namespace)  # fmt: skip
+            self._set(
+                Type.PODS_STARTED,
+                False,
+                reason,
+                stage=stage.name,
+                queue=job.queue,
+                job=job.name,
+                namespace=self.plan.namespace,
+            )
             return False
         failure = self._diagnose(stage, job, pods)
         if failure is not None:
@@ -308,8 +318,13 @@ class _Round:
         if stage.name == "train":
             chosen = gang.choose(self.resource, self.seen.capabilities)
             manifests = chosen.apply(manifests)
-            self._set(Type.GANG, chosen.scheduled, chosen.reason, **chosen.facts,
-                      evidence=f"It is not known yet whether {chosen.scheduler} runs.")  # fmt: skip
+            self._set(
+                Type.GANG,
+                chosen.scheduled,
+                chosen.reason,
+                **chosen.facts,
+                evidence=f"It is not known yet whether {chosen.scheduler} runs.",
+            )
         for manifest in (*self.plan.shared, *self._told_volume(manifests)):
             self.actions.append(Apply(owned(manifest, self.resource)))
 
@@ -328,8 +343,13 @@ class _Round:
         if before.get("reason") not in waits:
             return  # what was served when it was made is not served any more
         if gang_evidence.acts(chosen.reason, self.seen.pod_group, job, pods):
-            self._set(Type.GANG, True, chosen.reason, **chosen.facts,
-                      evidence="Its scheduler has acted on them.")  # fmt: skip
+            self._set(
+                Type.GANG,
+                True,
+                chosen.reason,
+                **chosen.facts,
+                evidence="Its scheduler has acted on them.",
+            )
             return
         if before["status"] != "Unknown":
             return
@@ -429,8 +449,14 @@ class _Round:
         return not started or self.now - min(started) < timedelta(seconds=self.policy.short_life)
 
     def _progressing(self, stage: Stage, entry: dict[str, Any]) -> None:
-        self._set(Type.PROGRESSING, True, Reason.STOPPING, stage=stage.name,
-                  attempt=entry["attempt"], message=entry.get("message", ""))  # fmt: skip
+        self._set(
+            Type.PROGRESSING,
+            True,
+            Reason.STOPPING,
+            stage=stage.name,
+            attempt=entry["attempt"],
+            message=entry.get("message", ""),
+        )
 
     def _give_up(self, entry: dict[str, Any], reason: Reason, **facts: Any) -> None:
         self._set(Type.FAILED, True, reason, **facts)
@@ -508,8 +534,14 @@ class _Round:
             return
         for pod in more:
             if pod.over and pod.deleted is None:
-                self._set(Type.PODS_STARTED, False, Reason.EARLIER_PODS, pod=pod.name,
-                          object=f"pod {pod.name}", namespace=self.plan.namespace)  # fmt: skip
+                self._set(
+                    Type.PODS_STARTED,
+                    False,
+                    Reason.EARLIER_PODS,
+                    pod=pod.name,
+                    object=f"pod {pod.name}",
+                    namespace=self.plan.namespace,
+                )
                 return
         if left := sorted(p.name for p in (*self._alive(keep), *more)):
             self._set(Type.PODS_STARTED, False, Reason.PODS_ENDING, pod=left[0])
@@ -518,8 +550,14 @@ class _Round:
         """Report a pod that is waited for and that no one ends; whether there is one."""
         found = stuck_stages.orphan(self.seen.jobs, self.seen.pods, self.uid)
         if found is not None:
-            self._set(Type.PODS_STARTED, False, Reason.EARLIER_PODS, pod=found.pod,
-                      object=found.object, namespace=self.plan.namespace)  # fmt: skip
+            self._set(
+                Type.PODS_STARTED,
+                False,
+                Reason.EARLIER_PODS,
+                pod=found.pod,
+                object=found.object,
+                namespace=self.plan.namespace,
+            )
         return found is not None
 
     def _end_sidecars(self) -> None:
@@ -705,9 +743,12 @@ class _Round:
         entry = self._entry(stage.name)
         training = stage.name == "train" and entry["state"] in ("Running", "Restarting")
         step = checkpoint_samples.decide(
-            self.status, self.jobs, self.seen.pods,
-            training=training and inference.every_checkpoint, total=len(inference.samples),
-        )  # fmt: skip
+            self.status,
+            self.jobs,
+            self.seen.pods,
+            training=training and inference.every_checkpoint,
+            total=len(inference.samples),
+        )
         for job in step.delete:
             self.actions.append(Delete("Job", job.name, job.uid))
         if step.apply is not None:
@@ -718,8 +759,9 @@ class _Round:
                 self._set(Type.SAMPLES, False, Reason.SAMPLING, iteration=step.running)
         elif step.failed is not None:
             iteration, message = step.failed
-            self._set(Type.SAMPLES, False, Reason.SAMPLES_FAILED, iteration=iteration,
-                      message=message)  # fmt: skip
+            self._set(
+                Type.SAMPLES, False, Reason.SAMPLES_FAILED, iteration=iteration, message=message
+            )
         else:
             self._set(Type.SAMPLES, True, Reason.SAMPLED)
 
@@ -736,36 +778,64 @@ class _Round:
         """Whether samples begun beside training are still being made."""
         if stage.name != "inference" or not (jobs := self._sampling_jobs()):
             return False
-        self._set(Type.PROGRESSING, True, Reason.WAITING_FOR_SAMPLES, stage=stage.name,
-                  iteration=jobs[0].attempt)  # fmt: skip
+        self._set(
+            Type.PROGRESSING,
+            True,
+            Reason.WAITING_FOR_SAMPLES,
+            stage=stage.name,
+            iteration=jobs[0].attempt,
+        )
         return True
 
     # ------------------------------------------------------------------ conditions and counts
 
     def _none_started(self, stage: Stage) -> None:
         """Forget what held up an attempt that is over."""
-        self._set(Type.PODS_STARTED, False, Reason.PODS_STARTING, stage=stage.name, ready=0,
-                  desired=self._desired(stage))  # fmt: skip
+        self._set(
+            Type.PODS_STARTED,
+            False,
+            Reason.PODS_STARTING,
+            stage=stage.name,
+            ready=0,
+            desired=self._desired(stage),
+        )
 
     def _pods_started(self, stage: Stage, job: Job | None, pods: list[Pod]) -> None:
         for pod in pods:
             if pod.waits:
                 rule = known([pod.waits], self._facts(pod.stage, job) | {"pod": pod.name})
                 todo = rule.remedy if rule else f"`kubectl describe pod {pod.name}` says more"
-                self._set(Type.PODS_STARTED, False, Reason.CONTAINER_WAITS, pod=pod.name,
-                          problem=pod.waits, todo=todo)  # fmt: skip
+                self._set(
+                    Type.PODS_STARTED,
+                    False,
+                    Reason.CONTAINER_WAITS,
+                    pod=pod.name,
+                    problem=pod.waits,
+                    todo=todo,
+                )
                 return
             if pod.unschedulable:
-                self._set(Type.PODS_STARTED, False, Reason.UNSCHEDULABLE, pod=pod.name,
-                          problem=pod.unschedulable)  # fmt: skip
+                self._set(
+                    Type.PODS_STARTED,
+                    False,
+                    Reason.UNSCHEDULABLE,
+                    pod=pod.name,
+                    problem=pod.unschedulable,
+                )
                 return
         desired = self._desired(stage)
         if job is not None and self._stuck(Type.PODS_STARTED, job, pods, desired):
             return
         ready = sum(p.ready or p.over for p in pods)
         reason = Reason.PODS_RUNNING if ready >= desired else Reason.PODS_STARTING
-        self._set(Type.PODS_STARTED, ready >= desired, reason, stage=stage.name, ready=ready,
-                  desired=desired)  # fmt: skip
+        self._set(
+            Type.PODS_STARTED,
+            ready >= desired,
+            reason,
+            stage=stage.name,
+            ready=ready,
+            desired=desired,
+        )
 
     def _stuck(self, kind: Type, job: Job, pods: list[Pod], desired: int) -> bool:
         """Whether a Job makes no progress; the condition ``kind`` then says what is known of it."""
@@ -787,8 +857,13 @@ class _Round:
     def _facts(self, stage: str, job: Job | None) -> dict[str, str]:
         """What remedies may name."""
         claim = self.resource.spec.storage.claim_name or f"{self.resource.name}-data"
-        return facts(name=self.resource.name, namespace=self.plan.namespace, claim=claim,
-                     stage=container_of(stage), job=job.name if job else "")  # fmt: skip
+        return facts(
+            name=self.resource.name,
+            namespace=self.plan.namespace,
+            claim=claim,
+            stage=container_of(stage),
+            job=job.name if job else "",
+        )
 
     def _count(self, stage: Stage, entry: dict[str, Any], pods: list[Pod]) -> None:
         entry |= {
@@ -826,21 +901,30 @@ class _Round:
             if is_true(conditions, kind):
                 return str((find(conditions, kind) or {})["message"])
         for kind in (
-            Type.AUTHORIZED, Type.ACCEPTED, Type.CHILDREN_APPLIED, Type.VOLUME_READY,
-        ):  # fmt: skip
+            Type.AUTHORIZED,
+            Type.ACCEPTED,
+            Type.CHILDREN_APPLIED,
+            Type.VOLUME_READY,
+        ):
             condition = find(conditions, kind)
             if condition is not None and condition["status"] != "True":
                 return str(condition["message"])
         started, attended = find(conditions, Type.PODS_STARTED), find(conditions, Type.GANG)
         waits = started is not None and started["reason"] in (
-            Reason.PODS_STARTING, Reason.NO_PROGRESS,
-        )  # fmt: skip
+            Reason.PODS_STARTING,
+            Reason.NO_PROGRESS,
+        )
         if waits and attended is not None and attended["reason"] == Reason.GANG_UNATTENDED:
             return str(attended["message"])
         if started is not None and started["reason"] in (
-            Reason.UNSCHEDULABLE, Reason.CONTAINER_WAITS, Reason.QUEUED, Reason.NO_PROGRESS,
-            Reason.JOB_SUSPENDED, Reason.EARLIER_PODS, Reason.PODS_ENDING,
-        ):  # fmt: skip
+            Reason.UNSCHEDULABLE,
+            Reason.CONTAINER_WAITS,
+            Reason.QUEUED,
+            Reason.NO_PROGRESS,
+            Reason.JOB_SUSPENDED,
+            Reason.EARLIER_PODS,
+            Reason.PODS_ENDING,
+        ):
             return str(started["message"])
         return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))
 
@@ -848,9 +932,14 @@ class _Round:
 
     def _set(self, kind: Type, value: bool | None, reason: Reason, **facts: Any) -> None:
         self.status["conditions"] = set_condition(
-            self.status.get("conditions", []), kind, value, reason, _text(self.now),
-            generation=self.generation, **facts,
-        )  # fmt: skip
+            self.status.get("conditions", []),
+            kind,
+            value,
+            reason,
+            _text(self.now),
+            generation=self.generation,
+            **facts,
+        )
 
     def _entry(self, name: str) -> dict[str, Any]:
         return next((e for e in self.status["stages"] if e["name"] == name), {})

@@ -177,8 +177,10 @@ def _missing(
             "(spec.managedBy)",
             f"Check that {job.managed_by} runs, or find the webhook or admission policy that sets "
             "spec.managedBy on Jobs and exclude this namespace",
-            since, job.uid, texts or job.notes,
-        )  # fmt: skip
+            since,
+            job.uid,
+            texts or job.notes,
+        )
     elif newest and newest[0].warning:
         what = "its pod" if desired == 1 else f"{desired - there} of its {desired} pods"
         yield Finding(f"Job {job.name} cannot create {what}", describe, since, job.uid, texts)
@@ -187,8 +189,12 @@ def _missing(
         code = "failed" if last.exit_code is None else f"ended with exit code {last.exit_code}"
         yield Finding(
             f"Pod {last.name} {code}; Job {job.name} starts another one after a pause",
-            LOGS, since, job.uid, tuple(tail_of(last).strip().splitlines()[-1:]), last,
-        )  # fmt: skip
+            LOGS,
+            since,
+            job.uid,
+            tuple(tail_of(last).strip().splitlines()[-1:]),
+            last,
+        )
     else:
         what, reported = (
             f"Job {job.name} has created {there} of {desired} pods",
@@ -227,8 +233,11 @@ def _waiting(
             yield Finding(
                 what,
                 f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
-                since, pod.uid, reported, pod,
-            )  # fmt: skip
+                since,
+                pod.uid,
+                reported,
+                pod,
+            )
 
 
 def _texts(pod: Pod, events: Sequence[KubeEvent] | None) -> tuple[str, ...]:
@@ -244,8 +253,11 @@ def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) ->
         f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but its node "
         f"{pod.node} has not ended the pod",
         f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
-        since, pod.uid, _texts(pod, events), pod,
-    )  # fmt: skip
+        since,
+        pod.uid,
+        _texts(pod, events),
+        pod,
+    )
 
 
 def injected(pod: Pod) -> str:
@@ -269,5 +281,9 @@ def _not_scheduled(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None
         remedy = f"Is it installed? Install {name}, or change spec.scheduling (schedulerName, gang)"
     return Finding(
         f"No scheduler has looked at pod {pod.name}: schedulerName is {name}",
-        remedy, since, pod.uid, _texts(pod, events), pod,
-    )  # fmt: skip
+        remedy,
+        since,
+        pod.uid,
+        _texts(pod, events),
+        pod,
+    )

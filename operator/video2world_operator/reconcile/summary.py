@@ -22,9 +22,14 @@ def _invalid(
     """Nothing is started, and nothing that runs is ended: the spec it runs by was valid."""
     problem = "; ".join(map(str, error.problems))
     conditions = set_condition(
-        status.get("conditions", []), Type.ACCEPTED, False, Reason.INVALID, _text(now),
-        generation=generation, problem=problem,
-    )  # fmt: skip
+        status.get("conditions", []),
+        Type.ACCEPTED,
+        False,
+        Reason.INVALID,
+        _text(now),
+        generation=generation,
+        problem=problem,
+    )
     status |= {"conditions": conditions, "observedGeneration": generation or 0}
     status["message"] = Reason.INVALID.text(problem=problem)
     status["phase"] = str(phase_of(conditions, status.get("stages", [])))
@@ -39,9 +44,14 @@ def unauthorized(body: Body, missing: Sequence[str], now: datetime) -> Mapping[s
 def _held(body: Body, kind: Type, reason: Reason, now: datetime, **facts: Any) -> dict[str, Any]:
     status = copy.deepcopy(dict(body.get("status") or {}))
     status["conditions"] = set_condition(
-        status.get("conditions", []), kind, False, reason, _text(now),
-        generation=body["metadata"].get("generation"), **facts,
-    )  # fmt: skip
+        status.get("conditions", []),
+        kind,
+        False,
+        reason,
+        _text(now),
+        generation=body["metadata"].get("generation"),
+        **facts,
+    )
     status["message"] = reason.text(**facts)
     status["phase"] = str(phase_of(status["conditions"], status.get("stages", [])))
     return status

@@ -94,9 +94,12 @@ def find_archives(folder: Path, report: Report | None = None) -> list[Path]:
         ):
             if is_archive or path.suffix.lower() in OTHER_ARCHIVES or ".tar." in path.name.lower():
                 endings = ", ".join(ARCHIVE_SUFFIXES)
-                report.drop("archive", path.name, reason or (
-                    f"archives that end in {path.suffix} are not read, those in {endings} are"
-                ))  # fmt: skip
+                report.drop(
+                    "archive",
+                    path.name,
+                    reason
+                    or (f"archives that end in {path.suffix} are not read, those in {endings} are"),
+                )
             else:
                 report.note("file", path.name, reason or "is not read: no archive and no episode")
     return found
@@ -130,8 +133,11 @@ class _Index:
             stem = f"{cut_name(stem, LONGEST_STEM - 17)}-{digest}"
         self._lock = threading.Lock()
         self._stamp = {
-            "archive": archive.name, "identity": archive.identity, "piece": PIECE, "form": FORM,
-        }  # fmt: skip
+            "archive": archive.name,
+            "identity": archive.identity,
+            "piece": PIECE,
+            "form": FORM,
+        }
         self._whole = folder / f"{stem}.index.json"
         self._own = folder / f"{stem}.{share}.json"
         self._others = f"{glob.escape(stem)}.*-of-*.json"

@@ -12,9 +12,12 @@ BLOCK = 512  # bytes: where members begin
 SCAN = 1 << 16  # bytes looked through at a time
 LARGEST_NAME = 1 << 20  # bytes of a long name or an extended header, which are read into memory
 NAMES = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 GZIP = b"\x1f\x8b"
 OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy

@@ -95,9 +95,12 @@ class _Origin:
         say(f"{file.path}: downloading {file.size / 2**30:.1f} GiB")
         with explained(self._args.repo_id, "dataset"):
             hf_hub_download(
-                self._args.repo_id, file.path, repo_type="dataset", revision=self._hub.commit,
+                self._args.repo_id,
+                file.path,
+                repo_type="dataset",
+                revision=self._hub.commit,
                 local_dir=self._args.data_dir,
-            )  # fmt: skip
+            )
         kind, expected = digest_of(file)
         if digest_of_file(path, kind) != expected:
             path.unlink()

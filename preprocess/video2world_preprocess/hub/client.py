@@ -157,11 +157,14 @@ class Hub:
         found = self._ask(
             lambda: list(
                 self._api.list_repo_tree(
-                    self.repo_id, folder or None, recursive=recursive, revision=self.commit,
+                    self.repo_id,
+                    folder or None,
+                    recursive=recursive,
+                    revision=self.commit,
                     repo_type=self.repo_type,
                 )
             )
-        )  # fmt: skip
+        )
         return [entry for entry in found if hasattr(entry, "blob_id")]
 
     def remote(self, path: str, size: int) -> RemoteFile:

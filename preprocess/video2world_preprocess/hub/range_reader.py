@@ -103,12 +103,17 @@ class RemoteFile:
 
         address = self._address = self._address or self._locate()
         headers = {
-            **address.headers, "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity",
-        }  # fmt: skip
+            **address.headers,
+            "Range": f"bytes={start}-{stop - 1}",
+            "Accept-Encoding": "identity",
+        }
         with get_session().stream(
-            "GET", address.url, headers=headers, follow_redirects=True,
+            "GET",
+            address.url,
+            headers=headers,
+            follow_redirects=True,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        ) as response:  # fmt: skip
+        ) as response:
             self._check(response, start)
             left = stop - start
             pieces = response.iter_raw(PIECE)

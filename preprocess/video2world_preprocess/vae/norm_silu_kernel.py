@@ -17,9 +17,19 @@ ELEMENTS = 4096  # that a program takes
 
 @triton.jit
 def _norm_silu(  # type: ignore[no-untyped-def]
-    x, out, gamma, bias, rows, x_batch, out_batch, scale,
-    channels: tl.constexpr, padded: tl.constexpr, block: tl.constexpr, has_bias: tl.constexpr,
-):  # fmt: skip
+    x,
+    out,
+    gamma,
+    bias,
+    rows,
+    x_batch,
+    out_batch,
+    scale,
+    channels: tl.constexpr,
+    padded: tl.constexpr,
+    block: tl.constexpr,
+    has_bias: tl.constexpr,
+):
     row = tl.program_id(0) * block + tl.arange(0, block)
     channel = tl.arange(0, padded)
     there = (row < rows)[:, None] & (channel < channels)[None, :]
@@ -48,6 +58,16 @@ def norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None, scale: float, out: 
     block = max(1, ELEMENTS // padded)
     with torch.cuda.device_of(x):
         _norm_silu[(triton.cdiv(rows, block), batch)](
-            x, out, gamma, gamma if bias is None else bias, rows, x.stride(0), out.stride(0), scale,
-            channels=channels, padded=padded, block=block, has_bias=bias is not None,
-        )  # fmt: skip
+            x,
+            out,
+            gamma,
+            gamma if bias is None else bias,
+            rows,
+            x.stride(0),
+            out.stride(0),
+            scale,
+            channels=channels,
+            padded=padded,
+            block=block,
+            has_bias=bias is not None,
+        )

@@ -31,9 +31,19 @@ CHANNELS = 16
 # same latent in every frame, as a copy is the first thing a video model learns.
 _Coefficient = tuple[int, int, int, int]
 _SHARED: tuple[_Coefficient, ...] = (
-    (0, 0, 0, 0), (1, 0, 0, 0), (2, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 0, 1, 1),
-    (1, 0, 0, 1), (1, 0, 1, 0), (2, 0, 0, 1), (2, 0, 1, 0), (0, 0, 0, 2), (0, 0, 2, 0),
-)  # fmt: skip
+    (0, 0, 0, 0),
+    (1, 0, 0, 0),
+    (2, 0, 0, 0),
+    (0, 0, 0, 1),
+    (0, 0, 1, 0),
+    (0, 0, 1, 1),
+    (1, 0, 0, 1),
+    (1, 0, 1, 0),
+    (2, 0, 0, 1),
+    (2, 0, 1, 0),
+    (0, 0, 0, 2),
+    (0, 0, 2, 0),
+)
 _FIRST = (*_SHARED, (0, 0, 1, 2), (0, 0, 2, 1), (1, 0, 1, 1), (2, 0, 1, 1))
 _LATER = (*_SHARED, (0, 1, 0, 0), (0, 1, 0, 1), (0, 1, 1, 0), (1, 1, 0, 0))
 # Deviations measured on drawn robot-arm clips, raised to 3/4: near unit variance, and still a
@@ -101,9 +111,12 @@ class TransformVAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(
-            z_dim=CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=list(_STD),
-            scale_factor_spatial=BLOCK, scale_factor_temporal=FRAMES,
-        )  # fmt: skip
+            z_dim=CHANNELS,
+            latents_mean=[0.0] * CHANNELS,
+            latents_std=list(_STD),
+            scale_factor_spatial=BLOCK,
+            scale_factor_temporal=FRAMES,
+        )
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> TransformVAE:
@@ -139,9 +152,12 @@ class TransformVAE(nn.Module):
         # divided by 2, so that a still scene's later latents equal its first
         time = _dct(FRAMES).float().to(x.device) / 2
         later = torch.stack(
-            [torch.einsum("bgfad,f->bgad", groups[:, :, :, p, v, u], time[t])
-             for p, t, v, u in _LATER], 1,
-        )  # fmt: skip
+            [
+                torch.einsum("bgfad,f->bgad", groups[:, :, :, p, v, u], time[t])
+                for p, t, v, u in _LATER
+            ],
+            1,
+        )
         return _Latents(torch.cat([first[:, :, None], later], 2).to(x.dtype))
 
     def decode(self, z: Tensor) -> SimpleNamespace:

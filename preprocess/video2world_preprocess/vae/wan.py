@@ -110,8 +110,9 @@ class _Passes:
         """The causal convolution of what ``write`` writes, a tensor like ``x``."""
         batch, channels, frames, height, width = x.shape
         shape = (batch, channels, PAST + frames, height, width)
-        given = torch.empty(shape, dtype=x.dtype, device=x.device,
-                            memory_format=torch.channels_last_3d)  # fmt: skip
+        given = torch.empty(
+            shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
+        )
         past = self._past.get(layer)
         if past is None:
             given[:, :, :PAST].zero_()

@@ -100,9 +100,13 @@ class Staging:
             if isinstance(one, DTensor):
                 assert self._mesh is not None
                 found[name] = DTensor.from_local(
-                    copy, self._mesh, one.placements, run_check=False, shape=one.shape,
+                    copy,
+                    self._mesh,
+                    one.placements,
+                    run_check=False,
+                    shape=one.shape,
                     stride=one.stride(),
-                )  # fmt: skip
+                )
         if on_gpu:
             torch.cuda.synchronize()
         return found

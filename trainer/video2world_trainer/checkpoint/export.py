@@ -54,9 +54,10 @@ def merged_entries(net: VideoDiT, entries: Mapping[str, Made]) -> dict[str, Made
     if not adapted:
         return {}
     merged = {
-        key: one for key, one in entries.items()
+        key: one
+        for key, one in entries.items()
         if key.startswith("net.") and ".base_layer." not in key and ".lora_" not in key
-    }  # fmt: skip
+    }
     for name, module in adapted.items():
         base, *updates = (f"{name}.{part}.weight" for part in _PARTS)
         sources = (f"frozen.{base}", *(f"master.{one}" for one in updates))

@@ -72,9 +72,12 @@ def _runner(keep: Keep, width: int) -> Callable[..., Tensor]:
         if not torch.is_grad_enabled():
             return block.compute(*args)
         result: Tensor = checkpoint(
-            block.compute, *args, use_reentrant=False, context_fn=contexts,
+            block.compute,
+            *args,
+            use_reentrant=False,
+            context_fn=contexts,
             preserve_rng_state=False,
-        )  # fmt: skip
+        )
         return result
 
     return run
@@ -105,7 +108,11 @@ def block_bytes(dit: DiTConfig, tokens: int, keep: Keep, *, element: int = 2) ->
     width = tokens * dit.model_channels * element
     wide = 1 + dit.mlp_ratio  # the MLP's inner activations count mlp_ratio times
     units = {
-        "nothing": 1, "attention": 2, "narrow": 3, "square": 9, "products": 8 + wide,
+        "nothing": 1,
+        "attention": 2,
+        "narrow": 3,
+        "square": 9,
+        "products": 8 + wide,
         "all": 16 + 3 * wide,
-    }  # fmt: skip
+    }
     return int(units[keep] * width)

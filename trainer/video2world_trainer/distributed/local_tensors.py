@@ -19,9 +19,13 @@ def like(parameter: Tensor, part: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return part
     return DTensor.from_local(
-        part, parameter.device_mesh, parameter.placements, run_check=False,
-        shape=parameter.shape, stride=parameter.stride(),
-    )  # fmt: skip
+        part,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 @torch.no_grad()

@@ -81,9 +81,14 @@ class Layout:
 
 
 def lay_out(
-    world: World, *, context: int, shard_size: int, frames: int, heads: int,
+    world: World,
+    *,
+    context: int,
+    shard_size: int,
+    frames: int,
+    heads: int,
     setting: str | None = None,
-) -> Layout:  # fmt: skip
+) -> Layout:
     """Arrange the ranks.
 
     Args:
@@ -141,9 +146,12 @@ def shard(net: VideoDiT, layout: Layout) -> None:
 
 
 def share_frames(
-    net: VideoDiT, attend: Attend | Sequence[Attend], to_caption: Attend, layout: Layout,
+    net: VideoDiT,
+    attend: Attend | Sequence[Attend],
+    to_caption: Attend,
+    layout: Layout,
     frames: int,
-) -> None:  # fmt: skip
+) -> None:
     """Let ``net`` work on this rank's of ``frames`` latent frames, and attend over them all.
 
     ``attend`` is one rank's self-attention, of all blocks or of each; ``to_caption`` its

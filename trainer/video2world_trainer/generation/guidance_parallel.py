@@ -28,9 +28,13 @@ def branches_apart(world: World, branches: int) -> bool:
 
 
 def shared_layout(
-    net: VideoDiT, attend: Attend | Sequence[Attend], to_caption: Attend, world: World,
-    branches: int, frames: int,
-) -> Layout:  # fmt: skip
+    net: VideoDiT,
+    attend: Attend | Sequence[Attend],
+    to_caption: Attend,
+    world: World,
+    branches: int,
+    frames: int,
+) -> Layout:
     """Prepare ``net`` for its rank's part of ``frames`` latent frames.
 
     Raises:
@@ -38,9 +42,13 @@ def shared_layout(
     """
     context = world.size // 2 if branches_apart(world, branches) else world.size
     layout = lay_out(
-        world, context=context, shard_size=1, frames=frames, heads=net.config.num_heads,
+        world,
+        context=context,
+        shard_size=1,
+        frames=frames,
+        heads=net.config.num_heads,
         setting=f"--num_gpus {world.size}",
-    )  # fmt: skip
+    )
     share_frames(net, attend, to_caption, layout, frames)
     return layout
 

@@ -50,9 +50,14 @@ def _decibel(value: float) -> float | None:
 
 
 def write_sample(
-    target: Path, parts: Iterator[np.ndarray], fps: int, condition: Condition, title: str,
-    summary: Mapping[str, Any], peak_memory: Callable[[], float | None],
-) -> dict[str, Any]:  # fmt: skip
+    target: Path,
+    parts: Iterator[np.ndarray],
+    fps: int,
+    condition: Condition,
+    title: str,
+    summary: Mapping[str, Any],
+    peak_memory: Callable[[], float | None],
+) -> dict[str, Any]:
     """Write ``target`` and the files beside it, the ``.json`` last; the finished summary.
 
     Args:

@@ -53,14 +53,20 @@ __all__ = ["ASPECTS", "Engine", "load"]
 
 ASPECTS: dict[str, dict[str, tuple[int, int]]] = {  # height, width (facts sheet 5.2)
     "720": {
-        "1:1": (960, 960), "4:3": (704, 960), "3:4": (960, 704),
-        "16:9": (704, 1280), "9:16": (1280, 704),
+        "1:1": (960, 960),
+        "4:3": (704, 960),
+        "3:4": (960, 704),
+        "16:9": (704, 1280),
+        "9:16": (1280, 704),
     },
     "480": {
-        "1:1": (480, 480), "4:3": (480, 640), "3:4": (640, 480),
-        "16:9": (432, 768), "9:16": (768, 432),
+        "1:1": (480, 480),
+        "4:3": (480, 640),
+        "3:4": (640, 480),
+        "16:9": (432, 768),
+        "9:16": (768, 432),
     },
-}  # fmt: skip
+}
 # Upstream's own paragraph is not ours to ship; this one names the same kinds of flaws.
 NEGATIVE_PROMPT = (
     "A low-quality video: blurry and noisy frames, compression artefacts, flicker, washed-out or "
@@ -110,9 +116,12 @@ class Engine:
         given = given.to(device)
         given_latents = 1 + (item.num_conditional_frames - 1) // 4
         velocity = shared_velocity(
-            self.net, text, given_mask(given, given_latents), self.layout,
+            self.net,
+            text,
+            given_mask(given, given_latents),
+            self.layout,
             together=not self.offload,
-        )  # fmt: skip
+        )
         marks.append(_now(device))
         settings = Settings(
             item.seed, item.num_steps, item.guidance, approximate=self.args.approximate
@@ -125,10 +134,14 @@ class Engine:
             torch.cuda.empty_cache()
         timings = dict(zip(("condition", "denoise"), np.diff(marks).round(3).tolist(), strict=True))
         return write_sample(
-            item.target, decoded(self.vae, latents), self.fps, condition,
+            item.target,
+            decoded(self.vae, latents),
+            self.fps,
+            condition,
             f"{item.source.name}   {self.checkpoint.name}",
-            self._summary(item) | {"timings": timings}, lambda: _peak(device),
-        )  # fmt: skip
+            self._summary(item) | {"timings": timings},
+            lambda: _peak(device),
+        )
 
     def _begun(self, item: Item) -> tuple[Condition, Tensor, Tensor]:
         """What it starts from, its latents, and the embeddings of all branches."""
@@ -139,10 +152,13 @@ class Engine:
                 "../metas or beside it"
             )
         condition = read_condition(
-            item.source, count=item.num_conditional_frames, clip_frames=self.clip_frames,
-            size=self.size, geometry=self.args.geometry or self.run.geometry or "crop",
+            item.source,
+            count=item.num_conditional_frames,
+            clip_frames=self.clip_frames,
+            size=self.size,
+            geometry=self.args.geometry or self.run.geometry or "crop",
             frames=self.args.frames,
-        )  # fmt: skip
+        )
         given = encode_given(self.vae, condition.given, self.clip_frames)
         return condition, given, self._text(item)
 
@@ -285,9 +301,10 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
     texts = vae = None
     if world.leads:  # T5 first: it and the network never lie on the GPU together
         texts = Texts(
-            args.text_encoder_path or chosen.text_encoder_folder, str(world.device),
+            args.text_encoder_path or chosen.text_encoder_folder,
+            str(world.device),
             run.text_length or chosen.text_tokens,
-        )  # fmt: skip
+        )
         texts.prepare(items, *filter(None, (led_away_from(item, chosen) for item in items)))
         vae = load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device)
     apart = branches_apart(world, branches)
@@ -310,9 +327,21 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
     if offload:
         stream_weights(net, world.device)
     return Engine(
-        args, world, chosen, run, checkpoint, size, clip_frames, fps, attention, offload, net,
-        layout, texts, vae,
-    )  # fmt: skip
+        args,
+        world,
+        chosen,
+        run,
+        checkpoint,
+        size,
+        clip_frames,
+        fps,
+        attention,
+        offload,
+        net,
+        layout,
+        texts,
+        vae,
+    )
 
 
 def _asked_size(args: argparse.Namespace) -> tuple[int, int]:

@@ -148,19 +148,35 @@ def _torch(capability: tuple[int, int] | None) -> Attend:
 BACKENDS: dict[str, Backend] = {
     one.name: one
     for one in (  # in the order in which "auto" prefers them
-        Backend("flash_attention_4", (9, 10), "flash_attn.cute", "flash-attn-4",
-                _flash_attention_4),
-        Backend("flash_attention_3", (9,), "flash_attn_interface", "flash-attn-3",
-                _flash("flash_attn_interface"),
-                "--index-url https://download.pytorch.org/whl/cu130"),
-        Backend("transformer_engine", (8, 9, 10, 12), "transformer_engine.pytorch",
-                "transformer-engine[pytorch]", _transformer_engine),
+        Backend(
+            "flash_attention_4", (9, 10), "flash_attn.cute", "flash-attn-4", _flash_attention_4
+        ),
+        Backend(
+            "flash_attention_3",
+            (9,),
+            "flash_attn_interface",
+            "flash-attn-3",
+            _flash("flash_attn_interface"),
+            "--index-url https://download.pytorch.org/whl/cu130",
+        ),
+        Backend(
+            "transformer_engine",
+            (8, 9, 10, 12),
+            "transformer_engine.pytorch",
+            "transformer-engine[pytorch]",
+            _transformer_engine,
+        ),
         # flash-attn-4 alone also makes a package flash_attn, so look for version 2's own module
-        Backend("flash_attention_2", (8, 9, 10, 12), "flash_attn.flash_attn_interface",
-                "flash-attn", _flash("flash_attn.flash_attn_interface")),
+        Backend(
+            "flash_attention_2",
+            (8, 9, 10, 12),
+            "flash_attn.flash_attn_interface",
+            "flash-attn",
+            _flash("flash_attn.flash_attn_interface"),
+        ),
         Backend("torch", (), "torch", "torch", _torch),
     )
-}  # fmt: skip
+}
 """Every kernel by its name in ``model.config.pipe_config.net.atten_backend``."""
 
 

@@ -72,9 +72,9 @@ class Attention(nn.Module):
         """Self-attention of [B, T, HW, D] over all T * HW tokens."""
         flat = x.flatten(1, 2)
         query, key, value = (
-            self._heads(projected) for projected in (self.q_proj(flat), self.k_proj(flat),
-                                                     self.v_proj(flat))
-        )  # fmt: skip
+            self._heads(projected)
+            for projected in (self.q_proj(flat), self.k_proj(flat), self.v_proj(flat))
+        )
         query = apply_rope(self.q_norm(query), rotation)
         key = apply_rope(self.k_norm(key), rotation)
         out = self.attend(query, key, value).flatten(2)
@@ -146,16 +146,24 @@ class Block(nn.Module):
         self.runner: Runner = Block.compute  # how compute is run: see memory.py
 
     def forward(
-        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor | KeyValue,
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        shared: Tensor,
+        text: Tensor | KeyValue,
         rotation: Rotation,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """``x`` [B, T, HW, D], ``embedding`` [B, T, D], ``shared`` [B, T, 3D], ``text`` [B,N,C]"""
         return self.runner(self, x, embedding, shared, text, rotation)
 
     def compute(
-        self, x: Tensor, embedding: Tensor, shared: Tensor, text: Tensor | KeyValue,
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        shared: Tensor,
+        text: Tensor | KeyValue,
         rotation: Rotation,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What :meth:`forward` answers, without recomputation or compilation around it."""
         for modulation, layer in (
             (self.adaln_modulation_self_attn, lambda y: self.self_attn(y, rotation)),

@@ -8,9 +8,15 @@ __all__ = ["pass_flops", "peak_flops", "step_flops"]
 
 # Dense bfloat16 of the vendor's datasheets, by a part of the device's name; the first that fits
 _RATED = {
-    "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12,
-    "B100": 1750e12, "A100": 312e12, "L40S": 362e12,
-}  # fmt: skip
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "B100": 1750e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 
 
 def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = False) -> float:

@@ -61,15 +61,28 @@ def _by_block(count: int, chosen: dict[Pattern | None, Sequence[int]]) -> list[P
 
 
 PATTERNS: dict[str, list[Pattern | None]] = {
-    "2B": _by_block(28, {
-        _A: (0, 1), _B: (2, 5, 10), _C: (3, 4, 6, 7, 8, 9, 27),
-        _D: (*range(11, 23), 24, 25, 26), _E: (23,),
-    }),
-    "14B": _by_block(36, {
-        _A: range(11), _B: (11, 12), _C: range(13, 23), _D: (23, 25, 29, 30, 33, 35),
-        _E: (24, 26, 28, 31, 32, 34), None: (27,),
-    }),
-}  # fmt: skip
+    "2B": _by_block(
+        28,
+        {
+            _A: (0, 1),
+            _B: (2, 5, 10),
+            _C: (3, 4, 6, 7, 8, 9, 27),
+            _D: (*range(11, 23), 24, 25, 26),
+            _E: (23,),
+        },
+    ),
+    "14B": _by_block(
+        36,
+        {
+            _A: range(11),
+            _B: (11, 12),
+            _C: range(13, 23),
+            _D: (23, 25, 29, 30, 33, 35),
+            _E: (24, 26, 28, 31, 32, 34),
+            None: (27,),
+        },
+    ),
+}
 """Each block's pattern by model size; None attends to everything."""
 
 
@@ -171,9 +184,9 @@ def plan(pattern: Pattern, grid: Grid) -> Plan:
     order = np.lexsort((*at[::-1], *keys[::-1]))
     at = tuple(i[order] for i in at)
     # queries of one kind see the same keys: the same residue and window along every axis
-    marks = np.stack([
-        mark[i] for axis, i in zip(axes, at, strict=True) for mark in (axis.residue, axis.start)
-    ])  # fmt: skip
+    marks = np.stack(
+        [mark[i] for axis, i in zip(axes, at, strict=True) for mark in (axis.residue, axis.start)]
+    )
     _, example, kind = np.unique(marks, axis=1, return_index=True, return_inverse=True)
     kind = kind.reshape(-1)
     rows = np.ones((len(example), len(order)), dtype=bool)
@@ -194,9 +207,13 @@ def plan(pattern: Pattern, grid: Grid) -> Plan:
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return Plan(
-        torch.from_numpy(order), torch.from_numpy(place), *full, *part,
-        torch.from_numpy(kind.astype(np.int32)), torch.from_numpy(rows),
-    )  # fmt: skip
+        torch.from_numpy(order),
+        torch.from_numpy(place),
+        *full,
+        *part,
+        torch.from_numpy(kind.astype(np.int32)),
+        torch.from_numpy(rows),
+    )
 
 
 def _listed(seen: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -56,14 +56,23 @@ def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> 
         return _natten(pattern, grid)
     blocks = plan(pattern, grid).to(device)
     if kernel == "flash_attention_4" and blocks.whole and len(blocks.order) % BLOCK == 0:
-        return _in_order(blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count,
-                                                        blocks.full_index))  # fmt: skip
+        return _in_order(
+            blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count, blocks.full_index)
+        )
     rows = () if blocks.whole else (blocks.kind, blocks.rows)
     return _in_order(
         blocks,
-        lambda q, k, v: _flex(q, k, v, blocks.full_count, blocks.full_index, blocks.part_count,
-                              blocks.part_index, rows),
-    )  # fmt: skip
+        lambda q, k, v: _flex(
+            q,
+            k,
+            v,
+            blocks.full_count,
+            blocks.full_index,
+            blocks.part_count,
+            blocks.part_index,
+            rows,
+        ),
+    )
 
 
 def _in_order(blocks: Plan, kernel: Attend) -> Attend:
@@ -82,8 +91,10 @@ def _natten(pattern: Pattern, grid: Grid) -> Attend:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Tensor = na3d(
             *(one.unflatten(1, grid) for one in (query, key, value)),
-            kernel_size=pattern.window, stride=pattern.stride, dilation=pattern.dilation,
-        )  # fmt: skip
+            kernel_size=pattern.window,
+            stride=pattern.stride,
+            dilation=pattern.dilation,
+        )
         return out.flatten(1, 3)
 
     return attend
@@ -118,9 +129,15 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 @torch.compiler.disable
 def _flex(
-    query: Tensor, key: Tensor, value: Tensor, full_count: Tensor, full_index: Tensor,
-    part_count: Tensor, part_index: Tensor, rows: tuple[Tensor, ...],
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    full_count: Tensor,
+    full_index: Tensor,
+    part_count: Tensor,
+    part_index: Tensor,
+    rows: tuple[Tensor, ...],
+) -> Tensor:
     mask = noop_mask
     if rows:
         kind, seen = rows
@@ -130,9 +147,14 @@ def _flex(
 
     length = query.shape[1]
     blocks = BlockMask.from_kv_blocks(
-        part_count[None, None], part_index[None, None], full_count[None, None],
-        full_index[None, None], BLOCK_SIZE=BLOCK, mask_mod=mask, seq_lengths=(length, length),
-    )  # fmt: skip
+        part_count[None, None],
+        part_index[None, None],
+        full_count[None, None],
+        full_index[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask,
+        seq_lengths=(length, length),
+    )
     function = _compiled_flex()
     out = function(*(one.transpose(1, 2) for one in (query, key, value)), block_mask=blocks)
     return out.transpose(1, 2).contiguous()

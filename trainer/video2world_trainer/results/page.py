@@ -251,8 +251,11 @@ def _facts(results: Results) -> str:
         facts.append(("iterations", f"{last['iteration']:,}"))
         if is_number(last.get("loss")):
             facts.append(("loss", f"{last['loss']:.4g}"))
-        seconds = [r["seconds_per_iteration"] for r in results.records
-                   if is_number(r.get("seconds_per_iteration"))]  # fmt: skip
+        seconds = [
+            r["seconds_per_iteration"]
+            for r in results.records
+            if is_number(r.get("seconds_per_iteration"))
+        ]
         if seconds:
             facts.append(("seconds/iteration, median", f"{sorted(seconds)[len(seconds) // 2]:.3g}"))
     if results.checkpoints:

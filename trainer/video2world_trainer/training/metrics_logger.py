@@ -84,13 +84,19 @@ class Report:
         )
         if self._exporter is not None:
             self._exporter.told(
-                iteration=progress.iteration, iterations=config.max_iter, loss=loss,
-                seconds_per_iteration=seconds, checkpoint_iteration=run.saver.saved,
-                skipped_steps=len(progress.skipped), **numbers,
-            )  # fmt: skip
-        say(f"iteration {progress.iteration}/{config.max_iter}  "
+                iteration=progress.iteration,
+                iterations=config.max_iter,
+                loss=loss,
+                seconds_per_iteration=seconds,
+                checkpoint_iteration=run.saver.saved,
+                skipped_steps=len(progress.skipped),
+                **numbers,
+            )
+        say(
+            f"iteration {progress.iteration}/{config.max_iter}  "
             f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
-            f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left")  # fmt: skip
+            f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left"
+        )
         diverged = run.divergence.since
         told: dict[str, str] = {}
         if diverged is not None:
@@ -98,9 +104,18 @@ class Report:
             numbers["diverged_after"] = diverged
             if before is None:
                 say(f"warning: {told['warning']} {REMEDY}")
-        emit("progress", STAGE, iteration=progress.iteration, iterations=config.max_iter,
-             loss=loss, seconds_per_iteration=round(seconds, 4), eta_seconds=round(eta, 1),
-             checkpoint=run.saver.saved, **numbers, **told)  # fmt: skip
+        emit(
+            "progress",
+            STAGE,
+            iteration=progress.iteration,
+            iterations=config.max_iter,
+            loss=loss,
+            seconds_per_iteration=round(seconds, 4),
+            eta_seconds=round(eta, 1),
+            checkpoint=run.saver.saved,
+            **numbers,
+            **told,
+        )
         if self._records is not None:
             self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
         if self._writer is not None:

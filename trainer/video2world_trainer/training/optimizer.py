@@ -46,9 +46,13 @@ class MasterAdamW:
             name: local(one.detach()).float() for name, one in self.parameters.items()
         }
         self._adam = torch.optim.AdamW(
-            list(self.masters.values()), lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay,
+            list(self.masters.values()),
+            lr=0.0,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
             fused=True,
-        )  # fmt: skip
+        )
         for master in self.masters.values():
             self._adam.state[master] = {
                 "step": torch.zeros((), device=master.device),
@@ -103,9 +107,10 @@ class MasterAdamW:
             master.grad = None
         own = [local(one.detach()) for one in self.parameters.values()]
         lowered = [
-            pair for pair in zip(own, masters, strict=True)
+            pair
+            for pair in zip(own, masters, strict=True)
             if pair[0].data_ptr() != pair[1].data_ptr()
-        ]  # fmt: skip
+        ]
         if lowered:
             torch._foreach_copy_([one for one, _ in lowered], [one for _, one in lowered])
 
@@ -137,6 +142,9 @@ class MasterAdamW:
         """The parameter group, as optimizers' state dicts have it."""
         group = self._adam.param_groups[0]
         return {
-            "lr": group["lr"], "betas": list(group["betas"]), "eps": group["eps"],
-            "weight_decay": group["weight_decay"], "params": list(self.masters),
-        }  # fmt: skip
+            "lr": group["lr"],
+            "betas": list(group["betas"]),
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "params": list(self.masters),
+        }

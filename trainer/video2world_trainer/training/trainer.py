@@ -91,16 +91,22 @@ def _base_weights(config: TrainConfig) -> str | None:
 def _description(config: TrainConfig) -> dict[str, Any]:
     """model/config.json: what inference must know, and in ``run`` what makes a run the same."""
     known = {
-        "size": config.size, "architecture": config.architecture, "geometry": config.geometry,
-        "num_frames": config.num_frames, "video_size": list(config.video_size),
-        "text_length": config.text_length, "rope_ratio_t": config.rope_t,
-        "rope_ratio_h": config.rope_h, "rope_ratio_w": config.rope_w,
-    }  # fmt: skip
+        "size": config.size,
+        "architecture": config.architecture,
+        "geometry": config.geometry,
+        "num_frames": config.num_frames,
+        "video_size": list(config.video_size),
+        "text_length": config.text_length,
+        "rope_ratio_t": config.rope_t,
+        "rope_ratio_h": config.rope_h,
+        "rope_ratio_w": config.rope_w,
+    }
     if config.architecture == "lora":
         known |= {
-            "lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha,
+            "lora_rank": config.lora_rank,
+            "lora_alpha": config.lora_alpha,
             "lora_targets": config.lora_targets,
-        }  # fmt: skip
+        }
     if config.encode:
         known["encode"] = True
     run = known | {"dataset_dir": config.dataset_dir, "ema": config.ema, "seed": config.seed}
@@ -111,9 +117,11 @@ def _network(config: TrainConfig, world: World) -> VideoDiT:
     """The network with its starting weights and adapters, on the rank's device."""
     chosen = PRESETS[config.size]
     dit = replace(
-        chosen.dit, rope_ratio_t=config.rope_t, rope_ratio_h=config.rope_h,
+        chosen.dit,
+        rope_ratio_t=config.rope_t,
+        rope_ratio_h=config.rope_h,
         rope_ratio_w=config.rope_w,
-    )  # fmt: skip
+    )
     path = Path(config.dit_path or _base_weights(config) or "")
     if path.name and not path.exists():
         remedy = (
@@ -137,10 +145,12 @@ def _network(config: TrainConfig, world: World) -> VideoDiT:
         net.to(world.device)
     if config.architecture == "lora":
         inject(
-            net, rank=config.lora_rank, alpha=config.lora_alpha,
+            net,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
             targets=config.lora_targets.split(","),
             generator=generator_for(config.seed, "adapters", 0),
-        )  # fmt: skip
+        )
     return net
 
 
@@ -151,18 +161,25 @@ class Run:
         self.config, self.world = config, world
         preset, latent_frames = PRESETS[config.size], config.latent_shape[1]
         self.layout = layout = lay_out(
-            world, context=config.context_parallel_size, shard_size=config.shard_size,
-            frames=latent_frames, heads=preset.dit.num_heads,
-        )  # fmt: skip
+            world,
+            context=config.context_parallel_size,
+            shard_size=config.shard_size,
+            frames=latent_frames,
+            heads=preset.dit.num_heads,
+        )
         on_gpu = world.device.type == "cuda"
         self.dtype = getattr(torch, preset.compute_dtype) if on_gpu else torch.float32
         self.attention = select_for(config.attention, world.device, self.dtype)
         self.folder = CheckpointFolder(config.checkpoint_folder)
         kind = VideoDataset if config.encode else LatentDataset
         self.dataset = kind(
-            Path(config.dataset_dir), shape=config.latent_shape, geometry=config.geometry,
-            text_length=config.text_length, cache=config.cache, frames=layout.frames(latent_frames),
-        )  # fmt: skip
+            Path(config.dataset_dir),
+            shape=config.latent_shape,
+            geometry=config.geometry,
+            text_length=config.text_length,
+            cache=config.cache,
+            frames=layout.frames(latent_frames),
+        )
         self.vae = None
         if config.encode:
             path = config.vae_path or f"{preset.base_folder}/tokenizer"
@@ -182,14 +199,22 @@ class Run:
         self.ema = Ema(net.named_parameters(), config.ema_rate) if config.ema else None
         self.keep = self._level()
         prepare_blocks(
-            net, keep=self.keep, compiled=self.compiled,
+            net,
+            keep=self.keep,
+            compiled=self.compiled,
             offload=config.offload and self.compiled,
-        )  # fmt: skip
+        )
         self.step_on = TrainStep(
-            net, self.optimizer, self.ema, dtype=self.dtype, clip=config.clip_norm,
-            loss=self._loss, norm=layout.norm, mean=world.average,
+            net,
+            self.optimizer,
+            self.ema,
+            dtype=self.dtype,
+            clip=config.clip_norm,
+            loss=self._loss,
+            norm=layout.norm,
+            mean=world.average,
             reduce=world.average_gradients if layout.shard_mesh is None else lambda _: None,
-        )  # fmt: skip
+        )
         self.schedule = LinearSchedule(
             config.warm_up_steps, config.cycle_length, config.f_max, config.f_min, config.f_start
         )
@@ -201,9 +226,12 @@ class Run:
         self._lag = 1 if on_gpu else 0
         self._feed: Feed | None = None
         self.saver = Saver(
-            self.folder, world, Staging(layout.host_mesh), keep=config.keep,
+            self.folder,
+            world,
+            Staging(layout.host_mesh),
+            keep=config.keep,
             asynchronous=config.asynchronous,
-        )  # fmt: skip
+        )
         self.saver.reserve(self._state())
 
     def _level(self) -> Keep:
@@ -259,11 +287,15 @@ class Run:
         config, progress = self.config, self.progress
         if self._feed is None:
             self._feed = Feed(
-                self.dataset, self.layout, consumed=progress.consumed,
-                batch_size=config.batch_size, shape=config.latent_shape,
-                law=config.noise_law, seed=config.seed,
+                self.dataset,
+                self.layout,
+                consumed=progress.consumed,
+                batch_size=config.batch_size,
+                shape=config.latent_shape,
+                law=config.noise_law,
+                seed=config.seed,
                 encode=self.vae.encode_latents if self.vae is not None else None,
-            )  # fmt: skip
+            )
         item = next(self._feed)
         if not self.divergence.nothing:
             self._measure(item.latents)
@@ -342,9 +374,10 @@ class Run:
     def _state(self) -> dict[str, Tensor]:
         """Everything large that makes the run, where it lies."""
         frozen = {
-            f"frozen.{name}": one.detach() for name, one in self.net.named_parameters()
+            f"frozen.{name}": one.detach()
+            for name, one in self.net.named_parameters()
             if not one.requires_grad
-        }  # fmt: skip
+        }
         return self.optimizer.state() | (self.ema.state() if self.ema else {}) | frozen
 
     def save(self) -> None:
@@ -357,25 +390,35 @@ class Run:
         progress, rate = self.progress, self.learning_rate
         progress.divergence = self.divergence.state()
         scheduler = {
-            "last_epoch": progress.iteration, "_step_count": progress.iteration + 1,
-            "base_lrs": [self.config.learning_rate], "_last_lr": [rate],
-        }  # fmt: skip
+            "last_epoch": progress.iteration,
+            "_step_count": progress.iteration + 1,
+            "base_lrs": [self.config.learning_rate],
+            "_last_lr": [rate],
+        }
         trainer = {
-            "grad_scaler": {}, "iteration": progress.iteration,
-            "progress": dict(vars(progress)), "world_size": self.world.size,
-        }  # fmt: skip
+            "grad_scaler": {},
+            "iteration": progress.iteration,
+            "progress": dict(vars(progress)),
+            "world_size": self.world.size,
+        }
         optim = {
             "param_groups": [self.optimizer.settings()],
             "shards": self.folder.shards(progress.iteration).name,
         }
         model = model_entries(
-            self.net, average=self.ema is not None, iteration=progress.iteration,
+            self.net,
+            average=self.ema is not None,
+            iteration=progress.iteration,
             samples=progress.consumed,
-        )  # fmt: skip
+        )
         self.saver.save(
-            progress.iteration, self._state(), model, merged_entries(self.net, model),
-            {"optim": optim, "scheduler": scheduler, "trainer": trainer}, self.divergence.healthy,
-        )  # fmt: skip
+            progress.iteration,
+            self._state(),
+            model,
+            merged_entries(self.net, model),
+            {"optim": optim, "scheduler": scheduler, "trainer": trainer},
+            self.divergence.healthy,
+        )
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint of the job folder, if there is one.
