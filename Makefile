@@ -34,7 +34,7 @@ tools: .venv/ready ## Build the cluster's binaries into ~/.cache (done when need
 	PYTHONPATH=tools $(BIN)/python -m control_plane build
 
 test: .venv/ready ## Run all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 images: .venv/ready ## Build the container images with buildah (VARIANT=hopper BASE=... BUILDER=...)
 	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
 
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Keep a file's tests on one of several workers, and all that share clusters on another."""
-    for item in items:
-        path = item.path.relative_to(HERE)
-        group = "cluster" if path.parts[0] == "cluster" else path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, _ = str(nodeid).partition("::")
+            return "tests/cluster" if path.startswith("tests/cluster/") else path
+
+    return ByFile(config, log)
 
 
 @pytest.fixture
