@@ -9,6 +9,7 @@ from email.utils import format_datetime
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
+from video2world_common.progress_events import Resumed, Skipped
 from video2world_operator.api.constants import KIND
 from video2world_operator.controller.applier import _idle_first
 from video2world_operator.controller.cache import WatchCache
@@ -16,6 +17,7 @@ from video2world_operator.controller.controller import (
     LOOKS_PER_SECOND,
     Controller,
     _before,
+    _without_skipped,
     waits_for_us,
 )
 from video2world_operator.kube.leader_election import Leadership, LeaseTimes
@@ -37,6 +39,11 @@ def test_time_is_the_api_servers():
     back = ahead - timedelta(hours=1)
     clock.hear(format_datetime(back, usegmt=True))  # it was set back
     assert abs(clock.now() - back) < timedelta(seconds=5)
+
+
+def test_an_earlier_attempt_tells_nothing_of_later_stages():
+    told = [Resumed("train", 5), Skipped("latents", "h")]
+    assert _without_skipped(told) == told[:1]
 
 
 class LeaseServer:

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from video2world_common.progress_events import Event, parse
+from video2world_common.progress_events import Event, Skipped, parse
 from video2world_operator.api.conditions import STATUS_REFUSED, Reason, Type, find, is_true
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.errors import InvalidResource
@@ -403,7 +403,8 @@ class Controller:
         for pod in sorted(pods, key=lambda p: p.attempt):
             under_way = pod.stage == name and pod.attempt in attempts
             if (under_way or pod.stage == SAMPLING) and _tells(pod, pods):
-                events += await self._read_log(key, pod)
+                told = await self._read_log(key, pod)
+                events += told if pod.attempt == attempts[0] else _without_skipped(told)
         del events[:-MAX_TOLD]
         return events
 
@@ -732,6 +733,11 @@ def counts_on_absence(
     ]
     made = {(its[STAGE_LABEL], its[ATTEMPT_LABEL]) for its in labels}
     return bool(made & at_work) or any(attempt != "1" for _, attempt in made)
+
+
+def _without_skipped(events: Iterable[Event]) -> list[Event]:
+    """``events`` of an earlier attempt, without stages it found done: the volume changed since."""
+    return [event for event in events if not isinstance(event, Skipped)]
 
 
 def _ended(body: Object) -> bool:
