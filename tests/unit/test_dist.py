@@ -74,8 +74,8 @@ def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
     with zipfile.ZipFile(wheel) as opened:
         inside = opened.namelist()
     for name in (
-        "video2world_operator/plan.py",
-        "video2world_preprocess/stage.py",
+        "video2world_operator/plan/plan.py",
+        "video2world_common/stage.py",
         "video2world_trainer/train.py",
         "video2world_trainer/py.typed",
     ):
