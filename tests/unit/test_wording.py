@@ -214,11 +214,14 @@ def spec(**changes):
             'write it in quotes, such as "1.5"',
         ),
         (spec(stages={"train": {"nodeSelector": ["a"]}}), "write fields below it, as in name: "),
-        (spec(images={"pullSecrets": "mine"}), "write a list: [mine]"),
+        (spec(images={"pullSecrets": "mine"}), "write a list: [mine]"),  # pragma: allowlist secret
         (spec(dataset={"agibot": {"taskIDs": 327}}), "write a list: [327]"),
         (spec(dataset={"agibot": {"taskIDs": []}}), "give at least 1 entry, such as [327]"),
         (spec(dataset={"agibot": {"taskIDs": [1] * 65}}), "it has 65 entries, give at most 64"),
-        (spec(credentials={"huggingFaceTokenSecret": "hf"}), "write {name: hugging-face}"),
+        (
+            spec(credentials={"huggingFaceTokenSecret": "hf"}),  # pragma: allowlist secret
+            "write {name: hugging-face}",
+        ),
         (spec(storage="5Gi"), "'5Gi' does not fit (The volume); write {size: 500Gi}"),
         (spec(training=5), "write {iterations: 1000}"),
         (spec(dataset=[]), "a list does not fit (The training videos); write {agibot: {taskIDs"),
