@@ -39,7 +39,7 @@ def read_of_args(package):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_is_read(name):
     package = "trainer" if "trainer" in name else "preprocess"
-    read = read_of_args(package) | read_of_args("preprocess")
+    read = read_of_args(package) | read_of_args("preprocess") | read_of_args("common")
     if name == inference.__name__:  # its table is in test_inference.py
         read |= {*inference.ABSENT, *inference.SETTLED, *inference.FLAGS, "negative_prompt"}
     flags = {action.dest for action in COMMANDS[name].parser()._actions} - {"help"}

@@ -489,8 +489,9 @@ class Controller:
         """Make the object unless it is there; one of somebody else's is never touched."""
         metadata, kind, path = manifest["metadata"], manifest["kind"], _path(manifest)
         made, now = self._made.setdefault(key, {}), time.monotonic()
-        # the watch is still to bring it; a PodGroup may be of the spec before, whose size was other
-        if kind != "PodGroup" and self._just_made(key, manifest):
+        # The watch has yet to deliver it. Not so a claim, which is read from the API server and may
+        # have been deleted since, or a PodGroup, which may be of an earlier spec with another size.
+        if kind not in ("PersistentVolumeClaim", "PodGroup") and self._just_made(key, manifest):
             self.queue.add(key, UNSEEN)
             return
         # the claim is asked for at every stage, and there from the first one on
