@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     )
     file_flag(one)
     volume_flag(one)
-    one.add_argument("--dry-run", action="store_true", help="only list what would run")
+    one.add_argument(
+        "--dry-run", action="store_true", help="only say which stages would run, and why"
+    )
     one.add_argument("-v", "--verbose", action="store_true", help="show every line of the workers")
     one = command(
         "preflight",

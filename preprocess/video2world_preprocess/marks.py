@@ -53,9 +53,9 @@ Listing = dict[str, str]
 Listings = dict[str, Listing]  # by folder
 
 
-def _stamp(path: str | os.PathLike[str]) -> str | None:
+def _stamp(file: Path | os.DirEntry[str]) -> str | None:
     try:
-        status = Path(path).stat()
+        status = file.stat()
     except OSError:
         return None
     if not _readable(status):
@@ -68,8 +68,10 @@ def _readable(status: os.stat_result) -> bool:
     user = os.geteuid()
     if user in (0, status.st_uid):
         return user == 0 or bool(status.st_mode & stat.S_IRUSR)
+    if status.st_mode & stat.S_IROTH:
+        return True
     group = status.st_gid in (os.getegid(), *os.getgroups())
-    return bool(status.st_mode & (stat.S_IRGRP if group else stat.S_IROTH))
+    return group and bool(status.st_mode & stat.S_IRGRP)
 
 
 def _counts(name: str) -> bool:
@@ -90,7 +92,7 @@ def list_files(folder: str | os.PathLike[str]) -> Listing:
                 if entry.is_dir():
                     found[f"{entry.name}/"] = ""
                 else:
-                    found[entry.name] = _stamp(entry.path) or "broken link"
+                    found[entry.name] = _stamp(entry) or "broken link"
     except OSError:
         pass
     return found
@@ -98,7 +100,7 @@ def list_files(folder: str | os.PathLike[str]) -> Listing:
 
 def file_stamps(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str | None]:
     """Size and time of each file; None where there is none."""
-    return {str(path): _stamp(path) for path in paths}
+    return {str(path): _stamp(Path(path)) for path in paths}
 
 
 def read_owner(folder: Path) -> dict[str, Any]:
@@ -155,8 +157,7 @@ def _shown(name: str) -> str:
 
 def _matches(recorded: str, now: str) -> bool:
     """Whether a file is as recorded, as far as its record says."""
-    wanted, found = recorded.split(), now.split()
-    return found[: len(wanted)] == wanted
+    return recorded in ("", now) or now.startswith(f"{recorded} ")
 
 
 def _compare(recorded: Mapping[str, str], now: Mapping[str, str], *, complete: bool) -> Listings:
@@ -291,8 +292,9 @@ def _broken(record: Mapping[str, Any], listed: Reader) -> str:
         now = read_owner(Path(folder))
         if now.get("work") != owner["work"]:
             other = difference(now.get("settings") or {}, owner["settings"])
-            how = f"with other settings since ({other})" if other else "again since"
-            return f"{folder} was made {how}"
+            if other:
+                return f"{folder} was made with other settings since ({other})"
+            return f"{folder} was made again since"
     named, parts = record["files"], []
     for recorded, now, complete in (
         (record["inputs"], {folder: listed(folder) for folder in record["inputs"]}, True),
