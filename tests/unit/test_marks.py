@@ -91,14 +91,15 @@ def test_a_change_of_what_the_stage_is_bound_to_is_named(volume, why, change):
     assert MARKER.read() is None
 
 
-def test_what_does_not_matter_leaves_the_stage_done(volume):
+def test_what_does_not_matter_leaves_the_stage_done(volume, monkeypatch):
     put("out/another.mp4")  # put there by the user
     put("out/w0.txt", "a caption that the user corrected")
     later("out/w0.mp4")  # restored from a backup
     put("in/.partial-x.mp4")
     put("in/.lock")
     put("elsewhere.mp4")
-    work_with(5)  # by another resource with equal settings
+    monkeypatch.setenv("V2W_RESOURCE", "another")
+    work_with(5)  # with equal settings
     verdict = MARKER.judge()
     assert (verdict.done, verdict.note) == (True, "")
     assert verdict.why.endswith(" by run")
