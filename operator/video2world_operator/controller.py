@@ -25,7 +25,7 @@ from .foresight import Foresight
 from .models import API_VERSION, KIND
 from .observed import Capabilities, Claim, Job, Observed, Peer, Pod, parse_time
 from .plan import ATTEMPT_LABEL, RESOURCE_LABEL, SAMPLING, STAGE_LABEL, Plan
-from .progress import Event, parse
+from .progress import Event, Skipped, parse
 from .reconcile import DONE, Policy, outdated, outlived, plan_of, reconcile
 from .turns import Turns
 from .workqueue import WorkQueue
@@ -398,7 +398,8 @@ class Controller:
         for pod in sorted(pods, key=lambda p: p.attempt):
             under_way = pod.stage == name and pod.attempt in attempts
             if (under_way or pod.stage == SAMPLING) and _tells(pod, pods):
-                events += await self._read_log(key, pod)
+                told = await self._read_log(key, pod)
+                events += told if pod.attempt == attempts[0] else _without_skipped(told)
         del events[:-MAX_TOLD]
         return events
 
@@ -743,6 +744,11 @@ def _tells(pod: Pod, pods: Iterable[Pod]) -> bool:
     beside = [p.index for p in pods if (p.stage, p.attempt) == (pod.stage, pod.attempt)
               and not p.over]  # fmt: skip
     return pod.index == min(beside)
+
+
+def _without_skipped(events: Iterable[Event]) -> list[Event]:
+    """``events`` of an earlier attempt, without stages it found done: the volume changed since."""
+    return [event for event in events if not isinstance(event, Skipped)]
 
 
 def _left_behind(found: Object, body: Object) -> bool:

@@ -346,12 +346,14 @@ def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
     (pod,) = run.running("download")
     eventually(lambda: run.stage("latents").get("inputsHash"))
     told = [
-        json.dumps({"event": "skipped", "stage": s, "inputsHash": run.stage(s)["inputsHash"]})
+        json.dumps({"event": "skipped", "stage": s, "inputsHash": run.stage(s)["inputsHash"],
+                    "message": f"{s} noted"})
         for s in ("dataset", "embeddings", "latents")
-    ]
+    ]  # fmt: skip
     gpu_cluster.write_pod_log(run.namespace, pod, "\n".join(told))
     gpu_cluster.finish_pod(run.namespace, pod)
     run.running("train")
+    assert run.stage("latents")["message"] == "done before on this volume; latents noted"
     states = {e["name"]: e["state"] for e in run.status["stages"]}
     assert states["dataset"] == states["embeddings"] == states["latents"] == "Skipped"
     assert {j["metadata"]["name"] for j in run.children("jobs")} == {

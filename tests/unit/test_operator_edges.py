@@ -16,11 +16,13 @@ from video2world_operator.controller import (
     Controller,
     _before,
     _idle_first,
+    _without_skipped,
     waits_for_us,
 )
 from video2world_operator.leader import Leadership, LeaseTimes
 from video2world_operator.models import KIND
 from video2world_operator.observed import Job, Pod
+from video2world_operator.progress import Resumed, Skipped
 from video2world_operator.server_clock import ServerClock
 
 
@@ -37,6 +39,11 @@ def test_time_is_the_api_servers():
     back = ahead - timedelta(hours=1)
     clock.hear(format_datetime(back, usegmt=True))  # it was set back
     assert abs(clock.now() - back) < timedelta(seconds=5)
+
+
+def test_an_earlier_attempt_tells_nothing_of_later_stages():
+    told = [Resumed("train", 5), Skipped("latents", "h")]
+    assert _without_skipped(told) == told[:1]
 
 
 class LeaseServer:

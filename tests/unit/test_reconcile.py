@@ -289,6 +289,11 @@ def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
     world.finish("embeddings")
     world.round()
     assert world.status["stage"] == "train"
+    world.finish("train")
+    note = "its data changed since: 1 new latents file: w.safetensors"
+    world.round(events=[Skipped("train", hashes["train"], note)])
+    (train,) = (e for e in world.status["stages"] if e["name"] == "train")
+    assert (train["state"], train["message"]) == ("Skipped", note)
 
 
 def test_more_iterations_train_on_after_success():

@@ -92,10 +92,12 @@ def test_training_tells_loss_pace_and_what_is_left():
     display.event(Failed("train", "UserError", "told elsewhere"))
     display.line("train-0", "a worker's own words")
     display.skip("inference")
+    display.skip("train", "its data changed since: 1 new video: b.mp4")
     assert out.text.splitlines() == [
         "train       started (2 pods)",
         "train       100/100  loss 0.2500  1.5 s/iteration",
         "inference   done before, skipped",
+        "train       done before, skipped; its data changed since: 1 new video: b.mp4",
     ]
 
 
