@@ -204,7 +204,7 @@ Reader = Callable[[str], Listing]
 def reader() -> Reader:
     """Return a :func:`list_files` that reads each folder once, for stages judged together.
 
-    In a pod it reads the volume only: whoever shares the volume can write records.
+    In a pod it reads the volume only: anyone who shares the volume can write records.
     """
 
     def read(folder: str) -> Listing:

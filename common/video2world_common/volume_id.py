@@ -1,7 +1,7 @@
 """The identity of a volume: a random name written on it, by which the loss of its content shows.
 
-The first worker that sees a volume writes the name. Every worker tells it to whoever reads its log,
-is given the name that was told first (``V2W_VOLUME_ID``), and does nothing on a volume that has
+The first worker that sees a volume writes the name. Every worker reports it in its log, receives
+the name that was reported first (``V2W_VOLUME_ID``), and does nothing on a volume that has
 another: what earlier stages left is not there.
 """
 
@@ -77,7 +77,7 @@ def _make() -> str:
 
 
 def _link(partial: Path) -> None:
-    """Give ``partial`` the final name, which nobody else may have taken.
+    """Give ``partial`` the final name, unless another process has taken it.
 
     Raises:
         FileExistsError: somebody has.

@@ -42,7 +42,7 @@ def _serve(connection: Any, load: Load, device: str) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return ``error`` if it can go to another process, else one that says the same."""
+    """Return ``error`` if it survives pickling to another process, else one with its text."""
     try:
         if isinstance(error, OSError | UserError) and str(pickle.loads(pickle.dumps(error))):  # noqa: S301
             return error

@@ -18,10 +18,10 @@ NEXT = (
     "once. `v2w suspend NAME` and `v2w resume NAME` begin the next attempt from the last "
     "checkpoint."
 )
-SUSPENDED = "Only while `spec.suspend` is true; when it goes on."
+SUSPENDED = "Only while `spec.suspend` is true; when it is resumed."
 
 CHANGEABLE: Mapping[str, str] = {  # by path below spec
-    "training.iterations": "At once: the attempt is ended, and the next one goes on from the last "
+    "training.iterations": "At once: the attempt is ended, and the next one resumes from the last "
     "checkpoint to the new length.",
     "training.checkpoint": NEXT,
     "training.hangTimeoutSeconds": NEXT,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from video2world_operator.plan.plan import Plan
 
-EXIT_USER_ERROR = 2
 EVERY = 2.0  # seconds between two looks of --watch
 ENDED = ("Succeeded", "Failed", "Suspended")
 

@@ -7,8 +7,8 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 
+from video2world_common.exit_codes import EXIT_USER_ERROR
 from video2world_operator.cli.common import (
-    EXIT_USER_ERROR,
     UsageError,
     require_cluster,
     uses_cluster,

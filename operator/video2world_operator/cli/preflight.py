@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from video2world_operator.cli.common import EXIT_USER_ERROR, UsageError, load_plan, require_cluster
+from video2world_common.exit_codes import EXIT_USER_ERROR
+from video2world_operator.cli.common import UsageError, load_plan, require_cluster
 
 
 def run_checks(args: argparse.Namespace) -> int:

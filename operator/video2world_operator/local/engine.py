@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR
 from video2world_common.progress_events import (
     CheckpointSaved,
     Event,
@@ -49,7 +50,7 @@ from video2world_operator.terminal import Display
 
 __all__ = ["EXIT_FAILED", "EXIT_USER_ERROR", "LocalEngine"]
 
-EXIT_FAILED, EXIT_USER_ERROR = 1, 2
+EXIT_FAILED = EXIT_FAILURE
 _KEPT = (
     "volumeID",
     "progress",

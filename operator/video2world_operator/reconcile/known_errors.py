@@ -330,7 +330,7 @@ BY_REASON: Mapping[str, str] = {
     Reason.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds",
     Reason.ENGINE_ERROR: "Mend what it names and run the same command again",
     Reason.FORBIDDEN: "An administrator applies manifests/rbac.yaml, or upgrades the chart",
-    Reason.OUTDATED: "An administrator does that; work then goes on by itself",
+    Reason.OUTDATED: "An administrator does that; work then resumes by itself",
     Reason.CLAIM_DELETED: "kubectl delete jobs -n {namespace} -l video2world.dev/resource={name}",
     Reason.CONTENT_LOST: "Put what was on it by your own hand (dataset.prepared, model.weights) "
     "there again; the stages make the rest",

@@ -90,7 +90,7 @@ def decoded(
     failed: Callable[[Any], None] = lambda packet: None,
     before: Callable[[Any], None] = lambda packet: None,
 ) -> Iterator[Any]:
-    """Yield the frames that can be decoded, as ffmpeg does: it goes on after a damaged packet.
+    """Yield the frames that can be decoded, as ffmpeg does, past damaged packets.
 
     ``before`` is called with each packet, and ``failed`` with one that cannot be decoded, both
     before its frames are yielded; ``failed`` with None where the file is cut short.
