@@ -24,7 +24,7 @@ from typing import Any
 from .host import facts
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tools")]
 
 from control_plane import Cluster  # noqa: E402
 from operators import Operator, Resource, grant  # noqa: E402

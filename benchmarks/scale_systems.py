@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tools")]
 
 from control_plane import Cluster, binaries, fake_nodes  # noqa: E402
 from control_plane.processes import Process, free_port  # noqa: E402

@@ -4,4 +4,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]  # the cluster, and what tests have of it
+sys.path[:0] = [
+    str(ROOT / "tests/support"),
+    str(ROOT / "tools"),
+]  # the cluster, and what tests have of it

@@ -6,17 +6,17 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
 from control_plane import binaries
 from operators import Operator, Resource, eventually, exists
+from repository import ROOT
 from video2world_operator.api.validation import load_resource
 from video2world_operator.plan.plan import make_plan
 
-CHART = Path(__file__).parents[2] / "charts" / "video2world-operator"
+CHART = ROOT / "charts" / "video2world-operator"
 SAMPLE = CHART.parents[1] / "manifests" / "samples" / "posttrain.yaml"
 CRD = (
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/video2worldposttrains.video2world.dev"

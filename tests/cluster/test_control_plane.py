@@ -15,8 +15,9 @@ import pytest
 
 from control_plane import ApiError, Cluster, binaries
 from operators import eventually, exists
+from repository import ROOT
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = ROOT / "tools"
 
 
 def job(name: str, **pod: Any) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from control_plane import ApiError
+from repository import ROOT
 from video2world_operator.api.validation import load_resource, parse
 from video2world_operator.plan.plan import make_plan
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
 LEVELS = ("enforce", "warn", "audit")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api_proxy import Proxy
 from operators import Operator, Resource, eventually, exists, grant, set_quota
+from repository import ROOT
 from video2world_operator.cli.cluster_run import watch
 from video2world_operator.cli.main import main
 
@@ -173,7 +173,7 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     assert "nothing holds it up" in v2w("explain", "run", user=guest)
 
 
-NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/post_train.ipynb"
+NOTEBOOK = ROOT / "docs/notebooks/post_train.ipynb"
 
 
 def test_the_notebook_runs_and_the_metrics_count_it(
@@ -440,6 +440,6 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
 
 
 def test_the_page_lists_these_ten():
-    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    page = (ROOT / "docs" / "watching.md").read_text()
     listed = re.findall(r"^\| \d+ \| ([^|]+) \|", page.partition("## Ten mistakes")[2], re.M)
     assert listed == list(MISTAKES)

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from repository import ROOT
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
@@ -124,7 +124,7 @@ def test_a_step_does_not_wait_for_the_gpu():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_equal_one():
-    worker = Path(__file__).parent.parent / "unit" / "parallel_worker.py"
+    worker = ROOT / "tests/support/parallel_worker.py"
     done = subprocess.run(
         [
             sys.executable,

@@ -1,0 +1,64 @@
+"""docs/troubleshooting.md quotes what the programs really say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from repository import ROOT
+
+PAGE = ROOT / "docs" / "troubleshooting.md"
+PACKAGES = ("common", "operator", "preprocess", "trainer")
+ANY = "…"  # stands for what is filled in, on the page and in the texts
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """The rows of the page's tables."""
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) == 3 and cells[0] != "symptom" and not set(cells[0]) <= set("-: "):
+            yield cells[0], cells[1], cells[2]
+
+
+def symptoms() -> list[str]:
+    """Every quoted symptom."""
+    return [quoted for first, *_ in rows() for quoted in re.findall(r"`([^`]+)`", first)]
+
+
+@cache
+def said() -> tuple[str, ...]:
+    """Every text in the sources, with what is filled in as an ellipsis."""
+    texts: set[str] = set()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [v.value if isinstance(v, ast.Constant) else ANY for v in node.values]
+                    texts.add("".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.add(re.sub(r"\{[a-z_:.0-9!]*\}|%\.?\d*[sdfg](?:/%s)?", ANY, node.value))
+    return tuple(texts)
+
+
+def test_each_row_has_a_symptom_a_cause_and_a_remedy():
+    for symptom, cause, remedy in rows():
+        assert re.search(r"`[^`]+`", symptom), symptom
+        assert cause, symptom
+        assert remedy, symptom
+
+
+@pytest.mark.parametrize("symptom", symptoms())
+def test_the_symptom_is_what_is_said(symptom):
+    parts = [re.escape(part.strip()) for part in symptom.split(ANY) if part.strip()]
+    assert max(map(len, parts)) > 8, "too short to be told from other texts"
+    pattern = re.compile(".*".join(parts), re.DOTALL | re.IGNORECASE)
+    assert any(pattern.search(text) for text in said()), f"nothing says: {symptom}"
+
+
+def test_what_nothing_says_is_noticed():
+    assert not any("this text is in no program" in text for text in said())
+    assert any("The CRD in this cluster is older" in text for text in said())

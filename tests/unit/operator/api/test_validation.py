@@ -1,0 +1,375 @@
+"""The resource's door: short files are enough, mistakes are named with field and remedy."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repository import ROOT
+from video2world_common.model_sizes import SIZES
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.validation import load_manifest, load_resource, parse
+
+SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
+
+
+def document(**spec):
+    base = {
+        "model": {"size": "2B"},
+        "dataset": {"agibot": {}},
+        "training": {"iterations": 1000},
+    }
+    return {
+        "apiVersion": "video2world.dev/v1alpha1",
+        "kind": "Video2WorldPostTrain",
+        "metadata": {"name": "run"},
+        "spec": base | spec,
+    }
+
+
+def mistakes(**spec):
+    with pytest.raises(InvalidResource) as caught:
+        parse(document(**spec))
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_samples_load(path):
+    assert load_resource(path).name == path.stem
+
+
+def test_the_samples_are_known():
+    assert {path.stem for path in SAMPLES} == {
+        "posttrain",
+        "demo",
+        "agibot-2b",
+        "agibot-14b",
+        "agibot-14b-lora",
+        "agibot-2b-sweep",
+        "own-videos",
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "nodes", "processes", "parallel", "device"),
+    [("Tiny", 1, 1, 1, "CPU"), ("2B", 1, 8, 2, "GPU"), ("14B", 4, 8, 8, "GPU")],
+)
+def test_size_decides_the_defaults(size, nodes, processes, parallel, device):
+    spec = parse(document(model={"size": size})).spec
+    assert (spec.nodes, spec.processes_per_node, spec.context_parallel) == (
+        nodes,
+        processes,
+        parallel,
+    )
+    assert spec.device == device
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "picture"),
+    [
+        ({"size": "2B"}, 93, (704, 1280)),
+        ({"size": "2B", "fps": 10}, 61, (704, 1280)),
+        ({"size": "14B", "resolution": "480p"}, 93, (432, 768)),
+        ({"size": "Tiny"}, 17, (96, 128)),
+    ],
+)
+def test_clip(model, frames, picture):
+    spec = parse(document(model=model)).spec
+    assert (spec.num_frames, spec.video_size) == (frames, picture)
+
+
+def test_context_parallel_names_what_would_do():
+    assert mistakes(
+        model={"size": "14B"}, training={"iterations": 1, "contextParallelSize": 3}
+    ) == [
+        "spec.training.contextParallelSize: 3 does not fit: it must divide nodes x gpusPerNode "
+        "(32) and the 40 attention heads of 14B; use 1, 2, 4 or 8"
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["2B", "14B"]), st.integers(1, 6), st.integers(1, 8), st.integers(1, 64))
+def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus, parallel):
+    training = {
+        "iterations": 1,
+        "nodes": nodes,
+        "gpusPerNode": gpus,
+        "contextParallelSize": parallel,
+    }
+    fits = nodes * gpus % parallel == 0 and SIZES[size].heads % parallel == 0
+    wanted = document(model={"size": size}, training=training)
+    if fits:
+        assert parse(wanted).spec.context_parallel == parallel
+    else:
+        with pytest.raises(InvalidResource) as caught:
+            parse(wanted)
+        assert [p.path for p in caught.value.problems] == ["spec.training.contextParallelSize"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (
+            {"training": {"iteration": 5, "iterations": 5}},
+            "spec.training.iteration: unknown field; did you mean iterations?",
+        ),
+        (
+            {"training": {"gpus_per_node": 5, "iterations": 5}},
+            "spec.training.gpus_per_node: unknown field; did you mean gpusPerNode?",
+        ),
+        (
+            {"dataset": {"agibot": {"taskIds": [1]}}},
+            "spec.dataset.agibot.taskIds: unknown field; did you mean taskIDs?",
+        ),
+        (
+            {"inference": {"samples": [{"input": "a.mp4", "promt": ""}]}},
+            "spec.inference.samples[0].promt: unknown field; did you mean prompt?",
+        ),
+        ({"model": {"size": "2b"}}, "did you mean 2B?"),
+        ({"model": {}}, "spec.model.size: missing; use Tiny, 2B or 14B"),
+        ({"training": {}}, "spec.training.iterations: missing; give the number of steps"),
+        ({"training": {"iterations": 0}}, "spec.training.iterations: 0 does not fit"),
+        ({"training": {"iterations": "many"}}, "spec.training.iterations: 'many' does not fit"),
+        ({"dataset": {}}, "spec.dataset: none given; give exactly one of"),
+        (
+            {"dataset": {"agibot": {}, "videos": {"path": "v"}}},
+            "spec.dataset: agibot and videos given; give exactly one",
+        ),
+        ({"dataset": {"videos": {"path": "/v"}}}, "spec.dataset.videos.path: '/v' does not fit"),
+        ({"dataset": {"videos": {"path": "--v"}}}, "spec.dataset.videos.path: '--v'"),
+        ({"dataset": {"videos": {"path": "v/../.."}}}, "leaves the volume"),
+        (
+            {"training": {"iterations": 5, "device": "CPU"}},
+            "spec.training.device: CPU cannot train 2B; use GPU, or spec.model.size Tiny",
+        ),
+        (
+            {"stages": {"train": {"env": [{"name": "PET_NNODES", "value": "2"}]}}},
+            "spec.stages.train.env[0].name: PET_NNODES is set by the plan itself; remove it",
+        ),
+        (
+            {"storage": {"accessMode": "ReadWriteOncePod"}, "model": {"size": "14B"}},
+            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 4 pods",
+        ),
+        (
+            {"inference": {"checkpoint": "latest", "checkpoints": [500]}},
+            "spec.inference.checkpoint: latest given beside checkpoints; keep one of them",
+        ),
+        (
+            {"inference": {"checkpoints": ["a/../b.pt"]}},
+            "spec.inference.checkpoints[0]: 'a/../b.pt' does not fit",
+        ),
+        (
+            {"inference": {"everyCheckpoint": True}},
+            "spec.inference.everyCheckpoint: there is nothing to make; name inference.samples",
+        ),
+        (
+            {"inference": {"weights": "EMA"}, "training": {"iterations": 5, "ema": False}},
+            "spec.inference.weights: EMA is not kept with training.ema: false; use Regular",
+        ),
+        (
+            {
+                "inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]},
+                "storage": {"accessMode": "ReadWriteOncePod"},
+            },
+            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 2 pods",
+        ),
+        ({"storage": {"size": "big"}}, "spec.storage.size: 'big' does not fit (Size of"),
+        (
+            {"inference": {"samples": [{"input": "a", "output": "x.avi"}]}},
+            "spec.inference.samples[0].output: 'x.avi' does not fit (File name of the result",
+        ),
+    ],
+)
+def test_mistakes(spec, expected):
+    lines = mistakes(**spec)
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_every_mistake_is_listed_at_once():
+    lines = mistakes(model={"size": "3B"}, training={"iterations": -1}, dataset={"agibt": {}})
+    assert [line.partition(":")[0] for line in lines] == [
+        "spec.model.size",
+        "spec.dataset.agibt",
+        "spec.training.iterations",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Run", "1run", "a" * 41, "run.1", "-run"])
+def test_names_that_would_break_a_child_are_refused(name):
+    with pytest.raises(InvalidResource, match=r"metadata\.name"):
+        parse(document() | {"metadata": {"name": name}})
+
+
+TEXT = """
+    apiVersion: video2world.dev/v1alpha1
+    kind: Video2WorldPostTrain
+    metadata: {name: run}
+    spec:
+      model: {size: Tiny}
+      dataset: {prepared: {path: datasets/mine}}
+      training: {iterations: 5}
+"""
+
+
+def test_other_documents_are_passed_over():
+    text = textwrap.dedent(TEXT) + "---\nkind: Secret\napiVersion: v1\n---\n"
+    resource = load_resource(text)
+    assert resource.dataset_dir == "datasets/mine"
+
+
+def test_file_and_text_are_the_same(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(textwrap.dedent(TEXT))
+    assert load_resource(path) == load_resource(str(path)) == load_resource(textwrap.dedent(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2\n", r"the text, line 2, column \d+: not valid YAML"),
+        ("a: 1\na: 2\n", r"the text, line 2, column 1: not valid YAML: a is given twice"),
+        ("kind: Job\n", "holds Job, not a Video2WorldPostTrain; write apiVersion: video2world"),
+        ("\n", "holds no object"),
+        ("- 1\n", "holds no object"),
+        (textwrap.dedent(TEXT) + "---" + textwrap.dedent(TEXT), "holds 2 resources"),
+        (textwrap.dedent(TEXT).replace("v1alpha1", "v2"), "apiVersion: 'video2world.dev/v2' is"),
+        (textwrap.dedent(TEXT).replace("PostTrain", "Posttrain"), "did you mean Video2WorldPost"),
+    ],
+)
+def test_files_that_are_refused(text, expected):
+    with pytest.raises(InvalidResource, match=expected):
+        load_resource(text)
+
+
+def test_missing_file_and_binary_file(tmp_path):
+    with pytest.raises(InvalidResource, match=r"cannot be read \(No such file"):
+        load_resource(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidResource, match="is not text"):
+        load_resource(tmp_path / "b.yaml")
+
+
+def written(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["utf-8-sig", "utf-16", "json", "json with tabs", "crlf"])
+def test_files_of_other_forms(tmp_path, kind):
+    text, file = textwrap.dedent(TEXT), tmp_path / "x.yaml"
+    if kind.startswith("json"):
+        plain = yaml.safe_load(text)
+        text = json.dumps(plain, indent="\t" if "tabs" in kind else None) + "\n"
+    text = text.replace("\n", "\r\n") if kind == "crlf" else text
+    written(file, text, kind if kind.startswith("utf") else "utf-8")
+    assert load_resource(file) == load_resource(textwrap.dedent(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: b\n\tc: d\n", r"x.yaml, line 2, column 1: .*; indent with spaces, not with tabs"),
+        ("a: \x07\n", r"x.yaml, line 1, column 4: .* a control character \(0x07\); remove it"),
+        ("--- {a: 1}\n", "x.yaml, line 1, column 4: .* text after ---; kubectl wants --- on its"),
+        ("a: .inf\n", r"line 1, column 4: .*\.inf is no number that JSON has"),
+        ("a: &a [*a]\n", "an anchor holds itself"),
+        ("a: !mine 5\n", "the tag !mine is not known; remove it"),
+        ("a: !!int x\n", "'x' is not of the tag tag:yaml.org,2002:int"),
+        ("? [a]\n: b\n", "a key is no text; write it in quotes"),
+        ("? {a: b}\n", "a key is no text"),
+        ("a: {<<: 5}\n", "<< takes a mapping"),
+        ("on: 1\ntrue: 2\n", "line 2, column 1: .*true is given twice"),
+        ('{"a": 1, "a": 2}', "a is given twice; keep one"),
+        ('{"a": NaN}', "not valid JSON: NaN is no number there"),
+        ("{a: 1, a: 2}\n", "a is given twice"),
+        ("", "holds no object, not a Video2WorldPostTrain; write apiVersion"),
+        ("# nothing\n", "holds no object"),
+        ("x\n", "holds no object"),
+        ("[" * 5000, "not valid YAML: exceeded maximum nesting depth"),
+        ("{a: " * 300 + "}" * 300, "holds without kind"),
+        (
+            "".join(
+                f"{c}: &{c} [{', '.join(['*' + b] * 10)}]\n" if b else f"{c}: &{c} [1]\n"
+                for b, c in zip(["", *"abcdefg"], "abcdefgh", strict=True)
+            ),
+            "too many values; write less, or with fewer aliases",
+        ),
+    ],
+)
+def test_files_that_cannot_be_read_name_the_place(tmp_path, text, expected):
+    with pytest.raises(InvalidResource, match=expected):
+        load_resource(written(tmp_path / "x.yaml", text))
+
+
+def test_other_encodings_are_named_with_the_line(tmp_path):
+    file = written(tmp_path / "x.yaml", "a: b\nc: é\n", "latin-1")
+    with pytest.raises(InvalidResource, match=r"UTF-8 \(line 2, byte 0xe9\); save it as UTF-8"):
+        load_resource(file)
+
+
+def test_what_python_holds_and_json_does_not():
+    for value in (float("nan"), {1, 2}, "\ud800"):
+        with pytest.raises(InvalidResource, match="JSON cannot hold it"):
+            parse(document(model={"size": value}))
+
+
+@pytest.mark.parametrize("spec", [5, [], "x", {"model": "2B"}, {"training": []}])
+@pytest.mark.parametrize("training", [{}, {"experiment": "2b"}, {"overrides": ["a=b", 5, None]}])
+def test_any_shape_is_refused_without_a_traceback(spec, training):
+    raw = document() | {
+        "spec": spec
+        if not isinstance(spec, dict)
+        else {"model": {}, "dataset": {}, "training": training} | spec
+    }
+    with pytest.raises(InvalidResource):
+        parse(raw)
+
+
+def test_tuples_and_whole_floats_are_what_json_makes_of_them():
+    made = parse(document(dataset={"agibot": {"taskIDs": (1, 2)}}, training={"iterations": 5.0}))
+    assert made.spec.dataset.agibot.task_ids == [1, 2]
+    assert made.spec.iterations == 5
+
+
+def test_the_manifest_is_the_file_as_kubectl_sends_it():
+    text = textwrap.dedent(TEXT).replace("5}", '"5", nodes: 1e0, experiment: null}')
+    training = load_manifest(text)["spec"]["training"]
+    assert training == {"iterations": "5", "nodes": 1, "experiment": None}
+
+
+def test_yaml_cannot_execute(tmp_path):
+    with pytest.raises(InvalidResource, match="not valid YAML"):
+        load_resource(f"a: !!python/object/apply:os.mkdir ['{tmp_path}/made']\nb: 1\n")
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_the_api_server_adds_passes():
+    raw = document()
+    raw["metadata"] |= {"uid": "u", "managedFields": [{}], "resourceVersion": "1", "generation": 2}
+    raw["status"] = {"phase": "Running"}
+    resource = parse(raw)
+    assert resource.metadata.generation == 2
+    assert resource.status is not None
+
+
+def test_round_trip():
+    resource = load_resource(SAMPLES[0])
+    again = resource.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
+    assert parse(again) == resource
+
+
+def test_importing_needs_neither_yaml_nor_torch():
+    program = (
+        "import sys; import video2world_operator.api.validation, video2world_operator.plan.plan;"
+        "print([m for m in ('yaml', 'torch', 'numpy', 'av') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,72 @@
+"""The Python client without a cluster: what it makes of its arguments, and its errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+import video2world_operator
+from repository import ROOT
+from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.spec import CheckpointSpec, ModelSpec, TrainingSpec
+from video2world_operator.api.validation import load_resource
+from video2world_operator.cli.cluster_run import RemoteFailed
+from video2world_operator.client import Video2World
+
+SAMPLES = ROOT / "manifests/samples"
+AGIBOT = {"agibot": {"taskIDs": [327]}}
+
+
+def test_typed_parts_and_mappings_make_the_same_resource():
+    typed = Video2World(
+        "run",
+        model=ModelSpec(size="2B", fps=10),
+        dataset=AGIBOT,
+        training=TrainingSpec(iterations=5, checkpoint=CheckpointSpec(every_iterations=2)),
+    )
+    mapped = Video2World(
+        "run",
+        model={"size": "2B", "fps": 10},
+        dataset=AGIBOT,
+        training={"iterations": 5, "checkpoint": {"everyIterations": 2}},
+    )
+    assert typed.manifest == mapped.manifest
+    assert typed.manifest["spec"]["training"] == {
+        "iterations": 5,
+        "checkpoint": {"everyIterations": 2},
+    }
+    assert repr(typed) == "Video2World('run', size='2B')"
+
+
+@pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_from_a_file_it_is_the_same(sample):
+    run = Video2World.from_file(sample)
+    assert run.resource == load_resource(sample)
+    assert run.manifest["kind"] == "Video2WorldPostTrain"
+
+
+def test_mistakes_are_told_before_anything_is_sent():
+    with pytest.raises(InvalidResource, match="did you mean iterations"):
+        Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iteratons": 5})
+    with pytest.raises(InvalidResource, match=r"spec\.stages\.train\.imag"):
+        Video2World(
+            "run",
+            model={"size": "2B"},
+            dataset=AGIBOT,
+            training={"iterations": 5},
+            stages={"train": {"imag": "x"}},
+        )
+
+
+def test_without_a_cluster_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    run = Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iterations": 5})
+    with pytest.raises(RemoteFailed, match="kubeconfig"):
+        run.apply()
+
+
+def test_the_package_itself_stays_light():
+    code = "import sys, video2world_operator; assert 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="nothing"):
+        video2world_operator.nothing  # noqa: B018

@@ -1,0 +1,27 @@
+"""The VAE's norm and SiLU in one Triton kernel equals float64; no GPU is needed for that."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from repository import ROOT
+
+pytest.importorskip("triton")
+
+
+def test_equals_float64_and_leaves_what_is_beside():
+    worker = ROOT / "tests/support/norm_kernel_worker.py"
+    done = subprocess.run(
+        [sys.executable, str(worker)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases = json.loads(done.stdout)
+    assert len(cases) == 9
+    assert [one for one in cases if not (one["error"] < one["bound"] and one["beside"])] == []

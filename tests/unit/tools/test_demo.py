@@ -1,0 +1,123 @@
+"""tools/demo.py: its verdict, its memory meter, and how it stops."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from repository import ROOT
+
+PATH = ROOT / "tools/demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("make_demo", PATH)
+    module = sys.modules["make_demo"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "held", "code"),
+    [(24.0, 20.9, 23.9, 0), (24.0, 21.1, 20.0, 1), (24.0, 10.0, 24.1, 1)],
+)
+def test_learning_is_3_db_and_better_than_a_still_picture(
+    demo, capsys, trained, untrained, held, code
+):
+    figures = {"psnr": trained, "psnr_of_repeating_the_input": held}
+    assert demo._show(figures, {"psnr": untrained}, 12.3, 2048.0) == code
+    out = capsys.readouterr().out
+    assert ("NOT LEARNED" in out) == bool(code)
+    assert "12 s" in out
+    assert "2.00 GiB" in out
+    assert out.splitlines()[-1].endswith("/.demo/results/demo/index.html")
+
+
+def test_the_untrained_run_leaves_the_demos_results_page_alone(demo, tmp_path, monkeypatch):
+    """A training writes results/<its name>/index.html, and the demo's is the one to look at."""
+    monkeypatch.setattr(demo, "VOLUME", tmp_path)
+    for path in (demo.SAMPLE.with_suffix(".json"), demo.BASELINE / "sample-0.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / demo.SAMPLE).with_suffix(".json").write_text(
+        json.dumps({"input": "a.mp4", "guidance": 1, "seed": 0})
+    )
+    asked = []
+
+    def worker(display, title, module, *flags):
+        asked.append(flags)
+        if module.endswith("inference"):
+            (tmp_path / demo.BASELINE / "sample-0.json").write_text('{"psnr": 10.0}')
+
+    monkeypatch.setattr(demo, "_worker", worker)
+    assert demo._untrained(None) == {"psnr": 10.0}
+    train, sample = asked
+    name = next(flag.removeprefix("job.name=") for flag in train if flag.startswith("job.name="))
+    assert name != demo.SAMPLE.parent.name
+    assert f"checkpoints/untrained/video2world/{name}/checkpoints" in sample
+
+
+def test_the_meter_sees_what_children_hold(demo):
+    code = "import time; held = b'x' * (300 << 20); time.sleep(2)"
+    with demo.Meter() as meter:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert 300 << 10 < meter.peak_kib < 6 << 20
+
+
+# The child saves for longer than subprocess.run would wait for it after a Ctrl-C.
+CHILD = """
+import os, signal, sys, time
+def stop(number, frame):
+    time.sleep(1)
+    print('saved', flush=True)
+    sys.exit(128 + number)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["^C", "TERM"]
+)
+def test_a_stop_waits_for_the_child_to_save(tmp_path, send, number):
+    (tmp_path / "slow_child.py").write_text(CHILD)
+    script = (
+        f"import sys; sys.path.insert(0, {str(PATH.parent)!r}); import demo\n"
+        "with demo._child('slow_child'):\n    pass\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "ready\n"
+    send(process.pid, number)  # ^C goes to the whole group, as a terminal sends it
+    out, error = process.communicate(timeout=30)
+    assert out == "saved\n"
+    assert process.returncode == 128 + number
+    assert "Traceback" not in error
+
+
+def test_a_worker_is_shown_like_a_stage_and_its_failure_explained(demo, tmp_path, capsys):
+    event = {"event": "progress", "stage": "x", "done": 3, "total": 3, "unit": "episodes"}
+    (tmp_path / "good.py").write_text(f"print({json.dumps(event)!r})\nprint('plain')\n")
+    (tmp_path / "bad.py").write_text("import sys; print('because'); sys.exit(2)\n")
+    demo.VOLUME = tmp_path
+    display = demo.Display(sys.stdout)
+    demo._worker(display, "demo data", "good")
+    out = capsys.readouterr().out
+    assert "demo data   3/3 episodes" in out
+    assert "plain" not in out
+    with pytest.raises(SystemExit) as caught:
+        demo._worker(display, "demo data", "bad")
+    assert caught.value.code == 2
+    assert "because" in capsys.readouterr().out
