@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from video2world_common.model_sizes import SIZES
 from video2world_preprocess.vae.vae import VideoVAE, _channels_last
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
@@ -72,7 +73,7 @@ def _size(tiny: bool, fps: int = 16) -> Size:
     if tiny:
         dit = replace(PRESETS["2B"].dit, model_channels=64, num_heads=2, adaln_lora_dim=16)
         return Size(dit, 9 if fps == 16 else 5, 96, 160, text=8, vae_width=8)
-    return Size(PRESETS["2B"].dit, PRESETS["2B"].clip_frames[fps], 704, 1280)
+    return Size(PRESETS["2B"].dit, SIZES["2B"].clip_frames[fps], 704, 1280)
 
 
 def _wait() -> None:

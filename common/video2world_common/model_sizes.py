@@ -1,29 +1,73 @@
-"""Define what a model size decides."""
+"""Define the model sizes: their shape, and the training defaults that follow from it.
+
+Both the operator (pods, command lines, memory estimates) and the trainer (network, schedule) read
+this table. Source of the values for 2B and 14B: cosmos_predict2/configs/base in
+https://github.com/nvidia-cosmos/cosmos-predict2; Tiny is a demonstration model of this project.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-__all__ = ["SIZES"]
+__all__ = ["SIZES", "ModelSize"]
+
+_FRAME_SIZES = {"720p": (704, 1280), "480p": (432, 768)}
+_CLIP_FRAMES = {16: 93, 10: 61}
 
 
-class Size(NamedTuple):
-    """What a model size decides (reference/cosmos-predict2.md, sections 1.1 and 2.3)."""
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of one model and the defaults of its training.
 
+    ``rope_ratios`` are RoPE extrapolation ratios over height, width and time; ``frame_sizes`` are
+    (height, width) in pixels by resolution, ``clip_frames`` pixel frames by frames per second.
+    ``volume_size`` holds all weights and has room for data and checkpoints (docs/sizing.md).
+    """
+
+    num_heads: int
+    rope_ratios: tuple[float, float, float]
     nodes: int
-    processes: int
-    context_parallel: int
-    heads: int
+    processes_per_node: int
+    context_parallel_size: int
     device: str
-    rope: tuple[float, float, float]  # height, width, time
-    learning_rate: float
-    warmup: int
-    volume: str  # what docs/sizing.md says of all weights, and room
+    volume_size: str
+    learning_rate: float = 2**-15.5
+    warmup_iterations: int = 2000
+    frame_sizes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: _FRAME_SIZES)
+    clip_frames: Mapping[int, int] = field(default_factory=lambda: _CLIP_FRAMES)
 
 
-SIZES: Mapping[str, Size] = {
-    "Tiny": Size(1, 1, 1, 4, "CPU", (1.0, 1.0, 1.0), 2e-3, 50, "20Gi"),
-    "2B": Size(1, 8, 2, 16, "GPU", (3.0, 3.0, 1.0), 2**-15.5, 2000, "500Gi"),
-    "14B": Size(4, 8, 8, 40, "GPU", (2.0, 2.0, 0.8333333333333334), 2**-15.5, 2000, "2Ti"),
+SIZES: Mapping[str, ModelSize] = {
+    "Tiny": ModelSize(
+        num_heads=4,
+        rope_ratios=(1.0, 1.0, 1.0),
+        nodes=1,
+        processes_per_node=1,
+        context_parallel_size=1,
+        device="CPU",
+        volume_size="20Gi",
+        learning_rate=2e-3,
+        warmup_iterations=50,
+        frame_sizes=dict.fromkeys(_FRAME_SIZES, (96, 128)),
+        clip_frames=dict.fromkeys(_CLIP_FRAMES, 17),
+    ),
+    "2B": ModelSize(
+        num_heads=16,
+        rope_ratios=(3.0, 3.0, 1.0),
+        nodes=1,
+        processes_per_node=8,
+        context_parallel_size=2,
+        device="GPU",
+        volume_size="500Gi",
+    ),
+    "14B": ModelSize(
+        num_heads=40,
+        rope_ratios=(2.0, 2.0, 20 / 24),
+        nodes=4,
+        processes_per_node=8,
+        context_parallel_size=8,
+        device="GPU",
+        volume_size="2Ti",
+    ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from video2world_common.experiments import EXPERIMENTS, PREFIX
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.constants import (
     GROUP,
@@ -14,13 +15,7 @@ from video2world_operator.api.constants import (
     RESERVED_ENV,
     VERSION,
 )
-from video2world_operator.api.experiments import (
-    DECIDED,
-    EXPERIMENTS,
-    OVERRIDES,
-    PREFIX,
-    SHORT_NAMES,
-)
+from video2world_operator.api.experiments import DECIDED, OVERRIDES, SHORT_NAMES, fields_of
 from video2world_operator.api.mutability import adjustable, fixed
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import NAME_PATTERN, NAME_WORDS, Spec
@@ -71,7 +66,7 @@ def _given(choices: Any, prefix: str) -> set[str]:
 
 
 _UNSET: set[str] = {f"spec.{override.field}" for override in OVERRIDES.values()}.union(
-    *(_given(meaning, "spec") for meaning in EXPERIMENTS.values())
+    *(_given(fields_of(experiment), "spec") for experiment in EXPERIMENTS.values())
 )
 """Fields that an experiment or override may set: a default put in by the API server would hide
 whether the user gave them, so theirs is told in the description and applied by the operator."""
@@ -229,9 +224,9 @@ def _spec_rules() -> list[dict[str, str]]:
     named = "has(self.training.experiment)"
     # What experiment and overrides decide is checked by the operator, which knows them.
     plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
-    parallel = _or_default("contextParallelSize", _by_size("context_parallel"))
+    parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
     nodes = _or_default("nodes", _by_size("nodes"))
-    processes = _or_default("gpusPerNode", _by_size("processes"))
+    processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
     return [
         _rule(
             f"({sized}) || {named}",
@@ -247,7 +242,7 @@ def _spec_rules() -> list[dict[str, str]]:
         ),
         _rule(
             f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
-            f"{_by_size('heads')} % {parallel} == 0)",
+            f"{_by_size('num_heads')} % {parallel} == 0)",
             "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
             "heads (Tiny 4, 2B 16, 14B 40)",
         ),

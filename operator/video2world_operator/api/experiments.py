@@ -11,45 +11,32 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from video2world_common.experiments import EXPERIMENTS, PREFIX, Experiment, full_name
+from video2world_common.model_sizes import SIZES
 from video2world_operator.api.errors import Problem, nearest
 from video2world_operator.api.train_settings import SETTINGS, objection
 
-__all__ = ["DECIDED", "EXPERIMENTS", "OVERRIDES", "PREFIX", "SHORT_NAMES", "expand", "passed_on"]
+__all__ = ["DECIDED", "OVERRIDES", "SHORT_NAMES", "expand", "fields_of", "passed_on"]
 
-PREFIX = "predict2_video2world_training_"
-_DATASET = "agibot_head_center_fisheye_color"
+SHORT_NAMES = tuple(name.removeprefix(PREFIX) for name in EXPERIMENTS)
 
 
-def _experiment(size: str, resolution: str | None, fps: int | None) -> dict[str, Any]:
-    suffix = f"_{resolution}_{fps}fps" if resolution else ""
-    small = size == "2B" and resolution == "480p"
+def fields_of(experiment: Experiment) -> dict[str, Any]:
+    """Return what an experiment sets, as fields of the spec."""
     model = {
-        "size": size,
-        "resolution": resolution or "720p",
-        "fps": fps or 16,
-        "geometry": "Stretch",
-        # The 2B experiments train at ratio 2, its base weights at 3; the 14B ones agree (1.1).
-        "ropeRatio": 2.0,
+        "size": experiment.model_size,
+        "resolution": experiment.resolution,
+        "fps": experiment.fps,
+        "geometry": experiment.geometry.capitalize(),
+        "ropeRatio": experiment.rope_ratio,
     }
     training = {
-        "jobName": f"{size.lower()}_{_DATASET}{suffix}",
-        "iterations": 100_000,
-        "contextParallelSize": (1 if small else 2) if size == "2B" else 8,
-        "checkpoint": {"everyIterations": 500},
+        "jobName": experiment.job_name,
+        "iterations": experiment.iterations,
+        "contextParallelSize": experiment.context_parallel_size,
+        "checkpoint": {"everyIterations": experiment.save_iterations},
     }
     return {"model": model, "training": training}
-
-
-EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
-    f"{PREFIX}{size.lower()}_{_DATASET}{suffix}": _experiment(size, resolution, fps)
-    for size in ("2B", "14B")
-    for suffix, resolution, fps in (
-        ("", None, None),
-        *((f"_{r}_{f}fps", r, f) for r in ("480p", "720p") for f in (10, 16)),
-    )
-}
-"""Experiment name → what it means, in the spec's own fields."""
-SHORT_NAMES = tuple(name.removeprefix(PREFIX) for name in EXPERIMENTS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ def _flag(text: str) -> bool:
 
 
 def _geometry(text: str) -> str:
-    sizes = {(704, 1280): "720p", (432, 768): "480p"}
+    sizes = {size: name for name, size in SIZES["2B"].frame_sizes.items()}
     return sizes[tuple(int(side) for side in re.findall(r"\d+", text))]  # type: ignore[index]
 
 
@@ -180,8 +167,8 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             problems += [problem] if problem else []
     name = training.get("experiment")
     if isinstance(name, str):
-        wanted = _meaning(name)
-        if wanted is None:
+        experiment = EXPERIMENTS.get(full_name(name))
+        if experiment is None:
             problems.append(
                 Problem(
                     "spec.training.experiment",
@@ -191,7 +178,7 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         else:
             model = full.get("model")  # the schema refuses it if it is no mapping
             size = model.get("size") if isinstance(model, dict) else None
-            if size is not None and size != wanted["model"]["size"]:
+            if size is not None and size != experiment.model_size:
                 problems.append(
                     Problem(
                         "spec.model.size",
@@ -199,18 +186,9 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
                         "leave the field out or name the other experiment",
                     )
                 )
-            _fill(full, wanted)
-            full["training"]["experiment"] = _full_name(name)
+            _fill(full, fields_of(experiment))
+            full["training"]["experiment"] = experiment.name
     return full, problems
-
-
-def _meaning(name: str) -> Mapping[str, Any] | None:
-    # The guide's own inference chapter and users leave the long prefix out at times.
-    return EXPERIMENTS.get(_full_name(name))
-
-
-def _full_name(name: str) -> str:
-    return name if name.startswith(PREFIX) else PREFIX + name
 
 
 def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:

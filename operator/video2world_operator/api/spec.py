@@ -549,17 +549,17 @@ class Spec(_Model):
     @property
     def processes_per_node(self) -> int:
         """Processes that torchrun starts on each node."""
-        return self.training.gpus_per_node or SIZES[self.model.size].processes
+        return self.training.gpus_per_node or SIZES[self.model.size].processes_per_node
 
     @property
     def context_parallel(self) -> int:
         """Processes that share one clip."""
-        return self.training.context_parallel_size or SIZES[self.model.size].context_parallel
+        return self.training.context_parallel_size or SIZES[self.model.size].context_parallel_size
 
     @property
     def volume_size(self) -> str:
         """Size of the claim that is made."""
-        return self.storage.size or SIZES[self.model.size].volume
+        return self.storage.size or SIZES[self.model.size].volume_size
 
     @property
     def device(self) -> str:
@@ -575,7 +575,7 @@ class Spec(_Model):
     @property
     def rope_ratios(self) -> tuple[float, float, float]:
         """Extrapolation ratios over height, width and time."""
-        height, width, time = SIZES[self.model.size].rope
+        height, width, time = SIZES[self.model.size].rope_ratios
         ratio = self.model.rope_ratio
         return (height, width, time) if ratio is None else (ratio, ratio, time)
 
@@ -588,21 +588,17 @@ class Spec(_Model):
     def warmup_iterations(self) -> int:
         """Iterations over which the learning rate rises."""
         given = self.training.warmup_iterations
-        return SIZES[self.model.size].warmup if given is None else given
+        return SIZES[self.model.size].warmup_iterations if given is None else given
 
     @property
     def num_frames(self) -> int:
         """Pixel frames of one clip."""
-        return 17 if self.tiny else {16: 93, 10: 61}[self.model.fps]
+        return SIZES[self.model.size].clip_frames[self.model.fps]
 
     @property
     def video_size(self) -> tuple[int, int]:
         """Height and width of one frame in pixels."""
-        return (
-            (96, 128)
-            if self.tiny
-            else {"720p": (704, 1280), "480p": (432, 768)}[self.model.resolution]
-        )
+        return SIZES[self.model.size].frame_sizes[self.model.resolution]
 
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"

@@ -198,7 +198,7 @@ def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], An
 
 def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     """What no single field shows: each check has its twin as a CEL rule in the CRD."""
-    spec, size = resource.spec, SIZES[resource.spec.model.size]
+    spec, heads = resource.spec, SIZES[resource.spec.model.size].num_heads
     given = [name for name in ("agibot", "prepared", "videos") if getattr(spec.dataset, name)]
     if len(given) != 1:
         found = " and ".join(given) if given else "none"
@@ -212,12 +212,12 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             "experiment",
         )
     world = spec.nodes * spec.processes_per_node
-    if world % spec.context_parallel or size.heads % spec.context_parallel:
-        fitting = [n for n in range(1, world + 1) if world % n == 0 and size.heads % n == 0]
+    if world % spec.context_parallel or heads % spec.context_parallel:
+        fitting = [n for n in range(1, world + 1) if world % n == 0 and heads % n == 0]
         yield Problem(
             "spec.training.contextParallelSize",
             f"{spec.context_parallel} does not fit: it must divide nodes x gpusPerNode ({world}) "
-            f"and the {size.heads} attention heads of {spec.model.size}; use {_either(fitting)}",
+            f"and the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
         )
     if spec.device == "CPU" and not spec.tiny:
         yield Problem(

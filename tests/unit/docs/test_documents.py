@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from repository import ROOT
+from video2world_common.experiments import EXPERIMENTS
 from video2world_operator.api.conditions import Type
-from video2world_operator.api.experiments import EXPERIMENTS
 from video2world_operator.api.validation import parse
 from video2world_preprocess.videos import VIDEO_SUFFIXES
 from video2world_trainer.generation import batch_file

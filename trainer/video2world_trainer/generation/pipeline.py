@@ -17,6 +17,7 @@ from torch import Tensor
 
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
+from video2world_common.model_sizes import SIZES
 from video2world_preprocess.vae.vae import VideoVAE, load_vae
 from video2world_trainer.checkpoint.folder import CheckpointFolder
 from video2world_trainer.checkpoint.run_config import RunConfig
@@ -265,8 +266,8 @@ def load(args: argparse.Namespace, items: Sequence[Item], world: World) -> Engin
         )
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
     fps = args.fps or run.fps or 16
-    clip_frames = run.num_frames or chosen.clip_frames[fps]
-    if args.fps is not None and clip_frames != chosen.clip_frames[fps]:
+    clip_frames = run.num_frames or SIZES[chosen.size].clip_frames[fps]
+    if args.fps is not None and clip_frames != SIZES[chosen.size].clip_frames[fps]:
         say(
             f"note: --fps {fps} is the playback's only: {checkpoint} makes clips of {clip_frames} "
             "frames"
@@ -353,7 +354,9 @@ def _size(
 ) -> tuple[int, int]:
     """Height and width of the video; says so where the checkpoint decides against the flags."""
     asked = _asked_size(args)
-    decided = run.video_size or (chosen.sizes["720p"] if chosen.size == "Tiny" else asked)
+    decided = run.video_size or (
+        SIZES["Tiny"].frame_sizes["720p"] if chosen.size == "Tiny" else asked
+    )
     flags = [f"--{name}" for name in ("resolution", "aspect_ratio") if getattr(args, name)]
     if flags and decided != asked:
         say(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from video2world_common.model_sizes import SIZES
+
 __all__ = ["PRESETS", "DiTConfig", "Preset", "preset"]
 
 
@@ -39,19 +41,15 @@ class DiTConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model size and what the guide trains it with (facts 2.3, 2.4).
+    """Network and schedule of a model size, as the guide trains it.
 
-    ``sizes`` are (height, width) in pixels by resolution, ``clip_frames`` pixel frames by fps.
+    What the operator has to know of a size too is in :data:`video2world_common.model_sizes.SIZES`.
     """
 
     size: str
     dit: DiTConfig
-    sizes: dict[str, tuple[int, int]]
-    clip_frames: dict[int, int]
     text_tokens: int = 512  # positions of the embedding that are attended, zeros beyond the caption
-    learning_rate: float = 2**-15.5
     weight_decay: float = 0.1
-    warm_up_steps: int = 2000
     cycle_length: int = 400_000
     f_max: float = 0.99
     f_min: float = 0.0
@@ -67,30 +65,31 @@ class Preset:
         return f"{self.base_folder}/model-{resolution}-{fps}fps.pt"
 
 
-_SIZES = {"720p": (704, 1280), "480p": (432, 768)}
-_FRAMES = {16: 93, 10: 61}
+def _dit(size: str, *, channels: int, blocks: int, adaln_lora_dim: int = 256) -> DiTConfig:
+    shared = SIZES[size]
+    height, width, time = shared.rope_ratios
+    return DiTConfig(
+        model_channels=channels,
+        num_blocks=blocks,
+        num_heads=shared.num_heads,
+        adaln_lora_dim=adaln_lora_dim,
+        rope_ratio_t=time,
+        rope_ratio_h=height,
+        rope_ratio_w=width,
+    )
+
+
 _BASE = "checkpoints/nvidia/Cosmos-Predict2-{}-Video2World"
 
 PRESETS: dict[str, Preset] = {
     "2B": Preset(
         size="2B",
-        dit=DiTConfig(model_channels=2048, num_blocks=28, num_heads=16),
-        sizes=_SIZES,
-        clip_frames=_FRAMES,
+        dit=_dit("2B", channels=2048, blocks=28),
         base_folder=_BASE.format("2B"),
     ),
     "14B": Preset(
         size="14B",
-        dit=DiTConfig(
-            model_channels=5120,
-            num_blocks=36,
-            num_heads=40,
-            rope_ratio_t=20 / 24,
-            rope_ratio_h=2.0,
-            rope_ratio_w=2.0,
-        ),
-        sizes=_SIZES,
-        clip_frames=_FRAMES,
+        dit=_dit("14B", channels=5120, blocks=36),
         weight_decay=0.2,
         cycle_length=50_000,
         f_max=0.2,
@@ -98,20 +97,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "Tiny": Preset(
         size="Tiny",
-        dit=DiTConfig(
-            model_channels=128,
-            num_blocks=4,
-            num_heads=4,
-            adaln_lora_dim=64,
-            rope_ratio_h=1.0,
-            rope_ratio_w=1.0,
-        ),
-        sizes={"720p": (96, 128), "480p": (96, 128)},
-        clip_frames={16: 17, 10: 17},
+        dit=_dit("Tiny", channels=128, blocks=4, adaln_lora_dim=64),
         text_tokens=64,
-        learning_rate=2e-3,
         weight_decay=0.01,
-        warm_up_steps=50,
         cycle_length=100_000,
         f_max=1.0,
         base_folder="checkpoints/video2world/Cosmos-Predict2-Tiny-Video2World",

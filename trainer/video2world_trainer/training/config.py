@@ -6,12 +6,14 @@ import ast
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from video2world_common.exit_codes import UserError
+from video2world_common.experiments import DATASET, EXPERIMENTS, Experiment, full_name
+from video2world_common.model_sizes import SIZES
 from video2world_trainer.distributed.activation_checkpoint import LEVELS
 from video2world_trainer.model.lora import TARGETS
 from video2world_trainer.model.presets import PRESETS
@@ -20,7 +22,6 @@ from video2world_trainer.training.fixed_settings import FIXED, fixed
 from video2world_trainer.training.loss import HIGH_SIGMA_RATIO, LOSS_SCALE, TEXT_DROPOUT, NoiseLaw
 
 __all__ = [
-    "EXPERIMENTS",
     "TrainConfig",
     "defaults_by_size",
     "read_config",
@@ -29,8 +30,6 @@ __all__ = [
 ]
 
 _NET = "model.config.pipe_config.net."
-_PREFIX = "predict2_video2world_training_"
-_DATASET = "agibot_head_center_fisheye_color"
 
 
 def _key(
@@ -93,7 +92,7 @@ class TrainConfig:
         "model.config.offload_block_inputs", False, "keep the blocks' inputs in host memory"
     )
     dataset_dir: str = _key(
-        "dataloader_train.dataset.dataset_dir", f"datasets/{_DATASET}/train", "folder of the split"
+        "dataloader_train.dataset.dataset_dir", f"datasets/{DATASET}/train", "folder of the split"
     )
     batch_size: int = _key("dataloader_train.batch_size", 1, "clips a rank and iteration", low=1)
     num_frames: int = _key(
@@ -270,10 +269,10 @@ class TrainConfig:
 
 def _defaults(size: str) -> dict[str, Any]:
     """What a model size decides, from its preset."""
-    chosen = PRESETS[size]
+    chosen, shared = PRESETS[size], SIZES[size]
     return {
-        "num_frames": chosen.clip_frames[16],
-        "video_size": chosen.sizes["720p"],
+        "num_frames": shared.clip_frames[16],
+        "video_size": shared.frame_sizes["720p"],
         "text_length": chosen.text_tokens,
         "cache": size == "Tiny",  # its whole data set takes a few megabytes
         "asynchronous": size != "Tiny",  # whose checkpoints are written in no time
@@ -281,9 +280,9 @@ def _defaults(size: str) -> dict[str, Any]:
         "rope_h": chosen.dit.rope_ratio_h,
         "rope_w": chosen.dit.rope_ratio_w,
         "rope_t": chosen.dit.rope_ratio_t,
-        "learning_rate": chosen.learning_rate,
+        "learning_rate": shared.learning_rate,
         "weight_decay": chosen.weight_decay,
-        "warm_up_steps": chosen.warm_up_steps,
+        "warm_up_steps": shared.warmup_iterations,
         "cycle_length": chosen.cycle_length,
         "f_max": chosen.f_max,
         "f_min": chosen.f_min,
@@ -291,30 +290,23 @@ def _defaults(size: str) -> dict[str, Any]:
     }
 
 
-def _experiment(size: str, resolution: str | None, fps: int | None) -> dict[str, Any]:
-    suffix = f"_{resolution}_{fps}fps" if resolution else ""
-    settings: dict[str, Any] = {
-        "size": size,
-        "geometry": "stretch",
-        "name": f"{size.lower()}_{_DATASET}{suffix}",
-        "shard_size": 32 if size == "14B" and not resolution else 8,
-        "context_parallel_size": 8 if size == "14B" else 1 if resolution == "480p" else 2,
-        "num_frames": 61 if fps == 10 else 93,
-        "video_size": (432, 768) if resolution == "480p" else (704, 1280),
+def _experiment_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the fields that an experiment sets."""
+    size = SIZES[experiment.model_size]
+    return {
+        "size": experiment.model_size,
+        "geometry": experiment.geometry,
+        "name": experiment.job_name,
+        "max_iter": experiment.iterations,
+        "save_iter": experiment.save_iterations,
+        "shard_size": experiment.shard_size,
+        "context_parallel_size": experiment.context_parallel_size,
+        "num_frames": size.clip_frames[experiment.fps],
+        "video_size": size.frame_sizes[experiment.resolution],
+        "rope_h": experiment.rope_ratio,
+        "rope_w": experiment.rope_ratio,
     }
-    # The 2B experiments train at ratio 2 although the base weights were made at 3
-    return settings | ({"rope_h": 2.0, "rope_w": 2.0} if size == "2B" else {})
 
-
-EXPERIMENTS: Mapping[str, Mapping[str, Any]] = {
-    f"{_PREFIX}{settings['name']}": settings
-    for size in ("2B", "14B")
-    for settings in (
-        _experiment(size, None, None),
-        *(_experiment(size, r, f) for r in ("480p", "720p") for f in (10, 16)),
-    )
-}
-"""The guide's experiments: name to the fields they set."""
 
 _FIELDS = {one.metadata["key"]: one for one in fields(TrainConfig)}
 
@@ -448,10 +440,10 @@ def read_config(overrides: Iterable[str]) -> TrainConfig:
     settings: dict[str, Any] = {}
     name = given.pop("experiment", "").strip()
     if name:
-        full = name if name.startswith(_PREFIX) else _PREFIX + name
+        full = full_name(name)
         if full not in EXPERIMENTS:
             raise UserError(f"experiment={name} is not known; {_suggest(full, EXPERIMENTS)}")
-        settings |= EXPERIMENTS[full]
+        settings |= _experiment_settings(EXPERIMENTS[full])
     read: dict[str, Any] = {}
     for key, value in given.items():
         if key not in _FIELDS:

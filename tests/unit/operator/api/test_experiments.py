@@ -2,8 +2,9 @@
 
 import pytest
 
+from video2world_common.experiments import EXPERIMENTS
 from video2world_operator.api.errors import InvalidResource
-from video2world_operator.api.experiments import EXPERIMENTS, OVERRIDES, expand
+from video2world_operator.api.experiments import OVERRIDES, expand
 from video2world_operator.api.validation import parse
 from video2world_operator.plan.commands import run_folder
 

@@ -101,7 +101,7 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         "gpusPerNode": gpus,
         "contextParallelSize": parallel,
     }
-    fits = nodes * gpus % parallel == 0 and SIZES[size].heads % parallel == 0
+    fits = nodes * gpus % parallel == 0 and SIZES[size].num_heads % parallel == 0
     wanted = document(model={"size": size}, training=training)
     if fits:
         assert parse(wanted).spec.context_parallel == parallel

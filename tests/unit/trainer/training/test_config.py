@@ -4,8 +4,9 @@ from dataclasses import fields
 import pytest
 
 from video2world_common.exit_codes import UserError
+from video2world_common.experiments import EXPERIMENTS
 from video2world_trainer.train import main
-from video2world_trainer.training.config import EXPERIMENTS, TrainConfig, read_config
+from video2world_trainer.training.config import TrainConfig, read_config
 from video2world_trainer.training.fixed_settings import FIXED
 from video2world_trainer.training.loss import NoiseLaw
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from video2world_common.model_sizes import SIZES
 from video2world_trainer.model.presets import PRESETS
 from video2world_trainer.training.config import read_config
 from video2world_trainer.training.ema import Ema, ema_beta, ema_exponent
@@ -10,9 +11,9 @@ from video2world_trainer.training.optimizer import MasterAdamW
 
 
 def schedule(size):
-    p = PRESETS[size]
-    return p.learning_rate, LinearSchedule(
-        p.warm_up_steps, p.cycle_length, p.f_max, p.f_min, p.f_start
+    p, shared = PRESETS[size], SIZES[size]
+    return shared.learning_rate, LinearSchedule(
+        shared.warmup_iterations, p.cycle_length, p.f_max, p.f_min, p.f_start
     )
 
 
