@@ -69,7 +69,7 @@ class Display:
 
     def skip(self, stage: str, note: str = "") -> None:
         """A stage is on the volume already; ``note`` is what its user should know."""
-        self.say(f"{stage:<11} done before, skipped" + (f"; {note}" if note else ""))
+        self.say(f"{stage:<11} already done, skipped" + (f"; {note}" if note else ""))
 
     def event(self, event: Event) -> None:
         """A worker told something."""

@@ -149,8 +149,8 @@ def test_recorded_footage(tmp_path):
 def check_samples(volume, out):
     """Two samples from each of two checkpoints, one of them made while training went on."""
     results = volume / "results/line"
-    assert "samples of iteration 12 are being made beside training" in out
-    assert "samples of iteration 12 are made" in out
+    assert "sampling iteration 12 alongside training" in out
+    assert "samples of iteration 12 are done" in out
     for iteration in (12, 24):
         for sample in (0, 1):
             path = results / f"iter_{iteration:09d}/sample-{sample}"

@@ -48,7 +48,7 @@ def logs_local(volume: Path, name: str) -> dict[tuple[str, int, int], Path]:
 def snapshot(volume: Path, name: str) -> Snapshot:
     """The run as its files have it. Raises NotFound if there is none."""
     status: Mapping[str, Any] = _state(volume, name).get("status") or {}
-    working = StateFolder(volume.resolve(), name).held
+    working = StateFolder(volume.resolve(), name).running
     logs = logs_local(volume, name)
     attempts = {e["name"]: e.get("attempt", 0) for e in status.get("stages", [])}
     pods = [
@@ -106,7 +106,7 @@ def print_log(
             out.flush()
             if not follow or ending:
                 return
-            ending = not state.held  # once more, for what came before it ended
+            ending = not state.running  # once more, for what came before it ended
             if not ending:
                 time.sleep(0.5)
 

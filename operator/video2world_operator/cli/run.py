@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _dry_run(plan: Plan, volume: Path) -> None:
     """Print for each stage whether it would run, why, and its command."""
-    from video2world_operator.local.stage_check import judge, root_of
+    from video2world_operator.local.stage_check import check_stages, volume_root
     from video2world_operator.terminal import harmless
 
-    judged, first = judge(root_of(plan, volume), plan.stages), ""
+    checks, first = check_stages(volume_root(plan, volume), plan.stages), ""
     for stage in plan.stages:
-        found = judged[stage.name]
+        found = checks[stage.name]
         word, why = ("skip" if found.done else "run"), found.why
         if found.done and first:
             word, why = "skip?", f"done; checked again once {first} has run"

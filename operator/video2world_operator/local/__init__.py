@@ -1,1 +1,1 @@
-"""Run a plan on this machine, pods as processes."""
+"""Run a plan on this machine, with a process for each pod."""

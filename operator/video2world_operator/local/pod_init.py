@@ -1,9 +1,9 @@
-"""A local pod's first process: whatever the pod started ends with it, as in a container.
+"""Be the first process of a local pod, so that all of its processes end with it.
 
-Run by path with the standard library only: ``python -I -S pod_init.py GRACE COMMAND...``. It
-starts COMMAND, passes SIGTERM on, and when COMMAND has ended (or GRACE seconds after SIGTERM, or
-at once on SIGUSR1) kills everything that descends from it. A process group would not do: torchrun
-puts each of its workers into a session of its own. If the engine dies, even by SIGKILL, the kernel
+Run by path with the standard library only: ``python -I -S pod_init.py GRACE ENGINE COMMAND...``. It
+starts COMMAND, forwards SIGTERM to it, and kills all of its descendants when COMMAND has ended,
+GRACE seconds after SIGTERM, or at once on SIGUSR1. A process group is not enough: torchrun starts
+each worker in its own session. If the engine (process ID ENGINE) dies, even by SIGKILL, the kernel
 sends the SIGTERM.
 """
 
@@ -27,17 +27,17 @@ STOP, KILL = signal.SIGTERM, signal.SIGUSR1
 
 
 def _prctl(option: int, value: int) -> None:
-    # Elsewhere than on Linux the process group has to do.
+    # Not on Linux: only the process group is killed then.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _descendants() -> list[int]:
-    """Processes below this one; orphans too, because this one is their reaper."""
+    """Return the processes below this one, orphans included: this one is their reaper."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # the command's name, in parentheses, may hold anything: read behind the last one
+            # the command's name may itself contain parentheses: read after the last one
             state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
             if state != "Z":
                 children.setdefault(int(parent), []).append(int(entry.parent.name))
@@ -49,7 +49,7 @@ def _descendants() -> list[int]:
 
 
 def _reap(main_pid: int) -> int | None:
-    """Collect whatever has ended; the exit code of ``main_pid`` if it is among them."""
+    """Reap ended children; returns the exit code of ``main_pid`` if it is one of them."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -62,7 +62,7 @@ def _reap(main_pid: int) -> int | None:
 
 
 def _kill_all(group: int) -> int | None:
-    """Kill until nothing is left: a process may fork between the look and the kill."""
+    """Kill until nothing is left: a process may fork between the listing and the kill."""
     code = None
     while True:
         with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ def _kill_all(group: int) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the pod ``[grace seconds, engine's pid, *command]``; returns the command's exit code."""
+    """Run the pod ``[grace seconds, engine's PID, *command]``; returns the command's exit code."""
     grace, engine, command = float(arguments[0]), int(arguments[1]), arguments[2:]
     signals = {STOP, KILL, signal.SIGCHLD}
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     _prctl(PR_SET_PDEATHSIG, STOP)
     if os.getppid() != engine:
-        return 128 + STOP  # the engine died before the line above
+        return 128 + STOP  # the engine died before PR_SET_PDEATHSIG took effect
 
     def prepare() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,8 +1,4 @@
-"""A rendered pod as a process of this machine: what to start, where, with which environment.
-
-Claims are folders, the train group's host names are loopback and its ports free ones; everything
-else is as the manifest has it.
-"""
+"""Translate a pod of the plan into the command, environment and folder of a local process."""
 
 from __future__ import annotations
 
@@ -14,34 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-__all__ = ["Process", "Surroundings", "UnsupportedManifest", "downward", "process"]
+from video2world_operator.local.pod_environment import (
+    LOOPBACK,
+    PodEnvironment,
+    UnsupportedManifest,
+)
+
+__all__ = ["ProcessSpec", "process_spec"]
 
 _REFERENCE = re.compile(r"\$(\$|\(([A-Za-z_][A-Za-z0-9_.-]*)\))")  # $(NAME), and $$ for a dollar
 _OURS = ("PET_", "V2W_", "MASTER_")  # never inherited: only the manifest may set them
-LOOPBACK = "127.0.0.1"
-
-
-class UnsupportedManifest(Exception):
-    """The manifest needs something that this machine does not have; the message says what."""
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a cluster would provide to a pod.
-
-    ``volumes`` maps a volume's name to its folder; ``secrets`` maps a variable's name to its value;
-    ``hosts`` are names that mean this machine; ``ports`` replace the rendered ones.
-    """
-
-    volumes: Mapping[str, Path]
-    secrets: Mapping[str, str]  # by variable name: a user's environment stands in for the Secret
-    hosts: tuple[str, ...] = ()
-    ports: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Process:
-    """What to start."""
+class ProcessSpec:
+    """A process to start in place of a pod."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -49,18 +32,58 @@ class Process:
     grace_seconds: float
 
 
-def _folders(container: Mapping[str, Any], around: Surroundings) -> dict[str, Path]:
-    """The folder behind each mount path, the deepest paths first."""
+def process_spec(
+    pod: Mapping[str, Any],
+    environment: PodEnvironment,
+    *,
+    index: int = 0,
+    inherited: Mapping[str, str] | None = None,
+) -> ProcessSpec:
+    """Translate a pod spec with one container; ``index`` is its completion index in the Job.
+
+    ``inherited`` are the variables that the process inherits, by default those of this process.
+
+    Raises:
+        UnsupportedManifest: the pod has several containers, or takes a variable from a source
+            that only a cluster has.
+    """
+    containers = pod["containers"]
+    if len(containers) != 1 or pod.get("initContainers"):
+        raise UnsupportedManifest("a pod with several containers runs only on a cluster")
+    container = containers[0]
+    folders = _mounts(container, environment)
+    base = os.environ if inherited is None else inherited
+    env = {name: value for name, value in base.items() if not name.startswith(_OURS)}
+    env["JOB_COMPLETION_INDEX"] = str(index)
+    # References expand to these, not to local paths: a path must not be mapped twice.
+    rendered: dict[str, str] = {}
+    for entry in container.get("env", []):
+        value = _env_value(entry, environment, index)
+        if value is not None:
+            rendered[entry["name"]] = _expand(value, rendered)
+    for name, value in rendered.items():
+        env[name] = _local_address(_local_path(value, folders), environment)
+    command = (*container["command"], *container.get("args", []))
+    argv = [_local_path(_expand(text, rendered), folders) for text in command]
+    if argv[0] == "python":  # the image's interpreter; here the one that runs this
+        argv[0] = sys.executable
+    cwd = Path(_local_path(container.get("workingDir", "/"), folders))
+    grace = float(pod.get("terminationGracePeriodSeconds", 30))
+    return ProcessSpec(tuple(argv), env, cwd, grace)
+
+
+def _mounts(container: Mapping[str, Any], environment: PodEnvironment) -> dict[str, Path]:
+    """Return the folder behind each mount path, deepest paths first."""
     folders = {}
     for mount in container.get("volumeMounts", []):
-        if mount["name"] in around.volumes:
-            folder = around.volumes[mount["name"]] / mount.get("subPath", "")
+        if mount["name"] in environment.volumes:
+            folder = environment.volumes[mount["name"]] / mount.get("subPath", "")
             folders[mount["mountPath"].rstrip("/")] = folder
     return dict(sorted(folders.items(), key=lambda item: -len(item[0])))
 
 
-def _placed(text: str, folders: Mapping[str, Path]) -> str:
-    """``text`` with a mounted path replaced by the folder that stands for it."""
+def _local_path(text: str, folders: Mapping[str, Path]) -> str:
+    """Replace the mount path that ``text`` begins with by the local folder."""
     for path, folder in folders.items():
         if text == path:
             return str(folder)
@@ -69,81 +92,38 @@ def _placed(text: str, folders: Mapping[str, Path]) -> str:
     return text
 
 
-def _addressed(text: str, around: Surroundings) -> str:
-    for host in around.hosts:
+def _local_address(text: str, environment: PodEnvironment) -> str:
+    """Replace host names of pods by the loopback address, and the ports by free ones."""
+    for host in environment.hosts:
         text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", LOOPBACK, text)
-    for rendered, free in (around.ports or {}).items():
+    for rendered, free in environment.ports.items():
         if text in (rendered, f"{LOOPBACK}:{rendered}"):
             return text.removesuffix(rendered) + free
     return text
 
 
-def _value(entry: Mapping[str, Any], around: Surroundings, index: int) -> str | None:
-    """The value of one rendered variable; None where an optional source is missing."""
+def _env_value(entry: Mapping[str, Any], environment: PodEnvironment, index: int) -> str | None:
+    """Return the value of a variable; None if it comes from a Secret that the user has not set."""
     if "value" in entry:
         return str(entry["value"])
     source = entry.get("valueFrom", {})
     if source.get("secretKeyRef"):
-        return around.secrets.get(entry["name"])
+        return environment.secrets.get(entry["name"])
     if (field := source.get("fieldRef", {}).get("fieldPath")) is not None:
         if field.endswith("job-completion-index']"):
             return str(index)
-        raise UnsupportedManifest(f"env {entry['name']}: the field {field} is known in a cluster")
-    raise UnsupportedManifest(f"env {entry['name']}: its source is known in a cluster only")
+        raise UnsupportedManifest(
+            f"env {entry['name']}: the field {field} exists only on a cluster"
+        )
+    raise UnsupportedManifest(f"env {entry['name']}: its source exists only on a cluster")
 
 
-def downward(metadata: Mapping[str, Any], field: str) -> str:
-    """What the downward API gives for an annotation or label of a pod with this ``metadata``.
+def _expand(text: str, env: Mapping[str, str]) -> str:
+    """Expand $(NAME) references as the kubelet does; unknown names stay as they are."""
 
-    Raises:
-        UnsupportedManifest: the field is known in a cluster only, such as the pod's IP address.
-    """
-    match = re.fullmatch(r"metadata\.(annotations|labels)\['([^']+)'\]", field)
-    if match is None:
-        raise UnsupportedManifest(f"downwardAPI: the field {field} is known in a cluster")
-    return str(metadata.get(match[1], {}).get(match[2], ""))
-
-
-def _expanded(text: str, env: Mapping[str, str]) -> str:
     def replace(match: re.Match[str]) -> str:
         if match[1] == "$":
             return "$"
         return env.get(match[2], match[0])
 
     return _REFERENCE.sub(replace, text)
-
-
-def process(
-    pod: Mapping[str, Any],
-    around: Surroundings,
-    *,
-    index: int = 0,
-    inherited: Mapping[str, str] | None = None,
-) -> Process:
-    """The process of a pod spec with one container; ``index`` is its number in an Indexed Job.
-
-    Raises:
-        UnsupportedManifest: the pod needs more than one container, or a source unknown here.
-    """
-    containers = pod["containers"]
-    if len(containers) != 1 or pod.get("initContainers"):
-        raise UnsupportedManifest("a pod of several containers runs on a cluster only")
-    container = containers[0]
-    folders = _folders(container, around)
-    base = os.environ if inherited is None else inherited
-    env = {name: value for name, value in base.items() if not name.startswith(_OURS)}
-    env["JOB_COMPLETION_INDEX"] = str(index)
-    rendered: dict[str, str] = {}  # references see these: a folder put in twice would be wrong
-    for entry in container.get("env", []):
-        value = _value(entry, around, index)
-        if value is not None:
-            rendered[entry["name"]] = _expanded(value, rendered)
-    for name, value in rendered.items():
-        env[name] = _addressed(_placed(value, folders), around)
-    command = (*container["command"], *container.get("args", []))
-    argv = [_placed(_expanded(text, rendered), folders) for text in command]
-    if argv[0] == "python":  # the image's interpreter; here the one that runs this
-        argv[0] = sys.executable
-    cwd = Path(_placed(container.get("workingDir", "/"), folders))
-    grace = float(pod.get("terminationGracePeriodSeconds", 30))
-    return Process(tuple(argv), env, cwd, grace)

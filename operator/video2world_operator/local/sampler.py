@@ -1,78 +1,100 @@
-"""Samples beside training on this machine: one checkpoint at a time, the newest first."""
+"""Sample new checkpoints while training goes on, in processes of their own."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
-__all__ = ["Group", "Sampler"]
+from video2world_common.exit_codes import EXIT_FAILURE
+from video2world_common.progress_events import SamplesMade, parse
+from video2world_operator.api.conditions import Reason, Type
+from video2world_operator.local import pod_init
+from video2world_operator.local.pod_environment import UnsupportedManifest
+from video2world_operator.local.pods import PodGroup
+from video2world_operator.local.run_record import RunRecord
+from video2world_operator.local.sample_queue import SampleQueue
+from video2world_operator.local.stop_signal import StopSignal
+from video2world_operator.plan.plan import Plan
+from video2world_operator.plan.stage import SAMPLING
+from video2world_operator.terminal import Display
 
-
-class Group(Protocol):
-    """The processes that make a checkpoint's samples."""
-
-    def poll(self) -> int | None:
-        """Take in what they have told; their exit code once all have ended."""
-
-    def stop(self, *, hard: bool) -> None:
-        """Ask them to end, or end them at once."""
+__all__ = ["Sampler"]
 
 
 class Sampler:
-    """Starts a :class:`Group` for the newest checkpoint whenever none is at work."""
+    """Starts the sampling Jobs of a plan, and records how they end."""
 
-    def __init__(
-        self, start: Callable[[int], Group], ended: Callable[[int, int | None], None]
-    ) -> None:
-        """``start`` begins the samples of an iteration; ``ended`` is told of the exit code, None:
-        it was overtaken before its turn."""
-        self._start, self._ended = start, ended
-        self._waiting: int | None = None
-        self._at_work: tuple[int, Group] | None = None
-
-    @property
-    def iteration(self) -> int | None:
-        """The checkpoint whose samples are being made."""
-        return self._at_work[0] if self._at_work else None
+    def __init__(self, plan: Plan, record: RunRecord, stop: StopSignal, display: Display) -> None:
+        self._plan, self._record, self._stop, self._display = plan, record, stop, display
+        self._queue = SampleQueue(self._start, self._end)
+        self._enabled = bool(plan.resource.spec.inference.every_checkpoint)
 
     def offer(self, iteration: int) -> None:
-        """A checkpoint is there; one that still waits for its turn is passed over."""
-        if iteration in (self.iteration, self._waiting):
-            return
-        if self._waiting is not None:
-            self._ended(self._waiting, None)
-        self._waiting = iteration
+        """Queue a saved checkpoint, if the spec asks for it and it has not been sampled yet."""
+        if self._enabled and not self._record.is_sampled(iteration):
+            self._queue.offer(iteration)
 
     def tick(self) -> None:
-        """See what has ended, and start what waits; to be called often."""
-        if self._at_work is not None:
-            iteration, group = self._at_work
-            code = group.poll()
-            if code is None:
-                return
-            self._at_work = None
-            self._ended(iteration, code)
-        if self._waiting is not None:
-            iteration, self._waiting = self._waiting, None
-            self._at_work = (iteration, self._start(iteration))
+        """Start and record what is due, unless the run is to stop; to be called often."""
+        if not self._stop.requested:
+            self._queue.tick()
 
-    def finish(self, stopped: Callable[[], bool], pause: float = 0.2) -> None:
-        """Wait for what is at work, unless ``stopped``; what waits for its turn has none."""
-        if self._waiting is not None:
-            self._ended(self._waiting, None)
-            self._waiting = None
-        while self._at_work is not None and not stopped():
-            self.tick()
-            time.sleep(pause)
+    def finish(self, stage: str) -> bool:
+        """Wait, before ``stage``, for the job that is running; False if asked to stop meanwhile."""
+        if self._queue.iteration is not None:
+            facts = {"stage": stage, "iteration": self._queue.iteration}
+            self._record.set_condition(Type.PROGRESSING, True, Reason.WAITING_FOR_SAMPLES, **facts)
+            self._display.say(Reason.WAITING_FOR_SAMPLES.text(**facts))
+        self._queue.finish(lambda: self._stop.requested)
+        return not self._stop.requested
 
-    def stop(self, seconds: Sequence[float] = (60.0, 5.0), pause: float = 0.1) -> None:
-        """End what is at work: so many ``seconds`` by itself, then by force."""
-        self._waiting = None
-        for hard, bound in zip((False, True), seconds, strict=True):
-            if self._at_work is not None:
-                self._at_work[1].stop(hard=hard)
-            deadline = time.monotonic() + bound
-            while self._at_work is not None and time.monotonic() < deadline:
-                self.tick()
-                time.sleep(pause)
+    def stop(self) -> None:
+        """End the job that is running."""
+        self._queue.stop()
+
+    def _start(self, iteration: int) -> _Job:
+        self._record.begin_samples(iteration)
+        group = PodGroup(SAMPLING, iteration, self._plan.sampling(iteration), self._record.folder)
+        try:
+            group.start()
+        except (UnsupportedManifest, OSError) as error:
+            self._display.say(f"samples of iteration {iteration}: {error}")
+        self._display.say(f"sampling iteration {iteration} alongside training")
+        return _Job(group, self._record)
+
+    def _end(self, iteration: int, code: int | None) -> None:
+        if code is None:
+            self._record.begin_samples(iteration)
+            why = "skipped: a newer checkpoint was saved first, or training ended"
+            self._record.end_samples(iteration, "Skipped", why)
+        elif code == 0:
+            self._record.end_samples(iteration, "Succeeded")
+            self._display.say(f"samples of iteration {iteration} are done")
+        elif self._stop.requested:
+            self._record.end_samples(iteration, "Skipped", "stopped on request")
+        else:
+            why = f"exit code {code}: see {self._record.folder.log(SAMPLING, iteration, 0)}"
+            self._record.end_samples(iteration, "Failed", why)
+            self._display.say(f"samples of iteration {iteration} failed ({why})")
+
+
+@dataclass
+class _Job:
+    """The pods that sample one checkpoint (a :class:`.sample_queue.SamplingJob`)."""
+
+    group: PodGroup
+    record: RunRecord
+
+    def poll(self) -> int | None:
+        while (item := self.group.next_line(timeout=0)) is not None:
+            _, line = item
+            if line is not None and isinstance(event := parse(line), SamplesMade):
+                self.record.apply(event)
+                self.record.save()
+        if self.group.running:
+            return None
+        if len(self.group.pods) < self.group.size:  # not all of them could be started
+            return EXIT_FAILURE
+        return next((pod.code for pod in self.group.pods if pod.code), 0)
+
+    def stop(self, *, force: bool) -> None:
+        self.group.signal(pod_init.KILL if force else pod_init.STOP)

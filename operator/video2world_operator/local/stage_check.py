@@ -12,45 +12,45 @@ from pathlib import Path
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import Stage
 
-__all__ = ["Judgement", "judge", "root_of"]
+__all__ = ["StageCheck", "check_stages", "volume_root"]
 
-CHECK = (sys.executable, "-m", "video2world_common.markers")
+COMMAND = (sys.executable, "-m", "video2world_common.markers")
 NOT_DONE = "not done yet with these settings"
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Whether a stage is done, and why; ``note`` is what its user should know."""
+class StageCheck:
+    """Whether a stage is done, and why; ``note`` is something the user should know."""
 
     done: bool
     why: str
     note: str = ""
 
     @property
-    def again(self) -> bool:
-        """Whether the stage was done before, and what it was bound to has changed."""
+    def runs_again(self) -> bool:
+        """Whether the stage was done before, but its inputs or outputs have changed since."""
         return not self.done and self.why != NOT_DONE
 
 
-def root_of(plan: Plan, volume: Path) -> Path:
-    """The folder of ``volume`` in which the plan's pods work."""
+def volume_root(plan: Plan, volume: Path) -> Path:
+    """Return the folder of ``volume`` in which the plan's pods work."""
     return volume / (plan.resource.spec.storage.sub_path or "")
 
 
-def judge(folder: Path, stages: Sequence[Stage]) -> dict[str, Judgement]:
-    """Judge ``stages`` on the volume whose root is ``folder``, by name.
+def check_stages(folder: Path, stages: Sequence[Stage]) -> dict[str, StageCheck]:
+    """Check ``stages`` on the volume whose root is ``folder``, by name.
 
-    A worker checks again when it starts: where the check itself fails, the stage is to run.
+    A stage that cannot be checked counts as not done: its worker checks again when it starts.
     """
     if not (folder / ".video2world" / "stages").is_dir():
-        return {stage.name: Judgement(False, NOT_DONE) for stage in stages}
+        return {stage.name: StageCheck(False, NOT_DONE) for stage in stages}
     entries = [f"{stage.name}={stage.inputs_hash}" for stage in stages]
-    done = subprocess.run([*CHECK, *entries], cwd=folder, capture_output=True, text=True)
+    ended = subprocess.run([*COMMAND, *entries], cwd=folder, capture_output=True, text=True)
     found = {}
-    for line in done.stdout.splitlines():
+    for line in ended.stdout.splitlines():
         verdict = json.loads(line)
         stage = verdict.pop("stage")
-        found[stage] = Judgement(**verdict)
-    error = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    unknown = Judgement(False, f"it cannot be checked ({error})")
+        found[stage] = StageCheck(**verdict)
+    error = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    unknown = StageCheck(False, f"it cannot be checked ({error})")
     return {stage.name: found.get(stage.name, unknown) for stage in stages}

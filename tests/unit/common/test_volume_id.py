@@ -140,7 +140,7 @@ def test_a_local_run_keeps_to_its_volume(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout + ended.stderr
 
-    assert "it begins anew" not in run()
+    assert "starting over" not in run()
     identity = (volume / ".video2world/volume-id").read_text().strip()
     state = volume / ".video2world/run/state.json"
     assert json.loads(state.read_text())["status"]["volumeID"] == identity
@@ -150,5 +150,5 @@ def test_a_local_run_keeps_to_its_volume(tmp_path):
     (volume / ".video2world/volume-id").unlink()
     for marker in (volume / ".video2world/stages").iterdir():
         marker.unlink()
-    assert "it begins anew" in run()
+    assert "starting over" in run()
     assert json.loads(state.read_text())["status"]["volumeID"] != identity

@@ -96,8 +96,8 @@ def test_training_tells_loss_pace_and_what_is_left():
     assert out.text.splitlines() == [
         "train       started (2 pods)",
         "train       100/100  loss 0.2500  1.5 s/iteration",
-        "inference   done before, skipped",
-        "train       done before, skipped; its data changed since: 1 new video: b.mp4",
+        "inference   already done, skipped",
+        "train       already done, skipped; its data changed since: 1 new video: b.mp4",
     ]
 
 

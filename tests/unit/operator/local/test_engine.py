@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from video2world_operator.api.validation import load_resource
-from video2world_operator.local.pod_process import Surroundings, UnsupportedManifest, process
+from video2world_operator.local.pod_environment import PodEnvironment, UnsupportedManifest
+from video2world_operator.local.pod_process import process_spec
 from video2world_operator.local.state import StateFolder
 from video2world_operator.plan.plan import make_plan
 
@@ -246,7 +247,7 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
     wait_for(lambda: "progress" in state.read().get("status", {}))
     assert state.read()["status"]["phase"] == "Running"
-    assert state.held
+    assert state.running
     shown = v2w("status", "run", "--volume", str(volume))
     assert "3/9  loss 0.5000" in shown
     assert "train-1-1  Running" in shown
@@ -265,7 +266,7 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     assert state.read()["attempts"]["train"] == 2
     assert state.read()["status"]["restarts"] == 0
     assert [a["reason"] for a in state.read()["status"]["attempts"]] == ["Interrupted", "Succeeded"]
-    assert not state.held
+    assert not state.running
 
 
 def test_a_killed_engine_takes_its_workers_along(setup):
@@ -384,16 +385,17 @@ def test_secrets_come_from_the_users_environment(tmp_path):
             }
         ]
     }
-    around = Surroundings({}, {"HF_TOKEN": "hf_x"})
-    what = process(pod, around, inherited={"PET_NNODES": "7", "PATH": os.environ["PATH"]})
+    environment = PodEnvironment({}, {"HF_TOKEN": "hf_x"})
+    inherited = {"PET_NNODES": "7", "PATH": os.environ["PATH"]}
+    what = process_spec(pod, environment, inherited=inherited)
     assert what.env["HF_TOKEN"] == "hf_x"
     assert what.env["BOTH"] == "hf_x-$(UNKNOWN)"
     assert "PET_NNODES" not in what.env
     assert what.argv == (sys.executable, "-V")
-    without = Surroundings({}, {})
-    assert "HF_TOKEN" not in process(pod, without, inherited={}).env
+    without = PodEnvironment({}, {})
+    assert "HF_TOKEN" not in process_spec(pod, without, inherited={}).env
     with pytest.raises(UnsupportedManifest, match="several containers"):
-        process({"containers": pod["containers"] * 2}, around)
+        process_spec({"containers": pod["containers"] * 2}, environment)
 
 
 def test_what_runs_is_what_is_rendered(setup):

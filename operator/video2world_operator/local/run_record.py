@@ -1,0 +1,200 @@
+"""Keep the status of a local run, and write it to the state file after each change."""
+
+from __future__ import annotations
+
+import errno
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from video2world_common.progress_events import Event, with_warning
+from video2world_operator.api.conditions import Reason, Type, phase_of, set_condition
+from video2world_operator.local.pods import PodGroup
+from video2world_operator.local.state import RunRefused, StateFolder
+from video2world_operator.plan.plan import Plan
+from video2world_operator.reconcile import checkpoint_samples, gpu_time
+from video2world_operator.reconcile.observed_state import Pod
+from video2world_operator.reconcile.progress import update_status
+
+__all__ = ["RunRecord"]
+
+SAVE_SECONDS = 1.0  # between two writes of the state because of progress
+_KEPT = (
+    "volumeID",
+    "progress",
+    "checkpoint",
+    "samples",
+    "attempts",
+    "gpuSeconds",
+    "closedGPUSeconds",
+)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class RunRecord:
+    """The status of one run of a plan, and the number of attempts at each stage."""
+
+    def __init__(self, plan: Plan, folder: StateFolder, source: Path) -> None:
+        self.folder = folder
+        self._plan, self._source = plan, source
+        self._spec = plan.resource.spec
+        self._attempts: dict[str, int] = {}
+        self._status: dict[str, Any] = {}
+        self._saved_at = 0.0  # on the monotonic clock
+
+    @property
+    def volume_id(self) -> str:
+        """The identity of the volume, as the workers reported it; empty before they have."""
+        return str(self._status.get("volumeID", ""))
+
+    def open(self) -> bool:
+        """Continue the record of the last run; returns False if that was on another volume.
+
+        Raises:
+            RunRefused: the name belongs to another file.
+        """
+        before = self.folder.read()
+        owner = before.get("source")
+        if owner and owner != str(self._source) and Path(owner).exists():
+            raise RunRefused(
+                f"metadata.name: {self._plan.name} on {self.folder.volume} belongs to {owner}; "
+                "choose another name or another --volume"
+            )
+        status = before.get("status", {})
+        same_volume = status.get("volumeID", "") in ("", self.folder.volume_id)
+        if not same_volume:
+            status = {}
+        self._attempts = before.get("attempts", {})
+        self._status = {
+            "restarts": status.get("restarts", 0),
+            "startTime": status.get("startTime") or _now(),
+            "conditions": [],
+            "stages": [
+                {"name": stage.name, "state": "Pending", "inputsHash": stage.inputs_hash}
+                for stage in self._plan.stages
+            ],
+        } | {key: status[key] for key in _KEPT if key in status}
+        checkpoint_samples.abandon(self._status)
+        self.close_attempt("Killed", "v2w run was killed", counted=False)  # if one is still open
+        self.set_condition(Type.ACCEPTED, True, Reason.VALID)
+        self.save()
+        return same_volume
+
+    # ------------------------------------------------------------------ stages and attempts
+
+    def start_attempt(self, stage: str) -> int:
+        """Record that an attempt at a stage starts; returns its number, from 1."""
+        attempt = self._attempts[stage] = int(self._attempts.get(stage, 0)) + 1
+        self.set_condition(
+            Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage, attempt=attempt
+        )
+        if stage == "train":
+            gpu_time.open_attempt(self._status, attempt)
+        self._set_stage(stage, "Running", attempt=attempt, startTime=_now())
+        return attempt
+
+    def close_attempt(self, reason: str, message: str, *, counted: bool) -> None:
+        """End the record of the attempt at training, if one is open."""
+        now = datetime.now(UTC)
+        gpu_time.close_attempt(self._status, self._spec.gpus, now, reason, message, counted)
+
+    def skip_stage(self, stage: str, note: str) -> None:
+        """Record that a stage is already done; ``note`` is something the user should know."""
+        self._set_stage(stage, "Skipped", **({"message": note} if note else {}))
+
+    def complete_stage(self, stage: str) -> None:
+        """Record that a stage has succeeded."""
+        self._set_stage(stage, "Succeeded", completionTime=_now())
+
+    def fail(self, stage: str, reason: Reason, **facts: Any) -> None:
+        """Record that the run failed in ``stage``; ``facts`` fill the message of ``reason``."""
+        self.set_condition(Type.PROGRESSING, False, reason, stage=stage, **facts)
+        self.set_condition(Type.FAILED, True, reason, stage=stage, **facts)
+        text = reason.text(stage=stage, **facts)
+        self._set_stage(stage, "Failed", completionTime=_now(), message=text)
+        self.save(message=text)
+
+    def interrupt(self, stage: str) -> str:
+        """Record that the run was stopped on request in ``stage``; returns the message."""
+        text = Reason.INTERRUPTED.text(stage=stage)
+        self.set_condition(Type.PROGRESSING, False, Reason.INTERRUPTED, stage=stage)
+        self.set_condition(Type.SUSPENDED, True, Reason.INTERRUPTED, stage=stage)
+        self._set_stage(stage, "Pending", message=text)
+        return text
+
+    def restart(self, **facts: Any) -> str:
+        """Record that the train group restarts; returns the message."""
+        self._status["restarts"] += 1
+        self.set_condition(Type.PROGRESSING, True, Reason.RESTARTING, **facts)
+        text = Reason.RESTARTING.text(**facts)
+        self.save(message=text)
+        return text
+
+    def complete(self) -> None:
+        """Record that all stages are done."""
+        self.set_condition(Type.PROGRESSING, False, Reason.FINISHED)
+        self.set_condition(Type.SUCCEEDED, True, Reason.FINISHED)
+        message = with_warning(Reason.FINISHED.text(), self._status)
+        self.save(completionTime=_now(), message=message)
+
+    # ------------------------------------------------------------------ events and samples
+
+    def apply(self, event: Event) -> None:
+        """Update the status from a worker's event; the caller saves it."""
+        self._status = update_status(self._status, event, _now())
+
+    def save_progress(self, group: PodGroup) -> None:
+        """Account for the GPU time of ``group`` and save, at most once a second."""
+        if time.monotonic() - self._saved_at < SAVE_SECONDS:
+            return
+        self._saved_at = time.monotonic()
+        pods = [
+            Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in group.pods
+        ]
+        gpu_time.observe(self._status, pods, self._spec.gpus, group.size, datetime.now(UTC))
+        self.save()
+
+    def is_sampled(self, iteration: int) -> bool:
+        """Whether all samples of a checkpoint exist."""
+        return checkpoint_samples.made(self._status, iteration)
+
+    def begin_samples(self, iteration: int) -> None:
+        """Record that a checkpoint is being sampled."""
+        checkpoint_samples.begin(self._status, iteration, len(self._spec.inference.samples))
+        self.save()
+
+    def end_samples(self, iteration: int, state: str, message: str = "") -> None:
+        """Record how the sampling of a checkpoint ended."""
+        checkpoint_samples.end(self._status, iteration, state, message)
+        self.save()
+
+    # ------------------------------------------------------------------ status
+
+    def set_condition(self, kind: Type, status: bool, reason: Reason, **facts: Any) -> None:
+        """Set a condition; ``facts`` fill the message of ``reason``."""
+        self._status["conditions"] = set_condition(
+            self._status["conditions"], kind, status, reason, _now(), **facts
+        )
+
+    def save(self, **fields: Any) -> None:
+        """Write the status, with ``fields`` set, to the state file."""
+        self._status |= fields
+        self._status["phase"] = str(phase_of(self._status["conditions"], self._status["stages"]))
+        state = {"source": str(self._source), "attempts": self._attempts, "status": self._status}
+        try:
+            self.folder.write(state)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # The workers notice the full volume too; they save what they can and report it.
+
+    def _set_stage(self, name: str, state: str, **fields: Any) -> None:
+        self._status["stages"] = [
+            entry | {"state": state} | fields if entry["name"] == name else entry
+            for entry in self._status["stages"]
+        ]
+        self.save(stage=name)
