@@ -1,4 +1,4 @@
-"""What the benchmarks on GPUs share: a case in a process of its own, and the record of them all."""
+"""Run the GPU benchmarks' cases in processes of their own and keep their record."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Marks", "answer", "between", "machine", "run_case", "verdicts", "write"]
+__all__ = ["GRADIENTS", "Marks", "answer", "between", "machine", "run_case", "verdicts", "write"]
 
-Marks = tuple[str, str]  # lines of a document between which a record is told
-RETURN = "BENCHMARK_RESULT"  # names the file that a case's process leaves its answer in
+Marks = tuple[str, str]  # lines of a document that enclose the table of a record
+RETURN = "BENCHMARK_RESULT"  # variable: file that the process of a case writes its result to
+GRADIENTS = ("out", "dq", "dk", "dv")  # attention's output and gradients, as records name them
 
 
 def run_case(name: str, module: str, **options: Any) -> dict[str, Any]:
-    """The result of one of ``module``'s cases, or its error under ``error``."""
+    """Run a case of ``module`` and return its result, or its error under ``error``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         environment = {
@@ -45,16 +46,16 @@ def run_case(name: str, module: str, **options: Any) -> dict[str, Any]:
 
 
 def answer(cases: Mapping[str, Callable[..., dict[str, Any]]], name: str, options: str) -> int:
-    """Run a case in the process that :func:`run_case` made for it; the exit code."""
+    """Run a case in the process that :func:`run_case` started for it; return the exit code."""
     result = cases[name](**json.loads(options))
     Path(os.environ[RETURN]).write_text(json.dumps(result), encoding="utf-8")
     return 0
 
 
 def machine(module: str, commit: str = "") -> dict[str, Any]:
-    """What the figures were measured on, by which command of ``module``.
+    """Describe the machine, versions, commit and command of a measurement.
 
-    ``commit`` is for a machine where git cannot tell it.
+    ``commit``: for machines without the git repository.
     """
     import torch
 
@@ -79,21 +80,21 @@ def _commit() -> str:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Keep what is measured so far."""
+    """Write what has been measured so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def verdicts(record: dict[str, Any]) -> list[str]:
-    """The goals of a record, a line each."""
+    """Return a line for each goal of a record."""
     return [
         f"{'met   ' if one['met'] else 'MISSED'} {one['goal']}: {one['measured']}"
         for one in record["goals"]
     ]
 
 
-def between(marks: Marks, text: str, told: str) -> str:
-    """``text`` with ``told`` between its marks."""
+def between(marks: Marks, text: str, content: str) -> str:
+    """Return ``text`` with ``content`` between its marks."""
     before, _, rest = text.partition(marks[0])
     _, _, after = rest.partition(marks[1])
-    return f"{before}{marks[0]}\n{told}\n{marks[1]}{after}"
+    return f"{before}{marks[0]}\n{content}\n{marks[1]}{after}"

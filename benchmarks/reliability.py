@@ -1,4 +1,4 @@
-"""``python -m benchmarks.reliability``: docs/reliability.md, of chaos.json and torture.json."""
+"""Write the tables of docs/reliability.md from chaos.json and torture.json."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Record = dict[str, Any]
 
 
 def documented(text: str, chaos: Record | None, torture: Record | None) -> str:
-    """``text`` with the records' tables between its marks; a record may be missing yet."""
+    """Return ``text`` with the records' tables between its marks; a record may be missing."""
     text = between(CHAOS_MARKS, text, _chaos(chaos) if chaos else "Not run yet.")
     return between(TORTURE_MARKS, text, _torture(torture) if torture else "Not run yet.")
 
 
 def write() -> None:
-    """Bring the document up to date with the records."""
+    """Update the document from the records."""
     chaos, torture = (
         json.loads(path.read_text()) if path.exists() else None for path in (CHAOS, TORTURE)
     )
@@ -65,7 +65,7 @@ def _chaos(record: Record) -> str:
     failed = [one for one in trials if one["broken"]]
     commits = sorted({one["commit"] for one in trials})
     lines = [
-        f"**{len(trials) - len(failed)} of {len(trials)} seeds without a broken invariant** (goal: "
+        f"**{len(trials) - len(failed)} of {len(trials)} seeds without a violation** (goal: "
         f"200 of 200). Kubernetes {record['control_plane']}, {_machine(record['machine'])}; "
         f"commits of the trials: {', '.join(commits)}."
     ]
@@ -76,22 +76,22 @@ def _chaos(record: Record) -> str:
         ("figure", "all seeds"),
         [
             (
-                "resources applied (each seed: " + f"{count}, and those made again)",
+                f"resources applied (each seed: {count}, and those created again)",
                 f"{sum(one['resources'] for one in trials):,}",
             ),
-            ("Jobs made", f"{sum(one['jobs'] for one in trials):,}"),
+            ("Jobs created", f"{sum(one['jobs'] for one in trials):,}"),
             ("restarts", f"{sum(one['restarts'] for one in trials):,}"),
-            ("how resources ended", _listed(_sum(trials, "phases"))),
-            ("states that were checked", f"{sum(one['states'] for one in trials):,}"),
+            ("final phases of the resources", _listed(_sum(trials, "phases"))),
+            ("states checked", f"{sum(one['states'] for one in trials):,}"),
             (f"faults (each seed: {record['faults']})", _listed(_sum(trials, "faults"))),
-            ("requests of the operator by answer", _listed(_sum(trials, "requests"))),
-            ("ends of an operator's process", _listed(_sum(trials, "operator_ends"))),
+            ("the operator's requests, by response", _listed(_sum(trials, "requests"))),
+            ("exits of an operator process", _listed(_sum(trials, "operator_ends"))),
             (
-                "seconds from the last fault until all resources had ended",
+                "seconds from the last fault until all resources have ended",
                 f"median {ends[len(ends) // 2]}, longest {ends[-1]}",
             ),
             (
-                "longest that a failed resource's pods held a GPU, seconds",
+                "longest time that a failed resource's pods held a GPU, seconds",
                 max(one["longest_gpu_held_after_failure_s"] for one in trials),
             ),
             ("seconds a seed takes", f"median {seconds[len(seconds) // 2]}, longest {seconds[-1]}"),
@@ -99,7 +99,7 @@ def _chaos(record: Record) -> str:
     )
     if failed:
         lines += _table(
-            ("seed", "invariant", "resource", "what was seen"),
+            ("seed", "invariant", "resource", "observation"),
             [
                 (one["seed"], b["invariant"], b["resource"], b["text"][:200].replace("\n", " "))
                 for one in failed
@@ -121,32 +121,32 @@ def _torture(record: Record) -> str:
         seeds = ", ".join(str(one["seed"]) for one in trials)
         lines += [
             f"**{kills} kills** (goal: 200; seeds {seeds}): {ranks} of a rank, {launchers} of a "
-            f"launcher; {runs} whole runs of {first['iterations']} iterations came of it, each "
-            "with the undisturbed run's weights, bit by bit, at every checkpoint that was looked "
-            f"at and at the end. A kill cost {lost:.1f} iterations on average, {most} at most (a "
-            f"checkpoint every {first['checkpoint_every']}). {_machine(trials[-1]['machine'])}."
+            f"launcher. {runs} runs of {first['iterations']} iterations completed, each bit-wise "
+            "identical to the undisturbed run at every checkpoint compared and at the end. A kill "
+            f"lost {lost:.1f} iterations on average, {most} at most (a checkpoint every "
+            f"{first['checkpoint_every']}). {_machine(trials[-1]['machine'])}."
         ]
     if full := record.get("full"):
         lines += [
             "",
-            f"**A full volume.** Exit codes {full['exit_codes']}, said: "
-            f'"{next(iter(full["said"]), "")}"; the newest whole checkpoint then was of iteration '
-            f"{full['whole_before']}. With room again: exit codes {full['exit_codes_with_room']}, "
-            f"iteration {full['whole_after']}.",
+            f"**A full volume.** Exit codes {full['exit_codes']}, message: "
+            f'"{next(iter(full["said"]), "")}". The newest complete checkpoint was of iteration '
+            f"{full['whole_before']}. After space was freed: exit codes "
+            f"{full['exit_codes_with_room']}, iteration {full['whole_after']}.",
         ]
     if locked := record.get("read-only"):
         lines += [
             "",
-            f"**A read-only volume.** Exit codes {locked['exit_codes']}, said: "
-            f'"{next(iter(locked["said"]), "")}"; whole before and after: iteration '
-            f"{locked['whole_before']} and {locked['whole_after']}. Writable again: exit codes "
-            f"{locked['exit_codes_writable']}, iteration {locked['whole_at_the_end']}.",
+            f"**A read-only volume.** Exit codes {locked['exit_codes']}, message: "
+            f'"{next(iter(locked["said"]), "")}". Newest complete checkpoint before and after: '
+            f"iteration {locked['whole_before']} and {locked['whole_after']}. Writable again: exit "
+            f"codes {locked['exit_codes_writable']}, iteration {locked['whole_at_the_end']}.",
         ]
     return "\n".join(lines).strip()
 
 
 def main() -> int:
-    """Entry point; returns the exit code."""
+    """Update the document and return the exit code."""
     write()
     print(f"wrote {DOCUMENT.relative_to(ROOT)}")
     return 0

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .cases import answer, between, machine, run_case, verdicts, write
+from .cases import GRADIENTS, answer, between, machine, run_case, verdicts, write
 
 RESULTS = Path(__file__).parent / "results" / "train_step.json"
 ORDER = ("matrix_rate", "step_2b", "peer_diffusers", "rank_14b", "lora_14b", "gradients")
@@ -21,7 +21,6 @@ MARKS = (
     "<!-- train_step: made by `python -m benchmarks.train_step --document` -->",
     "<!-- /train_step -->",
 )
-ERRORS = ("out", "dq", "dk", "dv")
 MODULE = "benchmarks.train_step"
 
 
@@ -106,7 +105,7 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
 def _gradient_rows(found: dict[str, Any]) -> list[tuple[str, float | None, str, float]]:
     """Each kernel's largest error, and whether it is torch's: within what differs by the draw."""
     errors = {name: one for name, one in found.items() if isinstance(one, dict) and "dq" in one}
-    largest = {name: max(one[what] for what in ERRORS) for name, one in errors.items()}
+    largest = {name: max(one[what] for what in GRADIENTS) for name, one in errors.items()}
     rows: list[tuple[str, float | None, str, float]] = [
         (f"largest relative error of {name} against float64", error, "<=", 1e-2)
         for name, error in largest.items()
@@ -178,7 +177,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines += ["", "| kernel | output | dq | dk | dv |", "| --- | --- | --- | --- | --- |"]
     for name, one in cases.get("gradients", {}).items():
         if isinstance(one, dict) and "dq" in one:
-            errors = " | ".join(f"{one[what]:.2e}" for what in ERRORS)
+            errors = " | ".join(f"{one[what]:.2e}" for what in GRADIENTS)
             lines.append(f"| {name} | {errors} |")
         elif isinstance(one, dict):
             lines.append(f"| {name} | not measured: {one['not_here'].partition(';')[0]} | | | |")

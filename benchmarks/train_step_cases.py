@@ -25,8 +25,8 @@ from video2world_trainer.training.loss import draw, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.step import TrainStep
 
+from .cases import GRADIENTS
 from .networks import diffusers_network, randomised
-from .train_step import ERRORS
 
 GIB = 2**30
 BF16 = torch.bfloat16
@@ -330,7 +330,7 @@ def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, A
             )
     for name, rows in errors.items():
         means = [statistics.mean(column) for column in zip(*rows, strict=True)]
-        found[name] = dict(zip(ERRORS, means, strict=True))
+        found[name] = dict(zip(GRADIENTS, means, strict=True))
         found[name]["spread"] = statistics.stdev(max(row) for row in rows)
     return found
 

@@ -1,10 +1,8 @@
-"""Chaos: many resources, a seeded schedule of faults, and what must hold in every state."""
+"""Chaos tests of the operator: many resources, seeded faults, and invariants of every state."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [
-    str(ROOT / "tests/support"),
-    str(ROOT / "tools"),
-]  # the cluster, and what tests have of it
+# the test cluster and its helpers
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tools")]

@@ -1,9 +1,8 @@
-"""``make chaos``: trials by seed on a real control plane, and the record of what they came to.
+"""``make chaos``: run seeded trials on a real control plane and record their outcome.
 
-Each seed draws its resources and its faults; the same seed draws the same ones again, so that
-``--seed N`` repeats a trial that has failed (not to the last interleaving: the processes are real).
-What helps to find the cause lies in ``build/chaos/``. Writes ``benchmarks/results/chaos.json`` and
-makes ``docs/reliability.md`` of it.
+A seed determines the resources and faults of its trial, so that ``--seed N`` repeats one that
+failed (but not its interleaving: the processes are real). The trace of a failed trial is in
+``build/chaos/``. Writes ``benchmarks/results/chaos.json`` and ``docs/reliability.md``.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from .. import reliability
 from ..host import facts
 from ..reliability import CHAOS
 from . import ROOT
-from .arena import Arena
-from .schedule import KINDS, Fault, faults, resources, told
-from .trial import Size, Trial, run
+from .schedule import KINDS, Fault, faults, resources, worker_events
+from .testbed import Testbed
+from .trial import Timeouts, Trial, run
 
 NODES = 8
 TRACES = ROOT / "build" / "chaos"
@@ -38,14 +37,14 @@ FAULTS = 16  # in each trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code is 1 if an invariant did not hold."""
+    """Run the trials; the exit code is 1 if an invariant did not hold."""
     flags = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flags.add_argument("--seeds", type=int, default=200, help="seeds to have in the record (200)")
-    flags.add_argument("--seed", type=int, help="only this one, and no record of it")
+    flags.add_argument("--seed", type=int, help="run this seed only, without recording it")
     flags.add_argument("--resources", type=int, default=100, help="in each trial (100)")
     flags.add_argument("--faults", type=int, default=FAULTS, help=f"in each trial ({FAULTS})")
     flags.add_argument(
@@ -54,47 +53,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=KINDS,
         default=[],
         metavar="KIND",
-        help="only these kinds of faults; not for the record",
+        help="inject these kinds of faults only; not for the record",
     )
     flags.add_argument(
         "--shrink",
         action="store_true",
-        help="with --seed: leave out faults as long as it still fails",
+        help="with --seed: drop faults as long as the trial still fails",
     )
     flags.add_argument(
-        "--trace", action="store_true", help="with --seed: leave its trace though it holds"
+        "--trace", action="store_true", help="with --seed: keep the trace of a passing trial, too"
     )
     flags.add_argument(
-        "--anew", action="store_true", help="a new record; else seeds that it has are not run again"
+        "--anew",
+        action="store_true",
+        help="start a new record instead of adding to it",
     )
-    flags.add_argument("--minutes", type=float, default=1e9, help="begin no seed after so long")
+    flags.add_argument("--minutes", type=float, default=1e9, help="start no seed after this time")
     flags.add_argument(
         "--jobs",
         type=int,
         default=1,
         metavar="N",
-        help="so many trials at once, each on a control plane of its own (1): one "
-        "waits more than it works",
+        help="run N trials at once, each on a control plane of its own (1)",
     )
     flags.add_argument("--share", type=int, help=argparse.SUPPRESS)
     args = flags.parse_args(argv)
     command = list(sys.argv[1:] if argv is None else argv)
     if args.jobs > 1 and args.seed is None and args.share is None:
-        return _at_once(command, args.jobs)
-    os.environ.setdefault("GOGC", "1000")  # memory for time, in the control plane
-    os.environ.setdefault("GOMEMLIMIT", "3GiB")  # of each of its processes, and no more of it
-    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients are killed
+        return _run_in_parallel(command, args.jobs)
+    os.environ.setdefault("GOGC", "1000")  # fewer collections in the control plane
+    os.environ.setdefault("GOMEMLIMIT", "3GiB")  # per process
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients get killed
     with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
         cluster.install_definition(ROOT / "manifests" / "crd.yaml")
-        with Arena(cluster, Path(folder)) as arena:
-            series = _Series(arena, args)
+        with Testbed(cluster, Path(folder)) as testbed:
+            series = _Series(testbed, args)
             if args.seed is not None:
                 return series.repeat(args.seed)
-            return series.go(" ".join(["python -m benchmarks.chaos", *command]))
+            return series.run_all(" ".join(["python -m benchmarks.chaos", *command]))
 
 
-def _at_once(command: list[str], jobs: int) -> int:
-    """Processes that take every ``jobs``-th seed each; they share the record."""
+def _run_in_parallel(command: list[str], jobs: int) -> int:
+    """Start ``jobs`` processes that divide the seeds and share the record."""
     if "--anew" in command:
         command = [one for one in command if one != "--anew"]
         CHAOS.unlink(missing_ok=True)
@@ -108,23 +108,23 @@ def _at_once(command: list[str], jobs: int) -> int:
 
 
 def _cluster() -> Cluster:
-    """Workers of ``schedule.resources`` run for as long as their pods say, and print events."""
+    """Start a cluster whose fake workers print the events of ``schedule.worker_events``."""
     lines = {
         container: [json.dumps(event) for event in events]
-        for container, events in told(resources(0, 100)).items()
+        for container, events in worker_events(resources(0, 100)).items()
     }
     return Cluster(
         nodes=NODES,
         native_gang=True,
         readable_store=True,
         worker_logs=lines,
-        audited=[{"level": "None"}],  # nobody reads it here
+        audited=[{"level": "None"}],  # the audit log is not read
     )
 
 
 @contextlib.contextmanager
 def _record(size: dict[str, int], anew: bool = False) -> Iterator[dict[str, Any]]:
-    """The record, which is written when done with; nobody else has it meanwhile."""
+    """Lock the record, yield it, and write it back."""
     CHAOS.touch()
     with CHAOS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -138,45 +138,45 @@ def _record(size: dict[str, int], anew: bool = False) -> Iterator[dict[str, Any]
 
 
 class _Series:
-    """Trials one after another, on one control plane."""
+    """Trials one after another on one control plane."""
 
-    def __init__(self, arena: Arena, args: argparse.Namespace) -> None:
-        self._arena, self._args = arena, args
-        done = told(resources(0, 100))["download"]
+    def __init__(self, testbed: Testbed, args: argparse.Namespace) -> None:
+        self._testbed, self._args = testbed, args
+        done = worker_events(resources(0, 100))["download"]
         self._known = {(event["stage"], event["inputsHash"]) for event in done}
 
     def trial(self, seed: int, schedule: Sequence[Fault] | None = None) -> Trial:
-        """Run a seed, print how it went, and leave a trace if something did not hold."""
+        """Run a seed, print its outcome, and write a trace if an invariant did not hold."""
         bodies = resources(seed, self._args.resources)
         if schedule is None:
             schedule = faults(seed, self._args.faults, self._args.kinds)
-        one = run(self._arena, seed, bodies, schedule, Size(), self._known)
-        print(f"seed {seed}: {'BROKEN' if one.broken else 'held'} {json.dumps(one.figures)}")
-        for broken in one.broken[:10]:
-            print(f"  {broken.invariant}: {broken.resource}: {broken.text[-400:]}")
-        if one.broken or self._args.trace:
-            path = one.write(TRACES, self._arena.logs())
-            print(f"  {path.relative_to(ROOT)}; again: python -m benchmarks.chaos --seed {seed}")
+        one = run(self._testbed, seed, bodies, schedule, Timeouts(), self._known)
+        print(f"seed {seed}: {'BROKEN' if one.violations else 'held'} {json.dumps(one.figures)}")
+        for violation in one.violations[:10]:
+            print(f"  {violation.invariant}: {violation.resource}: {violation.text[-400:]}")
+        if one.violations or self._args.trace:
+            path = one.write(TRACES, self._testbed.logs())
+            print(f"  {path.relative_to(ROOT)}; repeat: python -m benchmarks.chaos --seed {seed}")
         sys.stdout.flush()
         return one
 
-    def go(self, command: str) -> int:
-        """All seeds of this share that the record lacks; it is written after each."""
+    def run_all(self, command: str) -> int:
+        """Run the seeds that the record lacks, and write it after each."""
         args, until = self._args, time.monotonic() + self._args.minutes * 60
         machine = facts(command)
-        version = self._arena.cluster.admin.get("/version")["gitVersion"]
+        version = self._testbed.cluster.admin.get("/version")["gitVersion"]
         size = {"resources": args.resources, "faults": args.faults}
         with _record(size, args.anew) as record:
-            there = {one["seed"] for one in record["trials"]}
+            recorded = {one["seed"] for one in record["trials"]}
         for seed in range(1 + (args.share or 0), args.seeds + 1, args.jobs):
-            if seed in there:
+            if seed in recorded:
                 continue
             if time.monotonic() > until:
                 break
             trial = self.trial(seed)
             with _record(size) as record:
                 record |= {"machine": machine, "control_plane": version}
-                record["trials"].append(trial.told() | {"commit": machine["commit"]})
+                record["trials"].append(trial.record() | {"commit": machine["commit"]})
             reliability.write()
         with _record(size) as record:
             trials = record["trials"]
@@ -185,20 +185,20 @@ class _Series:
         return 1 if failed else 0
 
     def repeat(self, seed: int) -> int:
-        """One seed again; with ``--shrink`` with as few faults as still break something."""
+        """Run one seed again; with ``--shrink`` drop faults while it still fails."""
         schedule = faults(seed, self._args.faults, self._args.kinds)
-        broken = bool(self.trial(seed, schedule).broken)
+        broken = bool(self.trial(seed, schedule).violations)
         if broken and self._args.shrink:
             step = len(schedule) // 2
             while step:
                 for begin in range(0, len(schedule), step):
                     fewer = [*schedule[:begin], *schedule[begin + step :]]
-                    if self.trial(seed, fewer).broken:
+                    if self.trial(seed, fewer).violations:
                         schedule = fewer
                         break
                 else:
                     step //= 2
-            print("enough to break it:", *schedule, sep="\n  ")
+            print("these faults still break it:", *schedule, sep="\n  ")
         return int(broken)
 
 

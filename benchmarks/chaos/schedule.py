@@ -1,57 +1,62 @@
-"""From a seed to the resources of a trial and to the faults that they meet: pure functions."""
+"""Draw a trial's resources and faults from its seed (pure functions)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.validation import parse
 from video2world_operator.plan.plan import make_plan
 
-__all__ = ["KINDS", "KNOWN_DATA", "Fault", "edit", "faults", "resources", "told", "work"]
+__all__ = [
+    "KINDS",
+    "KNOWN_DATA",
+    "Fault",
+    "count_jobs",
+    "draw_edit",
+    "faults",
+    "resources",
+    "worker_events",
+]
 
 Body = dict[str, Any]
-KNOWN_DATA = "known"  # a data set that the download finds on the volume, with all made from it
+KNOWN_DATA = "known"  # a data set that is already on the volume, with its embeddings and latents
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
-LAST = 0.85  # share of the work at which the last fault may come
-CHECKPOINT = 50  # iteration of the checkpoint that every training tells of
+LATEST = 0.85  # share of the work after which no fault starts
+CHECKPOINT = 50  # iteration of the checkpoint that every training reports
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that goes wrong, or that somebody does, when the share ``at`` of the work is done.
+    """A fault or user action that happens when the share ``at`` of the work is done.
 
-    Whom it meets is drawn, when its time comes, with a generator of its own ``seed``.
+    Its targets are drawn when it starts, by a generator seeded with ``seed``.
     """
 
     at: float
     kind: str
-    seconds: float = 0.0  # how long it lasts
+    seconds: float = 0.0  # duration
     seed: int = 0
-    how: Mapping[str, Any] = field(default_factory=dict)
-
-    def told(self) -> dict[str, Any]:
-        """As a record has it."""
-        return asdict(self)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _kill(rng: random.Random) -> Body:
-    return {"who": rng.choice(["leader", "leader", "standby", "both"])}
+    return {"target": rng.choice(["leader", "leader", "standby", "both"])}
 
 
-def _storm(rng: random.Random) -> Body:
+def _errors(rng: random.Random) -> Body:
     codes = [["429"], ["500"], ["409"], ["lost"], ["cut"], ["409", "429", "500", "cut", "lost"]]
     return {"answers": rng.choice(codes), "share": rng.choice([0.3, 0.6, 0.9])}
 
 
-def _blind(rng: random.Random) -> Body:
+def _refused_watch(rng: random.Random) -> Body:
     return {"kind": rng.choice(["jobs", "pods", "video2worldposttrains"])}
 
 
-def _some(most: float) -> Callable[[random.Random], Body]:
+def _share(most: float) -> Callable[[random.Random], Body]:
     return lambda rng: {"share": round(rng.uniform(0.02, most), 2)}
 
 
@@ -69,53 +74,53 @@ def _clock(rng: random.Random) -> Body:
 
 _CODES = ([1], [137], [143], [1, 137, 143], [1, 2])
 
-# What happens: how long it lasts at least and at most, and what is drawn beside that.
+# Kinds of faults: minimum and maximum duration in seconds, and how to draw the other options.
 KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
     "operator killed": (0, 0, _kill),
-    "leader frozen": (5, 22, lambda rng: {}),  # its lease holds for 15
-    "leader told to end": (0, 0, lambda rng: {}),
-    "lease taken away": (0, 0, lambda rng: {}),
+    "leader frozen": (5, 22, lambda rng: {}),  # its lease lasts 15 s
+    "leader terminated": (0, 0, lambda rng: {}),
+    "lease stolen": (0, 0, lambda rng: {}),
     "API server restarted": (0.5, 3, lambda rng: {}),
     "etcd paused": (1, 8, lambda rng: {}),
     "watches cut": (0.5, 4, lambda rng: {}),
-    "watches refused": (3, 9, _blind),
-    "storm of refusals": (2, 7, _storm),
+    "watches refused": (3, 9, _refused_watch),
+    "burst of API errors": (2, 7, _errors),
     "pods deleted": (0, 0, _pods),
-    "Jobs deleted": (0, 0, _some(0.1)),
+    "Jobs deleted": (0, 0, _share(0.1)),
     "workers crash": (0, 0, _crash),
-    "nodes fall silent": (5, 12, _some(0.4)),
+    "nodes stop responding": (5, 12, _share(0.4)),
     "node vanishes": (3, 8, lambda rng: {}),
     "clock jumps": (2, 8, _clock),
-    "users suspend": (0, 0, _some(0.3)),
+    "users suspend": (0, 0, _share(0.3)),
     "users resume": (0, 0, lambda rng: {"share": 1.0}),
-    "users edit": (0, 0, _some(0.3)),
-    "users delete": (0, 0, _some(0.05)),
+    "users edit": (0, 0, _share(0.3)),
+    "users delete": (0, 0, _share(0.05)),
 }
 
 
 def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
-    """``count`` faults, of every kind as often as of any other, over many seeds."""
+    """Draw ``count`` faults; over many seeds every kind is equally frequent."""
     rng = random.Random(f"faults {seed}")
     names = list(kinds or KINDS)
     drawn = (names * (count // len(names) + 1))[: count - count % len(names)]
     drawn += rng.sample(names, count % len(names))
-    made = []
+    schedule = []
     for kind in drawn:
-        least, most, details = KINDS[kind]
-        made.append(
+        shortest, longest, options = KINDS[kind]
+        schedule.append(
             Fault(
-                round(rng.uniform(0, LAST), 3),
+                round(rng.uniform(0, LATEST), 3),
                 kind,
-                round(rng.uniform(least, most), 2),
+                round(rng.uniform(shortest, longest), 2),
                 rng.randrange(1 << 30),
-                details(rng),
+                options(rng),
             )
         )
-    return sorted(made, key=lambda fault: fault.at)
+    return sorted(schedule, key=lambda fault: fault.at)
 
 
 def resources(seed: int, count: int) -> list[Body]:
-    """The resources of a trial: small runs of one to three nodes, each with GPUs."""
+    """Draw ``count`` resources: small runs on one to three GPU nodes."""
     rng = random.Random(f"resources {seed}")
     return [_resource(rng, number) for number in range(count)]
 
@@ -145,7 +150,7 @@ def _resource(rng: random.Random, number: int) -> Body:
     chance = rng.random()
     if chance < 0.15:
         spec["storage"] = {"size": "1Gi", "retention": rng.choice(["Keep", "Delete"])}
-    elif chance < 0.25 and number:  # shares its volume with the resource before it
+    elif chance < 0.25 and number:  # shares the volume of the previous resource
         spec["storage"]["subPath"] = f"run-{number - 1:03d}"
     if rng.random() < 0.1:
         spec["cleanupPolicy"] = "All"
@@ -155,24 +160,24 @@ def _resource(rng: random.Random, number: int) -> Body:
 
 
 def _stage(rng: random.Random, stage: str) -> Body:
-    """Short lives; a short grace, too, as a pod on a dead node waits for it in vain."""
+    """Draw a short duration; the grace period is short because pods on dead nodes use all of it."""
     seconds = rng.choice([4, 8, 16]) if stage == "train" else 1
     annotations = {"fake.video2world.dev/seconds": str(seconds)}
     template = {"metadata": {"annotations": annotations}}
     return {"podTemplate": template | {"spec": {"terminationGracePeriodSeconds": 2}}}
 
 
-def work(bodies: Sequence[Body], known: Set[tuple[str, str]]) -> int:
-    """Jobs that the resources need if nothing happens, but for what is ``known`` to be made."""
+def count_jobs(bodies: Sequence[Body], known: Set[tuple[str, str]]) -> int:
+    """Count the Jobs of an undisturbed trial; stages in ``known`` are done already."""
     plans = [make_plan(parse(body)) for body in bodies]
     return sum((s.name, s.inputs_hash) not in known for plan in plans for s in plan.stages)
 
 
-def edit(rng: random.Random, body: Body) -> Body:
-    """What a user merges into the spec of a resource that is there."""
+def draw_edit(rng: random.Random, body: Body) -> Body:
+    """Draw a merge patch that a user applies to the spec of an existing resource."""
     spec = body["spec"]
     samples = spec.get("inference", {}).get("samples", [])
-    more: list[Body] = [
+    patches: list[Body] = [
         {"training": {"iterations": spec["training"]["iterations"] + rng.choice([10, 50])}},
         {"training": {"maxRestarts": rng.randint(0, 6)}},
         {"training": {"checkpoint": {"everyIterations": rng.choice([10, 25])}}},
@@ -181,15 +186,18 @@ def edit(rng: random.Random, body: Body) -> Body:
         {"activeDeadlineSeconds": 3600},
     ]
     if samples:
-        more.append({"inference": {"samples": None, "everyCheckpoint": None}})
-    return rng.choice(more)
+        patches.append({"inference": {"samples": None, "everyCheckpoint": None}})
+    return rng.choice(patches)
 
 
-def told(bodies: Sequence[Body]) -> dict[str, list[Body]]:
-    """What the workers of these resources print as events, by the name of their container."""
+def worker_events(bodies: Sequence[Body]) -> dict[str, list[Body]]:
+    """Return the event lines that workers of these resources print, by container name."""
     known = next(b for b in bodies if b["spec"]["dataset"]["agibot"]["name"] == KNOWN_DATA)
     plan = make_plan(parse(known))
-    made = ("dataset", "embeddings", "latents")
-    done = [{"event": "skipped", "stage": s, "inputsHash": plan.stage(s).inputs_hash} for s in made]
+    data_stages = ("dataset", "embeddings", "latents")
+    done = [
+        {"event": "skipped", "stage": stage, "inputsHash": plan.stage(stage).inputs_hash}
+        for stage in data_stages
+    ]
     saved = {"event": "checkpoint", "stage": "train", "iteration": CHECKPOINT, "path": "iter_50.pt"}
     return {"download": done, "train": [saved]}

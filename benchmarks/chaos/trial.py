@@ -1,4 +1,4 @@
-"""One seed: its resources are applied, its faults are carried out, and all must come to its end."""
+"""Run one seed: apply its resources, inject its faults, and wait until everything has ended."""
 
 from __future__ import annotations
 
@@ -16,49 +16,51 @@ from typing import Any
 from control_plane import ApiError, Cluster
 from video2world_operator.plan.labels import RESOURCE_LABEL
 
-from .arena import Arena
-from .eye import Eye
-from .hand import Hand
-from .invariants import Broken, Checker
-from .schedule import Body, Fault, work
+from .etcd_watcher import EtcdWatcher
+from .fault_injector import FaultInjector
+from .invariants import Checker, Violation
+from .schedule import Body, Fault, count_jobs
+from .target import Target
+from .testbed import Testbed
 
-__all__ = ["Size", "Trial", "run"]
+__all__ = ["Timeouts", "Trial", "run"]
 
 
 @dataclass(frozen=True)
-class Size:
-    """How long a trial is, in seconds."""
+class Timeouts:
+    """How long a trial waits, in seconds."""
 
-    patience: float = 5  # a fault waits so long for the work to come so far, then it comes anyway
-    end: float = 900  # so long after the last one every resource has to be at its end
-    still: float = 300  # and it is given up when nothing changes for so long
-    free: float = 300  # so long after that no pod lives, and no child of a deleted resource
+    fault: float = 5  # for the work to get as far as a fault's start; then it starts anyway
+    end: float = 900  # after the last fault, for every resource to end
+    idle: float = 300  # without any change, before the wait for the end is given up
+    cleanup: float = 300  # for the last pod to end, and for children of deleted resources to go
 
 
 @dataclass
 class Trial:
-    """What a seed came to."""
+    """The outcome of a seed."""
 
     seed: int
-    broken: list[Broken]
+    violations: list[Violation]
     figures: dict[str, Any]
-    deeds: list[str]  # what was done when
-    # of the resources for which something did not hold; of all if everything held
+    log: list[str]  # what was done when
+    # of the resources with a violation; of all resources if there is none
     journals: dict[str, list[str]]
 
-    def told(self) -> dict[str, Any]:
-        """As the record has it."""
-        broken = [asdict(one) for one in self.broken]
+    def record(self) -> dict[str, Any]:
+        """Return the trial's entry in the record."""
+        broken = [asdict(one) for one in self.violations]
         return {"seed": self.seed, "broken": broken, **self.figures}
 
     def write(self, folder: Path, logs: str) -> Path:
-        """All that helps to find the cause, in a file."""
+        """Write everything that helps to find the cause to a file."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"seed-{self.seed}.txt"
         lines = [
-            f"{b.invariant}: {b.resource}: {b.text} (version {b.revision})" for b in self.broken
+            f"{v.invariant}: {v.resource}: {v.text} (revision {v.revision})"
+            for v in self.violations
         ]
-        lines += ["", *self.deeds]
+        lines += ["", *self.log]
         for name, journal in self.journals.items():
             lines += ["", f"--- {name}", *journal]
         path.write_text("\n".join([*lines, "", logs]))
@@ -66,107 +68,124 @@ class Trial:
 
 
 def run(
-    arena: Arena,
+    testbed: Testbed,
     seed: int,
     bodies: Sequence[Body],
     schedule: Sequence[Fault],
-    size: Size,
+    timeouts: Timeouts,
     known: Set[tuple[str, str]] = frozenset(),
 ) -> Trial:
-    """Carry a trial out on ``arena``, in a namespace of its own.
+    """Run a trial on ``testbed``, in a namespace of its own.
 
-    ``known``: stage and hash of inputs of what the workers tell to be there already.
+    ``known``: stages and inputs hashes that workers report as done before.
     """
-    began = time.monotonic()
-    cluster, checker = arena.cluster, Checker(known)
-    before = Counter(arena.requests), Counter(arena.deployment.ends)
-    crashes = len(arena.deployment.crashes)
+    started = time.monotonic()
+    cluster, checker = testbed.cluster, Checker(known)
+    before = Counter(testbed.requests), Counter(testbed.deployment.exits)
+    crashes = len(testbed.deployment.crashes)
     since = cluster.store.revision()
-    namespace = _namespace(cluster, seed, bodies)
-    eye = Eye(cluster.store, namespace, since, checker)
-    hand = Hand(arena, eye, namespace, bodies)
-    deeds: list[str] = []
+    namespace = _create_namespace(cluster, seed, bodies)
+    watcher = EtcdWatcher(cluster.store, namespace, since, checker)
+    target = Target(testbed, watcher, namespace, {b["metadata"]["name"]: b for b in bodies})
+    injector = FaultInjector(target)
+    log: list[str] = []
     try:
-        deeds += _apply_and_disturb(hand, bodies, schedule, size, work(bodies, known))
-        hand.calm()
-        calm = eye.now
-        deeds.append(f"{calm:8.2f}          calm")
-        ended = eye.wait(lambda c: not c.unfinished(), size.end, size.still)
-        with eye.lock:
-            for one in checker.unfinished():
+        jobs = count_jobs(bodies, known)
+        log += _apply_and_disturb(injector, bodies, schedule, timeouts.fault, jobs)
+        injector.resume_all()
+        calm = watcher.now
+        log.append(f"{calm:8.2f}          no more faults")
+        ended = watcher.wait(lambda c: not c.history.unfinished(), timeouts.end, timeouts.idle)
+        with watcher.lock:
+            for one in checker.history.unfinished():
                 text = f"{one.status.get('phase')}: {one.status.get('message')}"
-                checker.fail(one, "ends", f"{text}, {eye.now - calm:.0f} s after the last fault")
-        seconds_to_end = eye.now - calm
-        _free(eye, size.free, ended)
-        _deleted(hand, size.free)
+                seconds = watcher.now - calm
+                checker.report(one, "ends", f"{text}, {seconds:.0f} s after the last fault")
+        seconds_to_end = watcher.now - calm
+        if ended:
+            _check_no_live_pods(watcher, timeouts.cleanup)
+        _delete_all(target, timeouts.cleanup)
     finally:
-        eye.close()
-        hand.tidy()
-        _remove(cluster, namespace)
-    with eye.lock:
-        for words in arena.deployment.crashes[crashes:]:
-            checker.broken.append(Broken("operator lives", "", 0, words))
-        runs = list(checker.runs.values())
-        phases = Counter(str(r.status.get("phase")) if r.there_last else "deleted" for r in runs)
+        watcher.close()
+        injector.restore_nodes()
+        _delete_namespace(cluster, namespace)
+    with watcher.lock:
+        for text in testbed.deployment.crashes[crashes:]:
+            checker.violations.append(Violation("operator lives", "", 0, text))
+        runs = list(checker.history.runs.values())
+        phases = Counter(
+            str(r.status.get("phase")) if r.existed_at_end else "deleted" for r in runs
+        )
         figures: dict[str, Any] = {
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round(time.monotonic() - started, 1),
             "seconds_from_calm_to_all_ended": round(seconds_to_end, 1),
             "resources": len(runs),
             "phases": dict(sorted(phases.items())),
             "jobs": sum(len(r.applied) for r in runs),
             "restarts": sum(r.highest.get("restarts", 0) for r in runs),
             "states": checker.states,
-            "pods_of_deleted_jobs": checker.stillborn,
+            "pods_of_deleted_jobs": checker.history.stillborn,
             "longest_gpu_held_after_failure_s": round(checker.longest_held, 1),
             "faults": dict(Counter(fault.kind for fault in schedule)),
-            "requests": dict(arena.requests - before[0]),
-            "operator_ends": dict(arena.deployment.ends - before[1]),
+            "requests": dict(testbed.requests - before[0]),
+            "operator_ends": dict(testbed.deployment.exits - before[1]),
         }
-        flagged = {one.resource for one in checker.broken}
+        failed = {one.resource for one in checker.violations}
         journals = {
-            f"{r.name} {r.uid}": list(r.journal) for r in runs if r.name in flagged or not flagged
+            f"{r.name} {r.uid}": list(r.journal) for r in runs if r.name in failed or not failed
         }
-        return Trial(seed, list(checker.broken), figures, deeds, journals)
+        return Trial(seed, list(checker.violations), figures, log, journals)
 
 
 def _apply_and_disturb(
-    hand: Hand, bodies: Sequence[Body], schedule: Sequence[Fault], size: Size, jobs: int
+    injector: FaultInjector,
+    bodies: Sequence[Body],
+    schedule: Sequence[Fault],
+    patience: float,
+    jobs: int,
 ) -> list[str]:
-    """Apply all resources, one after another, and carry the faults out; what was done when.
+    """Apply all resources one after another, inject the faults, and return a log of both.
 
-    ``jobs`` is what the work comes to.
+    ``jobs``: number of Jobs that the resources need.
     """
-    eye, deeds = hand.eye, []
+    target, log = injector.target, []
+    watcher = target.watcher
 
-    def carry_out(fault: Fault) -> None:
-        started = eye.now
+    def inject(fault: Fault) -> None:
+        started = watcher.now
         try:
-            outcome = hand.do(fault)
-        except (ApiError, OSError) as error:  # it met another one
+            outcome = injector.inject(fault)
+        except (ApiError, OSError) as error:  # another fault was in progress
             outcome = f"not done: {error}"
-        how = ", ".join(f"{k} {v}" for k, v in fault.how.items())
-        deeds.append(f"{started:8.2f} {eye.now:8.2f} {fault.kind} ({how}): {outcome}")
+        options = ", ".join(f"{k} {v}" for k, v in fault.options.items())
+        log.append(f"{started:8.2f} {watcher.now:8.2f} {fault.kind} ({options}): {outcome}")
 
     with ThreadPoolExecutor(len(schedule) + 1) as pool:
-        waiting = [pool.submit(lambda: [_create(hand, body) for body in bodies])]
+        waiting = [pool.submit(_create_all, target, bodies)]
         for fault in schedule:
-            eye.wait(lambda c, at=fault.at: c.finished >= at * jobs, size.patience)
-            waiting.append(pool.submit(carry_out, fault))
+            needed = fault.at * jobs
+            watcher.wait(lambda c, needed=needed: c.history.finished >= needed, patience)
+            waiting.append(pool.submit(inject, fault))
         for one in waiting:
             one.result()
-    return sorted(deeds)
+    return sorted(log)
 
 
-def _create(hand: Hand, body: Body) -> None:
-    """As a user's client does: again where the server was away."""
+def _create_all(target: Target, bodies: Sequence[Body]) -> None:
+    for body in bodies:
+        _create(target, body)
+
+
+def _create(target: Target, body: Body) -> None:
+    """Create a resource, with retries as a user's client makes them."""
     until = time.monotonic() + 120
     while True:
         try:
-            hand.api.post(hand.resources, body)
+            target.api.post(target.resources_path, body)
             return
         except ApiError as error:
             if error.code == 409:
-                return  # it was created, though the answer was lost
+                return  # it was created, though the response was lost
             if error.code < 429 or time.monotonic() > until:
                 raise
         except OSError:
@@ -175,62 +194,70 @@ def _create(hand: Hand, body: Body) -> None:
         time.sleep(0.3)
 
 
-def _free(eye: Eye, seconds: float, ended: bool) -> None:
-    """No pod is left at work once all have ended."""
+def _check_no_live_pods(watcher: EtcdWatcher, seconds: float) -> None:
+    """Report pods that are still live ``seconds`` after all resources have ended."""
 
-    def nobody_works(checker: Checker) -> bool:
-        return not any(w.live for r in checker.runs.values() for w in r.workers.values())
+    def no_live_pods(checker: Checker) -> bool:
+        runs = checker.history.runs.values()
+        return not any(w.live for r in runs for w in r.workers.values())
 
-    if ended and not eye.wait(nobody_works, seconds):
-        with eye.lock:
-            for run in eye.checker.runs.values():
+    if not watcher.wait(no_live_pods, seconds):
+        with watcher.lock:
+            for run in watcher.checker.history.runs.values():
                 left = [w.pod.name for w in run.workers.values() if w.live]
                 if left:
                     text = f"all have ended, but {', '.join(left)} live after {seconds:.0f} s"
-                    eye.checker.fail(run, "GPUs freed", text)
+                    watcher.checker.report(run, "GPUs freed", text)
 
 
-_HOLDS = ("deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "ownerReferences")
+_DELETION_FIELDS = (
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "finalizers",
+    "ownerReferences",
+)
 
 
-def _deleted(hand: Hand, seconds: float) -> None:
-    """Delete all resources; what they made goes with them."""
-    with hand.eye.lock:
-        for run in hand.eye.checker.runs.values():
-            run.there_last = run.there
-    hand.api.delete(hand.resources)
-    if not hand.eye.wait(lambda c: not any(r.there for r in c.runs.values()), seconds):
+def _delete_all(target: Target, seconds: float) -> None:
+    """Delete all resources and report children that are left after ``seconds``."""
+    watcher = target.watcher
+    checker = watcher.checker
+    with watcher.lock:
+        for run in checker.history.runs.values():
+            run.existed_at_end = run.exists
+    target.api.delete(target.resources_path)
+    if not watcher.wait(lambda c: not any(r.exists for r in c.history.runs.values()), seconds):
         raise RuntimeError("the API server does not delete the resources")
-    if hand.eye.wait(lambda c: not c.orphans(), seconds):
+    if watcher.wait(lambda c: not c.history.orphans(), seconds):
         return
-    with hand.eye.lock:
-        left = hand.eye.checker.orphans()
+    with watcher.lock:
+        left = checker.history.orphans()
         text = f"{len(left)} are left after {seconds:.0f} s: {', '.join(left[:10])}"
-        hand.eye.checker.broken.append(Broken("owned", "", 0, text))
+        checker.violations.append(Violation("owned", "", 0, text))
     names = {one.partition(" ")[2] for one in left[:10]}
-    for body in hand.eye.objects(""):
+    for body in watcher.objects(""):
         metadata = body["metadata"]
         if metadata["name"] not in names:
             continue
-        told = {key: metadata.get(key) for key in _HOLDS}
-        told |= {"node": body.get("spec", {}).get("nodeName"), "status": body.get("status")}
-        text = f"{metadata['name']} is left as {json.dumps(told)}"
+        shown = {key: metadata.get(key) for key in _DELETION_FIELDS}
+        shown |= {"node": body.get("spec", {}).get("nodeName"), "status": body.get("status")}
+        text = f"{metadata['name']} is left as {json.dumps(shown)}"
         resource = metadata.get("labels", {}).get(RESOURCE_LABEL, "")
-        with hand.eye.lock:
-            hand.eye.checker.broken.append(Broken("owned", resource, 0, text))
+        with watcher.lock:
+            checker.violations.append(Violation("owned", resource, 0, text))
 
 
-def _namespace(cluster: Cluster, seed: int, bodies: Sequence[Body]) -> str:
-    """A fresh namespace with the claim that resources share, and volumes for the others."""
-    asked = {"metadata": {"generateName": f"chaos-{seed}-"}}
-    name = str(cluster.admin.post("/api/v1/namespaces", asked)["metadata"]["name"])
+def _create_namespace(cluster: Cluster, seed: int, bodies: Sequence[Body]) -> str:
+    """Create a namespace with the shared PVC, and volumes for the resources' own PVCs."""
+    manifest = {"metadata": {"generateName": f"chaos-{seed}-"}}
+    name = str(cluster.admin.post("/api/v1/namespaces", manifest)["metadata"]["name"])
     own = sum("claimName" not in body["spec"]["storage"] for body in bodies)
-    cluster.add_volumes(3 * own + 1)  # a claim made again needs another: a volume serves one only
+    cluster.add_volumes(3 * own + 1)  # a volume is bound once: a recreated PVC needs another
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"metadata": {"name": "shared"}, "spec": spec}
     cluster.admin.post(f"/api/v1/namespaces/{name}/persistentvolumeclaims", claim)
     until = time.monotonic() + 60
-    while True:  # pods are refused until the controller has made the default account
+    while True:  # pods are refused until the controller has created the default account
         try:
             cluster.admin.get(f"/api/v1/namespaces/{name}/serviceaccounts/default")
             return name
@@ -240,10 +267,10 @@ def _namespace(cluster: Cluster, seed: int, bodies: Sequence[Body]) -> str:
         time.sleep(0.1)
 
 
-def _remove(cluster: Cluster, namespace: str) -> None:
-    """Let the namespace go, and the volumes that were bound in it."""
+def _delete_namespace(cluster: Cluster, namespace: str) -> None:
+    """Delete the namespace and the volumes bound in it, in the background."""
 
-    def gone() -> None:
+    def delete() -> None:
         with contextlib.suppress(ApiError, OSError):
             cluster.admin.delete(f"/api/v1/namespaces/{namespace}")
             for volume in cluster.admin.get("/api/v1/persistentvolumes")["items"]:
@@ -251,4 +278,4 @@ def _remove(cluster: Cluster, namespace: str) -> None:
                 if claim.get("namespace") == namespace:
                     cluster.admin.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
 
-    threading.Thread(target=gone, daemon=True).start()
+    threading.Thread(target=delete, daemon=True).start()

@@ -1,29 +1,29 @@
-"""A slice of `make chaos`: few resources, few seeds, and what must hold in every state."""
+"""A slice of `make chaos`: few resources and seeds, with the invariants of every state."""
 
 from __future__ import annotations
 
 import pytest
-from benchmarks.chaos.arena import Arena
 from benchmarks.chaos.schedule import KINDS, faults, resources
-from benchmarks.chaos.trial import Size, run
+from benchmarks.chaos.testbed import Testbed
+from benchmarks.chaos.trial import Timeouts, run
 
-# The first is waited for a minute; the others take long, and test_faults and test_leader have them.
+# The first takes a minute; test_faults and test_leader cover the other two.
 SLOW = ("node vanishes", "leader frozen", "API server restarted")
 
 
 @pytest.fixture(scope="module")
-def arena(gpu_cluster, tmp_path_factory):
-    with Arena(gpu_cluster, tmp_path_factory.mktemp("arena"), lease=6) as arena:
-        yield arena
+def testbed(gpu_cluster, tmp_path_factory):
+    with Testbed(gpu_cluster, tmp_path_factory.mktemp("testbed"), lease=6) as testbed:
+        yield testbed
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_every_invariant_holds(arena, seed, tmp_path):
+def test_every_invariant_holds(testbed, seed, tmp_path):
     kinds = [kind for kind in KINDS if kind not in SLOW]
     schedule = faults(seed, 8, kinds)
-    trial = run(arena, seed, resources(seed, 10), schedule, Size(patience=2))
-    assert trial.broken == [], trial.write(tmp_path, arena.logs()).read_text()
+    trial = run(testbed, seed, resources(seed, 10), schedule, Timeouts(fault=2))
+    assert trial.violations == [], trial.write(tmp_path, testbed.logs()).read_text()
     assert trial.figures["resources"] >= 10
     assert trial.figures["states"] > 200
-    nodes = arena.cluster.admin.get("/api/v1/nodes")["items"]
-    assert not any(node["spec"].get("taints") for node in nodes)  # for those who come after
+    nodes = testbed.cluster.admin.get("/api/v1/nodes")["items"]
+    assert not any(node["spec"].get("taints") for node in nodes)  # for later tests

@@ -1,4 +1,4 @@
-"""The checker of `make chaos` sees what is wrong, and only that; the same seed draws the same."""
+"""The invariant checker of `make chaos` reports every violation and nothing else."""
 
 import json
 import time
@@ -7,7 +7,8 @@ from itertools import count
 
 import pytest
 from benchmarks.chaos import __main__ as chaos
-from benchmarks.chaos.invariants import RESOURCES, Checker
+from benchmarks.chaos.history import RESOURCES
+from benchmarks.chaos.invariants import Checker
 from benchmarks.chaos.schedule import KINDS, faults, resources
 from benchmarks.reliability import CHAOS, DOCUMENT, TORTURE, documented
 
@@ -18,8 +19,8 @@ from video2world_operator.api.validation import parse
 DONE = {"type": "Complete", "status": "True", "reason": "", "message": ""}
 
 
-class History:
-    """Writes changes as the store would show them, and has them checked."""
+class Scenario:
+    """Feed the checker changes as etcd would report them."""
 
     def __init__(self):
         self.checker = Checker()
@@ -48,20 +49,20 @@ class History:
         body = {"metadata": metadata, "status": {"conditions": list(conditions)}}
         self.see(f"jobs/ns/run-train-{attempt}", body)
 
-    def pod(self, attempt=1, phase="Running", code=None, job=None, **metadata):
+    def pod(self, attempt=1, phase="Running", code=None, job=None, **fields):
         name = f"run-train-{attempt}-0"
         state = {} if code is None else {"terminated": {"exitCode": code}}
-        told = self._metadata(name, f"p{attempt}", job or f"j{attempt}", attempt) | metadata
+        metadata = self._metadata(name, f"p{attempt}", job or f"j{attempt}", attempt) | fields
         container = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
         status = {
             "phase": phase,
             "conditions": [{"type": "Ready", "status": str(phase == "Running")}],
             "containerStatuses": [{"name": "train", "state": state}],
         }
-        body = {"metadata": told, "spec": {"containers": [container]}, "status": status}
+        body = {"metadata": metadata, "spec": {"containers": [container]}, "status": status}
         self.see(f"pods/ns/{name}", body)
 
-    def gone(self, kind, attempt=1):
+    def delete(self, kind, attempt=1):
         name = f"run-train-{attempt}" + ("-0" if kind == "pods" else "")
         self.see(f"{kind}/ns/{name}", None)
 
@@ -72,138 +73,138 @@ class History:
         return {"name": name, "uid": uid, "labels": labels, "ownerReferences": owners}
 
     @property
-    def broken(self):
-        return [one.invariant for one in self.checker.broken]
+    def violations(self):
+        return [one.invariant for one in self.checker.violations]
 
 
-def crash_and_restart(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.pod(phase="Failed", code=1)
-    history.stage("Restarting", 2, restarts=1, chargedRestarts=1)
-    history.gone("jobs")
-    history.gone("pods")
-    history.stage("Running", 2)
-    history.job(2)
-    history.pod(2)
+def crash_and_restart(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.pod(phase="Failed", code=1)
+    scenario.stage("Restarting", 2, restarts=1, chargedRestarts=1)
+    scenario.delete("jobs")
+    scenario.delete("pods")
+    scenario.stage("Running", 2)
+    scenario.job(2)
+    scenario.pod(2)
 
 
-def test_a_life_with_a_restart_breaks_nothing():
-    history = History()
-    crash_and_restart(history)
-    history.pod(2, phase="Succeeded", code=0)
-    history.job(2, conditions=[DONE])
-    history.stage("Succeeded", 2, phase="Succeeded", observedGeneration=1)
-    assert history.broken == []
-    assert history.checker.unfinished() == []
-    assert history.checker.states == 14
+def test_a_correct_restart_violates_nothing():
+    scenario = Scenario()
+    crash_and_restart(scenario)
+    scenario.pod(2, phase="Succeeded", code=0)
+    scenario.job(2, conditions=[DONE])
+    scenario.stage("Succeeded", 2, phase="Succeeded", observedGeneration=1)
+    assert scenario.violations == []
+    assert scenario.checker.history.unfinished() == []
+    assert scenario.checker.states == 14
 
 
-def two_attempts(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.job(2)
+def two_attempts(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.job(2)
 
 
-def two_jobs_of_one_attempt(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.gone("jobs")
-    history.job(uid="another")
+def two_jobs_of_one_attempt(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.delete("jobs")
+    scenario.job(uid="another")
 
 
-def suspended_with_a_pod(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.gone("jobs")
-    history.stage("Suspended", phase="Suspended")
+def suspended_with_a_pod(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.delete("jobs")
+    scenario.stage("Suspended", phase="Suspended")
 
 
-def an_attempt_less(history):
-    crash_and_restart(history)
-    history.stage("Running", 1)
+def attempt_number_decreases(scenario):
+    crash_and_restart(scenario)
+    scenario.stage("Running", 1)
 
 
-def done_without_its_job(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.stage("Succeeded")
+def succeeded_without_its_job(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.stage("Succeeded")
 
 
-def done_by_a_job_with_other_inputs(history):
-    history.job(inputs_hash="other")
-    history.job(inputs_hash="other", conditions=[DONE])
-    history.stage("Succeeded")
+def succeeded_by_a_job_with_other_inputs(scenario):
+    scenario.job(inputs_hash="other")
+    scenario.job(inputs_hash="other", conditions=[DONE])
+    scenario.stage("Succeeded")
 
 
-def skipped_on_nobodys_word(history):
-    history.stage("Skipped")
+def skipped_without_a_report(scenario):
+    scenario.stage("Skipped")
 
 
-def a_restart_for_nothing(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.stage("Restarting", 2, restarts=1)
+def restart_without_a_cause(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.stage("Restarting", 2, restarts=1)
 
 
-def charged_for_a_lost_node(history):
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
-    history.gone("pods")
-    history.stage("Restarting", 2, restarts=1, chargedRestarts=1)
+def lost_node_counted_against_the_limit(scenario):
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
+    scenario.delete("pods")
+    scenario.stage("Restarting", 2, restarts=1, chargedRestarts=1)
 
 
-def more_ready_than_there_are(history):
-    history.job()
-    history.pod()
-    history.stage("Running", ready=2, phase="Running")
+def more_pods_ready_than_exist(scenario):
+    scenario.job()
+    scenario.pod()
+    scenario.stage("Running", ready=2, phase="Running")
 
 
-def a_job_of_nobody(history):
-    history.job(owner="somebody")
+def job_without_an_owner(scenario):
+    scenario.job(owner="unknown")
 
 
 @pytest.mark.parametrize(
-    ("invariant", "wrong"),
+    ("invariant", "events"),
     [
         ("one attempt", two_attempts),
         ("one attempt", two_jobs_of_one_attempt),
         ("GPUs freed", suspended_with_a_pod),
-        ("only grows", an_attempt_less),
-        ("true claims", done_without_its_job),
-        ("true claims", done_by_a_job_with_other_inputs),
-        ("true claims", skipped_on_nobodys_word),
-        ("true claims", a_restart_for_nothing),
-        ("true claims", charged_for_a_lost_node),
-        ("true claims", more_ready_than_there_are),
-        ("owned", a_job_of_nobody),
+        ("only grows", attempt_number_decreases),
+        ("true claims", succeeded_without_its_job),
+        ("true claims", succeeded_by_a_job_with_other_inputs),
+        ("true claims", skipped_without_a_report),
+        ("true claims", restart_without_a_cause),
+        ("true claims", lost_node_counted_against_the_limit),
+        ("true claims", more_pods_ready_than_exist),
+        ("owned", job_without_an_owner),
     ],
 )
-def test_what_is_wrong_is_seen(invariant, wrong):
-    history = History()
-    wrong(history)
-    assert history.broken == [invariant]
+def test_each_violation_is_reported(invariant, events):
+    scenario = Scenario()
+    events(scenario)
+    assert scenario.violations == [invariant]
 
 
 def test_a_failed_resource_has_two_minutes_to_free_its_gpus():
-    history = History()
-    history.stage("Running", phase="Running")
-    history.job()
-    history.pod()
+    scenario = Scenario()
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.pod()
     failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
-    history.checker.runs["r1"].spec = {"activeDeadlineSeconds": 1}
-    history.see(
+    scenario.checker.history.runs["r1"].spec = {"activeDeadlineSeconds": 1}
+    scenario.see(
         f"{RESOURCES}ns/run",
         {
             "metadata": {"uid": "r1", "name": "run", "namespace": "ns", "generation": 1},
             "spec": {"activeDeadlineSeconds": 1},
-            "status": history.status
+            "status": scenario.status
             | {
                 "phase": "Failed",
                 "conditions": [failed],
@@ -212,35 +213,35 @@ def test_a_failed_resource_has_two_minutes_to_free_its_gpus():
         },
         now=10,
     )
-    history.checker.overdue(120)
-    assert history.broken == []
-    history.checker.overdue(131)
-    assert history.broken == ["GPUs freed"]
+    scenario.checker.check_deadlines(120)
+    assert scenario.violations == []
+    scenario.checker.check_deadlines(131)
+    assert scenario.violations == ["GPUs freed"]
 
 
-def test_pods_that_the_job_controller_makes_for_a_deleted_job_are_not_the_operators():
-    history = History()
-    history.stage("Running", phase="Running")
-    history.job()
-    history.gone("jobs")
-    history.stage("Suspended", phase="Suspended")
-    history.pod()
-    assert history.broken == []
-    assert history.checker.stillborn == 1
+def test_pods_created_for_a_deleted_job_are_not_held_against_the_operator():
+    scenario = Scenario()
+    scenario.stage("Running", phase="Running")
+    scenario.job()
+    scenario.delete("jobs")
+    scenario.stage("Suspended", phase="Suspended")
+    scenario.pod()
+    assert scenario.violations == []
+    assert scenario.checker.history.stillborn == 1
 
 
-def test_children_outlive_their_resource_only_until_the_collector_has_been():
-    history = History()
-    history.job()
-    history.pod()
-    history.see(f"{RESOURCES}ns/run", None)
-    assert history.checker.orphans() == ["Job run-train-1", "Pod run-train-1-0"]
-    history.gone("jobs")
-    history.gone("pods")
-    assert history.checker.orphans() == []
+def test_children_of_a_deleted_resource_are_orphans_until_collected():
+    scenario = Scenario()
+    scenario.job()
+    scenario.pod()
+    scenario.see(f"{RESOURCES}ns/run", None)
+    assert scenario.checker.history.orphans() == ["Job run-train-1", "Pod run-train-1-0"]
+    scenario.delete("jobs")
+    scenario.delete("pods")
+    assert scenario.checker.history.orphans() == []
 
 
-def test_a_seed_draws_the_same_again_and_every_kind_of_fault_comes():
+def test_a_seed_is_reproducible_and_every_kind_of_fault_is_drawn():
     assert resources(7, 20) == resources(7, 20) != resources(8, 20)
     assert faults(7, 14) == faults(7, 14) != faults(8, 14)
     drawn = {fault.kind for seed in range(20) for fault in faults(seed, 14)}
@@ -249,7 +250,7 @@ def test_a_seed_draws_the_same_again_and_every_kind_of_fault_comes():
         parse(body)  # raises where it is not valid
 
 
-def test_the_page_tells_the_committed_records():
+def test_the_page_matches_the_committed_records():
     chaos, torture = (
         json.loads(path.read_text()) if path.exists() else None for path in (CHAOS, TORTURE)
     )
@@ -258,12 +259,12 @@ def test_the_page_tells_the_committed_records():
     assert "Not run yet." in documented(text, None, None)
 
 
-def test_trials_at_once_share_the_record_and_another_size_begins_anew(tmp_path, monkeypatch):
+def test_parallel_trials_share_the_record_and_another_size_starts_a_new_one(tmp_path, monkeypatch):
     monkeypatch.setattr(chaos, "CHAOS", tmp_path / "chaos.json")
 
     def add(seed, size):
         with chaos._record(size) as record:
-            time.sleep(0.01)  # whoever does not wait for it reads what is about to be written over
+            time.sleep(0.01)  # without the lock another thread would read the old record here
             record["trials"].append({"seed": seed})
 
     small = {"resources": 10, "faults": 2}

@@ -1,7 +1,8 @@
-"""The operator with a wall clock that jumps: by so many seconds as stand in the file CHAOS_CLOCK.
+"""Run the operator with a wall clock that is off by the seconds in the file ``CHAOS_CLOCK``.
 
-``python -m benchmarks.chaos.clock FLAGS``. All that the operator reads its clock by is
-``datetime.now``; what only measures durations is monotonic and does not jump on a machine either.
+``python -m benchmarks.chaos.jumping_clock FLAGS``. The operator reads the wall clock through
+``datetime.now`` only. It measures durations with the monotonic clock, which does not jump on a
+real machine either.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from video2world_operator.controller import manager
 
 
-class _Jumping(datetime):
+class _JumpingDatetime(datetime):
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
         offset = 0.0
@@ -25,10 +26,10 @@ class _Jumping(datetime):
 
 
 def main() -> int:
-    """Entry point; returns the operator's exit code."""
+    """Run the operator and return its exit code."""
     for name, module in list(sys.modules.items()):
         if name.startswith("video2world_operator.") and vars(module).get("datetime") is datetime:
-            vars(module)["datetime"] = _Jumping
+            vars(module)["datetime"] = _JumpingDatetime
     return manager.main()
 
 

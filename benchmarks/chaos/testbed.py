@@ -1,7 +1,7 @@
-"""Where trials take place: a control plane, a proxy before it, and two operators that are kept up.
+"""Provide the system under test: a control plane, a proxy before it, and two operators.
 
-What a Deployment's pods would have is done here: an operator that ends is started again, one whose
-liveness probe fails three times is killed first. Which of its ends are in order is noted.
+The testbed does what a Deployment does: it restarts an operator that exits, and kills one whose
+liveness probe has failed three times. It records which exits were expected.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from operators import Operator, grant
 
 from . import ROOT
 
-__all__ = ["Arena", "Deployment", "Storm"]
+__all__ = ["OPERATOR_NAMESPACE", "Deployment", "ErrorBurst", "Testbed"]
 
-OWN = "chaos-operator"  # namespace of the operator's account and lease
-FLAGS = ("--own-namespace", OWN, "--poll-seconds", "10", "--termination-bound-seconds", "3")
-PROBE_EVERY, PROBES = 20.0, 3  # as the chart's livenessProbe has it
-IN_ORDER = ("the process ends", "may no longer")  # what the log of a lost lease ends with
+OPERATOR_NAMESPACE = "chaos-operator"  # of the operator's service account and lease
+FLAGS = (
+    *("--own-namespace", OPERATOR_NAMESPACE),
+    *("--poll-seconds", "10", "--termination-bound-seconds", "3"),
+)
+PROBE_PERIOD, PROBE_FAILURES = 20.0, 3  # as in the chart's livenessProbe
+LEASE_LOST = ("the process ends", "may no longer")  # how the log of a lost lease ends
 
 
 class Deployment:
-    """Two operators, of which one leads."""
+    """Two operator processes, one of which leads."""
 
     def __init__(self, kubeconfig: Path, folder: Path, lease: float) -> None:
         self.clocks = [folder / f"clock-{number}" for number in range(2)]
@@ -46,15 +49,15 @@ class Deployment:
                 "--lease-seconds",
                 str(lease),
                 log=folder / f"operator-{number}.log",
-                module="benchmarks.chaos.clock",
+                module="benchmarks.chaos.jumping_clock",
                 environment={"CHAOS_CLOCK": str(clock), "PYTHONPATH": str(ROOT)},
             )
             for number, clock in enumerate(self.clocks)
         ]
-        self.ends: Counter[str] = Counter()
-        self.crashes: list[str] = []  # ends that nobody caused
-        self._excused: set[int] = set()  # processes that were asked to end
-        self._read = dict.fromkeys(self.operators, 0)  # how far its log was looked at
+        self.exits: Counter[str] = Counter()
+        self.crashes: list[str] = []  # unexpected exits
+        self._expected: set[int] = set()  # PIDs of processes that a fault has ended
+        self._log_read = dict.fromkeys(self.operators, 0)  # characters of each log read so far
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -78,74 +81,76 @@ class Deployment:
         failures, probed, started = 0, time.monotonic(), False
         while not self._closed.wait(0.3):
             if not operator.alive:
-                self._account(operator)
+                self._record_exit(operator)
                 failures, probed, started = 0, time.monotonic(), False
                 operator.launch()
-            elif time.monotonic() - probed >= PROBE_EVERY:
+            elif time.monotonic() - probed >= PROBE_PERIOD:
                 probed = time.monotonic()
-                well = operator.probe("healthz")[0] == 200
-                started = started or well  # on a busy machine it takes a minute to start
-                failures = failures + 1 if started and not well else 0
-                if failures == PROBES:
-                    self.ends["liveness probe"] += 1
+                healthy = operator.probe("healthz")[0] == 200
+                started = started or healthy  # on a busy machine it takes a minute to start
+                failures = failures + 1 if started and not healthy else 0
+                if failures == PROBE_FAILURES:
+                    self.exits["liveness probe"] += 1
                     self.signal(operator, signal.SIGKILL)
 
-    def _account(self, operator: Operator) -> None:
+    def _record_exit(self, operator: Operator) -> None:
         assert operator.process is not None
         code, log = operator.process.returncode, operator.log.read_text()
-        last, self._read[operator] = log[self._read[operator] :], len(log)
-        if operator.process.pid in self._excused:
-            self.ends["killed or told to end"] += 1
-        elif code == 1 and any(words in last for words in IN_ORDER):
-            self.ends["lost its lease"] += 1
+        last, self._log_read[operator] = log[self._log_read[operator] :], len(log)
+        if operator.process.pid in self._expected:
+            self.exits["killed or terminated"] += 1
+        elif code == 1 and any(words in last for words in LEASE_LOST):
+            self.exits["lost its lease"] += 1
         else:
-            self.ends["crashed"] += 1
+            self.exits["crashed"] += 1
             self.crashes.append(f"exit code {code}: {last[-1500:]}")
 
     def signal(self, operator: Operator, number: signal.Signals) -> None:
-        """Send a signal; an end that it causes is in order."""
+        """Send a signal; an exit that it causes is expected."""
         if operator.process is not None and operator.alive:
             if number in (signal.SIGKILL, signal.SIGTERM):
-                self._excused.add(operator.process.pid)
+                self._expected.add(operator.process.pid)
             operator.process.send_signal(number)
 
     def leader(self) -> Operator | None:
-        """The one that leads, if one does."""
+        """Return the operator that leads; None if none does."""
         return next((o for o in self.operators if o.probe("readyz")[1] == "leading"), None)
 
     def set_clock(self, number: int, seconds: float) -> None:
-        """Let an operator's clock be wrong by so much."""
-        aside = self.clocks[number].with_suffix(".new")
-        aside.write_text(str(seconds))
-        aside.rename(self.clocks[number])
+        """Offset an operator's clock by ``seconds``."""
+        partial = self.clocks[number].with_suffix(".new")
+        partial.write_text(str(seconds))
+        partial.rename(self.clocks[number])
 
 
 @dataclass(frozen=True)
-class Storm:
-    """How requests of the operators are answered: a ``share`` of those that it ``meets``."""
+class ErrorBurst:
+    """Errors instead of responses for a ``share`` of the operators' requests that ``matches``."""
 
     answers: tuple[str, ...]
     share: float
-    meets: Callable[[str, str], bool]
+    matches: Callable[[str, str], bool]
     rng: random.Random
 
 
-class Arena:
+class Testbed:
     """A cluster with operators behind a proxy; use as a context manager.
 
-    ``lease``: for so many seconds an operator leads without news of it.
+    ``lease``: the operators' lease duration in seconds.
     """
+
+    __test__ = False  # not a test class, whatever pytest reads into its name
 
     def __init__(self, cluster: Cluster, folder: Path, lease: float = 15) -> None:
         self.cluster, self.folder, self._lease = cluster, folder, lease
-        self.storms: list[Storm] = []
         self.control_plane = threading.Lock()  # one fault of API server or etcd at a time
         self.requests: Counter[str] = Counter()
+        self._bursts: list[ErrorBurst] = []
 
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
-        api = grant(self.cluster, OWN)
-        self.proxy = self._stack.enter_context(Proxy(api, self._judge))
+        api = grant(self.cluster, OPERATOR_NAMESPACE)
+        self.proxy = self._stack.enter_context(Proxy(api, self._answer))
         kubeconfig = self.folder / "kubeconfig"
         kubeconfig.touch(mode=0o600)
         kubeconfig.write_text(yaml.safe_dump(self.proxy.kubeconfig()))
@@ -157,26 +162,26 @@ class Arena:
     def __exit__(self, *details: object) -> None:
         self._stack.close()
 
-    def _judge(self, method: str, path: str) -> str | None:
-        for storm in tuple(self.storms):
-            if storm.meets(method, path) and storm.rng.random() < storm.share:
-                answer = storm.rng.choice(storm.answers)
+    def _answer(self, method: str, path: str) -> str | None:
+        for burst in tuple(self._bursts):
+            if burst.matches(method, path) and burst.rng.random() < burst.share:
+                answer = burst.rng.choice(burst.answers)
                 self.requests[answer] += 1
                 return answer
         self.requests["forwarded"] += 1
         return None
 
     @contextlib.contextmanager
-    def storm(self, storm: Storm) -> Iterator[None]:
-        """While inside, requests are answered so."""
-        self.storms.append(storm)
+    def errors(self, burst: ErrorBurst) -> Iterator[None]:
+        """Answer matching requests with the burst's errors inside the block."""
+        self._bursts.append(burst)
         try:
             yield
         finally:
-            self.storms.remove(storm)
+            self._bursts.remove(burst)
 
     def logs(self) -> str:
-        """What the operators have said."""
+        """Return both operators' logs."""
         return "\n".join(
             f"--- {os.fspath(o.log)}\n{o.log.read_text()}" for o in self.deployment.operators
         )

@@ -1,4 +1,4 @@
-"""Reads one namespace in the cluster's store, in a thread of its own, and has it checked."""
+"""Watch one namespace in etcd on a thread and feed every change to the invariant checker."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 
 from control_plane import Store
 
-from .invariants import WATCHED, Checker
+from .history import WATCHED
+from .invariants import Checker
 
-__all__ = ["Eye"]
+__all__ = ["EtcdWatcher"]
 
 
-class Eye:
-    """``checker`` with all changes of ``namespace`` that there were after ``since``.
+class EtcdWatcher:
+    """Feed ``checker`` all changes in ``namespace`` after revision ``since``.
 
-    Take :attr:`lock` to look at the checker.
+    Hold :attr:`lock` while reading the checker.
     """
 
     def __init__(self, store: Store, namespace: str, since: int, checker: Checker) -> None:
         self.checker, self.lock = checker, threading.Lock()
         self.failure: BaseException | None = None
         self._closed = threading.Event()
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._objects: dict[str, Any] = {}
         kinds = [f"{prefix}{namespace}/" for prefix in WATCHED]
         self._thread = threading.Thread(
@@ -33,13 +34,13 @@ class Eye:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._closed.set()
 
     @property
     def now(self) -> float:
-        """Seconds since it was opened."""
-        return time.monotonic() - self._began
+        """Seconds since the watch started."""
+        return time.monotonic() - self._started
 
     def _read(self, store: Store, kinds: list[str], since: int) -> None:
         try:
@@ -50,32 +51,34 @@ class Eye:
                     else:
                         self._objects[change.key] = change.body
                     self.checker.see(change, self.now)
-        except BaseException as error:  # whatever it is, the trial must hear of it
+        except BaseException as error:  # any failure on this thread must fail the trial
             self.failure = error
 
     def objects(self, prefix: str) -> list[dict[str, Any]]:
-        """The objects that are there now, by name."""
+        """Return the current objects whose key starts with ``prefix``, by name."""
         with self.lock:
             return [self._objects[k] for k in sorted(self._objects) if k.startswith(prefix)]
 
     def wait(
-        self, probe: Callable[[Checker], bool], seconds: float, still: float = float("inf")
+        self, probe: Callable[[Checker], bool], seconds: float, idle: float = float("inf")
     ) -> bool:
-        """Whether ``probe`` came true in time; it is over, too, when nothing changes for ``still``.
+        """Return whether ``probe`` became true within ``seconds``.
+
+        Gives up early when nothing has changed for ``idle`` seconds.
 
         Raises:
-            RuntimeError: the store cannot be read any more.
+            RuntimeError: etcd can no longer be read.
         """
         until, states = time.monotonic() + seconds, -1
         while True:
             if self.checker.states != states:
-                states, moved = self.checker.states, time.monotonic()
+                states, changed = self.checker.states, time.monotonic()
             if self.failure is not None:
-                raise RuntimeError("the store cannot be read") from self.failure
+                raise RuntimeError("etcd cannot be read") from self.failure
             with self.lock:
-                self.checker.overdue(self.now)
+                self.checker.check_deadlines(self.now)
                 if probe(self.checker):
                     return True
-            if time.monotonic() > min(until, moved + still):
+            if time.monotonic() > min(until, changed + idle):
                 return False
             time.sleep(0.25)
