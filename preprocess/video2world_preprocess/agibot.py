@@ -375,6 +375,7 @@ _OF_SPLITTING = (
 
 def _note_flags(args: argparse.Namespace) -> None:
     """Note the flags that the mode does not read."""
+    names: tuple[str, ...]
     if args.delete_only:
         names, why = (*_OF_THE_HUB, *_OF_SPLITTING, "local"), "with --delete-only"
     elif args.split_only:

@@ -79,7 +79,8 @@ def scene(episode: int, seed: int = 0) -> Scene:
 def _on_loop(what: Scene, phase: np.ndarray) -> np.ndarray:
     """Where the gripper is: [..., 2]. It is at the shelf at 0.25, over the basket at 0.75."""
     angle = 2 * np.pi * phase
-    return what.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
+    place: np.ndarray = what.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
+    return place
 
 
 def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -89,7 +90,8 @@ def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray
     x, y = along[..., 0], along[..., 1]
     share = (offset[..., 0] * x + offset[..., 1] * y) / np.maximum(x * x + y * y, 1e-6)
     share = np.clip(share, 0, 1)
-    return np.hypot(offset[..., 0] - share * x, offset[..., 1] - share * y)
+    distance: np.ndarray = np.hypot(offset[..., 0] - share * x, offset[..., 1] - share * y)
+    return distance
 
 
 def _paint(image: np.ndarray, distance: np.ndarray, radius: float, colour: np.ndarray) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from video2world_common.files import PARTIAL_PREFIX, sync_folder
 from video2world_preprocess.vae.tiny_vae import TransformVAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["TINY_T5", "TINY_VAE", "write_tiny_t5", "write_tiny_vae"]
 
@@ -77,7 +81,7 @@ def _save(folder: Path, seed: int) -> None:
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]  # the library's types arrive with the import
+def _tokenizer() -> PreTrainedTokenizerFast:
     """A Unigram tokenizer as T5's: words, characters, and single bytes for all other text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from video2world_preprocess.archives.tar_headers import (
     BLOCK,
@@ -76,10 +76,11 @@ class _CheckedMember(tarfile.TarInfo):
     """Makes damage an error, where tarfile would quietly end the archive or believe any size."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # the proper end: blocks of zeros
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # not in typeshed
+            # the proper end: blocks of zeros
             raise
         except (
             tarfile.HeaderError,
@@ -91,10 +92,10 @@ class _CheckedMember(tarfile.TarInfo):
             reason = str(error) or type(error).__name__
             raise tarfile.ReadError(f"no whole member at byte {archive.offset}: {reason}") from None
 
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
         if self.size < 0 or (self.type in NAMES and self.size > LARGEST_NAME):
-            raise tarfile.InvalidHeaderError(f"a size of {self.size} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc]
+            raise tarfile.HeaderError(f"a size of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
 
 
 def _unsafe(member: tarfile.TarInfo) -> str | None:
@@ -149,7 +150,7 @@ def walk(
                     raise tarfile.ReadError(f"the member at byte {at} has no good size")
                 at = members.offset
                 # tarfile's list of members would grow with each of millions of depth images
-                members.members = []
+                members.members = []  # type: ignore[attr-defined]  # not in typeshed
                 _judge(piece, members, member, camera, take)
                 if least_leap and (folder := _depth_folder(member)) and folder != leapt:
                     leapt = folder

@@ -89,7 +89,7 @@ class _Origin:
         """A whole archive, as the guide's script keeps it, checked once."""
         from huggingface_hub import hf_hub_download
 
-        path = Path(self._args.data_dir) / file.path
+        path: Path = self._args.data_dir / file.path
         if path.is_file() and path.stat().st_size == file.size:
             return path
         say(f"{file.path}: downloading {file.size / 2**30:.1f} GiB")

@@ -22,7 +22,9 @@ WORKERS = int(os.environ.get("V2W_WORKERS") or len(os.sched_getaffinity(0)))
 class Captions(Protocol):
     """What the windows of one source video show; equal captions have equal ``repr``."""
 
-    missing: str  # why a window has no caption
+    @property
+    def missing(self) -> str:
+        """Why a window has no caption."""
 
     def text(self, name: str, window: Window, fps: Fraction) -> str | None:
         """The caption of ``window``, published as ``name``, or None."""

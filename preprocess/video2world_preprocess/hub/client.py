@@ -135,6 +135,7 @@ class Hub:
         info = self._ask(
             lambda: self._api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         )
+        assert info.sha is not None  # left out only where other fields are asked for
         self.commit: str = info.sha
 
     def _ask(self, question: Callable[[], Result]) -> Result:
@@ -173,7 +174,7 @@ class Hub:
 
     def _locate(self, path: str) -> Address:
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazy
 
         url = hf_hub_url(self.repo_id, path, repo_type=self.repo_type, revision=self.commit)
         found = self._ask(lambda: get_hf_file_metadata(url))

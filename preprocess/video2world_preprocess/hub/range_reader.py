@@ -12,7 +12,7 @@ import io
 import random
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,9 +97,8 @@ class RemoteFile:
                 asked = min(getattr(error, "pause", 0.0), 300.0)
                 time.sleep(max(pause * random.uniform(0.5, 1.0), asked))
 
-    def _attempt(self, start: int, stop: int) -> Iterator[bytes]:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
+    def _attempt(self, start: int, stop: int) -> Generator[bytes]:
+        from huggingface_hub import constants, get_session
 
         address = self._address = self._address or self._locate()
         headers = {

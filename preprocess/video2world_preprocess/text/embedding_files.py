@@ -83,7 +83,8 @@ def _check_opcodes(data: bytes) -> None:
     its memo of any number, and lists by the million. A length that is not there is an error here.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count > MAX_OPCODES or (opcode.name.endswith("PUT") and argument > MAX_OPCODES):
+        place = argument if opcode.name.endswith("PUT") else None
+        if count > MAX_OPCODES or (place is not None and place > MAX_OPCODES):
             raise _Refused("it asks for more memory than an array of numbers takes")
 
 

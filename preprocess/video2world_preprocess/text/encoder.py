@@ -99,6 +99,7 @@ class _FeedForward(nn.Module):
         self.wi, self.wo = wide, narrow
         no_bias = torch.zeros(wide.out_features, dtype=wide.weight.dtype, device=wide.weight.device)
         self.register_buffer("no_bias", no_bias, persistent=False)
+        self.no_bias: torch.Tensor
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.flatten(0, -2)

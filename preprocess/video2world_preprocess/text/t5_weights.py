@@ -73,11 +73,14 @@ def _convert(folder: Path) -> list[str]:
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor]
     with contextlib.suppress(RuntimeError):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return state
     # torch's format of before 2020 cannot be mapped
     say(f"{path}: of an old format, needs as much memory as it has bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def tensors(files: list[Path], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:

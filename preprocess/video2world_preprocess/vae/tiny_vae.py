@@ -77,7 +77,8 @@ def _lapped_dct(length: int) -> Tensor:
     inner = [border] * (length // BLOCK - 1)
     prefilter = torch.block_diag(identity, *inner, identity)
     blocks = torch.block_diag(*[_dct(BLOCK)] * (length // BLOCK))
-    return (blocks @ prefilter).reshape(length // BLOCK, BLOCK, length)
+    lapped: Tensor = blocks @ prefilter
+    return lapped.reshape(length // BLOCK, BLOCK, length)
 
 
 @lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.vae.wan import decode_wan, encode_wan
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 __all__ = ["VideoVAE", "load_vae"]
 
@@ -35,7 +39,7 @@ class VideoVAE:
     channels = 16
     frames_per_pass = 4  # as diffusers has it
 
-    def __init__(self, model: nn.Module, name: str, device: torch.device, dtype: torch.dtype):
+    def __init__(self, model: Any, name: str, device: torch.device, dtype: torch.dtype):
         self.model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
         self.name, self.device, self.dtype = name, device, dtype
         shape = (1, self.channels, 1, 1, 1)
@@ -142,18 +146,19 @@ def _class_name(path: Path) -> str | None:
     return config.get("_class_name") if isinstance(config, dict) else None
 
 
-def _load_diffusers(folder: Path) -> nn.Module:
+def _load_diffusers(folder: Path) -> AutoencoderKLWan:
     from diffusers import AutoencoderKLWan
 
     try:
-        return AutoencoderKLWan.from_pretrained(folder, local_files_only=True)
+        model: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"vae_path: {folder} cannot be loaded ({error}): download it again"
         ) from None
+    return model
 
 
-def _load_wan(path: Path) -> nn.Module:
+def _load_wan(path: Path) -> AutoencoderKLWan:
     """Wan's own checkpoint, its 194 tensors renamed to diffusers' (facts sheet 9.5)."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers

@@ -177,7 +177,8 @@ def _doubled(images: Tensor) -> Tensor:
 def _by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work`` on [B T, C, H, W] in place of ``x``, which is [B, C, T, H, W]."""
     images = work(x.transpose(1, 2).flatten(0, 1))
-    return images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    frames: Tensor = images.unflatten(0, (x.shape[0], x.shape[2]))
+    return frames.transpose(1, 2)
 
 
 def _dense(x: Tensor) -> bool:

@@ -23,7 +23,7 @@ Filters = list[tuple[str, str]]
 def display_filters(frame: Any) -> Filters:
     """Name the filters, with their arguments, that show ``frame`` upright; [] if it is."""
     # not frame.side_data: frame and container would hold each other, and the pictures stay
-    for data in SideDataContainer(frame):
+    for data in SideDataContainer(frame):  # type: ignore[call-arg]  # not in the stubs
         if data.type == Type.DISPLAYMATRIX:
             return _filters_of(struct.unpack("=9i", bytes(data)[:36]))
     return []

@@ -73,6 +73,12 @@ class _Packet:
     damaged: bool = False  # its frame, as the decoder says
     dependent: bool = False  # on a frame that is damaged or missing
 
+    @property
+    def time(self) -> int:
+        """``pts`` where it is known to be stated."""
+        assert self.pts is not None
+        return self.pts
+
 
 @dataclass
 class _Log:
@@ -168,7 +174,8 @@ def _mark_dependents(packets: Sequence[_Packet]) -> None:
 
     Up to a key frame; and after that those that are shown before the key frame.
     """
-    dependent, leading = False, None
+    dependent = False
+    leading: int | None = None
     for packet in packets:
         if not packet.readable or packet.damaged:
             dependent = dependent or packet.key or not packet.disposable
@@ -176,8 +183,10 @@ def _mark_dependents(packets: Sequence[_Packet]) -> None:
             leading = packet.pts if dependent else None
             dependent = False
         else:
-            shown_before = None not in (leading, packet.pts) and packet.pts < leading
-            packet.dependent = dependent or shown_before
+            if leading is not None and packet.pts is not None and packet.pts < leading:
+                packet.dependent = True
+            else:
+                packet.dependent = dependent
 
 
 def _in_order(log: _Log, step: float) -> list[_Packet]:
@@ -189,12 +198,12 @@ def _in_order(log: _Log, step: float) -> list[_Packet]:
     shown = {id(packet): packet for packet in log.shown}
     silent = [packet for packet in log.waiting if id(packet) not in shown and packet.readable]
     # of damaged frames decoders do not know when they are to be shown
-    clean = [p.pts for p in log.shown if not p.damaged and not p.dependent]
+    clean = [packet for packet in log.shown if not packet.damaged and not packet.dependent]
     known = all(packet.pts is not None for packet in log.waiting)
-    in_time = known and all(a < b for a, b in itertools.pairwise(clean))
+    in_time = known and all(a.time < b.time for a, b in itertools.pairwise(clean))
     if in_time:
-        times = sorted(packet.pts for packet in log.shown)
-        silent = [p for p in silent if p.dependent or _in_gap(p.pts, times, step)]
+        times = sorted(packet.time for packet in log.shown)
+        silent = [p for p in silent if p.dependent or _in_gap(p.time, times, step)]
     elif log.undamaged:
         silent = []
     for packet in silent:
@@ -205,7 +214,7 @@ def _in_order(log: _Log, step: float) -> list[_Packet]:
     order = list(shown.values())
     missing = [packet for packet in log.waiting if not packet.readable and id(packet) not in shown]
     if in_time:
-        return sorted(order + missing, key=lambda packet: packet.pts)
+        return sorted(order + missing, key=lambda packet: packet.time)
     for packet in missing:  # after all that was decoded before it
         earlier = [n for n, other in enumerate(order) if other.place < packet.place]
         order.insert(max(earlier, default=-1) + 1, packet)

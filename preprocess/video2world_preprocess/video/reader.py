@@ -87,7 +87,7 @@ def frames_of(
     Raises:
         UserError: unusable file, or one of the frames is damaged.
     """
-    path, trouble, waiting = Path(path), [], list[int]()
+    path, trouble, waiting = Path(path), list[Any](), list[int]()
 
     def before(packet: Any) -> None:
         if packet.size and not packet.is_discard and packet.pts is not None:
