@@ -1,4 +1,4 @@
-"""What a person sees: a bar or a tree that moves on a terminal, plain lines elsewhere."""
+"""Draw progress: in place on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from video2world_common.progress_events import (
     duration,
 )
 
-__all__ = ["Display", "Screen", "harmless"]
+__all__ = ["Display", "Screen", "sanitize_terminal"]
 
-BAR = 28  # characters
-EVERY = 5.0  # seconds between plain lines of progress
+BAR_WIDTH = 28  # characters
+LINE_SECONDS = 5.0  # between plain lines of progress
 
 
-def harmless(text: str) -> str:
-    """``text`` of a pod or another's message, without what a terminal would take as a command."""
+def sanitize_terminal(text: str) -> str:
+    """Replace control characters in ``text`` that we did not write."""
     return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _text(event: Event) -> tuple[float, str] | None:
-    """How far (0 to 1) and in words, for events that tell."""
+def _progress(event: Event) -> tuple[float, str] | None:
+    """Return the progress from 0 to 1 and its text; None if the event has none."""
     if isinstance(event, TrainProgress):
         words = [f"{event.iteration}/{event.iterations}"]
         if event.loss is not None:
@@ -46,61 +46,61 @@ def _text(event: Event) -> tuple[float, str] | None:
 
 
 class Display:
-    """Writes to ``out``; every line of the workers too if ``verbose``."""
+    """Shows the stages of a local run on ``out``, with all output of the workers if ``verbose``."""
 
     def __init__(self, out: TextIO, *, verbose: bool = False) -> None:
         self._out, self._verbose = out, verbose
-        self._bar = out.isatty() and not verbose
+        self._draws_bar = out.isatty() and not verbose
         self._drawn = self._warned = False
         self._stage = ""
         self._started = self._last = 0.0
 
     def say(self, text: str) -> None:
-        """One plain line."""
+        """Print one line."""
         self._clear()
         print(text, file=self._out, flush=True)
 
     def start(self, stage: str, detail: str = "") -> None:
-        """A stage begins."""
+        """Show that a stage starts."""
         self._stage, self._started = stage, time.monotonic()
         self._last = self._started
-        if not self._bar:
+        if not self._draws_bar:
             self.say(f"{stage:<11} started{f' ({detail})' if detail else ''}")
 
     def skip(self, stage: str, note: str = "") -> None:
-        """A stage is on the volume already; ``note`` is what its user should know."""
+        """Show that a stage is already done; ``note`` is something the user should know."""
         self.say(f"{stage:<11} already done, skipped" + (f"; {note}" if note else ""))
 
     def event(self, event: Event) -> None:
-        """A worker told something."""
-        if isinstance(event, CheckpointSaved) and not self._bar and self._verbose:
+        """Show the event of a worker."""
+        if isinstance(event, CheckpointSaved) and not self._draws_bar and self._verbose:
             self.say(f"{event.stage:<11} checkpoint {event.iteration}")
         if isinstance(event, TrainProgress):
             if event.warning and not self._warned:
                 self.say(f"{event.stage:<11} warning: {event.warning}")
             self._warned = bool(event.warning)
-        shown = _text(event)
+        shown = _progress(event)
         if shown is None:
             return
         share, words = shown
         now = time.monotonic()
-        if self._bar:
-            full = round(share * BAR)
-            line = f"{self._stage:<11} [{'#' * full}{'.' * (BAR - full)}] {words}"
+        if self._draws_bar:
+            full = round(share * BAR_WIDTH)
+            line = f"{self._stage:<11} [{'#' * full}{'.' * (BAR_WIDTH - full)}] {words}"
             self._out.write(f"\r\x1b[K{line[:110]}")
             self._out.flush()
             self._drawn = True
-        elif share >= 1 or now - self._last >= EVERY:
+        elif share >= 1 or now - self._last >= LINE_SECONDS:
             self._last = now
             self.say(f"{self._stage:<11} {words}")
 
     def line(self, pod: str, text: str) -> None:
-        """A worker's plain line."""
+        """Show a line of a worker's output that is not an event."""
         if self._verbose:
-            self.say(f"{pod} | {harmless(text)}")
+            self.say(f"{pod} | {sanitize_terminal(text)}")
 
     def end(self, stage: str, outcome: str) -> None:
-        """A stage ended."""
+        """Show how a stage ended."""
         self.say(f"{stage:<11} {outcome} in {duration(time.monotonic() - self._started)}")
 
     def _clear(self) -> None:
@@ -110,8 +110,8 @@ class Display:
 
 
 class Screen:
-    """Shows the same few lines again and again: in place if ``live`` and on a terminal, one below
-    the other elsewhere, and there only if ``changed``."""
+    """Shows a block of lines that is updated: in place if ``live`` and ``out`` is a terminal, else
+    by printing a new block when it has changed."""
 
     def __init__(self, out: TextIO, *, live: bool = True) -> None:
         self._out = out
@@ -119,16 +119,16 @@ class Screen:
         self._shown = 0
 
     def show(self, lines: Sequence[str], *, changed: bool = True) -> None:
-        """Show ``lines`` in the place of the last ones; what does not fit is cut off."""
-        lines = [harmless(line) for line in lines]
+        """Show ``lines`` instead of the last ones, cut to the size of the terminal."""
+        lines = [sanitize_terminal(line) for line in lines]
         if not self._live:
             if changed:
                 self._out.write("".join(f"{line}\n" for line in lines))
                 self._out.flush()
             return
         width, height = shutil.get_terminal_size()
-        if len(lines) >= height:  # a line that has scrolled away could not be drawn over
-            lines = [*lines[: height - 2], f"... {len(lines) - height + 2} lines more"]
+        if len(lines) >= height:  # lines that have scrolled away cannot be redrawn
+            lines = [*lines[: height - 2], f"... {len(lines) - height + 2} more lines"]
         up = f"\x1b[{self._shown}A" if self._shown else ""
         text = "".join(f"{line[: width - 1]}\x1b[K\n" for line in lines)
         self._out.write(f"{up}\r{text}\x1b[J")

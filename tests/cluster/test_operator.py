@@ -593,10 +593,13 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
     assert "hello from rank 0" in v2w("v2w", "logs", "run", "--stage", "train")[1]
     code, _, error = v2w("v2w", "logs", "run", "--rank", "9")
     assert (code, "rank 9" in error) == (2, True)
-    assert v2w("v2w", "suspend", "run")[:2] == (0, "run: saves its work and frees its GPUs\n")
+    assert v2w("v2w", "suspend", "run")[:2] == (
+        0,
+        "run: suspending: saving a checkpoint, then releasing GPUs\n",
+    )
     run.reaches(phase="Suspended")
     assert v2w("v2w", "suspend", "run")[1] == "run: is suspended\n"
-    assert v2w("v2w", "resume", "run")[1] == "run: goes on\n"
+    assert v2w("v2w", "resume", "run")[1] == "run: resuming\n"
     run.running("train", 2)
     assert "no checkpoint yet" in v2w("v2w", "checkpoints", "run")[1]
     assert "attempt 1: Suspended" in v2w("v2w", "status", "run")[1]

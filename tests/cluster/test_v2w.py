@@ -148,7 +148,7 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     assert "4/100  loss 1.0000" in shown
     assert "█▆▃▁  4.0000 to 1.0000" in shown
     assert f"{second}  node-" in shown
-    assert "nothing holds it up" in v2w("explain", "run")
+    assert "no problems found" in v2w("explain", "run")
 
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -170,7 +170,7 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     gpu_cluster.admin.post(f"{base}/rolebindings", binding)
     guest = gpu_cluster.user("guest")
     eventually(lambda: "may not list pods" in v2w("status", "run", user=guest), 20)
-    assert "nothing holds it up" in v2w("explain", "run", user=guest)
+    assert "no problems found" in v2w("explain", "run", user=guest)
 
 
 NOTEBOOK = ROOT / "docs/notebooks/post_train.ipynb"

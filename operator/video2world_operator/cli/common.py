@@ -1,4 +1,4 @@
-"""Share what every v2w command needs: usage errors, the plan of a file, local or cluster."""
+"""Share what the v2w commands have in common: usage errors, plans, and where to look."""
 
 from __future__ import annotations
 
@@ -11,39 +11,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from video2world_operator.plan.plan import Plan
 
-EVERY = 2.0  # seconds between two looks of --watch
+POLL_SECONDS = 2.0  # between two updates of --watch
+_DEFAULT_VOLUME = Path("volume")
+_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 ENDED = ("Succeeded", "Failed", "Suspended")
 
 
 class UsageError(Exception):
-    """The user's mistake, for one line on stderr."""
+    """A mistake of the user, printed as one line on stderr."""
 
 
 def uses_cluster(args: argparse.Namespace) -> bool:
-    """Whether the cluster is meant, not a folder: -n says so, or that there is no folder."""
+    """Whether to read the cluster: -n or kubectl says so, or there is no folder ./volume.
+
+    Otherwise ``args.volume`` is set.
+    """
     if args.volume is not None:
         return False
-    if args.namespace or Path(sys.argv[0]).name.startswith("kubectl-") or not _DEFAULT.is_dir():
+    if (
+        args.namespace
+        or Path(sys.argv[0]).name.startswith("kubectl-")
+        or not _DEFAULT_VOLUME.is_dir()
+    ):
         return True
-    args.volume = _DEFAULT
+    args.volume = _DEFAULT_VOLUME
     return False
 
 
-_DEFAULT = Path("volume")
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-
-
 def require_cluster() -> None:
-    """Say at once that none is configured: the client that would takes a second to load."""
-    given = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    places = [_ACCOUNT, *(Path(one) for one in given.split(os.pathsep) if one)]
-    if not any(place.is_file() for place in places):
+    """Fail at once if no cluster is configured: loading the client takes a second.
+
+    Raises:
+        UsageError: there is neither a kubeconfig nor a service account.
+    """
+    kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    paths = [_ACCOUNT_TOKEN, *(Path(path) for path in kubeconfig.split(os.pathsep) if path)]
+    if not any(path.is_file() for path in paths):
         from video2world_operator.api.errors import NO_CLUSTER
 
         raise UsageError(NO_CLUSTER)
 
 
 def load_plan(args: argparse.Namespace) -> Plan:
+    """Load the resource file of ``args`` and make its plan.
+
+    Raises:
+        UsageError: the file cannot be read or is not valid.
+    """
     from video2world_operator.api.errors import InvalidResource
     from video2world_operator.api.validation import load_resource
     from video2world_operator.plan.plan import make_plan

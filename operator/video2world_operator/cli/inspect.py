@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from video2world_operator.cli.common import ENDED, EVERY, UsageError
+from video2world_operator.cli.common import ENDED, POLL_SECONDS, UsageError
 
 if TYPE_CHECKING:
     from video2world_operator.cli.explain import Facts
@@ -29,13 +29,13 @@ def status_local(args: argparse.Namespace) -> int:
         show(seen)
         if not args.watch or seen.gone or seen.status.get("phase") in ENDED:
             return 0
-        time.sleep(EVERY)
+        time.sleep(POLL_SECONDS)
 
 
 def status_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import watch
 
-    watch(args.name, args.namespace, _shower(args), EVERY if args.watch else None)
+    watch(args.name, args.namespace, _shower(args), POLL_SECONDS if args.watch else None)
     return 0
 
 
@@ -78,20 +78,20 @@ def explain_remote(args: argparse.Namespace) -> int:
 def _tell(seen: Snapshot, around: Facts) -> int:
     """Print the causes; the exit code is 0, found or not."""
     from video2world_operator.cli.explain import explain
-    from video2world_operator.terminal import harmless
+    from video2world_operator.terminal import sanitize_terminal
 
     status = seen.status
     causes = explain(seen, around, datetime.now(UTC))
     message = "" if causes else status.get("message", "")  # a cause says it better
-    print(harmless(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
+    print(sanitize_terminal(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
     if not causes:
-        print("nothing holds it up")
+        print("no problems found")
     for cause in causes:
-        print(f"why   {harmless(cause.what)}")
-        print(f"do    {harmless(cause.remedy)}.")
-        said = [line for line in cause.evidence.splitlines() if line and line != cause.what]
-        for number, line in enumerate(said):
-            print(f"{'' if number else 'told':<5} {harmless(line)}")
+        print(f"cause     {sanitize_terminal(cause.what)}")
+        print(f"fix       {sanitize_terminal(cause.remedy)}.")
+        reported = [line for line in cause.evidence.splitlines() if line and line != cause.what]
+        for number, line in enumerate(reported):
+            print(f"{'' if number else 'reported':<9} {sanitize_terminal(line)}")
     return 0
 
 

@@ -17,7 +17,7 @@ from video2world_operator.cli.parser import parser
 
 __all__ = ["main"]
 
-# Modules are imported when their command runs, so that `v2w --help` stays quick.
+# Modules are imported only when their command runs: `v2w --help` stays fast.
 _LOCAL: Mapping[str, tuple[str, str]] = {
     "validate": ("spec_commands", "validate"),
     "render": ("spec_commands", "render"),
@@ -44,7 +44,7 @@ def _call(module: str, function: str, args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``v2w``; returns the exit code (2: the user's mistake)."""
+    """Run ``v2w``; returns the exit code (2: a mistake of the user)."""
     args = parser().parse_args(argv)
     try:
         on_cluster = args.command in _CLUSTER
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader of the pipe has exited
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:

@@ -21,15 +21,15 @@ def run_checks(args: argparse.Namespace) -> int:
     if args.cluster:
         require_cluster()
         from video2world_operator.cli.cluster_run import RemoteFailed
-        from video2world_operator.cli.cluster_run import preflight as look
+        from video2world_operator.cli.cluster_run import preflight as cluster_facts
 
         try:
-            facts = look(plan, load_manifest(args.file), args.namespace)
+            facts = cluster_facts(plan, load_manifest(args.file), args.namespace)
         except RemoteFailed as error:
             raise UsageError(str(error)) from None
         try:
             found += check_cluster(plan, need, facts)
-        except ValueError as error:  # a pod template of the user's own can be anything
+        except ValueError as error:  # the user's pod template is free-form
             raise UsageError(f"{args.file}: podTemplate: {error}") from None
         found += checks.check_images(plan, registry.pullable(checks.images_of(plan)))
     else:
@@ -38,8 +38,8 @@ def run_checks(args: argparse.Namespace) -> int:
     for check in found:
         print(f"{check.verdict:<5} {check.name:<18} {check.text}")
         if check.remedy:
-            print(f"{'':<5} {'':<18} do: {check.remedy}")
+            print(f"{'':<5} {'':<18} fix: {check.remedy}")
     failed = sum(check.verdict is Verdict.FAIL for check in found)
-    open_ = sum(check.verdict is Verdict.UNKNOWN for check in found)
-    print(f"{plan.name}: {len(found)} checks, {failed} failed, {open_} could not be made")
+    unknown = sum(check.verdict is Verdict.UNKNOWN for check in found)
+    print(f"{plan.name}: {len(found)} checks, {failed} failed, {unknown} unknown")
     return EXIT_USER_ERROR if failed else 0

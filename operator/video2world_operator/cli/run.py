@@ -35,15 +35,15 @@ def run(args: argparse.Namespace) -> int:
 def _dry_run(plan: Plan, volume: Path) -> None:
     """Print for each stage whether it would run, why, and its command."""
     from video2world_operator.local.stage_check import check_stages, volume_root
-    from video2world_operator.terminal import harmless
+    from video2world_operator.terminal import sanitize_terminal
 
-    checks, first = check_stages(volume_root(plan, volume), plan.stages), ""
+    checks, first_to_run = check_stages(volume_root(plan, volume), plan.stages), ""
     for stage in plan.stages:
-        found = checks[stage.name]
-        word, why = ("skip" if found.done else "run"), found.why
-        if found.done and first:
-            word, why = "skip?", f"done; checked again once {first} has run"
-        first = first or ("" if found.done else stage.name)
-        note = f"; {found.note}" if found.note else ""
-        print(f"{word:<6}{stage.name:<11} {harmless(why + note)}")
+        check = checks[stage.name]
+        verdict, why = ("skip" if check.done else "run"), check.why
+        if check.done and first_to_run:
+            verdict, why = "skip?", f"done; checked again once {first_to_run} has run"
+        first_to_run = first_to_run or ("" if check.done else stage.name)
+        note = f"; {check.note}" if check.note else ""
+        print(f"{verdict:<6}{stage.name:<11} {sanitize_terminal(why + note)}")
         print(f"{'':<17} {' '.join(stage.argv)}")

@@ -1,4 +1,4 @@
-"""Implement the v2w commands that work on a file alone: validate and render."""
+"""Implement the v2w commands that only read a resource file: validate and render."""
 
 from __future__ import annotations
 

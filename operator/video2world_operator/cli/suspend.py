@@ -9,7 +9,10 @@ def suspend_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, True)
-    print(f"{args.name}: {'saves its work and frees its GPUs' if changed else 'is suspended'}")
+    text = (
+        "suspending: saving a checkpoint, then releasing GPUs" if changed else "already suspended"
+    )
+    print(f"{args.name}: {text}")
     return 0
 
 
@@ -17,5 +20,5 @@ def resume_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, False)
-    print(f"{args.name}: {'goes on' if changed else 'is not suspended'}")
+    print(f"{args.name}: {'resuming' if changed else 'not suspended'}")
     return 0

@@ -250,11 +250,11 @@ def test_the_command(endpoint, capsys, tmp_path, monkeypatch):
     assert main(flags) == 2
     out = capsys.readouterr().out
     assert "fail  Hugging Face       agibot-world/AgiBotWorld-Alpha: its licence" in out
-    assert "do: accept it at https://huggingface.co/datasets/agibot-world" in out
+    assert "fix: accept it at https://huggingface.co/datasets/agibot-world" in out
     assert "good" not in out
     file.write_text(file.read_text().replace("agibot: {}", "prepared: {path: d}"))
     assert main(flags) == 0
-    assert "a: 3 checks, 0 failed, 0 could not be made" in capsys.readouterr().out
+    assert "a: 3 checks, 0 failed, 0 unknown" in capsys.readouterr().out
     assert not (tmp_path / "volume").exists()
 
 
