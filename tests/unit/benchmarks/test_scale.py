@@ -1,15 +1,17 @@
-"""The scale benchmark's reading of the audit log, its goals and its document."""
+"""The scale benchmark's audit log reader, goals and document."""
 
 from __future__ import annotations
 
 import re
 
-from benchmarks.scale import _others, document, goals
-from benchmarks.scale_run import Scale, mix
-from benchmarks.scale_seen import BENCH, JOBS, Seen, spread
-from benchmarks.scale_systems import Ours, Trainer, TrainingOperator
+from benchmarks.scale.__main__ import _others
+from benchmarks.scale.audit_log import BENCH, JOBS, Timeline, percentiles
+from benchmarks.scale.kubeflow import Trainer, TrainingOperator
+from benchmarks.scale.load import Scale, mix
+from benchmarks.scale.report import document, goals
+from benchmarks.scale.systems import Video2WorldOperator
 
-OPERATOR = next(iter(Ours.accounts))
+OPERATOR = next(iter(Video2WorldOperator.accounts))
 
 
 def event(second, user, verb, resource, name="", labels=None, code=200, asked=None):
@@ -34,8 +36,8 @@ def train(attempt):
     }
 
 
-def life(seen):
-    """Two pods of one GPU; the second crashes at 10 s, and a second attempt ends well at 30 s."""
+def record_run(timeline):
+    """Two one-GPU pods: the second crashes at 10 s, and a second attempt succeeds at 30 s."""
     for one in (
         event(1, BENCH, "create", "video2worldposttrains", "run"),
         event(1.5, OPERATOR, "patch", "video2worldposttrains/status", "run"),
@@ -64,55 +66,55 @@ def life(seen):
         event(31, OPERATOR, "get", "pods/log", "run-train-2-0-b") | {"stage": "ResponseStarted"},
         event(31, OPERATOR, "update", "leases", "video2world-operator"),
     ):
-        seen.take(one)
+        timeline.record(one)
 
 
-def test_a_life_is_read_from_the_audit_log():
-    seen = Seen(Ours())
-    life(seen)
-    at = seen.posted["run"]
-    assert seen.accepted["run"] - at == 0.5
-    assert seen.whole("run", 2) - at == 3  # the refused one does not count
-    assert seen.whole("run", 2, since=at + 8) - at == 13
-    assert seen.whole("run", 3) is None
-    assert [t - at for t in seen.deleted["run-train-1"]] == [10]
-    assert seen.applied["run-train-1"] - max(seen.jobs["run-latents-1"]) == 0.5
-    assert seen.requests == {
+def test_a_run_is_read_from_the_audit_log():
+    timeline = Timeline(Video2WorldOperator())
+    record_run(timeline)
+    at = timeline.posted["run"]
+    assert timeline.accepted["run"] - at == 0.5
+    assert timeline.group_created("run", 2) - at == 3  # the refused one does not count
+    assert timeline.group_created("run", 2, since=at + 8) - at == 13
+    assert timeline.group_created("run", 3) is None
+    assert [t - at for t in timeline.deleted["run-train-1"]] == [10]
+    assert timeline.applied["run-train-1"] - max(timeline.jobs["run-latents-1"]) == 0.5
+    assert timeline.requests == {
         "patch video2worldposttrains/status": 1,
         "create jobs": 1,
         "delete jobs": 1,
     }
 
 
-def test_useful_is_only_what_a_group_did_while_it_was_whole_and_then_ended_well():
-    seen = Seen(Ours())
-    life(seen)
+def test_useful_gpu_time_is_that_of_complete_groups_that_succeed():
+    timeline = Timeline(Video2WorldOperator())
+    record_run(timeline)
     # held: 5..12 and 5..10 of the first attempt, twice 15..30 of the second
-    assert seen.goodput({"run": (2, 1)}, 0) == {"held": 7 + 5 + 30, "useful": 20}
+    assert timeline.goodput({"run": (2, 1)}, 0) == {"held": 7 + 5 + 30, "useful": 20}
 
 
-def test_a_pod_may_run_before_the_scheduler_has_its_answer():
+def test_a_pod_may_run_before_the_scheduler_gets_its_response():
     """Seen once in a thousand: the kubelet was told, and told back, while the answer was written.
     A later pod may bear the name of an earlier one."""
-    seen, scheduler = Seen(TrainingOperator()), "system:kube-scheduler"
-    seen.take(event(5.1, "kwok", "patch", "pods/status", "run-worker-0"))
-    seen.take(event(5.2, scheduler, "create", "pods/binding", "run-worker-0", asked=5.0))
-    assert seen.pods["run-worker-0"].running
-    assert seen.pods["run-worker-0"].bound > seen.pods["run-worker-0"].running
-    seen.take(event(7, "kwok", "patch", "pods/status", "run-worker-0"))
-    seen.take(event(9.2, scheduler, "create", "pods/binding", "run-worker-0", asked=9.0))
-    assert not seen.pods["run-worker-0"].running
+    timeline, scheduler = Timeline(TrainingOperator()), "system:kube-scheduler"
+    timeline.record(event(5.1, "kwok", "patch", "pods/status", "run-worker-0"))
+    timeline.record(event(5.2, scheduler, "create", "pods/binding", "run-worker-0", asked=5.0))
+    assert timeline.pods["run-worker-0"].running
+    assert timeline.pods["run-worker-0"].bound > timeline.pods["run-worker-0"].running
+    timeline.record(event(7, "kwok", "patch", "pods/status", "run-worker-0"))
+    timeline.record(event(9.2, scheduler, "create", "pods/binding", "run-worker-0", asked=9.0))
+    assert not timeline.pods["run-worker-0"].running
 
 
-def test_pods_of_every_system_are_told_by_their_names_and_labels():
-    assert Ours().resource_of("one-3-train-2-0-x7k2p") == "one-3"
-    assert Ours().resource_of("one-3-latents-1-x7k2p") == ""
+def test_training_pods_of_every_system_are_known_by_name_and_labels():
+    assert Video2WorldOperator().resource_of("one-3-train-2-0-x7k2p") == "one-3"
+    assert Video2WorldOperator().resource_of("one-3-latents-1-x7k2p") == ""
     assert TrainingOperator().resource_of("one-3-worker-2") == "one-3"
     assert Trainer().resource_of("one-3-node-0-2-x7k2p") == "one-3"
     labels = {"jobset.sigs.k8s.io/jobset-name": "a", "jobset.sigs.k8s.io/restart-attempt": "2"}
     assert Trainer().group(labels) == ("a", "2")
-    assert Ours().group(train("3")) == ("run", "3")
-    assert Ours().group({"video2world.dev/stage": "latents"}) is None
+    assert Video2WorldOperator().group(train("3")) == ("run", "3")
+    assert Video2WorldOperator().group({"video2world.dev/stage": "latents"}) is None
 
 
 def test_the_mix_fits_the_nodes():
@@ -124,7 +126,7 @@ def test_the_mix_fits_the_nodes():
     assert Scale().cluster_nodes * 8 > gpus + 20 * 32
 
 
-def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
+def test_goals_show_what_is_missed_and_omit_what_was_not_measured():
     record = {
         "machine": {
             "cores": 2,
@@ -140,10 +142,10 @@ def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
         "systems": {
             "video2world": {
                 "fill": {"accepted_per_second": 5.0},
-                "probe": {"turn_to_4_pods_created": spread([1.0])},
+                "probe": {"turn_to_4_pods_created": percentiles([1.0])},
             },
             "trainer": {"error": "RuntimeError: no"},
-            "training-operator": {"probe": {"turn_to_4_pods_created": spread([0.5])}},
+            "training-operator": {"probe": {"turn_to_4_pods_created": percentiles([0.5])}},
         },
     }
     record["goals"] = goals(record)
@@ -154,10 +156,10 @@ def test_goals_say_what_is_missed_and_leave_out_what_was_not_measured():
     ]
     text = document(record)
     assert "missed" in text
-    assert "did not get through: RuntimeError: no" in text
+    assert "did not complete: RuntimeError: no" in text
 
 
-def test_what_is_not_measured_again_stays_if_it_is_of_the_same_scale():
+def test_a_record_of_the_same_scale_keeps_parts_not_measured_again():
     asked = {"resources": 1000, "cluster_nodes": 9}
     before = {"scale": asked, "noise": {"delay_p99": 1}}
     before["systems"] = {"video2world": {"a": 1}, "trainer": {"b": 2}}

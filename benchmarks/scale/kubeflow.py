@@ -1,41 +1,27 @@
-"""The operators that the scale benchmark measures: ours, and the two of Kubeflow."""
+"""Kubeflow's operators as systems of the scale benchmark: training-operator v1 and Trainer v2."""
 
 from __future__ import annotations
 
+import base64
 import re
-import sys
+import ssl
 import urllib.request
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tools")]
+from control_plane import Cluster, binaries
+from control_plane.processes import Process, free_port
+from operators import eventually
 
-from control_plane import Cluster, binaries, fake_nodes  # noqa: E402
-from control_plane.processes import Process, free_port  # noqa: E402
-from operators import Operator, Resource, eventually, grant  # noqa: E402
+from .systems import NAMESPACE, System, Work
 
-__all__ = [
-    "NAMESPACE",
-    "PEERS",
-    "TOOLS",
-    "Cluster",
-    "Ours",
-    "System",
-    "Trainer",
-    "TrainingOperator",
-    "Work",
-    "binaries",
-    "fake_nodes",
-]
+__all__ = ["TOOLS", "Trainer", "TrainingOperator"]
 
-PEERS = Path(__file__).parent / "peers"
+PEERS = Path(__file__).parents[1] / "peers"
 TOOLS = {
     tool.name: tool
     for tool in (
@@ -56,201 +42,13 @@ TOOLS = {
         binaries.Tool("jobset", "jobset", "sigs.k8s.io/jobset", "sigs.k8s.io/jobset", PEERS),
     )
 }
-NAMESPACE = "bench"
-OWN = "video2world-system"
-KUBEFLOW = "kubeflow"  # where training-operator looks for its Secret
-CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # fixed in the peers
-STAGE_SECONDS = "1"  # of each of our stages but training
-RATE = (500, 1000)  # requests a second, and burst, of the peers: more than the machine carries
-
-
-@dataclass(frozen=True)
-class Work:
-    """One resource: so many training pods of so many GPUs each."""
-
-    name: str
-    nodes: int
-    gpus: int
-
-
-class System(ABC):
-    """One operator in a cluster: installed, started, killed, and asked for its figures."""
-
-    name = ""
-    title = ""
-    collection = ""  # of its resources in the namespace
-    accounts: frozenset[str] = frozenset()
-
-    def __init__(self) -> None:
-        self.versions: dict[str, str] = {}  # of its binaries
-
-    @abstractmethod
-    def install(self, cluster: Cluster, folder: Path) -> None:
-        """Definitions, rights, configuration."""
-
-    @abstractmethod
-    def launch(self) -> None:
-        """Start its processes."""
-
-    @abstractmethod
-    def kill(self) -> None:
-        """SIGKILL to all of them."""
-
-    @abstractmethod
-    def ready(self) -> None:
-        """Return once it works."""
-
-    def close(self) -> None:
-        """End it for good."""
-        self.kill()
-
-    @abstractmethod
-    def pids(self) -> list[int]:
-        """Its processes."""
-
-    @abstractmethod
-    def scrape(self) -> list[str]:
-        """What its processes tell Prometheus."""
-
-    @abstractmethod
-    def body(self, work: Work) -> dict[str, Any]:
-        """The resource that asks for this work."""
-
-    @abstractmethod
-    def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
-        """See :class:`.scale_seen.Naming`."""
-
-    @abstractmethod
-    def resource_of(self, pod: str) -> str:
-        """See :class:`.scale_seen.Naming`."""
-
-    @abstractmethod
-    def succeeded(self, body: Mapping[str, Any]) -> bool:
-        """Whether a resource has come to its good end."""
-
-    def busy(self) -> dict[str, float]:
-        """Queue depth now, and reconciliations with their seconds so far."""
-        depth = count = seconds = 0.0
-        for text in self.scrape():
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name in ("workqueue_depth", "video2world_queue_depth"):
-                        depth += sample.value
-                    elif sample.name in _LATENCIES and sample.labels.get("le") is None:
-                        if sample.name.endswith("_count"):
-                            count += sample.value
-                        elif sample.name.endswith("_sum"):
-                            seconds += sample.value
-        return {"depth": depth, "count": count, "seconds": seconds}
-
-    def latency(self) -> dict[str, float]:
-        """Seconds of a reconciliation: mean, and the bucket bounds of p50 and p99."""
-        buckets: dict[float, float] = {}
-        for text in self.scrape():
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name in _LATENCIES and "le" in sample.labels:
-                        bound = float(sample.labels["le"])
-                        buckets[bound] = buckets.get(bound, 0) + sample.value
-        total = buckets.get(float("inf"), 0)
-        found = {"count": total}
-        for name, share in (("p50_at_most", 0.5), ("p99_at_most", 0.99)):
-            bound = next((b for b in sorted(buckets) if buckets[b] >= share * total), 0.0)
-            found[name] = bound if bound != float("inf") else -1
-        return found
-
-
-_LATENCIES = {
-    f"{name}{suffix}"
-    for name in (
-        "video2world_reconcile_duration_seconds",
-        "controller_runtime_reconcile_time_seconds",
-    )
-    for suffix in ("_bucket", "_count", "_sum")
-}
-
-
-class Ours(System):
-    """Video2World Operator, with the rights of manifests/rbac.yaml."""
-
-    name = "video2world"
-    title = "Video2World Operator"
-    collection = f"/apis/video2world.dev/v1alpha1/namespaces/{NAMESPACE}/video2worldposttrains"
-    accounts = frozenset({f"system:serviceaccount:{OWN}:video2world-operator"})
-
-    def install(self, cluster: Cluster, folder: Path) -> None:
-        cluster.install_definition(ROOT / "manifests" / "crd.yaml")
-        cluster.add_volumes(1)
-        claims = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
-        wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-        cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": wanted})
-        flags = ("--own-namespace", OWN, "--poll-seconds", "10", "--pod-uid", "bench")
-        flags += ("--lease-seconds", "120")  # a busy machine must not end it; the peers have none
-        kubeconfig = cluster.write_kubeconfig(grant(cluster, OWN))
-        # kept, as its pod would be: where the machine is too busy to renew its lease it ends
-        self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log", kept=True)
-        self._entered = False
-
-    def launch(self) -> None:
-        if self._entered:
-            self.operator.launch()
-        else:
-            self.operator.__enter__()
-            self._entered = True
-
-    def kill(self) -> None:
-        self.operator.kill()
-
-    def close(self) -> None:
-        self.operator.__exit__()
-
-    def ready(self) -> None:
-        eventually(lambda: self.operator.probe("readyz")[1] == "leading", 60, self.operator.tail)
-
-    def pids(self) -> list[int]:
-        process = self.operator.process
-        return [process.pid] if process is not None and self.operator.alive else []
-
-    def scrape(self) -> list[str]:
-        return [self.operator.probe("metrics")[1]]
-
-    def lost_leases(self) -> int:
-        """How often it ended because the machine was too busy for its lease."""
-        return self.operator.log.read_text().count("; the process ends")
-
-    def body(self, work: Work) -> dict[str, Any]:
-        quick = {"metadata": {"annotations": {"fake.video2world.dev/seconds": STAGE_SECONDS}}}
-        stages = ("download", "dataset", "embeddings", "latents", "inference")
-        tiny = work.gpus < 8
-        size = "Tiny" if tiny else "2B"
-        training = {"nodes": work.nodes, "gpusPerNode": work.gpus, "iterations": 1000}
-        training |= {"maxRestarts": 100, "restartBackoffSeconds": 0}
-        if tiny:
-            training["device"] = "GPU"
-        return Resource.body(
-            work.name,
-            model={"size": size, "weights": f"w-{work.name}.pt"},
-            training=training,
-            dataset={"agibot": {"path": "data", "name": work.name}},
-            storage={"claimName": "shared", "subPath": work.name, "size": None},
-            stages={stage: {"podTemplate": quick} for stage in stages},
-        )
-
-    def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
-        if labels.get("video2world.dev/stage") != "train":
-            return None
-        return labels["video2world.dev/resource"], labels["video2world.dev/attempt"]
-
-    def resource_of(self, pod: str) -> str:
-        found = re.fullmatch(r"(.+)-train-\d+-\d+-\w+", pod)
-        return found[1] if found else ""
-
-    def succeeded(self, body: Mapping[str, Any]) -> bool:
-        return bool((body.get("status") or {}).get("phase") == "Succeeded")
+KUBEFLOW = "kubeflow"  # namespace in which training-operator looks for its Secret
+CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # hard-coded in the peers
+RATE = (500, 1000)  # requests per second and burst of the peers: above what the machine can serve
 
 
 class _Peer(System):
-    """A system of Go binaries with the rights of an administrator."""
+    """A system of Go binaries with administrator rights."""
 
     tools: tuple[str, ...] = ()
 
@@ -286,22 +84,24 @@ class _Peer(System):
         self.ports = {name: free_port() for name in self.tools}
         self.probes = {name: free_port() for name in self.tools}
         self.hooks = {name: free_port() for name in self.tools}
-        self._define(folder)
+        self._configure(folder)
 
     @abstractmethod
-    def _define(self, folder: Path) -> None:
-        """Definitions and configuration."""
+    def _configure(self, folder: Path) -> None:
+        """Install CRDs and write the configuration."""
 
     @abstractmethod
     def _flags(self, name: str) -> list[str]:
-        """Of the tool ``name``."""
+        """Return the flags of the tool ``name``."""
 
-    def _definition(self, tool: str, path: str) -> None:
+    def _install_crd(self, tool: str, path: str) -> None:
         self.cluster.install_definition(binaries.module_folder(TOOLS[tool]) / path)
 
-    def _webhooks(self, tool: str, path: str, name: str, of_pods: str = "") -> None:
-        """The webhooks in a manifest of the peer's, reached on loopback; those of pods only for
-        pods that bear the label ``of_pods``, as the peer's own overlays have it."""
+    def _install_webhooks(self, tool: str, path: str, name: str, of_pods: str = "") -> None:
+        """Install the webhooks of one of the peer's manifests, reached on loopback.
+
+        Webhooks for pods apply only to pods with the label ``of_pods``, as in the peer's overlays.
+        """
         text = (binaries.module_folder(TOOLS[tool]) / path).read_text()
         for manifest in yaml.safe_load_all(text):
             for hook in manifest["webhooks"]:
@@ -330,9 +130,9 @@ class _Peer(System):
     def ready(self) -> None:
         for name in self.tools:
             url = f"http://127.0.0.1:{self.probes[name]}/readyz"
-            eventually(lambda url=url: _get(url), 120, lambda: self._words())
+            eventually(lambda url=url: _get(url), 120, self._last_lines)
 
-    def _words(self) -> str:
+    def _last_lines(self) -> str:
         return "\n".join(f"{one.name}: {one.last_words()}" for one in self.started)
 
     def pids(self) -> list[int]:
@@ -344,19 +144,20 @@ class _Peer(System):
 
 
 class TrainingOperator(_Peer):
-    """Kubeflow training-operator v1: PyTorchJob, whose pods it makes itself."""
+    """Kubeflow training-operator v1: PyTorchJob, whose pods it creates itself."""
 
     name = "training-operator"
     title = "Kubeflow training-operator v1 (PyTorchJob)"
     collection = f"/apis/kubeflow.org/v1/namespaces/{NAMESPACE}/pytorchjobs"
     tools = ("training-operator",)
+    restarts_group = False
 
-    def _define(self, folder: Path) -> None:
-        self._definition("training-operator", "manifests/base/crds/kubeflow.org_pytorchjobs.yaml")
+    def _configure(self, folder: Path) -> None:
+        self._install_crd("training-operator", "manifests/base/crds/kubeflow.org_pytorchjobs.yaml")
         base = f"/api/v1/namespaces/{KUBEFLOW}/secrets"
         self.cluster.admin.post(base, {"metadata": {"name": "training-operator-webhook-cert"}})
-        # It writes certificates of its own for this one, and needs that it is there. Its webhooks,
-        # which only validate, are left out: nobody resolves its Service here.
+        # The operator writes its certificate into this object and needs it to exist. Its webhooks,
+        # which only validate, are left out: its Service cannot be resolved here.
         kind = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
         empty = {"metadata": {"name": "validator.training-operator.kubeflow.org"}}
         self.cluster.admin.post(kind, empty)
@@ -402,27 +203,27 @@ class TrainingOperator(_Peer):
 
 
 class Trainer(_Peer):
-    """Kubeflow Trainer v2: TrainJob, by way of a JobSet and its Job."""
+    """Kubeflow Trainer v2: TrainJob, through a JobSet and its Job."""
 
     name = "trainer"
     title = "Kubeflow Trainer v2 (TrainJob) with JobSet"
     collection = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
     tools = ("jobset", "trainer-controller-manager")
 
-    def _define(self, folder: Path) -> None:
+    def _configure(self, folder: Path) -> None:
         crds = "config/components/crd/bases"
-        self._definition("jobset", f"{crds}/jobset.x-k8s.io_jobsets.yaml")
+        self._install_crd("jobset", f"{crds}/jobset.x-k8s.io_jobsets.yaml")
         for plural in ("trainjobs", "trainingruntimes", "clustertrainingruntimes"):
             path = f"manifests/base/crds/trainer.kubeflow.org_{plural}.yaml"
-            self._definition("trainer-controller-manager", path)
-        self._webhooks(
+            self._install_crd("trainer-controller-manager", path)
+        self._install_webhooks(
             "jobset",
             "config/components/webhook/manifests.yaml",
             "jobset",
             "jobset.sigs.k8s.io/jobset-name",
         )
         path = "manifests/base/webhook/manifests.yaml"
-        self._webhooks("trainer-controller-manager", path, "validator.trainer.kubeflow.org")
+        self._install_webhooks("trainer-controller-manager", path, "validator.trainer.kubeflow.org")
         common = {"kind": "Configuration", "leaderElection": {"leaderElect": False}}
         files = {
             "jobset": {
@@ -455,7 +256,7 @@ class Trainer(_Peer):
         job = {
             "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
             "spec": {
-                "backoffLimit": 0,  # one pod down restarts the group, as with the others
+                "backoffLimit": 0,  # one failed pod restarts the group, as for the others
                 "template": {"spec": {"containers": [{"name": "node", "image": "pytorch"}]}},
             },
         }
@@ -488,7 +289,7 @@ class Trainer(_Peer):
         return [text for text in (jobset, trainer) if text]
 
     def body(self, work: Work) -> dict[str, Any]:
-        room = {"nvidia.com/gpu": str(work.gpus)}
+        gpus = {"nvidia.com/gpu": str(work.gpus)}
         return {
             "apiVersion": "trainer.kubeflow.org/v1alpha1",
             "kind": "TrainJob",
@@ -499,7 +300,7 @@ class Trainer(_Peer):
                     "image": "pytorch",
                     "command": ["torchrun", "train.py"],
                     "numNodes": work.nodes,
-                    "resourcesPerNode": {"limits": room, "requests": room},
+                    "resourcesPerNode": {"limits": gpus, "requests": gpus},
                 },
             },
         }
@@ -516,9 +317,9 @@ class Trainer(_Peer):
         return _condition(body, "Complete")
 
 
-def _container(name: str, gpus: int) -> dict[str, Any]:
-    room = {"nvidia.com/gpu": str(gpus)}
-    resources = {"limits": room, "requests": room}
+def _container(name: str, count: int) -> dict[str, Any]:
+    gpus = {"nvidia.com/gpu": str(count)}
+    resources = {"limits": gpus, "requests": gpus}
     command = ["torchrun", "train.py"]
     return {"name": name, "image": "pytorch", "command": command, "resources": resources}
 
@@ -529,20 +330,16 @@ def _condition(body: Mapping[str, Any], kind: str) -> bool:
 
 
 def _base64(text: str) -> str:
-    import base64
-
     return base64.b64encode(text.encode()).decode()
 
 
 def _get(url: str, token: str | None = None) -> str:
-    """What is there; empty while nobody answers well."""
-    import ssl
-
-    trusting = ssl._create_unverified_context() if url.startswith("https") else None
+    """Return the page at ``url``; empty without a successful response."""
+    unverified = ssl._create_unverified_context() if url.startswith("https") else None
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.urlopen(request, timeout=5, context=trusting) as got:
+        with urllib.request.urlopen(request, timeout=5, context=unverified) as got:
             return str(got.read().decode())
     except OSError:
         return ""

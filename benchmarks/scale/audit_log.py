@@ -1,7 +1,7 @@
-"""What the API server's audit log tells of a run: the one clock for every system measured.
+"""Read times and requests of a run from the API server's audit log, the same for every system.
 
-Pods are followed by the groups that train: ``system`` reads resource and attempt from a pod's
-labels, and the resource from its name. Times are those at which the API server had answered.
+``system`` reads a training pod's resource and attempt from its labels, and the resource from its
+name. Times are those of the API server's responses.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-__all__ = ["BENCH", "RULES", "Naming", "Pod", "Seen", "follow", "spread"]
+__all__ = ["BENCH", "RULES", "Naming", "Pod", "Timeline", "percentiles", "tail"]
 
 BENCH = "bench"  # the user of the benchmark's own requests
 JOBS = "system:serviceaccount:kube-system:job-controller"
@@ -47,20 +47,20 @@ RULES: list[dict[str, Any]] = [
 
 
 class Naming(Protocol):
-    """How a system names what it makes."""
+    """How a system labels and names its pods."""
 
     accounts: Collection[str]
 
     def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
-        """Resource and attempt of a training pod; None of another pod."""
+        """Return resource and attempt of a training pod; None for another pod."""
 
     def resource_of(self, pod: str) -> str:
-        """The resource that a training pod of this name belongs to; empty for another pod."""
+        """Return the resource of the training pod of this name; empty for another pod."""
 
 
 @dataclass
 class Pod:
-    """When a training pod of a name got a node, ran, and ended or was deleted."""
+    """When a training pod was bound, started to run, and ended or was deleted."""
 
     bound: float = 0.0
     running: float = 0.0
@@ -68,11 +68,11 @@ class Pod:
 
 
 @dataclass
-class Seen:
-    """The record, brought up to date by :meth:`take`, event by event."""
+class Timeline:
+    """When things happened, brought up to date by :meth:`record`, event by event."""
 
     system: Naming
-    posted: dict[str, float] = field(default_factory=dict)  # resources, when they were accepted
+    posted: dict[str, float] = field(default_factory=dict)  # resources, when they were created
     created: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     accepted: dict[str, float] = field(default_factory=dict)  # resources: first status written
     first: dict[str, float] = field(default_factory=dict)  # a resource's first pod
@@ -83,34 +83,34 @@ class Seen:
     requests: Counter[str] = field(default_factory=Counter)
     all_pods: int = 0
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event of the audit log in."""
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Record one event of the audit log."""
         if event.get("stage") == "ResponseStarted":
-            return  # of a watch or a log, whose end is told too
-        about = event.get("objectRef") or {}
+            return  # of a watch or log stream; its end is logged, too
+        target = event.get("objectRef") or {}
         user, verb = event["user"]["username"], event["verb"]
-        kind, name = about.get("resource", ""), about.get("name", "")
-        if about.get("subresource"):
-            kind = f"{kind}/{about['subresource']}"
-        good = event.get("responseStatus", {}).get("code", 0) < 300
+        kind, name = target.get("resource", ""), target.get("name", "")
+        if target.get("subresource"):
+            kind = f"{kind}/{target['subresource']}"
+        ok = event.get("responseStatus", {}).get("code", 0) < 300
         when = datetime.fromisoformat(event["stageTimestamp"]).timestamp()
-        if user in self.system.accounts and verb != "watch" and kind not in _OWN:
+        if user in self.system.accounts and verb != "watch" and kind not in _HOUSEKEEPING:
             self.requests[f"{verb} {kind}"] += 1
-            if good:
-                self._worked(verb, kind, name, when)
-        if not good:
+            if ok:
+                self._record_request(verb, kind, name, when)
+        if not ok:
             return
         if (verb, kind) == ("create", "pods"):
-            self._created(event, when)
+            self._record_creation(event, when)
         elif user == BENCH and verb == "create":
             self.posted[name] = when
         elif user == JOBS and kind == "jobs/status":
             self.jobs[name].append(when)
         elif self.system.resource_of(name):
-            asked = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
-            self._lived(verb, kind, name, asked, when)
+            received = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
+            self._record_pod(verb, kind, name, received, when)
 
-    def _worked(self, verb: str, kind: str, name: str, when: float) -> None:
+    def _record_request(self, verb: str, kind: str, name: str, when: float) -> None:
         if kind in _STATUSES:
             self.accepted.setdefault(name, when)
         elif (verb, kind) == ("create", "jobs"):
@@ -118,7 +118,7 @@ class Seen:
         elif verb in ("delete", "deletecollection") and kind in ("jobs", "pods"):
             self.deleted[name].append(when)
 
-    def _created(self, event: Mapping[str, Any], when: float) -> None:
+    def _record_creation(self, event: Mapping[str, Any], when: float) -> None:
         self.all_pods += 1
         labels = event["requestObject"]["metadata"].get("labels") or {}
         group = self.system.group(labels)
@@ -128,13 +128,13 @@ class Seen:
             if label in labels:
                 self.first.setdefault(labels[label], when)
 
-    def _lived(self, verb: str, kind: str, name: str, asked: float, when: float) -> None:
+    def _record_pod(self, verb: str, kind: str, name: str, received: float, when: float) -> None:
         if (verb, kind) == ("create", "pods/binding"):
             known = self.pods.get(name)
-            if known is not None and known.running > asked:
-                known.bound = when  # it ran before the scheduler had its answer
+            if known is not None and known.running > received:
+                known.bound = when  # it ran before the scheduler got its response
             else:
-                self.pods[name] = Pod(bound=when)  # a new one, if it bears the name of another
+                self.pods[name] = Pod(bound=when)  # a new pod, even if an earlier one had its name
             return
         pod = self.pods.setdefault(name, Pod(bound=when))
         if (verb, kind) == ("patch", "pods/status"):
@@ -148,12 +148,12 @@ class Seen:
     # ------------------------------------------------------------------ figures
 
     def attempts(self, resource: str) -> list[list[float]]:
-        """When the pods of each attempt of a resource were created, in order."""
+        """Return the creation times of the pods of each attempt of a resource, in order."""
         found = [times for (name, _), times in self.created.items() if name == resource]
         return sorted(found, key=min)
 
-    def whole(self, resource: str, nodes: int, since: float = 0.0) -> float | None:
-        """When ``nodes`` pods of one attempt begun after ``since`` had been created."""
+    def group_created(self, resource: str, nodes: int, since: float = 0.0) -> float | None:
+        """Return when ``nodes`` pods of one attempt after ``since`` had been created."""
         for times in self.attempts(resource):
             later = [when for when in times if when >= since]
             if len(later) >= nodes:
@@ -161,8 +161,11 @@ class Seen:
         return None
 
     def goodput(self, works: Mapping[str, tuple[int, int]], until: float) -> dict[str, float]:
-        """GPU seconds held by training pods, and those of them in which a group that then ended
-        well was whole; ``works`` has nodes and GPUs of a node by resource."""
+        """Return the GPU seconds held by training pods, and the useful ones among them.
+
+        Useful are those in which a group that later succeeded was complete. ``works``: nodes and
+        GPUs per node by resource.
+        """
         held = useful = 0.0
         groups: dict[str, list[Pod]] = defaultdict(list)
         for name, pod in self.pods.items():
@@ -185,12 +188,12 @@ _RESOURCE_LABELS = (
     "training.kubeflow.org/job-name",
     "jobset.sigs.k8s.io/jobset-name",
 )
-# what a controller asks for its own sake, not for a resource's
-_OWN = {"leases", "selfsubjectaccessreviews", "tokenreviews", "subjectaccessreviews", ""}
+# requests that a controller makes for itself, not for a resource
+_HOUSEKEEPING = {"leases", "selfsubjectaccessreviews", "tokenreviews", "subjectaccessreviews", ""}
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, 99th percentile and largest of some seconds, and how many they are."""
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Return median, 99th percentile, maximum and number of ``values`` in seconds."""
     ordered = sorted(values)
     if not ordered:
         return {"count": 0}
@@ -203,15 +206,15 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     }
 
 
-def follow(log: Path) -> Iterator[Iterator[dict[str, Any]]]:
-    """Each turn: the events written to the audit log since the last one."""
+def tail(log: Path) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield, each time, the events written to the audit log since the last time."""
 
-    def new(stream: Any) -> Iterator[dict[str, Any]]:
+    def new(stream: TextIO) -> Iterator[dict[str, Any]]:
         while True:
-            place = stream.tell()
+            position = stream.tell()
             line = stream.readline()
             if not line.endswith("\n"):
-                stream.seek(place)  # being written
+                stream.seek(position)  # still being written
                 return
             yield json.loads(line)
 
