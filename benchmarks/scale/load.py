@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kopf
-
 from control_plane import Cluster, fake_nodes
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.auth import Connection, from_kubeconfig
+from video2world_operator.kube.client import ApiClient
 
 from .audit_log import BENCH, RULES, Timeline, tail
 from .systems import NAMESPACE, System, Work
@@ -80,7 +79,7 @@ def probes(count: int) -> list[Work]:
 class Load:
     """A cluster with one system, its load, and the timeline of its audit log."""
 
-    def __init__(self, system: System, cluster: Cluster, client: Client, scale: Scale) -> None:
+    def __init__(self, system: System, cluster: Cluster, client: ApiClient, scale: Scale) -> None:
         self.system, self.cluster, self.client, self.scale = system, cluster, client, scale
         self.timeline = Timeline(system)
         self.log = tail(cluster.folder / "audit.log")
@@ -126,7 +125,7 @@ class Load:
         path = f"/api/v1/namespaces/{NAMESPACE}/pods"
         found: dict[str, list[str]] = {}
         running = {"fieldSelector": "status.phase=Running"}
-        async for item in self.client.listed(path, accept=_NAMES, **running):
+        async for item in self.client.list_objects(path, accept=_NAMES, **running):
             name = item["metadata"]["name"]
             resource = self.system.resource_of(name)
             if resource and "deletionTimestamp" not in item["metadata"]:
@@ -183,24 +182,17 @@ def start_cluster() -> Cluster:
     return Cluster(nodes=0, native_gang=True, lease_seconds=LEASE, audited=RULES, roomy=True)
 
 
-def client_of(cluster: Cluster) -> Client:
+def client_of(cluster: Cluster) -> ApiClient:
     """Return an API client of the benchmark's own user, without a rate limit."""
     api = cluster.user(BENCH, "system:masters")
 
-    def connect() -> kopf.ConnectionInfo:
-        config = api.kubeconfig()
-        user = config["users"][0]["user"]
-        return kopf.ConnectionInfo(
-            server=api.server,
-            ca_data=config["clusters"][0]["cluster"]["certificate-authority-data"],
-            certificate_data=user["client-certificate-data"],
-            private_key_data=user["client-key-data"],
-        )
+    async def connect() -> Connection:
+        return await from_kubeconfig(api.kubeconfig())
 
-    return Client(connect, requests_per_second=1e6, burst=1_000_000, parallel=24)
+    return ApiClient(connect, requests_per_second=1e6, burst=1_000_000, parallel=24)
 
 
-async def add_nodes(client: Client, count: int) -> None:
+async def add_nodes(client: ApiClient, count: int) -> None:
     """Add fake nodes ``node-0``, ``node-1`` and so on, and wait until KWOK manages them."""
     nodes = (fake_nodes.node(f"node-{n}", 8, {}) for n in range(count))
     await asyncio.gather(*(client.request("POST", "/api/v1/nodes", body=n) for n in nodes))

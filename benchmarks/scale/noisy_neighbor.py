@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 
 from .audit_log import Timeline, percentiles, tail
@@ -41,7 +41,7 @@ def bad_resource(number: int) -> dict[str, Any]:
     return body
 
 
-async def _create_quiet(client: Client, first: int, count: int) -> None:
+async def _create_quiet(client: ApiClient, first: int, count: int) -> None:
     """Create ``count`` small resources of the quiet tenant, one after the other."""
     for number in range(first, first + count):
         body = Video2WorldOperator().body(Work(f"q-{number}", 1, 1))
@@ -70,7 +70,7 @@ async def measure_noise(count: int, starts: int) -> dict[str, Any]:
 
 
 async def _measure(
-    system: Video2WorldOperator, cluster: Cluster, client: Client, count: int, starts: int
+    system: Video2WorldOperator, cluster: Cluster, client: ApiClient, count: int, starts: int
 ) -> dict[str, Any]:
     log, timeline = tail(cluster.folder / "audit.log"), Timeline(system)
 

@@ -5,7 +5,7 @@ import asyncio
 from operators import Operator, Resource, connection, eventually, exists, grant
 from video2world_operator.controller.cache import WatchCache
 from video2world_operator.controller.health import Freshness
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.reconcile.observed_state import Job
 
 
@@ -19,7 +19,7 @@ def test_the_last_resource_goes_without_an_event(cluster, namespace):
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
 
     async def check():
-        async with Client(connection(api)) as client:
+        async with ApiClient(connection(api)) as client:
             return await Freshness(client, cache, [namespace]).check()
 
     assert asyncio.run(check()) == {key}

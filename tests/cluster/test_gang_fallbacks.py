@@ -10,7 +10,7 @@ import pytest
 from control_plane import ApiError
 from operators import Operator, Resource, connection, eventually, exists, grant
 from video2world_operator.cli.main import main
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.plan.gang import Capabilities
 from video2world_operator.preflight.discovery import discover
 
@@ -98,7 +98,7 @@ def test_what_a_cluster_serves(cluster, namespace, name):
     api = grant(cluster, namespace, [namespace])
 
     async def ask():
-        async with Client(connection(api)) as client:
+        async with ApiClient(connection(api)) as client:
             return await discover(client)
 
     try:

@@ -7,14 +7,15 @@ import contextlib
 from collections import Counter
 from dataclasses import replace
 
-import kopf
 import pytest
+from kubernetes.aio.client import Configuration
 
 from api_proxy import Proxy
 from operators import eventually, exists, grant
 from video2world_operator.controller.cache import CHILDREN, WatchCache
 from video2world_operator.controller.informer import Informer
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.auth import Connection
+from video2world_operator.kube.client import ApiClient
 
 PODS = next(kind for kind in CHILDREN if kind.kind == "Pod")
 LABEL = "video2world.dev/resource"
@@ -61,8 +62,12 @@ def informed(world, story, watch_seconds=300.0, kind=PODS):
 
     async def both(proxy):
         token = world.client_api.kubeconfig()["users"][0]["user"]["token"]
-        info = kopf.ConnectionInfo(server=proxy.url, token=token)
-        async with Client(lambda: info) as client:
+        settings = Configuration(host=proxy.url, api_key={"BearerToken": f"Bearer {token}"})
+
+        async def connect():
+            return Connection(settings)
+
+        async with ApiClient(connect) as client:
             informer = Informer(
                 client, world.cache, kind, world.namespace, lambda key: world.woken.update([key])
             )

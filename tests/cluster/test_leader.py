@@ -8,7 +8,7 @@ import time
 import pytest
 
 from operators import Operator, Resource, connection, eventually, exists, grant
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.client import ApiClient
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_who_may_have_lost_the_lease_changes_nothing(cluster, namespace, change)
     body = run.object
 
     async def attempt(holds):
-        async with Client(connection(api)) as client:
+        async with ApiClient(connection(api)) as client:
             client.fence = lambda: holds
             await {
                 "create": lambda: client.create(job),

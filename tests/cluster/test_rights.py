@@ -19,7 +19,7 @@ from video2world_operator.controller.rbac import (
     missing,
     rules,
 )
-from video2world_operator.kube.client import Cluster as Client
+from video2world_operator.kube.client import ApiClient
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
 EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]
@@ -29,7 +29,7 @@ def lacking(api, own, namespaces):
     """What the check at start finds missing."""
 
     async def ask():
-        async with Client(connection(api)) as client:
+        async with ApiClient(connection(api)) as client:
             return await missing(client, own, namespaces, ["scheduling.k8s.io"])
 
     return asyncio.run(ask())

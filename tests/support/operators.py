@@ -10,17 +10,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-
-import kopf
 
 from control_plane import Api, ApiError, Cluster
 from control_plane.processes import free_port
 from video2world_operator.api.constants import GROUP, PLURAL, VERSION
 from video2world_operator.codegen.rbac import manifests
 from video2world_operator.controller.rbac import ACCOUNT
+from video2world_operator.kube.auth import Connection, from_kubeconfig
 from video2world_operator.plan.labels import RESOURCE_LABEL
 
 __all__ = ["Operator", "Resource", "apply", "connection", "eventually", "exists", "grant"]
@@ -71,15 +70,13 @@ def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
     return cluster.service_account(own, ACCOUNT)
 
 
-def connection(api: Api) -> Callable[[], kopf.ConnectionInfo]:
-    """What the operator's client needs to be this user."""
-    config = api.kubeconfig()
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    return lambda: kopf.ConnectionInfo(
-        server=cluster["server"],
-        ca_data=cluster["certificate-authority-data"],
-        token=user["token"],
-    )
+def connection(api: Api) -> Callable[[], Awaitable[Connection]]:
+    """Return a way to log in as this user."""
+
+    async def connect() -> Connection:
+        return await from_kubeconfig(api.kubeconfig())
+
+    return connect
 
 
 class Operator:

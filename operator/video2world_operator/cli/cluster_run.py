@@ -14,7 +14,7 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.explain import Facts
 from video2world_operator.cli.snapshot import Snapshot, losses_of
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.plan.labels import RESOURCE_LABEL
 from video2world_operator.plan.plan import Plan
@@ -45,9 +45,9 @@ class RemoteFailed(Exception):
     """The cluster or the user's rights do not allow it; the message says what to do."""
 
 
-def run(work: Callable[[Cluster, str], Awaitable[T]], namespace: str | None) -> T:
+def run(work: Callable[[ApiClient, str], Awaitable[T]], namespace: str | None) -> T:
     async def connected() -> T:
-        async with Cluster() as cluster:
+        async with ApiClient() as cluster:
             return await work(cluster, namespace or cluster.default_namespace)
 
     try:
@@ -70,7 +70,7 @@ def _outside_any_loop(work: Coroutine[Any, Any, T]) -> T:
         return aside.submit(asyncio.run, work).result()
 
 
-async def _get(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
+async def _get(cluster: ApiClient, namespace: str, name: str) -> dict[str, Any]:
     found = await cluster.get(path_of(API_VERSION, KIND, namespace, name[:MAX_NAME]))
     if found is not None and found.get("kind") == KIND:
         return found
@@ -85,7 +85,7 @@ async def _get(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
 def status(name: str, namespace: str | None) -> Mapping[str, Any]:
     """The status of a resource; empty while no operator has looked at it."""
 
-    async def work(cluster: Cluster, space: str) -> Mapping[str, Any]:
+    async def work(cluster: ApiClient, space: str) -> Mapping[str, Any]:
         return (await _get(cluster, space, name)).get("status") or {}
 
     return run(work, namespace)
@@ -99,7 +99,7 @@ def watch(
     An API server that is away meanwhile is waited for.
     """
 
-    async def work(cluster: Cluster, space: str) -> None:
+    async def work(cluster: ApiClient, space: str) -> None:
         seen = await _snapshot(cluster, space, name)
         while True:
             show(seen)
@@ -118,7 +118,7 @@ def watch(
     run(work, namespace)
 
 
-async def _snapshot(cluster: Cluster, namespace: str, name: str) -> Snapshot:
+async def _snapshot(cluster: ApiClient, namespace: str, name: str) -> Snapshot:
     """Status, pods and losses; who may not see pods or logs is shown the status alone."""
     status = (await _get(cluster, namespace, name)).get("status") or {}
     try:
@@ -139,7 +139,7 @@ async def _snapshot(cluster: Cluster, namespace: str, name: str) -> Snapshot:
 def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
     """The resource and what is around it; what the user may not see is left out."""
 
-    async def work(cluster: Cluster, space: str) -> tuple[Snapshot, Facts]:
+    async def work(cluster: ApiClient, space: str) -> tuple[Snapshot, Facts]:
         body = await _get(cluster, space, name)
         seen = await _snapshot(cluster, space, name)
         spec = body["spec"]
@@ -172,19 +172,19 @@ def preflight(plan: Plan, manifest: Mapping[str, Any], namespace: str | None) ->
     ``manifest`` is the resource as written: the API server is asked whether it accepts that.
     """
 
-    async def work(cluster: Cluster, space: str) -> ClusterFacts:
+    async def work(cluster: ApiClient, space: str) -> ClusterFacts:
         return await cluster_facts(cluster, space, plan, manifest)
 
     return run(work, namespace)
 
 
-async def _pods(cluster: Cluster, namespace: str, name: str) -> list[Pod]:
+async def _pods(cluster: ApiClient, namespace: str, name: str) -> list[Pod]:
     path = path_of("v1", "Pod", namespace)
     found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
     return [Pod.of(item) for item in found.get("items", [])]
 
 
-async def _jobs(cluster: Cluster, namespace: str, name: str) -> list[Job] | None:
+async def _jobs(cluster: ApiClient, namespace: str, name: str) -> list[Job] | None:
     path = path_of("batch/v1", "Job", namespace)
     try:
         found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}")
@@ -198,7 +198,7 @@ async def _jobs(cluster: Cluster, namespace: str, name: str) -> list[Job] | None
 def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
     """Make the resource, or bring its spec to what ``manifest`` says (server-side apply)."""
 
-    async def work(cluster: Cluster, space: str) -> None:
+    async def work(cluster: ApiClient, space: str) -> None:
         await cluster.request(
             "PATCH",
             path_of(API_VERSION, KIND, space, manifest["metadata"]["name"]),
@@ -213,7 +213,7 @@ def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
 def delete(name: str, namespace: str | None) -> bool:
     """Delete the resource; answers whether it was there."""
 
-    async def work(cluster: Cluster, space: str) -> bool:
+    async def work(cluster: ApiClient, space: str) -> bool:
         path = path_of(API_VERSION, KIND, space, name)
         if await cluster.get(path) is None:
             return False
@@ -232,7 +232,7 @@ def checkpoints(name: str, namespace: str | None) -> tuple[Mapping[str, Any], li
 def suspend(name: str, namespace: str | None, value: bool) -> bool:
     """Set ``spec.suspend``; answers whether that was a change."""
 
-    async def work(cluster: Cluster, space: str) -> bool:
+    async def work(cluster: ApiClient, space: str) -> bool:
         body = await _get(cluster, space, name)
         if bool(body["spec"].get("suspend")) == value:
             return False
@@ -259,7 +259,7 @@ def logs(
 ) -> None:
     """Print the log of one pod, by default of the stage at work and of its newest attempt."""
 
-    async def work(cluster: Cluster, space: str) -> None:
+    async def work(cluster: ApiClient, space: str) -> None:
         said = ""
         while True:
             status = (await _get(cluster, space, name)).get("status") or {}

@@ -138,8 +138,8 @@ class Watched:
         """Where they are listed; all of them without a ``namespace``."""
         return path_of(f"{self.group}/{self.version}".lstrip("/"), self.kind, namespace)
 
-    def take(self, cache: WatchCache, body: Body) -> Key:
-        """Put the object into ``cache``; the resource that it belongs to."""
+    def put_into(self, cache: WatchCache, body: Body) -> Key:
+        """Put the object into ``cache`` and return the resource that it belongs to."""
         key = str(body["metadata"]["namespace"]), self.key_of(body)
         self.put(cache, key, body)
         return key

@@ -30,9 +30,9 @@ from video2world_operator.controller.applier import (
 from video2world_operator.controller.event_reader import Evidence
 from video2world_operator.controller.keys import Cache, Key, Object, volume_of
 from video2world_operator.controller.worker_logs import MAX_TOLD, _Log, _tells
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
-from video2world_operator.kube.resync import Turns
+from video2world_operator.kube.resync import ResyncPacer
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.plan import gang
 from video2world_operator.plan.commands import run_folder
@@ -52,7 +52,7 @@ __all__ = ["Controller", "counts_on_absence", "waits_for_us"]
 
 log = logging.getLogger(__name__)
 CLAIM_SECONDS = 60.0  # for which a claim that was seen is taken to be as it was
-LOOKS_PER_SECOND = 10  # at resources of which no event told: beyond, each is looked at less often
+RESYNCS_PER_SECOND = 10  # with more resources, each is resynced less often
 _ALWAYS = (
     Type.ACCEPTED,
     Type.AUTHORIZED,
@@ -80,7 +80,7 @@ class Controller:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ApiClient,
         cache: Cache,
         policy: Policy | None = None,
         *,
@@ -106,7 +106,7 @@ class Controller:
         self._accepted: set[Key] = set()  # a moment ago, and nothing was made for them yet
         self._soft_written: dict[Key, float] = {}
         self._refused: dict[Key, _Refused] = {}
-        self._turns: Turns[Key] = Turns(LOOKS_PER_SECOND)
+        self._pacer: ResyncPacer[Key] = ResyncPacer(RESYNCS_PER_SECOND)
         self._problems: dict[Key, tuple[str, ...]] = {}
         self._claims: dict[Key, tuple[float, Claim]] = {}  # when it was seen, and how
         self._logs: dict[Key, dict[str, _Log]] = {}  # by resource and UID of the pod
@@ -203,7 +203,7 @@ class Controller:
             self._shares,
         ):
             store.pop(key, None)
-        self._turns.forget(key)
+        self._pacer.forget(key)
         self.queue.forget(key)
         self.foresight.forget(key)
         self.evidence.forget(key)
@@ -265,18 +265,18 @@ class Controller:
         if decision.wake is not None:
             self._wake_at(key, decision.wake)
         if any(not pod.over for pod in observed.pods):
-            self.look_later(key)
+            self.resync_later(key)
 
-    def look_later(self, key: Key) -> None:
+    def resync_later(self, key: Key) -> None:
         """Reconcile ``key`` in its turn, though nothing be told of it: thousands that began
         together would else be looked at together, and hold others up."""
         now = time.monotonic()
-        self.queue.add(key, self._turns.next(key, now, self.pause) - now)
+        self.queue.add(key, self._pacer.next(key, now, self.pause) - now)
 
     @property
     def pause(self) -> float:
         """Seconds between two looks at a worker's log, and two writes of mere progress."""
-        return max(self.poll_seconds, len(self.cache.known()) / LOOKS_PER_SECOND)
+        return max(self.poll_seconds, len(self.cache.known()) / RESYNCS_PER_SECOND)
 
     # ------------------------------------------------------------------ looking
 
@@ -574,7 +574,7 @@ class Controller:
         """Whether ``body`` is the resource of its name, by the API server's own word."""
         metadata = body["metadata"]
         path = path_of(API_VERSION, KIND, metadata["namespace"])
-        named = self.cluster.listed(path, fieldSelector=f"metadata.name={metadata['name']}")
+        named = self.cluster.list_objects(path, fieldSelector=f"metadata.name={metadata['name']}")
         return [one["metadata"]["uid"] async for one in named] == [metadata["uid"]]
 
     async def _clear_away(self, key: Key) -> None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.reconcile.observed_state import KubeEvent
 
@@ -21,7 +21,7 @@ Key = tuple[str, str]
 class Evidence:
     """The events about stuck objects, by resource."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ApiClient) -> None:
         self._cluster = cluster
         self._known: dict[Key, tuple[tuple[str, ...], float, list[KubeEvent]]] = {}
         self._slots: dict[Key, float] = {}  # when a resource that waits has its turn
@@ -55,7 +55,7 @@ class Evidence:
         self._slots.pop(key, None)
 
     async def _read(self, namespace: str, uid: str) -> list[KubeEvent]:
-        found = self._cluster.listed(
+        found = self._cluster.list_objects(
             path_of("v1", "Event", namespace), fieldSelector=f"involvedObject.uid={uid}"
         )
         return [KubeEvent.of(event) async for event in found]

@@ -12,7 +12,7 @@ from video2world_operator.api.constants import KIND
 from video2world_operator.controller.cache import RESOURCES, WatchCache
 from video2world_operator.controller.keys import Key
 from video2world_operator.controller.metrics import Metrics
-from video2world_operator.kube.client import SMALL_PAGE, Cluster
+from video2world_operator.kube.client import SMALL_PAGE, ApiClient
 
 __all__ = ["Freshness", "Health", "serve"]
 
@@ -30,7 +30,7 @@ class Freshness:
     something, and ten times as many of them to list would be felt by those who wait.
     """
 
-    def __init__(self, cluster: Cluster, cache: WatchCache, namespaces: Sequence[str]) -> None:
+    def __init__(self, cluster: ApiClient, cache: WatchCache, namespaces: Sequence[str]) -> None:
         self._cluster, self._cache = cluster, cache
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._behind: dict[tuple[str, str], float] = {}
@@ -47,7 +47,7 @@ class Freshness:
         there: set[str] = set()
         for namespace in self._namespaces:
             path = RESOURCES.path(namespace)
-            async for item in self._cluster.listed(path, accept=_METADATA, page=SMALL_PAGE):
+            async for item in self._cluster.list_objects(path, accept=_METADATA, page=SMALL_PAGE):
                 metadata = item["metadata"]
                 there.add(metadata["uid"])
                 body = self._cache.resource((metadata["namespace"], metadata["name"]))

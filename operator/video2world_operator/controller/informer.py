@@ -16,7 +16,7 @@ from typing import Any
 
 from video2world_operator.controller.cache import WatchCache, Watched
 from video2world_operator.controller.keys import Key
-from video2world_operator.kube.client import Cluster
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.labels import RESOURCE_LABEL
 
@@ -41,7 +41,7 @@ class Informer:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ApiClient,
         cache: WatchCache,
         kind: Watched,
         namespace: str | None,
@@ -87,7 +87,7 @@ class Informer:
         }
         there, version = set(), ""
         path = self._kind.path(self._namespace)
-        async for page in self._cluster.pages(path, labelSelector=RESOURCE_LABEL):
+        async for page in self._cluster.list_pages(path, labelSelector=RESOURCE_LABEL):
             for body in page["items"]:
                 there.add(body["metadata"]["uid"])
                 self._put(body)
@@ -111,7 +111,7 @@ class Informer:
 
     def _put(self, body: Mapping[str, Any]) -> None:
         try:
-            key = self._kind.take(self._cache, body)
+            key = self._kind.put_into(self._cache, body)
         except Exception:  # of somebody else's with our label; the others must go on
             name = body["metadata"].get("name")
             log.exception("%s %s cannot be understood", self._kind.kind, name)

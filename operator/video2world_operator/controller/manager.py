@@ -27,9 +27,9 @@ from video2world_operator.controller.keys import Key
 from video2world_operator.controller.metrics import Metrics, Present
 from video2world_operator.controller.rbac import may_see_nodes, missing
 from video2world_operator.controller.watches import fill, watch
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
-from video2world_operator.kube.leader_election import Leadership, LeaseTimes, LostLease
+from video2world_operator.kube.leader_election import LeaderElector, LeaseTimes, LostLease
 from video2world_operator.preflight.discovery import discover
 from video2world_operator.reconcile.actions import Policy
 from video2world_operator.reconcile.summary import unauthorized
@@ -166,7 +166,7 @@ async def run(options: Options) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
     health, metrics, code = Health(), Metrics(), 0
-    async with Cluster(
+    async with ApiClient(
         requests_per_second=options.requests_per_second, observe=metrics.request
     ) as cluster:
         own = options.own_namespace or cluster.default_namespace
@@ -176,7 +176,7 @@ async def run(options: Options) -> int:
         except OSError as error:
             raise _PortTaken(error.strerror or error) from None
         identity = f"{socket.gethostname()}-{options.pod or uuid.uuid4().hex[:8]}"
-        leadership = Leadership(cluster, options.own_namespace, identity, options.lease)
+        leadership = LeaderElector(cluster, options.own_namespace, identity, options.lease)
         try:
             work = asyncio.create_task(_work(options, cluster, health, metrics, leadership, stop))
             stopped = asyncio.create_task(stop.wait())
@@ -196,10 +196,10 @@ async def run(options: Options) -> int:
 
 async def _work(
     options: Options,
-    cluster: Cluster,
+    cluster: ApiClient,
     health: Health,
     metrics: Metrics,
-    leadership: Leadership,
+    leadership: LeaderElector,
     stop: asyncio.Event,
 ) -> None:
     """Wait for the rights and the lease, then reconcile."""
@@ -262,7 +262,7 @@ async def _work(
             task.cancel()
 
 
-async def _wait_for_rights(options: Options, cluster: Cluster, health: Health) -> None:
+async def _wait_for_rights(options: Options, cluster: ApiClient, health: Health) -> None:
     """Return once nothing is missing; until then every resource says what is."""
     said: list[str] = []
 
@@ -323,7 +323,7 @@ async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(2)
 
 
-async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[str]) -> None:
+async def _tell_unauthorized(options: Options, cluster: ApiClient, lacking: list[str]) -> None:
     for namespace in options.namespaces or (None,):
         listing = await cluster.request("GET", path_of(API_VERSION, KIND, namespace))
         for body in listing["items"]:
@@ -334,7 +334,7 @@ async def _tell_unauthorized(options: Options, cluster: Cluster, lacking: list[s
 
 async def _keep_house(
     options: Options,
-    cluster: Cluster,
+    cluster: ApiClient,
     controller: Controller,
     cache: WatchCache,
     freshness: Freshness,
@@ -357,4 +357,4 @@ async def _keep_house(
         if lacking:
             raise _RightsLost(f"may no longer {', '.join(lacking)}")
         for key in cache.known():
-            controller.look_later(key)
+            controller.resync_later(key)

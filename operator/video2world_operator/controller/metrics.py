@@ -23,7 +23,7 @@ from video2world_operator.api.conditions import Phase
 from video2world_operator.api.constants import STAGES
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.controller.keys import Cache, Key
-from video2world_operator.kube.client import KNOWN
+from video2world_operator.kube.client import KNOWN_RESOURCES
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.reconcile.failures import REASONS
 from video2world_operator.reconcile.observed_state import Pod
@@ -270,6 +270,6 @@ def resource_in(path: str) -> str:
     parts = path.strip("/").split("/")
     if "namespaces" in parts[:5]:
         parts = parts[parts.index("namespaces") + 2 :]
-    found = [part for part in parts if part in KNOWN]
+    found = [part for part in parts if part in KNOWN_RESOURCES]
     sub = [part for part in parts[-1:] if part in ("status", "log")]
     return "/".join([*found[:1], *(sub if found else [])]) or "other"

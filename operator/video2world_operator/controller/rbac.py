@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from video2world_operator.api.constants import GROUP, PLURAL
-from video2world_operator.kube.client import Cluster
+from video2world_operator.kube.client import ApiClient
 
 __all__ = [
     "CLUSTER_WIDE",
@@ -68,7 +68,7 @@ def rules(table: Sequence[Rule]) -> list[dict[str, Any]]:
 
 
 async def missing(
-    cluster: Cluster, own: str, namespaces: Sequence[str], groups: Collection[str]
+    cluster: ApiClient, own: str, namespaces: Sequence[str], groups: Collection[str]
 ) -> list[str]:
     """What the operator may not do, such as ``watch pods in team-a``; empty if nothing is missing.
 
@@ -91,12 +91,12 @@ async def missing(
     ]
 
 
-async def may_see_nodes(cluster: Cluster) -> bool:
+async def may_see_nodes(cluster: ApiClient) -> bool:
     """Whether it was granted to look at nodes, for the checks before a run."""
     return await _allowed(cluster, None, "list", CLUSTER_WIDE[0])
 
 
-async def _allowed(cluster: Cluster, namespace: str | None, verb: str, rule: Rule) -> bool:
+async def _allowed(cluster: ApiClient, namespace: str | None, verb: str, rule: Rule) -> bool:
     resource, _, subresource = rule.resource.partition("/")
     about = {"group": rule.group, "resource": resource, "verb": verb}
     if subresource:

@@ -1,4 +1,7 @@
-"""The edge to the API server: plain objects over HTTP, rate-limited and retried."""
+"""Send requests to the API server: plain objects, with a rate limit, retries and a fence.
+
+Authentication, TLS, proxies and connections are the official client's.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,24 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import kopf
 
 from video2world_operator.api.constants import API_VERSION, KIND, PLURAL
-from video2world_operator.kube.auth import login
-from video2world_operator.kube.errors import ApiError
-from video2world_operator.kube.rate_limiter import _Bucket
+from video2world_operator.kube.auth import Connection, login
+from video2world_operator.kube.errors import ApiError, Throttled
+from video2world_operator.kube.rate_limiter import TokenBucket
 from video2world_operator.kube.server_clock import ServerClock
+from video2world_operator.kube.session import Session
 
-__all__ = ["Cluster", "path_of"]
+__all__ = ["KNOWN_RESOURCES", "PAGE", "SMALL_PAGE", "ApiClient", "Object", "path_of"]
 
-_OURS = {"fieldManager": "video2world-operator"}
+_FIELD_MANAGER = {"fieldManager": "video2world-operator"}
 Object = dict[str, Any]
 
 _PLURALS: Mapping[str, str] = {
@@ -36,72 +40,73 @@ _PLURALS: Mapping[str, str] = {
     "Service": "services",
     KIND: PLURAL,
 }
-KNOWN = frozenset(_PLURALS.values())
+KNOWN_RESOURCES = frozenset(_PLURALS.values())
 _RETRIED = (429, 500, 502, 503, 504)
-_DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; then the work queue's own back-off takes over
+_DELAYS = (0.2, 0.8, 2.0)  # seconds between tries; after that, the work queue's backoff takes over
 _LOG_BYTES = 256 << 10
-PAGE = 500  # objects of a listing
-SMALL_PAGE = 50  # of one that is read beside other work: what is decoded at once holds that up
+PAGE = 500  # objects per page of a listing
+SMALL_PAGE = 50  # for listings alongside other work: decoding a page blocks the event loop
 WATCH_SECONDS = 300  # after which the server is asked to end a watch
-SILENCE = 150  # seconds: the server sends a bookmark about once a minute
+SILENCE = 150  # seconds without data that end a watch; bookmarks come about once a minute
+_FOLLOWED_LOG = aiohttp.ClientTimeout(total=None, connect=10)
+_WATCH = aiohttp.ClientTimeout(total=None, connect=10, sock_read=SILENCE)
 
 log = logging.getLogger(__name__)
 
 
 def path_of(version: str, kind: str, namespace: str | None, name: str = "") -> str:
-    """The URL path of an object, or of all objects of its kind if ``name`` is empty."""
+    """Return the URL path of an object, or of all objects of its kind if ``name`` is empty."""
     base = f"/api/{version}" if "/" not in version else f"/apis/{version}"
     within = f"/namespaces/{quote(namespace)}" if namespace else ""
     return f"{base}{within}/{_PLURALS[kind]}" + (f"/{quote(name)}" if name else "")
 
 
-class Cluster:
-    """A client of one API server. Use as an async context manager."""
+@dataclass(frozen=True)
+class _Call:
+    """One request, which may be sent several times."""
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Mapping[str, Any] | None = None
+    fenced: bool = False
+
+
+class ApiClient:
+    """A client of one API server. Use as an async context manager.
+
+    ``observe`` is called after every request with its method, path, HTTP status (0 without an
+    answer) and duration in seconds.
+    """
 
     def __init__(
         self,
-        connect: Callable[[], kopf.ConnectionInfo] = login,
+        connect: Callable[[], Awaitable[Connection]] = login,
         *,
         requests_per_second: float = 100,
         burst: int = 400,
         parallel: int = 50,
         observe: Callable[[str, str, int, float], None] = lambda method, path, code, seconds: None,
     ) -> None:
-        self._observe = observe  # told of every request: method, path, code (0: none), seconds
-        self._connect = connect
-        self._bucket = _Bucket(requests_per_second, burst)
+        self._observe = observe
+        self._session = Session(connect)
+        self._bucket = TokenBucket(requests_per_second, burst)
         self._parallel = asyncio.Semaphore(parallel)
-        self._session: aiohttp.ClientSession | None = None
-        self._logging_in = asyncio.Lock()
         self.clock = ServerClock()
         self.fence: Callable[[], bool] = lambda: True  # whether objects may be changed now
-        self.default_namespace = "default"
 
-    async def __aenter__(self) -> Cluster:
-        await self._log_in(None)
+    async def __aenter__(self) -> ApiClient:
+        await self._session.log_in(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
-    async def _log_in(self, stale: aiohttp.ClientSession | None) -> None:
-        async with self._logging_in:
-            if self._session is not stale:
-                return  # somebody else has done so meanwhile
-            info = await asyncio.to_thread(self._connect)
-            self._server = info.server.rstrip("/")
-            self.default_namespace = info.default_namespace or "default"
-            ssl = info.as_ssl_context()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=ssl, limit=0),
-                headers=info.as_http_headers(),
-                timeout=aiohttp.ClientTimeout(total=60, connect=10),
-            )
-            if stale is not None:
-                await stale.close()
-
-    # ------------------------------------------------------------------ requests
+    @property
+    def default_namespace(self) -> str:
+        """The namespace of the kubeconfig's context, or of the pod this runs in."""
+        return self._session.namespace
 
     async def request(
         self,
@@ -114,69 +119,57 @@ class Cluster:
         accept: str = "application/json",
         fenced: bool = False,
     ) -> Any:
-        """The answer's object (text for logs). What is worth it is tried again a few times. What is
-        ``fenced`` is not sent where :attr:`fence` forbids it.
+        """Return the answer's object (text for logs), after retries where they can help.
+
+        A ``fenced`` request is not sent while :attr:`fence` forbids it.
 
         Raises:
-            ApiError: the server refused, or failed each time.
+            ApiError: the server refused, or failed at every try.
             OSError: it cannot be reached.
         """
+        headers = {"Content-Type": content_type, "Accept": accept}
+        call = _Call(method, path, params or {}, headers, body, fenced)
         for number in range(len(_DELAYS) + 1):
             last = number == len(_DELAYS)
             wait = _DELAYS[min(number, len(_DELAYS) - 1)] * random.uniform(0.7, 1.3)
+            logins = self._session.logins
             try:
-                return await self._once(method, path, params, body, content_type, accept, fenced)
+                return await self._once(call)
             except ApiError as error:
                 if last or error.lasting or error.code not in (*_RETRIED, 401):
                     raise
-                if isinstance(error, _Throttled):
-                    wait = max(wait, error.after)
-                if error.code == 401:  # the service account's token has been renewed on disk
-                    await self._log_in(self._session)
+                if isinstance(error, Throttled):
+                    wait = max(wait, error.seconds)
+                if error.code == 401:  # the credentials have expired
+                    await self._session.log_in(logins)
             except (aiohttp.ClientError, TimeoutError) as error:
                 if last:
                     raise OSError(f"the API server cannot be reached: {error}") from error
             await asyncio.sleep(wait)
         raise AssertionError  # the last round returns or raises
 
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str] | None,
-        body: Mapping[str, Any] | None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
-        fenced: bool = False,
-    ) -> Any:
+    async def _once(self, call: _Call) -> Any:
         await self._bucket.take()
-        data = None if body is None else json.dumps(body).encode()
-        session = self._session
-        assert session is not None, "use the client as a context manager"
         code, started = 0, time.monotonic()
         try:
             async with self._parallel:
-                if fenced and not self.fence():
+                if call.fenced and not self.fence():
                     raise OSError("the lease may be another operator's by now")
-                async with session.request(
-                    method,
-                    self._server + path,
-                    params=params,
-                    data=data,
-                    headers={"Content-Type": content_type, "Accept": accept},
+                async with self._session.send(
+                    call.method, call.path, call.params, call.headers, call.body
                 ) as answer:
                     code = answer.status
-                    self.clock.hear(answer.headers.get("Date", ""))
-                    if code < 300:
-                        if "json" in answer.content_type:
-                            return await answer.json()
-                        return await answer.text(errors="replace")
-                    raise await _refusal(answer)
+                    self.clock.observe(answer.headers.get("Date", ""))
+                    if code >= 300:
+                        raise await _refusal(answer)
+                    if "json" in answer.content_type:
+                        return await answer.json()
+                    return await answer.text(errors="replace")
         finally:
-            self._observe(method, path, code, time.monotonic() - started)
+            self._observe(call.method, call.path, code, time.monotonic() - started)
 
     async def get_if_allowed(self, path: str) -> Object | None:
-        """As :meth:`get`; None also where the user may not see it."""
+        """As :meth:`get`; None also if the user may not read it."""
         try:
             return await self.get(path)
         except ApiError as error:
@@ -185,7 +178,7 @@ class Cluster:
             return None
 
     async def get(self, path: str, **params: str) -> Object | None:
-        """The object at ``path``, or None where there is none."""
+        """Return the object at ``path``, or None if there is none."""
         try:
             found: Object = await self.request("GET", path, params=params)
         except ApiError as error:
@@ -194,10 +187,10 @@ class Cluster:
             raise
         return found
 
-    async def pages(
+    async def list_pages(
         self, path: str, *, accept: str = "application/json", page: int = PAGE, **params: str
     ) -> AsyncIterator[Object]:
-        """The listing at ``path``, ``page`` objects at a time: all at once would take memory."""
+        """Yield the listing at ``path``, ``page`` objects at a time to bound memory."""
         params["limit"] = str(page)
         while True:
             found = await self.request("GET", path, params=params, accept=accept)
@@ -207,58 +200,50 @@ class Cluster:
                 return
             params["continue"] = found["metadata"]["continue"]
 
-    async def listed(
+    async def list_objects(
         self, path: str, *, accept: str = "application/json", page: int = PAGE, **params: str
     ) -> AsyncIterator[Object]:
-        """The objects at ``path``; see :meth:`pages`."""
-        async for found in self.pages(path, accept=accept, page=page, **params):
+        """Yield the objects at ``path``; see :meth:`list_pages`."""
+        async for found in self.list_pages(path, accept=accept, page=page, **params):
             for item in found["items"]:
                 yield item
 
     async def watch(self, path: str, **params: str) -> AsyncGenerator[Object, None]:
-        """Events of the objects at ``path`` from ``resourceVersion`` on, and bookmarks, until the
-        server ends the watch (https://kubernetes.io/docs/reference/using-api/api-concepts).
+        """Yield events of the objects at ``path``, and bookmarks, until the server ends the watch.
+
+        ``resourceVersion`` in ``params`` is where it starts
+        (https://kubernetes.io/docs/reference/using-api/api-concepts).
 
         Raises:
-            ApiError: the server refused, or cannot go on; code 410: from that version on.
+            ApiError: the server refused, or cannot continue; code 410: from that version.
             OSError: it cannot be reached, or has been silent for :data:`SILENCE` seconds.
         """
         await self._bucket.take()
-        session = self._session
-        assert session is not None, "use the client as a context manager"
         query = {
             **params,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_SECONDS),
         }
-        timeout = aiohttp.ClientTimeout(total=None, connect=10, sock_read=SILENCE)
         try:
-            async with session.get(self._server + path, params=query, timeout=timeout) as answer:
+            async with self._session.send("GET", path, query, timeout=_WATCH) as answer:
                 if answer.status >= 300:
                     raise await _refusal(answer)
-                begun = b""
-                async for chunk in answer.content.iter_any():
-                    *lines, begun = (begun + chunk).split(b"\n")
-                    for event in map(json.loads, lines):
-                        if event["type"] == "ERROR":
-                            told = event["object"]
-                            raise ApiError(
-                                told.get("code", 0), told.get("reason", ""), told.get("message", "")
-                            )
-                        yield event
+                async for event in _events(answer.content):
+                    yield event
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise OSError(f"the watch of {path} was cut: {error or 'silent'}") from error
 
     async def create(self, manifest: Mapping[str, Any]) -> bool:
-        """Create the object; False if one of its name is there already.
+        """Create the object; return False if there is one of its name.
 
-        A field of an optional API that its version does not know is refused, not dropped.
+        A PodGroup field that the installed version of its API does not know is refused instead of
+        dropped.
         """
         namespace = manifest["metadata"].get("namespace")
         path = path_of(manifest["apiVersion"], manifest["kind"], namespace)
         strict = {"fieldValidation": "Strict"} if manifest["kind"] == "PodGroup" else {}
-        params = _OURS | strict
+        params = _FIELD_MANAGER | strict
         try:
             await self.request("POST", path, params=params, body=manifest, fenced=True)
         except ApiError as error:
@@ -268,13 +253,15 @@ class Cluster:
         return True
 
     async def apply_status(self, body: Object, status: Mapping[str, Any]) -> Object:
-        """Server-side apply of a resource's status, if nobody has changed the resource since
-        ``body``; returns the resource as it then is."""
+        """Apply a resource's status server-side, unless the resource has changed since ``body``.
+
+        Returns the resource as it is then.
+        """
         metadata = {k: body["metadata"][k] for k in ("name", "namespace", "resourceVersion")}
         written: Object = await self.request(
             "PATCH",
             path_of(API_VERSION, KIND, metadata["namespace"], metadata["name"]) + "/status",
-            params=_OURS | {"force": "true"},
+            params=_FIELD_MANAGER | {"force": "true"},
             body={"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status},
             content_type="application/apply-patch+yaml",
             fenced=True,
@@ -292,26 +279,28 @@ class Cluster:
         force: bool = False,
         foreground: bool = False,
     ) -> None:
-        """Delete the object with this UID, if it is still there; what it owns goes with it, or,
-        ``foreground``, before it."""
-        how = "Foreground" if foreground else "Background"
-        options: Object = {"propagationPolicy": how, "preconditions": {"uid": uid}}
+        """Delete the object with this UID if it still exists, and its dependents with it.
+
+        With ``foreground`` the dependents are deleted first.
+        """
+        policy = "Foreground" if foreground else "Background"
+        options: Object = {"propagationPolicy": policy, "preconditions": {"uid": uid}}
         if force:
             options["gracePeriodSeconds"] = 0
         try:
             path = path_of(version, kind, namespace, name)
             await self.request("DELETE", path, body=options, fenced=True)
         except ApiError as error:
-            # 404: gone already; 409: another object bears the name by now
+            # 404: already deleted; 409: another object has the name by now
             if error.code not in (404, 409):
                 raise
 
     async def pod_log(self, namespace: str, pod: str, container: str, **params: str) -> str:
-        """The end of a container's log; empty where there is none to be had."""
+        """Return the end of a container's log; empty if there is none."""
         path = path_of("v1", "Pod", namespace, pod) + "/log"
         options = {"container": container, "limitBytes": str(_LOG_BYTES), **params}
         try:
-            text = await self._once("GET", path, options, None, accept="*/*")
+            text = await self._once(_Call("GET", path, options, {"Accept": "*/*"}))
         except (ApiError, aiohttp.ClientError, TimeoutError) as error:
             log.debug("no log of %s/%s: %s", namespace, pod, error)
             return ""
@@ -321,26 +310,30 @@ class Cluster:
     async def stream_log(
         self, namespace: str, pod: str, container: str, **params: str
     ) -> AsyncIterator[aiohttp.StreamReader]:
-        """A container's log as it is written (``follow="true"``), without a time limit.
+        """Open a container's log as a stream (``follow="true"``), without a time limit.
 
         Raises:
             ApiError: there is no such log.
         """
-        assert self._session is not None
-        async with self._session.get(
-            self._server + path_of("v1", "Pod", namespace, pod) + "/log",
-            params={"container": container, **params},
-            timeout=aiohttp.ClientTimeout(total=None, connect=10),
-        ) as answer:
+        path = path_of("v1", "Pod", namespace, pod) + "/log"
+        options = {"container": container, **params}
+        async with self._session.send("GET", path, options, timeout=_FOLLOWED_LOG) as answer:
             if answer.status >= 300:
                 raise await _refusal(answer)
             yield answer.content
 
 
-class _Throttled(ApiError):
-    """The server asks to wait for ``after`` seconds."""
-
-    after = 0.0
+async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[Object]:
+    rest = b""
+    async for chunk in stream.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for event in map(json.loads, lines):
+            if event["type"] == "ERROR":
+                status = event["object"]
+                raise ApiError(
+                    status.get("code", 0), status.get("reason", ""), status.get("message", "")
+                )
+            yield event
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ApiError:
@@ -351,7 +344,5 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ApiError:
     except (ValueError, AttributeError):
         reason, message = answer.reason or "", text.strip()[:500]
     if (after := answer.headers.get("Retry-After", "")).isdigit():
-        throttled = _Throttled(answer.status, reason, message)
-        throttled.after = min(float(after), 30.0)
-        return throttled
+        return Throttled(answer.status, reason, message, min(float(after), 30.0))
     return ApiError(answer.status, reason, message)

@@ -1,7 +1,8 @@
-"""One of several operators leads: a coordination.k8s.io Lease, held by renewing it.
+"""Elect one of several operators as the leader with a coordination.k8s.io Lease.
 
-Times as in client-go's leader election: a lease lasts 15 s from its last renewal, is renewed every
-2 s, and a holder that could not renew it for 10 s gives up before anybody else may take it.
+The times are those of client-go's leader election: a lease lasts 15 s from its last renewal, is
+renewed every 2 s, and a holder that could not renew it for 10 s gives up before another operator
+may take it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
 
-__all__ = ["Leadership", "LeaseTimes", "LostLease"]
+__all__ = ["LeaderElector", "LeaseTimes", "LostLease"]
 
 log = logging.getLogger(__name__)
 VERSION = "coordination.k8s.io/v1"
@@ -25,12 +26,12 @@ NAME = "video2world-operator"
 
 
 class LostLease(Exception):
-    """Another operator may lead by now: this one has to stop at once."""
+    """Another operator may lead by now; this one has to stop at once."""
 
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """In seconds: how long a lease lasts, how long renewing may fail, how often it is tried."""
+    """How long a lease lasts, how long renewing may fail, and how often to renew, in seconds."""
 
     duration: float = 15
     give_up: float = 10
@@ -38,29 +39,29 @@ class LeaseTimes:
 
     @classmethod
     def of(cls, duration: float) -> LeaseTimes:
-        """The times for a lease of ``duration``, in the usual proportion."""
+        """Return the times for a lease of ``duration`` seconds, in the usual proportion."""
         return cls(duration, duration * 2 / 3, duration * 2 / 15)
 
 
-class Leadership:
-    """The wish of ``identity`` to lead, on a Lease in ``namespace``."""
+class LeaderElector:
+    """Acquire and hold a Lease in ``namespace`` as ``identity``."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        api: ApiClient,
         namespace: str,
         identity: str,
         times: LeaseTimes | None = None,
     ) -> None:
-        self._cluster, self.identity, self._times = cluster, identity, times or LeaseTimes()
+        self._api, self.identity, self._times = api, identity, times or LeaseTimes()
         self._namespace = namespace
         self._path = path_of(VERSION, "Lease", namespace, NAME)
-        self._seen: tuple[str, float] = ("", 0.0)  # version of the lease, and since when
-        self._renewed = 0.0  # when the last renewal that succeeded was asked for
+        self._seen: tuple[str, float] = ("", 0.0)  # the lease's version, and since when
+        self._renewed = 0.0  # when the last successful renewal was requested
         self.leads = False
 
     def holds(self) -> bool:
-        """Whether nobody else can lead yet, also if this process has been stopped meanwhile."""
+        """Whether no other operator can lead yet, even if this process was paused meanwhile."""
         return self.leads and time.monotonic() - self._renewed < self._times.give_up
 
     async def acquire(self) -> None:
@@ -85,7 +86,7 @@ class Leadership:
         """Renew until cancelled.
 
         Raises:
-            LostLease: somebody else has the lease, or it could not be renewed in time.
+            LostLease: another operator has the lease, or it could not be renewed in time.
         """
         heard = time.monotonic()
         while True:
@@ -106,21 +107,21 @@ class Leadership:
             self._renewed, heard = asked, time.monotonic()
 
     async def release(self) -> None:
-        """Let the next one lead at once; only after all work has stopped."""
+        """Let another operator lead at once. Call this only after all work has stopped."""
         if not self.leads:
             return
         self.leads = False
         try:
-            lease = await self._cluster.get(self._path)
+            lease = await self._api.get(self._path)
             if lease and lease["spec"].get("holderIdentity") == self.identity:
                 lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
-                await self._cluster.request("PUT", self._path, body=lease)
+                await self._api.request("PUT", self._path, body=lease)
         except (ApiError, OSError) as error:
             log.warning("the lease was not released: %s", error)
 
     async def _try(self) -> str:
-        """Take or renew the lease; the holder's name where that is somebody else."""
-        lease = await self._cluster.get(self._path)
+        """Take or renew the lease; return the holder if that is another operator, else nothing."""
+        lease = await self._api.get(self._path)
         if lease is None:
             metadata = {"name": NAME, "namespace": self._namespace}
             new = {"apiVersion": VERSION, "kind": "Lease", "metadata": metadata}
@@ -130,19 +131,19 @@ class Leadership:
         if holder not in ("", self.identity) and not self._stale(lease):
             return str(holder)
         lease["spec"] = self._spec(lease["spec"])
-        return await self._write("PUT", self._path, lease)  # with its version: one of us wins
+        return await self._write("PUT", self._path, lease)  # its version lets one of us win
 
     async def _write(self, method: str, path: str, lease: Mapping[str, Any]) -> str:
         try:
-            await self._cluster.request(method, path, body=lease)
+            await self._api.request(method, path, body=lease)
         except ApiError as error:
             if error.code == 409:
-                return "another operator that was quicker"
+                return "another operator, which was faster"
             raise
         return ""
 
     def _stale(self, lease: Mapping[str, Any]) -> bool:
-        """Whether it has not been renewed for its duration, by our own clock."""
+        """Whether the lease has not been renewed for its duration, by our own clock."""
         version = lease["metadata"]["resourceVersion"]
         if self._seen[0] != version:
             self._seen = (version, time.monotonic())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 
+__all__ = ["TokenBucket"]
 
-class _Bucket:
-    """A token bucket: ``rate`` requests a second, ``burst`` at once."""
+
+class TokenBucket:
+    """Allow ``rate`` requests a second, and up to ``burst`` at once."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self._rate, self._burst = rate, float(burst)
         self._tokens, self._last = float(burst), time.monotonic()
 
     async def take(self) -> None:
+        """Wait until the next request may be sent."""
         now = time.monotonic()
         self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
         self._last = now

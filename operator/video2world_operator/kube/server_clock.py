@@ -1,4 +1,7 @@
-"""The API server's clock, by which all in the cluster is stamped; this machine's may jump."""
+"""Estimate the API server's clock, which stamps everything in the cluster.
+
+This machine's clock may be set while the operator runs; the monotonic clock is not affected.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,27 @@ from email.utils import parsedate_to_datetime
 
 __all__ = ["ServerClock"]
 
-SET_BACK = 2.0  # seconds: a clock that reads so much less than expected was set back
+SET_BACK = 2.0  # seconds: a server clock that reads so much less than expected was set back
 
 
 class ServerClock:
-    """Tells the time from the ``Date`` of the API server's answers, and what has passed since."""
+    """Tell the server's time from the ``Date`` headers of its answers and the monotonic clock."""
 
     def __init__(self) -> None:
         self._start: float | None = None  # Unix time when this process's monotonic clock was 0
 
-    def hear(self, date: str) -> None:
-        """An answer came with this ``Date``, which leaves out the fraction of the second."""
+    def observe(self, date: str) -> None:
+        """Take note of an answer's ``Date`` header, which has whole seconds."""
         try:
             start = parsedate_to_datetime(date).timestamp() - time.monotonic()
         except ValueError:
             return
-        # cut-off fractions and slow answers read less: the highest reading is the nearest
+        # truncated fractions and slow answers only read less: the highest reading is the closest
         if self._start is None or start > self._start or start < self._start - SET_BACK:
             self._start = start
 
     def now(self) -> datetime:
-        """The time; this machine's as long as nothing was heard."""
+        """Return the server's time; this machine's until the first answer."""
         if self._start is None:
             return datetime.now(UTC)
         return datetime.fromtimestamp(0, UTC) + timedelta(seconds=self._start + time.monotonic())

@@ -1,4 +1,4 @@
-"""A queue of keys to work on: each once at a time, repeats merged, failures put off longer."""
+"""Queue keys for work: one worker per key, repeats merged, failures retried with backoff."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["WorkQueue"]
 
 Key = TypeVar("Key", bound=Hashable)
 log = logging.getLogger(__name__)
-URGENT_IN_A_ROW = 3  # so many urgent keys are taken before one that is not, while one waits
+URGENT_IN_A_ROW = 3  # urgent keys taken before one that is not urgent gets its turn
 
 
 class _Lane(Generic[Key]):
-    """Keys whose time has come, which tenants take out in turns."""
+    """Keys that are due, handed out round-robin over tenants."""
 
     def __init__(self) -> None:
         self._keys: OrderedDict[Hashable, OrderedDict[Key, None]] = OrderedDict()  # by tenant
@@ -28,26 +28,26 @@ class _Lane(Generic[Key]):
         self._keys.setdefault(tenant, OrderedDict())[key] = None
 
     def take(self, may: Callable[[Hashable], bool]) -> tuple[Key] | None:
-        """The first key of the first tenant that ``may`` have one worked on, if there is one."""
+        """Take the first key of the first tenant that ``may`` have another key worked on."""
         for tenant in filter(may, self._keys):
             keys = self._keys.pop(tenant)
             key, _ = keys.popitem(last=False)
             if keys:
-                self._keys[tenant] = keys  # behind the others
+                self._keys[tenant] = keys  # behind the other tenants
             return (key,)
         return None
 
 
 class WorkQueue(Generic[Key]):
-    """Calls ``work(key)`` for every key that was added, after its delay, with ``workers`` at once.
+    """Call ``work(key)`` for every key that was added, after its delay, ``workers`` at a time.
 
-    A key added again while it waits keeps the earlier time; while it is worked on, it is worked on
-    once more afterwards. If ``work`` raises, the key comes back after ``first_delay`` seconds,
-    doubled with every failure in a row, up to ``longest_delay``; ``expected`` exceptions are logged
-    without a traceback. Whose time has come are taken in turns by ``tenant``, so that nobody waits
-    for all keys of another, and no tenant has more than ``per_tenant`` workers at once. What is
-    ``urgent`` overtakes what is not, but for one in :data:`URGENT_IN_A_ROW`. ``observe`` is told of
-    every call: its seconds, and whether it went well.
+    A key that is added again while it waits keeps the earlier time; if it is being worked on, it is
+    worked on once more afterwards. If ``work`` raises, the key is retried after ``first_delay``
+    seconds, doubled with every failure in a row, up to ``longest_delay``; ``expected`` exceptions
+    are logged without a traceback. Due keys are taken round-robin by ``tenant``, so that none waits
+    for all keys of another, and no tenant has more than ``per_tenant`` workers at once. ``urgent``
+    keys overtake others, but after :data:`URGENT_IN_A_ROW` of them another one has its turn.
+    ``observe`` is called after every call of ``work`` with its seconds and whether it succeeded.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class WorkQueue(Generic[Key]):
         self._urgent, self._most = urgent, per_tenant or workers
         self._first, self._longest = first_delay, longest_delay
         self._due: dict[Key, float] = {}
-        self._later: list[tuple[float, int, Key]] = []  # a heap of all that is due some time
-        self._first_lane: _Lane[Key] = _Lane()  # what is urgent; it may be in the other one, too
+        self._later: list[tuple[float, int, Key]] = []  # heap of keys that are not due yet
+        self._first_lane: _Lane[Key] = _Lane()  # urgent keys; they may be in the other one, too
         self._other_lane: _Lane[Key] = _Lane()
-        self._in_a_row = 0  # of urgent ones
+        self._in_a_row = 0  # urgent keys taken since another one was
         self._busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
@@ -82,7 +82,7 @@ class WorkQueue(Generic[Key]):
         due = time.monotonic() + delay
         if key in self._due and self._due[key] <= due:
             if self._due[key] <= time.monotonic() and self._urgent(key):
-                self._first_lane.put(self._tenant(key), key)  # it may have become so meanwhile
+                self._first_lane.put(self._tenant(key), key)  # it may have become urgent
             return
         self._due[key] = due
         self._put(key)
@@ -94,19 +94,19 @@ class WorkQueue(Generic[Key]):
         heapq.heappush(self._later, (self._due[key], self._count, key))
 
     def forget(self, key: Key) -> None:
-        """Drop what is known of ``key``."""
+        """Drop ``key`` and its count of failures."""
         self._due.pop(key, None)
         self._failures.pop(key, None)
 
     @property
     def depth(self) -> int:
-        """Keys whose time has come and that nobody works on yet."""
+        """The number of keys that are due and not being worked on."""
         now = time.monotonic()
         return sum(due <= now for due in self._due.values())
 
     @property
     def lag(self) -> float:
-        """For how many seconds the most overdue key has been waiting."""
+        """How long the most overdue key has been waiting, in seconds."""
         now = time.monotonic()
         waiting = [now - due for key, due in self._due.items() if key not in self._busy]
         return max([0.0, *waiting])
@@ -124,11 +124,11 @@ class WorkQueue(Generic[Key]):
             await self._work(key)
             self._failures.pop(key, None)
             self.observe(time.monotonic() - started, True)
-        except Exception as error:  # whatever it is, the other keys must go on
+        except Exception as error:  # the other keys must not suffer from it
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(self._first * 2.0 ** (count - 1), self._longest)
             log.warning(
-                "%s: %s; again in %.1f s",
+                "%s: %s; retrying in %.1f s",
                 key,
                 error,
                 delay,
@@ -138,19 +138,19 @@ class WorkQueue(Generic[Key]):
             self.observe(time.monotonic() - started, False)
         finally:
             self._busy.discard(key)
-            if key in self._due:  # added meanwhile, and passed over where its time had come
+            if key in self._due:  # added meanwhile, and passed over if it was due
                 self._put(key)
             self._free.release()
             self._changed.set()
 
     async def _next(self) -> Key:
-        """Take the key that is to be worked on next, once there is one."""
+        """Take the next key to work on, once there is one."""
         while True:
-            self._ripen()
+            self._move_due()
             while (taken := self._take()) is not None:
                 (key,) = taken
                 if key not in self._due or key in self._busy:
-                    continue  # forgotten, or taken before
+                    continue  # forgotten, or taken from the other lane
                 del self._due[key]
                 self._busy.add(key)
                 return key
@@ -173,8 +173,8 @@ class WorkQueue(Generic[Key]):
         self._in_a_row = 0
         return self._other_lane.take(may) or self._first_lane.take(may)
 
-    def _ripen(self) -> None:
-        """Put the keys whose time has come into line behind the others of their tenant."""
+    def _move_due(self) -> None:
+        """Move due keys into their lane, behind the others of their tenant."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)

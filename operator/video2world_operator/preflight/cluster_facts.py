@@ -9,7 +9,7 @@ from typing import Any
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.api.yaml_reader import as_json
-from video2world_operator.kube.client import Cluster, path_of
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.kube.leader_election import NAME as LEASE
 from video2world_operator.plan.plan import Plan
@@ -24,7 +24,7 @@ FRESH = 60.0  # seconds for which a Lease that was renewed shows a live operator
 
 
 async def cluster_facts(
-    cluster: Cluster, namespace: str, plan: Plan, manifest: Mapping[str, Any]
+    cluster: ApiClient, namespace: str, plan: Plan, manifest: Mapping[str, Any]
 ) -> ClusterFacts:
     """What can be seen of the cluster with the user's rights; it is asked about ``manifest``."""
     spec = plan.resource.spec
@@ -67,7 +67,7 @@ async def cluster_facts(
     )
 
 
-async def _items(cluster: Cluster, path: str) -> list[Any] | None:
+async def _items(cluster: ApiClient, path: str) -> list[Any] | None:
     return (await cluster.get_if_allowed(path) or {}).get("items")
 
 
@@ -88,7 +88,7 @@ def _leader(leases: list[Any] | None) -> str | None:
     return ""
 
 
-async def _refusal(cluster: Cluster, namespace: str, manifest: Mapping[str, Any]) -> str:
+async def _refusal(cluster: ApiClient, namespace: str, manifest: Mapping[str, Any]) -> str:
     """What the API server says to the resource in a dry run; empty if it accepts it."""
     written = {k: v for k, v in (manifest["metadata"] or {}).items() if k not in _OF_THE_SERVER}
     body = as_json(manifest) | {"metadata": written | {"namespace": namespace}}

@@ -8,7 +8,7 @@ from typing import Any
 
 from video2world_operator.api.constants import GROUP, KIND, VERSION
 from video2world_operator.api.crd_schema import build
-from video2world_operator.kube.client import Cluster
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 
 __all__ = ["Definition", "added_defaults", "problem_of", "unknown_fields", "without"]
@@ -24,7 +24,7 @@ _SHOWN = 3  # fields that are named
 class Definition:
     """The definition as the API server publishes it; compared anew when its hash has changed."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ApiClient) -> None:
         self._cluster = cluster
         self._hash = ""
         self.problem = ""  # what is wrong with it, and what to do; empty if nothing is
@@ -71,7 +71,7 @@ class Definition:
         self.added = dict(added_defaults(served, own))
 
 
-async def problem_of(cluster: Cluster) -> str:
+async def problem_of(cluster: ApiClient) -> str:
     """What is wrong with the definition that the cluster serves, and what to do."""
     definition = Definition(cluster)
     await definition.check()

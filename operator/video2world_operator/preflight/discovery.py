@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from video2world_operator.kube.client import Cluster
+from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.gang import Capabilities
 
@@ -33,7 +33,7 @@ _APIS = {
 }
 
 
-async def discover(cluster: Cluster) -> Capabilities:
+async def discover(cluster: ApiClient) -> Capabilities:
     """Find the version of each optional API that the cluster serves with its resource.
 
     Raises:
@@ -45,7 +45,7 @@ async def discover(cluster: Cluster) -> Capabilities:
     return Capabilities(**found)
 
 
-async def _version(cluster: Cluster, api: _Api, groups: dict[str, Any]) -> str:
+async def _version(cluster: ApiClient, api: _Api, groups: dict[str, Any]) -> str:
     """The version under which the resource is served; empty if it is under none."""
     if (group := groups.get(api.group)) is None:
         return ""

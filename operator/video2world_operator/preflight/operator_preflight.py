@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from video2world_operator.kube.client import SMALL_PAGE, Cluster
+from video2world_operator.kube.client import SMALL_PAGE, ApiClient
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.check import Verdict
@@ -30,7 +30,7 @@ FRESH = 60.0  # seconds for which the nodes that were seen are taken to be there
 class Foresight:
     """Looks at nodes now and then, and judges plans by them."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ApiClient) -> None:
         self.sees_nodes = False
         self._cluster = cluster
         self._nodes: Sequence[Mapping[str, Any]] | None = None
@@ -80,7 +80,7 @@ class Foresight:
 
     async def _list(self) -> None:
         same: dict[str, Mapping[str, Any]] = {}
-        found = self._cluster.listed("/api/v1/nodes", page=SMALL_PAGE)
+        found = self._cluster.list_objects("/api/v1/nodes", page=SMALL_PAGE)
         with contextlib.suppress(ApiError, OSError):  # not worth holding up a reconciliation
             self._nodes = [_trimmed(node, same) async for node in found]
 

@@ -14,13 +14,13 @@ from video2world_operator.api.constants import KIND
 from video2world_operator.controller.applier import _idle_first
 from video2world_operator.controller.cache import WatchCache
 from video2world_operator.controller.controller import (
-    LOOKS_PER_SECOND,
+    RESYNCS_PER_SECOND,
     Controller,
     _before,
     _without_skipped,
     waits_for_us,
 )
-from video2world_operator.kube.leader_election import Leadership, LeaseTimes
+from video2world_operator.kube.leader_election import LeaderElector, LeaseTimes
 from video2world_operator.kube.server_clock import ServerClock
 from video2world_operator.reconcile.actions import Apply, Delete
 from video2world_operator.reconcile.observed_state import Job, Pod
@@ -30,14 +30,14 @@ def test_time_is_the_api_servers():
     clock = ServerClock()
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
     ahead = datetime.now(UTC) + timedelta(hours=2)
-    clock.hear(format_datetime(ahead, usegmt=True))
-    clock.hear("no date")
-    clock.hear("")
+    clock.observe(format_datetime(ahead, usegmt=True))
+    clock.observe("no date")
+    clock.observe("")
     assert abs(clock.now() - ahead) < timedelta(seconds=5)
-    clock.hear(format_datetime(ahead - timedelta(seconds=1), usegmt=True))  # a slow answer
+    clock.observe(format_datetime(ahead - timedelta(seconds=1), usegmt=True))  # a slow answer
     assert abs(clock.now() - ahead) < timedelta(seconds=5)
     back = ahead - timedelta(hours=1)
-    clock.hear(format_datetime(back, usegmt=True))  # it was set back
+    clock.observe(format_datetime(back, usegmt=True))  # it was set back
     assert abs(clock.now() - back) < timedelta(seconds=5)
 
 
@@ -47,7 +47,7 @@ def test_an_earlier_attempt_tells_nothing_of_later_stages():
 
 
 class LeaseServer:
-    """The requests of a Leadership, on one Lease."""
+    """The requests of a LeaderElector, on one Lease."""
 
     def __init__(self):
         self.lease = None
@@ -60,7 +60,7 @@ class LeaseServer:
 
 
 def test_who_slept_past_the_lease_knows_before_anybody_tells():
-    leadership = Leadership(LeaseServer(), "ns", "me", LeaseTimes(0.3, 0.2, 0.05))
+    leadership = LeaderElector(LeaseServer(), "ns", "me", LeaseTimes(0.3, 0.2, 0.05))
     assert not leadership.holds()
     asyncio.run(leadership.acquire())
     assert leadership.holds()
@@ -187,8 +187,8 @@ def test_housekeeping_gives_no_second_turn():
     controller, keys = Controller(None, WatchCache()), [("ns", f"run-{n}") for n in range(80)]
     for _ in range(2):
         for key in keys:
-            controller.look_later(key)
+            controller.resync_later(key)
     due = controller.queue._due
     assert due.keys() == set(keys)
     between = (max(due.values()) - min(due.values())) / (len(keys) - 1)
-    assert abs(between - 1 / LOOKS_PER_SECOND) < 0.001
+    assert abs(between - 1 / RESYNCS_PER_SECOND) < 0.001

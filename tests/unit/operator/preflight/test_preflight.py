@@ -465,7 +465,7 @@ class Nodes:
     def __init__(self, *nodes):
         self.nodes, self.asked, self.away = nodes, 0, False
 
-    async def listed(self, path, page):
+    async def list_objects(self, path, page):
         assert path == "/api/v1/nodes"
         self.asked += 1
         if self.away:
