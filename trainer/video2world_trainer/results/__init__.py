@@ -1,1 +1,1 @@
-"""Draw the results page."""
+"""The HTML page that shows a run's results."""

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from video2world_preprocess.video.reader import probe
 from video2world_preprocess.video.writer import write_video
-from video2world_trainer.results.line_chart import curve
-from video2world_trainer.results.page import Results, Sample, collect, page, write_page
+from video2world_trainer.results.line_chart import line_chart
+from video2world_trainer.results.page import render_page, write_page
+from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
 from video2world_trainer.training.history import Records, read_records
 
 HOSTILE = st.one_of(
@@ -106,10 +107,8 @@ FACTS = st.dictionaries(
             "checkpoint",
             "iteration",
             "ema",
-            "psnr",
             "metrics",
             "seed",
-            "psnr_of_repeating_the_input",
             "input",
         ]
     )
@@ -124,7 +123,11 @@ PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
     name=HOSTILE,
     samples=st.lists(
         st.builds(
-            Sample, video=PATHS, facts=FACTS, sheet=st.none() | PATHS, truth=st.none() | PATHS
+            GeneratedSample,
+            video=PATHS,
+            facts=FACTS,
+            contact_sheet=st.none() | PATHS,
+            ground_truth=st.none() | PATHS,
         ),
         max_size=4,
     ),
@@ -136,7 +139,7 @@ PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
     config=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
 )
 def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
-    made = page(Results(name=name, samples=samples, reports=reports, settings=config))
+    made = render_page(RunResults(name=name, samples=samples, reports=reports, settings=config))
     read = Read(made)
     assert read.tags <= TAGS
     for tag, attribute, value in read.attributes:
@@ -150,8 +153,8 @@ def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
 
 @pytest.mark.parametrize("text", ["<b>bold</b> & \"quoted\" 'single'", "línea\nnueva"])
 def test_a_caption_is_shown_as_it_is(text):
-    sample = Sample("iter_000000005/sample-0.mp4", {"prompt": text, "checkpoint": "x"})
-    assert text in "".join(Read(page(Results("run", samples=[sample]))).text)
+    sample = GeneratedSample("iter_000000005/sample-0.mp4", {"prompt": text, "checkpoint": "x"})
+    assert text in "".join(Read(render_page(RunResults("run", samples=[sample]))).text)
 
 
 def put(path, content):
@@ -194,13 +197,12 @@ def volume(tmp_path, monkeypatch):
                 "iteration": iteration,
                 "ema": False,
                 "seed": 3,
-                "psnr": iteration / 50,
-                "psnr_of_repeating_the_input": 9.5,
                 "metrics": {
                     "psnr": iteration / 50,
                     "ssim": 0.5,
                     "lpips": None,
                     "lpips_missing": "weights <w>",
+                    "repeating_the_input": {"psnr": 9.5, "ssim": 0.4},
                 },
             },
         )
@@ -238,11 +240,9 @@ def test_the_page_shows_what_there_is_by_relative_paths(volume):
     assert "script" not in read.tags
 
 
-def test_the_layout_of_one_checkpoint_is_read_and_older_results_too(volume):
+def test_samples_next_to_the_page_are_read_like_those_in_folders_of_checkpoints(volume):
     results, job = volume
     facts = json.loads((results / "iter_000000500/sample-0.json").read_text())
-    for key in ("iteration", "metrics"):
-        del facts[key]
     for suffix in (".mp4", ".png"):
         (results / "iter_000000500/sample-0").with_suffix(suffix).rename(
             (results / "sample-0").with_suffix(suffix)
@@ -301,7 +301,7 @@ def test_what_a_restart_repeats_counts_once(tmp_path):
 @given(st.lists(st.tuples(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12)), max_size=900))
 def test_a_curve_stays_in_its_frame(points):
     points = sorted(points)
-    made = curve(points, title="<t>", across="x", up="y")
+    made = line_chart(points, title="<t>", x_label="x", y_label="y")
     if len(points) < 2:
         assert made == ""
         return

@@ -17,7 +17,8 @@ from video2world_operator.cli.status_tree import tree
 from video2world_operator.reconcile.progress import update_status
 from video2world_operator.terminal import Display
 from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
-from video2world_trainer.results.page import Results, page
+from video2world_trainer.results.page import render_page
+from video2world_trainer.results.run_results import RunResults
 from video2world_trainer.training.divergence import Divergence
 
 NOTHING = 20.0
@@ -285,7 +286,9 @@ def test_a_terminal_says_it_once():
 
 def test_the_page_warns_of_the_newest_record_only():
     records = [{"iteration": n * 10, "loss": 3.0} for n in range(1, 5)]
-    assert "diverged" not in page(Results("x", records=records))
+    assert "diverged" not in render_page(RunResults("x", records=records))
     bad = [*records, {"iteration": 50, "loss": 1e9, "diverged_after": 40}]
-    assert "Training has diverged after iteration 40:" in page(Results("x", records=bad))
-    assert "diverged" not in page(Results("x", records=[*bad, {"iteration": 60, "loss": 3.0}]))
+    assert "Training has diverged after iteration 40:" in render_page(RunResults("x", records=bad))
+    assert "diverged" not in render_page(
+        RunResults("x", records=[*bad, {"iteration": 60, "loss": 3.0}])
+    )
