@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.dataset_spec import DatasetSpec
+from video2world_operator.api.inference_spec import InferenceSpec
+from video2world_operator.api.model_spec import ModelSpec
 from video2world_operator.api.pods import StorageSpec
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.api.spec import DatasetSpec, InferenceSpec, ModelSpec, TrainingSpec
 from video2world_operator.api.status import Status
+from video2world_operator.api.training_spec import TrainingSpec
 from video2world_operator.api.validation import load_manifest, load_resource, parse
 from video2world_operator.cli import cluster_run
 from video2world_operator.cli.explain import Cause, explain

@@ -1,4 +1,4 @@
-"""Validation at the door: each rule of the API accepted and refused by the real API server."""
+"""The real API server accepts and refuses by each rule of the API."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ CASES = {
     "access mode": (
         {"storage": {"accessMode": "ReadWriteMany"}},
         {"storage": {"accessMode": "ReadWriteOncePod"}},
-        "cannot be shared",
+        "does not allow several pods",
     ),
     "paths stay on the volume": (
         {"dataset": {"agibot": {"path": "a/b..c"}}},
@@ -87,12 +87,12 @@ CASES = {
     "variables of the plan": (
         {"stages": {"train": {"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}}},
         {"stages": {"train": {"env": [{"name": "PET_NNODES", "value": "2"}]}}},
-        "set by the plan itself",
+        "set by the operator",
     ),
     "WORLD_SIZE is the plan's": (
         {"stages": {"train": {"env": [{"name": "MY_WORLD_SIZE", "value": "2"}]}}},
         {"stages": {"train": {"env": [{"name": "WORLD_SIZE", "value": "2"}]}}},
-        "set by the plan itself",
+        "set by the operator",
     ),
     "a variable once": (
         {"stages": {"train": {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}}},
@@ -102,7 +102,7 @@ CASES = {
     "checkpoint or checkpoints": (
         {"inference": {"checkpoints": ["latest", 500, "all", "a/b..c/w.pt", ".x/w.pt"]}},
         {"inference": {"checkpoint": "latest", "checkpoints": [500]}},
-        "inference.checkpoint is given beside inference.checkpoints; keep one",
+        "inference.checkpoint and inference.checkpoints are both set; keep one",
     ),
     "checkpoints stay on the volume": (
         {"inference": {"checkpoints": ["..a/w.pt"]}},
@@ -117,12 +117,12 @@ CASES = {
     "every checkpoint needs samples": (
         {"inference": {"everyCheckpoint": True}},
         {"inference": {"everyCheckpoint": True, "samples": []}},
-        "there is nothing to make; name inference.samples",
+        "there is nothing to generate; add inference.samples",
     ),
     "averaged weights are kept": (
         {"inference": {"weights": "EMA"}},
         {"inference": {"weights": "EMA"}, "training": {"ema": False}},
-        "EMA is not kept with training.ema: false",
+        "EMA weights are not saved with training.ema: false",
     ),
     "a volume for training and samples": (
         {"storage": {"accessMode": "ReadWriteMany"}, "inference": {"everyCheckpoint": True}},
@@ -131,7 +131,7 @@ CASES = {
             "training": {"nodes": 1},
             "inference": {"everyCheckpoint": True},
         },
-        "cannot be shared",
+        "does not allow several pods",
     ),
     "outputs end in mp4": (
         {"inference": {"samples": [{"input": "a", "output": "a.mp4"}]}},
@@ -145,7 +145,7 @@ CASES = {
                 "samples": [{"input": "a", "output": "a.mp4"}, {"input": "b", "output": "a.mp4"}]
             }
         },
-        "given twice",
+        "the same output",
     ),
     "prompts fit an annotation": (
         {"inference": {"samples": [{"input": "a", "prompt": "x" * 4096}] * 20}},
@@ -288,7 +288,7 @@ def test_once_work_has_begun_the_server_takes_what_the_table_says(cluster, begun
         cluster.admin.patch(path, {"spec": EVERY[name] | {"suspend": True}})
     elif name.startswith("training."):
         assert "of spec.training only" in said
-        assert "can be changed once work has begun: make another resource" in said
+        assert "can be changed once work has begun: create another resource" in said
     else:
         assert f"spec.{name} cannot be changed once work has begun" in said
 

@@ -337,7 +337,7 @@ MISTAKES = {
     ),
     "context parallelism that does not fit": Mistake(
         VALIDATE,
-        "3 does not fit: it must divide nodes x gpusPerNode (8)",
+        "3 is not valid: it must divide nodes x gpusPerNode (8)",
         {"training": EIGHT | {"contextParallelSize": 3}},
         {"training": EIGHT | {"contextParallelSize": 4}},
     ),

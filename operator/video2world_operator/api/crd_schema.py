@@ -4,38 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from video2world_common.experiments import EXPERIMENTS, PREFIX
-from video2world_common.model_sizes import SIZES
-from video2world_operator.api.constants import (
-    GROUP,
-    KIND,
-    MAX_NAME,
-    MAX_PROMPTS,
-    PLURAL,
-    RESERVED_ENV,
-    VERSION,
-)
-from video2world_operator.api.experiments import DECIDED, OVERRIDES, SHORT_NAMES, fields_of
-from video2world_operator.api.mutability import adjustable, fixed
+from video2world_common.experiments import EXPERIMENTS
+from video2world_operator.api import cel_rules
+from video2world_operator.api.constants import GROUP, KIND, PLURAL, VERSION
+from video2world_operator.api.experiments import OVERRIDES, SHORT_NAMES, fields_of
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.api.spec import NAME_PATTERN, NAME_WORDS, Spec
+from video2world_operator.api.spec import Spec
 from video2world_operator.api.status import Status
-from video2world_operator.api.train_settings import ALLOWED, SETTINGS
 
 __all__ = ["build"]
 
 Schema = dict[str, Any]
 
+_RULES = "x-kubernetes-validations"
 _COLUMNS = (
     ("Phase", "string", ".status.phase", 0, "Summary of the conditions."),
-    ("Stage", "string", ".status.stage", 0, "The stage at work."),
-    ("Progress", "string", ".status.progress.text", 0, "Iterations done and wanted."),
+    ("Stage", "string", ".status.stage", 0, "The running stage."),
+    ("Progress", "string", ".status.progress.text", 0, "Iterations done, of the total."),
     ("ETA", "string", ".status.progress.eta", 0, "Time until training ends."),
-    ("Restarts", "integer", ".status.restarts", 0, "Restarts of the train group."),
-    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since it was made."),
+    ("Restarts", "integer", ".status.restarts", 0, "Restarts of the training group."),
+    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since creation."),
     ("Loss", "number", ".status.progress.loss", 1, "Training loss."),
-    ("Checkpoint", "integer", ".status.checkpoint.iteration", 1, "Iteration last saved."),
-    ("Message", "string", ".status.message", 1, "What is going on."),
+    (
+        "Checkpoint",
+        "integer",
+        ".status.checkpoint.iteration",
+        1,
+        "Newest checkpoint's iteration.",
+    ),
+    ("Message", "string", ".status.message", 1, "Human-readable summary."),
 )
 _MAP_LISTS = {
     "status.conditions": "type",
@@ -59,34 +56,30 @@ _KEPT = {
 }
 
 
-def _given(choices: Any, prefix: str) -> set[str]:
-    if not isinstance(choices, dict):
+def _leaves(fields: Any, prefix: str) -> set[str]:
+    """Return the paths of all fields that are set."""
+    if not isinstance(fields, dict):
         return {prefix}
-    return set().union(*(_given(v, f"{prefix}.{k}") for k, v in choices.items()))
+    return set().union(*(_leaves(v, f"{prefix}.{k}") for k, v in fields.items()))
 
 
-_UNSET: set[str] = {f"spec.{override.field}" for override in OVERRIDES.values()}.union(
-    *(_given(fields_of(experiment), "spec") for experiment in EXPERIMENTS.values())
+_NO_SERVER_DEFAULT: set[str] = {f"spec.{override.field}" for override in OVERRIDES.values()}.union(
+    *(_leaves(fields_of(experiment), "spec") for experiment in EXPERIMENTS.values())
 )
-"""Fields that an experiment or override may set: a default put in by the API server would hide
-whether the user gave them, so theirs is told in the description and applied by the operator."""
+"""Fields that an experiment or override may set: a default from the API server would hide whether
+the user set them, so the description names it and the operator applies it."""
 
 
 def build() -> dict[str, Any]:
-    """The CustomResourceDefinition as an object."""
+    """Return the CustomResourceDefinition as an object."""
     spec, status = _schema(Spec, "spec"), _schema(Status, "status")
-    # The experiment may give the model, an override the data set: rules ask for them below.
+    # An experiment may set the model, an override the dataset: CEL rules require them instead.
     spec["required"] = ["training"]
     model = spec["properties"]["model"]
     model.pop("required")
     dataset = spec["properties"]["dataset"]
-    dataset["x-kubernetes-validations"] = [
-        _rule(
-            "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
-            "give exactly one of agibot, prepared, videos",
-        )
-    ]
-    spec["x-kubernetes-validations"] = _spec_rules()
+    dataset[_RULES] = [cel_rules.dataset_rule()]
+    spec[_RULES] = cel_rules.spec_rules()
     root: Schema = {
         "type": "object",
         "description": (Video2WorldPostTrain.__doc__ or "").strip(),
@@ -98,15 +91,7 @@ def build() -> dict[str, Any]:
             "spec": spec,
             "status": status,
         },
-        "x-kubernetes-validations": [
-            _rule(
-                f"size(self.metadata.name) <= {MAX_NAME} && "
-                f"self.metadata.name.matches('{NAME_PATTERN}')",
-                f"metadata.name: write {NAME_WORDS.format(MAX_NAME)}, since pods and Services are "
-                "named after it",
-            ),
-            *_started_rules(),
-        ],
+        _RULES: [cel_rules.name_rule(), *cel_rules.change_rules()],
     }
     columns = [
         {"name": n, "type": t, "jsonPath": p, "priority": priority, "description": d}
@@ -140,184 +125,19 @@ def build() -> dict[str, Any]:
     }
 
 
-def _rule(rule: str, message: str, **more: str) -> dict[str, str]:
-    return {"rule": rule, "message": message, **more}
-
-
-def _started_rules() -> list[dict[str, str]]:
-    """Once work has begun, what it is built on stays; where it runs changes while suspended."""
-    started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
-    of_spec, training = fixed()
-    same = [_unchanged(f"spec.training.{name}") for name in training]
-    rules = [
-        _rule(
-            f"!({started}) || {_unchanged(f'spec.{name}')}",
-            f"spec.{name} cannot be changed once work has begun: make another resource, "
-            "what is done on the volume is not done again",
-        )
-        for name in of_spec
-    ]
-    rules.append(
-        _rule(
-            f"!({started}) || ({' && '.join(same)})",
-            f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: "
-            "make another resource, what is done on the volume is not done again",
-        )
-    )
-    rules.append(
-        _rule(
-            f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || "
-            f"{_unchanged('spec.scheduling')}",
-            "spec.scheduling can be changed only while spec.suspend is true",
-        )
-    )
-    return rules
-
-
-def _unchanged(path: str) -> str:
-    """The field is as it was. (``.?`` would be shorter; the server puts no bound to its cost.)"""
-    new, old = f"self.{path}", f"oldSelf.{path}"
-    return f"(has({new}) == has({old}) && (!has({new}) || {new} == {old}))"
-
-
-def _by_size(field: str) -> str:
-    """A CEL expression: the default of ``field`` for the model's size."""
-    values = {name: getattr(size, field) for name, size in SIZES.items()}
-    size = "self.model.size"
-    return f"({size} == 'Tiny' ? {values['Tiny']} : {size} == '2B' ? {values['2B']} : " + (
-        f"{values['14B']})"
-    )
-
-
-def _or_default(field: str, default: str) -> str:
-    return f"(has(self.training.{field}) ? self.training.{field} : {default})"
-
-
-def _overridden(name: str) -> str:
-    overrides = "self.training.overrides"
-    return f"(has({overrides}) && {overrides}.exists(o, {_NAME} == '{name}' && {_NOT_EMPTY}))"
-
-
-# CEL for an override ``o``, written as name=value or "+ name = 'value'".
-_NAME = "o.split('=')[0].replace('+', ' ').trim()"
-_VALUE = """o.substring(o.indexOf('=') + 1).replace('"', ' ').replace("'", ' ').trim()"""
-_NOT_EMPTY = """o.matches('(?s)=.*[^\\\\s"\\']')"""
-
-
-def _known_override() -> str:
-    """A CEL expression: ``o`` is an override that has a field or goes to the train command."""
-    names = {*OVERRIDES, *SETTINGS} - {*DECIDED}
-    texts = {
-        name
-        for name in names - {*OVERRIDES}
-        if SETTINGS[name]["kind"] == "str" and not SETTINGS[name]["choices"]
-    }
-    fixed = [f"{name}={value}" for name, values in sorted(ALLOWED.items()) for value in values]
-    return (
-        f"o.contains('=') && ({_NAME} in {sorted(names - texts)} ? {_NOT_EMPTY} : "
-        f"{_NAME} in {sorted(texts)} || ({_NAME} + '=' + {_VALUE}.lowerAscii()) in {fixed})"
-    )
-
-
-def _spec_rules() -> list[dict[str, str]]:
-    sized = "has(self.model) && has(self.model.size)"
-    named = "has(self.training.experiment)"
-    # What experiment and overrides decide is checked by the operator, which knows them.
-    plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
-    parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
-    nodes = _or_default("nodes", _by_size("nodes"))
-    processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
-    return [
-        _rule(
-            f"({sized}) || {named}",
-            "model.size is missing; use Tiny, 2B or 14B, or name training.experiment",
-        ),
-        _rule(
-            f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
-            "dataset is missing; give one of agibot, prepared, videos",
-        ),
-        _rule(
-            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
-            "training.iterations is missing; give the number of steps to train",
-        ),
-        _rule(
-            f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
-            f"{_by_size('num_heads')} % {parallel} == 0)",
-            "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
-            "heads (Tiny 4, 2B 16, 14B 40)",
-        ),
-        _rule(
-            f"!({sized}) || !{named} || "
-            f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
-            "+ '_')",
-            "model.size contradicts training.experiment; leave the field out or name the other "
-            "experiment",
-        ),
-        _rule(
-            f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
-            "!has(self.training.device) || self.training.device != 'CPU'",
-            "training.device: CPU can train model.size Tiny only",
-        ),
-        _rule(
-            "!has(self.storage) || !has(self.storage.accessMode) || "
-            "self.storage.accessMode != 'ReadWriteOncePod' || "
-            f"!({_shared(sized)})",
-            "storage.accessMode: ReadWriteOncePod cannot be shared by several pods (nodes, "
-            "dataset.shards, inference.parallelism, or inference.everyCheckpoint beside "
-            "training); use ReadWriteMany",
-        ),
-        _rule(
-            "!has(self.inference) || !has(self.inference.checkpoint) || "
-            "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
-            "inference.checkpoint is given beside inference.checkpoints; keep one of them (put "
-            "it into the list; checkpoint: null takes out what an older definition filled in)",
-        ),
-        _rule(
-            "!has(self.inference) || !has(self.inference.everyCheckpoint) || "
-            "!self.inference.everyCheckpoint || "
-            "(has(self.inference.samples) && size(self.inference.samples) > 0)",
-            "inference.everyCheckpoint: there is nothing to make; name inference.samples, or "
-            "leave it out",
-        ),
-        _rule(
-            "!has(self.inference) || !has(self.inference.weights) || "
-            "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
-            "inference.weights: EMA is not kept with training.ema: false; use Regular, or leave "
-            "training.ema out",
-        ),
-    ]
-
-
-def _shared(sized: str) -> str:
-    """Whether several pods use the volume at the same time: the twin of ``Spec.sharing``."""
-    nodes = f"(has(self.training.nodes) ? self.training.nodes : {sized} ? {_by_size('nodes')} : 1)"
-    several = (
-        "size(self.inference.samples) > 1 || (size(self.inference.samples) == 1 && "
-        "has(self.inference.checkpoints) && self.inference.checkpoints.exists(c, "
-        "string(c) == 'all' || string(c) != string(self.inference.checkpoints[0])))"
-    )
-    return (
-        f"{nodes} > 1 || (has(self.dataset) && has(self.dataset.shards) && "
-        "self.dataset.shards > 1) || (has(self.inference) && "
-        "((has(self.inference.everyCheckpoint) && self.inference.everyCheckpoint) || "
-        "(has(self.inference.parallelism) && self.inference.parallelism > 1 && "
-        f"has(self.inference.samples) && ({several}))))"
-    )
-
-
 def _schema(model: type[Spec] | type[Status], path: str) -> Schema:
     raw = model.model_json_schema(by_alias=True, mode="validation")
     return _structural(raw, raw.get("$defs", {}), path)
 
 
 def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
-    """One node as Kubernetes wants it: no $ref, no null, every list with its type."""
-    raw = _worded(_inlined(raw, definitions), definitions)
+    """Convert a node to a structural schema: no $ref, no null, every list with its type."""
+    raw = _described(_inlined(raw, definitions), definitions)
     branches = [b for b in raw.pop("anyOf", []) if b.get("type") != "null"]
     if len(branches) == 1:
         raw = _inlined(branches[0], definitions) | raw
         branches = []
-    if branches:  # quantities: 500m or 2; checkpoints: latest or 500
+    if branches:  # quantities (500m or 2) and checkpoints (latest or 500)
         text = next(b for b in branches if b["type"] == "string")
         number = next(b for b in branches if b["type"] == "integer")
         bounds = {name: number[name] for name in ("minimum", "maximum") if name in number}
@@ -335,34 +155,18 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         node |= {"minimum": raw["exclusiveMinimum"], "exclusiveMinimum": True}
     if "enum" in node:
         node.setdefault("type", "integer" if isinstance(node["enum"][0], int) else "string")
-    if path in _UNSET and "default" in node:
+    if path in _NO_SERVER_DEFAULT and "default" in node:
         value = node.pop("default")
         shown = str(value).lower() if isinstance(value, bool) else value
         node["description"] = f"{node['description']} Default: {shown}."
     if node.get("default") in ([], {}) or path.startswith("status"):
-        node.pop("default", None)  # nobody chooses a status: what is not known is not there
+        node.pop("default", None)  # a status has no defaults: a field that is not known is absent
     if path == "spec.training.experiment":
         node["enum"] = sorted({*EXPERIMENTS, *SHORT_NAMES})
     if path == "spec.training.overrides" and node["type"] == "array":
-        node["x-kubernetes-validations"] = [
-            _rule(
-                f"self.all(o, {_known_override()})",
-                "write an override as name=value; docs/reference/training.md lists the names",
-            )
-        ]
+        node[_RULES] = [cel_rules.overrides_rule()]
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
-        node["x-kubernetes-validations"] = [
-            _rule(
-                "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
-                "b.output == a.output))",
-                "an output is given twice; rename one",
-            ),
-            _rule(
-                f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
-                f"all prompts together have more than {MAX_PROMPTS} characters; "
-                "use several resources",
-            ),
-        ]
+        node[_RULES] = cel_rules.samples_rules()
     if node["type"] == "array":
         _array(node, raw, definitions, path)
     elif node["type"] == "object":
@@ -370,22 +174,17 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
     elif node["type"] == "string":
         _string(node)
     elif node["type"] == "number" and node.get("minimum", 0) % 1:
-        low, high = node["minimum"], node["maximum"]  # cut to whole numbers for whole numbers: 0
-        node["x-kubernetes-validations"] = [
-            _rule(
-                f"self >= {low}",
-                f"write a number from {low} to {high:g}",
-            )
-        ]
+        # for a whole number, the API server cuts the bound to a whole number too: to 0
+        node[_RULES] = [cel_rules.minimum_rule(node["minimum"], node["maximum"])]
     return node
 
 
-def _worded(raw: Schema, definitions: Schema) -> Schema:
-    """``raw`` with the words for its form, or that of its entries, in its description."""
+def _described(raw: Schema, definitions: Schema) -> Schema:
+    """Add to the description what form the value, or its entries, must have."""
     if "description" not in raw:
         return raw
     inner = raw
-    while "words" not in inner:
+    while "expected" not in inner:
         below = inner.get("items") or inner.get("additionalProperties")
         branches = inner.get("anyOf") or ([below] if isinstance(below, dict) else [])
         if not branches:
@@ -393,8 +192,8 @@ def _worded(raw: Schema, definitions: Schema) -> Schema:
         inner = _inlined(branches[0], definitions)
     if "pattern" not in inner:
         return raw
-    words = f"Write {inner['words']}, such as {inner['examples'][0]}."
-    return {**raw, "description": f"{raw['description']} {words}"}
+    form = f"Write {inner['expected']}, such as {inner['examples'][0]}."
+    return {**raw, "description": f"{raw['description']} {form}"}
 
 
 def _inlined(raw: Schema, definitions: Schema) -> Schema:
@@ -410,15 +209,7 @@ def _array(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
     if key:
         node |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
         if path.endswith(".env"):
-            prefixes = [r for r in RESERVED_ENV if r.endswith("_")]
-            words = [r for r in RESERVED_ENV if not r.endswith("_")]
-            refused = [f"!self.startsWith('{p}')" for p in prefixes]
-            node["items"]["properties"]["name"]["x-kubernetes-validations"] = [
-                _rule(
-                    " && ".join([*refused, f"!(self in {words})"]),
-                    "this variable is set by the plan itself; remove it",
-                )
-            ]
+            node["items"]["properties"]["name"][_RULES] = [cel_rules.env_name_rule()]
     else:
         node["x-kubernetes-list-type"] = "atomic"
 
@@ -435,7 +226,7 @@ def _object(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
     required = raw.get("required", [])
     for name, inner in raw["properties"].items():
         child = _structural(inner, definitions, f"{path}.{name}")
-        # An object left out still gets the defaults of its fields.
+        # An omitted object still gets the defaults of its fields.
         if "properties" in child and name not in required and inner.get("default", 0) is not None:
             defaults = ("default" in field for field in child["properties"].values())
             if any(defaults):
@@ -446,12 +237,7 @@ def _object(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
 
 
 def _string(node: Schema) -> None:
-    # Paths on the volume are the strings whose pattern may end in a slash or begins with latest.
+    # Paths on the volume: the strings whose pattern may end in a slash or starts with latest.
     pattern = node.get("pattern", "")
     if pattern.endswith("/?$") or pattern.startswith("^(latest|"):
-        node["x-kubernetes-validations"] = [
-            _rule(
-                "!self.split('/').exists(part, part == '..')",
-                "leaves the volume; give a path without ..",
-            )
-        ]
+        node[_RULES] = [cel_rules.path_rule()]

@@ -1,4 +1,4 @@
-"""Errors in a resource file, as lines of: field path, what is wrong, remedy."""
+"""Define errors in a resource: the field, what is wrong with it, and the remedy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from difflib import get_close_matches
 __all__ = ["NO_CLUSTER", "InvalidResource", "Problem", "nearest"]
 
 NO_CLUSTER = (
-    "no cluster is configured: set KUBECONFIG, or run inside a pod with a service account; for a "
-    "run on this machine give --volume"
+    "no cluster is configured: set KUBECONFIG, or run in a pod with a service account; to run on "
+    "this machine, pass --volume"
 )
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake: ``path`` as the user wrote it (``spec.training.nodes``) and what to do.
+    """One mistake: ``path`` as the user wrote it (``spec.training.nodes``) and the remedy.
 
-    ``line`` is where that stands in the file, 0 if it comes from none.
+    ``line`` is its line in the file, 0 if there is no file.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Problem:
 
 
 class InvalidResource(ValueError):
-    """A resource that cannot be accepted; ``str()`` lists all its ``problems``."""
+    """The resource is not valid; ``str()`` lists all its ``problems``."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -39,10 +39,10 @@ class InvalidResource(ValueError):
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """The remedy for an unknown word: `` did you mean X?`` or the list of what is known."""
+    """Suggest the closest known word (``did you mean X?``), or else list all known words."""
     known = sorted(known)
     by_lower = {name.lower(): name for name in known}
     found = get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     if found:
         return f"did you mean {by_lower[found[0]]}?"
-    return "known here: " + ", ".join(known) if known else "remove it"
+    return "use one of " + ", ".join(known) if known else "remove it"

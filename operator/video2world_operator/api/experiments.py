@@ -1,8 +1,4 @@
-"""The guide's named experiments and dotted overrides, translated into fields of the spec.
-
-Sources: cosmos_predict2/configs/base/experiment/agibot_head_center_fisheye_color.py and the guide
-for post-training on AgiBotWorld-Alpha (shared/reference/cosmos-predict2.md, section 2.4).
-"""
+"""Translate the guide's named experiments and dotted overrides into fields of the spec."""
 
 from __future__ import annotations
 
@@ -77,7 +73,7 @@ def _text(text: str) -> str:
 
 
 def _dataset_root(text: str) -> str:
-    # The guide names the folder of one split; ours holds train/ and val/.
+    # The guide names the folder of one split; our path is its parent, with train/ and val/.
     return _text(text.rstrip("/").removesuffix("/train"))
 
 
@@ -141,21 +137,21 @@ OVERRIDES: Mapping[str, _Override] = {
         "training.warmupIterations", lambda text: int(text.strip("[]")), _WHOLE
     ),
 }
-"""Dotted name of the guide's command line → field of the spec, reader of its value."""
+"""Dotted name on the guide's command line → field of the spec and parser of the value."""
 
 DECIDED: Mapping[str, str] = {
-    "job.project": "a resource's runs are below checkpoints/posttraining/video2world",
-    "job.group": "a resource's runs are below checkpoints/posttraining/video2world",
+    "job.project": "runs of a resource are in checkpoints/posttraining/video2world",
+    "job.group": "runs of a resource are in checkpoints/posttraining/video2world",
     "dataloader_train.dataset.num_frames": "set spec.model.fps: 93 frames at 16, 61 at 10",
 }
-"""Settings of training that a resource decides by itself, and how."""
+"""Settings of the train command that follow from the resource, and how."""
 
 
 def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Return ``spec`` (as written) with its experiment and overrides put into the typed fields.
+    """Return ``spec`` (as written) with its experiment and overrides applied to the typed fields.
 
-    What the file says in a typed field stands against the experiment's value; an override that
-    contradicts a typed field is a problem. ``spec`` is not changed; applying twice changes nothing.
+    Typed fields override the experiment; an override that contradicts one is a problem.
+    ``spec`` itself is not changed; expanding twice is the same as once.
     """
     training = spec.get("training")
     if not isinstance(training, Mapping):
@@ -183,7 +179,7 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
                     Problem(
                         "spec.model.size",
                         f"{size} contradicts the experiment {name}; "
-                        "leave the field out or name the other experiment",
+                        "remove the field or use the other experiment",
                     )
                 )
             _fill(full, fields_of(experiment))
@@ -196,7 +192,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
     if not equals:
         return Problem(path, f"{text[:99]!r} has no value; write it as name=value")
     if name == "experiment":
-        return Problem(path, "name the experiment in spec.training.experiment")
+        return Problem(path, "set the experiment in spec.training.experiment")
     if name in DECIDED:
         return Problem(path, f"{name} cannot be set: {DECIDED[name]}")
     if name not in OVERRIDES:
@@ -206,13 +202,13 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
     try:
         meant = override.read(value)
     except (ValueError, KeyError):
-        return Problem(path, f"{value!r} does not fit {name}; use {override.expected}")
+        return Problem(path, f"{value!r} is not valid for {name}; use {override.expected}")
     *folders, field = override.field.split(".")
     place: Any = spec
     for folder in folders:
         place = place.setdefault(folder, {})
         if not isinstance(place, dict):
-            return None  # the file is malformed here: the schema says so
+            return None  # malformed here, which the schema reports
     if place.setdefault(field, meant) != meant:
         return Problem(
             path,
@@ -222,7 +218,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
 
 
 def passed_on(overrides: Sequence[str]) -> dict[str, str]:
-    """Return the overrides that have no field and go to the train command, by name."""
+    """Return the overrides without a field, which the train command gets, by name."""
     found = {name: value for name, _, value in map(_parts, overrides) if name not in OVERRIDES}
     return {name: value for name, value in found.items() if name in SETTINGS}
 

@@ -1,4 +1,4 @@
-"""Define the field types of the spec: bounded text, names, quantities, paths."""
+"""Define the field types that the spec is made of: bounded text, names, quantities, paths."""
 
 from __future__ import annotations
 
@@ -7,71 +7,171 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from video2world_operator.api.constants import MAX_NAME
 
-class _Model(BaseModel):
+__all__ = [
+    "RESOURCE_NAME_EXPECTED",
+    "RESOURCE_NAME_PATTERN",
+    "AnnotationKey",
+    "ApiModel",
+    "Checkpoint",
+    "CheckpointName",
+    "ClipName",
+    "Count",
+    "DNSName",
+    "EnvVarName",
+    "EpisodeID",
+    "FolderName",
+    "FreeObject",
+    "Iteration",
+    "LabelKey",
+    "LabelValue",
+    "NamespaceName",
+    "OutputName",
+    "Override",
+    "Quantity",
+    "QueueName",
+    "RepoID",
+    "ResourceName",
+    "Revision",
+    "SecretKeyName",
+    "Text",
+    "VolumePath",
+    "VolumeSize",
+    "reject_boolean",
+    "with_example",
+]
+
+
+class ApiModel(BaseModel):
+    """Base of all models of the API: camelCase in YAML, unknown fields refused."""
+
     model_config = ConfigDict(
         alias_generator=to_camel,
         extra="forbid",
         populate_by_name=True,
-        defer_build=True,  # validators are built at first use: importing stays quick
+        defer_build=True,  # validators are built on first use, which keeps imports fast
     )
 
 
-def _text(maximum: int, words: str, example: str, pattern: str | None = None) -> Any:
-    """The bounds of a text and how they read to people, in errors as in the documentation."""
-    return Field(
-        min_length=1,
-        max_length=maximum,
-        pattern=pattern,
-        examples=[example],
-        json_schema_extra={"words": words},
-    )
+def with_example(example: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of a model with an example, which error messages show."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
 
 
-def _no_boolean(value: object) -> object:
+def reject_boolean(value: object) -> object:
     """Refuse true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("not a number")
     return value
 
 
-def _by_example(example: dict[str, Any]) -> ConfigDict:
-    """The configuration of a model that shows how it is written."""
-    return ConfigDict(json_schema_extra={"examples": [example]})
+def _text(maximum: int, expected: str, example: str, pattern: str | None = None) -> Any:
+    """Bound a text; ``expected`` describes it in error messages and in the reference."""
+    return Field(
+        min_length=1,
+        max_length=maximum,
+        pattern=pattern,
+        examples=[example],
+        json_schema_extra={"expected": expected},
+    )
 
 
 Text = Annotated[str, _text(253, "1 to 253 characters", "ghcr.io/mine/trainer:1.0")]
-# A label's key as the API server has it: a DNS name and a slash before it, or nothing.
-LABEL_KEY = (
+FreeObject = dict[str, Any]
+
+# --------------------------------------------------------------------- names of Kubernetes
+
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = rf"^{_LABEL}(\.{_LABEL})*$"
+_SUBDOMAIN_EXPECTED = (
+    "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit"
+)
+RESOURCE_NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+RESOURCE_NAME_EXPECTED = (
+    f"lowercase letters, digits and dashes, starting with a letter, at most {MAX_NAME} characters"
+)
+ResourceName = Annotated[
+    str, _text(MAX_NAME, RESOURCE_NAME_EXPECTED, "agibot-2b", RESOURCE_NAME_PATTERN)
+]
+NamespaceName = Annotated[
+    str,
+    _text(
+        63, "lowercase letters, digits and dashes, at most 63 characters", "my-team", rf"^{_LABEL}$"
+    ),
+]
+DNSName = Annotated[str, _text(253, _SUBDOMAIN_EXPECTED, "my-team", _SUBDOMAIN)]
+QueueName = Annotated[  # at most 63, because it becomes the value of a label
+    str, _text(63, f"{_SUBDOMAIN_EXPECTED}, at most 63 characters", "my-team", _SUBDOMAIN)
+]
+# As the API server accepts it: an optional DNS name with a slash, then the name itself.
+_LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
-_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-DNSName = Annotated[
+LabelKey = Annotated[
+    str, _text(316, "the key of a Kubernetes label", "topology.kubernetes.io/rack", _LABEL_KEY)
+]
+AnnotationKey = Annotated[
+    str,
+    _text(
+        316,
+        "the key of a Kubernetes annotation",
+        "example.com/owner",
+        _LABEL_KEY.replace(_LABEL, "[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?"),
+    ),
+]
+LabelValue = Annotated[
+    str,
+    Field(
+        max_length=63,
+        pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+        examples=["vision"],
+        json_schema_extra={
+            "expected": "letters, digits, dashes, dots and underscores, starting and ending with "
+            "a letter or digit, at most 63 characters"
+        },
+    ),
+]
+SecretKeyName = Annotated[
     str,
     _text(
         253,
-        "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit",
-        "my-team",
-        rf"^{_LABEL}(\.{_LABEL})*$",
+        "letters, digits, dashes, dots and underscores, not starting with two dots",
+        "token",
+        r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
     ),
 ]
-QueueName = Annotated[
+EnvVarName = Annotated[
     str,
     _text(
-        63,  # it is the value of a label
-        "lowercase letters, digits, dashes and dots, starting and ending with a letter or digit, "
-        "at most 63 characters",
-        "my-team",
-        rf"^{_LABEL}(\.{_LABEL})*$",
+        128,
+        "letters, digits and underscores, not starting with a digit, at most 128 characters",
+        "NCCL_DEBUG",
+        r"^[A-Za-z_][A-Za-z0-9_]*$",
     ),
 ]
-# Relative to the volume's root, never out of it; what begins with a dash would read as a flag.
+
+# --------------------------------------------------------------------- quantities
+
+_UNIT = "(Ki|[MGTPE]i?|[mk])?$"
+_UNITS = "with or without one of the units k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei"
+Quantity = Annotated[
+    str,
+    _text(32, f"a number {_UNITS}, or m for thousandths", "16Gi", rf"^[0-9]+(\.[0-9]+)?{_UNIT}"),
+]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+_POSITIVE_PATTERN = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
+VolumeSize = Annotated[str, _text(32, f"a number above zero {_UNITS}", "500Gi", _POSITIVE_PATTERN)]
+
+# --------------------------------------------------------------------- files and folders
+
+# Relative to the volume's root and inside it; a leading dash would be read as a flag.
 VolumePath = Annotated[
     str,
     _text(
         512,
-        "a path relative to the volume's root, without a slash or dash in front, // and $",
+        "a path relative to the volume's root, without a leading slash or dash, // and $",
         "datasets/mine",
         r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$",
     ),
@@ -81,21 +181,46 @@ FolderName = Annotated[
     str,
     _text(
         100,
-        "letters, digits, dots, dashes and underscores, no dot or dash in front, at most 100 "
-        "characters",
+        "letters, digits, dots, dashes and underscores, not starting with a dot or dash, at most "
+        "100 characters",
         "first_run",
         rf"{_NAME}$",
     ),
 ]
-_UNIT = "(Ki|[MGTPE]i?|[mk])?$"
-_UNITS = "with or without one of the units k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei"
-Quantity = Annotated[
+ClipName = Annotated[
     str,
-    _text(32, f"a number {_UNITS}, or m for thousandths", "16Gi", rf"^[0-9]+(\.[0-9]+)?{_UNIT}"),
+    _text(200, "a file name without folder and extension", "clip_001", r"^[^-/$\x00][^/$\x00]*$"),
 ]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-ABOVE_ZERO = rf"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*){_UNIT}"
-# A commit, tag or branch; what begins with a dash would read as a flag.
+OutputName = Annotated[
+    str,
+    _text(
+        100,
+        "a file name ending in .mp4: letters, digits, dots, dashes and underscores, at most 100 "
+        "characters",
+        "first.mp4",
+        rf"{_NAME}\.mp4$",
+    ),
+]
+_CHECKPOINT_EXPECTED = (
+    "latest, the number of an iteration, or the path of a weights file on the volume"
+)
+Checkpoint = Annotated[
+    str,
+    _text(512, _CHECKPOINT_EXPECTED, "latest", r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$"),
+]
+# As VolumePath, without a .. segment: no CEL rule can check that where integers are allowed too.
+_CHECKPOINT_PATTERN = (
+    r"^(\.?[A-Za-z0-9_][^/$\x00]*|\.\.[^/$\x00]+)"
+    r"(/(\.?[^./$\x00][^/$\x00]*|\.|\.\.[^/$\x00]+))*$"
+)
+CheckpointName = Annotated[
+    str, _text(512, f"{_CHECKPOINT_EXPECTED}, without .. in it", "latest", _CHECKPOINT_PATTERN)
+]
+Iteration = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+
+# --------------------------------------------------------------------- the rest
+
+# A commit, tag or branch; a leading dash would be read as a flag.
 Revision = Annotated[
     str,
     _text(
@@ -115,38 +240,4 @@ RepoID = Annotated[
     ),
 ]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
-FreeObject = dict[str, Any]
-
-# As VolumePath, without .. by itself, as no rule can be put beside it where numbers may stand too.
-CHECKPOINT = (
-    r"^(\.?[A-Za-z0-9_][^/$\x00]*|\.\.[^/$\x00]+)"
-    r"(/(\.?[^./$\x00][^/$\x00]*|\.|\.\.[^/$\x00]+))*$"
-)
-_CHECKPOINTS = "latest, the number of an iteration, or the path of a weights file on the volume"
-CheckpointName = Annotated[
-    str, _text(512, f"{_CHECKPOINTS}, without .. in it", "latest", CHECKPOINT)
-]
-Iteration = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
-
-_KEY = _text(
-    253,
-    "letters, digits, dashes, dots and underscores, no two dots in front",
-    "token",
-    r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
-)
-
-_SIZE = _text(32, f"a number above zero {_UNITS}", "500Gi", ABOVE_ZERO)
-
-LabelKey = Annotated[
-    str,
-    _text(
-        316, "the key of a label, as Kubernetes has them", "topology.kubernetes.io/rack", LABEL_KEY
-    ),
-]
-
-_VARIABLE = _text(
-    128,
-    "letters, digits and underscores, no digit in front, at most 128 characters",
-    "NCCL_DEBUG",
-    r"^[A-Za-z_][A-Za-z0-9_]*$",
-)
+Override = Annotated[str, _text(512, "name=value", "optimizer.lr=1e-5")]

@@ -1,34 +1,34 @@
-"""Which fields of a spec can be changed once work has begun, and when a change takes effect.
+"""Define which fields of a spec can be changed once work has begun, and when changes take effect.
 
-Whatever is not in the table is what the work is built on, and cannot be changed: the rules of the
-CRD are made of it, and so is the reference.
+All other fields are fixed, because finished work depends on them. The CRD's rules about changes and
+the reference are generated from this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from video2world_operator.api.spec import Spec, TrainingSpec
+from video2world_operator.api.spec import Spec
+from video2world_operator.api.training_spec import TrainingSpec
 
 __all__ = ["CHANGEABLE", "SUSPENDED", "adjustable", "fixed"]
 
 AT_ONCE = "At once."
 NEXT = (
-    "With the next attempt at a stage; an attempt none of whose pods has started is begun anew at "
-    "once. `v2w suspend NAME` and `v2w resume NAME` begin the next attempt from the last "
-    "checkpoint."
+    "With the next attempt at a stage; an attempt without a started pod is replaced at once. `v2w "
+    "suspend NAME` and `v2w resume NAME` start the next attempt from the last checkpoint."
 )
-SUSPENDED = "Only while `spec.suspend` is true; when it is resumed."
+SUSPENDED = "Only while `spec.suspend` is true; takes effect on resume."
 
 CHANGEABLE: Mapping[str, str] = {  # by path below spec
-    "training.iterations": "At once: the attempt is ended, and the next one resumes from the last "
-    "checkpoint to the new length.",
+    "training.iterations": "At once: the attempt ends, and the next one resumes from the last "
+    "checkpoint and trains to the new length.",
     "training.checkpoint": NEXT,
     "training.hangTimeoutSeconds": NEXT,
     "training.stopWhenDiverged": NEXT,
     "training.maxRestarts": AT_ONCE,
     "training.restartBackoffSeconds": AT_ONCE,
-    "inference": "At once: samples are made again as far as the change asks for others.",
+    "inference": "At once: samples that the change affects are generated again.",
     "images": NEXT,
     "stages": NEXT,
     "credentials": NEXT,
@@ -41,12 +41,12 @@ CHANGEABLE: Mapping[str, str] = {  # by path below spec
 
 
 def adjustable() -> list[str]:
-    """Fields of spec.training that can be changed."""
+    """Return the fields of spec.training that can be changed."""
     return [path.removeprefix("training.") for path in CHANGEABLE if path.startswith("training.")]
 
 
 def fixed() -> tuple[list[str], list[str]]:
-    """Fields of spec, and of spec.training, that cannot be changed."""
+    """Return the fields of spec, and of spec.training, that cannot be changed."""
     of_spec = [field.alias or name for name, field in Spec.model_fields.items()]
     of_training = [field.alias or name for name, field in TrainingSpec.model_fields.items()]
     changes = adjustable()

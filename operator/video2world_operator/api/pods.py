@@ -1,4 +1,4 @@
-"""Define the spec fields that shape pods: storage, scheduling, images, stage patches."""
+"""Define the sections of the spec that shape pods: storage, scheduling, images, stages."""
 
 from __future__ import annotations
 
@@ -7,96 +7,104 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from video2world_operator.api.fields import (
-    _KEY,
-    _SIZE,
-    _VARIABLE,
+    ApiModel,
     Count,
     DNSName,
+    EnvVarName,
     FreeObject,
     LabelKey,
     Quantity,
     QueueName,
+    SecretKeyName,
     Text,
     VolumePath,
-    _by_example,
-    _Model,
+    VolumeSize,
+    with_example,
 )
 
-__all__ = ["StagePatch"]
+__all__ = [
+    "CredentialsSpec",
+    "ImagesSpec",
+    "SchedulingSpec",
+    "StagePatch",
+    "StagesSpec",
+    "StorageSpec",
+]
 
 
-class SecretKey(_Model):
+class SecretKey(ApiModel):
     """A key of a Secret in the resource's namespace."""
 
-    model_config = _by_example({"name": "hugging-face"})
+    model_config = with_example({"name": "hugging-face"})
 
     name: DNSName = Field(description="Name of the Secret.")
-    key: Annotated[str, _KEY] = Field(default="token", description="Key within the Secret.")
+    key: SecretKeyName = Field(default="token", description="Key within the Secret.")
 
 
-class CredentialsSpec(_Model):
+class CredentialsSpec(ApiModel):
     """Secrets that stages read."""
 
     hugging_face_token_secret: SecretKey | None = Field(
-        default=None, description="Hugging Face token, for gated weights and data sets."
+        default=None, description="Hugging Face token, for gated weights and datasets."
     )
 
 
-class StorageSpec(_Model):
-    """The volume on which everything lies."""
+class StorageSpec(ApiModel):
+    """The volume that holds weights, data, checkpoints and results."""
 
-    size: Annotated[str, _SIZE] | None = Field(
+    size: VolumeSize | None = Field(
         default=None,
-        description="Size of the claim that is made, in bytes; default 500Gi, for 14B 2Ti, for "
-        "Tiny 20Gi.",
+        description="Size of the PVC to create, in bytes; defaults to 500Gi, for 14B to 2Ti, for "
+        "Tiny to 20Gi.",
     )
     claim_name: DNSName | None = Field(
         default=None,
-        description="An existing claim to use; without it <resource>-data is made.",
+        description="An existing PVC to use; without it, <resource>-data is created.",
     )
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"] | None = Field(
         default=None,
-        description="Access mode of the claim; default ReadWriteMany for several nodes, else "
-        "ReadWriteOnce.",
+        description="Access mode of the PVC; defaults to ReadWriteMany if several pods use the "
+        "volume at the same time, otherwise to ReadWriteOnce.",
     )
     storage_class_name: DNSName | None = Field(
-        default=None, description="Storage class of the claim; default the cluster's."
+        default=None, description="Storage class of the PVC; defaults to the cluster's."
     )
     sub_path: VolumePath | None = Field(
         default=None,
-        description="Folder of the claim that is the volume's root; default the whole claim.",
+        description="Folder of the PVC that becomes the volume's root; defaults to the PVC's own.",
     )
     retention: Literal["Keep", "Delete"] = Field(
         default="Keep",
-        description="What becomes of the claim that was made when the resource is deleted.",
+        description="What happens to a created PVC when the resource is deleted.",
     )
 
 
-class SchedulingSpec(_Model):
-    """How the train group is placed."""
+class SchedulingSpec(ApiModel):
+    """How pods are queued and placed."""
 
     queue_name: QueueName | None = Field(
-        default=None, description="Kueue's local queue for the GPU stages; default none."
+        default=None, description="Kueue LocalQueue for the GPU stages; defaults to none."
     )
     gang: Literal["Auto", "Native", "Volcano", "Coscheduling", "None"] = Field(
         default="Auto",
-        description="Start all nodes together or none. Auto takes the first that the cluster has "
-        "of Kubernetes' own PodGroup, Volcano and coscheduling; with a queueName, Kueue does it.",
+        description="Gang scheduling: start all nodes together or none. Auto uses the first that "
+        "the cluster serves of Kubernetes' own PodGroup, Volcano and coscheduling; with a "
+        "queueName, Kueue does it.",
     )
     priority_class_name: DNSName | None = Field(
-        default=None, description="Priority class of all pods; default the cluster's."
+        default=None, description="Priority class of all pods; defaults to the cluster's."
     )
     scheduler_name: DNSName | None = Field(
-        default=None, description="Scheduler of all pods; default the cluster's."
+        default=None, description="Scheduler of all pods; defaults to the cluster's."
     )
     topology_key: LabelKey | None = Field(
         default=None,
-        description="Node label within one value of which the train group prefers to lie; default "
-        "none.",
+        description="Node label for which the pods of the training group prefer to share one "
+        "value; defaults to none.",
     )
 
 
-class ImagesSpec(_Model):
+class ImagesSpec(ApiModel):
     """Container images."""
 
     preprocess: Text = Field(
@@ -108,45 +116,45 @@ class ImagesSpec(_Model):
         description="Image of the stages train and inference.",
     )
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
-        default="IfNotPresent", description="When images are pulled."
+        default="IfNotPresent", description="Image pull policy."
     )
     pull_secrets: list[DNSName] = Field(
-        default=[], max_length=16, description="Names of Secrets to pull images with."
+        default=[], max_length=16, description="Names of image pull Secrets."
     )
 
 
-class ResourcesSpec(_Model):
+class ResourcesSpec(ApiModel):
     """Resources of one pod, as in Kubernetes."""
 
     requests: dict[str, Quantity | Count] = Field(
-        default={}, max_length=32, description="What is reserved, by resource name."
+        default={}, max_length=32, description="Requests by resource name."
     )
     limits: dict[str, Quantity | Count] = Field(
-        default={}, max_length=32, description="What may be used at most, by resource name."
+        default={}, max_length=32, description="Limits by resource name."
     )
 
 
-class EnvVar(_Model):
+class EnvVar(ApiModel):
     """One environment variable."""
 
-    model_config = _by_example({"name": "NCCL_DEBUG", "value": "INFO"})
+    model_config = with_example({"name": "NCCL_DEBUG", "value": "INFO"})
 
-    name: Annotated[str, _VARIABLE] = Field(
-        description="Name of the variable; those of torchrun and of the plan are refused."
+    name: EnvVarName = Field(
+        description="Name of the variable; those that torchrun or the operator sets are refused."
     )
     value: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
-        default=None, description="Value of the variable; default empty."
+        default=None, description="Value of the variable; defaults to empty."
     )
     value_from: FreeObject | None = Field(
         default=None, description="Source of the value, as in Kubernetes (secretKeyRef and so on)."
     )
 
 
-class StagePatch(_Model):
-    """What one stage's pods get beside the plan's own."""
+class StagePatch(ApiModel):
+    """Changes to one stage's pods."""
 
     resources: ResourcesSpec | None = Field(
-        default=None, description="Resources of each pod, laid over the stage's defaults."
+        default=None, description="Resources of each pod, merged over the stage's defaults."
     )
     node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
         default={}, max_length=32, description="Node labels that are required."
@@ -156,34 +164,32 @@ class StagePatch(_Model):
     )
     affinity: FreeObject | None = Field(default=None, description="Affinity, as in Kubernetes.")
     env: list[EnvVar] = Field(
-        default=[], max_length=64, description="Further environment variables of the container."
+        default=[], max_length=64, description="Additional environment variables of the container."
     )
     image: Text | None = Field(
-        default=None, description="Image of the stage; default that in spec.images."
+        default=None, description="Image of the stage; defaults to the one in spec.images."
     )
     pod_template: FreeObject | None = Field(
         default=None,
-        description="Merge patch (RFC 7386) laid over the pod template last; lists of containers, "
+        description="Merge patch (RFC 7386) applied last to the pod template; lists of containers, "
         "volumes, mounts and env are merged by name.",
     )
 
 
-class StagesSpec(_Model):
-    """Settings of single stages."""
+class StagesSpec(ApiModel):
+    """Settings of individual stages."""
 
     download: StagePatch = Field(
-        default_factory=lambda: StagePatch(), description="Fetching the weights."
+        default_factory=lambda: StagePatch(), description="Download the weights."
     )
     dataset: StagePatch = Field(
-        default_factory=lambda: StagePatch(), description="Making the data set."
+        default_factory=lambda: StagePatch(), description="Create the dataset."
     )
     embeddings: StagePatch = Field(
-        default_factory=lambda: StagePatch(), description="Encoding captions."
+        default_factory=lambda: StagePatch(), description="Encode captions."
     )
-    latents: StagePatch = Field(
-        default_factory=lambda: StagePatch(), description="Encoding videos."
-    )
-    train: StagePatch = Field(default_factory=lambda: StagePatch(), description="Training.")
+    latents: StagePatch = Field(default_factory=lambda: StagePatch(), description="Encode videos.")
+    train: StagePatch = Field(default_factory=lambda: StagePatch(), description="Train the model.")
     inference: StagePatch = Field(
-        default_factory=lambda: StagePatch(), description="Generating samples."
+        default_factory=lambda: StagePatch(), description="Generate samples."
     )

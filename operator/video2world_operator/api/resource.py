@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from video2world_operator.api.constants import MAX_NAME
-from video2world_operator.api.fields import FreeObject, LabelKey, _Model, _text
-from video2world_operator.api.spec import NAME_PATTERN, NAME_WORDS, AnnotationKey, LabelValue, Spec
+from video2world_operator.api.fields import (
+    AnnotationKey,
+    ApiModel,
+    FreeObject,
+    LabelKey,
+    LabelValue,
+    NamespaceName,
+    ResourceName,
+)
+from video2world_operator.api.spec import Spec
 from video2world_operator.api.status import Status
 
 __all__ = ["Video2WorldPostTrain"]
 
 
 class Metadata(BaseModel):
-    """The object's metadata: what matters here by its rules, what the API server adds as it is."""
+    """The object's metadata: name, labels and annotations are validated, the rest is kept as is."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, extra="forbid", populate_by_name=True, defer_build=True
     )
 
-    name: Annotated[str, _text(MAX_NAME, NAME_WORDS.format(MAX_NAME), "agibot-2b", NAME_PATTERN)]
-    namespace: (
-        Annotated[
-            str,
-            _text(
-                63,
-                "lowercase letters, digits and dashes, at most 63 characters",
-                "my-team",
-                r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-            ),
-        ]
-        | None
-    ) = None
+    name: ResourceName
+    namespace: NamespaceName | None = None
     uid: str | None = None
     generation: int | None = None
     labels: dict[LabelKey, LabelValue] = {}
@@ -50,7 +46,7 @@ class Metadata(BaseModel):
     managed_fields: list[FreeObject] = []
 
 
-class Video2WorldPostTrain(_Model):
+class Video2WorldPostTrain(ApiModel):
     """Post-trains a Cosmos-Predict2 Video2World model and generates videos with it."""
 
     api_version: Literal["video2world.dev/v1alpha1"]
@@ -71,7 +67,7 @@ class Video2WorldPostTrain(_Model):
 
     @property
     def dataset_dir(self) -> str:
-        """Folder of the data set, relative to the volume's root."""
+        """Folder of the dataset, relative to the volume's root."""
         dataset = self.spec.dataset
         if dataset.prepared:
             return dataset.prepared.path.rstrip("/")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from video2world_operator.api.fields import _Model
+from video2world_operator.api.fields import ApiModel
 
 __all__ = ["Condition", "StageStatus", "Status"]
 
@@ -14,7 +14,7 @@ State = Literal["Pending", "Running", "Restarting", "Succeeded", "Failed", "Skip
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-class StageStatus(_Model):
+class StageStatus(ApiModel):
     """How far one stage is."""
 
     name: Literal["download", "dataset", "embeddings", "latents", "train", "inference"] = Field(
@@ -40,7 +40,7 @@ class StageStatus(_Model):
     )
 
 
-class AttemptStatus(_Model):
+class AttemptStatus(ApiModel):
     """One attempt at training, for people who ask why it was restarted."""
 
     number: int = Field(ge=1, description="Number of the attempt.")
@@ -58,7 +58,7 @@ class AttemptStatus(_Model):
     )
 
 
-class SamplesStatus(_Model):
+class SamplesStatus(ApiModel):
     """How far the samples of one checkpoint are."""
 
     checkpoint: str = Field(description="Name of the checkpoint, and of its folder of results.")
@@ -69,7 +69,7 @@ class SamplesStatus(_Model):
     message: str = Field(default="", description="For people: why some are not made.")
 
 
-class ProgressStatus(_Model):
+class ProgressStatus(ApiModel):
     """How far training is."""
 
     iteration: int = Field(default=0, ge=0, description="Iterations done.")
@@ -90,7 +90,7 @@ class ProgressStatus(_Model):
     eta: str = Field(default="", description="For people: time until training ends.")
 
 
-class CheckpointStatus(_Model):
+class CheckpointStatus(ApiModel):
     """The newest whole checkpoint."""
 
     iteration: int = Field(default=0, ge=0, description="Iteration at which it was saved.")
@@ -98,7 +98,7 @@ class CheckpointStatus(_Model):
     time: Time | None = Field(default=None, description="When it was saved.")
 
 
-class GPUSeconds(_Model):
+class GPUSeconds(ApiModel):
     """What became of the GPU time, in GPU seconds."""
 
     useful: float = Field(default=0, ge=0, description="Spent on iterations that were kept.")
@@ -106,7 +106,7 @@ class GPUSeconds(_Model):
     idle: float = Field(default=0, ge=0, description="Held without training.")
 
 
-class Condition(_Model):
+class Condition(ApiModel):
     """A state as machines read it (metav1.Condition)."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=316)] = Field(
@@ -128,7 +128,7 @@ class Condition(_Model):
     )
 
 
-class Status(_Model):
+class Status(ApiModel):
     """What is."""
 
     phase: Literal["Pending", "Running", "Suspended", "Restarting", "Succeeded", "Failed"] = Field(

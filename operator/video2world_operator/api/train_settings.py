@@ -1,6 +1,6 @@
-"""Check settings of the train command that have no field of their own.
+"""Check overrides for settings of the train command that have no field of their own.
 
-The facts are in train_settings.json, which ``make generate`` writes from the trainer.
+train_settings.json describes the settings; ``make generate`` writes it from the trainer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 SETTINGS: Mapping[str, Mapping[str, Any]] = _DATA["settings"]
 _FIXED: Mapping[str, Mapping[str, Any]] = _DATA["fixed"]
 ALLOWED: Mapping[str, Iterable[str]] = {k: v["values"] for k, v in _FIXED.items() if v["values"]}
-"""Settings that are fixed, with the values that change nothing, in lower case."""
+"""Fixed settings, each with the values that it has anyway, in lower case."""
 _EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",
@@ -30,7 +30,7 @@ _EXPECTED = {
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the setting that was probably meant: in the same place, or of the same last name."""
+    """Suggest a setting: a similar one in the same section, or one with the same last name."""
     place, _, last = name.rpartition(".")
     there = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == place}
     near = difflib.get_close_matches(last, there, n=1, cutoff=0.7)
@@ -39,15 +39,15 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def objection(name: str, value: str) -> str | None:
-    """Return why the train command would refuse ``name=value``; None if it would not."""
+    """Explain why the train command would refuse ``name=value``; return None if it accepts it."""
     if name in SETTINGS:
         return _value(name, value, SETTINGS[name])
     near = _nearest(name, SETTINGS)
     fixed = [key for key in _FIXED if name == key or (key[-1] == "." and name.startswith(key))]
     if name not in _FIXED and near:
-        return f"{name} is not a setting known here; did you mean {near}?"
+        return f"{name} is not a known setting; did you mean {near}?"
     if not fixed:
-        return f"{name} is not a setting known here; docs/reference/training.md lists them"
+        return f"{name} is not a known setting; docs/reference/training.md lists them"
     found = _FIXED[max(fixed, key=len)]
     if value.lower() in found["values"]:
         return None
@@ -57,18 +57,18 @@ def objection(name: str, value: str) -> str | None:
 def _value(name: str, value: str, facts: Mapping[str, Any]) -> str | None:
     kind, choices = facts["kind"], facts["choices"]
     if choices and value not in choices:
-        return f"{value!r} does not fit {name}; use one of {', '.join(choices)}"
+        return f"{value!r} is not valid for {name}; use one of {', '.join(choices)}"
     if kind == "str":
         return None
     try:
         numbers = _numbers(kind, value)
     except (KeyError, ValueError):
-        return f"{value!r} does not fit {name}; use {_EXPECTED[kind]}"
+        return f"{value!r} is not valid for {name}; use {_EXPECTED[kind]}"
     low, high = facts["low"], facts["high"]
     if low is not None and min(numbers) < low:
-        return f"{value!r} does not fit {name}; use at least {low}"
+        return f"{value!r} is not valid for {name}; use at least {low}"
     if high is not None and max(numbers) > high:
-        return f"{value!r} does not fit {name}; use at most {high}"
+        return f"{value!r} is not valid for {name}; use at most {high}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Parse and validate resources: files and objects become typed, or errors that help."""
+"""Parse and validate resources: return typed objects, or errors with remedies."""
 
 from __future__ import annotations
 
@@ -55,10 +55,12 @@ __all__ = [
 
 
 def load_manifest(source: str | Path) -> dict[str, Any]:
-    """The resource of a file (or YAML text) as kubectl would send it, not judged yet.
+    """Read a resource from a file or YAML text as kubectl would send it, without validating it.
 
-    Other documents in the file are passed over; exactly one must be of our kind.
-    Raises :class:`InvalidResource` where the file cannot be read.
+    Other documents in the file are ignored; exactly one must be of our kind.
+
+    Raises:
+        InvalidResource: the file cannot be read, or does not hold exactly one resource.
     """
     return dict(_document(source).value)
 
@@ -66,17 +68,21 @@ def load_manifest(source: str | Path) -> dict[str, Any]:
 def load_resource(source: str | Path) -> Video2WorldPostTrain:
     """Read a resource from a file (``Path``, or ``str`` without a line break) or from YAML text.
 
-    Raises :class:`InvalidResource`, whose lines name line and field, what is wrong and the remedy.
+    Raises:
+        InvalidResource: each of its lines names line and field, what is wrong and the remedy.
     """
-    return _judged(_document(source))
+    return _parsed(_document(source))
 
 
 def parse(document: Mapping[str, Any]) -> Video2WorldPostTrain:
-    """Create the resource from an object as the API server gives it or would get it.
+    """Parse a resource from an object of the API server, or from one that it would be sent.
 
-    Experiment and overrides are put into the typed fields first. Raises :class:`InvalidResource`.
+    Experiment and overrides are applied to the typed fields first.
+
+    Raises:
+        InvalidResource: the resource is not valid.
     """
-    return _judged(Document(document))
+    return _parsed(Document(document))
 
 
 def _document(source: str | Path) -> Document:
@@ -98,18 +104,20 @@ def _is_ours(document: dict[Any, Any]) -> bool:
 
 def _count(name: str, documents: list[Any], ours: int) -> Problem:
     if ours > 1:
-        return Problem(name, f"holds {ours} resources of kind {KIND}; keep one a file")
-    kinds = [str(d.get("kind", "without kind")) for d in documents if isinstance(d, dict)]
-    found = f"holds {', '.join(kinds)}" if kinds else "holds no object"
+        return Problem(name, f"contains {ours} resources of kind {KIND}; keep one per file")
+    kinds = [str(d.get("kind", "an object without kind")) for d in documents if isinstance(d, dict)]
+    found = f"contains {', '.join(kinds)}" if kinds else "contains no object"
     remedy = f"write apiVersion: {API_VERSION} and kind: {KIND}"
     return Problem(name, f"{found}, not a {KIND}; {remedy}")
 
 
-def _judged(document: Document) -> Video2WorldPostTrain:
+def _parsed(document: Document) -> Video2WorldPostTrain:
     try:
         text = to_json(document.value)
     except (TypeError, ValueError) as error:
-        raise InvalidResource([Problem("the resource", f"JSON cannot hold it: {error}")]) from None
+        raise InvalidResource(
+            [Problem("the resource", f"JSON cannot represent it: {error}")]
+        ) from None
     raw, problems = from_json(text), list[Problem]()
     if "null" in text:
         raw = without_nulls(raw)
@@ -131,9 +139,9 @@ def _judged(document: Document) -> Video2WorldPostTrain:
 
 
 def _validated(raw: dict[str, Any]) -> Video2WorldPostTrain:
-    """The typed resource. Its types are strict, as those of the API server are.
+    """Return the typed resource; types are strict, as those of the API server.
 
-    The server drops the status of a new object, but not before it refuses unknown fields in it.
+    The server drops the status of a new object, but only after refusing unknown fields in it.
     """
     try:
         return _typed(raw)
@@ -145,14 +153,14 @@ def _validated(raw: dict[str, Any]) -> Video2WorldPostTrain:
 
 
 def _typed(raw: dict[str, Any]) -> Video2WorldPostTrain:
-    # From JSON, as strict types take mappings for models from there only.
+    # From JSON: in strict mode, pydantic accepts mappings as models from JSON only.
     return Video2WorldPostTrain.model_validate_json(
         json.dumps(raw), strict=True, by_name=False, by_alias=True
     )
 
 
 def _line(path: str, lines: Mapping[str, int]) -> int:
-    """The line of a field, or of the closest one around it that the file has."""
+    """Return the line of a field, or of the closest enclosing one in the file."""
     while path not in lines and path:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return lines.get(path, 0)
@@ -180,9 +188,9 @@ def _explained(
 
 
 def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], Any]:
-    """The part of an error's location that is in the document, and what lies there.
+    """Return the part of an error's location that is in the document, and the value there.
 
-    The rest names branches of a union or says that a key is meant.
+    The rest of a location names branches of a union, or a key.
     """
     found: list[str | int] = []
     for part in location:
@@ -197,26 +205,23 @@ def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], An
 
 
 def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
-    """What no single field shows: each check has its twin as a CEL rule in the CRD."""
+    """Check the rules between fields, each of which is a rule in cel_rules.py too."""
     spec, heads = resource.spec, SIZES[resource.spec.model.size].num_heads
-    given = [name for name in ("agibot", "prepared", "videos") if getattr(spec.dataset, name)]
-    if len(given) != 1:
-        found = " and ".join(given) if given else "none"
-        yield Problem(
-            "spec.dataset", f"{found} given; give exactly one of agibot, prepared, videos"
-        )
+    sources = [name for name in ("agibot", "prepared", "videos") if getattr(spec.dataset, name)]
+    if len(sources) != 1:
+        found = " and ".join(sources) if sources else "none"
+        yield Problem("spec.dataset", f"{found} set; set exactly one of agibot, prepared, videos")
     if spec.training.iterations is None:
         yield Problem(
             "spec.training.iterations",
-            "missing; give the number of steps to train, such as 1000, or name spec.training."
-            "experiment",
+            "missing; set the number of steps to train, such as 1000, or spec.training.experiment",
         )
     world = spec.nodes * spec.processes_per_node
     if world % spec.context_parallel or heads % spec.context_parallel:
         fitting = [n for n in range(1, world + 1) if world % n == 0 and heads % n == 0]
         yield Problem(
             "spec.training.contextParallelSize",
-            f"{spec.context_parallel} does not fit: it must divide nodes x gpusPerNode ({world}) "
+            f"{spec.context_parallel} is not valid: it must divide nodes x gpusPerNode ({world}) "
             f"and the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
         )
     if spec.device == "CPU" and not spec.tiny:
@@ -225,10 +230,10 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
         )
     modes = spec.storage.access_mode
-    if modes == "ReadWriteOncePod" and spec.sharing > 1:
+    if modes == "ReadWriteOncePod" and spec.pods_sharing_volume > 1:
         yield Problem(
             "spec.storage.accessMode",
-            f"{modes} cannot be shared by {spec.sharing} pods; use ReadWriteMany",
+            f"{modes} does not allow {spec.pods_sharing_volume} pods; use ReadWriteMany",
         )
     yield from _inference(spec)
     yield from _paths(resource)
@@ -238,17 +243,21 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
 def _inference(spec: Spec) -> Iterator[Problem]:
     inference = spec.inference
     if inference.checkpoint is not None and inference.checkpoints:
-        remedy = "given beside checkpoints; keep one of them (put this one into the list)"
-        yield Problem("spec.inference.checkpoint", f"{inference.checkpoint} {remedy}")
+        yield Problem(
+            "spec.inference.checkpoint",
+            f"{inference.checkpoint} is set together with checkpoints; keep one of them (move this "
+            "one into the list)",
+        )
     if inference.every_checkpoint and not inference.samples:
         yield Problem(
             "spec.inference.everyCheckpoint",
-            "there is nothing to make; name inference.samples, or leave it out",
+            "there is nothing to generate; add inference.samples, or remove it",
         )
     if inference.weights == "EMA" and not spec.training.ema:
         yield Problem(
             "spec.inference.weights",
-            "EMA is not kept with training.ema: false; use Regular, or leave training.ema out",
+            "EMA weights are not saved with training.ema: false; use Regular, or remove "
+            "training.ema",
         )
 
 
@@ -273,7 +282,7 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
         paths[f"spec.inference.samples[{number}].input"] = sample.input
     for field, path in paths.items():
         if path and ".." in path.split("/"):
-            yield Problem(field, f"{path!r} leaves the volume; give a path without ..")
+            yield Problem(field, f"{path!r} leaves the volume; use a path without ..")
     if sum(len(s.prompt) for s in spec.inference.samples) > MAX_PROMPTS:
         remedy = (
             f"all prompts together have more than {MAX_PROMPTS} characters; use several resources"
@@ -281,7 +290,7 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
         yield Problem("spec.inference.samples", remedy)
     outputs = [s.output for s in spec.inference.samples if s.output]
     for twice in sorted({o for o in outputs if outputs.count(o) > 1}):
-        yield Problem("spec.inference.samples", f"output {twice} is given twice; rename one")
+        yield Problem("spec.inference.samples", f"two samples have the output {twice}; rename one")
 
 
 def _environment(spec: Spec) -> Iterator[Problem]:
@@ -295,7 +304,7 @@ def _environment(spec: Spec) -> Iterator[Problem]:
                 if variable.name == r or (r.endswith("_") and variable.name.startswith(r))
             ]
             if reserved:
-                yield Problem(path, f"{variable.name} is set by the plan itself; remove it")
+                yield Problem(path, f"{variable.name} is set by the operator; remove it")
             if variable.name in names:
-                yield Problem(path, f"{variable.name} is given twice; keep one")
+                yield Problem(path, f"{variable.name} is set twice; keep one")
             names.add(variable.name)

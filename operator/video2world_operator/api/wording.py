@@ -1,4 +1,4 @@
-"""Say of a refused value, in the words of who wrote it, what is wrong and what is right instead."""
+"""Explain why a field's value is refused, and what to write instead."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MOST_SHOWN = 60  # characters of a refused value
 _HINTS = {
     "apiVersion": f"write apiVersion: {API_VERSION}",
     "kind": f"write kind: {KIND}",
-    "spec": "write model, dataset and training below it",
-    "spec.model": "write model: {size: 2B} (or 14B, Tiny), or name spec.training.experiment",
+    "spec": "write model, dataset and training in it",
+    "spec.model": "write model: {size: 2B} (or 14B, Tiny), or set spec.training.experiment",
     "spec.model.size": "use Tiny, 2B or 14B",
-    "spec.dataset": "give one of agibot, prepared or videos: {agibot: {taskIDs: [327]}}",
+    "spec.dataset": "set one of agibot, prepared or videos: {agibot: {taskIDs: [327]}}",
     "spec.training": "write training: {iterations: 1000}",
     "metadata": "write metadata: {name: ...}",
-    "metadata.name": "give the resource a name",
+    "metadata.name": "write a name for the resource",
 }
 _KEYS = (
     "use letters, digits, dashes, dots and underscores, at most 63 characters, with or without a "
-    "domain before, such as example.com/team"
+    "domain in front, such as example.com/team"
 )
 _BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n")
 
@@ -44,7 +44,7 @@ def _root() -> dict[str, Any]:
 
 
 def _branches(node: Schema) -> list[Schema]:
-    """What a value may be: one schema, or several for a number or text; null is left out."""
+    """Return the schemas that a value may have: several for a number or text; never null."""
     if "$ref" in node:
         target = _root()["$defs"][node["$ref"].rpartition("/")[2]]
         return _branches({**target, **{k: v for k, v in node.items() if k != "$ref"}})
@@ -55,7 +55,7 @@ def _branches(node: Schema) -> list[Schema]:
 
 
 def _inner(node: Schema, part: str | int) -> Schema | None:
-    """The schema of a field or item of ``node``."""
+    """Return the schema of a field or item of ``node``."""
     if isinstance(part, int):
         return node.get("items")
     if part in node.get("properties", {}):
@@ -66,7 +66,7 @@ def _inner(node: Schema, part: str | int) -> Schema | None:
 
 
 def at(location: Sequence[str | int]) -> list[Schema]:
-    """What may lie at a location of the document; empty where anything may."""
+    """Return the schemas of a location in the document; empty if anything is allowed there."""
     nodes = _branches(_root())
     for part in location:
         nodes = [b for node in nodes if (one := _inner(node, part)) for b in _branches(one)]
@@ -74,7 +74,7 @@ def at(location: Sequence[str | int]) -> list[Schema]:
 
 
 def without_nulls(value: Any, node: Schema | None = None) -> Any:
-    """``value`` without the null fields that the API server drops: those that the schema names."""
+    """Drop the null fields that the API server drops too: those that the schema defines."""
     nodes = _branches(_root() if node is None else node)
     if isinstance(value, dict):
         made = {}
@@ -94,35 +94,35 @@ def without_nulls(value: Any, node: Schema | None = None) -> Any:
 
 
 def missing(path: str, location: Sequence[str | int]) -> str:
-    """What to say where a required field is not given."""
+    """Explain that a required field is missing."""
     hint = _HINTS.get(path)
     nodes = at(location)
     if not hint:
         example = f": {location[-1]}: {_flow(_example(nodes[0]))}" if nodes else ""
-        hint = f"give it{_described(nodes)}{example}"
+        hint = f"set it{_described(nodes)}{example}"
     return f"missing; {hint}"
 
 
 def unknown(location: Sequence[str | int]) -> str:
-    """What to say of a field that there is not."""
+    """Explain that a field does not exist."""
     known = [name for node in at(location[:-1]) for name in node.get("properties", {})]
     return f"unknown field; {nearest(location[-1], known)}"
 
 
 def message(location: Sequence[str | int], value: Any, source: str | None = None) -> str:
-    """What to say of ``value``, which the schema refuses; ``source`` is how the file has it."""
+    """Explain why the schema refuses ``value``; ``source`` is its text in the file."""
     if location[-1:] == ["[key]"]:
-        return f"{_shown(location[-2])} does not fit as a key; {_KEYS}"
+        return f"{_shown(location[-2])} is not valid as a key; {_KEYS}"
     nodes = at(location)
     if not nodes or not location:
-        return f"{_shown(value)} does not fit; remove it"
+        return f"{_shown(value)} is not valid; remove it"
     choices = _choices(nodes)
     if choices and type(value) is type(choices[0]):
         near = nearest(value, map(str, choices))
         asked = f"; {near}" if near.startswith("did") else ""
-        return f"{_shown(value)} is not one of them; use {_either(choices)}{asked}"
+        return f"{_shown(value)} is not one of the choices; use {_either(choices)}{asked}"
     remedy = _remedy(nodes, value, source, item=isinstance(location[-1], int))
-    return f"{_shown(value)} does not fit{_described(nodes)}; {remedy}"
+    return f"{_shown(value)} is not valid{_described(nodes)}; {remedy}"
 
 
 def _remedy(nodes: Sequence[Schema], value: Any, source: str | None, *, item: bool) -> str:
@@ -154,8 +154,8 @@ def _of_list(node: Schema, value: Any) -> str:
     most, least = node.get("maxItems"), node.get("minItems", 0)
     if isinstance(value, list):
         if most is not None and len(value) > most:
-            return f"it has {len(value)} entries, give at most {most}"
-        return f"give at least {_count(least, 'entry', 'entries')}, such as {_list_of(node)}"
+            return f"it has {len(value)} entries, use at most {most}"
+        return f"write at least {_count(least, 'entry', 'entries')}, such as {_list_of(node)}"
     items = _branches(node["items"])
     short = isinstance(value, (str, int, float)) and len(str(value)) < MOST_SHOWN
     own = short and any(_fits(value, item) for item in items)
@@ -163,7 +163,7 @@ def _of_list(node: Schema, value: Any) -> str:
 
 
 def _list_of(node: Schema, value: Any = None) -> str:
-    """A list as it is written, of ``value`` or an example."""
+    """Write a list in YAML, with ``value`` or an example in it."""
     (item, *_) = _branches(node["items"])
     if item.get("type") == "object" and "properties" in item:
         return _block_item(item)
@@ -186,38 +186,38 @@ def _block_item(item: Schema, value: Any = None) -> str:
 def _of_object(node: Schema, value: Any, *, item: bool) -> str:
     most = node.get("maxProperties")
     if isinstance(value, dict) and most is not None:
-        return f"it has {len(value)} entries, give at most {most}"
+        return f"it has {len(value)} entries, use at most {most}"
     if "properties" in node:
         return f"write {_block_item(node, value) if item else _flow(_example(node))}"
     values = _inner(node, "")
     shown = _example(_branches(values)[0]) if values else "..."
-    return f"write fields below it, as in name: {_flow(shown)}"
+    return f"write fields in it, as in name: {_flow(shown)}"
 
 
 def _of_text(node: Schema, value: Any) -> str:
     most = node.get("maxLength")
-    if isinstance(value, str) and most is not None and len(value) > most and "words" not in node:
-        return f"it has {len(value)} characters, give at most {most}"
-    if "words" not in node:
+    if isinstance(value, str) and most is not None and len(value) > most and "expected" not in node:
+        return f"it has {len(value)} characters, use at most {most}"
+    if "expected" not in node:
         return "write text"
     if isinstance(value, str) and (better := _better(node, value)):
         return better
-    return f"write {node['words']}, such as {_example(node)}"
+    return f"write {node['expected']}, such as {_example(node)}"
 
 
 def _better(node: Schema, value: str) -> str:
-    """A right value close to ``value``, where one is at hand."""
+    """Suggest a valid value close to ``value``; empty if none is obvious."""
     quantity = re.fullmatch(r"([0-9.]+) *([kKMGTPE])(i?)[bB]?", value.strip())
-    if quantity and any(unit in node["words"] for unit in ("Ki",)):
+    if quantity and any(unit in node["expected"] for unit in ("Ki",)):
         number, unit = quantity[1], quantity[2]
         decimal = f"{number}{'k' if unit in 'kK' else unit}"
         options = [one for one in (decimal, f"{number}{unit.upper()}i") if _fits(one, node)]
         return f"write {_either(options)}" if options else ""
-    if node["words"].startswith("lowercase"):
-        allowed = "-a-z0-9." if "dots" in node["words"] else "-a-z0-9"
+    if node["expected"].startswith("lowercase"):
+        allowed = "-a-z0-9." if "dots" in node["expected"] else "-a-z0-9"
         name = re.sub(f"[^{allowed}]+", "-", value.lower())[: node["maxLength"]].strip("-.")
         if _fits(name, node):
-            return f"write {node['words']}, such as {name}"
+            return f"write {node['expected']}, such as {name}"
     return ""
 
 
@@ -248,7 +248,7 @@ def _choices(nodes: Sequence[Schema]) -> list[Any]:
 
 
 def _number(text: str, node: Schema) -> str | None:
-    """``text`` as the number that it is, if ``node`` takes that."""
+    """Return ``text`` if it is a number that ``node`` accepts."""
     text = text.strip()
     try:
         value: int | float = int(text) if node["type"] == "integer" else float(text)
@@ -258,7 +258,7 @@ def _number(text: str, node: Schema) -> str | None:
 
 
 def _fits(value: Any, node: Schema) -> bool:
-    """Whether ``node`` takes the scalar ``value``."""
+    """Return whether ``node`` accepts the scalar ``value``."""
     if node.get("type") == "string":
         if not isinstance(value, str):
             return False
@@ -273,7 +273,7 @@ def _fits(value: Any, node: Schema) -> bool:
 
 
 def _example(node: Schema) -> Any:
-    """A right value."""
+    """Return a valid value."""
     if node.get("examples"):
         return node["examples"][0]
     if choices := _choices([node]):
@@ -314,7 +314,7 @@ def _shown(value: Any) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as YAML of one line has it."""
+    """Write a value as YAML in flow style."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{name}: {_flow(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list):

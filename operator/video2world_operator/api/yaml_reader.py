@@ -1,8 +1,8 @@
-"""Read YAML and JSON files as kubectl does, so that what is judged is what the API server gets.
+"""Read YAML and JSON files as kubectl does, so that we validate what the API server would get.
 
-kubectl turns YAML into JSON with the rules of YAML 1.1 as its own parser has them: ``on`` is true,
-``010`` is 8, ``1e3`` is 1000, a date is text. PyYAML resolves some of these otherwise, so only its
-parser is used here.
+kubectl converts YAML to JSON by the YAML 1.1 rules of its own parser: ``on`` is true, ``010`` is 8,
+``1e3`` is 1000, a date is text. PyYAML resolves some of these differently, so we use its parser
+only, and resolve scalars here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from video2world_operator.api.errors import InvalidResource, Problem
 
 __all__ = ["Document", "as_json", "documents", "from_json", "join", "text_of", "to_json"]
 
-MAX_VALUES = 200_000  # of one file once aliases are expanded: a few aliases can mean billions
-_PLAIN = "plain"  # the tag of a scalar that is neither quoted nor tagged
+MAX_VALUES = 200_000  # per file, with aliases expanded: a few aliases can expand to billions
+_PLAIN = "plain"  # stands for the tag of a scalar that is neither quoted nor tagged
 _YAML = "tag:yaml.org,2002:"
 _BOOLEANS = {
     word: value
@@ -37,26 +37,30 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 @dataclass
 class Document:
-    """One document of a file; ``lines`` and ``sources`` go by path (``spec.training.nodes``)."""
+    """One document of a file.
+
+    By path (``spec.training.nodes``): ``lines`` of the values in the file, and ``sources``, the
+    original text of those that are not strings.
+    """
 
     value: Any
     lines: dict[str, int] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)  # as written, of what is no text
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 def join(path: str, part: object) -> str:
-    """The path of a field or of an item of a list."""
+    """Append a field or the index of an item to a path."""
     if isinstance(part, int):
         return f"{path}[{part}]"
     return f"{path}.{part}" if path else str(part)
 
 
 def text_of(path: Path) -> str:
-    """The text of a file, by its byte order mark in UTF-8 or UTF-16, without one in UTF-8."""
+    """Read a text file in UTF-8, or in UTF-16 if its byte order mark says so."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        remedy = f"cannot be read ({error.strerror}); give the path of a YAML file"
+        remedy = f"cannot be read ({error.strerror}); pass the path of a YAML file"
         raise InvalidResource([Problem(str(path), remedy)]) from None
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -64,20 +68,21 @@ def text_of(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         where = "UTF-16" if utf16 else f"UTF-8 (line {line}, byte {content[error.start]:#04x})"
-        remedy = f"is not text in {where}; save it as UTF-8 and give a YAML file"
+        remedy = f"is not valid {where}; save it as UTF-8 and pass a YAML file"
         raise InvalidResource([Problem(str(path), remedy)]) from None
 
 
 def documents(text: str, name: str) -> list[Document]:
-    """The documents of a file or stream called ``name``; empty ones are left out.
+    """Parse the documents of a file or stream called ``name``, without empty ones.
 
-    Raises InvalidResource with the place of what is neither YAML nor JSON.
+    Raises:
+        InvalidResource: the text is neither YAML nor JSON; names the line and column.
     """
     if text.lstrip().startswith("{"):
         try:
             return list(_json(text, name))
         except (json.JSONDecodeError, RecursionError):
-            pass  # flow style of YAML
+            pass  # YAML in flow style
     return [d for d in _yaml(text, name) if d.value is not None]
 
 
@@ -95,11 +100,11 @@ def _json(text: str, name: str) -> Iterator[Document]:
         if len(made) < len(pairs):
             names = [key for key, _ in pairs]
             twice = next(key for key in names if names.count(key) > 1)
-            raise InvalidResource([Problem(name, f"not valid: {twice} is given twice; keep one")])
+            raise InvalidResource([Problem(name, f"not valid: {twice} is set twice; keep one")])
         return made
 
     def number(word: str) -> Any:
-        raise InvalidResource([Problem(name, f"not valid JSON: {word} is no number there")])
+        raise InvalidResource([Problem(name, f"not valid JSON: {word} is not a number in JSON")])
 
     decoder = json.JSONDecoder(object_pairs_hook=mapping, parse_constant=number)
     rest = text.strip()
@@ -113,10 +118,10 @@ def _json(text: str, name: str) -> Iterator[Document]:
 
 
 def _yaml(text: str, name: str) -> Iterator[Document]:
-    import yaml  # here, so that `v2w --help` does not wait for it
+    import yaml  # here, which keeps `v2w --help` fast
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-        """A parser that tells plain scalars from those that are quoted or tagged."""
+        """Distinguish plain scalars from quoted and tagged ones."""
 
         def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
             if kind is yaml.ScalarNode and implicit[0]:
@@ -125,7 +130,7 @@ def _yaml(text: str, name: str) -> Iterator[Document]:
 
     for number, line in enumerate(text.split("\n"), start=1):
         if line.startswith("---") and line[3:].strip() and not line[3:].strip().startswith("#"):
-            raise _refused(name, number, 4, "text after ---", "kubectl wants --- on its own line")
+            raise _refused(name, number, 4, "text after ---", "put --- on a line of its own")
     try:
         for node in yaml.compose_all(text, Loader):
             yield _Reader(name).read(node)
@@ -143,20 +148,20 @@ def _yaml(text: str, name: str) -> Iterator[Document]:
         raise _refused(name, at.count("\n") + 1, column, what, "remove it") from None
     except UnicodeEncodeError:
         raise InvalidResource(
-            [Problem(name, "not valid YAML: it holds half a character")]
+            [Problem(name, "not valid YAML: it contains half a surrogate pair")]
         ) from None
     except RecursionError:
         raise InvalidResource([Problem(name, "not valid YAML: nested too deeply")]) from None
 
 
 class _Reader:
-    """Turns the nodes of one document into values as kubectl's conversion to JSON does."""
+    """Convert the nodes of one document to values, as kubectl converts YAML to JSON."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._made = Document(None)
         self._count = 0
-        self._open: set[int] = set()  # nodes that are being read: an anchor can hold itself
+        self._open: set[int] = set()  # nodes being read: an anchor can contain itself
 
     def read(self, node: Any) -> Document:
         self._made.value = self._value(node, "")
@@ -169,12 +174,12 @@ class _Reader:
     def _value(self, node: Any, path: str) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise self._fail(node, "too many values", "write less, or with fewer aliases")
+            raise self._fail(node, "too many values", "shorten it, or use fewer aliases")
         self._made.lines[path] = node.start_mark.line + 1
         if isinstance(node.value, str):
             return self._scalar(node, path)
         if id(node) in self._open:
-            raise self._fail(node, "an anchor holds itself", "remove the alias")
+            raise self._fail(node, "an anchor contains itself", "remove the alias")
         self._open.add(id(node))
         try:
             if node.tag == f"{_YAML}seq":
@@ -185,10 +190,10 @@ class _Reader:
                 return made
         finally:
             self._open.discard(id(node))
-        raise self._fail(node, f"the tag {node.tag} is not known", "remove it")
+        raise self._fail(node, f"the tag {node.tag} is not supported", "remove it")
 
     def _fill(self, made: dict[str, Any], node: Any, path: str) -> None:
-        """Put the pairs of a mapping into ``made``; what comes later wins, also by ``<<``."""
+        """Add the pairs of a mapping to ``made``; later ones win, also those of ``<<``."""
         seen = set()
         for key, value in node.value:
             if key.value == "<<" and key.tag in (_PLAIN, f"{_YAML}merge"):
@@ -196,7 +201,7 @@ class _Reader:
                 continue
             text = self._key(key)
             if text in seen:
-                raise self._fail(key, f"{text} is given twice", "keep one of them")
+                raise self._fail(key, f"{text} is set twice", "keep one of them")
             seen.add(text)
             here = join(path, text)
             made[text] = self._value(value, here)
@@ -206,7 +211,7 @@ class _Reader:
         several = node.tag == f"{_YAML}seq"
         for one in reversed(node.value) if several else [node]:
             if one.tag != f"{_YAML}map" or id(one) in self._open:
-                raise self._fail(node, "<< takes a mapping or a list of them", "name an anchor")
+                raise self._fail(node, "<< takes a mapping or a list of mappings", "use an anchor")
             self._open.add(id(one))
             self._fill(made, one, path)
             self._open.discard(id(one))
@@ -218,7 +223,7 @@ class _Reader:
         if isinstance(value, float) and float(f"{value:g}") != value:
             raise self._fail(node, f"the key {node.value} is a number", "write it in quotes")
         if value is None:
-            raise self._fail(node, "a key is no text", "write it in quotes")
+            raise self._fail(node, "a key is not a string", "write it in quotes")
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     def _scalar(self, node: Any, path: str) -> Any:
@@ -228,7 +233,7 @@ class _Reader:
         return value
 
     def _resolved(self, node: Any) -> Any:
-        """The value of a scalar, as kubectl's parser resolves it."""
+        """Return the value of a scalar, as kubectl's parser resolves it."""
         tag, text = node.tag, node.value
         if tag in (f"{_YAML}str", f"{_YAML}timestamp"):
             return text
@@ -236,17 +241,17 @@ class _Reader:
         kinds |= {"float": (int, float)}
         allowed = kinds.get(tag.removeprefix(_YAML))
         if allowed is None:
-            raise self._fail(node, f"the tag {tag} is not known", "remove it")
+            raise self._fail(node, f"the tag {tag} is not supported", "remove it")
         if _NOT_FINITE.fullmatch(text):
-            raise self._fail(node, f"{text} is no number that JSON has", "write another, or quotes")
+            raise self._fail(node, f"JSON has no number {text}", "use another value, or quotes")
         value = _plain(text)
         if allowed and type(value) not in allowed:
-            raise self._fail(node, f"{text!r} is not of the tag {tag}", "remove the tag")
+            raise self._fail(node, f"{text!r} does not match the tag {tag}", "remove the tag")
         return value
 
 
 def _plain(text: str) -> Any:
-    """What a plain scalar means."""
+    """Resolve a plain scalar."""
     if text in _NULLS:
         return None
     if text in _BOOLEANS:
@@ -273,22 +278,27 @@ def _integer(digits: str) -> int:
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object as it is after its way through JSON, where 1000.0 and 1000 are the same number.
+    """Return an object as it comes out of JSON, where 1000.0 and 1000 are the same number.
 
-    Raises TypeError or ValueError for what JSON does not have.
+    Raises:
+        TypeError, ValueError: JSON cannot represent a value.
     """
     return from_json(to_json(value))
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """The text that is sent. Raises TypeError or ValueError for what JSON does not have."""
+    """Serialize an object as it is sent.
+
+    Raises:
+        TypeError, ValueError: JSON cannot represent a value.
+    """
     text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-    text.encode()  # half a character is a UnicodeEncodeError
+    text.encode()  # half a surrogate pair is a UnicodeEncodeError
     return text
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The object that the API server makes of ``text``."""
+    """Parse JSON as the API server does."""
     made: dict[str, Any] = json.loads(text, parse_float=_number)
     return made
 

@@ -24,7 +24,7 @@ def render() -> str:
     """The text of manifests/crd.yaml."""
     import yaml
 
-    head = "# Generated from operator/video2world_operator/api/spec.py by `make generate`.\n"
+    head = "# Generated from operator/video2world_operator/api by `make generate`.\n"
     return head + yaml.safe_dump(build(), sort_keys=False, width=100, allow_unicode=True)
 
 

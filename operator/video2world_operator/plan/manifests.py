@@ -80,7 +80,7 @@ def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ..
     if storage.claim_name:
         return ()
     mode = storage.access_mode or (
-        "ReadWriteMany" if resource.spec.sharing > 1 else "ReadWriteOnce"
+        "ReadWriteMany" if resource.spec.pods_sharing_volume > 1 else "ReadWriteOnce"
     )
     spec: dict[str, Any] = {
         "accessModes": [mode],

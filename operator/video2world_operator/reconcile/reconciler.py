@@ -699,12 +699,12 @@ class _Round:
         elif claim.lost:
             reason = Reason.CLAIM_LOST
         elif (
-            spec.sharing > 1
+            spec.pods_sharing_volume > 1
             and "ReadWriteMany" not in claim.modes
             and spec.storage.access_mode != "ReadWriteOnce"  # all nodes are one machine's, then
         ):
             reason = Reason.CLAIM_NOT_SHARED
-            facts |= {"modes": " and ".join(claim.modes), "nodes": spec.sharing}
+            facts |= {"modes": " and ".join(claim.modes), "nodes": spec.pods_sharing_volume}
         else:
             self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
             return True

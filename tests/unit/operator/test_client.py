@@ -8,7 +8,8 @@ import pytest
 import video2world_operator
 from repository import ROOT
 from video2world_operator.api.errors import InvalidResource
-from video2world_operator.api.spec import CheckpointSpec, ModelSpec, TrainingSpec
+from video2world_operator.api.model_spec import ModelSpec
+from video2world_operator.api.training_spec import CheckpointSpec, TrainingSpec
 from video2world_operator.api.validation import load_resource
 from video2world_operator.cli.cluster_run import RemoteFailed
 from video2world_operator.client import Video2World

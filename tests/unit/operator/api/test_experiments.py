@@ -58,7 +58,7 @@ def test_there_are_ten():
     assert len(EXPERIMENTS) == 10
 
 
-def test_what_the_file_says_stands_against_the_experiment():
+def test_fields_override_the_experiment():
     made = resource(
         {"experiment": NAME.format("2b", ""), "iterations": 1000}, model={"geometry": "Crop"}
     )
@@ -102,7 +102,7 @@ def test_overrides(override, path, value):
     assert full == value
 
 
-def test_override_stands_against_the_experiment():
+def test_an_override_overrides_the_experiment():
     training = {"experiment": NAME.format("2b", ""), "overrides": ["trainer.max_iter=20"]}
     assert resource(training).spec.iterations == 20
 
@@ -113,17 +113,20 @@ def test_override_stands_against_the_experiment():
         ({"experiment": NAME.format("2b", "_480p_12fps")}, "not an experiment of the guide; did"),
         (
             {"overrides": ["model.config.train_arch=lora"]},
-            "spec.training.overrides[0]: model.config.train_arch is not a setting known here; "
+            "spec.training.overrides[0]: model.config.train_arch is not a known setting; "
             "did you mean model.config.train_architecture?",
         ),
         ({"overrides": ["trainer.max_iter"]}, "has no value; write it as name=value"),
-        ({"overrides": ["trainer.max_iter=x"]}, "'x' does not fit trainer.max_iter; use a whole"),
+        (
+            {"overrides": ["trainer.max_iter=x"]},
+            "'x' is not valid for trainer.max_iter; use a whole",
+        ),
         ({"overrides": ["model.config.train_architecture=dora"]}, "use base or lora"),
         (
             {"iterations": 5, "overrides": ["trainer.max_iter=6"]},
             "contradicts spec.training.iterations: 5; keep one of them",
         ),
-        ({"overrides": ["experiment=x"]}, "name the experiment in spec.training.experiment"),
+        ({"overrides": ["experiment=x"]}, "set the experiment in spec.training.experiment"),
     ],
 )
 def test_refused(training, expected):
@@ -152,7 +155,7 @@ def test_expanding_twice_changes_nothing_and_leaves_the_source_alone():
     assert expand(once) == (once, [])
 
 
-def test_the_short_name_is_made_whole():
+def test_a_short_name_is_completed():
     made = resource({"experiment": "2b_agibot_head_center_fisheye_color"})
     assert made.spec.training.experiment == NAME.format("2b", "")
 

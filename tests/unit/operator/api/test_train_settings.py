@@ -1,4 +1,4 @@
-"""What the operator knows of the train command's settings is what that command takes."""
+"""The operator accepts the settings that the train command accepts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The resource's door: short files are enough, mistakes are named with field and remedy."""
+"""Short files suffice; mistakes are reported with field and remedy."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ def test_context_parallel_names_what_would_do():
     assert mistakes(
         model={"size": "14B"}, training={"iterations": 1, "contextParallelSize": 3}
     ) == [
-        "spec.training.contextParallelSize: 3 does not fit: it must divide nodes x gpusPerNode "
+        "spec.training.contextParallelSize: 3 is not valid: it must divide nodes x gpusPerNode "
         "(32) and the 40 attention heads of 14B; use 1, 2, 4 or 8"
     ]
 
@@ -132,15 +132,15 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         ),
         ({"model": {"size": "2b"}}, "did you mean 2B?"),
         ({"model": {}}, "spec.model.size: missing; use Tiny, 2B or 14B"),
-        ({"training": {}}, "spec.training.iterations: missing; give the number of steps"),
-        ({"training": {"iterations": 0}}, "spec.training.iterations: 0 does not fit"),
-        ({"training": {"iterations": "many"}}, "spec.training.iterations: 'many' does not fit"),
-        ({"dataset": {}}, "spec.dataset: none given; give exactly one of"),
+        ({"training": {}}, "spec.training.iterations: missing; set the number of steps"),
+        ({"training": {"iterations": 0}}, "spec.training.iterations: 0 is not valid"),
+        ({"training": {"iterations": "many"}}, "spec.training.iterations: 'many' is not valid"),
+        ({"dataset": {}}, "spec.dataset: none set; set exactly one of"),
         (
             {"dataset": {"agibot": {}, "videos": {"path": "v"}}},
-            "spec.dataset: agibot and videos given; give exactly one",
+            "spec.dataset: agibot and videos set; set exactly one",
         ),
-        ({"dataset": {"videos": {"path": "/v"}}}, "spec.dataset.videos.path: '/v' does not fit"),
+        ({"dataset": {"videos": {"path": "/v"}}}, "spec.dataset.videos.path: '/v' is not valid"),
         ({"dataset": {"videos": {"path": "--v"}}}, "spec.dataset.videos.path: '--v'"),
         ({"dataset": {"videos": {"path": "v/../.."}}}, "leaves the volume"),
         (
@@ -149,39 +149,40 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         ),
         (
             {"stages": {"train": {"env": [{"name": "PET_NNODES", "value": "2"}]}}},
-            "spec.stages.train.env[0].name: PET_NNODES is set by the plan itself; remove it",
+            "spec.stages.train.env[0].name: PET_NNODES is set by the operator; remove it",
         ),
         (
             {"storage": {"accessMode": "ReadWriteOncePod"}, "model": {"size": "14B"}},
-            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 4 pods",
+            "spec.storage.accessMode: ReadWriteOncePod does not allow 4 pods",
         ),
         (
             {"inference": {"checkpoint": "latest", "checkpoints": [500]}},
-            "spec.inference.checkpoint: latest given beside checkpoints; keep one of them",
+            "spec.inference.checkpoint: latest is set together with checkpoints; keep one of them",
         ),
         (
             {"inference": {"checkpoints": ["a/../b.pt"]}},
-            "spec.inference.checkpoints[0]: 'a/../b.pt' does not fit",
+            "spec.inference.checkpoints[0]: 'a/../b.pt' is not valid",
         ),
         (
             {"inference": {"everyCheckpoint": True}},
-            "spec.inference.everyCheckpoint: there is nothing to make; name inference.samples",
+            "spec.inference.everyCheckpoint: there is nothing to generate; add inference.samples",
         ),
         (
             {"inference": {"weights": "EMA"}, "training": {"iterations": 5, "ema": False}},
-            "spec.inference.weights: EMA is not kept with training.ema: false; use Regular",
+            "spec.inference.weights: EMA weights are not saved with training.ema: false; use "
+            "Regular",
         ),
         (
             {
                 "inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]},
                 "storage": {"accessMode": "ReadWriteOncePod"},
             },
-            "spec.storage.accessMode: ReadWriteOncePod cannot be shared by 2 pods",
+            "spec.storage.accessMode: ReadWriteOncePod does not allow 2 pods",
         ),
-        ({"storage": {"size": "big"}}, "spec.storage.size: 'big' does not fit (Size of"),
+        ({"storage": {"size": "big"}}, "spec.storage.size: 'big' is not valid (Size of"),
         (
             {"inference": {"samples": [{"input": "a", "output": "x.avi"}]}},
-            "spec.inference.samples[0].output: 'x.avi' does not fit (File name of the result",
+            "spec.inference.samples[0].output: 'x.avi' is not valid (File name of the result",
         ),
     ],
 )
@@ -233,11 +234,11 @@ def test_file_and_text_are_the_same(tmp_path):
     ("text", "expected"),
     [
         ("a: [1\nb: 2\n", r"the text, line 2, column \d+: not valid YAML"),
-        ("a: 1\na: 2\n", r"the text, line 2, column 1: not valid YAML: a is given twice"),
-        ("kind: Job\n", "holds Job, not a Video2WorldPostTrain; write apiVersion: video2world"),
-        ("\n", "holds no object"),
-        ("- 1\n", "holds no object"),
-        (textwrap.dedent(TEXT) + "---" + textwrap.dedent(TEXT), "holds 2 resources"),
+        ("a: 1\na: 2\n", r"the text, line 2, column 1: not valid YAML: a is set twice"),
+        ("kind: Job\n", "contains Job, not a Video2WorldPostTrain; write apiVersion: video2world"),
+        ("\n", "contains no object"),
+        ("- 1\n", "contains no object"),
+        (textwrap.dedent(TEXT) + "---" + textwrap.dedent(TEXT), "contains 2 resources"),
         (textwrap.dedent(TEXT).replace("v1alpha1", "v2"), "apiVersion: 'video2world.dev/v2' is"),
         (textwrap.dedent(TEXT).replace("PostTrain", "Posttrain"), "did you mean Video2WorldPost"),
     ],
@@ -251,7 +252,7 @@ def test_missing_file_and_binary_file(tmp_path):
     with pytest.raises(InvalidResource, match=r"cannot be read \(No such file"):
         load_resource(tmp_path / "none.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InvalidResource, match="is not text"):
+    with pytest.raises(InvalidResource, match="is not valid UTF-16"):
         load_resource(tmp_path / "b.yaml")
 
 
@@ -276,29 +277,29 @@ def test_files_of_other_forms(tmp_path, kind):
     [
         ("a: b\n\tc: d\n", r"x.yaml, line 2, column 1: .*; indent with spaces, not with tabs"),
         ("a: \x07\n", r"x.yaml, line 1, column 4: .* a control character \(0x07\); remove it"),
-        ("--- {a: 1}\n", "x.yaml, line 1, column 4: .* text after ---; kubectl wants --- on its"),
-        ("a: .inf\n", r"line 1, column 4: .*\.inf is no number that JSON has"),
-        ("a: &a [*a]\n", "an anchor holds itself"),
-        ("a: !mine 5\n", "the tag !mine is not known; remove it"),
-        ("a: !!int x\n", "'x' is not of the tag tag:yaml.org,2002:int"),
-        ("? [a]\n: b\n", "a key is no text; write it in quotes"),
-        ("? {a: b}\n", "a key is no text"),
+        ("--- {a: 1}\n", "x.yaml, line 1, column 4: .* text after ---; put --- on a line"),
+        ("a: .inf\n", r"line 1, column 4: .*JSON has no number \.inf"),
+        ("a: &a [*a]\n", "an anchor contains itself"),
+        ("a: !mine 5\n", "the tag !mine is not supported; remove it"),
+        ("a: !!int x\n", "'x' does not match the tag tag:yaml.org,2002:int"),
+        ("? [a]\n: b\n", "a key is not a string; write it in quotes"),
+        ("? {a: b}\n", "a key is not a string"),
         ("a: {<<: 5}\n", "<< takes a mapping"),
-        ("on: 1\ntrue: 2\n", "line 2, column 1: .*true is given twice"),
-        ('{"a": 1, "a": 2}', "a is given twice; keep one"),
-        ('{"a": NaN}', "not valid JSON: NaN is no number there"),
-        ("{a: 1, a: 2}\n", "a is given twice"),
-        ("", "holds no object, not a Video2WorldPostTrain; write apiVersion"),
-        ("# nothing\n", "holds no object"),
-        ("x\n", "holds no object"),
+        ("on: 1\ntrue: 2\n", "line 2, column 1: .*true is set twice"),
+        ('{"a": 1, "a": 2}', "a is set twice; keep one"),
+        ('{"a": NaN}', "not valid JSON: NaN is not a number in JSON"),
+        ("{a: 1, a: 2}\n", "a is set twice"),
+        ("", "contains no object, not a Video2WorldPostTrain; write apiVersion"),
+        ("# nothing\n", "contains no object"),
+        ("x\n", "contains no object"),
         ("[" * 5000, "not valid YAML: exceeded maximum nesting depth"),
-        ("{a: " * 300 + "}" * 300, "holds without kind"),
+        ("{a: " * 300 + "}" * 300, "contains an object without kind"),
         (
             "".join(
                 f"{c}: &{c} [{', '.join(['*' + b] * 10)}]\n" if b else f"{c}: &{c} [1]\n"
                 for b, c in zip(["", *"abcdefg"], "abcdefgh", strict=True)
             ),
-            "too many values; write less, or with fewer aliases",
+            "too many values; shorten it, or use fewer aliases",
         ),
     ],
 )
@@ -313,9 +314,9 @@ def test_other_encodings_are_named_with_the_line(tmp_path):
         load_resource(file)
 
 
-def test_what_python_holds_and_json_does_not():
+def test_values_that_json_cannot_represent():
     for value in (float("nan"), {1, 2}, "\ud800"):
-        with pytest.raises(InvalidResource, match="JSON cannot hold it"):
+        with pytest.raises(InvalidResource, match="JSON cannot represent it"):
             parse(document(model={"size": value}))
 
 

@@ -25,7 +25,7 @@ FOREIGN = re.compile(
     r"valid integer|valid number|Extra inputs|pydantic|NoneType|\bdict\b|\bstr\b|\bNone\b|\bTrue\b|"
     r"\bFalse\b|(?<!2)\^|\\x00|\[a-z|\[A-Z|\(\?|\]\*|\]\+"
 )
-REMEDY = re.compile(r"\b(write|use|give|remove|did you mean|known here)\b")
+REMEDY = re.compile(r"\b(write|use|set|remove|did you mean)\b")
 WRONG = [
     "",
     " ",
@@ -126,7 +126,7 @@ def test_the_example_is_right(location):
         path = wording_path(path, part)
     for node in wording.at(location):
         given = problems(placed(location, wording._example(node)))
-        schema = [p for p in given if p.path.startswith(path) and "does not fit" in p.message]
+        schema = [p for p in given if p.path.startswith(path) and "is not valid" in p.message]
         assert schema == []
 
 
@@ -138,7 +138,7 @@ def test_every_form_has_words_and_an_example():
     for location in LOCATIONS:
         for node in wording.at(location):
             if "pattern" in node:
-                assert node["words"], location
+                assert node["expected"], location
                 assert re.search(node["pattern"], node["examples"][0]), location
 
 
@@ -151,7 +151,7 @@ def spec(**changes):
     [
         (
             BASE | {"metadata": {"name": "My.Run_2"}},
-            "metadata.name: 'My.Run_2' does not fit; write lowercase letters, digits and dashes, "
+            "metadata.name: 'My.Run_2' is not valid; write lowercase letters, digits and dashes, "
             "starting with a letter, at most 40 characters, such as my-run-2",
         ),
         (spec(training={"iterations": "1000"}), "write 1000 without quotes"),
@@ -167,25 +167,25 @@ def spec(**changes):
         (spec(training={"iterations": 5, "ema": "yes"}), "write true or false without quotes"),
         (
             spec(training={"iterations": 5, "ema": 1}),
-            "1 does not fit (Keep an exponential moving "
+            "1 is not valid (Keep an exponential moving "
             "average of the weights in checkpoints); write true or false",
         ),
         (
             spec(inference={"samples": ["val/videos/b.mp4"]}),
-            "spec.inference.samples[0]: 'val/videos/b.mp4' does not fit (One video to generate); "
+            "spec.inference.samples[0]: 'val/videos/b.mp4' is not valid (One video to generate); "
             "write `- input: val/videos/b.mp4`",
         ),
         (spec(inference={"samples": "a.mp4"}), "write a list: `- input: val/videos/x.mp4`"),
         (
             spec(inference={"samples": {"input": "a.mp4"}}),
-            "a mapping does not fit (Videos to generate); write a list: "
+            "a mapping is not valid (Videos to generate); write a list: "
             "`- input: val/videos/x.mp4`",
         ),
-        (spec(inference={"samples": [None]}), "an empty entry does not fit (One video"),
-        (spec(inference={"samples": [{}]}), "spec.inference.samples[0].input: missing; give it"),
+        (spec(inference={"samples": [None]}), "an empty entry is not valid (One video"),
+        (spec(inference={"samples": [{}]}), "spec.inference.samples[0].input: missing; set it"),
         (spec(inference={"numConditionalFrames": "5"}), "write 5 without quotes"),
-        (spec(inference={"numConditionalFrames": 2}), "2 is not one of them; use 1 or 5"),
-        (spec(inference={"numConditionalFrames": True}), "true does not fit"),
+        (spec(inference={"numConditionalFrames": 2}), "2 is not one of the choices; use 1 or 5"),
+        (spec(inference={"numConditionalFrames": True}), "true is not valid"),
         (spec(storage={"size": "500GB"}), "write 500G or 500Gi"),
         (
             spec(storage={"size": "1 tb"}),
@@ -213,19 +213,19 @@ def spec(**changes):
             spec(stages={"train": {"resources": {"limits": {"cpu": 1.5}}}}),
             'write it in quotes, such as "1.5"',
         ),
-        (spec(stages={"train": {"nodeSelector": ["a"]}}), "write fields below it, as in name: "),
+        (spec(stages={"train": {"nodeSelector": ["a"]}}), "write fields in it, as in name: "),
         (spec(images={"pullSecrets": "mine"}), "write a list: [mine]"),  # pragma: allowlist secret
         (spec(dataset={"agibot": {"taskIDs": 327}}), "write a list: [327]"),
-        (spec(dataset={"agibot": {"taskIDs": []}}), "give at least 1 entry, such as [327]"),
-        (spec(dataset={"agibot": {"taskIDs": [1] * 65}}), "it has 65 entries, give at most 64"),
+        (spec(dataset={"agibot": {"taskIDs": []}}), "write at least 1 entry, such as [327]"),
+        (spec(dataset={"agibot": {"taskIDs": [1] * 65}}), "it has 65 entries, use at most 64"),
         (
             spec(credentials={"huggingFaceTokenSecret": "hf"}),  # pragma: allowlist secret
             "write {name: hugging-face}",
         ),
-        (spec(storage="5Gi"), "'5Gi' does not fit (The volume); write {size: 500Gi}"),
+        (spec(storage="5Gi"), "'5Gi' is not valid (The volume); write {size: 500Gi}"),
         (spec(training=5), "write {iterations: 1000}"),
-        (spec(dataset=[]), "a list does not fit (The training videos); write {agibot: {taskIDs"),
-        (BASE | {"metadata": {"name": "a", "labels": {"a b": "c"}}}, "does not fit as a key; use"),
+        (spec(dataset=[]), "a list is not valid (The training videos); write {agibot: {taskIDs"),
+        (BASE | {"metadata": {"name": "a", "labels": {"a b": "c"}}}, "is not valid as a key; use"),
         (BASE | {"metadata": {"name": "a", "nam": "b"}}, "unknown field; did you mean name?"),
         (BASE | {"spek": {}}, "spek: unknown field; did you mean spec?"),
         ({k: v for k, v in BASE.items() if k != "spec"}, "spec: missing; write model, dataset"),

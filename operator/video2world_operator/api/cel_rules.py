@@ -1,0 +1,274 @@
+"""Write the rules between fields as CEL, which the API server evaluates.
+
+Each rule has a counterpart in :mod:`video2world_operator.api.validation`, which names the field and
+the remedy more precisely; tests/cluster/test_any_spec.py holds the two together over generated
+specs. Rules about changes are generated from :mod:`video2world_operator.api.mutability`.
+"""
+
+from __future__ import annotations
+
+from video2world_common.experiments import PREFIX
+from video2world_common.model_sizes import SIZES
+from video2world_operator.api.constants import MAX_NAME, MAX_PROMPTS, RESERVED_ENV
+from video2world_operator.api.experiments import DECIDED, OVERRIDES
+from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
+from video2world_operator.api.mutability import adjustable, fixed
+from video2world_operator.api.train_settings import ALLOWED, SETTINGS
+
+__all__ = [
+    "Rule",
+    "change_rules",
+    "dataset_rule",
+    "env_name_rule",
+    "minimum_rule",
+    "name_rule",
+    "overrides_rule",
+    "path_rule",
+    "samples_rules",
+    "spec_rules",
+]
+
+Rule = dict[str, str]
+
+
+def _rule(rule: str, message: str) -> Rule:
+    return {"rule": rule, "message": message}
+
+
+# --------------------------------------------------------------------- rules of single fields
+
+
+def name_rule() -> Rule:
+    """Restrict the resource's name, which the names of pods and Services start with."""
+    return _rule(
+        f"size(self.metadata.name) <= {MAX_NAME} && "
+        f"self.metadata.name.matches('{RESOURCE_NAME_PATTERN}')",
+        f"metadata.name: write {RESOURCE_NAME_EXPECTED}, since pods and Services are named after "
+        "it",
+    )
+
+
+def dataset_rule() -> Rule:
+    """Require exactly one source of videos."""
+    return _rule(
+        "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
+        "set exactly one of agibot, prepared, videos",
+    )
+
+
+def path_rule() -> Rule:
+    """Keep a path inside the volume."""
+    return _rule(
+        "!self.split('/').exists(part, part == '..')",
+        "leaves the volume; use a path without ..",
+    )
+
+
+def minimum_rule(low: float, high: float) -> Rule:
+    """Bound a number from below by a fraction, which the schema's own minimum rounds to 0."""
+    return _rule(f"self >= {low}", f"write a number from {low} to {high:g}")
+
+
+def env_name_rule() -> Rule:
+    """Refuse environment variables that the operator sets itself."""
+    prefixes = [name for name in RESERVED_ENV if name.endswith("_")]
+    words = [name for name in RESERVED_ENV if not name.endswith("_")]
+    refused = [f"!self.startsWith('{prefix}')" for prefix in prefixes]
+    return _rule(
+        " && ".join([*refused, f"!(self in {words})"]),
+        "this variable is set by the operator; remove it",
+    )
+
+
+def samples_rules() -> list[Rule]:
+    """Require distinct outputs, and prompts that fit into an annotation."""
+    return [
+        _rule(
+            "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
+            "b.output == a.output))",
+            "two samples have the same output; rename one",
+        ),
+        _rule(
+            f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
+            f"all prompts together have more than {MAX_PROMPTS} characters; use several resources",
+        ),
+    ]
+
+
+# --------------------------------------------------------------------- overrides
+
+# CEL for an override ``o``, written as name=value or "+ name = 'value'".
+_NAME = "o.split('=')[0].replace('+', ' ').trim()"
+_VALUE = """o.substring(o.indexOf('=') + 1).replace('"', ' ').replace("'", ' ').trim()"""
+_NOT_EMPTY = """o.matches('(?s)=.*[^\\\\s"\\']')"""
+
+
+def overrides_rule() -> Rule:
+    """Accept overrides that set a field or a setting of the train command."""
+    names = {*OVERRIDES, *SETTINGS} - {*DECIDED}
+    texts = {
+        name
+        for name in names - {*OVERRIDES}
+        if SETTINGS[name]["kind"] == "str" and not SETTINGS[name]["choices"]
+    }
+    unchanged = [f"{name}={value}" for name, values in sorted(ALLOWED.items()) for value in values]
+    known = (
+        f"o.contains('=') && ({_NAME} in {sorted(names - texts)} ? {_NOT_EMPTY} : "
+        f"{_NAME} in {sorted(texts)} || ({_NAME} + '=' + {_VALUE}.lowerAscii()) in {unchanged})"
+    )
+    return _rule(
+        f"self.all(o, {known})",
+        "write an override as name=value; docs/reference/training.md lists the names",
+    )
+
+
+def _overridden(name: str) -> str:
+    overrides = "self.training.overrides"
+    return f"(has({overrides}) && {overrides}.exists(o, {_NAME} == '{name}' && {_NOT_EMPTY}))"
+
+
+# --------------------------------------------------------------------- rules between fields
+
+
+def spec_rules() -> list[Rule]:
+    """Return the rules between fields of the spec.
+
+    What an experiment or an override sets is checked by the operator only, which resolves them.
+    """
+    sized = "has(self.model) && has(self.model.size)"
+    named = "has(self.training.experiment)"
+    plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
+    parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
+    nodes = _or_default("nodes", _by_size("nodes"))
+    processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
+    heads = ", ".join(f"{name} {size.num_heads}" for name, size in SIZES.items())
+    return [
+        _rule(
+            f"({sized}) || {named}",
+            "model.size is missing; use Tiny, 2B or 14B, or set training.experiment",
+        ),
+        _rule(
+            f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
+            "dataset is missing; set one of agibot, prepared, videos",
+        ),
+        _rule(
+            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
+            "training.iterations is missing; set the number of steps to train",
+        ),
+        _rule(
+            f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
+            f"{_by_size('num_heads')} % {parallel} == 0)",
+            "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
+            f"heads ({heads})",
+        ),
+        _rule(
+            f"!({sized}) || !{named} || "
+            f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
+            "+ '_')",
+            "model.size contradicts training.experiment; remove model.size or use the other "
+            "experiment",
+        ),
+        _rule(
+            f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
+            "!has(self.training.device) || self.training.device != 'CPU'",
+            "training.device: CPU can train model.size Tiny only",
+        ),
+        _rule(
+            "!has(self.storage) || !has(self.storage.accessMode) || "
+            "self.storage.accessMode != 'ReadWriteOncePod' || "
+            f"!({_shares_volume(sized)})",
+            "storage.accessMode: ReadWriteOncePod does not allow several pods (nodes, "
+            "dataset.shards, inference.parallelism, or inference.everyCheckpoint during "
+            "training); use ReadWriteMany",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.checkpoint) || "
+            "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
+            "inference.checkpoint and inference.checkpoints are both set; keep one of them",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.everyCheckpoint) || "
+            "!self.inference.everyCheckpoint || "
+            "(has(self.inference.samples) && size(self.inference.samples) > 0)",
+            "inference.everyCheckpoint: there is nothing to generate; add inference.samples, or "
+            "remove it",
+        ),
+        _rule(
+            "!has(self.inference) || !has(self.inference.weights) || "
+            "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
+            "inference.weights: EMA weights are not saved with training.ema: false; use Regular, "
+            "or remove training.ema",
+        ),
+    ]
+
+
+def _by_size(field: str) -> str:
+    """A CEL expression: the default of ``field`` for the model's size."""
+    values = {name: getattr(size, field) for name, size in SIZES.items()}
+    size = "self.model.size"
+    return f"({size} == 'Tiny' ? {values['Tiny']} : {size} == '2B' ? {values['2B']} : " + (
+        f"{values['14B']})"
+    )
+
+
+def _or_default(field: str, default: str) -> str:
+    return f"(has(self.training.{field}) ? self.training.{field} : {default})"
+
+
+def _shares_volume(sized: str) -> str:
+    """A CEL expression: ``Spec.pods_sharing_volume`` is above 1."""
+    nodes = f"(has(self.training.nodes) ? self.training.nodes : {sized} ? {_by_size('nodes')} : 1)"
+    several = (
+        "size(self.inference.samples) > 1 || (size(self.inference.samples) == 1 && "
+        "has(self.inference.checkpoints) && self.inference.checkpoints.exists(c, "
+        "string(c) == 'all' || string(c) != string(self.inference.checkpoints[0])))"
+    )
+    return (
+        f"{nodes} > 1 || (has(self.dataset) && has(self.dataset.shards) && "
+        "self.dataset.shards > 1) || (has(self.inference) && "
+        "((has(self.inference.everyCheckpoint) && self.inference.everyCheckpoint) || "
+        "(has(self.inference.parallelism) && self.inference.parallelism > 1 && "
+        f"has(self.inference.samples) && ({several}))))"
+    )
+
+
+# --------------------------------------------------------------------- changes
+
+
+def change_rules() -> list[Rule]:
+    """Return the rules about changes once work has begun, from the table of mutability."""
+    started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
+    of_spec, of_training = fixed()
+    remedy = "create another resource, which reuses what is complete on the volume"
+    rules = [
+        _rule(
+            f"!({started}) || {_unchanged(f'spec.{name}')}",
+            f"spec.{name} cannot be changed once work has begun: {remedy}",
+        )
+        for name in of_spec
+    ]
+    same = [_unchanged(f"spec.training.{name}") for name in of_training]
+    rules.append(
+        _rule(
+            f"!({started}) || ({' && '.join(same)})",
+            f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: "
+            f"{remedy}",
+        )
+    )
+    rules.append(
+        _rule(
+            f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || "
+            f"{_unchanged('spec.scheduling')}",
+            "spec.scheduling can be changed only while spec.suspend is true",
+        )
+    )
+    return rules
+
+
+def _unchanged(path: str) -> str:
+    """A CEL expression: the field is as it was.
+
+    With ``.?`` it would be shorter, but the API server does not bound the cost of that.
+    """
+    new, old = f"self.{path}", f"oldSelf.{path}"
+    return f"(has({new}) == has({old}) && (!has({new}) || {new} == {old}))"

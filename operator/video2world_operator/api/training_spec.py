@@ -1,0 +1,186 @@
+"""Define spec.training: how the model is trained, and on how many GPUs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from video2world_operator.api.fields import ApiModel, FolderName, Override, Text, with_example
+
+__all__ = ["CheckpointSpec", "TrainingSpec"]
+
+
+class CheckpointSpec(ApiModel):
+    """When checkpoints are saved and how many are kept."""
+
+    every_iterations: int = Field(
+        default=500, ge=1, le=10_000_000, description="Iterations between two checkpoints."
+    )
+    keep: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Number of newest checkpoints to keep; older ones are deleted.",
+    )
+
+
+class LoRASpec(ApiModel):
+    """Low-rank adapters, used if the architecture is LoRA."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapters.")
+    alpha: float = Field(
+        default=16, ge=0.001, le=4096, description="Adapters are scaled by alpha / rank."
+    )
+
+
+class TrainingSpec(ApiModel):
+    """How the model is trained."""
+
+    model_config = with_example({"iterations": 1000})
+
+    experiment: Text | None = Field(
+        default=None,
+        description="A named experiment of the guide, which sets model and training as the guide "
+        "does; fields set here override it. Defaults to none.",
+        examples=["predict2_video2world_training_2b_agibot_head_center_fisheye_color"],
+    )
+    overrides: list[Override] = Field(
+        default=[],
+        max_length=64,
+        description="Overrides of the guide's command line, as name=value; each one sets the "
+        "corresponding field of this resource, or a setting of the train command.",
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Total number of optimizer steps; raise it to train for longer. Required "
+        "unless experiment sets it (100000).",
+    )
+    nodes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Pods of the training group; defaults to 1, for 14B to 4.",
+    )
+    gpus_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="Processes per node, with one GPU each (or none if the device is CPU); "
+        "defaults to 8, for Tiny to 1.",
+    )
+    device: Literal["Auto", "CPU", "GPU"] = Field(
+        default="Auto",
+        description="Device that the model runs on; Auto is CPU for Tiny and GPU for the others.",
+    )
+    context_parallel_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Processes that share one clip (context parallelism); defaults to 2, for 14B "
+        "to 8, for Tiny to 1.",
+    )
+    architecture: Literal["Base", "LoRA"] = Field(
+        default="Base", description="Train all weights (Base) or low-rank adapters only (LoRA)."
+    )
+    lora: LoRASpec = Field(default_factory=lambda: LoRASpec(), description="Adapters of LoRA.")
+    attention: Literal[
+        "Auto",
+        "FlashAttention4",
+        "FlashAttention3",
+        "FlashAttention2",
+        "TransformerEngine",
+        "Torch",
+    ] = Field(
+        default="Auto",
+        description="Attention backend; Auto selects the fastest that the GPU supports.",
+    )
+    batch_size: int = Field(
+        default=1, ge=1, le=1024, description="Clips per step in each context-parallel group."
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Base learning rate of AdamW; defaults to 2^-15.5, for Tiny to 0.002.",
+        examples=[1e-5],
+    )
+    warmup_iterations: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Iterations over which the learning rate warms up; defaults to 2000, for Tiny "
+        "to 50.",
+    )
+    clips_per_window: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Clips encoded from each window, with different first frames.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="Seed of noise, data order and clip positions."
+    )
+    ema: bool = Field(
+        default=True,
+        description="Keep an exponential moving average of the weights in checkpoints.",
+    )
+    checkpoint: CheckpointSpec = Field(
+        default_factory=lambda: CheckpointSpec(),
+        description="When checkpoints are saved and how many are kept.",
+    )
+    max_restarts: int = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="Restarts after crashes of the trainer before the resource fails; lost nodes "
+        "and preemption are not counted.",
+    )
+    restart_backoff_seconds: int = Field(
+        default=10,
+        ge=0,
+        le=3600,
+        description="Seconds before the first restart after a crash; doubled for each further one, "
+        "up to ten minutes. Restarts that are not counted happen at once.",
+    )
+    hang_timeout_seconds: int = Field(
+        default=1800,
+        ge=30,
+        le=86400,
+        description="Seconds without an iteration after which the trainer logs the stacks of its "
+        "threads and exits, so that a hung collective does not hold GPUs; the group restarts.",
+    )
+    gradient_clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Norm to which gradients are clipped; defaults to no clipping, as in the "
+        "original code.",
+        examples=[1.0],
+    )
+    stop_when_diverged: bool = Field(
+        default=False,
+        description="Fail the run when its loss diverges (stays far above its minimum, or above "
+        "that of predicting zero), keep the last checkpoint from before and delete later ones; "
+        "otherwise status and results page only warn.",
+    )
+    interconnect: Literal["Auto", "Ethernet", "InfiniBand", "RoCE", "EFA"] = Field(
+        default="Auto",
+        description="Network that NCCL uses between nodes; Auto leaves the choice to NCCL. Device "
+        "resources of the network (rdma/..., vpc.amazonaws.com/efa) go into "
+        "stages.train.resources.",
+    )
+    rendezvous_port: int = Field(
+        default=29500,
+        ge=1024,
+        le=65533,
+        description="TCP port of the rendezvous between nodes; the next two are used too, the "
+        "second of them for the trainer's Prometheus metrics.",
+    )
+    job_name: FolderName | None = Field(
+        default=None,
+        description="Folder of the run under checkpoints/posttraining/video2world/ and results/; "
+        "defaults to the resource's name, with an experiment to the guide's.",
+    )
