@@ -36,7 +36,7 @@ from video2world_trainer.generation.weight_offload import stream_weights
 from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import PRESETS, DiTConfig
-from video2world_trainer.model.sparse_attention import dense_mask, patterns_for, plan
+from video2world_trainer.model.sparse_attention import patterns_for, plan_blocks
 from video2world_trainer.model.sparse_kernels import choose, sparse_attention
 from video2world_trainer.model.state_dict import to_diffusers
 
@@ -303,20 +303,15 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
 
 
 def _density(pattern: Any, grid: Any) -> float:
-    blocks = plan(pattern, grid)
+    blocks = plan_blocks(pattern, grid)
     return float(blocks.rows[blocks.kind.long()].float().mean())
 
 
 def _sampled_error(found: Tensor, qkv: list[Tensor], pattern: Any, size: Size) -> float:
     """Against masked attention in float32, for queries drawn at random."""
-    if size.height == 96:
-        rows = dense_mask(pattern, size.grid)
-        chosen = torch.arange(len(rows))[::7]
-        rows = rows[chosen]
-    else:
-        blocks = plan(pattern, size.grid)
-        chosen = torch.randperm(len(blocks.order), generator=torch.manual_seed(4))[:64]
-        rows = blocks.rows[blocks.kind[blocks.place[chosen]].long()][:, blocks.place]
+    blocks = plan_blocks(pattern, size.grid)
+    chosen = torch.randperm(len(blocks.order), generator=torch.manual_seed(4))[:64]
+    rows = blocks.rows[blocks.kind[blocks.place[chosen]].long()][:, blocks.place]
     rows, chosen = rows.to(DEVICE), chosen.to(DEVICE)
     query, key, value = (one[0].float() for one in qkv)
     scores = torch.einsum("qhd,khd->hqk", query[chosen], key) / key.shape[-1] ** 0.5

@@ -18,7 +18,7 @@ from video2world_trainer.distributed.ulysses import ulysses
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import step_flops
-from video2world_trainer.model.lora import count_parameters, inject
+from video2world_trainer.model.lora import inject
 from video2world_trainer.model.presets import PRESETS, DiTConfig
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.loss import draw, training_loss
@@ -285,7 +285,9 @@ def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16)
     batch = _batch(latents)
     times = seconds_of(lambda: step(*batch, 1e-5), warm=2, count=count)
-    trained, total = count_parameters(net)
+    parameters = list(net.parameters())
+    trained = sum(one.numel() for one in parameters if one.requires_grad)
+    total = sum(one.numel() for one in parameters)
     flops = step_flops(preset.dit, total, tokens_of(latents), lora=True)
     return (
         timing(times)

@@ -9,7 +9,7 @@ from small_network import network
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.distributed.parallelize import lay_out, shard, share_frames
 from video2world_trainer.distributed.process_group import join
-from video2world_trainer.model.dit import sdpa
+from video2world_trainer.model.attention import sdpa
 from video2world_trainer.training.loss import Draw, collate_draws, draw, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 

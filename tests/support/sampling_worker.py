@@ -12,7 +12,7 @@ from video2world_trainer.generation.guidance_parallel import (
     shared_layout,
     shared_velocity,
 )
-from video2world_trainer.model.dit import sdpa
+from video2world_trainer.model.attention import sdpa
 
 torch.set_num_threads(1)
 CLIP = (1, 16, 3, 4, 6)  # three frames: two ranks cannot share them evenly

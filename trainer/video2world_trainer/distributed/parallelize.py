@@ -23,7 +23,8 @@ from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.local_tensors import total_norm
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.distributed.ulysses import all_to_all, ulysses
-from video2world_trainer.model.dit import Attend, VideoDiT
+from video2world_trainer.model.attention import Attend
+from video2world_trainer.model.dit import VideoDiT
 
 __all__ = ["Layout", "frame_slice", "lay_out", "shard", "share_frames"]
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-from video2world_trainer.model.dit import Attend
+from video2world_trainer.model.attention import Attend
 
 __all__ = ["ulysses"]
 

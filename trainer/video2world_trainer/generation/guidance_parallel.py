@@ -17,7 +17,8 @@ from torch import Tensor
 from video2world_trainer.distributed.parallelize import Layout, frame_slice, lay_out, share_frames
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.denoise import Velocity, network_velocity
-from video2world_trainer.model.dit import Attend, VideoDiT
+from video2world_trainer.model.attention import Attend
+from video2world_trainer.model.dit import VideoDiT
 
 __all__ = ["branches_apart", "shared_layout", "shared_velocity"]
 

@@ -1,1 +1,1 @@
-"""Define the DiT: network, attention, LoRA, weights."""
+"""The diffusion transformer: network, attention kernels, LoRA adapters and weights."""

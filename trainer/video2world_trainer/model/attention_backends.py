@@ -1,7 +1,7 @@
-"""Which attention kernel runs: the one asked for, or the best that the GPU and packages allow.
+"""Select the attention kernel: the requested one, or the best for this GPU and its packages.
 
-Every kernel takes and gives the layout of :data:`video2world_trainer.model.dit.Attend` and computes
-the same attention: no mask, softmax scale 1 / sqrt(head_dim).
+All kernels have the signature :data:`video2world_trainer.model.attention.Attend` and compute the
+same attention: no mask, softmax scale 1 / sqrt(head_dim).
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.model.dit import Attend, sdpa
+from video2world_trainer.model.attention import Attend, sdpa
 from video2world_trainer.model.flash_attention_4 import flash_attention_4
 
 __all__ = ["AUTO", "BACKENDS", "Backend", "Choice", "installed", "select", "select_for"]
 
-AUTO = ("auto", "minimal_a2a")  # upstream's name for "the best there is", and ours
+AUTO = ("auto", "minimal_a2a")  # our name for automatic selection, and upstream's
 HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A kernel: where it runs, what it needs, and how it is loaded.
+    """A kernel, its requirements, and its loader.
 
-    ``majors`` are the compute capabilities' first numbers, empty for any device; ``module`` is
-    what must be importable and ``package`` what installs it.
+    ``majors`` are the major numbers of supported compute capabilities; empty means any device.
+    ``module`` must be importable and is installed by ``package``. ``load`` takes the compute
+    capability of the GPU, None without one.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Backend:
     module: str
     package: str
     load: Callable[[tuple[int, int] | None], Attend]
-    index: str = ""  # pip's option where PyPI has no build
+    index: str = ""  # option for pip if PyPI has no build
 
     def obstacle(
         self,
@@ -48,7 +49,7 @@ class Backend:
         dtype: torch.dtype,
         has: Callable[[str], bool],
     ) -> str | None:
-        """Why this kernel cannot run here; None if it can."""
+        """Return why this kernel cannot run here; None if it can."""
         if not self.majors:
             return None
         if capability is None:
@@ -68,12 +69,12 @@ class Backend:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that was chosen, and why, for the log."""
+    """The selected kernel, and the reason, for the log."""
 
     name: str
     attend: Attend
     reason: str
-    to_caption: Attend  # from many tokens to a caption's few
+    to_caption: Attend  # for cross-attention: many queries, few keys
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -85,7 +86,7 @@ def _plain(dtype: torch.dtype) -> str:
 
 
 def installed(module: str) -> bool:
-    """Whether ``module`` can be found. Its parents are imported, the module itself is not."""
+    """Return whether ``module`` can be found; this imports its parent packages only."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
@@ -98,7 +99,8 @@ def _flash(module: str) -> Callable[[tuple[int, int] | None], Attend]:
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             out = kernel(query, key, value)
-            return out[0] if isinstance(out, tuple) else out  # some builds add the log-sum-exp
+            result: Tensor = out[0] if isinstance(out, tuple) else out  # some add the log-sum-exp
+            return result
 
         return attend
 
@@ -106,7 +108,7 @@ def _flash(module: str) -> Callable[[tuple[int, int] | None], Attend]:
 
 
 def _flash_attention_4(capability: tuple[int, int] | None) -> Attend:
-    importlib.import_module("flash_attn.cute.interface")  # what the operator will call
+    importlib.import_module("flash_attn.cute.interface")  # fail here rather than at the first call
     return flash_attention_4
 
 
@@ -122,13 +124,13 @@ def _transformer_engine(capability: tuple[int, int] | None) -> Attend:
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = layer(*query.shape[2:])(query, key, value, attn_mask_type="no_mask")
-        return out.unflatten(-1, query.shape[2:])
+        return torch.unflatten(out, -1, query.shape[2:])
 
     return attend
 
 
 def _torch(capability: tuple[int, int] | None) -> Attend:
-    """PyTorch's own, in upstream's order of kernels for the GPU (facts 1.7)."""
+    """Load PyTorch's attention with upstream's order of kernels (its ``module/attention.py``)."""
     if capability is None:
         return sdpa
     first = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -147,7 +149,7 @@ def _torch(capability: tuple[int, int] | None) -> Attend:
 
 BACKENDS: dict[str, Backend] = {
     one.name: one
-    for one in (  # in the order in which "auto" prefers them
+    for one in (  # in order of preference
         Backend(
             "flash_attention_4", (9, 10), "flash_attn.cute", "flash-attn-4", _flash_attention_4
         ),
@@ -166,7 +168,7 @@ BACKENDS: dict[str, Backend] = {
             "transformer-engine[pytorch]",
             _transformer_engine,
         ),
-        # flash-attn-4 alone also makes a package flash_attn, so look for version 2's own module
+        # flash-attn-4 also installs a package flash_attn, so look for a module that version 2 adds
         Backend(
             "flash_attention_2",
             (8, 9, 10, 12),
@@ -177,7 +179,7 @@ BACKENDS: dict[str, Backend] = {
         Backend("torch", (), "torch", "torch", _torch),
     )
 }
-"""Every kernel by its name in ``model.config.pipe_config.net.atten_backend``."""
+"""Kernels by their name in ``model.config.pipe_config.net.atten_backend``."""
 
 
 def select(
@@ -187,16 +189,16 @@ def select(
     *,
     has: Callable[[str], bool] = installed,
 ) -> Choice:
-    """The kernel to use.
+    """Select a kernel.
 
     Args:
         wanted: a name of :data:`BACKENDS`, or one of :data:`AUTO` for the first that can run.
         capability: the GPU's compute capability, None without a GPU.
         dtype: the dtype of queries, keys and values.
-        has: whether a module is installed.
+        has: returns whether a module is installed.
 
     Raises:
-        UserError: no such kernel, or it cannot run here; the message says why and what could.
+        UserError: the kernel is unknown or cannot run here; the message names those that can.
     """
     setting = f"model.config.pipe_config.net.atten_backend={wanted}"
     if wanted not in BACKENDS and wanted not in AUTO:
@@ -218,7 +220,7 @@ def select(
             continue
         passed = [f"{other}: {why}" for other, why in obstacles.items() if why is not None]
         reason = "; ".join(["the best that runs here", *passed]) if wanted in AUTO else "asked for"
-        # flash-attn-4's forward takes 1.6 times cuDNN's on a caption's 512 keys (performance.md)
+        # with a caption's 512 keys, flash-attn-4 is 1.6 times slower than cuDNN (performance.md)
         few = _torch(capability) if name == "flash_attention_4" else attend
         return Choice(name, attend, reason, few)
     raise UserError(
@@ -228,6 +230,6 @@ def select(
 
 
 def select_for(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
-    """:func:`select` for the device that the model lies on."""
+    """Select a kernel for the device that the model is on; see :func:`select`."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return select(wanted, capability, dtype)

@@ -1,114 +1,32 @@
-"""The Video2World diffusion transformer, with the names and shapes of the published checkpoints.
+"""The Video2World diffusion transformer, with the published checkpoints' names and shapes.
 
-Cosmos-Predict2's DiT (facts sheet 1): joint space-time self-attention with 3D RoPE, cross-attention
-to the caption's T5 embedding, and AdaLN-LoRA modulation. The noise level is one number per latent
-*frame*, so modulation is computed once a frame and broadcast over the frame's tokens.
+The architecture is that of Cosmos-Predict2 (``cosmos_predict2/models/text2image_dit.py`` and
+``video2world_dit.py`` of https://github.com/nvidia-cosmos/cosmos-predict2, called "upstream" in
+this package): joint space-time self-attention with 3D RoPE, cross-attention to the caption's T5
+embedding, and AdaLN-LoRA modulation. The noise level is one number per latent *frame*, so
+modulations are computed once per frame and broadcast over the frame's tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video2world_trainer.model.attention import EPS, Attend, Attention, KeyValue, RMSNorm, linear
 from video2world_trainer.model.presets import DiTConfig
-from video2world_trainer.model.rope import Rotation, VideoRope, apply_rope, rotation_of
+from video2world_trainer.model.rope import Rotation, VideoRope, rotation_of
 
-__all__ = ["Attend", "Block", "KeyValue", "VideoDiT", "sdpa"]
+__all__ = ["Block", "VideoDiT"]
 
-# Queries [B, L, heads, head_dim], keys and values [B, M, heads, head_dim] -> as the queries
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# A caption's keys and values in one layer, [B, N, heads, head_dim] each
-KeyValue = tuple[Tensor, Tensor]
-
-EPS = 1e-6
+# Runs a block's compute method; see activation_checkpoint.prepare_blocks
 Runner = Callable[..., Tensor]
 
-CONTROL_CHANNELS = 2  # the condition mask and the padding mask ride along with the latents
-
-
-def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """PyTorch's attention without mask, in this module's layout (see :data:`Attend`)."""
-    out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    )
-    return out.transpose(1, 2)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis: float32 inside, rounded once at the end."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).to(x.dtype)
-
-
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys, over tokens or to a caption."""
-
-    def __init__(self, channels: int, context: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attend: Attend = sdpa
-        self.q_proj = _linear(channels, channels)
-        self.k_proj = _linear(context, channels)
-        self.v_proj = _linear(context, channels)
-        self.output_proj = _linear(channels, channels)
-        self.q_norm = RMSNorm(channels // heads)
-        self.k_norm = RMSNorm(channels // heads)
-
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """Self-attention of [B, T, HW, D] over all T * HW tokens."""
-        flat = x.flatten(1, 2)
-        query, key, value = (
-            self._heads(projected)
-            for projected in (self.q_proj(flat), self.k_proj(flat), self.v_proj(flat))
-        )
-        query = apply_rope(self.q_norm(query), rotation)
-        key = apply_rope(self.k_norm(key), rotation)
-        out = self.attend(query, key, value).flatten(2)
-        return self.output_proj(out).unflatten(1, x.shape[1:3])
-
-    def keys_values(self, context: Tensor) -> KeyValue:
-        """What :meth:`across` attends to, of a caption [B, N, C]."""
-        return self.k_norm(self._heads(self.k_proj(context))), self._heads(self.v_proj(context))
-
-    def across(self, x: Tensor, context: Tensor | KeyValue) -> Tensor:
-        """Cross-attention of [B, T, HW, D] to a caption [B, N, C], or to its keys and values.
-
-        To a caption, frames attend as items of a batch: the backward pass of a kernel is parallel
-        over batch, heads and keys, and a caption's few keys alone would leave most of a GPU idle.
-        To keys and values, which are for inference, all tokens attend together; there may be
-        several captions to one ``x``, and as many answers.
-        """
-        batch, frames = x.shape[:2]
-        query = self.q_norm(self._heads(self.q_proj(x)))
-        if isinstance(context, tuple):
-            query = query.flatten(1, 2)
-            if len(query) != len(context[0]):
-                query = query.expand(len(context[0]), -1, -1, -1).contiguous()
-            out = self.attend(query, *context).flatten(2)
-            return self.output_proj(out).unflatten(1, x.shape[1:3])
-        key, value = (
-            one.unsqueeze(1).expand(batch, frames, *one.shape[1:]).flatten(0, 1)
-            for one in self.keys_values(context)
-        )
-        out = self.attend(query.flatten(0, 1), key, value).flatten(2)
-        return self.output_proj(out).unflatten(0, (batch, frames))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+MASK_CHANNELS = 2  # the condition mask and the padding mask are channels next to the latents
 
 
 class FeedForward(nn.Module):
@@ -116,15 +34,18 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        self.layer1 = _linear(channels, inner)
-        self.layer2 = _linear(inner, channels)
+        self.layer1 = linear(channels, inner)
+        self.layer2 = linear(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(F.gelu(self.layer1(x)))
+        """Apply the layers to each token of ``x`` [..., channels]."""
+        out: Tensor = self.layer2(F.gelu(self.layer1(x)))
+        return out
 
 
 def _modulation(channels: int, rank: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), _linear(channels, rank), _linear(rank, outputs * channels))
+    """Create the low-rank layers that map a frame's embedding to ``outputs`` modulations."""
+    return nn.Sequential(nn.SiLU(), linear(channels, rank), linear(rank, outputs * channels))
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -132,7 +53,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, modulated by the frame's noise level."""
+    """Self-attention, cross-attention and feed-forward, modulated by each frame's noise level."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -143,7 +64,7 @@ class Block(nn.Module):
         self.adaln_modulation_self_attn = _modulation(width, rank, 3)
         self.adaln_modulation_cross_attn = _modulation(width, rank, 3)
         self.adaln_modulation_mlp = _modulation(width, rank, 3)
-        self.runner: Runner = Block.compute  # how compute is run: see memory.py
+        self.runner: Runner = Block.compute  # may recompute, compile or offload
 
     def forward(
         self,
@@ -153,7 +74,18 @@ class Block(nn.Module):
         text: Tensor | KeyValue,
         rotation: Rotation,
     ) -> Tensor:
-        """``x`` [B, T, HW, D], ``embedding`` [B, T, D], ``shared`` [B, T, 3D], ``text`` [B,N,C]"""
+        """Run :meth:`compute` the way ``runner`` does.
+
+        Args:
+            x: tokens [B, T, HW, D].
+            embedding: of each frame's noise level, [B, T, D].
+            shared: modulation that all blocks share, [B, T, 3D].
+            text: caption [B, N, C], or its keys and values in this block.
+            rotation: RoPE of all T * HW tokens.
+
+        Returns:
+            Tokens [B, T, HW, D].
+        """
         return self.runner(self, x, embedding, shared, text, rotation)
 
     def compute(
@@ -164,10 +96,10 @@ class Block(nn.Module):
         text: Tensor | KeyValue,
         rotation: Rotation,
     ) -> Tensor:
-        """What :meth:`forward` answers, without recomputation or compilation around it."""
+        """Compute :meth:`forward`, without recomputation or compilation around it."""
         for modulation, layer in (
             (self.adaln_modulation_self_attn, lambda y: self.self_attn(y, rotation)),
-            (self.adaln_modulation_cross_attn, lambda y: self.cross_attn.across(y, text)),
+            (self.adaln_modulation_cross_attn, lambda y: self.cross_attn.cross(y, text)),
             (self.adaln_modulation_mlp, self.mlp),
         ):
             shift, scale, gate = (modulation(embedding) + shared).unsqueeze(2).chunk(3, dim=-1)
@@ -176,19 +108,21 @@ class Block(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """The two linears that turn a noise level's sinusoid into the shared modulation [B, T, 3D]."""
+    """Two linear layers from a noise level's sinusoid to the modulation that all blocks share."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.linear_1 = _linear(channels, channels)
-        self.linear_2 = _linear(channels, 3 * channels)
+        self.linear_1 = linear(channels, channels)
+        self.linear_2 = linear(channels, 3 * channels)
 
     def forward(self, sinusoid: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+        """Map [B, T, D] to [B, T, 3D]."""
+        out: Tensor = self.linear_2(F.silu(self.linear_1(sinusoid)))
+        return out
 
 
 def _sinusoid(timesteps: Tensor, channels: int) -> Tensor:
-    """[cos, sin] of the levels [B, T] at geometrically falling frequencies: [B, T, channels]."""
+    """Return [cos, sin] of [B, T] noise levels at geometric frequencies: [B, T, channels]."""
     half = channels // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angles = timesteps.float()[..., None] * torch.exp(-math.log(10_000) * steps / half)
@@ -196,20 +130,26 @@ def _sinusoid(timesteps: Tensor, channels: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Patches of ``patch`` = (t, h, w) cells, features ordered (channel, t, h, w), to tokens."""
+    """Embed patches of ``patch`` = (t, h, w) latent cells as tokens.
+
+    A patch's features are ordered (channel, t, h, w).
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.patch = (config.patch_temporal, config.patch_spatial, config.patch_spatial)
-        features = (config.latent_channels + CONTROL_CHANNELS) * math.prod(self.patch)
-        self.proj = nn.Sequential(nn.Identity(), _linear(features, config.model_channels))
+        features = (config.latent_channels + MASK_CHANNELS) * math.prod(self.patch)
+        self.proj = nn.Sequential(nn.Identity(), linear(features, config.model_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, T, H, W] to [B, T/t, (H/h)*(W/w), D]."""
+        """Map [B, C, T, H, W] to [B, T/t, (H/h)*(W/w), D]."""
         t, h, w = self.patch
-        x = x.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))
+        x = torch.unflatten(x, 4, (-1, w))
+        x = torch.unflatten(x, 3, (-1, h))
+        x = torch.unflatten(x, 2, (-1, t))
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7)  # [B, T/t, H/h, W/w, C, t, h, w]
-        return self.proj(x.flatten(4).flatten(2, 3))
+        out: Tensor = self.proj(x.flatten(4).flatten(2, 3))
+        return out
 
 
 class FinalLayer(nn.Module):
@@ -219,26 +159,33 @@ class FinalLayer(nn.Module):
         super().__init__()
         width = config.model_channels
         patch = config.patch_temporal * config.patch_spatial**2
-        self.linear = _linear(width, patch * config.latent_channels)
+        self.linear = linear(width, patch * config.latent_channels)
         self.adaln_modulation = _modulation(width, config.adaln_lora_dim, 2)
 
     def forward(self, x: Tensor, embedding: Tensor, shared: Tensor) -> Tensor:
+        """Map tokens [B, T, HW, D] to patches [B, T, HW, h*w*t*channels]."""
         width = x.shape[-1]
-        modulation = self.adaln_modulation(embedding) + shared[..., : 2 * width]
+        modulation: Tensor = self.adaln_modulation(embedding) + shared[..., : 2 * width]
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
-        return self.linear(_modulate(x, shift, scale))
+        out: Tensor = self.linear(_modulate(x, shift, scale))
+        return out
 
 
 class VideoDiT(nn.Module):
-    """Predicts the flow velocity (noise - clean) of noised video latents.
+    """Predict the flow velocity (noise - clean) of noised video latents.
 
     State-dict names, shapes and buffers are upstream's (without its ``net.`` prefix).
+
+    Args:
+        config: sizes of the network.
+        exact_rope: compute rotary frequencies in float32; see
+            :class:`video2world_trainer.model.rope.VideoRope`.
     """
 
     def __init__(self, config: DiTConfig, *, exact_rope: bool = False) -> None:
         super().__init__()
         self.config = config
-        # with context parallelism: this rank's first latent frame, and how many all have together
+        # with context parallelism: this rank's first latent frame, and the frames of all ranks
         self.first_frame = 0
         self.all_frames: int | None = None
         width = config.model_channels
@@ -251,7 +198,10 @@ class VideoDiT(nn.Module):
         )
         self.t_embedder = nn.Sequential(nn.Identity(), TimestepEmbedding(width))
         self.t_embedding_norm = RMSNorm(width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        # ModuleList is not generic: the cast gives the blocks their type
+        self.blocks = cast(
+            "Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        )
         self.final_layer = FinalLayer(config)
         for name, dtype in (
             ("accum_video_sample_counter", torch.int64),
@@ -264,8 +214,12 @@ class VideoDiT(nn.Module):
     def set_attention(
         self, attend: Attend, over_tokens: Attend | Sequence[Attend] | None = None
     ) -> None:
-        """Use ``attend`` in every attention layer, and ``over_tokens`` in the self-attentions: one
-        for all blocks, or one for each."""
+        """Set the attention kernels.
+
+        Args:
+            attend: for cross-attention, and for self-attention without ``over_tokens``.
+            over_tokens: for self-attention, one for all blocks or one for each.
+        """
         own = [over_tokens or attend] * len(self.blocks)
         if isinstance(over_tokens, Sequence):
             own = list(over_tokens)
@@ -274,12 +228,15 @@ class VideoDiT(nn.Module):
             block.cross_attn.attend = attend
 
     def caption(self, text: Tensor) -> list[KeyValue]:
-        """What each block attends to of captions [B, N, C]: the same at every noise level."""
+        """Compute each block's keys and values of captions [B, N, C].
+
+        They are the same at every noise level, so inference computes them once.
+        """
         return [block.cross_attn.keys_values(text) for block in self.blocks]
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Upstream's start without a checkpoint: truncated normal, modulations off (facts 1.6)."""
+        """Initialize like upstream: truncated normal, with all modulations starting at zero."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -299,16 +256,16 @@ class VideoDiT(nn.Module):
         condition_mask: Tensor,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """The velocity [B, 16, T, H, W].
+        """Return the velocity [B, 16, T, H, W].
 
-        Of one sample under several captions (guidance) everything before the first cross-attention
-        is computed once: give their :meth:`caption` and a batch of one of all else.
+        To evaluate one sample under several captions (guidance), pass their :meth:`caption` and a
+        batch of one of everything else: all before the first cross-attention is computed once.
 
         Args:
             x: latents [B, 16, T, H, W]; conditioning frames clean, the others noised.
             timesteps: noise level in [0, 1] of every latent frame, [B, T].
-            text: caption embeddings [B, N, 1024], zeros beyond the caption's end; or what
-                :meth:`caption` made of them, which need not be made again at every step.
+            text: caption embeddings [B, N, 1024], zeros beyond the caption's end; or the result of
+                :meth:`caption`.
             condition_mask: 1 on conditioning frames, [B, 1, T, H, W].
             padding_mask: 1 on padded pixels, [B, 1, height, width]; None is all zeros.
         """
@@ -335,6 +292,7 @@ class VideoDiT(nn.Module):
 
     def _unpatchify(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
         t, h, w = self.x_embedder.patch
-        x = tokens.unflatten(2, grid[1:]).unflatten(4, (h, w, t, -1))  # [B, T, H, W, h, w, t, C]
+        x = torch.unflatten(tokens, 2, grid[1:])
+        x = torch.unflatten(x, 4, (h, w, t, -1))  # [B, T, H, W, h, w, t, C]
         x = x.permute(0, 7, 1, 6, 2, 4, 3, 5)  # [B, C, T, t, H, h, W, w]
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,11 +1,13 @@
-"""FlashAttention-4 as a PyTorch operator, so that compilers and checkpointing can see it.
+"""Wrap FlashAttention-4 as a PyTorch operator that torch.compile and checkpointing can see.
 
-The package's own function is opaque to both. As an operator with the log-sum-exp among its
-answers, the forward pass need not be run again in the backward pass: what it gave can be kept
+The package's own function is opaque to both. The operator also returns the log-sum-exp, so that
+activation checkpointing can save the output instead of recomputing it
 (:mod:`video2world_trainer.distributed.activation_checkpoint`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,19 +51,30 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, gradient, _):  # type: ignore[no-untyped-def]
-    return _backward(gradient.contiguous(), *ctx.saved_tensors)
+def _gradients(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = _backward(gradient.contiguous(), *ctx.saved_tensors)
+    return grads
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+_forward.register_autograd(_gradients, setup_context=_save)
 
 
 def flash_attention_4(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of [B, L, heads, head_dim] in bfloat16 or float16 on Hopper and Blackwell."""
-    return _forward(query.contiguous(), key.contiguous(), value.contiguous())[0]
+    """Compute attention on Hopper and Blackwell GPUs.
+
+    Args:
+        query: [B, L, heads, head_dim] in bfloat16 or float16.
+        key: [B, M, heads, head_dim].
+        value: as ``key``.
+
+    Returns:
+        A tensor like ``query``.
+    """
+    out: Tensor = _forward(query.contiguous(), key.contiguous(), value.contiguous())[0]
+    return out

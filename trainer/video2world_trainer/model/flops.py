@@ -1,4 +1,4 @@
-"""How much arithmetic a training step needs, and what a GPU is rated at."""
+"""Count the floating-point operations of the network, and list the rated speed of GPUs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from video2world_trainer.model.presets import DiTConfig
 
 __all__ = ["pass_flops", "peak_flops", "step_flops"]
 
-# Dense bfloat16 of the vendor's datasheets, by a part of the device's name; the first that fits
+# Dense bfloat16 FLOP/s of NVIDIA's datasheets by a part of the device name; first match wins
 _RATED = {
     "H200": 989e12,
     "H100 NVL": 835e12,
@@ -20,11 +20,17 @@ _RATED = {
 
 
 def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = False) -> float:
-    """Operations of forward and backward for one clip of ``tokens``, nothing computed twice.
+    """Count the operations of a forward and backward pass for one clip, without recomputation.
 
-    6 * parameters * tokens of products (4 where the weights are frozen: their gradients fall
-    away), and 4 * tokens^2 * width a block in self-attention, its backward counted as 2.5
-    forwards as FlashAttention's papers do.
+    6 * parameters * tokens in matrix products (4 with frozen weights, which have no gradients),
+    and 4 * tokens^2 * width per block in self-attention, whose backward pass counts as 2.5
+    forward passes, as in the FlashAttention papers.
+
+    Args:
+        dit: the network's configuration.
+        parameters: number of parameters of the network.
+        tokens: tokens of the clip.
+        lora: whether the weights are frozen and only adapters are trained.
     """
     dense = (4 if lora else 6) * parameters * tokens
     attention = 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
@@ -32,10 +38,10 @@ def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = Fal
 
 
 def pass_flops(dit: DiTConfig, parameters: int, tokens: int) -> float:
-    """Operations of one evaluation for one clip of ``tokens``, as in :func:`step_flops`."""
+    """Count the operations of one forward pass for one clip; see :func:`step_flops`."""
     return 2.0 * parameters * tokens + 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The rated bfloat16 operations a second of a GPU; None for one that is not listed."""
+    """Return the rated dense bfloat16 FLOP/s of a GPU; None if it is not listed."""
     return next((rate for part, rate in _RATED.items() if part in device_name), None)

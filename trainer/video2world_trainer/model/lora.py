@@ -1,10 +1,11 @@
-"""Low-rank adapters (LoRA) in PEFT's layout: put in, counted, folded into their base weights."""
+"""Low-rank adapters (LoRA) in PEFT's layout: inject them, and merge them into base weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ __all__ = [
     "TARGETS",
     "AdapterFacts",
     "LoRALinear",
-    "count_parameters",
     "has_adapters",
     "inject",
     "merge",
@@ -23,21 +23,24 @@ __all__ = [
 ]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "output_proj", "mlp.layer1", "mlp.layer2")
-"""The layers that upstream adapts: ends of module names (facts 2.5)."""
+"""Layers that upstream adapts: suffixes of module names (``examples/video2world_lora.py``)."""
 
 _BASE, _DOWN, _UP = ".base_layer.weight", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What is known of a file's adapters beyond their tensors; None where nothing says it."""
+    """What is known about a file's adapters beyond their tensors; None is unknown.
+
+    ``targets`` are suffixes of the adapted layers' names.
+    """
 
     alpha: float | None = None
     rank: int | None = None
     targets: tuple[str, ...] | None = None
 
     def agreed(self, recorded: AdapterFacts) -> AdapterFacts:
-        """Combine the user's facts with those that the run recorded.
+        """Complete the user's facts with those that the run recorded.
 
         Raises:
             UserError: they contradict each other.
@@ -53,20 +56,20 @@ class AdapterFacts:
         return AdapterFacts(alpha, recorded.rank if self.rank is None else self.rank, self.targets)
 
     def __bool__(self) -> bool:
-        """Tell whether anything is known."""
+        """Return whether anything is known."""
         return self != AdapterFacts()
 
 
-def _folded(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """base + scale * up @ down, computed in float32, in the base's dtype."""
+def _merged_weight(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Return base + scale * up @ down, computed in float32, in the dtype of ``base``."""
     return (base.float() + scale * (up.float() @ down.float())).to(base.dtype)
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer [out, in] plus alpha / r times a trainable product of rank r.
 
-    The names ``base_layer``, ``lora_A.default`` [r, in] and ``lora_B.default`` [out, r] are those
-    of a file that PEFT, and so upstream, writes.
+    The names ``base_layer``, ``lora_A.default`` [r, in] and ``lora_B.default`` [out, r] are PEFT's,
+    and so upstream's.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
@@ -76,12 +79,13 @@ class LoRALinear(nn.Module):
         like = {"device": base.weight.device, "dtype": base.weight.dtype}
         down = nn.Linear(base.in_features, rank, bias=False, **like)
         up = nn.Linear(rank, base.out_features, bias=False, **like)
-        self.lora_A = nn.ModuleDict({"default": down})
-        self.lora_B = nn.ModuleDict({"default": up})
+        # ModuleDict is not generic: the casts give the layers their type
+        self.lora_A = cast("dict[str, nn.Linear]", nn.ModuleDict({"default": down}))
+        self.lora_B = cast("dict[str, nn.Linear]", nn.ModuleDict({"default": up}))
 
     @torch.no_grad()
-    def start(self, generator: torch.Generator | None) -> None:
-        """PEFT's start: A uniform in +-1/sqrt(in), drawn on the CPU; B zero, so nothing changes."""
+    def init_weights(self, generator: torch.Generator | None) -> None:
+        """Initialize like PEFT: A uniform in +-1/sqrt(in), drawn on the CPU; B zero."""
         nn.init.zeros_(self.lora_B["default"].weight)
         weight = self.lora_A["default"].weight
         if weight.is_meta:
@@ -95,9 +99,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The plain layer that computes the same."""
+        """Merge the adapter into the base layer and return that layer."""
         self.base_layer.weight.copy_(
-            _folded(
+            _merged_weight(
                 self.base_layer.weight,
                 self.lora_A["default"].weight,
                 self.lora_B["default"].weight,
@@ -117,8 +121,15 @@ def inject(
 ) -> list[str]:
     """Adapt every linear layer whose name ends in one of ``targets``; freeze everything else.
 
-    Load the base weights first: afterwards the adapted layers' names differ. The output is the
-    same until the adapters are trained.
+    Load the base weights before: the adapted layers' parameters have other names. The output does
+    not change until the adapters are trained.
+
+    Args:
+        net: the network, changed in place.
+        rank: rank r of the adapters.
+        alpha: the adapters are scaled by alpha / rank.
+        targets: suffixes of module names.
+        generator: for the initial values.
 
     Returns:
         The names of the adapted layers.
@@ -141,14 +152,14 @@ def inject(
     net.requires_grad_(False)
     for name in (ordered := [name for name in layers if name in chosen]):
         adapted = LoRALinear(layers[name], rank, alpha)
-        adapted.start(generator)
+        adapted.init_weights(generator)
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, adapted)
     return ordered
 
 
 def merge(net: nn.Module) -> None:
-    """Fold all adapters of ``net`` into their base layers, in place; the plain names return."""
+    """Merge all adapters of ``net`` into their base layers, in place, which restores the names."""
     for name, module in list(net.named_modules()):
         if isinstance(module, LoRALinear):
             parent, _, child = name.rpartition(".")
@@ -156,20 +167,20 @@ def merge(net: nn.Module) -> None:
 
 
 def has_adapters(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict is in PEFT's layout."""
+    """Return whether a state dict holds adapters in PEFT's layout."""
     return any(".lora_" in key for key in state)
 
 
 def merge_state(state: Mapping[str, Tensor], facts: AdapterFacts) -> dict[str, Tensor]:
-    """Fold the adapters of a state dict in PEFT's layout; without adapters it is unchanged.
+    """Merge the adapters of a state dict in PEFT's layout; without adapters, return a copy.
 
     Args:
         state: tensors by name.
-        facts: what is known of the training; the scale of a layer is alpha / its rank.
+        facts: what is known about the adapters; a layer's scale is alpha / its rank.
 
     Raises:
         UserError: an adapter is incomplete or of unequal ranks (the message names its layer), the
-            facts contradict the tensors, or the alpha is not known.
+            facts contradict the tensors, or alpha is unknown.
     """
     adapters = _adapters(state)
     if not adapters:
@@ -180,7 +191,7 @@ def merge_state(state: Mapping[str, Tensor], facts: AdapterFacts) -> dict[str, T
         name = key.removesuffix(_BASE)
         if name in adapters and name != key:
             base, down, up = adapters[name]
-            merged[f"{name}.weight"] = _folded(base, down, up, alpha / down.shape[0])
+            merged[f"{name}.weight"] = _merged_weight(base, down, up, alpha / down.shape[0])
         elif ".lora_" not in key:
             merged[key] = value
     return merged
@@ -210,7 +221,7 @@ def _adapters(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Te
 
 
 def _checked_alpha(ranks: Mapping[str, int], facts: AdapterFacts) -> float:
-    """Return the adapters' alpha, once the file's ranks and layers agree with ``facts``."""
+    """Return the adapters' alpha after checking the file's ranks and layers against ``facts``."""
     for name, rank in ranks.items():
         if facts.rank not in (None, rank):
             raise UserError(
@@ -241,12 +252,3 @@ def _check_targets(ranks: Mapping[str, int], targets: Sequence[str]) -> None:
                 f"LoRA targets {','.join(targets)}: the file also adapts {name}; leave the setting "
                 "out, as the file says it"
             )
-
-
-def count_parameters(net: nn.Module) -> tuple[int, int]:
-    """How many numbers are trained, and how many there are."""
-    parameters = list(net.parameters())
-    return (
-        sum(one.numel() for one in parameters if one.requires_grad),
-        sum(one.numel() for one in parameters),
-    )

@@ -1,4 +1,9 @@
-"""The exact configurations of the published models, and of the tiny one that runs anywhere."""
+"""Define the networks' sizes and schedules: the published models, and a tiny one for CPUs.
+
+Values of 2B and 14B are those of https://github.com/nvidia-cosmos/cosmos-predict2:
+``cosmos_predict2/configs/base/config_video2world.py``, its ``defaults/`` and
+``experiment/agibot_head_center_fisheye_color.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,10 @@ __all__ = ["PRESETS", "DiTConfig", "Preset", "preset"]
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Hyper-parameters of the network; defaults are those common to 2B and 14B (facts 1.1).
+    """Hyperparameters of the network; the defaults are common to 2B and 14B.
 
-    Sizes ``max_*`` are in latent units; RoPE ratios stretch the base of the rotary frequencies
-    along each axis.
+    ``max_*`` are in latent frames and cells. RoPE ratios scale the base of the rotary frequencies
+    along time, height and width.
     """
 
     model_channels: int
@@ -43,12 +48,12 @@ class DiTConfig:
 class Preset:
     """Network and schedule of a model size, as the guide trains it.
 
-    What the operator has to know of a size too is in :data:`video2world_common.model_sizes.SIZES`.
+    Values that the operator needs as well are in :data:`video2world_common.model_sizes.SIZES`.
     """
 
     size: str
     dit: DiTConfig
-    text_tokens: int = 512  # positions of the embedding that are attended, zeros beyond the caption
+    text_tokens: int = 512  # positions of the caption embedding, zeros beyond its end
     weight_decay: float = 0.1
     cycle_length: int = 400_000
     f_max: float = 0.99
@@ -59,7 +64,7 @@ class Preset:
     compute_dtype: str = "bfloat16"
 
     def base_weights(self, resolution: str, fps: int) -> str | None:
-        """Path of the published weights on the volume; None for the size that has none."""
+        """Return the path of the published weights on the volume; None for Tiny."""
         if self.size == "Tiny":
             return None
         return f"{self.base_folder}/model-{resolution}-{fps}fps.pt"
@@ -110,7 +115,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(size: str, *, rope_ratios: tuple[float, float, float] | None = None) -> Preset:
-    """The preset of a size, with other RoPE ratios (t, h, w) where given.
+    """Return the preset of a size, with ``rope_ratios`` (time, height, width) if set.
 
     Raises:
         KeyError: no such size.

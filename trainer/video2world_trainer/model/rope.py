@@ -1,4 +1,4 @@
-"""Rotary position embedding over time, height and width, as upstream's buffers make it."""
+"""Rotary position embedding (RoPE) over time, height and width, with upstream's buffers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines [1, L, 1, head_dim / 2], f
 
 
 class VideoRope(nn.Module):
-    """The table of rotations of a [T, H, W] grid of tokens (facts 1.5).
+    """Compute the rotation angles of a [T, H, W] grid of tokens.
 
-    A head's channels are split into time, height and width; integer positions, fps plays no part.
-    The three buffers bear upstream's names. Upstream computes the frequencies in their dtype,
-    bfloat16, and the published weights were post-trained so: ``exact=False`` repeats that on any
-    device, ``exact=True`` is float32 throughout, as diffusers has it.
+    A head's channels are split between time, height and width. Positions are integers; the frame
+    rate has no influence. The three buffers have upstream's names. Upstream
+    (``VideoRopePosition3DEmb`` in ``cosmos_predict2/models/text2image_dit.py``) computes the
+    frequencies in the buffers' dtype, bfloat16, and the published weights were trained with the
+    resulting angles.
+
+    Args:
+        head_dim: channels of one attention head.
+        longest: number of positions along the longest axis.
+        ratios: factors (time, height, width) on the base of the frequencies.
+        exact: compute in float32 throughout, as diffusers does. False rounds to bfloat16 like
+            upstream, on any device.
     """
 
     seq: Tensor
@@ -44,7 +52,7 @@ class VideoRope(nn.Module):
             self.register_buffer(name, torch.arange(0, dim, 2).float()[: dim // 2] / dim)
 
     def forward(self, frames: int, height: int, width: int) -> Tensor:
-        """Angles [T * H * W, head_dim / 2] in float32, time slowest."""
+        """Return angles [T * H * W, head_dim / 2] in float32, with time as the slowest axis."""
         dtype = torch.float32 if self.exact else torch.bfloat16
         position = self.seq.to(dtype)
         axes = []
@@ -65,14 +73,14 @@ class VideoRope(nn.Module):
 
 
 def rotation_of(angles: Tensor) -> Rotation:
-    """The table that all layers share, of angles [L, head_dim / 2]."""
+    """Return cosines and sines of angles [L, head_dim / 2], which all layers share."""
     return angles.cos()[None, :, None], angles.sin()[None, :, None]
 
 
 def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (i, i + head_dim / 2) of ``x`` [B, L, heads, head_dim].
 
-    Computed in float32, answered in the dtype of ``x``.
+    Computes in float32 and returns the dtype of ``x``.
     """
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)

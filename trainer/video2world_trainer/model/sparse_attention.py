@@ -1,12 +1,16 @@
-"""Sparse attention of the ``-natten`` checkpoints: who sees whom, and as blocks a kernel can skip.
+"""Patterns of the ``-natten`` checkpoints' sparse attention, as blocks that a kernel can skip.
 
-Each query sees a window of keys along time, height and width (generalized neighborhood attention:
-window, stride, dilation; Hassani et al. 2025; facts sheet 1.8). Along an axis, positions of equal
-residue modulo ``dilation`` are a group of their own; queries of the same ``stride`` positions of a
-group share the window around their middle, moved inside the group's ends.
+A query attends to a window of keys along time, height and width: generalized neighborhood attention
+(Hassani et al. 2025, https://arxiv.org/abs/2504.16922) with window, stride and dilation. Along an
+axis, positions with the same residue modulo ``dilation`` form a group. Each ``stride`` consecutive
+queries of a group share the window around their middle, shifted to stay inside the group.
 
-Put in the order of residues and strides, queries with the same window lie side by side, and at the
-published sizes every block of 128 queries sees a block of 128 keys wholly or not at all.
+With tokens ordered by residue and stride, queries with the same window are adjacent. At the
+published sizes, every block of 128 queries then attends to a block of 128 keys completely or not at
+all.
+
+The patterns are those of ``cosmos_predict2/configs/base/config_natten.py`` in
+https://github.com/nvidia-cosmos/cosmos-predict2.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,24 +29,26 @@ from video2world_common.exit_codes import UserError
 __all__ = [
     "BLOCK",
     "PATTERNS",
+    "BlockPlan",
     "Grid",
     "Pattern",
-    "Plan",
-    "dense_mask",
+    "axes",
     "patterns_for",
-    "plan",
+    "plan_blocks",
     "scaled",
 ]
 
 BLOCK = 128  # tokens
-BASE = (None, 44, 80)  # the grid [T, H, W] of tokens that the patterns are written for
+BASE = (None, 44, 80)  # grid [T, H, W] of tokens that the patterns are defined on
 
 Grid = tuple[int, int, int]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Per axis (time, height, width); a window of -1 is the whole axis."""
+    """Window, stride and dilation per axis (time, height, width); window -1 is the full axis."""
 
     window: Grid
     stride: Grid = (1, 1, 1)
@@ -55,9 +62,9 @@ _D = Pattern((-1, 20, 40), stride=(1, 4, 8))
 _E = Pattern((-1, 28, 56), stride=(1, 4, 8))
 
 
-def _by_block(count: int, chosen: dict[Pattern | None, Sequence[int]]) -> list[Pattern | None]:
-    found = {block: pattern for pattern, blocks in chosen.items() for block in blocks}
-    return [found[block] for block in range(count)]
+def _by_block(count: int, blocks_of: dict[Pattern | None, Sequence[int]]) -> list[Pattern | None]:
+    chosen = {block: pattern for pattern, blocks in blocks_of.items() for block in blocks}
+    return [chosen[block] for block in range(count)]
 
 
 PATTERNS: dict[str, list[Pattern | None]] = {
@@ -83,11 +90,11 @@ PATTERNS: dict[str, list[Pattern | None]] = {
         },
     ),
 }
-"""Each block's pattern by model size; None attends to everything."""
+"""Each transformer block's pattern by model size; None is dense attention."""
 
 
 def scaled(pattern: Pattern, grid: Grid) -> Pattern:
-    """``pattern`` for a ``grid`` of tokens, in proportion to the one it is written for."""
+    """Scale ``pattern`` from the grid that it is defined on to a ``grid`` of tokens."""
     window, stride, dilation = [], [], []
     for axis, length in enumerate(grid):
         base = BASE[axis] or length
@@ -98,61 +105,75 @@ def scaled(pattern: Pattern, grid: Grid) -> Pattern:
         dilation.append(
             min(max(1, round(pattern.dilation[axis] * share)), max(1, length // window[-1]))
         )
-    t, h, w = zip(window, stride, dilation, strict=True)
-    return Pattern(*zip(t, h, w, strict=True))  # type: ignore[arg-type]
+    return Pattern(_grid(window), _grid(stride), _grid(dilation))
+
+
+def _grid(values: Sequence[int]) -> Grid:
+    time, height, width = values
+    return time, height, width
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """Of each position along an axis: its group, its place there, and the window it sees."""
+class Axis:
+    """A pattern along one axis, position by position; all arrays are [length].
 
-    residue: np.ndarray
-    place: np.ndarray
-    start: np.ndarray
-    group: np.ndarray  # positions whose queries share a window; 0 where the window is the group
+    ``residue`` names a position's group, ``place`` its index in the group, ``start`` the first
+    index of its window, and ``stride_index`` which queries share that window (0 if the window is
+    the complete group).
+    """
+
+    residue: IntArray
+    place: IntArray
+    start: IntArray
+    stride_index: IntArray
     window: int
 
     @classmethod
-    def of(cls, length: int, window: int, stride: int, dilation: int) -> _Axis:
+    def of(cls, length: int, window: int, stride: int, dilation: int) -> Axis:
+        """Lay the pattern out along an axis of ``length`` positions.
+
+        Raises:
+            ValueError: the window is larger than a group.
+        """
         position = np.arange(length)
         residue, place = position % dilation, position // dilation
-        lengths = (length - residue + dilation - 1) // dilation  # of each one's group
+        lengths = (length - residue + dilation - 1) // dilation  # of each position's group
         if window > lengths.min():
             raise ValueError(f"a window of {window} in {length} positions by {dilation}")
         leader = np.minimum(place // stride * stride + stride // 2, lengths - 1)
         start = np.clip(leader - window // 2, 0, lengths - window)
-        group = np.where(lengths == window, 0, place // stride)
-        return cls(residue, place, start, group, window)
+        stride_index = np.where(lengths == window, 0, place // stride)
+        return cls(residue, place, start, stride_index, window)
 
-    def sees(self) -> np.ndarray:
-        """[queries, keys] bool."""
+    def mask(self) -> BoolArray:
+        """Return [queries, keys], True where a query attends to a key."""
         near = self.place - self.start[:, None]
         inside = (near >= 0) & (near < self.window)
-        return (self.residue[:, None] == self.residue) & inside
+        mask: BoolArray = (self.residue[:, None] == self.residue) & inside
+        return mask
 
 
-def _axes(pattern: Pattern, grid: Grid) -> list[_Axis]:
+def axes(pattern: Pattern, grid: Grid) -> list[Axis]:
+    """Return ``pattern`` (already scaled) along time, height and width.
+
+    Its attention is the product of the three axes' masks.
+    """
     return [
-        _Axis.of(*one)
+        Axis.of(*one)
         for one in zip(grid, pattern.window, pattern.stride, pattern.dilation, strict=True)
     ]
 
 
-def dense_mask(pattern: Pattern, grid: Grid) -> Tensor:
-    """The definition, [T*H*W queries, T*H*W keys] bool, time slowest; for small grids."""
-    t, h, w = (torch.from_numpy(axis.sees()) for axis in _axes(pattern, grid))
-    tokens = int(np.prod(grid))
-    mask = t[:, None, None, :, None, None] & h[:, None, None, :, None] & w[:, None, None, :]
-    return mask.reshape(tokens, tokens)
-
-
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """A pattern on a grid, for kernels that skip blocks of ``BLOCK`` queries x ``BLOCK`` keys.
 
-    ``order`` [S] is the token at each place, ``place`` [S] its inverse. Of each block of queries
-    (int32): how many blocks of keys it sees wholly, which (the first ``count`` of a row), and the
-    same of those it sees in part, where ``rows[kind[query]]`` tells which keys, places all.
+    ``order`` [S] lists the tokens in the order that the blocks are cut from; ``place`` [S] is its
+    inverse. For each block of queries, ``full_count`` (int32) is the number of key blocks that all
+    its queries attend to completely, and the first ``full_count`` entries of its row of
+    ``full_index`` (int32) list them. ``part_count`` and ``part_index`` do the same for key blocks
+    attended to in part, where ``rows[kind[query]]`` masks the keys. Queries and keys are numbered
+    in the new order.
     """
 
     order: Tensor
@@ -165,48 +186,49 @@ class Plan:
     rows: Tensor  # [kinds, S] bool
 
     @property
-    def whole(self) -> bool:
-        """Whether no block is seen in part only."""
+    def has_full_blocks_only(self) -> bool:
+        """Whether no key block is attended to in part."""
         return not bool(self.part_count.any())
 
-    def to(self, device: torch.device) -> Plan:
-        """The same on ``device``."""
-        return Plan(**{name: one.to(device) for name, one in vars(self).items()})
+    def to(self, device: torch.device) -> BlockPlan:
+        """Return a copy on ``device``."""
+        return BlockPlan(**{name: one.to(device) for name, one in vars(self).items()})
 
 
 @cache
-def plan(pattern: Pattern, grid: Grid) -> Plan:
-    """The blocks of ``pattern`` (already scaled) on a ``grid`` of tokens."""
-    axes = _axes(pattern, grid)
+def plan_blocks(pattern: Pattern, grid: Grid) -> BlockPlan:
+    """Lay ``pattern`` (already scaled) out as blocks of a ``grid`` of tokens."""
+    along = axes(pattern, grid)
     at = np.unravel_index(np.arange(int(np.prod(grid))), grid)
-    keys = [axis.residue[i] for axis, i in zip(axes, at, strict=True)]
-    keys += [axis.group[i] for axis, i in zip(axes, at, strict=True)]
-    order = np.lexsort((*at[::-1], *keys[::-1]))
+    sort_keys = [axis.residue[i] for axis, i in zip(along, at, strict=True)]
+    sort_keys += [axis.stride_index[i] for axis, i in zip(along, at, strict=True)]
+    order = np.lexsort((*at[::-1], *sort_keys[::-1]))
     at = tuple(i[order] for i in at)
-    # queries of one kind see the same keys: the same residue and window along every axis
+    # queries of one kind attend to the same keys: same residue and window along every axis
     marks = np.stack(
-        [mark[i] for axis, i in zip(axes, at, strict=True) for mark in (axis.residue, axis.start)]
+        [mark[i] for axis, i in zip(along, at, strict=True) for mark in (axis.residue, axis.start)]
     )
     _, example, kind = np.unique(marks, axis=1, return_index=True, return_inverse=True)
     kind = kind.reshape(-1)
     rows = np.ones((len(example), len(order)), dtype=bool)
-    for axis, i in zip(axes, at, strict=True):
-        rows &= axis.sees()[i[example]][:, i]
+    for axis, i in zip(along, at, strict=True):
+        rows &= axis.mask()[i[example]][:, i]
 
     count = -(-len(order) // BLOCK)
     padded = np.zeros((len(rows), count * BLOCK), dtype=bool)
     padded[:, : rows.shape[1]] = rows
     blocks = padded.reshape(len(rows), count, BLOCK)
-    some, every = blocks.any(2), blocks.all(2)
-    seen_some = np.zeros((count, count), dtype=bool)
-    seen_all = np.ones((count, count), dtype=bool)
+    some: BoolArray = np.any(blocks, axis=2)  # [kinds, count]
+    every: BoolArray = np.all(blocks, axis=2)
+    any_key = np.zeros((count, count), dtype=bool)
+    all_keys = np.ones((count, count), dtype=bool)
     for block in range(count):
         kinds = np.unique(kind[block * BLOCK : (block + 1) * BLOCK])
-        seen_some[block], seen_all[block] = some[kinds].any(0), every[kinds].all(0)
-    full, part = _listed(seen_all), _listed(seen_some & ~seen_all)
+        any_key[block], all_keys[block] = some[kinds].any(0), every[kinds].all(0)
+    full, part = _count_and_index(all_keys), _count_and_index(any_key & ~all_keys)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    return Plan(
+    return BlockPlan(
         torch.from_numpy(order),
         torch.from_numpy(place),
         *full,
@@ -216,17 +238,17 @@ def plan(pattern: Pattern, grid: Grid) -> Plan:
     )
 
 
-def _listed(seen: np.ndarray) -> tuple[Tensor, Tensor]:
-    """How many of each row, and which, those first."""
-    index = np.argsort(~seen, axis=1, kind="stable").astype(np.int32)
-    return torch.from_numpy(seen.sum(1).astype(np.int32)), torch.from_numpy(index)
+def _count_and_index(chosen: BoolArray) -> tuple[Tensor, Tensor]:
+    """Return the number of True entries per row, and their column numbers first in each row."""
+    index = np.argsort(~chosen, axis=1, kind="stable").astype(np.int32)
+    return torch.from_numpy(chosen.sum(1).astype(np.int32)), torch.from_numpy(index)
 
 
 def patterns_for(size: str, grid: Grid) -> list[Pattern | None]:
-    """Each block's pattern of a model ``size`` on a ``grid``.
+    """Return each transformer block's pattern of a model ``size``, scaled to ``grid``.
 
     Raises:
-        UserError: there are no sparse checkpoints of that size.
+        UserError: no sparse checkpoints of that size are published.
     """
     if size not in PATTERNS:
         raise UserError(f"--natten: there is no sparse {size} model, only {', '.join(PATTERNS)}")

@@ -1,9 +1,9 @@
-"""Choose the kernel of sparse attention: NATTEN's, FlashAttention-4's, or flex attention.
+"""Run sparse attention with a kernel of NATTEN, FlashAttention-4 or flex attention; no gradients.
 
-The latter two are opaque to the compiler, with arguments that at the published sizes have the same
-shapes for all patterns: blocks with different patterns share one compilation. Flex attention is not
-an operator as FlashAttention is: within one, it would neither be compiled nor make its blocks. For
-inference: no gradients.
+The latter two are opaque to torch.compile, and at the published sizes their arguments have the same
+shapes for all patterns, so transformer blocks with different patterns share one compilation. Flex
+attention is hidden by a disabled compiler instead of a custom operator: inside an operator it would
+not be compiled itself, and could not create its block mask.
 """
 
 from __future__ import annotations
@@ -11,16 +11,26 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention, noop_mask
 
+from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.attention_backends import HALF, installed
-from video2world_trainer.model.dit import Attend
-from video2world_trainer.model.sparse_attention import BLOCK, Grid, Pattern, Plan, plan
+from video2world_trainer.model.sparse_attention import (
+    BLOCK,
+    BlockPlan,
+    Grid,
+    Pattern,
+    plan_blocks,
+)
 
 __all__ = ["KERNELS", "choose", "sparse_attention"]
+
+# Batch, head, query and key indices, each [] -> whether the query attends to the key
+Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 KERNELS = ("natten", "flash_attention_4", "flex")
 
@@ -31,7 +41,7 @@ def choose(
     *,
     has: Callable[[str], bool] = installed,
 ) -> str:
-    """The first of :data:`KERNELS` that runs on a GPU of that capability (None: no GPU)."""
+    """Return the first of :data:`KERNELS` that runs on a GPU of that capability (None: no GPU)."""
     if dtype in HALF and capability is not None:
         if capability[0] in (9, 10) and has("natten"):
             return "natten"
@@ -43,7 +53,15 @@ def choose(
 def sparse_attention(
     patterns: Sequence[Pattern | None], grid: Grid, device: torch.device, kernel: str, dense: Attend
 ) -> list[Attend]:
-    """Each block's self-attention; ``dense`` where there is no pattern."""
+    """Return the self-attention of each transformer block.
+
+    Args:
+        patterns: each block's pattern, scaled to ``grid``; None for dense attention.
+        grid: tokens along time, height and width.
+        device: where queries, keys and values are.
+        kernel: one of :data:`KERNELS`.
+        dense: kernel of dense attention.
+    """
     made: dict[Pattern, Attend] = {}
     for pattern in patterns:
         if pattern is not None and pattern not in made:
@@ -54,12 +72,16 @@ def sparse_attention(
 def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> Attend:
     if kernel == "natten":
         return _natten(pattern, grid)
-    blocks = plan(pattern, grid).to(device)
-    if kernel == "flash_attention_4" and blocks.whole and len(blocks.order) % BLOCK == 0:
+    blocks = plan_blocks(pattern, grid).to(device)
+    if (
+        kernel == "flash_attention_4"
+        and blocks.has_full_blocks_only
+        and len(blocks.order) % BLOCK == 0
+    ):
         return _in_order(
             blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count, blocks.full_index)
         )
-    rows = () if blocks.whole else (blocks.kind, blocks.rows)
+    rows = () if blocks.has_full_blocks_only else (blocks.kind, blocks.rows)
     return _in_order(
         blocks,
         lambda q, k, v: _flex(
@@ -75,7 +97,8 @@ def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> 
     )
 
 
-def _in_order(blocks: Plan, kernel: Attend) -> Attend:
+def _in_order(blocks: BlockPlan, kernel: Attend) -> Attend:
+    """Wrap ``kernel``, which takes and returns tokens in the order of ``blocks``."""
     order, place = blocks.order, blocks.place
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -87,17 +110,17 @@ def _in_order(blocks: Plan, kernel: Attend) -> Attend:
 def _natten(pattern: Pattern, grid: Grid) -> Attend:
     na3d = importlib.import_module("natten").na3d
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Tensor = na3d(
-            *(one.unflatten(1, grid) for one in (query, key, value)),
+            *(torch.unflatten(one, 1, grid) for one in (query, key, value)),
             kernel_size=pattern.window,
             stride=pattern.stride,
             dilation=pattern.dilation,
         )
         return out.flatten(1, 3)
 
-    return attend
+    return cast("Attend", attend)
 
 
 @torch.library.custom_op("video2world::flash_attention_4_blocks", mutates_args=())
@@ -112,8 +135,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, count: Tensor, index: Tens
         full_block_idx=index[None, None],
         block_size=(BLOCK, BLOCK),
     )
-    given = (query.contiguous(), key.contiguous(), value.contiguous())
-    out: Tensor = _flash_attn_fwd(*given, block_sparse_tensors=blocks)[0]
+    inputs = (query.contiguous(), key.contiguous(), value.contiguous())
+    out: Tensor = _flash_attn_fwd(*inputs, block_sparse_tensors=blocks)[0]
     return out
 
 
@@ -127,7 +150,16 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-@torch.compiler.disable
+def _mask_of(kind: Tensor, rows: Tensor) -> Mask:
+    """Return the mask of key blocks that are attended to in part; see :class:`BlockPlan`."""
+
+    def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rows[kind[query], key]
+
+    return mask
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
 def _flex(
     query: Tensor,
     key: Tensor,
@@ -138,13 +170,7 @@ def _flex(
     part_index: Tensor,
     rows: tuple[Tensor, ...],
 ) -> Tensor:
-    mask = noop_mask
-    if rows:
-        kind, seen = rows
-
-        def mask(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return seen[kind[q], k]
-
+    mask = _mask_of(*rows) if rows else noop_mask
     length = query.shape[1]
     blocks = BlockMask.from_kv_blocks(
         part_count[None, None],
@@ -155,6 +181,6 @@ def _flex(
         mask_mod=mask,
         seq_lengths=(length, length),
     )
-    function = _compiled_flex()
-    out = function(*(one.transpose(1, 2) for one in (query, key, value)), block_mask=blocks)
+    flex = _compiled_flex()
+    out = flex(*(one.transpose(1, 2) for one in (query, key, value)), block_mask=blocks)
     return out.transpose(1, 2).contiguous()

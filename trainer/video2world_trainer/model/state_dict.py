@@ -1,4 +1,4 @@
-"""Weights from files: upstream's ``.pt`` layout, safetensors, diffusers folders and LoRA files."""
+"""Read weights: upstream's ``.pt`` layout, safetensors, diffusers folders and LoRA files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["fitting_weights", "from_diffusers", "load_dit_weights", "read_weight
 
 UNKNOWN = AdapterFacts()
 
-# What a checkpoint may hold beyond parameters; recomputed here, so neither loaded nor missed.
+# Entries of checkpoints beyond parameters. They are recomputed here: not loaded and not required.
 _DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
 
-# (ours, diffusers'), applied in this order to a key, or in reverse with the sides swapped
+# (ours, diffusers'): parts of keys, tried in this order
 _RENAMES = (
     ("x_embedder.proj.1.", "patch_embed.proj."),
     ("t_embedder.1.", "time_embed.t_embedder."),
@@ -60,7 +60,7 @@ def _renamed(key: str, *, back: bool) -> str:
 
 
 def _renamed_tail(key: str, *, back: bool) -> str:
-    # inside an attention layer the projection has a name of its own
+    # inside an attention layer, the projection is renamed as well
     for ours, theirs in _RENAMES[11:17]:
         old, new = (theirs, ours) if back else (ours, theirs)
         if old in key:
@@ -69,14 +69,17 @@ def _renamed_tail(key: str, *, back: bool) -> str:
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the names of diffusers' ``CosmosTransformer3DModel`` (facts 9.1)."""
+    """Rename a state dict's keys to those of diffusers' ``CosmosTransformer3DModel``.
+
+    The inverse of the mapping in diffusers' ``scripts/convert_cosmos_to_diffusers.py``.
+    """
     return {
         _renamed(key, back=False): value for key, value in state.items() if not _DERIVED.search(key)
     }
 
 
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`to_diffusers`: same tensors under our names."""
+    """Rename the keys of a diffusers state dict to ours: the inverse of :func:`to_diffusers`."""
     return {_renamed(key, back=True): value for key, value in state.items()}
 
 
@@ -90,10 +93,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a ``.pt`` or ``.safetensors`` file, or of a diffusers folder, as they are.
+    """Read all tensors of a ``.pt`` or ``.safetensors`` file, or of a diffusers folder.
 
     Raises:
-        UserError: the file is missing, damaged, or holds more than tensors (never executed).
+        UserError: the file is missing, damaged, or holds more than tensors, which are not loaded.
     """
     try:
         if not path.is_dir():
@@ -124,7 +127,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _select(state: Mapping[str, Tensor], path: Path, *, ema: bool) -> dict[str, Tensor]:
-    """The regular or the averaged network's tensors, without prefix and derived entries."""
+    """Select the regular or the EMA weights, without prefix and derived entries."""
     prefix = "net_ema." if ema else "net."
     chosen = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not chosen and ema:
@@ -143,22 +146,22 @@ def fitting_weights(
     recorded: AdapterFacts = UNKNOWN,
     adapted: bool = False,
 ) -> dict[str, Tensor]:
-    """A checkpoint's tensors for the parameters of ``net``, whose shapes alone matter.
+    """Read a checkpoint's tensors for the parameters of ``net``, with adapters merged.
 
-    Every parameter must be there and no other; buffers and upstream's ``_extra_state`` are
-    ignored. Adapters are merged.
+    The file must have exactly the parameters of ``net``; buffers and upstream's ``_extra_state``
+    are ignored.
 
     Args:
-        net: the network.
+        net: the network; only names and shapes are read, so it may be on the meta device.
         path: the checkpoint.
-        ema: take the averaged weights.
-        adapters: what the user says of its adapters.
-        recorded: what its run recorded of them.
+        ema: take the EMA weights.
+        adapters: what the user set about its adapters.
+        recorded: what its run recorded about them.
         adapted: refuse a file without adapters.
 
     Raises:
-        UserError: names the first keys that are missing, unknown or of another shape; or the
-            adapters' alpha is not known.
+        UserError: keys are missing, unknown or of another shape (the message names the first), or
+            the adapters' alpha is unknown.
     """
     path = Path(path)
     state = _select(read_weights(path), path, ema=ema)
@@ -197,7 +200,7 @@ def load_dit_weights(
     adapters: AdapterFacts = UNKNOWN,
     recorded: AdapterFacts = UNKNOWN,
 ) -> None:
-    """Copy a checkpoint's tensors into ``net``, converted to its dtype.
+    """Copy a checkpoint's weights into ``net``, converted to its dtype.
 
     Raises:
         UserError: see :func:`fitting_weights`.

@@ -13,7 +13,8 @@ from video2world_trainer.distributed.activation_checkpoint import (
     block_bytes,
     prepare_blocks,
 )
-from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.attention import sdpa
+from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flash_attention_4 import flash_attention_4
 from video2world_trainer.model.presets import PRESETS, DiTConfig
 

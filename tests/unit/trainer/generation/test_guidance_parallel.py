@@ -10,7 +10,8 @@ from repository import ROOT
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.guidance_parallel import branches_apart, shared_layout
-from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.attention import sdpa
+from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import PRESETS
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from video2world_common.exit_codes import UserError
+from video2world_trainer.model.attention import sdpa
 from video2world_trainer.model.attention_backends import BACKENDS, installed, select, select_for
-from video2world_trainer.model.dit import sdpa
 
 torch.set_num_threads(1)
 

@@ -1,23 +1,25 @@
 """Sparse attention: its definition by hand and by brute force, and the blocks kernels are given."""
 
-import importlib
 import itertools
+import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.model.dit import VideoDiT, sdpa
+from video2world_trainer.model.attention import sdpa
+from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import DiTConfig
 from video2world_trainer.model.sparse_attention import (
     BLOCK,
     PATTERNS,
     Pattern,
-    dense_mask,
+    axes,
     patterns_for,
-    plan,
+    plan_blocks,
     scaled,
 )
 from video2world_trainer.model.sparse_kernels import choose, sparse_attention
@@ -35,6 +37,14 @@ def test_every_block_of_the_published_models_has_its_pattern():
     assert PATTERNS["14B"][27] is None
     with pytest.raises(UserError, match="no sparse Tiny model, only 2B, 14B"):
         patterns_for("Tiny", FULL)
+
+
+def dense_mask(pattern, grid):
+    """The definition, [T*H*W queries, T*H*W keys] bool, time slowest; for small grids."""
+    t, h, w = (torch.from_numpy(axis.mask()) for axis in axes(pattern, grid))
+    tokens = math.prod(grid)
+    mask = t[:, None, None, :, None, None] & h[:, None, None, :, None] & w[:, None, None, :]
+    return mask.reshape(tokens, tokens)
 
 
 def brute_force(pattern, grid):
@@ -101,7 +111,7 @@ def rebuilt(blocks):
 @pytest.mark.parametrize("kind", range(5))
 def test_blocks_are_the_definition(grid, kind):
     pattern = scaled(KINDS[kind], grid)
-    assert torch.equal(rebuilt(plan(pattern, grid)), dense_mask(pattern, grid))
+    assert torch.equal(rebuilt(plan_blocks(pattern, grid)), dense_mask(pattern, grid))
 
 
 @pytest.mark.parametrize("frames", [24, 16])
@@ -109,8 +119,8 @@ def test_at_the_published_sizes_no_block_is_seen_in_part(frames):
     grid = (frames, 44, 80)
     shares = []
     for kind in KINDS:
-        blocks = plan(scaled(kind, grid), grid)
-        assert blocks.whole
+        blocks = plan_blocks(scaled(kind, grid), grid)
+        assert blocks.has_full_blocks_only
         count = len(blocks.full_count)
         assert count * BLOCK == frames * 44 * 80
         assert blocks.order[blocks.place].equal(torch.arange(count * BLOCK))
@@ -123,7 +133,7 @@ def test_attention_by_blocks_is_masked_attention():
     """By flex attention, compiled, with blocks seen in part."""
     grid = (3, 8, 16)
     pattern = scaled(KINDS[2], grid)
-    assert not plan(pattern, grid).whole
+    assert not plan_blocks(pattern, grid).has_full_blocks_only
     generator = torch.Generator().manual_seed(0)
     tokens = 3 * 8 * 16
     query, key, value = (torch.randn(2, tokens, 2, 16, generator=generator) for _ in range(3))
@@ -182,24 +192,17 @@ def test_the_kernel_is_chosen_by_hardware_and_packages(capability, packages, exp
     assert choose(capability, torch.float32, has=packages.__contains__) == "flex"
 
 
-NATTEN = """
-from video2world_trainer.model.sparse_attention import Pattern, dense_mask
-import torch.nn.functional as F
 def na3d(query, key, value, *, kernel_size, stride, dilation):
+    """A stand-in with NATTEN's call convention; the real one runs on GPUs only."""
     grid = tuple(query.shape[1:4])
     mask = dense_mask(Pattern(kernel_size, stride, dilation), grid)
     given = [one.flatten(1, 3).transpose(1, 2) for one in (query, key, value)]
     out = F.scaled_dot_product_attention(*given, attn_mask=mask).transpose(1, 2)
     return out.unflatten(1, grid)
-"""
 
 
-def test_natten_is_called_as_it_wants(tmp_path, monkeypatch):
-    """A stand-in with its call convention; the real one runs on GPUs only."""
-    (tmp_path / "natten.py").write_text(NATTEN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "natten", raising=False)
-    importlib.invalidate_caches()
+def test_natten_is_called_by_its_convention(monkeypatch):
+    monkeypatch.setitem(sys.modules, "natten", SimpleNamespace(na3d=na3d))
     grid, pattern = SMALL[2]
     given = [torch.randn(1, 3 * 8 * 8, 2, 8) for _ in range(3)]
     (attend,) = sparse_attention([pattern], grid, CPU, "natten", sdpa)
@@ -207,4 +210,3 @@ def test_natten_is_called_as_it_wants(tmp_path, monkeypatch):
         *(one.transpose(1, 2) for one in given), attn_mask=dense_mask(pattern, grid)
     ).transpose(1, 2)
     torch.testing.assert_close(attend(*given), expected)
-    monkeypatch.delitem(sys.modules, "natten")
