@@ -296,7 +296,6 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def with_warning(message: str, status: Mapping[str, Any]) -> str:
-    """Add to a status message what training warns of."""
-    warning = (status.get("progress") or {}).get("warning", "")
+def with_warning(message: str, warning: str) -> str:
+    """Add to a status message the ``warning`` of training, unless it is empty or in it already."""
     return message if not warning or warning in message else f"{message} {warning}".strip()

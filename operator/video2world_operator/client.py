@@ -95,7 +95,7 @@ class Video2World:
     @property
     def status(self) -> Status:
         """What is; of phase Pending while no operator has looked at it."""
-        return _status(cluster_run.status(self.name, self.namespace))
+        return cluster_run.status(self.name, self.namespace)
 
     def watch(self, show: Callable[[list[str]], None] | None = None) -> Status:
         """Show the tree of ``v2w status`` until the end, and return the status then.
@@ -113,7 +113,7 @@ class Video2World:
                 draw(tree(now, datetime.now(UTC)))
 
         cluster_run.watch(self.name, self.namespace, look, EVERY)
-        return _status(seen[0].status)
+        return seen[0].status
 
     def explain(self) -> list[Cause]:
         """Why it does not get on, and what to do; empty if nothing holds it up."""
@@ -150,10 +150,6 @@ def _plain(part: Any) -> Any:
     if hasattr(part, "model_dump"):
         return part.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return part
-
-
-def _status(found: Mapping[str, Any]) -> Status:
-    return Status.model_validate(found, extra="ignore")  # an operator may be newer than this
 
 
 def _printer() -> Callable[[list[str]], None]:

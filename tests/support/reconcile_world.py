@@ -1,9 +1,11 @@
 """A resource and a cluster that does just what a test says, for the tests of reconciling."""
 
 import copy
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from video2world_operator.api.status import dump_status, parse_status
 from video2world_operator.cli.explain import Facts, explain
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.controller.controller import counts_on_absence
@@ -58,10 +60,11 @@ class World:
         """Reconcile once, or as often as the controller would with a ``cache`` that lags behind:
         Jobs and pods as they were (see :meth:`snapshot`)."""
         decision = self._decide(cache or self.snapshot(), extra)
-        if cache and counts_on_absence(self.status, decision):
+        if cache and counts_on_absence(parse_status(self.status), decision):
             decision = self._decide(self.snapshot(), extra)
         if decision.status is not None:
-            self.body = self.body | {"status": copy.deepcopy(dict(decision.status))}
+            written = json.loads(json.dumps(dump_status(decision.status)))
+            self.body = self.body | {"status": written}
         for action in decision.actions:
             self._do(action, lagging=cache is not None)
         return decision
@@ -178,5 +181,6 @@ def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False
         about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
     jobs = list(world.jobs.values())
     facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
-    seen = Snapshot("run", world.status, list(world.pods.values()), note=note, gone=gone)
+    status = parse_status(world.status)
+    seen = Snapshot("run", status, list(world.pods.values()), note=note, gone=gone)
     return explain(seen, facts, world.now)

@@ -6,13 +6,14 @@ Conditions have the form of Kubernetes' ``metav1.Condition``: machines wait on t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+from video2world_operator.api.status import Condition, Phase, StageStatus
 
 __all__ = [
     "STATUS_REFUSED",
-    "Phase",
     "Reason",
     "Type",
     "find",
@@ -204,30 +205,19 @@ _MESSAGES: dict[Reason, str] = {
 MAX_MESSAGE = 1024  # characters of a message; what the API server or a worker says can be long
 
 
-class Phase(StrEnum):
-    """One word for people."""
-
-    PENDING = "Pending"
-    RUNNING = "Running"
-    SUSPENDED = "Suspended"
-    RESTARTING = "Restarting"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
+def find(conditions: Sequence[Condition], kind: Type) -> Condition | None:
+    """Return the condition of type ``kind``, if there is one."""
+    return next((c for c in conditions if c.type == kind), None)
 
 
-def find(conditions: Sequence[Mapping[str, Any]], kind: Type) -> Mapping[str, Any] | None:
-    """The condition of type ``kind``, if there is one."""
-    return next((c for c in conditions if c.get("type") == kind), None)
-
-
-def is_true(conditions: Sequence[Mapping[str, Any]], kind: Type) -> bool:
-    """Whether the condition ``kind`` is there and True."""
+def is_true(conditions: Sequence[Condition], kind: Type) -> bool:
+    """Return whether there is a condition ``kind`` and it is True."""
     condition = find(conditions, kind)
-    return condition is not None and condition.get("status") == "True"
+    return condition is not None and condition.status == "True"
 
 
 def set_condition(
-    conditions: Sequence[Mapping[str, Any]],
+    conditions: Sequence[Condition],
     kind: Type,
     status: bool | None,
     reason: Reason,
@@ -235,33 +225,33 @@ def set_condition(
     *,
     generation: int | None = None,
     **facts: Any,
-) -> list[dict[str, Any]]:
-    """``conditions`` with ``kind`` set; ``lastTransitionTime`` moves only when the status does.
+) -> list[Condition]:
+    """Return ``conditions`` with ``kind`` set.
 
-    A ``status`` of None is Unknown. ``now`` is RFC 3339; ``facts`` fill the reason's message. Types
-    of other writers are left out: they are theirs to keep.
+    ``lastTransitionTime`` changes only with the status. A ``status`` of None is Unknown. ``now`` is
+    RFC 3339; ``facts`` fill in the reason's message. Condition types that are not ours are dropped:
+    they are left to whoever writes them.
     """
     old = find(conditions, kind)
-    value = "Unknown" if status is None else "True" if status else "False"
-    same = old is not None and old.get("status") == value
-    new: dict[str, Any] = {
-        "type": str(kind),
-        "status": value,
-        "reason": str(reason),
-        "message": reason.text(**facts),
-        "lastTransitionTime": old["lastTransitionTime"] if same and old is not None else now,
-    }
-    if generation is not None:
-        new["observedGeneration"] = generation
-    order = [str(t) for t in Type]
-    kept = [dict(c) for c in conditions if c.get("type") in order and c.get("type") != kind]
-    return sorted([*kept, new], key=lambda c: order.index(c["type"]))
+    value: Literal["True", "False", "Unknown"] = "Unknown"
+    if status is not None:
+        value = "True" if status else "False"
+    new = Condition(
+        type=str(kind),
+        status=value,
+        reason=str(reason),
+        message=reason.text(**facts),
+        last_transition_time=old.last_transition_time if old and old.status == value else now,
+        observed_generation=generation,
+    )
+    kept = [c for c in conditions if c.type in _ORDER and c.type != kind]
+    return sorted([*kept, new], key=lambda c: _ORDER[c.type])
 
 
-def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]) -> Phase:
-    """The phase; the only place that derives it.
+def phase_of(conditions: Sequence[Condition], stages: Sequence[StageStatus]) -> Phase:
+    """Derive the phase; nothing else does.
 
-    An end (failed, succeeded, suspended) outweighs the stages; else the stage that runs gives it.
+    Failed, Succeeded and Suspended take precedence over the stages.
     """
     for kind, phase in (
         (Type.FAILED, Phase.FAILED),
@@ -271,10 +261,10 @@ def phase_of(conditions: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[s
         if is_true(conditions, kind):
             return phase
     progressing = find(conditions, Type.PROGRESSING)
-    if progressing is not None and progressing.get("reason") in (
-        Reason.RESTARTING,
-        Reason.STOPPING,
-    ):
+    if progressing is not None and progressing.reason in (Reason.RESTARTING, Reason.STOPPING):
         return Phase.RESTARTING
-    begun = any(stage.get("state", "Pending") != "Pending" for stage in stages)
+    begun = any(stage.state != "Pending" for stage in stages)
     return Phase.RUNNING if begun else Phase.PENDING
+
+
+_ORDER = {str(kind): number for number, kind in enumerate(Type)}  # as the status lists them

@@ -1,25 +1,69 @@
-"""Define the status of a resource as typed fields."""
+"""Define the status of a resource as typed fields, and read and write it as JSON."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import copy
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from video2world_operator.api.fields import ApiModel
 
-__all__ = ["Condition", "StageStatus", "Status"]
+__all__ = [
+    "AttemptStatus",
+    "CheckpointStatus",
+    "Condition",
+    "GPUSeconds",
+    "Phase",
+    "ProgressStatus",
+    "SamplesStatus",
+    "StageName",
+    "StageStatus",
+    "State",
+    "Status",
+    "dump_status",
+    "parse_status",
+]
 
+StageName = Literal["download", "dataset", "embeddings", "latents", "train", "inference"]
 State = Literal["Pending", "Running", "Restarting", "Succeeded", "Failed", "Skipped", "Suspended"]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
-class StageStatus(ApiModel):
+class Phase(StrEnum):
+    """Summary of the conditions in one word."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class _StatusModel(ApiModel):
+    """Base of all parts of a status.
+
+    Only fields that have been set are written, as in the Kubernetes API; ``del status.field``
+    resets a field to its default and leaves it out again. Assign lists, never append to them: a
+    list that was only changed in place does not count as set. Fields that another version of the
+    operator has written are kept as they are.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    def __delattr__(self, name: str) -> None:
+        field = type(self).model_fields[name]
+        self.__dict__[name] = field.get_default(call_default_factory=True)
+        self.model_fields_set.discard(name)
+
+
+class StageStatus(_StatusModel):
     """How far one stage is."""
 
-    name: Literal["download", "dataset", "embeddings", "latents", "train", "inference"] = Field(
-        description="Name of the stage."
-    )
+    name: StageName = Field(description="Name of the stage.")
     state: State = Field(default="Pending", description="Where the stage stands.")
     attempt: int = Field(default=0, ge=0, description="Number of the running or last attempt.")
     inputs_hash: str = Field(default="", description="Hash of what the stage's result depends on.")
@@ -39,8 +83,17 @@ class StageStatus(ApiModel):
         default="", description="Last lines of the log of the pod that failed first."
     )
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage needs no further attempt."""
+        return self.state in ("Succeeded", "Skipped")
 
-class AttemptStatus(ApiModel):
+    def clear_pods(self) -> None:
+        """Reset the fields that describe the pods of one attempt."""
+        del self.job_uid, self.active, self.ready, self.succeeded, self.failed
+
+
+class AttemptStatus(_StatusModel):
     """One attempt at training, for people who ask why it was restarted."""
 
     number: int = Field(ge=1, description="Number of the attempt.")
@@ -58,7 +111,7 @@ class AttemptStatus(ApiModel):
     )
 
 
-class SamplesStatus(ApiModel):
+class SamplesStatus(_StatusModel):
     """How far the samples of one checkpoint are."""
 
     checkpoint: str = Field(description="Name of the checkpoint, and of its folder of results.")
@@ -69,7 +122,7 @@ class SamplesStatus(ApiModel):
     message: str = Field(default="", description="For people: why some are not made.")
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(_StatusModel):
     """How far training is."""
 
     iteration: int = Field(default=0, ge=0, description="Iterations done.")
@@ -90,7 +143,7 @@ class ProgressStatus(ApiModel):
     eta: str = Field(default="", description="For people: time until training ends.")
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(_StatusModel):
     """The newest whole checkpoint."""
 
     iteration: int = Field(default=0, ge=0, description="Iteration at which it was saved.")
@@ -98,7 +151,7 @@ class CheckpointStatus(ApiModel):
     time: Time | None = Field(default=None, description="When it was saved.")
 
 
-class GPUSeconds(ApiModel):
+class GPUSeconds(_StatusModel):
     """What became of the GPU time, in GPU seconds."""
 
     useful: float = Field(default=0, ge=0, description="Spent on iterations that were kept.")
@@ -106,7 +159,7 @@ class GPUSeconds(ApiModel):
     idle: float = Field(default=0, ge=0, description="Held without training.")
 
 
-class Condition(ApiModel):
+class Condition(_StatusModel):
     """A state as machines read it (metav1.Condition)."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=316)] = Field(
@@ -128,11 +181,11 @@ class Condition(ApiModel):
     )
 
 
-class Status(ApiModel):
+class Status(_StatusModel):
     """What is."""
 
-    phase: Literal["Pending", "Running", "Suspended", "Restarting", "Succeeded", "Failed"] = Field(
-        default="Pending", description="For people: a summary of the conditions."
+    phase: Phase = Field(
+        default=Phase.PENDING, description="For people: a summary of the conditions."
     )
     stage: str = Field(default="", description="The stage at work.")
     message: str = Field(default="", description="For people: what is going on, or why it failed.")
@@ -178,3 +231,43 @@ class Status(ApiModel):
         default=None, description="When work began or was last resumed."
     )
     completion_time: Time | None = Field(default=None, description="When all was done or failed.")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no operator has written anything yet."""
+        return not self.model_fields_set
+
+    @property
+    def tells_charged_restarts(self) -> bool:
+        """Whether restarts are told apart by their cause; a local run does not do so."""
+        return "charged_restarts" in self.model_fields_set
+
+    def stage_status(self, name: str) -> StageStatus | None:
+        """Return the entry of the stage ``name``, if there is one."""
+        return next((entry for entry in self.stages if entry.name == name), None)
+
+
+def parse_status(raw: Mapping[str, Any] | None) -> Status:
+    """Read a status as it is in JSON; a missing one is empty.
+
+    Another version of the operator may have written it: values that cannot be read are left out,
+    each with as little around it as possible.
+    """
+    try:
+        return Status.model_validate(raw or {})
+    except ValidationError as error:
+        readable = copy.deepcopy(raw)
+        failure = error.errors(include_url=False)[-1]  # the last: it moves no other list entries
+        location = failure["loc"][:-1] if failure["type"] == "missing" else failure["loc"]
+        if not location:
+            return Status()
+        holder: Any = readable
+        for step in location[:-1]:
+            holder = holder[step]
+        del holder[location[-1]]
+        return parse_status(readable)
+
+
+def dump_status(status: Status) -> dict[str, Any]:
+    """Return the status as it is written in JSON: the fields that have been set."""
+    return status.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-__all__ = ["parse_time"]
+__all__ = ["format_time", "parse_time"]
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """An RFC 3339 time as Kubernetes writes it; None for none or for what is no time."""
+    """Parse an RFC 3339 time; None if it is missing or is not one."""
     if not text:
         return None
     try:
@@ -18,5 +18,6 @@ def parse_time(text: str | None) -> datetime | None:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def _text(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
+    """Format a time with time zone as Kubernetes does: UTC, whole seconds, ``Z``."""
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -11,6 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 from video2world_operator.api.constants import API_VERSION, KIND, MAX_NAME
 from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.status import AttemptStatus, CheckpointStatus, Status, parse_status
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.explain import Facts
 from video2world_operator.cli.snapshot import Snapshot, losses_of
@@ -82,11 +83,11 @@ async def _get(cluster: ApiClient, namespace: str, name: str) -> dict[str, Any]:
     raise RemoteFailed(f"{name}: no resource of this name in namespace {namespace}{known}")
 
 
-def status(name: str, namespace: str | None) -> Mapping[str, Any]:
+def status(name: str, namespace: str | None) -> Status:
     """The status of a resource; empty while no operator has looked at it."""
 
-    async def work(cluster: ApiClient, space: str) -> Mapping[str, Any]:
-        return (await _get(cluster, space, name)).get("status") or {}
+    async def work(cluster: ApiClient, space: str) -> Status:
+        return parse_status((await _get(cluster, space, name)).get("status"))
 
     return run(work, namespace)
 
@@ -120,7 +121,7 @@ def watch(
 
 async def _snapshot(cluster: ApiClient, namespace: str, name: str) -> Snapshot:
     """Status, pods and losses; who may not see pods or logs is shown the status alone."""
-    status = (await _get(cluster, namespace, name)).get("status") or {}
+    status = parse_status((await _get(cluster, namespace, name)).get("status"))
     try:
         pods = await _pods(cluster, namespace, name)
     except ApiError as error:
@@ -223,10 +224,12 @@ def delete(name: str, namespace: str | None) -> bool:
     return run(work, namespace)
 
 
-def checkpoints(name: str, namespace: str | None) -> tuple[Mapping[str, Any], list[Any]]:
+def checkpoints(
+    name: str, namespace: str | None
+) -> tuple[CheckpointStatus | None, list[AttemptStatus]]:
     """The newest checkpoint and the attempts, as the status has them."""
     found = status(name, namespace)
-    return found.get("checkpoint") or {}, list(found.get("attempts") or [])
+    return found.checkpoint, found.attempts
 
 
 def suspend(name: str, namespace: str | None, value: bool) -> bool:
@@ -262,9 +265,9 @@ def logs(
     async def work(cluster: ApiClient, space: str) -> None:
         said = ""
         while True:
-            status = (await _get(cluster, space, name)).get("status") or {}
+            status = parse_status((await _get(cluster, space, name)).get("status"))
             pods = await _pods(cluster, space, name)
-            pod = _choose(name, pods, stage or status.get("stage", ""), rank, attempt)
+            pod = _choose(name, pods, stage or status.stage, rank, attempt)
             try:
                 async with cluster.stream_log(
                     space, pod.name, pod.container, **({"follow": "true"} if follow else {})

@@ -14,6 +14,7 @@ from typing import Any
 
 from video2world_common.progress_events import duration
 from video2world_operator.api.conditions import STATUS_REFUSED, Reason, Type, find
+from video2world_operator.api.status import Condition
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.plan.manifests import GPU
@@ -90,12 +91,10 @@ class _Case:
     def __init__(self, seen: Snapshot, around: Facts, now: datetime) -> None:
         self.seen, self.around, self.now = seen, around, now
         self.status = seen.status
-        self.conditions = self.status.get("conditions") or []
-        self.stage = self.status.get("stage") or self._failed_stage()
-        self.entry: Object = next(
-            (e for e in self.status.get("stages", []) if e["name"] == self.stage), {}
-        )
-        self.attempt = self.entry.get("attempt", 0)
+        self.conditions = self.status.conditions
+        self.stage = self.status.stage or self._failed_stage()
+        self.entry = self.status.stage_status(self.stage)
+        self.attempt = self.entry.attempt if self.entry else 0
         self.pods = [p for p in seen.pods if (p.stage, p.attempt) == (self.stage, self.attempt)]
         self.events = [KubeEvent.of(event) for event in around.events]
         self.job_seen = next(
@@ -103,7 +102,7 @@ class _Case:
         )
 
     def causes(self) -> list[Cause]:
-        if not self.status:
+        if self.status.is_empty:
             return [self._nobody_looks()] if self._unseen() else []
         if self._true(Type.SUCCEEDED):
             return list(self._diverged())
@@ -116,24 +115,23 @@ class _Case:
         if not found or self._false(Type.VOLUME_READY):
             found += self._claim()
         found += [*self._waiting(), *self._pods(), *self._stuck()]
-        earlier = find(self.conditions, Type.PODS_STARTED) or {}
-        if not found or earlier.get("reason") == Reason.EARLIER_PODS:
+        if not found or self._reason(Type.PODS_STARTED) == Reason.EARLIER_PODS:
             found += self._shown_by_conditions()
         if not found and (self._stale() or self._unattended()):
             found.append(self._nobody_looks())
         gang = self._false(Type.GANG)
-        if self.stage == "train" and gang and gang["reason"] == Reason.GANG_UNATTENDED:
+        if self.stage == "train" and gang and gang.reason == Reason.GANG_UNATTENDED:
             found.append(self._of_condition(gang))
         if lost := self._false(Type.CONTENT):
             found.append(self._of_condition(lost))
-        train: Object = next((e for e in self.status.get("stages", []) if e["name"] == "train"), {})
-        if train.get("state") == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
+        train = self.status.stage_status("train")
+        if train and train.state == "Pending" and (foreseen := self._false(Type.PREFLIGHT)):
             found.append(self._of_condition(foreseen))
         return list(dict.fromkeys([*found, *self._diverged()]))
 
     def _diverged(self) -> Iterator[Cause]:
-        if warning := (self.status.get("progress") or {}).get("warning"):
-            yield Cause(warning, _DIVERGED)
+        if self.status.progress and self.status.progress.warning:
+            yield Cause(self.status.progress.warning, _DIVERGED)
 
     # ------------------------------------------------------------------ the operator
 
@@ -144,7 +142,7 @@ class _Case:
     def _stale(self) -> bool:
         """Whether the spec was changed and nobody has acted on that, as far as one can see."""
         generation = self.around.metadata.get("generation")
-        return bool(generation) and self.status.get("observedGeneration") != generation
+        return bool(generation) and self.status.observed_generation != generation
 
     def _nobody_looks(self) -> Cause:
         if self.around.definition:
@@ -167,39 +165,42 @@ class _Case:
 
     # ------------------------------------------------------------------ conditions
 
-    def _true(self, kind: Type) -> Object | None:
+    def _true(self, kind: Type) -> Condition | None:
         condition = find(self.conditions, kind)
-        return condition if condition and condition.get("status") == "True" else None
+        return condition if condition and condition.status == "True" else None
 
-    def _false(self, kind: Type) -> Object | None:
+    def _false(self, kind: Type) -> Condition | None:
         condition = find(self.conditions, kind)
-        return condition if condition and condition.get("status") == "False" else None
+        return condition if condition and condition.status == "False" else None
 
-    def _of_condition(self, condition: Object) -> Cause:
-        message = condition.get("message", "")
-        tail = self.entry.get("logTail", "")
+    def _reason(self, kind: Type) -> str:
+        condition = find(self.conditions, kind)
+        return condition.reason if condition else ""
+
+    def _of_condition(self, condition: Condition) -> Cause:
+        message = condition.message
+        tail = self.entry.log_tail if self.entry else ""
         if known := self._known(message) or self._known(tail):
             return Cause(known.what, known.remedy, message)
-        remedy = BY_REASON.get(condition.get("reason", ""), LOGS)
+        remedy = BY_REASON.get(condition.reason, LOGS)
         return Cause(message, self._fill(remedy), _last(tail))
 
     def _failed_stage(self) -> str:
-        failed = [e["name"] for e in self.status.get("stages", []) if e["state"] == "Failed"]
-        return failed[0] if failed else ""
+        return next((e.name for e in self.status.stages if e.state == "Failed"), "")
 
     def _waiting(self) -> Iterator[Cause]:
         """What waits without anything being wrong with a pod."""
-        progressing = find(self.conditions, Type.PROGRESSING) or {}
-        started = find(self.conditions, Type.PODS_STARTED) or {}
-        if progressing.get("reason") == Reason.WAITING:
+        progressing = find(self.conditions, Type.PROGRESSING)
+        started = find(self.conditions, Type.PODS_STARTED)
+        if progressing and progressing.reason == Reason.WAITING:
             yield self._of_condition(progressing)
-        if started.get("reason") == Reason.QUEUED and not self.pods:
+        if started and started.reason == Reason.QUEUED and not self.pods:
             remedy = self._fill(BY_REASON[Reason.QUEUED])
-            yield self._known(*self._of_workload()) or Cause(started.get("message", ""), remedy)
-        if self.entry.get("state") == "Restarting":
-            when = parse_time(self.status.get("nextAttemptTime"))
+            yield self._known(*self._of_workload()) or Cause(started.message, remedy)
+        if self.entry and self.entry.state == "Restarting":
+            when = parse_time(self.status.next_attempt_time)
             left = (when - self.now).total_seconds() if when else 0
-            last = self.entry.get("message", "")
+            last = self.entry.message
             known = self._known(last)
             what = f"Stage {self.stage} failed and starts again"
             what += f" in {duration(left)}." if left > 0 else " once its last pods are gone."
@@ -240,8 +241,8 @@ class _Case:
 
     def _stuck(self) -> Iterator[Cause]:
         """What makes no progress: at once where it is known why, else after the bound."""
-        job, running = self.job_seen, self.entry.get("state") == "Running"
-        if job is None or not running:
+        job, entry = self.job_seen, self.entry
+        if job is None or entry is None or entry.state != "Running":
             return
         if job.suspended and not job.queue:
             message = Reason.JOB_SUSPENDED.text(
@@ -249,9 +250,9 @@ class _Case:
             )
             told = [e.text for e in reports(self.events, job.uid)]
             yield Cause(message, self._fill(BY_REASON[Reason.JOB_SUSPENDED]), "\n".join(told))
-        desired = self.entry.get("desired", job.completions)
-        started = find(self.conditions, Type.PODS_STARTED) or {}
-        bound = 0.0 if started.get("reason") == Reason.NO_PROGRESS else BOUND  # the operator's own
+        desired = entry.desired or job.completions
+        reported = self._reason(Type.PODS_STARTED) == Reason.NO_PROGRESS
+        bound = 0.0 if reported else BOUND  # the operator's own
         for finding in judge(job, self.pods, desired, self.events, self.now, 0).findings:
             late = self.now - finding.since >= timedelta(seconds=bound)
             if late or self._known(*finding.evidence):
@@ -271,20 +272,20 @@ class _Case:
         for kind in (Type.PODS_STARTED, Type.SAMPLES):
             condition = self._false(kind)
             shown = kind is Type.PODS_STARTED and self.job_seen is not None
-            if condition and condition.get("reason") in _HELD_UP and not shown:
+            if condition and condition.reason in _HELD_UP and not shown:
                 yield self._of_condition(condition)
 
     def _unattended(self) -> bool:
         """Whether what the operator should do next is overdue."""
-        state = self.entry.get("state", "Pending")
+        state = self.entry.state if self.entry else "Pending"
         if self.around.jobs is None or state not in ("Pending", "Running"):
             return False
-        progressing = find(self.conditions, Type.PROGRESSING) or {}
-        if progressing.get("reason") in (Reason.WAITING_FOR_SAMPLES, Reason.SUSPENDING):
+        waiting = (Reason.WAITING_FOR_SAMPLES, Reason.SUSPENDING)
+        if self._reason(Type.PROGRESSING) in waiting:
             return False
         job = self.job_seen
-        times = [parse_time(c.get("lastTransitionTime")) for c in self.conditions]
-        times.append(parse_time(self.entry.get("startTime")))
+        times = [parse_time(c.last_transition_time) for c in self.conditions]
+        times.append(parse_time(self.entry.start_time) if self.entry else None)
         if job is not None:
             times = [job.ended]
         newest = max((t for t in times if t is not None), default=None)
@@ -296,9 +297,8 @@ class _Case:
 
     def _claim(self) -> Iterator[Cause]:
         claim = self.around.claim
-        ready = find(self.conditions, Type.VOLUME_READY) or {}
         if claim is not None and "deletionTimestamp" in claim["metadata"]:
-            if ready.get("reason") != Reason.CLAIM_DELETED:
+            if self._reason(Type.VOLUME_READY) != Reason.CLAIM_DELETED:
                 text = Reason.CLAIM_DELETED.text(claim=claim["metadata"]["name"])
                 yield Cause(text, self._fill(BY_REASON[Reason.CLAIM_DELETED]))
             return

@@ -27,7 +27,7 @@ def status_local(args: argparse.Namespace) -> int:
         except NotFound as error:
             raise UsageError(str(error)) from None
         show(seen)
-        if not args.watch or seen.gone or seen.status.get("phase") in ENDED:
+        if not args.watch or seen.gone or seen.status.phase in ENDED:
             return 0
         time.sleep(POLL_SECONDS)
 
@@ -41,6 +41,7 @@ def status_remote(args: argparse.Namespace) -> int:
 
 def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
     """Shows what it is given: as JSON, or as a tree that stays in its place on a terminal."""
+    from video2world_operator.api.status import dump_status
     from video2world_operator.cli.status_tree import tree
     from video2world_operator.terminal import Screen
 
@@ -51,7 +52,7 @@ def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
         before[:] = seen.status, seen.note
         if args.output == "json":
             if changed:
-                print(json.dumps(seen.status, indent=2), flush=True)
+                print(json.dumps(dump_status(seen.status), indent=2), flush=True)
             return
         plain = "utf" not in (sys.stdout.encoding or "").lower()
         screen.show(tree(seen, datetime.now(UTC), plain=plain), changed=changed)
@@ -82,8 +83,8 @@ def _tell(seen: Snapshot, around: Facts) -> int:
 
     status = seen.status
     causes = explain(seen, around, datetime.now(UTC))
-    message = "" if causes else status.get("message", "")  # a cause says it better
-    print(sanitize_terminal(f"{seen.name}: {status.get('phase', 'Pending')}  {message}".rstrip()))
+    message = "" if causes else status.message  # a cause says it better
+    print(sanitize_terminal(f"{seen.name}: {status.phase}  {message}".rstrip()))
     if not causes:
         print("no problems found")
     for cause in causes:
@@ -113,13 +114,13 @@ def checkpoints_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import checkpoints
 
     newest, attempts = checkpoints(args.name, args.namespace)
-    if not newest:
+    if newest is None:
         print(f"{args.name}: no checkpoint yet")
         return 0
-    print(f"{newest['iteration']:>9}  {newest.get('time', '')}  {newest.get('path', '')}  latest")
+    print(f"{newest.iteration:>9}  {newest.time or ''}  {newest.path}  latest")
     for attempt in attempts:
-        span = f"{attempt['startIteration']} to {attempt['endIteration']}"
-        print(f"  attempt {attempt['number']}: iterations {span}  {attempt.get('reason', '')}")
+        span = f"{attempt.start_iteration} to {attempt.end_iteration}"
+        print(f"  attempt {attempt.number}: iterations {span}  {attempt.reason}")
     return 0
 
 

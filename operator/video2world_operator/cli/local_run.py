@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from video2world_operator.api.status import Phase, parse_status
 from video2world_operator.cli.snapshot import Snapshot, losses_of
 from video2world_operator.local.state import StateFolder
 from video2world_operator.plan.stage import SAMPLING
@@ -47,18 +48,18 @@ def logs_local(volume: Path, name: str) -> dict[tuple[str, int, int], Path]:
 
 def snapshot(volume: Path, name: str) -> Snapshot:
     """The run as its files have it. Raises NotFound if there is none."""
-    status: Mapping[str, Any] = _state(volume, name).get("status") or {}
+    status = parse_status(_state(volume, name).get("status"))
     working = StateFolder(volume.resolve(), name).running
     logs = logs_local(volume, name)
-    attempts = {e["name"]: e.get("attempt", 0) for e in status.get("stages", [])}
+    attempts = {(entry.name, entry.attempt) for entry in status.stages}
     pods = [
         Pod(path.stem, path.stem, stage, attempt, rank, "Running", ready=True)
         for (stage, attempt, rank), path in sorted(logs.items())
-        if working and attempts.get(stage) == attempt
+        if working and (stage, attempt) in attempts
     ]
     train = max((key for key in logs if key[0] == "train" and key[2] == 0), default=None)
     losses = losses_of(_tail(logs[train])) if train else []
-    died = status.get("phase") in ("Running", "Restarting") and not working
+    died = status.phase in (Phase.RUNNING, Phase.RESTARTING) and not working
     return Snapshot(name, status, pods, losses, GONE if died else "", gone=died)
 
 

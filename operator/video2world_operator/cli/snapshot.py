@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from video2world_common.progress_events import TrainProgress, parse
+from video2world_operator.api.status import Phase, Status
 from video2world_operator.reconcile.observed_state import Pod
 
 __all__ = ["Snapshot", "losses_of"]
@@ -21,7 +21,7 @@ class Snapshot:
     """
 
     name: str
-    status: Mapping[str, Any]
+    status: Status
     pods: Sequence[Pod] = ()
     losses: Sequence[float] = ()
     note: str = ""
@@ -30,7 +30,7 @@ class Snapshot:
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more by itself."""
-        return self.status.get("phase") in ("Succeeded", "Failed")
+        return self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
 
 def losses_of(lines: Iterable[str | bytes]) -> list[float]:

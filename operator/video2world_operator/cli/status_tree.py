@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
 from video2world_common.progress_events import duration
+from video2world_operator.api.status import (
+    AttemptStatus,
+    GPUSeconds,
+    ProgressStatus,
+    StageStatus,
+    Status,
+)
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.plan.stage import SAMPLING
@@ -45,13 +51,13 @@ def sparkline(values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", 
 def tree(seen: Snapshot, now: datetime, *, plain: bool = False) -> list[str]:
     """The lines of the tree; ``plain`` keeps to ASCII."""
     status = seen.status
-    if not status:
+    if status.is_empty:
         return [f"{seen.name}: Pending  {seen.note or NOBODY}"]
-    head = f"{seen.name}: {status.get('phase', 'Unknown')}  {status.get('message', '')}".rstrip()
-    below = [_stage(seen, entry, now, plain) for entry in status.get("stages", [])]
+    head = f"{seen.name}: {status.phase}  {status.message}".rstrip()
+    below = [_stage(seen, entry, now, plain) for entry in status.stages]
     below.append(_Node(f"{'restarts':<11} {_restarts(status)}"))
-    gpu = status.get("gpuSeconds") or {}
-    if any(gpu.values()):
+    gpu = status.gpu_seconds
+    if gpu is not None and (gpu.useful or gpu.lost or gpu.idle):
         below.append(_Node(f"{'GPU time':<11} {_gpu_time(gpu)}"))
     lines = [head] + ([f"  {seen.note}"] if seen.note else [])
     _draw(lines, below, "", plain)
@@ -66,17 +72,17 @@ def _draw(lines: list[str], nodes: Sequence[_Node], indent: str, plain: bool) ->
         _draw(lines, node.below, indent + (" " * len(bar) if end else bar), plain)
 
 
-def _stage(seen: Snapshot, entry: Mapping[str, Any], now: datetime, plain: bool) -> _Node:
-    name, state = entry["name"], entry.get("state", "Pending")
+def _stage(seen: Snapshot, entry: StageStatus, now: datetime, plain: bool) -> _Node:
+    name, state = entry.name, entry.state
     words = [f"{name:<11} {state:<10}"]
-    if entry.get("total"):
-        words.append(f"{entry['done']}/{entry['total']} {entry.get('unit', '')}".rstrip())
-    if span := _span(entry.get("startTime"), entry.get("completionTime"), now, state):
+    if entry.total:
+        words.append(f"{entry.done}/{entry.total} {entry.unit}".rstrip())
+    if span := _span(entry.start_time, entry.completion_time, now, state):
         words.append(span)
-    if state == "Running" and entry.get("desired", 0) > 1:
-        words.append(f"{entry.get('ready', 0)}/{entry['desired']} pods ready")
-    if entry.get("message") and state not in ("Running", "Succeeded"):
-        words.append(entry["message"])
+    if state == "Running" and entry.desired > 1:
+        words.append(f"{entry.ready}/{entry.desired} pods ready")
+    if entry.message and state not in ("Running", "Succeeded"):
+        words.append(entry.message)
     below = _training(seen, now, plain) if name == "train" else []
     if name == "inference":
         below = _samples(status=seen.status, pods=seen.pods)
@@ -92,72 +98,71 @@ def _span(start: str | None, end: str | None, now: datetime, state: str) -> str:
 
 def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
     status, below = seen.status, []
-    if progress := status.get("progress"):
+    if (progress := status.progress) is not None:
         below.append(_Node(f"{'progress':<11} {_progress(progress, plain)}"))
-        if progress.get("warning"):
-            below.append(_Node(f"{'warning':<11} {progress['warning']}"))
+        if progress.warning:
+            below.append(_Node(f"{'warning':<11} {progress.warning}"))
     if len(seen.losses) > 1:
         marks = ".:-=+*#%" if plain else "▁▂▃▄▅▆▇█"
         first, newest = seen.losses[0], seen.losses[-1]
         line = f"{sparkline(seen.losses, marks)}  {first:.4f} to {newest:.4f}"
         below.append(_Node(f"{'loss':<11} {line}"))
-    if checkpoint := status.get("checkpoint"):
-        saved = parse_time(checkpoint.get("time"))
+    if (checkpoint := status.checkpoint) is not None:
+        saved = parse_time(checkpoint.time)
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
-        words = [str(checkpoint["iteration"]), age, checkpoint.get("path", "")]
+        words = [str(checkpoint.iteration), age, checkpoint.path]
         below.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, words))}"))
-    for attempt in status.get("attempts", []):
-        if attempt.get("endTime") and attempt.get("reason") != "Succeeded":
+    for attempt in status.attempts:
+        if attempt.end_time and attempt.reason != "Succeeded":
             below.append(_Node(_attempt(attempt)))
     return below
 
 
-def _samples(status: Mapping[str, Any], pods: Sequence[Pod]) -> list[_Node]:
+def _samples(status: Status, pods: Sequence[Pod]) -> list[_Node]:
     """The samples by checkpoint, the newest last; older ones are only counted."""
-    rows = list(status.get("samples") or [])
+    rows = status.samples
     nodes = []
     if older := rows[:-SAMPLE_ROWS]:
-        done, total = (sum(row.get(key, 0) for row in older) for key in ("done", "total"))
+        done, total = sum(row.done for row in older), sum(row.total for row in older)
         nodes.append(_Node(f"{len(older)} older checkpoints: {done}/{total} samples"))
     for row in rows[-SAMPLE_ROWS:]:
-        words = [f"{row['checkpoint']:<14} {row.get('state', 'Pending'):<10}"]
-        words.append(f"{row.get('done', 0)}/{row.get('total', 0)} samples")
+        words = [f"{row.checkpoint:<14} {row.state:<10}"]
+        words.append(f"{row.done}/{row.total} samples")
         below = []
-        if row.get("state") == "Running":
-            of_it = [p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.get("iteration"))]
-            below = _pods(of_it)
-        nodes.append(_Node("  ".join(filter(None, [*words, row.get("message")])), below))
+        if row.state == "Running":
+            below = _pods([p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.iteration)])
+        nodes.append(_Node("  ".join(filter(None, [*words, row.message])), below))
     return nodes
 
 
-def _progress(progress: Mapping[str, Any], plain: bool) -> str:
-    done, total = progress.get("iteration", 0), progress.get("iterations", 0)
+def _progress(progress: ProgressStatus, plain: bool) -> str:
+    done, total = progress.iteration, progress.iterations
     full = round(BAR * min(done / total, 1)) if total else 0
     on, off = ("#", ".") if plain else ("█", "░")
     words = [f"{on * full}{off * (BAR - full)} {done}/{total}"]
-    if (loss := progress.get("loss")) is not None:
+    if (loss := progress.loss) is not None:
         words.append(f"loss {loss:.4f}")
-    if (pace := progress.get("secondsPerIteration")) is not None:
+    if (pace := progress.seconds_per_iteration) is not None:
         words.append(f"{pace:.3g} s/iteration")
-    if eta := progress.get("etaSeconds"):
+    if eta := progress.eta_seconds:
         words.append(f"{duration(eta)} left")
     return "  ".join(words)
 
 
-def _attempt(attempt: Mapping[str, Any]) -> str:
-    why = ": ".join(filter(None, (attempt.get("reason"), attempt.get("message"))))
-    reach = f"{attempt.get('startIteration', 0)} to {attempt.get('endIteration', 0)}"
-    charged = ", counted" if attempt.get("charged") else ""
-    return f"attempt {attempt['number']}: {why} (iterations {reach}{charged})"
+def _attempt(attempt: AttemptStatus) -> str:
+    why = ": ".join(filter(None, (attempt.reason, attempt.message)))
+    reach = f"{attempt.start_iteration} to {attempt.end_iteration}"
+    charged = ", counted" if attempt.charged else ""
+    return f"attempt {attempt.number}: {why} (iterations {reach}{charged})"
 
 
-def _restarts(status: Mapping[str, Any]) -> str:
-    restarts, charged = status.get("restarts", 0), status.get("chargedRestarts")
-    return f"{restarts}" + (f" ({charged} counted)" if restarts and charged is not None else "")
+def _restarts(status: Status) -> str:
+    shown = status.restarts and status.tells_charged_restarts
+    return f"{status.restarts}" + (f" ({status.charged_restarts} counted)" if shown else "")
 
 
-def _gpu_time(gpu: Mapping[str, float]) -> str:
-    parts = {kind: gpu.get(kind, 0.0) for kind in ("useful", "lost", "idle")}
+def _gpu_time(gpu: GPUSeconds) -> str:
+    parts = {"useful": gpu.useful, "lost": gpu.lost, "idle": gpu.idle}
     held = sum(parts.values())
     share = f" ({100 * parts['useful'] / held:.0f}% useful)" if held else ""
     return ", ".join(f"{duration(value)} {kind}" for kind, value in parts.items()) + share

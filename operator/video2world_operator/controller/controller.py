@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from video2world_common.progress_events import Event, Skipped, parse
 from video2world_operator.api.conditions import STATUS_REFUSED, Reason, Type, find, is_true
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.status import Status, dump_status, parse_status
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.controller.applier import (
     _VERSIONS,
@@ -45,7 +45,6 @@ from video2world_operator.preflight.operator_preflight import Foresight
 from video2world_operator.reconcile.actions import Action, Apply, Decision, Delete, Policy
 from video2world_operator.reconcile.observed_state import Claim, Job, Observed, Peer, Pod
 from video2world_operator.reconcile.reconciler import outdated, plan_of, reconcile
-from video2world_operator.reconcile.status_draft import DONE
 from video2world_operator.reconcile.stuck_pods import outlived
 
 __all__ = ["Controller", "counts_on_absence", "waits_for_us"]
@@ -129,7 +128,7 @@ class Controller:
             self._forget(key)
             await self._clear_away(key)
             return
-        before = dict(body.get("status") or {})
+        before = _status(body)
         if self.definition.blocks:
             held = outdated(body, self.definition.problem, self.cluster.clock.now())
             await self._tell(key, body, before, Decision(held))
@@ -149,7 +148,9 @@ class Controller:
         else:
             self.evidence.forget(key)
         # what is just accepted gets its objects in its turn: others wait to be accepted
-        idle, others = _idle_first(decision.actions) if before else ([], decision.actions)
+        idle, others = (
+            _idle_first(decision.actions) if body.get("status") else ([], decision.actions)
+        )
         outcomes, goes_on = await asyncio.gather(
             self._together(key, body, idle),
             self._tell(key, body, before, decision),
@@ -208,9 +209,10 @@ class Controller:
         self.foresight.forget(key)
         self.evidence.forget(key)
 
-    async def _tell(self, key: Key, body: Object, before: Object, decision: Decision) -> bool:
+    async def _tell(self, key: Key, body: Object, before: Status, decision: Decision) -> bool:
         """Write the new status if it is time to; whether the actions are to be carried out now."""
-        if decision.status is None or decision.status == before:
+        old = body.get("status") or {}
+        if decision.status is None or (new := dump_status(decision.status)) == old:
             self._told.pop(key, None)
             return True
         if not self._due(key, before, decision.status):
@@ -220,7 +222,7 @@ class Controller:
             self.queue.add(key, left)
             return False
         try:
-            written = await self.cluster.apply_status(dict(body), decision.status)
+            written = await self.cluster.apply_status(dict(body), new)
         except ApiError as error:
             if error.code == 404:
                 return False  # it was deleted meanwhile
@@ -236,7 +238,7 @@ class Controller:
         self._soft_written[key] = time.monotonic()
         self._told.pop(key, None)
         await self._announce(body, before, decision.status)
-        if not before and decision.actions:
+        if not old and decision.actions:
             self._accepted.add(key)
             self.queue.add(key)
             return False
@@ -255,7 +257,7 @@ class Controller:
             told = f"The API server refuses the status that the operator writes: {why}"
             await self._event(body, "Warning", STATUS_REFUSED, told, why)
 
-    def _due(self, key: Key, before: Object, after: Object) -> bool:
+    def _due(self, key: Key, before: Status, after: Status) -> bool:
         """Whether the new status is written now: at once what matters, the rest now and then."""
         if urgent(before) != urgent(after):
             return True
@@ -325,11 +327,10 @@ class Controller:
 
     async def _claim(self, key: Key, plan: Plan, body: Object) -> Claim | None:
         """The claim as it is; while an attempt is under way, as it was a moment ago."""
-        status = body.get("status") or {}
-        if _ended(body) and status.get("observedGeneration") == body["metadata"]["generation"]:
+        status = _status(body)
+        if _ended(body) and status.observed_generation == body["metadata"]["generation"]:
             return None
-        entries = status.get("stages") or []
-        under_way = any(e["state"] == "Running" and e.get("jobUID") for e in entries)
+        under_way = any(e.state == "Running" and e.job_uid for e in status.stages)
         seen, claim = self._claims.get(key, (0.0, None))
         bound = max(CLAIM_SECONDS, self.pause)
         if under_way and claim is not None and time.monotonic() - seen < bound:
@@ -350,16 +351,16 @@ class Controller:
 
     async def _pod_group(self, body: Object, plan: Plan) -> Object | None:
         """The PodGroup of the attempt at training, until a scheduler has acted on it."""
-        status = body.get("status") or {}
-        stages = {e["name"]: e for e in status.get("stages") or []}
-        entry = stages.get("train", {})
-        condition = find(status.get("conditions") or [], Type.GANG) or {}
-        chosen = gang.choose(plan.resource, self.capabilities)
-        waits = condition.get("reason") in (chosen.reason, Reason.GANG_UNATTENDED)
-        begun = entry.get("state") == "Running" and entry.get("jobUID")
-        if not (chosen.version and waits and begun) or condition.get("status") == "True":
+        status = _status(body)
+        entry, condition = status.stage_status("train"), find(status.conditions, Type.GANG)
+        if entry is None or condition is None or condition.status == "True":
             return None
-        name = f"{plan.name}-train-{entry['attempt']}"
+        chosen = gang.choose(plan.resource, self.capabilities)
+        waits = condition.reason in (chosen.reason, Reason.GANG_UNATTENDED)
+        begun = entry.state == "Running" and entry.job_uid
+        if not (chosen.version and waits and begun):
+            return None
+        name = f"{plan.name}-train-{entry.attempt}"
         return await self.cluster.get(path_of(chosen.version, "PodGroup", plan.namespace, name))
 
     def _peers(self, body: Object, plan: Plan) -> list[Peer]:
@@ -374,8 +375,7 @@ class Controller:
             theirs = self._share(other)
             if theirs is None:
                 continue
-            status = other.get("status") or {}
-            done = {e["name"] for e in status.get("stages", []) if e["state"] in DONE}
+            done = {e.name for e in _status(other).stages if e.is_done}
             hashes = {name: h for name, h in theirs.hashes.items() if name not in done}
             peers.append(Peer(theirs.name, theirs.run_folder, hashes))
         return peers
@@ -391,12 +391,12 @@ class Controller:
 
     async def _events(self, key: Key, body: Object, pods: list[Pod]) -> list[Event]:
         """What the workers under way have told since the status was last written."""
-        status = body.get("status") or {}
-        name = status.get("stage", "")
-        entry = next((e for e in status.get("stages", []) if e["name"] == name), None)
+        status = _status(body)
+        name = status.stage
+        entry = status.stage_status(name)
         if entry is None:
             return []
-        attempts = (entry.get("attempt", 0), entry.get("attempt", 0) - 1)
+        attempts = (entry.attempt, entry.attempt - 1)
         known = self._logs.get(key, {})
         self._logs[key] = {pod.uid: known[pod.uid] for pod in pods if pod.uid in known}
         events = self._told.setdefault(key, [])
@@ -607,27 +607,27 @@ class Controller:
 
     # ------------------------------------------------------------------ telling
 
-    async def _announce(self, body: Object, before: Object, after: Object) -> None:
+    async def _announce(self, body: Object, before: Status, after: Status) -> None:
         """Events for what people have to know: few, of fixed reasons, never twice."""
-        old, new = before.get("conditions") or [], after.get("conditions") or []
+        old, new = before.conditions, after.conditions
         for kind, level in ((Type.FAILED, "Warning"), (Type.SUSPENDED, "Normal")):
-            if is_true(new, kind) and not is_true(old, kind):
-                condition = find(new, kind) or {}
+            condition = find(new, kind)
+            if condition is not None and is_true(new, kind) and not is_true(old, kind):
                 await self._event(
                     body,
                     level,
-                    condition["reason"],
-                    condition["message"],
-                    condition["lastTransitionTime"],
+                    condition.reason,
+                    condition.message,
+                    condition.last_transition_time,
                 )
-        if after.get("restarts", 0) > before.get("restarts", 0):
-            told = find(new, Type.CONTENT)
-            if told is None or told == find(old, Type.CONTENT):
-                told = find(new, Type.PROGRESSING) or {}
-            reason = told["reason"] if told.get("type") == Type.CONTENT else str(Reason.RESTARTING)
-            await self._event(
-                body, "Warning", reason, told.get("message", ""), str(after["restarts"])
-            )
+        if after.restarts > before.restarts:
+            told, reason = find(new, Type.CONTENT), str(Reason.RESTARTING)
+            if told is not None and told != find(old, Type.CONTENT):
+                reason = told.reason
+            else:
+                told = find(new, Type.PROGRESSING)
+            message = told.message if told else ""
+            await self._event(body, "Warning", reason, message, str(after.restarts))
 
     async def _event(
         self, body: Object, level: str, reason: str, message: str, occasion: str
@@ -671,31 +671,29 @@ def waits_for_us(body: Object, jobs: Iterable[Job], pods: Iterable[Pod]) -> bool
         return True
     if _ended(body):
         return False
-    at_work = {
-        (e["name"], e.get("attempt")) for e in status.get("stages") or [] if e["state"] == "Running"
-    }
+    at_work = {(e.name, e.attempt) for e in _status(body).stages if e.state == "Running"}
     stage_ended = any(job.finished and (job.stage, job.attempt) in at_work for job in jobs)
     return stage_ended or any(pod.phase == "Failed" for pod in pods)
 
 
-def urgent(status: Object) -> dict[str, Any]:
+def urgent(status: Status) -> tuple[object, ...]:
     """The part of a status whose change is written at once."""
-    kept = {
-        k: status.get(k)
-        for k in ("phase", "stage", "observedGeneration", "restarts", "attempt", "checkpoint")
-    }
-    kept["samples"] = [(r["checkpoint"], r.get("state")) for r in status.get("samples") or []]
-    kept["stages"] = [
-        (e["name"], e["state"], e.get("attempt", 0), e.get("inputsHash"))
-        for e in status.get("stages", [])
-    ]
-    kept["conditions"] = [
-        (c["type"], c["status"], c["reason"], c["message"])
-        for c in status.get("conditions", [])
-        if c["type"] in _ALWAYS
-        or (c["status"] == "False" and c["type"] in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
-    ]
-    return kept
+    return (
+        status.phase,
+        status.stage,
+        status.observed_generation,
+        status.restarts,
+        status.attempt,
+        status.checkpoint,
+        [(row.checkpoint, row.state) for row in status.samples],
+        [(e.name, e.state, e.attempt, e.inputs_hash) for e in status.stages],
+        [
+            (c.type, c.status, c.reason, c.message)
+            for c in status.conditions
+            if c.type in _ALWAYS
+            or (c.status == "False" and c.type in (Type.CHILDREN_APPLIED, Type.VOLUME_READY))
+        ],
+    )
 
 
 def _before(body: Object, over: str, outcome: Object) -> bool:
@@ -711,22 +709,16 @@ def _before(body: Object, over: str, outcome: Object) -> bool:
 
 
 def counts_on_absence(
-    before: Object, decision: Decision, just_made: Callable[[Object], bool] = lambda manifest: False
+    before: Status, decision: Decision, just_made: Callable[[Object], bool] = lambda manifest: False
 ) -> bool:
     """Whether ``decision`` would be wrong if there were a Job or pod that was not seen, or not as
     it is: an attempt is given up, another one is started or one anew, or it is said that nothing
     runs. A Job that was ``just_made`` is not made again."""
-    after = decision.status or {}
-    ends = after.get("phase") in ("Failed", "Succeeded", "Suspended")
-    if ends and after.get("phase") != before.get("phase"):
-        return True
-    if after.get("restarts", 0) > before.get("restarts", 0):
-        return True
-    at_work = {
-        (e["name"], str(e.get("attempt")))
-        for e in before.get("stages") or []
-        if e["state"] == "Running"
-    }
+    if (after := decision.status) is not None:
+        ends = after.phase in ("Failed", "Succeeded", "Suspended")
+        if (ends and after.phase != before.phase) or after.restarts > before.restarts:
+            return True
+    at_work = {(e.name, str(e.attempt)) for e in before.stages if e.state == "Running"}
     labels = [
         a.manifest["metadata"]["labels"]
         for a in decision.actions
@@ -742,8 +734,12 @@ def _without_skipped(events: Iterable[Event]) -> list[Event]:
 
 
 def _ended(body: Object) -> bool:
-    conditions = (body.get("status") or {}).get("conditions") or []
+    conditions = _status(body).conditions
     return is_true(conditions, Type.FAILED) or is_true(conditions, Type.SUCCEEDED)
+
+
+def _status(body: Object) -> Status:
+    return parse_status(body.get("status"))
 
 
 def _key(body: Object) -> Key:

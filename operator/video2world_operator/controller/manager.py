@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from video2world_operator import __version__
 from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.status import dump_status
 from video2world_operator.controller.cache import CHILDREN, WatchCache
 from video2world_operator.controller.controller import Controller
 from video2world_operator.controller.health import Freshness, Health, serve
@@ -327,7 +328,7 @@ async def _tell_unauthorized(options: Options, cluster: ApiClient, lacking: list
     for namespace in options.namespaces or (None,):
         listing = await cluster.request("GET", path_of(API_VERSION, KIND, namespace))
         for body in listing["items"]:
-            status = unauthorized(body, lacking, datetime.now(UTC))
+            status = dump_status(unauthorized(body, lacking, datetime.now(UTC)))
             with contextlib.suppress(ApiError):
                 await cluster.apply_status(body, status)
 

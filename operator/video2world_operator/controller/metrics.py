@@ -19,8 +19,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from video2world_operator.api.conditions import Phase
 from video2world_operator.api.constants import STAGES
+from video2world_operator.api.status import Phase
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.controller.keys import Cache, Key
 from video2world_operator.kube.client import KNOWN_RESOURCES

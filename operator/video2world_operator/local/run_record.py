@@ -6,10 +6,19 @@ import errno
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from video2world_common.progress_events import Event, with_warning
 from video2world_operator.api.conditions import Reason, Type, phase_of, set_condition
+from video2world_operator.api.status import (
+    StageName,
+    StageStatus,
+    State,
+    Status,
+    dump_status,
+    parse_status,
+)
+from video2world_operator.api.timestamps import format_time
 from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.state import RunRefused, StateFolder
 from video2world_operator.plan.plan import Plan
@@ -20,19 +29,10 @@ from video2world_operator.reconcile.progress import update_status
 __all__ = ["RunRecord"]
 
 SAVE_SECONDS = 1.0  # between two writes of the state because of progress
-_KEPT = (
-    "volumeID",
-    "progress",
-    "checkpoint",
-    "samples",
-    "attempts",
-    "gpuSeconds",
-    "closedGPUSeconds",
-)
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return format_time(datetime.now(UTC))
 
 
 class RunRecord:
@@ -43,13 +43,13 @@ class RunRecord:
         self._plan, self._source = plan, source
         self._spec = plan.resource.spec
         self._attempts: dict[str, int] = {}
-        self._status: dict[str, Any] = {}
+        self._status = Status()
         self._saved_at = 0.0  # on the monotonic clock
 
     @property
     def volume_id(self) -> str:
         """The identity of the volume, as the workers reported it; empty before they have."""
-        return str(self._status.get("volumeID", ""))
+        return self._status.volume_id
 
     def open(self) -> bool:
         """Continue the record of the last run; returns False if that was on another volume.
@@ -64,20 +64,22 @@ class RunRecord:
                 f"metadata.name: {self._plan.name} on {self.folder.volume} belongs to {owner}; "
                 "choose another name or another --volume"
             )
-        status = before.get("status", {})
-        same_volume = status.get("volumeID", "") in ("", self.folder.volume_id)
+        status = parse_status(before.get("status"))
+        same_volume = status.volume_id in ("", self.folder.volume_id)
         if not same_volume:
-            status = {}
+            status = Status()
         self._attempts = before.get("attempts", {})
-        self._status = {
-            "restarts": status.get("restarts", 0),
-            "startTime": status.get("startTime") or _now(),
-            "conditions": [],
-            "stages": [
-                {"name": stage.name, "state": "Pending", "inputsHash": stage.inputs_hash}
-                for stage in self._plan.stages
-            ],
-        } | {key: status[key] for key in _KEPT if key in status}
+        del status.phase, status.stage, status.message, status.completion_time
+        status.restarts += 0  # written even if there are none
+        status.start_time = status.start_time or _now()
+        status.conditions = []
+        status.stages = [
+            StageStatus(
+                name=cast(StageName, stage.name), state="Pending", inputs_hash=stage.inputs_hash
+            )
+            for stage in self._plan.stages
+        ]
+        self._status = status
         checkpoint_samples.abandon(self._status)
         self.close_attempt("Killed", "v2w run was killed", counted=False)  # if one is still open
         self.set_condition(Type.ACCEPTED, True, Reason.VALID)
@@ -94,7 +96,7 @@ class RunRecord:
         )
         if stage == "train":
             gpu_time.open_attempt(self._status, attempt)
-        self._set_stage(stage, "Running", attempt=attempt, startTime=_now())
+        self._set_stage(stage, "Running", attempt=attempt, start_time=_now())
         return attempt
 
     def close_attempt(self, reason: str, message: str, *, counted: bool) -> None:
@@ -104,19 +106,19 @@ class RunRecord:
 
     def skip_stage(self, stage: str, note: str) -> None:
         """Record that a stage is already done; ``note`` is something the user should know."""
-        self._set_stage(stage, "Skipped", **({"message": note} if note else {}))
+        self._set_stage(stage, "Skipped", message=note)
 
     def complete_stage(self, stage: str) -> None:
         """Record that a stage has succeeded."""
-        self._set_stage(stage, "Succeeded", completionTime=_now())
+        self._set_stage(stage, "Succeeded", completion_time=_now())
 
     def fail(self, stage: str, reason: Reason, **facts: Any) -> None:
         """Record that the run failed in ``stage``; ``facts`` fill the message of ``reason``."""
         self.set_condition(Type.PROGRESSING, False, reason, stage=stage, **facts)
         self.set_condition(Type.FAILED, True, reason, stage=stage, **facts)
         text = reason.text(stage=stage, **facts)
-        self._set_stage(stage, "Failed", completionTime=_now(), message=text)
-        self.save(message=text)
+        self._status.message = text
+        self._set_stage(stage, "Failed", completion_time=_now(), message=text)
 
     def interrupt(self, stage: str) -> str:
         """Record that the run was stopped on request in ``stage``; returns the message."""
@@ -128,24 +130,26 @@ class RunRecord:
 
     def restart(self, **facts: Any) -> str:
         """Record that the train group restarts; returns the message."""
-        self._status["restarts"] += 1
+        self._status.restarts += 1
         self.set_condition(Type.PROGRESSING, True, Reason.RESTARTING, **facts)
-        text = Reason.RESTARTING.text(**facts)
-        self.save(message=text)
+        self._status.message = text = Reason.RESTARTING.text(**facts)
+        self.save()
         return text
 
     def complete(self) -> None:
         """Record that all stages are done."""
         self.set_condition(Type.PROGRESSING, False, Reason.FINISHED)
         self.set_condition(Type.SUCCEEDED, True, Reason.FINISHED)
-        message = with_warning(Reason.FINISHED.text(), self._status)
-        self.save(completionTime=_now(), message=message)
+        warning = self._status.progress.warning if self._status.progress else ""
+        self._status.message = with_warning(Reason.FINISHED.text(), warning)
+        self._status.completion_time = _now()
+        self.save()
 
     # ------------------------------------------------------------------ events and samples
 
     def apply(self, event: Event) -> None:
         """Update the status from a worker's event; the caller saves it."""
-        self._status = update_status(self._status, event, _now())
+        update_status(self._status, event, _now())
 
     def save_progress(self, group: PodGroup) -> None:
         """Account for the GPU time of ``group`` and save, at most once a second."""
@@ -167,7 +171,7 @@ class RunRecord:
         checkpoint_samples.begin(self._status, iteration, len(self._spec.inference.samples))
         self.save()
 
-    def end_samples(self, iteration: int, state: str, message: str = "") -> None:
+    def end_samples(self, iteration: int, state: State, message: str = "") -> None:
         """Record how the sampling of a checkpoint ended."""
         checkpoint_samples.end(self._status, iteration, state, message)
         self.save()
@@ -176,15 +180,19 @@ class RunRecord:
 
     def set_condition(self, kind: Type, status: bool, reason: Reason, **facts: Any) -> None:
         """Set a condition; ``facts`` fill the message of ``reason``."""
-        self._status["conditions"] = set_condition(
-            self._status["conditions"], kind, status, reason, _now(), **facts
+        self._status.conditions = set_condition(
+            self._status.conditions, kind, status, reason, _now(), **facts
         )
 
-    def save(self, **fields: Any) -> None:
-        """Write the status, with ``fields`` set, to the state file."""
-        self._status |= fields
-        self._status["phase"] = str(phase_of(self._status["conditions"], self._status["stages"]))
-        state = {"source": str(self._source), "attempts": self._attempts, "status": self._status}
+    def save(self) -> None:
+        """Write the status to the state file."""
+        status = self._status
+        status.phase = phase_of(status.conditions, status.stages)
+        state = {
+            "source": str(self._source),
+            "attempts": self._attempts,
+            "status": dump_status(status),
+        }
         try:
             self.folder.write(state)
         except OSError as error:
@@ -192,9 +200,27 @@ class RunRecord:
                 raise
             # The workers notice the full volume too; they save what they can and report it.
 
-    def _set_stage(self, name: str, state: str, **fields: Any) -> None:
-        self._status["stages"] = [
-            entry | {"state": state} | fields if entry["name"] == name else entry
-            for entry in self._status["stages"]
-        ]
-        self.save(stage=name)
+    def _set_stage(
+        self,
+        name: str,
+        state: State,
+        *,
+        attempt: int = 0,
+        start_time: str = "",
+        completion_time: str = "",
+        message: str = "",
+    ) -> None:
+        """Set the state of a stage, and the other fields that are given, and save."""
+        entry = self._status.stage_status(name)
+        assert entry is not None  # open() has added one for each stage
+        entry.state = state
+        if attempt:
+            entry.attempt = attempt
+        if start_time:
+            entry.start_time = start_time
+        if completion_time:
+            entry.completion_time = completion_time
+        if message:
+            entry.message = message
+        self._status.stage = name
+        self.save()

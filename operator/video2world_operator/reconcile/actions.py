@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from video2world_operator.api.status import Status
 from video2world_operator.reconcile import stuck_stages
 
 __all__ = ["Action", "Apply", "Decision", "Delete", "Policy"]
@@ -57,7 +58,7 @@ class Decision:
     about them say why.
     """
 
-    status: Mapping[str, Any] | None
+    status: Status | None
     actions: tuple[Action, ...] = field(default=())
     wake: datetime | None = None
     stuck: tuple[str, ...] = ()

@@ -7,14 +7,14 @@ and what fails here fails nothing else. ``status.samples`` has a row for each ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from video2world_operator.api.status import SamplesStatus, State, Status
 from video2world_operator.plan.stage import SAMPLING
 from video2world_operator.reconcile.failures import diagnose
 from video2world_operator.reconcile.observed_state import Job, Pod
-from video2world_operator.reconcile.progress import with_samples
+from video2world_operator.reconcile.progress import update_samples
 
 __all__ = [
     "ENDED",
@@ -34,66 +34,59 @@ OVERTAKEN = "passed over: a newer checkpoint was there before its pods could sta
 LATE = "passed over: training ended before its pods could start"
 GONE = "interrupted"
 
-Row = dict[str, Any]
-
 
 def label(iteration: int) -> str:
-    """A checkpoint's name, that of its files."""
+    """Return a checkpoint's name, which its files have too."""
     return f"iter_{iteration:09d}"
 
 
-def _rows(status: Mapping[str, Any]) -> list[Row]:
-    return [dict(row) for row in status.get("samples") or []]
-
-
-def _merge(status: dict[str, Any], checkpoint: str, **fields: Any) -> None:
-    status["samples"] = with_samples(status.get("samples") or [], checkpoint, **fields)
-
-
-def begin(status: dict[str, Any], iteration: int, total: int) -> None:
-    """Note that the samples of a checkpoint are being made; ``total`` of them."""
-    done = (_row(status, iteration) or {}).get("done", 0)
-    _merge(
+def begin(status: Status, iteration: int, total: int) -> None:
+    """Record that the ``total`` samples of a checkpoint are being made."""
+    row = _row(status, iteration)
+    update_samples(
         status,
         label(iteration),
         iteration=iteration,
         state="Running",
-        done=done,
+        done=row.done if row else 0,
         total=total,
         message="",
     )
 
 
-def end(status: dict[str, Any], iteration: int, state: str, message: str = "") -> None:
-    """Note how the making of a checkpoint's samples ended."""
-    row = _row(status, iteration) or {}
-    if state == "Succeeded" and row.get("message"):
-        return  # its worker has told why there are none
-    done = row.get("total") if state == "Succeeded" else None
-    _merge(status, label(iteration), iteration=iteration, state=state, message=message, done=done)
+def end(status: Status, iteration: int, state: State, message: str = "") -> None:
+    """Record how the making of a checkpoint's samples ended."""
+    row = _row(status, iteration)
+    if state == "Succeeded" and row and row.message:
+        return  # its worker has reported why there are none
+    done = (row.total or None) if row and state == "Succeeded" else None
+    update_samples(
+        status, label(iteration), iteration=iteration, state=state, message=message, done=done
+    )
 
 
-def made(status: Mapping[str, Any], iteration: int) -> bool:
-    """Whether all samples of a checkpoint are there."""
-    return (_row(status, iteration) or {}).get("state") == "Succeeded"
+def made(status: Status, iteration: int) -> bool:
+    """Return whether all samples of a checkpoint are made."""
+    row = _row(status, iteration)
+    return row is not None and row.state == "Succeeded"
 
 
-def abandon(status: dict[str, Any]) -> None:
-    """What is still noted as being made is not any more: its Job or process has gone."""
-    for row in _rows(status):
-        if row.get("state") == "Running":
-            _merge(status, row["checkpoint"], state="Skipped", message=GONE)
+def abandon(status: Status) -> None:
+    """Mark samples that are still being made as skipped: their Job or process is gone."""
+    for row in status.samples:
+        if row.state == "Running":
+            update_samples(status, row.checkpoint, state="Skipped", message=GONE)
 
 
-def conclude(status: dict[str, Any]) -> None:
-    """The inference stage is done: what its pods had no time to tell."""
-    for row in _rows(status):
-        if row.get("state") == "Running":
-            _merge(status, row["checkpoint"], state="Succeeded", done=row.get("total"))
+def conclude(status: Status) -> None:
+    """Mark samples that are still being made as done: the inference stage has succeeded."""
+    for row in status.samples:
+        if row.state == "Running":
+            update_samples(status, row.checkpoint, state="Succeeded", done=row.total or None)
 
 
-def _row(status: Mapping[str, Any], iteration: int) -> Row | None:
-    return next((r for r in _rows(status) if r.get("iteration") == iteration), None)
+def _row(status: Status, iteration: int) -> SamplesStatus | None:
+    return next((row for row in status.samples if row.iteration == iteration), None)
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class Step:
 
 
 def decide(
-    status: dict[str, Any], jobs: Sequence[Job], pods: Sequence[Pod], *, training: bool, total: int
+    status: Status, jobs: Sequence[Job], pods: Sequence[Pod], *, training: bool, total: int
 ) -> Step:
     """Bring the rows of ``status`` up to date with ``jobs`` and ``pods``, and say what follows.
 
@@ -116,9 +109,9 @@ def decide(
     """
     take_in(status, jobs, pods)
     ours = [job for job in jobs if job.stage == SAMPLING and not job.deleting]
-    newest = (status.get("checkpoint") or {}).get("iteration", 0) if training else 0
+    newest = status.checkpoint.iteration if training and status.checkpoint else 0
     row = _row(status, newest)
-    wanted = newest if newest and (row is None or row.get("state") == "Running") else 0
+    wanted = newest if newest and (row is None or row.state == "Running") else 0
     live = [job for job in ours if not job.finished]
     for job in live:
         if job.attempt == wanted or _started(job, pods):
@@ -126,23 +119,26 @@ def decide(
         end(status, job.attempt, "Skipped", OVERTAKEN if training else LATE)
     if live:
         return Step(delete=tuple(live))
-    for lost in _rows(status):  # its Job has gone, and it is not the newest any more
-        number = lost.get("iteration")
-        if lost.get("state") == "Running" and number and number != wanted and training:
+    for lost in status.samples:  # its Job is gone, and it is no longer the newest
+        number = lost.iteration
+        if lost.state == "Running" and number and number != wanted and training:
             end(status, number, "Skipped", GONE)
     if wanted:
         begin(status, wanted, total)
         return Step(wanted, tuple(j for j in ours if j.attempt != wanted), running=wanted)
-    failed = [r for r in _rows(status) if r.get("state") == "Failed" and "iteration" in r]
-    last = failed[-1] if failed else None
-    return Step(failed=(last["iteration"], last.get("message", "")) if last else None)
+    failed = [
+        (row.iteration, row.message)
+        for row in status.samples
+        if row.state == "Failed" and row.iteration is not None
+    ]
+    return Step(failed=failed[-1] if failed else None)
 
 
-def take_in(status: dict[str, Any], jobs: Sequence[Job], pods: Sequence[Pod]) -> None:
+def take_in(status: Status, jobs: Sequence[Job], pods: Sequence[Pod]) -> None:
     """Note how those of the Jobs ended that have."""
     for job in jobs:
-        row = _row(status, job.attempt) or {}
-        if job.stage != SAMPLING or not job.finished or row.get("state") in ENDED:
+        row = _row(status, job.attempt)
+        if job.stage != SAMPLING or not job.finished or (row and row.state in ENDED):
             continue
         if job.complete:
             end(status, job.attempt, "Succeeded")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from video2world_common.progress_events import (
     SAMPLE_ROWS,
     CheckpointSaved,
@@ -17,46 +14,41 @@ from video2world_common.progress_events import (
     Withdrawn,
     duration,
 )
+from video2world_operator.api.status import (
+    CheckpointStatus,
+    ProgressStatus,
+    SamplesStatus,
+    State,
+    Status,
+)
 
-__all__ = ["update_status", "with_samples"]
+__all__ = ["update_samples", "update_status"]
 
 
-def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str, Any]:
-    """``status`` (the API's form) after ``event``, seen at ``now`` (RFC 3339); a new mapping.
+def update_status(status: Status, event: Event, now: str) -> None:
+    """Bring ``status`` up to date with ``event``, read at ``now`` (RFC 3339).
 
-    The checkpoint only moves when the iteration does: ``progress`` lines repeat it.
+    The checkpoint changes only with its iteration: ``progress`` lines repeat it.
     """
-    new = dict(status)
     match event:
         case TrainProgress():
-            new["progress"] = _known(
-                iteration=event.iteration,
-                iterations=event.iterations,
-                loss=None if event.loss is None else float(f"{event.loss:.6g}"),  # for people
-                secondsPerIteration=event.seconds_per_iteration,
-                etaSeconds=None if event.eta_seconds is None else max(0, round(event.eta_seconds)),
-                warning=event.warning or None,
-                text=f"{event.iteration}/{event.iterations}",
-                eta=None if event.eta_seconds is None else duration(event.eta_seconds),
-            )
+            status.progress = _progress(event)
             if event.checkpoint:
-                _checkpoint(new, event.checkpoint, None, now)
+                _checkpoint(status, event.checkpoint, "", now)
         case ItemProgress():
-            new["stages"] = [
-                entry | _known(done=event.done, total=event.total, unit=event.unit or None)
-                if entry.get("name") == event.stage
-                else entry
-                for entry in status.get("stages", [])
-            ]
+            if (entry := status.stage_status(event.stage)) is not None:
+                entry.done, entry.total = event.done, event.total
+                if event.unit:
+                    entry.unit = event.unit
         case CheckpointSaved():
-            _checkpoint(new, event.iteration, event.path or None, now)
+            _checkpoint(status, event.iteration, event.path, now)
         case Withdrawn():
-            new.pop("checkpoint", None)
+            del status.checkpoint
             if event.iteration:
-                _checkpoint(new, event.iteration, event.path or None, now)
+                _checkpoint(status, event.iteration, event.path, now)
         case SamplesMade():
-            new["samples"] = with_samples(
-                status.get("samples") or [],
+            update_samples(
+                status,
                 event.checkpoint,
                 iteration=event.iteration,
                 state=_samples_state(event),
@@ -65,41 +57,73 @@ def update_status(status: Mapping[str, Any], event: Event, now: str) -> dict[str
                 message=event.message,
             )
         case VolumeSeen():
-            if event.identity and not event.expected:  # of those told first it stays the first
-                new.setdefault("volumeID", event.identity)
+            # a worker that was given an identity does not change it
+            if event.identity and not event.expected and not status.volume_id:
+                status.volume_id = event.identity
         case Resumed():
-            if event.iteration > (new.get("checkpoint") or {}).get("iteration", 0):
-                _checkpoint(new, event.iteration, None, now)
+            if event.iteration > (status.checkpoint.iteration if status.checkpoint else 0):
+                _checkpoint(status, event.iteration, "", now)
         case _:
             pass
-    return new
 
 
-def with_samples(
-    rows: Sequence[Mapping[str, Any]], checkpoint: str, **fields: Any
-) -> list[dict[str, Any]]:
-    """``rows`` of ``status.samples`` with that of ``checkpoint`` brought up to date or added.
+def update_samples(
+    status: Status,
+    checkpoint: str,
+    *,
+    iteration: int | None = None,
+    state: State | None = None,
+    done: int | None = None,
+    total: int | None = None,
+    message: str | None = None,
+) -> None:
+    """Update the row of ``status.samples`` for ``checkpoint``, or add one.
 
-    Fields that are None stay as they were. Rows are in order of iterations, the newest are kept.
+    Fields that are None stay as they are. Rows are sorted by iteration; the newest are kept.
     """
-    by_name = {row["checkpoint"]: dict(row) for row in rows}
-    by_name[checkpoint] = by_name.get(checkpoint, {"checkpoint": checkpoint}) | _known(**fields)
-    order = sorted(by_name.values(), key=lambda r: ("iteration" in r, r.get("iteration", 0)))
-    return order[-SAMPLE_ROWS:]
+    rows = {row.checkpoint: row for row in status.samples}
+    row = rows.setdefault(checkpoint, SamplesStatus(checkpoint=checkpoint))
+    if iteration is not None:
+        row.iteration = iteration
+    if state is not None:
+        row.state = state
+    if done is not None:
+        row.done = done
+    if total is not None:
+        row.total = total
+    if message is not None:
+        row.message = message
+    ordered = sorted(rows.values(), key=lambda r: (r.iteration is not None, r.iteration or 0))
+    status.samples = ordered[-SAMPLE_ROWS:]
 
 
-def _samples_state(event: SamplesMade) -> str:
+def _progress(event: TrainProgress) -> ProgressStatus:
+    progress = ProgressStatus(
+        iteration=event.iteration,
+        iterations=event.iterations,
+        text=f"{event.iteration}/{event.iterations}",
+        loss=None if event.loss is None else float(f"{event.loss:.6g}"),  # readable digits
+    )
+    if event.seconds_per_iteration is not None and event.seconds_per_iteration >= 0:
+        progress.seconds_per_iteration = event.seconds_per_iteration
+    if event.eta_seconds is not None:
+        progress.eta_seconds = max(0, round(event.eta_seconds))
+        progress.eta = duration(event.eta_seconds)
+    if event.warning:
+        progress.warning = event.warning
+    return progress
+
+
+def _samples_state(event: SamplesMade) -> State:
     if event.done == event.total:
         return "Succeeded"
     return "Skipped" if event.message else "Running"
 
 
-def _known(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _checkpoint(status: dict[str, Any], iteration: int, path: str | None, now: str) -> None:
-    old = status.get("checkpoint") or {}
-    if old.get("iteration") == iteration and (path is None or old.get("path") == path):
+def _checkpoint(status: Status, iteration: int, path: str, now: str) -> None:
+    old = status.checkpoint
+    if old is not None and old.iteration == iteration and path in ("", old.path):
         return
-    status["checkpoint"] = _known(iteration=iteration, path=path, time=now)
+    status.checkpoint = CheckpointStatus(iteration=iteration, time=now)
+    if path:
+        status.checkpoint.path = path

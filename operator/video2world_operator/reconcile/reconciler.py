@@ -8,17 +8,17 @@ actions that follow from it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from video2world_common.progress_events import Resumed, Skipped, VolumeSeen, with_warning
 from video2world_operator.api.conditions import Reason, Type, find, is_true, phase_of, set_condition
 from video2world_operator.api.constants import KIND
 from video2world_operator.api.errors import InvalidResource
-from video2world_operator.api.timestamps import _text, parse_time
+from video2world_operator.api.status import StageName, StageStatus, Status, parse_status
+from video2world_operator.api.timestamps import format_time, parse_time
 from video2world_operator.api.validation import parse
 from video2world_operator.plan import gang
 from video2world_operator.plan.commands import run_folder
@@ -32,15 +32,16 @@ from video2world_operator.reconcile.known_errors import facts, known
 from video2world_operator.reconcile.observed_state import Job, Observed, Pod
 from video2world_operator.reconcile.progress import update_status
 from video2world_operator.reconcile.sidecars import judge_by_workers
-from video2world_operator.reconcile.status_draft import COUNTS, DONE, Body
 from video2world_operator.reconcile.stuck_pods import outlived
-from video2world_operator.reconcile.summary import _held, _invalid
+from video2world_operator.reconcile.summary import hold, invalid
 
 __all__ = ["outdated", "plan_of", "reconcile"]
 
+Object = Mapping[str, Any]
+
 
 def reconcile(
-    body: Body,
+    body: Object,
     plan: Plan | InvalidResource,
     observed: Observed,
     now: datetime,
@@ -51,13 +52,13 @@ def reconcile(
     metadata = body["metadata"]
     if metadata.get("deletionTimestamp"):
         return Decision(None)  # the garbage collector does the rest
-    status = copy.deepcopy(dict(body.get("status") or {}))
+    status = parse_status(body.get("status"))
     if isinstance(plan, InvalidResource):
-        return _invalid(status, plan, metadata.get("generation"), now)
+        return Decision(invalid(status, plan, metadata.get("generation"), now))
     return _Round(plan, status, observed, now, policy or Policy()).decide()
 
 
-def plan_of(body: Body) -> Plan | InvalidResource:
+def plan_of(body: Object) -> Plan | InvalidResource:
     """The plan of a resource as the API server gives it, or what is wrong with it.
 
     It follows from UID and generation: the status is ours to write, and may be an older version's.
@@ -68,9 +69,9 @@ def plan_of(body: Body) -> Plan | InvalidResource:
         return error
 
 
-def outdated(body: Body, problem: str, now: datetime) -> Mapping[str, Any]:
+def outdated(body: Object, problem: str, now: datetime) -> Status:
     """The status of ``body`` while the definition lacks fields of it: the operator does nothing."""
-    return _held(body, Type.DEFINITION, Reason.OUTDATED, now, problem=problem)
+    return hold(body, Type.DEFINITION, Reason.OUTDATED, now, problem=problem)
 
 
 class _Round:
@@ -79,7 +80,7 @@ class _Round:
     def __init__(
         self,
         plan: Plan,
-        status: dict[str, Any],
+        status: Status,
         observed: Observed,
         now: datetime,
         policy: Policy,
@@ -126,54 +127,53 @@ class _Round:
 
     def _accept(self) -> None:
         """Make the status fit the spec: stages, hashes, the conditions that only look."""
-        before = {entry["name"]: entry for entry in self.status.get("stages", [])}
         stages = []
         for stage in self.plan.stages:
-            entry = before.get(stage.name) or {"name": stage.name, "state": "Pending"}
-            if entry.get("inputsHash") not in (None, "", stage.inputs_hash):
+            entry = self.status.stage_status(stage.name)
+            if entry is None:
+                entry = StageStatus(name=cast(StageName, stage.name), state="Pending")
+            elif entry.inputs_hash not in ("", stage.inputs_hash):
                 # its inputs changed: it starts again, its attempts are counted on
                 if stage.name == "train":
                     self._close("SpecChanged", "", charged=False)
-                entry = {k: entry[k] for k in ("name", "attempt") if k in entry}
-                entry["state"] = "Pending"
-            stages.append(entry | {"inputsHash": stage.inputs_hash})
-        self.status["stages"] = stages
-        self.status.setdefault("startTime", _text(self.now))
-        self.status.setdefault("activeSince", _text(self.now))
-        self.status.setdefault("restarts", 0)
-        accepted = find(self.status.get("conditions", []), Type.ACCEPTED)
-        if accepted is None or accepted["reason"] != Reason.NAME_IN_USE:
+                entry = _afresh(entry)
+            entry.inputs_hash = stage.inputs_hash
+            stages.append(entry)
+        self.status.stages = stages
+        if self.status.start_time is None:
+            self.status.start_time = format_time(self.now)
+        if self.status.active_since is None:
+            self.status.active_since = format_time(self.now)
+        self.status.restarts += 0  # written from the start on
+        accepted = find(self.status.conditions, Type.ACCEPTED)
+        if accepted is None or accepted.reason != Reason.NAME_IN_USE:
             self._set(Type.ACCEPTED, True, Reason.VALID)
         if (found := self.seen.preflight) is not None:
             reason = Reason.CHECKS_FAILED if found else Reason.CHECKS_PASSED
             self._set(Type.PREFLIGHT, not found, reason, problem="; ".join(found))
-        if find(self.status["conditions"], Type.AUTHORIZED):
+        if find(self.status.conditions, Type.AUTHORIZED):
             self._set(Type.AUTHORIZED, True, Reason.ALLOWED)
-        if find(self.status["conditions"], Type.DEFINITION):
+        if find(self.status.conditions, Type.DEFINITION):
             self._set(Type.DEFINITION, True, Reason.CURRENT)
 
     def _take_in_events(self) -> None:
         for event in self.seen.events:
-            self.status = update_status(self.status, event, _text(self.now))
+            update_status(self.status, event, format_time(self.now))
             if isinstance(event, Resumed):
                 gpu_time.resumed(self.status, event.iteration, self.resource.spec.gpus)
             if isinstance(event, VolumeSeen):
                 self._volumes.append(event)
             if isinstance(event, Skipped):
-                entry = self._entry(event.stage)
-                if (
-                    entry
-                    and entry["state"] == "Pending"
-                    and event.inputs_hash == entry.get("inputsHash")
-                ):
+                entry = self.status.stage_status(event.stage)
+                if entry and entry.state == "Pending" and event.inputs_hash == entry.inputs_hash:
                     note = f"; {event.message}" if event.message else ""
-                    entry |= {"state": "Skipped", "message": f"done before on this volume{note}"}
+                    entry.state, entry.message = "Skipped", f"done before on this volume{note}"
         checkpoint_samples.take_in(self.status, self.jobs, self.seen.pods)
 
     def _current(self) -> Stage | None:
         """The first stage that is not done."""
         for stage in self.plan.stages:
-            if self._entry(stage.name)["state"] not in DONE:
+            if not self._entry(stage.name).is_done:
                 return stage
         return None
 
@@ -181,12 +181,11 @@ class _Round:
 
     def _worked(self) -> bool:
         """Whether stages have left something on the volume."""
-        done = any(entry["state"] in DONE for entry in self.status["stages"])
-        return done or bool(self.status.get("volumeID"))
+        return any(entry.is_done for entry in self.status.stages) or bool(self.status.volume_id)
 
     def _loss(self) -> tuple[str, str] | None:
         """Identity of the volume that is there now and why it is not the one of before, if so."""
-        known = self.status.get("volumeID")
+        known = self.status.volume_id
         for event in self._volumes:
             if event.expected and event.expected == known != event.identity:
                 return event.identity, f"its worker of stage {event.stage} found another"
@@ -199,24 +198,20 @@ class _Round:
     def _run_again(self, identity: str, why: str) -> bool:
         """Begin with the first stage again, as often as the trainer may crash; whether that is
         no use any more."""
-        for field in ("checkpoint", "progress", "samples", "nextAttemptTime", "volumeID"):
-            self.status.pop(field, None)
+        status = self.status
+        del status.checkpoint, status.progress, status.samples, status.next_attempt_time
+        del status.volume_id
         if identity:
-            self.status["volumeID"] = identity
+            status.volume_id = identity
         self._close("VolumeLost", why, charged=True)
-        kept = ("name", "attempt", "inputsHash")
-        self.status["stages"] = [
-            {k: entry[k] for k in kept if k in entry} | {"state": "Pending"}
-            for entry in self.status["stages"]
-        ]
+        status.stages = [_afresh(entry) for entry in status.stages]
         self._set(Type.CONTENT, False, Reason.CONTENT_LOST, why=why)
         limit = self.resource.spec.training.max_restarts
-        if self.status.get("chargedRestarts", 0) >= limit:
-            entry = self.status["stages"][0]
-            self._give_up(entry, Reason.CONTENT_LOST_AGAIN, why=why, limit=limit)
+        if status.charged_restarts >= limit:
+            self._give_up(status.stages[0], Reason.CONTENT_LOST_AGAIN, why=why, limit=limit)
             return True
-        self.status["restarts"] += 1
-        self.status["chargedRestarts"] = self.status.get("chargedRestarts", 0) + 1
+        status.restarts += 1
+        status.charged_restarts += 1
         return False
 
     # ------------------------------------------------------------------ one stage
@@ -227,36 +222,36 @@ class _Round:
         if self._overdue():
             return False
         ready = self._volume_ready()
-        if entry["state"] in ("Pending", "Suspended"):
+        if entry.state in ("Pending", "Suspended"):
             if not ready or self._blocked(stage):
                 return False
             self._begin(stage, entry)
-        if entry["state"] == "Restarting":
+        if entry.state == "Restarting":
             self._progressing(stage, entry)
             if not self._others_gone(stage, entry):
                 self._orphan()
                 return False
             if not (self._may_restart() and ready):
                 return False
-            entry["state"] = "Running"
-            self.status.pop("nextAttemptTime", None)
+            entry.state = "Running"
+            del self.status.next_attempt_time
         self._set(
-            Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name, attempt=entry["attempt"]
+            Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage.name, attempt=entry.attempt
         )
         job = next(
-            (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry["attempt"])), None
+            (j for j in self.jobs if (j.stage, j.attempt) == (stage.name, entry.attempt)), None
         )
-        if job is None and not entry.get("jobUID"):
+        if job is None and not entry.job_uid:
             if self._others_gone(stage, entry) and not self._without_job(entry) and ready:
                 self._apply(stage, entry)
             else:
-                self._await_end((stage.name, entry["attempt"]), self._pods(entry))
+                self._await_end((stage.name, entry.attempt), self._pods(entry))
             return False
         if job is not None:
-            entry["jobUID"] = job.uid
+            entry.job_uid = job.uid
         return self._follow(stage, entry, job)
 
-    def _follow(self, stage: Stage, entry: dict[str, Any], job: Job | None) -> bool:
+    def _follow(self, stage: Stage, entry: StageStatus, job: Job | None) -> bool:
         """Watch the attempt that is under way; whether it has done the stage's work."""
         pods = self._pods(entry)
         self._count(stage, entry, pods)
@@ -285,7 +280,7 @@ class _Round:
         if job is not None and self._made_of_old_spec(stage, job, pods):
             why = "none of its pods had started, and the spec of its pods has changed"
             self._fail(stage, entry, Failure("SpecChanged", why))
-            self.status.pop("nextAttemptTime", None)  # nothing was tried that could fail again
+            del self.status.next_attempt_time  # nothing was tried that could fail again
             return False
         self._pods_started(stage, job, pods)
         return False
@@ -296,25 +291,26 @@ class _Round:
             return False
         return job.pods_hash != pods_hash(self.resource, stage)
 
-    def _begin(self, stage: Stage, entry: dict[str, Any]) -> None:
+    def _begin(self, stage: Stage, entry: StageStatus) -> None:
         """Decide on a new attempt; its number is in the status before its Job exists.
 
         A stage that was taken out of the spec and is back has Jobs of which the status knows not.
         """
         numbers = [job.attempt for job in self.jobs if job.stage == stage.name]
-        entry["state"], entry["attempt"] = "Running", max([entry.get("attempt", 0), *numbers]) + 1
-        entry.setdefault("startTime", _text(self.now))
+        entry.state, entry.attempt = "Running", max([entry.attempt, *numbers]) + 1
+        if entry.start_time is None:
+            entry.start_time = format_time(self.now)
         self._none_started(stage)
-        for field in ("jobUID", "completionTime", "logTail", "message", *COUNTS):
-            entry.pop(field, None)
+        entry.clear_pods()
+        del entry.completion_time, entry.log_tail, entry.message
         if stage.name == "train":
-            self.status["attempt"] = entry["attempt"]
-            gpu_time.open_attempt(self.status, entry["attempt"])
+            self.status.attempt = entry.attempt
+            gpu_time.open_attempt(self.status, entry.attempt)
         if stage.name == "inference":
             checkpoint_samples.abandon(self.status)
 
-    def _apply(self, stage: Stage, entry: dict[str, Any]) -> None:
-        manifests = self.plan.manifests(stage.name, entry["attempt"])
+    def _apply(self, stage: Stage, entry: StageStatus) -> None:
+        manifests = self.plan.manifests(stage.name, entry.attempt)
         if stage.name == "train":
             chosen = gang.choose(self.resource, self.seen.capabilities)
             manifests = chosen.apply(manifests)
@@ -330,17 +326,17 @@ class _Round:
 
     def _told_volume(self, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
         """``manifests`` whose worker is told which volume it has to find."""
-        identity = self.status.get("volumeID")
+        identity = self.status.volume_id
         return with_env(manifests, V2W_VOLUME_ID=identity) if identity else manifests
 
     def _watch_gang(self, job: Job, pods: list[Pod]) -> None:
         """Say whether a scheduler acts on the train group: that an API is served is no sign."""
-        before = find(self.status["conditions"], Type.GANG) or {}
+        before = find(self.status.conditions, Type.GANG)
         chosen = gang.choose(self.resource, self.seen.capabilities)
         waits = (chosen.reason, Reason.GANG_UNATTENDED)
-        if chosen.reason not in gang.WAYS or before.get("status") == "True":
+        if chosen.reason not in gang.WAYS or before is None or before.status == "True":
             return
-        if before.get("reason") not in waits:
+        if before.reason not in waits:
             return  # what was served when it was made is not served any more
         if gang_evidence.acts(chosen.reason, self.seen.pod_group, job, pods):
             self._set(
@@ -351,35 +347,29 @@ class _Round:
                 evidence="Its scheduler has acted on them.",
             )
             return
-        if before["status"] != "Unknown":
+        if before.status != "Unknown":
             return
-        since = parse_time(before["lastTransitionTime"]) or self.now
+        since = parse_time(before.last_transition_time) or self.now
         if self._reached(since + timedelta(seconds=self.policy.unattended)):
             what = f"PodGroup {job.name}" if chosen.version else f"Job {job.name}"
             bound = f"{self.policy.unattended:.0f}"
             facts = {"what": what, "seconds": bound, "scheduler": chosen.scheduler}
             self._set(Type.GANG, False, Reason.GANG_UNATTENDED, **facts)
 
-    def _finish(self, stage: Stage, entry: dict[str, Any]) -> None:
+    def _finish(self, stage: Stage, entry: StageStatus) -> None:
         skipped = [e for e in self.seen.events if isinstance(e, Skipped) and e.stage == stage.name]
-        entry |= {"state": "Skipped" if skipped else "Succeeded", "active": 0}
-        entry["completionTime"] = _text(self.now)
-        entry.pop("message", None)
+        entry.state, entry.active = "Skipped" if skipped else "Succeeded", 0
+        entry.completion_time = format_time(self.now)
+        del entry.message
         if note := next((event.message for event in skipped if event.message), ""):
-            entry["message"] = note
+            entry.message = note
         if stage.name == "inference":
             checkpoint_samples.conclude(self.status)
         if stage.name == "train":
             self._close("Succeeded", "", charged=False)
-            progress = self.status.get("progress")
-            if progress:
-                done = progress["iterations"]
-                progress |= {
-                    "iteration": done,
-                    "text": f"{done}/{done}",
-                    "etaSeconds": 0,
-                    "eta": "0s",
-                }
+            if (progress := self.status.progress) is not None:
+                done = progress.iteration = progress.iterations
+                progress.text, progress.eta_seconds, progress.eta = f"{done}/{done}", 0, "0s"
 
     def _diagnose(self, stage: Stage, job: Job | None, pods: list[Pod]) -> Failure | None:
         if stage.name == "train" or job is None or job.deleting:
@@ -396,10 +386,10 @@ class _Round:
 
     # ------------------------------------------------------------------ failure and restart
 
-    def _fail(self, stage: Stage, entry: dict[str, Any], failure: Failure) -> None:
+    def _fail(self, stage: Stage, entry: StageStatus, failure: Failure) -> None:
         training = self.resource.spec.training
-        limit, charged = training.max_restarts, self.status.get("chargedRestarts", 0)
-        entry["logTail"] = failure.tail
+        limit, charged = training.max_restarts, self.status.charged_restarts
+        entry.log_tail = failure.tail
         if stage.name == "train":
             self._close(failure.reason, failure.message, charged=failure.charged)
         if failure.final or (failure.charged and charged >= limit):
@@ -410,19 +400,18 @@ class _Round:
                 reason = Reason.USER_ERROR if user else Reason.STAGE_FAILED
             self._give_up(entry, reason, code=failure.exit_code, **facts)
             return
-        self.status["restarts"] += 1
+        self.status.restarts += 1
         wait = float(training.restart_backoff_seconds) if self._short_lived(entry) else 0.0
         if failure.charged:
-            self.status["chargedRestarts"] = charged + 1
+            self.status.charged_restarts = charged + 1
             wait = min(training.restart_backoff_seconds * 2.0**charged, self.policy.longest_backoff)
-        entry |= {"state": "Restarting", "attempt": entry["attempt"] + 1}
-        entry["message"] = f"{failure.reason}: {failure.message}"
-        for field in ("jobUID", *COUNTS):
-            entry.pop(field, None)
-        self.status["nextAttemptTime"] = _text(self.now + timedelta(seconds=wait))
+        entry.state, entry.attempt = "Restarting", entry.attempt + 1
+        entry.message = f"{failure.reason}: {failure.message}"
+        entry.clear_pods()
+        self.status.next_attempt_time = format_time(self.now + timedelta(seconds=wait))
         if stage.name == "train":
-            self.status["attempt"] = entry["attempt"]
-            gpu_time.open_attempt(self.status, entry["attempt"])
+            self.status.attempt = entry.attempt
+            gpu_time.open_attempt(self.status, entry.attempt)
         self._progressing(stage, entry)
         self._none_started(stage)
         self._others_gone(stage, entry)
@@ -432,58 +421,59 @@ class _Round:
 
         A time further ahead than any pause may be was written when the clock was ahead.
         """
-        ready = parse_time(self.status.get("nextAttemptTime"))
+        ready = parse_time(self.status.next_attempt_time)
         if ready is None:
             return True
         pause = float(self.resource.spec.training.restart_backoff_seconds)
-        charged = self.status.get("chargedRestarts", 0)
+        charged = self.status.charged_restarts
         longest = max(pause, min(pause * 2.0 ** (charged - 1), self.policy.longest_backoff))
         if ready > self.now + timedelta(seconds=longest + 1):
             ready = self.now + timedelta(seconds=longest)
-            self.status["nextAttemptTime"] = _text(ready)
+            self.status.next_attempt_time = format_time(ready)
         return self._reached(ready)
 
-    def _short_lived(self, entry: Mapping[str, Any]) -> bool:
+    def _short_lived(self, entry: StageStatus) -> bool:
         """Whether the attempt ended soon after its start: many such in a row must not spin."""
         started = [pod.started for pod in self._pods(entry) if pod.started]
         return not started or self.now - min(started) < timedelta(seconds=self.policy.short_life)
 
-    def _progressing(self, stage: Stage, entry: dict[str, Any]) -> None:
+    def _progressing(self, stage: Stage, entry: StageStatus) -> None:
         self._set(
             Type.PROGRESSING,
             True,
             Reason.STOPPING,
             stage=stage.name,
-            attempt=entry["attempt"],
-            message=entry.get("message", ""),
+            attempt=entry.attempt,
+            message=entry.message,
         )
 
-    def _give_up(self, entry: dict[str, Any], reason: Reason, **facts: Any) -> None:
+    def _give_up(self, entry: StageStatus, reason: Reason, **facts: Any) -> None:
         self._set(Type.FAILED, True, reason, **facts)
         self._set(Type.PROGRESSING, False, reason, **facts)
-        entry |= {"state": "Failed", "completionTime": _text(self.now), "active": 0}
-        entry["message"] = reason.text(**facts)
+        entry.state, entry.active = "Failed", 0
+        entry.completion_time = format_time(self.now)
+        entry.message = reason.text(**facts)
         self._end()
 
     def _failed_for_good(self) -> bool:
         """Whether the resource has failed and nobody has changed the spec since."""
-        failed = find(self.status["conditions"], Type.FAILED)
-        if failed is None or failed["status"] != "True":
+        failed = find(self.status.conditions, Type.FAILED)
+        if failed is None or failed.status != "True":
             return False
-        if failed.get("observedGeneration") == self.generation:
+        if failed.observed_generation == self.generation:
             return True
         self._set(Type.FAILED, False, Reason.RESUMED)
-        self.status.pop("completionTime", None)
-        self.status |= {"chargedRestarts": 0, "activeSince": _text(self.now)}
-        for entry in self.status["stages"]:
-            if entry["state"] == "Failed":
-                entry["state"] = "Pending"
+        del self.status.completion_time
+        self.status.charged_restarts, self.status.active_since = 0, format_time(self.now)
+        for entry in self.status.stages:
+            if entry.state == "Failed":
+                entry.state = "Pending"
         return False
 
     def _overdue(self) -> bool:
         """Fail the resource when it has worked for longer than it may."""
         seconds = self.resource.spec.active_deadline_seconds
-        since = parse_time(self.status["activeSince"])
+        since = parse_time(self.status.active_since)
         if seconds is None or since is None:
             return False
         stage = self._current()
@@ -494,9 +484,9 @@ class _Round:
         self._give_up(self._entry(stage.name), Reason.DEADLINE_EXCEEDED, seconds=seconds)
         return True
 
-    def _others_gone(self, stage: Stage, entry: dict[str, Any]) -> bool:
+    def _others_gone(self, stage: Stage, entry: StageStatus) -> bool:
         """End whatever runs beside the attempt that shall run; whether it has ended."""
-        keep = (stage.name, entry["attempt"])
+        keep = (stage.name, entry.attempt)
         for job in self.jobs:
             if (job.stage, job.attempt) == keep or job.deleting or job.stage == SAMPLING:
                 continue
@@ -509,8 +499,8 @@ class _Round:
 
         After a watch was cut the cache may for a moment show a Job as it was before its end.
         """
-        entry = self._entry(job.stage)
-        recorded = entry.get("state") in DONE and entry.get("attempt") == job.attempt
+        entry = self.status.stage_status(job.stage)
+        recorded = entry is not None and entry.is_done and entry.attempt == job.attempt
         return job.finished or recorded
 
     def _alive(self, keep: tuple[str, int] | None = None) -> list[Pod]:
@@ -520,10 +510,10 @@ class _Round:
             left = [p for p in left if p.stage != SAMPLING]
         return left
 
-    def _without_job(self, entry: Mapping[str, Any]) -> bool:
+    def _without_job(self, entry: StageStatus) -> bool:
         """Whether pods of an attempt outlive its Job: one that was deleted before it was noted
         down, or one of an earlier resource of this name."""
-        attempt = (entry["name"], entry["attempt"])
+        attempt = (entry.name, entry.attempt)
         there = any((job.stage, job.attempt) == attempt for job in self.seen.jobs)
         return bool(self._pods(entry)) and not there
 
@@ -591,11 +581,12 @@ class _Round:
         """Have another Job do the work of one whose pod was forced out: with its podFailurePolicy
         the Job controller waits for the pod to fail, and keeps it by a finalizer until then
         (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy)."""
-        stage, entry = self._current(), self._entry(pod.stage)
-        here = (entry.get("state"), entry.get("attempt")) == ("Running", pod.attempt)
-        begun = bool(entry.get("jobUID"))  # else the pod is one that the attempt still waits for
-        if stage is not None and stage.name == pod.stage and here and begun:
-            self._fail(stage, entry, Failure("NodeLost", why))
+        stage = self._current()
+        if stage is not None and stage.name == pod.stage:
+            entry = self._entry(stage.name)
+            here = (entry.state, entry.attempt) == ("Running", pod.attempt)
+            if here and entry.job_uid:  # else the pod is one that the attempt still waits for
+                self._fail(stage, entry, Failure("NodeLost", why))
         for job in self.jobs:
             gone = Delete("Job", job.name, job.uid)
             if (job.stage, job.attempt) == (pod.stage, pod.attempt) and not (
@@ -608,15 +599,14 @@ class _Round:
     def _suspend(self, stage: Stage) -> None:
         """End all pods (they save on SIGTERM); suspended once the last is gone."""
         entry = self._entry(stage.name)
-        if is_true(self.status["conditions"], Type.SUCCEEDED):  # the spec asks for more by now
+        if is_true(self.status.conditions, Type.SUCCEEDED):  # the spec asks for more by now
             self._again(Type.SUCCEEDED)
-        if entry["state"] in ("Running", "Restarting"):
+        if entry.state in ("Running", "Restarting"):
             if stage.name == "train":
                 self._close("Suspended", "", charged=False)
-            entry["state"] = "Suspended"
-            for field in ("jobUID", *COUNTS):
-                entry.pop(field, None)
-            self.status.pop("nextAttemptTime", None)
+            entry.state = "Suspended"
+            entry.clear_pods()
+            del self.status.next_attempt_time
             self._none_started(stage)
         if self._nothing_left():
             self._set(Type.PROGRESSING, False, Reason.SUSPENDED, stage=stage.name)
@@ -635,20 +625,20 @@ class _Round:
 
     def _resume(self) -> None:
         for kind in (Type.SUSPENDED, Type.SUCCEEDED):
-            if is_true(self.status["conditions"], kind):
+            if is_true(self.status.conditions, kind):
                 self._again(kind)
 
     def _again(self, kind: Type) -> None:
         """There is work again: it is not suspended, or not at its end, any more."""
         self._set(kind, False, Reason.RESUMED)
-        self.status["activeSince"] = _text(self.now)
-        self.status.pop("completionTime", None)
+        self.status.active_since = format_time(self.now)
+        del self.status.completion_time
 
     def _succeed(self) -> None:
         if not self._nothing_left():
             self._await_end()
             return
-        if find(self.status["conditions"], Type.CONTENT):
+        if find(self.status.conditions, Type.CONTENT):
             self._set(Type.CONTENT, True, Reason.CONTENT_KEPT)
         self._set(Type.PROGRESSING, False, Reason.FINISHED)
         self._set(Type.SUCCEEDED, True, Reason.FINISHED)
@@ -658,15 +648,16 @@ class _Round:
     def _end(self) -> None:
         """At the end: the time of it, what is cleaned up, and when the resource itself goes."""
         spec = self.resource.spec
-        ended = parse_time(self.status.get("completionTime"))
+        ended = parse_time(self.status.completion_time)
         if ended is None or ended > self.now:  # written when the clock was ahead
             ended = self.now
-            self.status["completionTime"] = _text(ended)
+            self.status.completion_time = format_time(ended)
         self.actions.clear()
-        failed = find(self.status["conditions"], Type.FAILED) or {}
+        failed = find(self.status.conditions, Type.FAILED)
+        overdue = failed is not None and failed.reason == Reason.DEADLINE_EXCEEDED
         for job in self.jobs:
             # one pod's failure ends its Job, by the Job controller: it gets a moment to do so
-            dying = failed.get("reason") != Reason.DEADLINE_EXCEEDED and not self._reached(
+            dying = not overdue and not self._reached(
                 ended + timedelta(seconds=self.policy.look_again)
             )
             if job.deleting or (dying and not self._over(job)):
@@ -709,8 +700,9 @@ class _Round:
             self._set(Type.VOLUME_READY, True, Reason.CLAIM_FOUND, **facts)
             return True
         self._set(Type.VOLUME_READY, False, reason, **facts)
-        since = find(self.status["conditions"], Type.VOLUME_READY) or {}
-        waited = self.now - (parse_time(since.get("lastTransitionTime")) or self.now)
+        since = find(self.status.conditions, Type.VOLUME_READY)
+        began = parse_time(since.last_transition_time) if since else None
+        waited = self.now - (began or self.now)
         self._look_again(min(waited.total_seconds() / 10, self.policy.seldom))
         return False
 
@@ -741,7 +733,7 @@ class _Round:
         if not inference.every_checkpoint and not self._sampling_jobs():
             return
         entry = self._entry(stage.name)
-        training = stage.name == "train" and entry["state"] in ("Running", "Restarting")
+        training = stage.name == "train" and entry.state in ("Running", "Restarting")
         step = checkpoint_samples.decide(
             self.status,
             self.jobs,
@@ -865,14 +857,12 @@ class _Round:
             job=job.name if job else "",
         )
 
-    def _count(self, stage: Stage, entry: dict[str, Any], pods: list[Pod]) -> None:
-        entry |= {
-            "desired": self._desired(stage),
-            "active": sum(not p.over for p in pods),
-            "ready": sum(p.ready for p in pods),
-            "succeeded": sum(p.phase == "Succeeded" for p in pods),
-            "failed": sum(p.phase == "Failed" for p in pods),
-        }
+    def _count(self, stage: Stage, entry: StageStatus, pods: list[Pod]) -> None:
+        entry.desired = self._desired(stage)
+        entry.active = sum(not p.over for p in pods)
+        entry.ready = sum(p.ready for p in pods)
+        entry.succeeded = sum(p.phase == "Succeeded" for p in pods)
+        entry.failed = sum(p.phase == "Failed" for p in pods)
         if stage.name == "train":
             nodes = self.resource.spec.nodes
             gpu_time.observe(self.status, pods, self.resource.spec.gpus, nodes, self.now)
@@ -884,22 +874,24 @@ class _Round:
             self._set(Type.CHILDREN_APPLIED, False, Reason.REFUSED, problem=problem)
         elif not any(isinstance(action, Apply) for action in self.actions):
             self._set(Type.CHILDREN_APPLIED, True, Reason.APPLIED)
-        conditions, stage = self.status["conditions"], self._current()
-        self.status["observedGeneration"] = self.generation or 0
-        self.status["stage"] = stage.name if stage else ""
-        self.status["phase"] = str(phase_of(conditions, self.status["stages"]))
-        self.status["message"] = self._message()
-        content = find(conditions, Type.CONTENT)
-        if content and content["status"] == "False" and not is_true(conditions, Type.FAILED):
-            self.status["message"] += f" {content['message']}"
-        self.status["message"] = with_warning(self.status["message"], self.status)
+        status, stage = self.status, self._current()
+        status.observed_generation = self.generation or 0
+        status.stage = stage.name if stage else ""
+        status.phase = phase_of(status.conditions, status.stages)
+        status.message = self._message()
+        content = find(status.conditions, Type.CONTENT)
+        if content and content.status == "False" and not is_true(status.conditions, Type.FAILED):
+            status.message += f" {content.message}"
+        warning = status.progress.warning if status.progress else ""
+        status.message = with_warning(status.message, warning)
 
     def _message(self) -> str:
         """What people should know first."""
-        conditions = self.status["conditions"]
+        conditions = self.status.conditions
         for kind in (Type.FAILED, Type.SUCCEEDED, Type.SUSPENDED):
-            if is_true(conditions, kind):
-                return str((find(conditions, kind) or {})["message"])
+            condition = find(conditions, kind)
+            if condition is not None and condition.status == "True":
+                return condition.message
         for kind in (
             Type.AUTHORIZED,
             Type.ACCEPTED,
@@ -907,16 +899,16 @@ class _Round:
             Type.VOLUME_READY,
         ):
             condition = find(conditions, kind)
-            if condition is not None and condition["status"] != "True":
-                return str(condition["message"])
+            if condition is not None and condition.status != "True":
+                return condition.message
         started, attended = find(conditions, Type.PODS_STARTED), find(conditions, Type.GANG)
-        waits = started is not None and started["reason"] in (
+        waits = started is not None and started.reason in (
             Reason.PODS_STARTING,
             Reason.NO_PROGRESS,
         )
-        if waits and attended is not None and attended["reason"] == Reason.GANG_UNATTENDED:
-            return str(attended["message"])
-        if started is not None and started["reason"] in (
+        if waits and attended is not None and attended.reason == Reason.GANG_UNATTENDED:
+            return attended.message
+        if started is not None and started.reason in (
             Reason.UNSCHEDULABLE,
             Reason.CONTAINER_WAITS,
             Reason.QUEUED,
@@ -925,27 +917,29 @@ class _Round:
             Reason.EARLIER_PODS,
             Reason.PODS_ENDING,
         ):
-            return str(started["message"])
-        return str((find(conditions, Type.PROGRESSING) or {}).get("message", ""))
+            return started.message
+        progressing = find(conditions, Type.PROGRESSING)
+        return progressing.message if progressing else ""
 
     # ------------------------------------------------------------------ small things
 
     def _set(self, kind: Type, value: bool | None, reason: Reason, **facts: Any) -> None:
-        self.status["conditions"] = set_condition(
-            self.status.get("conditions", []),
+        self.status.conditions = set_condition(
+            self.status.conditions,
             kind,
             value,
             reason,
-            _text(self.now),
+            format_time(self.now),
             generation=self.generation,
             **facts,
         )
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        return next((e for e in self.status["stages"] if e["name"] == name), {})
+    def _entry(self, name: str) -> StageStatus:
+        """The entry of a stage of the plan, which :meth:`_accept` has made."""
+        return next(entry for entry in self.status.stages if entry.name == name)
 
-    def _pods(self, entry: Mapping[str, Any]) -> list[Pod]:
-        key = (entry["name"], entry["attempt"])
+    def _pods(self, entry: StageStatus) -> list[Pod]:
+        key = (entry.name, entry.attempt)
         return sorted(
             (p for p in self.seen.pods if (p.stage, p.attempt) == key), key=lambda p: p.index
         )
@@ -968,3 +962,13 @@ class _Round:
     def _look_again(self, seconds: float = 0.0) -> None:
         wait = max(seconds, self.policy.look_again)
         self._reached(self.now + timedelta(seconds=wait))
+
+
+def _afresh(entry: StageStatus) -> StageStatus:
+    """The entry of a stage that begins again; its attempts are counted on."""
+    new = StageStatus(name=entry.name, state="Pending")
+    if entry.attempt:
+        new.attempt = entry.attempt
+    if entry.inputs_hash:
+        new.inputs_hash = entry.inputs_hash
+    return new

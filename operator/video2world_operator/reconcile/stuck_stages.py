@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.failures import tail_of
 from video2world_operator.reconcile.known_errors import LOGS, known
 from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
@@ -106,7 +107,6 @@ def judge(
 
 def message(finding: Finding, facts: Mapping[str, str]) -> str:
     """Word a finding for the status; the text changes only when what is known changes."""
-    since = finding.since.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     if finding.pod is not None:
         facts = {**facts, "pod": finding.pod.name}
     rule = known(finding.evidence, facts)
@@ -114,7 +114,11 @@ def message(finding: Finding, facts: Mapping[str, str]) -> str:
     if rule is not None:
         todo = f"{rule.what.rstrip('. ')}. {rule.remedy}"
     quoted = [text[:MAX_REPORT] for text in finding.evidence[:1]]
-    parts = (": ".join((finding.what, *quoted)), todo, f"No progress since {since}")
+    parts = (
+        ": ".join((finding.what, *quoted)),
+        todo,
+        f"No progress since {format_time(finding.since)}",
+    )
     return " ".join(f"{part.rstrip('. ')}." for part in parts)
 
 

@@ -8,6 +8,7 @@ from string import Formatter
 import pytest
 
 from reconcile_world import NOW, World, causes
+from video2world_operator.api.status import parse_status
 from video2world_operator.cli.explain import Facts, explain
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.reconcile.known_errors import RULES
@@ -406,7 +407,9 @@ def test_what_runs_or_is_done_has_no_cause(world):
 def test_a_local_run_that_failed_is_run_again():
     stages = [{"name": "dataset", "state": "Failed"}]
     failed = {"type": "Failed", "status": "True", "reason": "UserError", "message": "no videos"}
-    seen = Snapshot("run", {"phase": "Failed", "stages": stages, "conditions": [failed]})
+    failed["lastTransitionTime"] = "2026-11-24T12:00:00Z"
+    status = parse_status({"phase": "Failed", "stages": stages, "conditions": [failed]})
+    seen = Snapshot("run", status)
     (cause,) = explain(seen, Facts(), NOW)
     assert cause.what == "no videos"
     assert "then run the same `v2w run` again; `v2w logs run --stage dataset`" in cause.remedy

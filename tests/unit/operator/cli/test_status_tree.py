@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconcile_world import NOW, World
+from video2world_operator.api.status import parse_status
 from video2world_operator.cli.snapshot import Snapshot, losses_of
 from video2world_operator.cli.status_tree import sparkline, tree
 from video2world_operator.reconcile.observed_state import Pod
@@ -83,7 +84,7 @@ def pod(index, attempt=3, **fields):
 
 def shown(status=STATUS, pods=(), losses=(), note="", **options):
     now = NOW + timedelta(minutes=10)
-    return tree(Snapshot("run", status, pods, losses, note), now, **options)
+    return tree(Snapshot("run", parse_status(status), pods, losses, note), now, **options)
 
 
 def test_the_whole_tree():
@@ -145,7 +146,7 @@ def test_every_status_that_reconciling_makes_can_be_shown():
     world.settle()
     statuses.append(world.status)
     for status in statuses:
-        lines = tree(Snapshot("run", status, list(world.pods.values())), world.now)
+        lines = tree(Snapshot("run", parse_status(status), list(world.pods.values())), world.now)
         assert lines[0].startswith(f"run: {status['phase']}")
         assert sum("inference" in line for line in lines) == 1
     assert "attempt 1: Crashed: pod run-train-1-1 ended with exit code 1" in "\n".join(lines)
@@ -196,7 +197,8 @@ def test_on_a_terminal_the_tree_is_drawn_over_itself(size):
 
 def test_now_is_only_used_for_ages():
     early, late = (
-        tree(Snapshot("run", STATUS), datetime(2026, 11, day, tzinfo=UTC)) for day in (25, 26)
+        tree(Snapshot("run", parse_status(STATUS)), datetime(2026, 11, day, tzinfo=UTC))
+        for day in (25, 26)
     )
     different = [(a, b) for a, b in zip(early, late, strict=True) if a != b]
     assert len(different) == 2  # the running stage and the checkpoint

@@ -169,7 +169,7 @@ def test_whose_gpus_wait_for_nothing_else_overtakes():
     assert waits_for_us(running, [before, replace(job, complete=True)], [pod])
     assert waits_for_us(running, [replace(job, failed="DeadlineExceeded")], [pod])
     assert waits_for_us(running, [job], [replace(pod, phase="Failed")])
-    ended = [{"type": "Failed", "status": "True", "reason": "", "message": ""}]
+    ended = [{"type": "Failed", "status": "True", "reason": "Crashed", "lastTransitionTime": "now"}]
     running["status"]["conditions"] = ended
     assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
 

@@ -6,6 +6,7 @@ import pytest
 
 from reconcile_world import World, resource
 from video2world_common.progress_events import CheckpointSaved, SamplesMade, parse
+from video2world_operator.api.status import Status, dump_status, parse_status
 from video2world_operator.reconcile.checkpoint_samples import begin, decide
 from video2world_operator.reconcile.observed_state import Job, Pod
 from video2world_operator.reconcile.progress import update_status
@@ -134,10 +135,11 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_what_follows(name):
     saved, rows, jobs, pods, training, expected, states = TABLE[name]
-    status = {"samples": rows} | ({"checkpoint": {"iteration": saved}} if saved else {})
+    raw = {"samples": rows} | ({"checkpoint": {"iteration": saved}} if saved else {})
+    status = parse_status(raw)
     step = decide(status, jobs, pods, training=training, total=2)
     assert (step.apply, [j.attempt for j in step.delete], step.running) == expected
-    assert {r["iteration"]: r["state"] for r in status["samples"]} == states
+    assert {row.iteration: row.state for row in status.samples} == states
     again = decide(
         status, [j for j in jobs if j not in step.delete], pods, training=training, total=2
     )
@@ -146,7 +148,7 @@ def test_what_follows(name):
 
 def test_a_failure_is_told_with_its_evidence():
     tail = '{"event": "failed", "stage": "samples", "reason": "UserError", "message": "no clip"}'
-    status = {"samples": [row(500)], "checkpoint": {"iteration": 500}}
+    status = parse_status({"samples": [row(500)], "checkpoint": {"iteration": 500}})
     step = decide(
         status,
         [job(500, failed="PodFailurePolicy")],
@@ -155,27 +157,27 @@ def test_a_failure_is_told_with_its_evidence():
         total=2,
     )
     assert step.failed == (500, "no clip")
-    assert status["samples"][0]["message"] == "no clip"
+    assert status.samples[0].message == "no clip"
 
 
 def test_a_worker_that_found_its_checkpoint_deleted_is_believed():
-    status = {}
+    status = Status()
     begin(status, 500, 2)
     line = (
         '{"event": "samples", "stage": "samples", "checkpoint": "iter_000000500", '
         '"iteration": 500, "done": 0, "total": 2, "message": "deleted"}'
     )
-    status = update_status(status, parse(line), "now")
+    update_status(status, parse(line), "now")
     decide(status, [job(500, complete=True)], [], training=True, total=2)
-    assert status["samples"] == [row(500, state="Skipped", message="deleted")]
+    assert dump_status(status)["samples"] == [row(500, state="Skipped", message="deleted")]
 
 
 def test_only_the_newest_checkpoints_are_listed():
-    status = {}
+    status = Status()
     for iteration in range(100):
         event = SamplesMade("inference", f"iter_{iteration:09d}", 1, 1, iteration)
-        status = update_status(status, event, "now")
-    assert [r["iteration"] for r in status["samples"]] == list(range(36, 100))
+        update_status(status, event, "now")
+    assert [row.iteration for row in status.samples] == list(range(36, 100))
 
 
 def sampling(world):

@@ -434,9 +434,9 @@ def test_refusals_of_the_api_server_show_and_clear():
 def test_an_invalid_spec_is_told_and_nothing_is_touched():
     body = resource(training={"iterations": 5, "contextParallelSize": 3})
     decision = World(body).round()
-    (accepted,) = decision.status["conditions"]
-    assert (accepted["status"], accepted["reason"]) == ("False", "Invalid")
-    assert "spec.training.contextParallelSize" in decision.status["message"]
+    (accepted,) = decision.status.conditions
+    assert (accepted.status, accepted.reason) == ("False", "Invalid")
+    assert "spec.training.contextParallelSize" in decision.status.message
     assert not decision.actions
 
 

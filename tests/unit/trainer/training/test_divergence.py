@@ -11,6 +11,7 @@ import pytest
 from reconcile_world import World
 from tiny_training import JOB, events, losses, run
 from video2world_common.progress_events import parse, with_warning
+from video2world_operator.api.status import Status, dump_status, parse_status
 from video2world_operator.cli.explain import Facts, explain
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.cli.status_tree import tree
@@ -240,24 +241,27 @@ def line(**fields):
 
 
 def test_the_status_warns_until_the_loss_is_sound_again():
-    status = update_status({}, parse(line(warning=WARNING)), "now")
-    assert status["progress"]["warning"] == WARNING
-    assert with_warning("Stage train runs.", status) == f"Stage train runs. {WARNING}"
-    assert with_warning(f"It failed: {WARNING}", status) == f"It failed: {WARNING}"
-    status = update_status(status, parse(line()), "now")
-    assert "warning" not in status["progress"]
-    assert with_warning("Stage train runs.", status) == "Stage train runs."
+    status = Status()
+    update_status(status, parse(line(warning=WARNING)), "now")
+    warning = status.progress.warning
+    assert warning == WARNING
+    assert with_warning("Stage train runs.", warning) == f"Stage train runs. {WARNING}"
+    assert with_warning(f"It failed: {WARNING}", warning) == f"It failed: {WARNING}"
+    update_status(status, parse(line()), "now")
+    assert "warning" not in dump_status(status)["progress"]
+    assert with_warning("Stage train runs.", status.progress.warning) == "Stage train runs."
     assert parse(line(warning=["x"])) is None
 
 
 def test_withdrawn_checkpoints_leave_the_status():
     saved = {"event": "checkpoint", "stage": "train", "iteration": 60, "path": "m/60.pt"}
-    status = update_status({}, parse(json.dumps(saved)), "now")
+    status = Status()
+    update_status(status, parse(json.dumps(saved)), "now")
     gone = saved | {"event": "withdrawn", "iteration": 40, "path": "m/40.pt"}
-    left = update_status(status, parse(json.dumps(gone)), "now")
-    assert left["checkpoint"] == {"iteration": 40, "path": "m/40.pt", "time": "now"}
-    none = update_status(status, parse(json.dumps(gone | {"iteration": 0, "path": ""})), "now")
-    assert "checkpoint" not in none
+    update_status(status, parse(json.dumps(gone)), "now")
+    assert dump_status(status)["checkpoint"] == {"iteration": 40, "path": "m/40.pt", "time": "now"}
+    update_status(status, parse(json.dumps(gone | {"iteration": 0, "path": ""})), "now")
+    assert "checkpoint" not in dump_status(status)
 
 
 def test_operator_status_tree_and_explanation_show_it():
@@ -266,7 +270,7 @@ def test_operator_status_tree_and_explanation_show_it():
     world.status["progress"] = {"iteration": 60, "iterations": 90, "warning": WARNING}
     world.round()
     assert world.status["message"].endswith(WARNING)
-    seen = Snapshot("run", world.status, list(world.pods.values()))
+    seen = Snapshot("run", parse_status(world.status), list(world.pods.values()))
     assert any(WARNING in one and "warning" in one for one in tree(seen, world.now))
     (cause,) = explain(seen, Facts(world.body["metadata"], world.body["spec"]), world.now)
     assert cause.what == WARNING
