@@ -25,7 +25,7 @@ from video2world_operator.cli.status_tree import tree
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.preflight.check import Check
 from video2world_operator.preflight.cluster_checks import check_cluster
-from video2world_operator.preflight.requirements import needs
+from video2world_operator.preflight.requirements import estimate
 from video2world_operator.terminal import Screen
 
 __all__ = ["Video2World"]
@@ -85,7 +85,7 @@ class Video2World:
         """Whether the cluster has what the resource needs, before any GPU is held."""
         plan = make_plan(self.resource)
         facts = cluster_run.preflight(plan, self.manifest, self.namespace)
-        return list(check_cluster(plan, needs(self.resource), facts))
+        return list(check_cluster(plan, estimate(self.resource), facts))
 
     def apply(self) -> Self:
         """Make the resource, or change it to this spec."""

@@ -112,8 +112,8 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     failed = check(2)
     assert failed["operator"].startswith("ok")
     assert failed["nodes for train"].endswith("there is room for just 4 pods")
-    assert "it is not there" in failed["Secret hf"]
-    assert "there is no claim mine" in failed["volume"]
+    assert "does not exist" in failed["Secret hf"]
+    assert "there is no PVC mine" in failed["volume"]
     assert failed["gang"].startswith("ok")
     base = f"/api/v1/namespaces/{gpu_namespace}"
     secret = {"metadata": {"name": "hf"}, "stringData": {"token": "not-to-be-shown"}}
@@ -122,7 +122,7 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     made = {"metadata": {"name": "mine"}, "spec": claim}
     gpu_cluster.admin.post(f"{base}/persistentvolumeclaims", made)
     good = check(0)
-    assert good["Secret hf"].endswith("it is there")
+    assert good["Secret hf"].endswith("exists")
     assert "not-to-be-shown" not in str(good)
     spec["spec"]["training"]["nodes"] = 5
     assert "there is room for 4 of 5 pods on 4 nodes" in check(2)["nodes for train"]

@@ -13,10 +13,10 @@ def run_checks(args: argparse.Namespace) -> int:
     from video2world_operator.preflight import checks, machine, registry
     from video2world_operator.preflight.check import Check, Verdict
     from video2world_operator.preflight.cluster_checks import check_cluster
-    from video2world_operator.preflight.requirements import needs
+    from video2world_operator.preflight.requirements import estimate
 
     plan = load_plan(args)
-    need = needs(plan.resource)
+    estimated = estimate(plan.resource)
     found = [Check("spec", Verdict.OK, f"{args.file} is valid")]
     if args.cluster:
         require_cluster()
@@ -28,13 +28,13 @@ def run_checks(args: argparse.Namespace) -> int:
         except RemoteFailed as error:
             raise UsageError(str(error)) from None
         try:
-            found += check_cluster(plan, need, facts)
+            found += check_cluster(plan, estimated, facts)
         except ValueError as error:  # the user's pod template is free-form
             raise UsageError(f"{args.file}: podTemplate: {error}") from None
         found += checks.check_images(plan, registry.pullable(checks.images_of(plan)))
     else:
-        found += checks.check_machine(plan, need, machine.machine(args.volume))
-    found += checks.check_hub(machine.hub(need.repositories))
+        found += checks.check_machine(plan, estimated, machine.machine(args.volume))
+    found += checks.check_hub(machine.hub(estimated.repositories))
     for check in found:
         print(f"{check.verdict:<5} {check.name:<18} {check.text}")
         if check.remedy:

@@ -24,7 +24,7 @@ from video2world_operator.cli import parser
 from video2world_operator.codegen.write import generate
 from video2world_operator.controller.metrics import Metrics, Present
 from video2world_operator.kube.workqueue import WorkQueue
-from video2world_operator.preflight import requirements as needing
+from video2world_operator.preflight import requirements
 from video2world_operator.reconcile import known_errors
 from video2world_operator.reconcile.failures import REASONS
 
@@ -201,7 +201,7 @@ _RUNS = (
 def _sizing() -> str:
     text = "# What a run needs\n\nEstimates for 16 fps and batch size 1, by the rule that `v2w "
     text += "preflight` uses for your file. "
-    text += " ".join((needing.__doc__ or "").partition("\n\n")[2].split())
+    text += " ".join((requirements.__doc__ or "").partition("\n\n")[2].split())
     text += "\n\nDisk holds weights, text encoder, one task of AgiBotWorld at work, three "
     text += "checkpoints and one being written.\n\n"
     rows = []
@@ -212,8 +212,12 @@ def _sizing() -> str:
         spec = {"model": model, "dataset": {"agibot": {}}, "training": training}
         metadata = {"name": "x"}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
-        need = needing.needs(parse(body))
-        shown = (need.gpu / needing.GIB, need.host / needing.GIB, need.disk / 1e9)
+        estimated = requirements.estimate(parse(body))
+        shown = (
+            estimated.gpu / requirements.GIB,
+            estimated.host / requirements.GIB,
+            estimated.disk / 1e9,
+        )
         rows.append(
             (
                 f"{size} {resolution} {architecture}",

@@ -41,7 +41,7 @@ from video2world_operator.plan.labels import ATTEMPT_LABEL, RESOURCE_LABEL, STAG
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import SAMPLING
 from video2world_operator.preflight.crd_version import Definition, without
-from video2world_operator.preflight.operator_preflight import Foresight
+from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.reconcile.actions import Action, Apply, Decision, Delete, Policy
 from video2world_operator.reconcile.observed_state import Claim, Job, Observed, Peer, Pod
 from video2world_operator.reconcile.reconciler import outdated, plan_of, reconcile
@@ -88,7 +88,7 @@ class Controller:
     ) -> None:
         self.cluster, self.cache, self.policy = cluster, cache, policy or Policy()
         self.poll_seconds = poll_seconds
-        self.foresight = Foresight(cluster)
+        self.preflight = NodePreflight(cluster)
         self.definition = Definition(cluster)
         self.doubt = asyncio.Event()  # whether the definition is to be checked now
         self.evidence = Evidence(cluster)
@@ -137,7 +137,7 @@ class Controller:
         plan = self._plan_of(body)
         observed = await self._observe(key, body, plan)
         if isinstance(plan, Plan) and not _ended(body):
-            found = await self.foresight.of(key, plan, body, observed.claim)
+            found = await self.preflight.failures(key, plan, body, observed.claim)
             observed = replace(observed, preflight=found)
         decision = reconcile(body, plan, observed, self.cluster.clock.now(), self.policy)
         if counts_on_absence(before, decision, partial(self._just_made, key)) and not just_accepted:
@@ -206,7 +206,7 @@ class Controller:
             store.pop(key, None)
         self._pacer.forget(key)
         self.queue.forget(key)
-        self.foresight.forget(key)
+        self.preflight.forget(key)
         self.evidence.forget(key)
 
     async def _tell(self, key: Key, body: Object, before: Status, decision: Decision) -> bool:

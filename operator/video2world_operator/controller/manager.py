@@ -216,7 +216,7 @@ async def _work(
     health.state = "leading"
     cluster.fence = health.holds = leadership.holds
     controller.capabilities = await _answered(lambda: discover(cluster))
-    controller.foresight.sees_nodes = await _answered(lambda: may_see_nodes(cluster))
+    controller.preflight.may_list_nodes = await _answered(lambda: may_see_nodes(cluster))
     freshness = Freshness(cluster, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.reconciled

@@ -1,1 +1,1 @@
-"""Check machine, cluster and Hub before hours are spent."""
+"""Check machine, cluster and Hub before a run spends hours."""

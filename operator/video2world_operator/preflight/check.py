@@ -1,4 +1,4 @@
-"""Define a preflight check and its verdict."""
+"""Define a preflight check, and the checks that machines and clusters share."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from enum import StrEnum
 
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.facts import Gpu
-from video2world_operator.preflight.requirements import GIB, Needs
+from video2world_operator.preflight.requirements import GIB, ResourceEstimate
 
-__all__ = ["ATTENTION", "Check", "Verdict"]
+__all__ = ["ATTENTION", "VOLUME_REMEDY", "Check", "Verdict", "check_capacity", "check_gpus"]
 
 GB = 1e9
-# Compute capabilities (first number) on which each kernel runs, as the trainer has them.
+# Major compute capabilities that each attention backend supports, as in the trainer.
 ATTENTION: Mapping[str, tuple[int, ...]] = {
     "FlashAttention4": (9, 10),
     "FlashAttention3": (9,),
     "FlashAttention2": (8, 9, 10, 12),
     "TransformerEngine": (8, 9, 10, 12),
 }
-_MORE_ROOM = "raise spec.storage.size, or lower spec.training.checkpoint.keep"
+VOLUME_REMEDY = "raise spec.storage.size or lower spec.training.checkpoint.keep"
 
 
 class Verdict(StrEnum):
-    """How a check came out; only ``FAIL`` keeps the resource from running."""
+    """Result of a check; only ``FAIL`` means that the resource cannot run."""
 
     OK = "ok"
     WARN = "warn"
@@ -34,7 +34,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer; ``remedy`` is empty where there is nothing to do."""
+    """One check and its result; ``remedy`` is empty if there is nothing to do."""
 
     name: str
     verdict: Verdict
@@ -42,9 +42,10 @@ class Check:
     remedy: str = ""
 
 
-def _enough(name: str, need: float, there: float, where: str, remedy: str) -> Check:
-    short = there < need
-    text = f"needs about {_size(need)}, has {_size(there)} {where}".rstrip()
+def check_capacity(name: str, needed: float, available: float, where: str, remedy: str) -> Check:
+    """Check that ``needed`` bytes are ``available``."""
+    short = available < needed
+    text = f"needs about {_size(needed)}, has {_size(available)} {where}".rstrip()
     return Check(name, Verdict.FAIL if short else Verdict.OK, text, remedy if short else "")
 
 
@@ -52,13 +53,13 @@ def _size(count: float) -> str:
     return f"{count / GB:.0f} GB" if count >= 10 * GB else f"{count / GB:.1f} GB"
 
 
-def _kind(plan: Plan, need: Needs, gpus: Sequence[Gpu]) -> Iterator[Check]:
-    """Whether the smallest of ``gpus`` has the memory, and all of them the kernel."""
+def check_gpus(plan: Plan, estimate: ResourceEstimate, gpus: Sequence[Gpu]) -> Iterator[Check]:
+    """Check the memory of the smallest GPU, and the attention backend on all of them."""
     kinds = ", ".join(sorted({gpu.name for gpu in gpus}))
     known = [gpu.memory for gpu in gpus if gpu.memory]
     if known:
-        text = f"needs about {need.gpu / GIB:.0f} GiB, {kinds} has {min(known) / GIB:.0f} GiB"
-        short = min(known) < need.gpu
+        text = f"needs about {estimate.gpu / GIB:.0f} GiB, {kinds} has {min(known) / GIB:.0f} GiB"
+        short = min(known) < estimate.gpu
         remedy = "raise contextParallelSize or gpusPerNode, lower batchSize, or use LoRA"
         yield Check(
             "GPU memory", Verdict.FAIL if short else Verdict.OK, text, remedy if short else ""
@@ -72,6 +73,6 @@ def _kind(plan: Plan, need: Needs, gpus: Sequence[Gpu]) -> Iterator[Check]:
         text = f"{attention} does not run on {', '.join(sorted(unfit))}"
         yield Check("attention", Verdict.FAIL, text, remedy)
     elif majors and not any(gpu.major for gpu in gpus):
-        yield Check("attention", Verdict.UNKNOWN, f"{attention}: the kind of GPU is not known")
+        yield Check("attention", Verdict.UNKNOWN, f"{attention}: the GPU model is not known")
     else:
         yield Check("attention", Verdict.OK, f"{attention} runs on {kinds}")

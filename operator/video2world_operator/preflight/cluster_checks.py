@@ -1,4 +1,4 @@
-"""Check a cluster: storage, Secrets, quotas, scheduling, the operator itself."""
+"""Check a cluster: operator, CRD, nodes, storage, Secrets, quotas and scheduling."""
 
 from __future__ import annotations
 
@@ -10,123 +10,127 @@ from video2world_operator.plan import gang
 from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import Stage
-from video2world_operator.preflight.check import _MORE_ROOM, Check, Verdict, _enough
+from video2world_operator.preflight.check import VOLUME_REMEDY, Check, Verdict, check_capacity
 from video2world_operator.preflight.facts import ClusterFacts
-from video2world_operator.preflight.node_fit import _nodes, _pods, _resources, _sampler
-from video2world_operator.preflight.requirements import Needs
+from video2world_operator.preflight.node_fit import (
+    check_nodes,
+    container_resources,
+    parallel_pods,
+    sampler_stage,
+)
+from video2world_operator.preflight.requirements import ResourceEstimate
 
 __all__ = ["check_cluster"]
 
 
-# ---------------------------------------------------------------------- a cluster
-
-
-def check_cluster(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
-    """For the operator: everything that can be seen without starting a pod."""
-    yield _operator(seen)
-    if seen.definition:
-        what, _, remedy = seen.definition.rpartition(": ")
+def check_cluster(plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts) -> Iterator[Check]:
+    """Run every check that needs no pod."""
+    yield _operator(facts)
+    if facts.definition:
+        what, _, remedy = facts.definition.rpartition(": ")
         yield Check("CRD", Verdict.FAIL, what, remedy)
     else:
-        yield Check("CRD", Verdict.OK, "it has every field")
-    if seen.refusal:
-        yield Check("API server", Verdict.FAIL, seen.refusal, "mend what it names")
+        yield Check("CRD", Verdict.OK, "has every field")
+    if facts.refusal:
+        yield Check("API server", Verdict.FAIL, facts.refusal, "fix what it names")
     else:
-        yield Check("API server", Verdict.OK, "it accepts the resource (dry run)")
-    yield from _nodes(plan, need, seen)
-    yield from _volume(plan, need, seen)
-    yield from _secrets(plan, seen)
-    yield from _quotas(plan, seen)
-    yield from _scheduling(plan, seen)
+        yield Check("API server", Verdict.OK, "accepts the resource (dry run)")
+    yield from check_nodes(plan, estimate, facts)
+    yield from _volume(plan, estimate, facts)
+    yield from _secrets(plan, facts)
+    yield from _quotas(plan, facts)
+    yield from _scheduling(plan, facts)
 
 
-def _operator(seen: ClusterFacts) -> Check:
-    if seen.leader is None:
-        text = "its Lease may not be read"
-        return Check("operator", Verdict.UNKNOWN, text, "ask whether it is installed")
-    if not seen.leader:
-        text = "no operator is at work"
+def _operator(facts: ClusterFacts) -> Check:
+    if facts.leader is None:
+        text = "no permission to read its Lease"
+        return Check(
+            "operator", Verdict.UNKNOWN, text, "ask an administrator whether it is installed"
+        )
+    if not facts.leader:
+        text = "no operator is running"
         return Check("operator", Verdict.FAIL, text, "helm install v2w charts/video2world-operator")
-    return Check("operator", Verdict.OK, f"{seen.leader} leads")
+    return Check("operator", Verdict.OK, f"{facts.leader} is the leader")
 
 
-def _volume(plan: Plan, need: Needs, seen: ClusterFacts) -> Iterator[Check]:
+def _volume(plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts) -> Iterator[Check]:
     storage, nodes = plan.resource.spec.storage, plan.resource.spec.nodes
-    if storage.claim_name and seen.claim is None:
-        text = f"there is no claim {storage.claim_name} in namespace {seen.namespace}"
-        yield Check("volume", Verdict.FAIL, text, "create it, or leave spec.storage.claimName out")
+    if storage.claim_name and facts.claim is None:
+        text = f"there is no PVC {storage.claim_name} in namespace {facts.namespace}"
+        yield Check("volume", Verdict.FAIL, text, "create it, or remove spec.storage.claimName")
         return
-    if seen.claim is not None:
-        spec, status = seen.claim.get("spec") or {}, seen.claim.get("status") or {}
+    if facts.claim is not None:
+        spec, status = facts.claim.get("spec") or {}, facts.claim.get("status") or {}
         modes = spec.get("accessModes") or []
         shared = "ReadWriteMany" in modes or nodes == 1 or storage.access_mode == "ReadWriteOnce"
         if not shared:
-            text = f"the claim is {' and '.join(modes)}, but {nodes} nodes share it"
-            yield Check("volume", Verdict.FAIL, text, "use one with ReadWriteMany")
+            text = f"the PVC is {' and '.join(modes)}, but {nodes} nodes share it"
+            yield Check("volume", Verdict.FAIL, text, "use a PVC with ReadWriteMany")
         asked = spec.get("resources", {}).get("requests", {}).get("storage", "0")
         size = quantity((status.get("capacity") or {}).get("storage", asked))
     else:
-        yield from _storage_class(plan, seen)
+        yield from _storage_class(plan, facts)
         size = quantity(plan.resource.spec.volume_size)
-    yield _enough("volume size", need.disk, size, "", _MORE_ROOM)
+    yield check_capacity("volume size", estimate.disk, size, "", VOLUME_REMEDY)
 
 
-def _storage_class(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+def _storage_class(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
     wanted = plan.resource.spec.storage.storage_class_name
-    if seen.storage_classes is None:
-        yield Check("storage class", Verdict.UNKNOWN, "storage classes may not be listed")
+    if facts.storage_classes is None:
+        yield Check("storage class", Verdict.UNKNOWN, "no permission to list storage classes")
         return
     default = "storageclass.kubernetes.io/is-default-class"
     found = [
         c
-        for c in seen.storage_classes
+        for c in facts.storage_classes
         if c["metadata"]["name"] == wanted
         or (not wanted and (c["metadata"].get("annotations") or {}).get(default) == "true")
     ]
     if found:
         mode = plan.shared[0]["spec"]["accessModes"][0]
         name = found[0]["metadata"]["name"]
-        text = f"{name} ({found[0].get('provisioner', '?')}); whether it has {mode} shows when "
-        yield Check("storage class", Verdict.OK, text + "the claim is bound")
+        text = f"{name} ({found[0].get('provisioner', '?')}); whether it supports {mode} is "
+        yield Check("storage class", Verdict.OK, text + "known when the PVC is bound")
     elif wanted:
-        known = ", ".join(c["metadata"]["name"] for c in seen.storage_classes) or "none"
-        yield Check("storage class", Verdict.FAIL, f"there is no {wanted}", f"there is: {known}")
+        known = ", ".join(c["metadata"]["name"] for c in facts.storage_classes) or "none"
+        yield Check("storage class", Verdict.FAIL, f"there is no {wanted}", f"use one of: {known}")
     else:
-        text = "there is no default one; a volume made by hand would have to fit"
-        yield Check("storage class", Verdict.WARN, text, "name one in spec.storage")
+        text = "there is no default; only a matching pre-provisioned volume could be used"
+        yield Check("storage class", Verdict.WARN, text, "set spec.storage.storageClassName")
 
 
-def _secrets(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+def _secrets(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
     token = plan.resource.spec.credentials.hugging_face_token_secret
     wanted: dict[str, str] = dict.fromkeys(plan.resource.spec.images.pull_secrets, "")
     if token:
         wanted[token.name] = token.key
     for name, key in wanted.items():
-        keys = seen.secrets.get(name)
-        if name in seen.unreadable:
-            yield Check(f"Secret {name}", Verdict.UNKNOWN, "Secrets may not be read")
+        keys = facts.secrets.get(name)
+        if name in facts.unreadable:
+            yield Check(f"Secret {name}", Verdict.UNKNOWN, "no permission to read Secrets")
         elif keys is None:
-            remedy = f"kubectl create secret generic {name} -n {seen.namespace} ..."
-            yield Check(f"Secret {name}", Verdict.FAIL, "it is not there", remedy)
+            remedy = f"kubectl create secret generic {name} -n {facts.namespace} ..."
+            yield Check(f"Secret {name}", Verdict.FAIL, "does not exist", remedy)
         elif key and key not in keys:
-            remedy = f"put the token there under {key}; it has {', '.join(keys) or 'no key'}"
-            yield Check(f"Secret {name}", Verdict.FAIL, f"it has no key {key}", remedy)
+            remedy = f"add the token under the key {key}; it has {', '.join(keys) or 'no key'}"
+            yield Check(f"Secret {name}", Verdict.FAIL, f"has no key {key}", remedy)
         else:
-            yield Check(f"Secret {name}", Verdict.OK, "it is there")
+            yield Check(f"Secret {name}", Verdict.OK, "exists")
 
 
-def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
-    """Whether the largest stage fits into what the namespace's quotas leave."""
-    if seen.quotas is None:
-        yield Check("quota", Verdict.UNKNOWN, "quotas may not be listed")
+def _quotas(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
+    """Check the largest stage against what the namespace's quotas leave."""
+    if facts.quotas is None:
+        yield Check("quota", Verdict.UNKNOWN, "no permission to list quotas")
         return
     most: Counter[str] = Counter()
     for stage in plan.stages:
-        most |= _charged(stage)
-    if (sampler := _sampler(plan)) is not None:
-        most |= _charged(plan.stage("train")) + _charged(sampler)
+        most |= _quota_usage(stage)
+    if (sampler := sampler_stage(plan)) is not None:
+        most |= _quota_usage(plan.stage("train")) + _quota_usage(sampler)
     tight = False
-    for quota in seen.quotas:
+    for quota in facts.quotas:
         hard = (quota.get("status") or {}).get("hard") or quota["spec"].get("hard") or {}
         used = (quota.get("status") or {}).get("used") or {}
         for name, limit in hard.items():
@@ -135,16 +139,16 @@ def _quotas(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
                 text = f"{quota['metadata']['name']} leaves {left:g} of {limit} {name}, "
                 text += f"{most[name]:g} are needed"
                 ever = most[name] <= quantity(limit)
-                remedy = "wait until some is free" if ever else "have it raised, or ask for less"
+                remedy = "wait until some is free" if ever else "raise the quota, or request less"
                 yield Check("quota", Verdict.WARN if ever else Verdict.FAIL, text, remedy)
     if not tight:
-        yield Check("quota", Verdict.OK, "nothing stands against it")
+        yield Check("quota", Verdict.OK, "sufficient")
 
 
-def _charged(stage: Stage) -> Counter[str]:
-    """What all pods of a stage together are charged for, under the names of quotas."""
-    count = _pods(stage)
-    asked = _resources(stage)
+def _quota_usage(stage: Stage) -> Counter[str]:
+    """Return what all pods of a stage together use, by the names in quotas."""
+    count = parallel_pods(stage)
+    asked = container_resources(stage)
     amounts: Counter[str] = Counter({"pods": count, "count/pods": count, "count/jobs.batch": 1})
     for part in ("requests", "limits"):
         for name, value in asked.get(part, {}).items():
@@ -153,25 +157,27 @@ def _charged(stage: Stage) -> Counter[str]:
     return amounts
 
 
-def _scheduling(plan: Plan, seen: ClusterFacts) -> Iterator[Check]:
+def _scheduling(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
     spec = plan.resource.spec.scheduling
     queue, priority = spec.queue_name, spec.priority_class_name
-    if queue and seen.queues is None:
-        text = f"{queue}: Kueue is not installed, or its queues may not be listed"
-        yield Check("queue", Verdict.FAIL, text, "install Kueue, or leave queueName out")
+    if queue and facts.queues is None:
+        text = f"{queue}: Kueue is not installed, or there is no permission to list its queues"
+        yield Check("queue", Verdict.FAIL, text, "install Kueue, or remove queueName")
     elif queue:
-        there = queue in (seen.queues or ())
-        known = f"there is: {', '.join(seen.queues or ()) or 'none'}"
-        text = f"{queue} is {'there' if there else 'not in this namespace'}"
-        yield Check("queue", Verdict.OK if there else Verdict.FAIL, text, "" if there else known)
-    if priority and seen.priority_classes is None:
-        yield Check("priority class", Verdict.UNKNOWN, "priority classes may not be listed")
-    elif priority and priority not in (seen.priority_classes or ()):
-        known = ", ".join(seen.priority_classes or ()) or "none"
-        yield Check("priority class", Verdict.FAIL, f"no {priority}", f"there is: {known}")
+        found = queue in (facts.queues or ())
+        known = f"use one of: {', '.join(facts.queues or ()) or 'none'}"
+        text = f"{queue} {'exists' if found else 'is not in this namespace'}"
+        yield Check("queue", Verdict.OK if found else Verdict.FAIL, text, "" if found else known)
+    if priority and facts.priority_classes is None:
+        yield Check("priority class", Verdict.UNKNOWN, "no permission to list priority classes")
+    elif priority and priority not in (facts.priority_classes or ()):
+        known = ", ".join(facts.priority_classes or ()) or "none"
+        yield Check(
+            "priority class", Verdict.FAIL, f"there is no {priority}", f"use one of: {known}"
+        )
     if plan.resource.spec.nodes > 1:
-        chosen = gang.choose(plan.resource, seen.capabilities)
-        evidence = f"Whether {chosen.scheduler} runs shows when they start."
+        chosen = gang.choose(plan.resource, facts.capabilities)
+        evidence = f"Whether {chosen.scheduler} is running is known when they start."
         text = chosen.reason.text(**chosen.facts, evidence=evidence)
         verdict = Verdict.OK if chosen.scheduled is not False else Verdict.WARN
         yield Check("gang", verdict, text)

@@ -1,4 +1,4 @@
-"""Collect the facts of a cluster that preflight checks judge, with the user's rights."""
+"""Collect facts about a cluster, with the permissions of the user."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from video2world_operator.preflight.facts import ClusterFacts
 __all__ = ["cluster_facts"]
 
 _OF_THE_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
-FRESH = 60.0  # seconds for which a Lease that was renewed shows a live operator
+FRESH = 60.0  # seconds since its last renewal for which a Lease proves a live operator
 
 
 async def cluster_facts(
     cluster: ApiClient, namespace: str, plan: Plan, manifest: Mapping[str, Any]
 ) -> ClusterFacts:
-    """What can be seen of the cluster with the user's rights; it is asked about ``manifest``."""
+    """Observe the cluster, with a dry run of creating ``manifest``."""
     spec = plan.resource.spec
     base = f"/api/v1/namespaces/{namespace}"
     token_secret = spec.credentials.hugging_face_token_secret
@@ -76,7 +76,7 @@ def _names(items: list[Any] | None) -> list[str] | None:
 
 
 def _leader(leases: list[Any] | None) -> str | None:
-    """Who holds a Lease of the operator's name that was renewed lately."""
+    """Return the holder of an operator's recently renewed Lease; empty if there is none."""
     if leases is None:
         return None
     for lease in leases:
@@ -89,7 +89,7 @@ def _leader(leases: list[Any] | None) -> str | None:
 
 
 async def _refusal(cluster: ApiClient, namespace: str, manifest: Mapping[str, Any]) -> str:
-    """What the API server says to the resource in a dry run; empty if it accepts it."""
+    """Return why the API server refuses the resource in a dry run; empty if it accepts it."""
     written = {k: v for k, v in (manifest["metadata"] or {}).items() if k not in _OF_THE_SERVER}
     body = as_json(manifest) | {"metadata": written | {"namespace": namespace}}
     path = path_of(API_VERSION, KIND, namespace)
@@ -97,9 +97,9 @@ async def _refusal(cluster: ApiClient, namespace: str, manifest: Mapping[str, An
     try:
         await cluster.request("POST", path, params=asked, body=body)
     except ApiError as error:
-        if error.code == 409:  # it is there already
+        if error.code == 409:  # it exists already
             return ""
         if error.code == 404:
-            return "it does not know the resource: kubectl apply -f manifests/crd.yaml"
+            return "the CRD is not installed: kubectl apply -f manifests/crd.yaml"
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Whether the CustomResourceDefinition that a cluster serves is of this program's version."""
+"""Compare the CRD that a cluster serves with the one of this version."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Path = tuple[str, ...]
 
 _GROUP_VERSION = f"apis/{GROUP}/{VERSION}"
 _REMEDY = "apply manifests/crd.yaml or upgrade the chart."
-_SHOWN = 3  # fields that are named
+_SHOWN = 3  # fields to name
 
 
 class Definition:
-    """The definition as the API server publishes it; compared anew when its hash has changed."""
+    """The CRD as the API server publishes it; compared again when its hash changes."""
 
     def __init__(self, cluster: ApiClient) -> None:
         self._cluster = cluster
         self._hash = ""
-        self.problem = ""  # what is wrong with it, and what to do; empty if nothing is
-        self.absent = False  # the resource is not served at all
-        self.blocks = False  # a status cannot be written
-        self.added: Mapping[Path, Any] = {}  # defaults of fields that this program does not know
+        self.problem = ""  # what is wrong with it and how to fix it; empty if nothing is
+        self.absent = False  # the CRD is not installed
+        self.blocks = False  # the status cannot be written
+        self.added: Mapping[Path, Any] = {}  # defaults of fields that this version does not know
 
     async def check(self) -> None:
-        """Bring the fields up to date.
+        """Update the fields from the API server.
 
         Raises:
             ApiError, OSError: the API server does not answer.
@@ -46,7 +46,7 @@ class Definition:
                 return
             document = await self._document(path, hash=version) if place else {}
         except ApiError as error:
-            if error.code == 403:  # nothing can be said
+            if error.code == 403:  # no permission, so nothing is known
                 return
             raise
         self._hash = version
@@ -72,14 +72,14 @@ class Definition:
 
 
 async def problem_of(cluster: ApiClient) -> str:
-    """What is wrong with the definition that the cluster serves, and what to do."""
+    """Return what is wrong with the cluster's CRD and how to fix it; empty if nothing is."""
     definition = Definition(cluster)
     await definition.check()
     return definition.problem
 
 
 def _prominence(path: str) -> tuple[bool, int, str]:
-    """What sorts fields of the status, and those that lie high, before others."""
+    """Sort fields of the status and fields of high levels first."""
     return path.startswith("spec"), path.count("."), path
 
 
@@ -95,7 +95,7 @@ def _older(unknown: list[str]) -> str:
 
 
 def _schema_in(document: Mapping[str, Any]) -> Schema | None:
-    """The schema of the resource in a document of OpenAPI v3."""
+    """Return the schema of the resource in an OpenAPI v3 document."""
     for schema in document.get("components", {}).get("schemas", {}).values():
         for kind in schema.get("x-kubernetes-group-version-kind", ()):
             if (kind["group"], kind["version"], kind["kind"]) == (GROUP, VERSION, KIND):
@@ -104,12 +104,12 @@ def _schema_in(document: Mapping[str, Any]) -> Schema | None:
 
 
 def unknown_fields(served: Schema, own: Schema, path: str = "") -> Iterator[str]:
-    """Fields of ``own`` that ``served`` does not have, and words of a status that it refuses."""
+    """Yield fields of ``own`` that ``served`` lacks, and status values that it refuses."""
     if served.get("x-kubernetes-preserve-unknown-fields"):
         return
     if path.startswith("status") and (known := served.get("enum")) is not None:
-        words = [word for word in own.get("enum", ()) if word not in known]
-        yield from (f"{path}: {word}" for word in words)
+        values = [value for value in own.get("enum", ()) if value not in known]
+        yield from (f"{path}: {value}" for value in values)
     if "items" in own:
         yield from unknown_fields(served.get("items", {}), own["items"], f"{path}[]")
     fields = served.get("properties", {})
@@ -124,7 +124,7 @@ def unknown_fields(served: Schema, own: Schema, path: str = "") -> Iterator[str]
 
 
 def added_defaults(served: Schema, own: Schema, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Fields of a newer definition that the API server fills in, with what it fills in."""
+    """Yield fields of a newer CRD for which the API server sets defaults, with their defaults."""
     known = own.get("properties", {})
     for name, field in served.get("properties", {}).items():
         if path == () and name != "spec":
@@ -136,18 +136,18 @@ def added_defaults(served: Schema, own: Schema, path: Path = ()) -> Iterator[tup
 
 
 def _filled(value: Any, schema: Schema) -> Any:
-    """``value`` with the defaults of the fields that it leaves out."""
+    """Add the defaults of missing fields to ``value``."""
     if not isinstance(value, Mapping):
         return value
     fields = schema.get("properties", {})
-    given = {n: f["default"] for n, f in fields.items() if "default" in f} | dict(value)
-    return {name: _filled(inner, fields.get(name, {})) for name, inner in given.items()}
+    filled = {n: f["default"] for n, f in fields.items() if "default" in f} | dict(value)
+    return {name: _filled(inner, fields.get(name, {})) for name, inner in filled.items()}
 
 
 def without(body: Mapping[str, Any], added: Mapping[Path, Any]) -> Mapping[str, Any]:
-    """``body`` without the fields that have nothing but the defaults of a newer definition.
+    """Remove from ``body`` the fields that hold only the defaults of a newer CRD.
 
-    One that a user has set to something else stays, and is refused as unknown.
+    A field that a user has set to another value stays, and is refused as unknown.
     """
     for path, default in added.items():
         body = _without(body, path, default)

@@ -1,4 +1,4 @@
-"""Which of the APIs that a cluster need not have it serves, by group, version and resource."""
+"""Discover which optional APIs a cluster serves, and in which version."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["discover"]
 
 @dataclass(frozen=True)
 class _Api:
-    """A resource of an API group; ``known`` are versions that have been tried, the best first.
+    """A resource of an API group; ``known`` are the tested versions, best first.
 
-    Another version is taken where it is all that there is: a PodGroup is made with strict
-    validation of its fields, so that the server refuses what a version does not have.
+    If no tested version is served, another one is used: a PodGroup is created with strict field
+    validation, so the API server refuses fields that the version does not have.
     """
 
     group: str
@@ -46,18 +46,18 @@ async def discover(cluster: ApiClient) -> Capabilities:
 
 
 async def _version(cluster: ApiClient, api: _Api, groups: dict[str, Any]) -> str:
-    """The version under which the resource is served; empty if it is under none."""
+    """Return the version in which the resource is served; empty if it is not."""
     if (group := groups.get(api.group)) is None:
         return ""
     preferred = (group.get("preferredVersion") or {}).get("version")
     served: list[str] = [version["version"] for version in group["versions"]]
-    served.sort(key=lambda version: version != preferred)  # the others in the server's order
+    served.sort(key=lambda version: version != preferred)  # otherwise in the server's order
     order = [version for version in api.known if version in served]
     for version in order + [version for version in served if version not in api.known]:
         try:
             listed = await cluster.get(f"/apis/{api.group}/{version}") or {}
         except ApiError:
-            continue  # an aggregated API whose server is down
+            continue  # an aggregated API that is down
         if any(one["name"] == api.resource for one in listed.get("resources") or []):
             return version
     return ""

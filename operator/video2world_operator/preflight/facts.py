@@ -1,4 +1,4 @@
-"""Define the observed facts that preflight checks judge."""
+"""Define the observed facts that preflight checks work on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Object = Mapping[str, Any]
 
 
 class Access(StrEnum):
-    """What the Hugging Face Hub says of a repository and the token in use."""
+    """Answer of the Hugging Face Hub, or of a registry, for the credentials in use."""
 
     ALLOWED = "allowed"
-    GATED = "gated"  # known, but its licence is not accepted
-    REFUSED = "refused"  # no token, or one that is not valid
+    GATED = "gated"  # exists, but its licence is not accepted
+    REFUSED = "refused"  # no token, or an invalid one
     MISSING = "missing"
     UNREACHABLE = "unreachable"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its memory in bytes and the first number of its compute capability, 0 unknown."""
+    """One GPU: memory in bytes and major compute capability; 0 if unknown."""
 
     name: str
     memory: float = 0
@@ -35,8 +35,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine; sizes in bytes. ``disk`` is what is free and what the volume uses already;
-    ``gpus`` is None where no driver answers."""
+    """This machine; sizes in bytes.
+
+    ``disk`` is the free space plus what the volume already uses; ``gpus`` is None without a driver.
+    """
 
     disk: float
     memory: float
@@ -45,7 +47,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """What is seen of a cluster. None: it may not be looked at."""
+    """Observed facts of a cluster; None where the user lacks permission."""
 
     namespace: str
     nodes: Sequence[Object] | None = None
@@ -53,10 +55,10 @@ class ClusterFacts:
     storage_classes: Sequence[Object] | None = None
     quotas: Sequence[Object] | None = None
     secrets: Mapping[str, Sequence[str] | None] = field(default_factory=dict)  # keys by name
-    unreadable: frozenset[str] = frozenset()  # Secrets that may not be read
+    unreadable: frozenset[str] = frozenset()  # Secrets without permission to read
     priority_classes: Sequence[str] | None = None
     queues: Sequence[str] | None = None
     capabilities: Capabilities = field(default_factory=Capabilities)
-    leader: str | None = None  # who holds the operator's Lease; empty: nobody
-    definition: str = ""  # what is wrong with the CRD
-    refusal: str = ""  # what the API server says to the resource itself
+    leader: str | None = None  # holder of the operator's Lease; empty: none
+    definition: str = ""  # problem with the CRD
+    refusal: str = ""  # why the API server refuses the resource

@@ -1,4 +1,4 @@
-"""Collect the facts of this machine and of the Hugging Face Hub that preflight checks judge."""
+"""Collect facts about this machine and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from video2world_operator.preflight.facts import Access, Gpu, Machine
 
 __all__ = ["gpus_in", "hub", "machine", "token"]
 
-SECONDS = 10.0  # that the Hub gets to answer
+SECONDS = 10.0  # timeout for the Hub
 
 
 # ---------------------------------------------------------------------- this machine
 
 
 def machine(volume: Path) -> Machine:
-    """Disk at ``volume`` (or where it would be made), memory, and GPUs."""
+    """Observe the disk at ``volume`` (or where it would be created), memory and GPUs."""
     folder = volume.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -30,14 +30,14 @@ def machine(volume: Path) -> Machine:
     gpus: list[Gpu] | None = None
     if smi:
         asked = [smi, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-        gpus = gpus_in(told.stdout) if told.returncode == 0 else None
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+        gpus = gpus_in(done.stdout) if done.returncode == 0 else None
     used = sum(path.lstat().st_size for path in volume.rglob("*") if path.is_file())
     return Machine(float(shutil.disk_usage(folder).free + used), _memory(), gpus)
 
 
 def gpus_in(table: str) -> list[Gpu]:
-    """The GPUs in nvidia-smi's lines of name, memory in MiB and compute capability."""
+    """Parse nvidia-smi's lines of name, memory in MiB and compute capability."""
     found = []
     for line in table.splitlines():
         name, memory, capability = (part.strip() for part in line.rsplit(",", 2))
@@ -46,7 +46,7 @@ def gpus_in(table: str) -> list[Gpu]:
 
 
 def _memory() -> float:
-    """Bytes that this process may use: the machine's, or its control group's limit."""
+    """Return the memory of the machine in bytes, or the limit of its control group."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -59,9 +59,9 @@ def _memory() -> float:
 
 
 def token() -> str:
-    """The Hugging Face token that the Hub's own client would use; empty if there is none."""
-    if given := os.environ.get("HF_TOKEN", "").strip():
-        return given
+    """Return the token that huggingface_hub would use; empty if there is none."""
+    if value := os.environ.get("HF_TOKEN", "").strip():
+        return value
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     try:
         return (home / "token").read_text().strip()
@@ -70,7 +70,7 @@ def token() -> str:
 
 
 def hub(repositories: Sequence[str]) -> dict[str, Access]:
-    """What the Hub says of each repository (data sets with the prefix ``datasets/``)."""
+    """Ask the Hub about each repository (datasets with the prefix ``datasets/``)."""
     if not repositories:
         return {}
     with ThreadPoolExecutor(len(repositories)) as pool:

@@ -12,50 +12,65 @@ from video2world_operator.api.constants import STAGES
 from video2world_operator.api.quantity import quantity
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import Stage
-from video2world_operator.preflight.check import _MORE_ROOM, Check, Verdict, _enough, _kind
+from video2world_operator.preflight.check import (
+    VOLUME_REMEDY,
+    Check,
+    Verdict,
+    check_capacity,
+    check_gpus,
+)
 from video2world_operator.preflight.facts import ClusterFacts, Gpu, Object
-from video2world_operator.preflight.requirements import Needs
+from video2world_operator.preflight.requirements import ResourceEstimate
 
-__all__ = ["before_training"]
+__all__ = [
+    "before_training",
+    "check_nodes",
+    "container_resources",
+    "parallel_pods",
+    "sampler_stage",
+]
 
 _GPU_LABELS = ("nvidia.com/gpu.product", "nvidia.com/gpu.memory", "nvidia.com/gpu.compute.major")
 
 
 def before_training(
-    plan: Plan, need: Needs, nodes: Sequence[Object] | None, size: str
+    plan: Plan, estimate: ResourceEstimate, nodes: Sequence[Object] | None, size: str
 ) -> Iterator[Check]:
-    """For the operator: what it may look at, before a GPU is held. ``size`` is the claim's."""
+    """Run the checks that the operator has the rights for; ``size`` is that of the PVC."""
     if size:
-        yield _enough("volume size", need.disk, quantity(size), "", _MORE_ROOM)
+        yield check_capacity("volume size", estimate.disk, quantity(size), "", VOLUME_REMEDY)
     if nodes is not None:
-        yield from _nodes(plan, need, ClusterFacts(plan.namespace, nodes=nodes), ("train",))
+        yield from check_nodes(
+            plan, estimate, ClusterFacts(plan.namespace, nodes=nodes), ("train",)
+        )
 
 
-def _nodes(
-    plan: Plan, need: Needs, seen: ClusterFacts, names: Sequence[str] = STAGES
+def check_nodes(
+    plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts, names: Sequence[str] = STAGES
 ) -> Iterator[Check]:
-    """Whether the nodes could hold the pods of each stage if nothing else ran on them."""
-    if seen.nodes is None:
-        text = "nodes may not be listed"
+    """Check that the nodes could hold the pods of each stage if nothing else ran on them."""
+    if facts.nodes is None:
+        text = "no permission to list nodes"
         yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
         return
     for stage in (one for one in plan.stages if one.name in names):
-        name, wanted = f"nodes for {stage.name}", _pods(stage)
-        asked = _asked(stage)
+        name, wanted = f"nodes for {stage.name}", parallel_pods(stage)
+        asked = _requested(stage)
         kinds = [
-            (node, count, _misfit(stage, asked, node)) for node, count in _kinds(seen.nodes, stage)
+            (node, count, _misfit(stage, asked, node))
+            for node, count in _distinct_nodes(facts.nodes, stage)
         ]
         fitting = [(node, count) for node, count, misfit in kinds if not misfit]
-        room = sum(count * _room(asked, node) for node, count in fitting)
+        room = sum(count * _capacity(asked, node) for node, count in fitting)
         if room < wanted:
             counts: Counter[str] = Counter()
             for _, count, misfit in kinds:
                 counts[misfit] += count
             del counts[""]  # of those that fit
-            told = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
-            text = f"there is room for {room} of {wanted} pods on {len(seen.nodes)} nodes"
+            reasons = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
+            text = f"there is room for {room} of {wanted} pods on {len(facts.nodes)} nodes"
             remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
-            yield Check(name, Verdict.FAIL, text + (f" ({told})" if told else ""), remedy)
+            yield Check(name, Verdict.FAIL, text + (f" ({reasons})" if reasons else ""), remedy)
         elif stage.name == "train":
             yield Check(
                 name,
@@ -65,22 +80,24 @@ def _nodes(
                 else f"there is room for just {wanted} pods",
             )
             if plan.resource.spec.device == "GPU":
-                yield from _kind(plan, need, [_gpu(node) for node, _ in fitting])
-            if (sampler := _sampler(plan)) is not None:
-                yield _beside(stage, sampler, seen.nodes)
+                yield from check_gpus(plan, estimate, [_gpu(node) for node, _ in fitting])
+            if (sampler := sampler_stage(plan)) is not None:
+                yield _check_samplers(stage, sampler, facts.nodes)
 
 
-def _sampler(plan: Plan) -> Stage | None:
-    """What makes the samples of each checkpoint while training goes on, if anything does."""
+def sampler_stage(plan: Plan) -> Stage | None:
+    """Return the stage that generates samples during training, if the spec asks for it."""
     if not plan.resource.spec.inference.every_checkpoint:
         return None
     return replace(plan.stage("inference"), make=plan.sampling)
 
 
-def _kinds(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Object, int]]:
-    """One node of each kind of which nothing here can tell the others, and how many there are. What
-    is alike in spec or status is known by its being one object: compared they would take longer
-    than what is saved."""
+def _distinct_nodes(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Object, int]]:
+    """Return one of each set of equal nodes, with their number.
+
+    Specs and statuses are compared by identity: comparing their values would take longer than it
+    saves.
+    """
     names = [*_GPU_LABELS]
     for stage in stages:
         names += stage.job["spec"]["template"]["spec"].get("nodeSelector") or {}
@@ -94,42 +111,47 @@ def _kinds(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Object, int]]:
     return [(first[kind], count) for kind, count in counts.items()]
 
 
-def _beside(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
-    """Whether the sampler's pods find room while all pods of the train group run."""
-    asked, beside = _asked(train), _asked(sampler)
-    kinds = _kinds(nodes, train, sampler)
-    rooms = [0 if _misfit(train, asked, node) else _room(asked, node) for node, _ in kinds]
+def _check_samplers(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
+    """Check that the sampler's pods fit while all pods of the training group run."""
+    asked, beside = _requested(train), _requested(sampler)
+    kinds = _distinct_nodes(nodes, train, sampler)
+    rooms = [0 if _misfit(train, asked, node) else _capacity(asked, node) for node, _ in kinds]
 
     @cache
     def left(kind: int, pods: int) -> int:
-        """Pods of the sampler for which a node has room with so many of the train group."""
+        """Return how many sampler pods fit on a node next to so many training pods."""
         taken = {name: pods * amount for name, amount in (asked | {"pods": 1}).items()}
         node, _ = kinds[kind]
-        return 0 if _misfit(sampler, beside, node) else _room(beside, node, taken)
+        return 0 if _misfit(sampler, beside, node) else _capacity(beside, node, taken)
 
-    # nodes by their kind and how many pods of the train group they have
+    # number of nodes, by kind and by training pods on them
     placed = Counter({(kind, 0): count for kind, (_, count) in enumerate(kinds)})
-    for _ in range(_pods(train)):  # each where it costs the sampler least
+    for _ in range(parallel_pods(train)):  # each where it takes the least room from the sampler
         open_ = [(kind, pods) for (kind, pods), n in placed.items() if n and pods < rooms[kind]]
         kind, pods = min(open_, key=lambda place: left(*place) - left(place[0], place[1] + 1))
         placed[kind, pods] -= 1
         placed[kind, pods + 1] += 1
-    room, wanted = sum(n * left(*place) for place, n in placed.items()), _pods(sampler)
+    room, wanted = sum(n * left(*place) for place, n in placed.items()), parallel_pods(sampler)
     if room >= wanted:
-        return Check("nodes for samples", Verdict.OK, f"there is room for {wanted} beside training")
-    text = f"beside training there is room for {room} of {wanted} pods: samples come late or never"
-    remedy = "add a GPU, train on fewer, or name inference.checkpoints in place of everyCheckpoint"
+        return Check(
+            "nodes for samples", Verdict.OK, f"there is room for {wanted} alongside training"
+        )
+    text = (
+        f"alongside training there is room for {room} of {wanted} pods: samples come late or never"
+    )
+    remedy = "add a GPU, train on fewer, or use inference.checkpoints instead of everyCheckpoint"
     return Check("nodes for samples", Verdict.WARN, text, remedy)
 
 
-def _pods(stage: Stage) -> int:
+def parallel_pods(stage: Stage) -> int:
+    """Return how many pods of the stage run at the same time."""
     return int(stage.job["spec"].get("parallelism", 1))
 
 
-def _room(
+def _capacity(
     asked: Mapping[str, float], node: Object, taken: Mapping[str, float] | None = None
 ) -> int:
-    """How many pods that ask for so much a node holds on which only ``taken`` is in use."""
+    """Return how many pods that request ``asked`` fit on a node, besides what is ``taken``."""
     room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
     free = {"pods": "110"} | dict(room)
     return int(
@@ -142,7 +164,7 @@ def _room(
 
 
 def _misfit(stage: Stage, asked: Mapping[str, float], node: Object) -> str:
-    """Why a pod of the stage could never run on the node; empty if it could."""
+    """Explain why a pod of the stage could never run on the node; empty if it could."""
     pod = stage.job["spec"]["template"]["spec"]
     spec, metadata = node.get("spec") or {}, node["metadata"]
     if spec.get("unschedulable"):
@@ -172,25 +194,25 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
     return [toleration.get(n, "") for n in names] == [taint.get(n, "") for n in names]
 
 
-def _asked(stage: Stage) -> dict[str, float]:
-    """What one pod of the stage asks for, by resource name."""
-    asked = _resources(stage)
+def _requested(stage: Stage) -> dict[str, float]:
+    """Return what one pod of the stage requests, by resource name."""
+    asked = container_resources(stage)
     named = {**asked.get("limits", {}), **asked.get("requests", {})}
     return {name: quantity(value) for name, value in named.items()}
 
 
-def _resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:
-    """Those of the stage's container; a patch of its pod template may have taken them out."""
-    given = stage.job["spec"]["template"]["spec"]["containers"][0].get("resources") or {}
-    return {part: given.get(part) or {} for part in ("limits", "requests")}
+def container_resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:
+    """Return the resources of the stage's container; its podTemplate may have removed them."""
+    own = stage.job["spec"]["template"]["spec"]["containers"][0].get("resources") or {}
+    return {part: own.get(part) or {} for part in ("limits", "requests")}
 
 
 def _gpu(node: Object) -> Gpu:
-    """As NVIDIA's GPU feature discovery labels it; what it does not say is unknown."""
+    """Read the labels of NVIDIA's GPU feature discovery; what they do not say is unknown."""
     labels = node["metadata"].get("labels") or {}
     product, memory, major = map(labels.get, _GPU_LABELS)
     return Gpu(
-        product or "a GPU of unknown kind",
+        product or "a GPU of unknown model",
         float(memory) * 2**20 if memory else 0,
         int(major) if major else 0,
     )

@@ -1,4 +1,4 @@
-"""Asks a container registry whether an image can be pulled, as a node without a Secret would."""
+"""Ask container registries whether images can be pulled without credentials."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TYPES = ", ".join(
 
 
 def parts(image: str) -> tuple[str, str, str]:
-    """Registry, repository, and tag or digest of an image's name, as a container runtime has it."""
+    """Split an image name into registry, repository, and tag or digest."""
     name, _, digest = image.partition("@")
     first, _, rest = name.partition("/")
     if rest and (first == "localhost" or "." in first or ":" in first):
@@ -40,7 +40,7 @@ def parts(image: str) -> tuple[str, str, str]:
 
 
 def pullable(images: Sequence[str]) -> dict[str, Access]:
-    """What the registry of each image says of it."""
+    """Ask the registry of each image."""
     with ThreadPoolExecutor(max(len(images), 1)) as pool:
         return dict(zip(images, pool.map(_ask, images), strict=True))
 
@@ -76,7 +76,7 @@ def _head(url: str, token: str = "") -> tuple[int, str]:
 
 
 def _token(challenge: str, name: str) -> str:
-    """The token that a registry gives to everybody; empty if it gives none."""
+    """Fetch an anonymous token; empty if the registry issues none."""
     fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     realm = fields.get("realm", "")
     if not challenge.startswith("Bearer ") or not realm.startswith(("https://", "http://")):
@@ -86,7 +86,7 @@ def _token(challenge: str, name: str) -> str:
         with urllib.request.urlopen(
             f"{realm}?{urllib.parse.urlencode(asked)}", timeout=SECONDS
         ) as answer:
-            told = json.load(answer)
+            body = json.load(answer)
     except urllib.error.HTTPError:
         return ""
-    return str(told.get("token") or told.get("access_token") or "")
+    return str(body.get("token") or body.get("access_token") or "")

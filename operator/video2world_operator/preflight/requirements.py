@@ -1,10 +1,10 @@
-"""What a resource needs of disk, GPU and host memory, by the figures that were measured.
+"""Estimate disk, GPU memory and host memory of a resource, from measured runs.
 
-Two runs give the constants (docs/performance.md): 2B on one GPU at 720p and 16 fps took 68.6 GiB,
-and its checkpoint 43 GB, which is 22 bytes a parameter for weights, masters, moments and average;
-what is left of the GPU's memory are activations, which grow with depth times width and with the
-clip's tokens. Two more runs were not used for them: 2B on two GPUs comes out at 34.3 of 34.7 GiB,
-14B with LoRA at 480p at 60.4 of 61.0.
+The constants come from two runs (docs/performance.md): 2B on one GPU at 720p and 16 fps used 68.6
+GiB, and its checkpoint 43 GB, which is 22 bytes per parameter for weights, master weights, moments
+and average; the rest of the GPU memory is activations, which scale with depth times width and with
+the clip's tokens. Two other runs confirm them: for 2B on two GPUs the estimate is 34.3 of 34.7
+GiB, for 14B with LoRA at 480p 60.4 of 61.0.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 from video2world_operator.api.resource import Video2WorldPostTrain
 
-__all__ = ["Needs", "needs"]
+__all__ = ["ResourceEstimate", "estimate"]
 
 GIB, GB = 2**30, 10**9
-STATE_BYTES, EMA_BYTES, WEIGHT_BYTES = 22, 4, 2  # a parameter
+STATE_BYTES, EMA_BYTES, WEIGHT_BYTES = 22, 4, 2  # per parameter
 
 
 class _Shape(NamedTuple):
-    """Of a network: its parameters, and depth times width against 2B's."""
+    """Size of a network: its parameters, and depth times width relative to 2B."""
 
     parameters: float
     activations: float
-    weights: float  # bytes of the base weights' file
+    weights: float  # bytes of the file of base weights
 
 
 _SHAPES: Mapping[str, _Shape] = {
@@ -35,15 +35,18 @@ _SHAPES: Mapping[str, _Shape] = {
     "14B": _Shape(28.53 * GB / 2, 36 * 40 / (28 * 16), 28.53 * GB),
 }
 _ACTIVATIONS = 68.62 * GIB - STATE_BYTES * _SHAPES["2B"].parameters  # 2B, 93 frames of 704x1280
-_TEXT_ENCODER, _TOKENIZER = 55.2 * GB, 0.5 * GB  # T5-11B as published and as read, the VAE
-_ARCHIVES = 100 * GB  # of a task of AgiBotWorld, as the guide says
+_TEXT_ENCODER, _TOKENIZER = 55.2 * GB, 0.5 * GB  # T5-11B in both formats, and the VAE
+_ARCHIVES = 100 * GB  # per task of AgiBotWorld, from the guide
 _REST = 10 * GB  # windows, embeddings, latents, results
 
 
 @dataclass(frozen=True)
-class Needs:
-    """In bytes. ``gpu`` is for each training GPU, 0 on a CPU; ``host`` for each node at training;
-    ``repositories`` are those on the Hugging Face Hub, data sets with the prefix ``datasets/``."""
+class ResourceEstimate:
+    """Estimated requirements in bytes.
+
+    ``gpu`` is per training GPU (0 on a CPU), ``host`` per node during training. ``repositories``
+    are on the Hugging Face Hub; datasets have the prefix ``datasets/``.
+    """
 
     disk: float
     gpu: float
@@ -52,8 +55,8 @@ class Needs:
     repositories: tuple[str, ...]
 
 
-def needs(resource: Video2WorldPostTrain) -> Needs:
-    """What ``resource`` needs; estimates, but for the repositories."""
+def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
+    """Estimate what ``resource`` needs."""
     spec, training = resource.spec, resource.spec.training
     shape = _SHAPES[spec.model.size]
     lora = training.architecture == "LoRA"
@@ -64,7 +67,7 @@ def needs(resource: Video2WorldPostTrain) -> Needs:
     tokens = height * width * latents / (704 * 1280 * 24)
     activations = _ACTIVATIONS * shape.activations * tokens * training.batch_size
     world = spec.nodes * spec.processes_per_node
-    # LoRA's frozen weights are whole on each GPU of one; more GPUs share them as they share state
+    # FSDP shards frozen weights (LoRA) as it shards the state
     gpu = state / world + activations / spec.context_parallel
     checkpoint = shape.parameters * (WEIGHT_BYTES if lora else per_parameter)
     disk = checkpoint * (training.checkpoint.keep + 1) + (0 if spec.tiny else _REST)
@@ -75,13 +78,13 @@ def needs(resource: Video2WorldPostTrain) -> Needs:
         repositories += ["google-t5/t5-11b"]
     agibot = spec.dataset.agibot
     if agibot and not agibot.path:
-        if agibot.keep_archives:  # otherwise they are read where they are
+        if agibot.keep_archives:  # otherwise only the videos are downloaded
             disk += _ARCHIVES * len(agibot.task_ids)
         repositories += [f"datasets/{agibot.repo_id}"]
-    return Needs(
+    return ResourceEstimate(
         disk=disk,
         gpu=0 if spec.device == "CPU" else gpu,
-        host=checkpoint / spec.nodes,  # pinned copies from which checkpoints are written
+        host=checkpoint / spec.nodes,  # pinned copies for asynchronous checkpoints
         checkpoint=checkpoint,
         repositories=tuple(repositories),
     )

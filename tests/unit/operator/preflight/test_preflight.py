@@ -1,4 +1,4 @@
-"""v2w preflight: what a resource needs by the measured figures, and every check's ends."""
+"""v2w preflight: estimates match measured runs, and each check has its verdicts."""
 
 import asyncio
 import threading
@@ -20,9 +20,9 @@ from video2world_operator.preflight.cluster_checks import check_cluster
 from video2world_operator.preflight.facts import Access, ClusterFacts, Gpu, Machine
 from video2world_operator.preflight.machine import gpus_in, hub, machine
 from video2world_operator.preflight.node_fit import before_training
-from video2world_operator.preflight.operator_preflight import Foresight
+from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.preflight.registry import parts, pullable
-from video2world_operator.preflight.requirements import GIB, needs
+from video2world_operator.preflight.requirements import GIB, estimate
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
 REPOSITORIES = (
@@ -70,20 +70,20 @@ def resource(size="2B", *, model=None, training=None, **spec):
     ids=["2B", "2B on two", "14B LoRA 480p"],
 )
 def test_gpu_memory_is_what_was_measured(made, measured):
-    assert needs(made).gpu / GIB == pytest.approx(measured, rel=0.02)
+    assert estimate(made).gpu / GIB == pytest.approx(measured, rel=0.02)
 
 
 def test_disk_and_repositories():
-    need = needs(resource())
-    assert need.checkpoint == pytest.approx(43e9, rel=0.01)  # measured
-    assert need.disk == pytest.approx(4 * 43e9 + 3.91e9 + 55.7e9 + 10e9, rel=0.01)
-    assert need.repositories == REPOSITORIES
-    fewer = needs(resource(training={"checkpoint": {"keep": 1}, "ema": False}))
-    assert fewer.disk < need.disk - 80e9
-    kept = needs(resource(dataset={"agibot": {"taskIDs": [327], "keepArchives": True}}))
-    assert kept.disk == need.disk + 100e9
-    assert needs(resource("Tiny")).repositories == REPOSITORIES[2:]
-    assert needs(resource("Tiny", dataset={"prepared": {"path": "d"}})).disk < 1e9
+    estimated = estimate(resource())
+    assert estimated.checkpoint == pytest.approx(43e9, rel=0.01)  # measured
+    assert estimated.disk == pytest.approx(4 * 43e9 + 3.91e9 + 55.7e9 + 10e9, rel=0.01)
+    assert estimated.repositories == REPOSITORIES
+    fewer = estimate(resource(training={"checkpoint": {"keep": 1}, "ema": False}))
+    assert fewer.disk < estimated.disk - 80e9
+    kept = estimate(resource(dataset={"agibot": {"taskIDs": [327], "keepArchives": True}}))
+    assert kept.disk == estimated.disk + 100e9
+    assert estimate(resource("Tiny")).repositories == REPOSITORIES[2:]
+    assert estimate(resource("Tiny", dataset={"prepared": {"path": "d"}})).disk < 1e9
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_quantities(text, number):
 
 
 @pytest.mark.parametrize("text", ["", "8 GPUs", "Gi", "1Zi"])
-def test_what_is_no_quantity(text):
+def test_text_that_is_not_a_quantity(text):
     with pytest.raises(ValueError, match="quantity"):
         quantity(text)
 
@@ -117,10 +117,10 @@ def verdicts(checks):
 
 def here(made, **fields):
     base = Machine(disk=1e12, memory=1e12, gpus=[H100] * 8)
-    return verdicts(check_machine(make_plan(made), needs(made), replace(base, **fields)))
+    return verdicts(check_machine(make_plan(made), estimate(made), replace(base, **fields)))
 
 
-def test_a_machine_that_will_do():
+def test_a_machine_that_suffices():
     assert {verdict for verdict, *_ in here(resource()).values()} == {"ok"}
 
 
@@ -129,8 +129,8 @@ def test_a_machine_that_will_do():
     [
         (resource(), {"disk": 1e11}, "disk", "needs about 242 GB, has 100 GB"),
         (resource(), {"memory": 16e9}, "host memory", "needs about 43 GB, has 16 GB"),
-        (resource(), {"gpus": None}, "GPUs", "8 are asked for, 0 are here"),
-        (resource("14B"), {}, "GPUs", "32 are asked for, 8 are here"),
+        (resource(), {"gpus": None}, "GPUs", "8 are requested, 0 are available"),
+        (resource("14B"), {}, "GPUs", "32 are requested, 8 are available"),
         (
             resource(training={"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}),
             {"gpus": [Gpu("NVIDIA A100", 40 * GIB, 8)]},
@@ -145,7 +145,7 @@ def test_a_machine_that_will_do():
         ),
     ],
 )
-def test_a_machine_that_will_not_do(made, fields, name, text):
+def test_a_machine_that_does_not_suffice(made, fields, name, text):
     found = here(made, **fields)
     assert found[name][0] == "fail"
     assert text in found[name][1]
@@ -232,7 +232,7 @@ def test_token_and_licence(endpoint, monkeypatch):
     assert set(hub(REPOSITORIES).values()) == {Access.UNREACHABLE}
 
 
-def test_what_the_hub_says_is_told():
+def test_the_hubs_answer_is_reported():
     (gated,) = check_hub({REPOSITORIES[2]: Access.GATED})
     assert gated.text == "agibot-world/AgiBotWorld-Alpha: its licence is not accepted"
     assert "https://huggingface.co/datasets/agibot-world/AgiBotWorld-Alpha" in gated.remedy
@@ -291,10 +291,10 @@ GOOD = ClusterFacts(
 
 def there(made, seen=GOOD, **fields):
     plan = make_plan(made)
-    return verdicts(check_cluster(plan, needs(made), replace(seen, **fields)))
+    return verdicts(check_cluster(plan, estimate(made), replace(seen, **fields)))
 
 
-def test_a_cluster_that_will_do():
+def test_a_cluster_that_suffices():
     made = resource(storage={"size": "500Gi"}, training={"nodes": 4})
     found = there(made)
     assert {verdict for verdict, *_ in found.values()} == {"ok"}
@@ -314,8 +314,8 @@ CLAIM = {"storage": {"claimName": "mine"}}
 TOKEN = {"credentials": {"huggingFaceTokenSecret": {"name": "hf"}}}
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 BAD = {
-    "no operator": ({}, {"leader": ""}, "operator", "fail", "no operator is at work"),
-    "who knows": ({}, {"leader": None}, "operator", "?", "may not be read"),
+    "no operator": ({}, {"leader": ""}, "operator", "fail", "no operator is running"),
+    "who knows": ({}, {"leader": None}, "operator", "?", "no permission to read its Lease"),
     "older CRD": (
         {},
         {"definition": "The CRD is older (status.x is unknown): apply it."},
@@ -353,7 +353,7 @@ BAD = {
         "fail",
         "without the label a=b",
     ),
-    "no nodes seen": ({}, {"nodes": None}, "nodes", "?", "may not be listed"),
+    "no nodes seen": ({}, {"nodes": None}, "nodes", "?", "no permission to list nodes"),
     "kernel": (
         {"training": {"attention": "FlashAttention2"}},
         {"nodes": [node(labels=KIND | {"nvidia.com/gpu.compute.major": "7"})]},
@@ -368,13 +368,13 @@ BAD = {
         "?",
         "not known",
     ),
-    "no claim": (CLAIM, {}, "volume", "fail", "there is no claim mine in namespace ns"),
+    "no claim": (CLAIM, {}, "volume", "fail", "there is no PVC mine in namespace ns"),
     "claim of one node": (
         CLAIM | {"training": {"nodes": 2}},
         {"claim": claim(["ReadWriteOnce"])},
         "volume",
         "fail",
-        "the claim is ReadWriteOnce, but 2 nodes share it",
+        "the PVC is ReadWriteOnce, but 2 nodes share it",
     ),
     "small claim": (
         CLAIM,
@@ -392,10 +392,10 @@ BAD = {
         "there is no slow",
     ),
     "no default": ({}, {"storage_classes": []}, "storage class", "warn", "no default"),
-    "no Secret": (TOKEN, {"secrets": {"hf": None}}, "Secret hf", "fail", "not there"),
+    "no Secret": (TOKEN, {"secrets": {"hf": None}}, "Secret hf", "fail", "does not exist"),
     "wrong key": (TOKEN, {"secrets": {"hf": ["TOKEN"]}}, "Secret hf", "fail", "no key token"),
-    "secret Secret": (TOKEN, {"unreadable": frozenset({"hf"})}, "Secret hf", "?", "may not"),
-    "good Secret": (TOKEN, {"secrets": {"hf": ["token"]}}, "Secret hf", "ok", "is there"),
+    "secret Secret": (TOKEN, {"unreadable": frozenset({"hf"})}, "Secret hf", "?", "no permission"),
+    "good Secret": (TOKEN, {"secrets": {"hf": ["token"]}}, "Secret hf", "ok", "exists"),
     "quota": (
         {},
         {"quotas": [quota({"requests.nvidia.com/gpu": "4"}, {})]},
@@ -423,7 +423,7 @@ BAD = {
         {},
         "priority class",
         "fail",
-        "no x",
+        "there is no x",
     ),
     "no gang": (
         {"training": {"nodes": 2}},
@@ -436,27 +436,27 @@ BAD = {
 
 
 @pytest.mark.parametrize(("spec", "fields", "name", "verdict", "text"), BAD.values(), ids=BAD)
-def test_a_cluster_that_will_not_do(spec, fields, name, verdict, text):
+def test_a_cluster_that_does_not_suffice(spec, fields, name, verdict, text):
     found = there(resource(**spec), **fields)
     assert found[name][0] == verdict
     assert text in found[name][1]
     assert verdict != "fail" or found[name][2]
 
 
-def foreseen(made, nodes, size="1Ti"):
+def operator_checks(made, nodes, size="1Ti"):
     """What the operator's own preflight finds."""
-    checks = before_training(make_plan(made), needs(made), nodes, size)
+    checks = before_training(make_plan(made), estimate(made), nodes, size)
     return {check.name: str(check.verdict) for check in checks}
 
 
-def test_the_operator_judges_training_by_what_it_may_look_at():
+def test_the_operator_checks_training_within_its_rights():
     good = {"volume size": "ok", "nodes for train": "ok", "GPU memory": "ok", "attention": "ok"}
-    assert foreseen(resource(), [node(labels=KIND)]) == good
-    assert foreseen(resource(), [node(4)], "100Gi") == {
+    assert operator_checks(resource(), [node(labels=KIND)]) == good
+    assert operator_checks(resource(), [node(4)], "100Gi") == {
         "volume size": "fail",
         "nodes for train": "fail",
     }
-    assert foreseen(resource(), None, "") == {}  # by Roles alone, and a claim that is not there
+    assert operator_checks(resource(), None, "") == {}  # Roles only, and no PVC yet
 
 
 class Nodes:
@@ -475,7 +475,7 @@ class Nodes:
             yield found
 
 
-def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
+def test_nodes_are_listed_now_and_then_even_if_the_api_server_fails(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(
         "video2world_operator.preflight.operator_preflight.time.monotonic", lambda: clock[0]
@@ -486,24 +486,24 @@ def test_foresight_looks_now_and_then_and_outlives_an_api_server(monkeypatch):
             **{k: v for k, v in node(4).items() if k != "metadata"},
         }
     )
-    foresight, plan = Foresight(server), make_plan(resource())
-    assert asyncio.run(foresight.judge(plan, "1Ti")) == []  # it was not granted to look
+    preflight, plan = NodePreflight(server), make_plan(resource())
+    assert asyncio.run(preflight.check(plan, "1Ti")) == []  # without the right to list nodes
     assert server.asked == 0
-    foresight.sees_nodes = True
+    preflight.may_list_nodes = True
     for _ in range(3):
-        (found,) = asyncio.run(foresight.judge(plan, "1Ti"))
+        (found,) = asyncio.run(preflight.check(plan, "1Ti"))
         assert found.startswith("nodes for train: there is room for 0 of 1 pods on 1 nodes")
         assert "spec.training" in found
     assert server.asked == 1
     server.nodes = (node(8),)
     clock[0] = 61
-    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    assert asyncio.run(preflight.check(plan, "1Ti")) == []
     server.away, clock[0] = True, 122
-    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    assert asyncio.run(preflight.check(plan, "1Ti")) == []
     assert server.asked == 3
 
 
-def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_seen(monkeypatch):
+def test_the_first_callers_wait_for_the_nodes_and_later_ones_use_the_list(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(
         "video2world_operator.preflight.operator_preflight.time.monotonic", lambda: clock[0]
@@ -511,13 +511,13 @@ def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_see
     server, plan = Nodes(node(4)), make_plan(resource())
 
     async def both():
-        foresight = Foresight(server)
-        foresight.sees_nodes = True
-        first = await asyncio.gather(*(foresight.judge(plan, "1Ti") for _ in range(2)))
+        preflight = NodePreflight(server)
+        preflight.may_list_nodes = True
+        first = await asyncio.gather(*(preflight.check(plan, "1Ti") for _ in range(2)))
         server.nodes, clock[0] = (node(8),), 61
-        looks = asyncio.create_task(foresight.judge(plan, "1Ti"))
+        looks = asyncio.create_task(preflight.check(plan, "1Ti"))
         await asyncio.sleep(0)
-        return first, await foresight.judge(plan, "1Ti"), await looks
+        return first, await preflight.check(plan, "1Ti"), await looks
 
     first, beside, anew = asyncio.run(both())
     assert [len(found) for found in first] == [1, 1]
@@ -526,21 +526,21 @@ def test_all_who_come_first_wait_for_the_nodes_and_those_after_take_what_was_see
     assert server.asked == 2
 
 
-def test_of_nodes_that_are_alike_one_is_looked_at(monkeypatch):
+def test_of_equal_nodes_one_is_checked(monkeypatch):
     looked = []
     misfit = node_fit._misfit
     monkeypatch.setattr(node_fit, "_misfit", lambda *of: looked.append(of) or misfit(*of))
     several = [node(8), {**node(8), "spec": {"unschedulable": True}}, node(8, labels={"zone": "b"})]
     server = Nodes(*several * 500)
-    foresight = Foresight(server)
-    foresight.sees_nodes = True
+    preflight = NodePreflight(server)
+    preflight.may_list_nodes = True
 
     def judged(**spec):
         looked.clear()
         plan = make_plan(resource(training={"nodes": 1000}, **EVERY, **spec))
-        return asyncio.run(foresight.judge(plan, "1Ti")), len(looked)
+        return asyncio.run(preflight.check(plan, "1Ti")), len(looked)
 
-    found, times = judged()  # of two kinds, as nobody asks for the zone
+    found, times = judged()  # of two kinds, since no pod selects by zone
     assert found == []
     assert times < 10
     pinned = {"train": {"nodeSelector": {"zone": "b"}}}
@@ -550,7 +550,7 @@ def test_of_nodes_that_are_alike_one_is_looked_at(monkeypatch):
 
 
 class _Registry(BaseHTTPRequestHandler):
-    """A registry that gives tokens to everybody, and with one what is public."""
+    """A registry that issues anonymous tokens, which allow pulling public images."""
 
     def do_HEAD(self):
         port, known = self.server.server_port, self.headers.get("Authorization") == "Bearer anybody"
@@ -610,7 +610,7 @@ def test_what_an_image_s_answer_means():
     assert of(Access.REFUSED, pullPolicy="Always")[0] == "fail"
     assert of(Access.REFUSED, pullSecrets=["mine"]) == (
         "?",
-        "a is not for everybody: only a node can try mine",
+        "a requires authentication: only a node can try mine",
     )
     assert of(Access.UNREACHABLE)[0] == "?"
     assert of(Access.MISSING, pullPolicy="Never")[0] == "?"
@@ -632,9 +632,9 @@ def test_what_an_image_s_answer_means():
 def test_a_pod_template_of_any_kind_does_not_stop_the_operator(container):
     patch = {"spec": {"containers": [{"name": "train", **container}]}}
     plan = make_plan(resource(stages={"train": {"podTemplate": patch}}))
-    foresight = Foresight(Nodes(node(8)))
-    foresight.sees_nodes = True
-    assert asyncio.run(foresight.judge(plan, "1Ti")) == []
+    preflight = NodePreflight(Nodes(node(8)))
+    preflight.may_list_nodes = True
+    assert asyncio.run(preflight.check(plan, "1Ti")) == []
 
 
 EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}}
@@ -644,9 +644,9 @@ EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}
     ("nodes", "more", "verdict", "text"),
     [
         (1, {}, "warn", "room for 0 of 1 pods"),  # training takes all eight
-        (2, {}, "ok", "room for 1 beside"),
+        (2, {}, "ok", "room for 1 alongside"),
         (2, {"training": {"nodes": 2}}, "warn", "room for 0 of 1 pods"),
-        (2, {"training": {"nodes": 2, "gpusPerNode": 4}}, "ok", "room for 1 beside"),
+        (2, {"training": {"nodes": 2, "gpusPerNode": 4}}, "ok", "room for 1 alongside"),
         # four pods fit on one node of two, and so leave the other to the sampler's two
         (
             2,
@@ -656,7 +656,7 @@ EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}
                 | {"samples": [{"input": "a.mp4"}] * 2, "parallelism": 2},
             },
             "ok",
-            "room for 2 beside",
+            "room for 2 alongside",
         ),
         (2, {"stages": {"inference": {"nodeSelector": {"a": "b"}}}}, "warn", "room for 0 of 1"),
     ],
