@@ -1,10 +1,10 @@
-"""Archives in AgiBotWorld-Alpha's layout, of any size: what the data stages are measured on.
+"""Write archives of any size in AgiBotWorld-Alpha's layout, to measure the data stages with.
 
     python tools/agibot_archives.py --root FOLDER --gigabytes 10
 
-Every episode has depth images, of which most members are, and one video per camera. A few videos
-are drawn and encoded once and stand for all: how they look does not matter here, their size, frame
-count and cost of decoding do.
+Every episode has depth images, which are most of the members, and one video per camera. A few
+videos are drawn and encoded once and used for all episodes: only their size, frame count and
+decoding cost matter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from video2world_preprocess.video.writer import write_video
 
@@ -31,15 +32,15 @@ CAMERAS = (
     "hand_right_color",
 )
 TASK, FIRST_EPISODE = 327, 648_642
-DEPTH_BYTES = 90_000  # of an image
+DEPTH_BYTES = 90_000  # size of a depth image
 
 
-def footage(frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Frames uint8 [T, H, W, 3] with moving shapes, fine texture and sensor noise."""
+def footage(frames: int, height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    """Return frames uint8 [T, H, W, 3] with moving shapes, fine texture and sensor noise."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     tile = random.normal(0, 18, (height, 2 * width)).astype(np.float32)
-    tile = (tile + np.roll(tile, 1, 1) + np.roll(tile, 1, 0)) / 2
+    tile = ((tile + np.roll(tile, 1, 1) + np.roll(tile, 1, 0)) / 2).astype(np.float32)
     out = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):
         shift = int(width / 2 + width / 3 * np.sin(2 * np.pi * t / 240))
@@ -72,11 +73,11 @@ def make_archives(
     depth_share: float = 0.9,
     seed: int = 0,
 ) -> list[Path]:
-    """Write ``observations/327/*.tar`` of ``total_bytes`` in all, and the task's task_info.
+    """Write ``observations/327/*.tar`` with ``total_bytes`` in total, and the task's task_info.
 
-    ``depth_share`` of the bytes are depth images. With the default a gigabyte gives about as many
-    windows as AgiBot's task 327 does: 1,714 in two archives of about 48 GB (facts sheet, 4.1, 12).
-    The same arguments give the same bytes. Returns the archives.
+    ``depth_share`` of the bytes are depth images. With the default, a gigabyte yields about as many
+    windows as AgiBot's task 327 (1,714 from two archives of about 48 GB). The same arguments give
+    the same bytes. Returns the archives.
     """
     videos = []
     for number, count in enumerate(frames):

@@ -1,7 +1,7 @@
-"""``make lint``: known vulnerabilities of the pinned packages, and secrets in tracked files.
+"""Find known vulnerabilities of the pinned packages, and secrets in tracked files.
 
-A finding fails. What could not be looked at (no vulnerability service can be reached, or it does
-not know a package) is said in a line and does not fail: it is never called clean.
+Run by ``make lint``. A finding fails. What could not be audited (no vulnerability service is
+reachable, or it does not know a package) is reported and does not fail, but is never called clean.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ __all__ = ["main", "secrets", "vulnerabilities"]
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-COMMIT = r"^[0-9a-f]{40}$"  # a commit or revision, which is no secret
+COMMIT = r"^[0-9a-f]{40}$"  # commits and revisions are no secrets
 
 
 def vulnerabilities(pinned: Path, *service: str) -> tuple[list[str], list[str]]:
-    """Findings, and remarks on what was not audited, of the list ``pinned``.
+    """Return findings, and remarks on what was not audited.
 
     Args:
-        pinned: requirements, each with its version.
-        service: further flags of pip-audit; default: PyPI's own service.
+        pinned: requirements file with a version for each package.
+        service: additional flags of pip-audit; default: PyPI's own service.
     """
     flags = ("--no-deps", "--disable-pip", "--timeout=10", "--format=json")
     done = _run("pip-audit", f"--requirement={pinned}", *flags, "--progress-spinner=off", *service)
@@ -36,12 +36,12 @@ def vulnerabilities(pinned: Path, *service: str) -> tuple[list[str], list[str]]:
         return [], [f"{pinned.name} was not audited: {why[:200]}"]
     found = [
         f"{package['name']} {package['version']}: {known['id']}"
-        f" ({', '.join(known['aliases']) or 'no other name'}); mended in"
+        f" ({', '.join(known['aliases']) or 'no other name'}); fixed in"
         f" {', '.join(known['fix_versions']) or 'no version yet'}"
         for package in packages
         for known in package.get("vulns", ())
     ]
-    if done.returncode and not found:  # it found something that is not where it is looked for here
+    if done.returncode and not found:  # it failed for a reason other than a finding
         return [f"pip-audit ended with {done.returncode}: {done.stderr.strip()[-300:]}"], []
     skipped = [package["name"] for package in packages if "skip_reason" in package]
     if len(skipped) == len(packages):
@@ -55,7 +55,7 @@ def vulnerabilities(pinned: Path, *service: str) -> tuple[list[str], list[str]]:
 
 
 def secrets(root: Path, files: Sequence[str]) -> list[str]:
-    """Places in ``files`` below ``root`` that look like a secret; nothing is sent anywhere.
+    """Return places in ``files`` below ``root`` that look like a secret, without network access.
 
     Raises:
         SystemExit: the scan itself failed.
@@ -78,7 +78,7 @@ def _run(tool: str, *arguments: str, root: Path = ROOT) -> subprocess.CompletedP
 
 
 def _tracked() -> list[str]:
-    """Files that git tracks here; empty in an unpacked release."""
+    """Return the files that git tracks; empty in an unpacked release."""
     done = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
     )
@@ -86,9 +86,9 @@ def _tracked() -> list[str]:
 
 
 def main() -> int:
-    """Print findings and remarks; 1 if there is a finding."""
+    """Print findings and remarks; return 1 if there is a finding."""
     tracked = _tracked()
-    with ThreadPoolExecutor() as threads:  # each waits for a process, one of them for the network
+    with ThreadPoolExecutor() as threads:  # each waits for a process, one for the network
         scan = threads.submit(secrets, ROOT, tracked)
         found, remarks = vulnerabilities(ROOT / "constraints.txt")
         found += scan.result() if tracked else []
@@ -99,7 +99,10 @@ def main() -> int:
     for one in found:
         print(f"audit: FOUND {one}", file=sys.stderr)
     if not found:
-        print(f"audit: no secret in {len(tracked)} files" + ("" if remarks else ", no known hole"))
+        print(
+            f"audit: no secret in {len(tracked)} files"
+            + ("" if remarks else ", no known vulnerability")
+        )
     return 1 if found else 0
 
 

@@ -1,7 +1,7 @@
-"""``make dist``: what a release consists of, in ``dist/``, the same bytes for the same commit.
+"""Build a release in ``dist/``, reproducibly from the committed files (``make dist``).
 
-Source archive, wheel, chart, bills of materials and SHA256SUMS, made of what is committed; with
-``--images`` also the container images that buildah has, each as an OCI archive.
+Source archive, wheel, chart, bills of materials and SHA256SUMS; with ``--images`` also the
+container images in buildah's store as OCI archives.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ CHART = "charts/video2world-operator"
 
 
 def build(target: Path, *, with_images: bool = False) -> None:
-    """Make the release of the commit that is checked out in ``target``, which is emptied.
+    """Build the release of the checked-out commit in ``target``, which is emptied first.
 
     Raises:
-        SystemExit: a step failed, or this is no git checkout.
+        SystemExit: a step failed, or this is not a git checkout.
     """
     moment, version = int(_git("log", "-1", "--format=%ct")), images.version()
     if _git("status", "--porcelain", "--untracked-files=no"):
-        print("note: what is not committed is not in it", flush=True)
+        print("note: uncommitted changes are not included", flush=True)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as work:
@@ -67,7 +67,7 @@ def _git(*arguments: str) -> str:
 
 
 def _export(folder: Path) -> None:
-    """The committed files; their modes are git's, not this machine's."""
+    """Extract the committed files, with git's modes instead of this machine's."""
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, check=True
     ).stdout
@@ -78,9 +78,9 @@ def _export(folder: Path) -> None:
 
 
 def _python(source: Path, built: Path, target: Path, moment: int) -> None:
-    """Source archive and wheel, by the pinned setuptools of this environment."""
+    """Build source archive and wheel with the pinned setuptools of this environment."""
     uv = Path(sys.executable).parent / "uv"
-    command = [
+    command: list[str | Path] = [
         uv,
         "build",
         "--no-build-isolation",
@@ -100,7 +100,7 @@ def _python(source: Path, built: Path, target: Path, moment: int) -> None:
         raise SystemExit(f"error: uv build: {done.stderr.strip()[-2000:]}")
     for path in built.glob("*.whl"):
         shutil.copyfile(path, target / path.name)
-    for path in built.glob("*.tar.gz"):  # setuptools writes when it was made
+    for path in built.glob("*.tar.gz"):  # setuptools records the build time
         with tarfile.open(path) as tar:
             members = [
                 (one.name, stream.read(), bool(one.mode & 0o100))
@@ -119,7 +119,7 @@ def _files(folder: Path, name: str) -> list[tuple[str, bytes, bool]]:
 
 
 def _pack(target: Path, files: Iterable[tuple[str, bytes, bool]], moment: int) -> None:
-    """A gzipped tar of name, content and whether it can be run; nothing else is in it."""
+    """Write a gzipped tar of (name, content, executable) without any other metadata."""
     with (
         target.open("wb") as out,
         gzip.GzipFile("", "wb", 9, out, mtime=moment) as zipped,
@@ -132,7 +132,7 @@ def _pack(target: Path, files: Iterable[tuple[str, bytes, bool]], moment: int) -
 
 
 def _images(target: Path, version: str) -> None:
-    """Every image with its bill; one that was not built is an error."""
+    """Export every image with its bill of materials; a missing image is an error."""
     for component, name in images.names().items():
         if component == "pause":
             continue
@@ -146,7 +146,7 @@ def _images(target: Path, version: str) -> None:
         )
         if done.returncode:
             raise SystemExit(f"error: {name}: {done.stderr.strip()}; run make images first")
-        sbom.write(name, target / f"{component}-{version}.cdx.json", images.moment())
+        sbom.write(name, target / f"{component}-{version}.cdx.json", images.commit_time())
 
 
 def _digest(path: Path) -> str:
@@ -155,8 +155,9 @@ def _digest(path: Path) -> str:
 
 
 def main() -> int:
+    """Build the release and list its files."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    flags.add_argument("--images", action="store_true", help="the container images too")
+    flags.add_argument("--images", action="store_true", help="include the container images")
     flags.add_argument("--target", type=Path, default=ROOT / "dist", help="folder (dist)")
     given = flags.parse_args()
     build(given.target, with_images=given.images)

@@ -1,10 +1,10 @@
-"""The chart's dashboard as a picture, without Grafana: its queries, asked of a Prometheus.
+"""Draw the chart's Grafana dashboard from a Prometheus, without Grafana.
 
     uv run --no-project --with matplotlib tools/draw_dashboard.py \\
         --prometheus http://127.0.0.1:9090 --minutes 30 --output docs/images/dashboard.png
 
-Panels lie where the dashboard puts them, with its titles, units and legends. Every panel of the
-dashboard is a time series.
+Panels are placed as in the dashboard, with its titles, units and legends. Every panel is a time
+series.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BOARD = (
     Path(__file__).resolve().parents[1]
     / "charts/video2world-operator/files/dashboards/video2world.json"
 )
-COLUMNS, ROW = 24, 0.28  # Grafana's grid: columns of the page, and inches of a row here
+COLUMNS, ROW = 24, 0.28  # Grafana's grid: columns per page, and height of a row in inches
 POINTS = 240
 
 
 def series(prometheus: str, expr: str, begin: float, end: float) -> list[dict[str, Any]]:
-    """What Prometheus answers to ``expr`` from ``begin`` to ``end`` (seconds since 1970)."""
+    """Query ``expr`` from ``begin`` to ``end`` (seconds since the epoch)."""
     query = {"query": expr, "start": begin, "end": end, "step": max((end - begin) / POINTS, 1)}
     address = f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(query)}"
     with urllib.request.urlopen(address, timeout=60) as answer:
@@ -44,7 +44,7 @@ def _legend(pattern: str, labels: dict[str, str]) -> str:
 
 
 def draw(board: dict[str, Any], prometheus: str, minutes: float, output: Path) -> None:
-    """Ask for every panel of ``board`` and draw it to ``output``."""
+    """Query and draw every panel of ``board`` and save the figure to ``output``."""
     end = time.time()
     rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in board["panels"])
     figure = plt.figure(figsize=(14, rows * ROW), layout="constrained")
@@ -77,7 +77,7 @@ def main() -> None:
     """Draw the dashboard."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--prometheus", required=True, help="its URL")
-    flags.add_argument("--minutes", type=float, default=30, help="up to now (30)")
+    flags.add_argument("--minutes", type=float, default=30, help="time range up to now (30)")
     flags.add_argument("--output", type=Path, required=True)
     args = flags.parse_args()
     draw(json.loads(BOARD.read_text()), args.prometheus, args.minutes, args.output)

@@ -1,7 +1,7 @@
-"""``make e2e``, ``make node``: our containers on a real node, made here and gone afterwards.
+"""Run our containers on a temporary real node (``make e2e``, ``make node``).
 
-Brings what is missing (Debian packages, binaries, images), then runs the tests of tests/node, or a
-shell with --shell, in a sandbox in which kubelet and containerd have the machine to themselves.
+Installs what is missing (Debian packages, binaries, images), then runs the tests in tests/node, or
+with --shell a shell, in a sandbox that kubelet and containerd have to themselves.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ PROGRAMS = ("containerd", "runc", "/usr/lib/cni/bridge", "iptables", "ip")
 
 
 def prepare() -> None:
-    """Packages, binaries and images, each made only where it is missing."""
+    """Install packages, binaries and images that are missing."""
     images.install(*PACKAGES, programs=PROGRAMS)
     binaries.find(*BINARIES)
     images.build()
 
 
 def main() -> int:
+    """Run tests or shell in the sandbox and return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--shell", action="store_true", help="a shell in place of the tests")
+    parser.add_argument(
+        "--shell", action="store_true", help="open a shell instead of running the tests"
+    )
     given, more = parser.parse_known_args()
     began = time.time()
     try:

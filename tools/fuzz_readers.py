@@ -1,9 +1,9 @@
-"""Fuzzes the readers of foreign data: archives, captions, task_info, and the records on the volume.
+"""Fuzz the readers of untrusted data: archives, captions, task_info, and records on the volume.
 
     pip install atheris && python tools/fuzz_readers.py -max_total_time=600
 
-Coverage-guided (atheris, which is libFuzzer; flags are passed on to it). Damage must be reported or
-be a UserError; anything else raised, a hang or a walk that does not end is a finding.
+Coverage-guided, with atheris (flags are passed on to its libFuzzer). Damage must be reported or
+raise a UserError; any other exception, a hang or an endless walk is a finding.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import atheris
 
@@ -83,7 +84,7 @@ SEEDS = {
 
 
 def _with_good_checksums(data: bytes) -> bytes:
-    """Without it, hardly a changed header would be read any further."""
+    """Fix the header checksums; otherwise almost every mutated header would be rejected at once."""
     blocks = bytearray(data)
     for at in range(0, len(data) - 511, 512):
         if blocks[at + 257 : at + 262] == b"ustar":
@@ -99,7 +100,7 @@ def _tar(data: bytes) -> None:
     bounds = [0, len(data) // 2, max(len(data), 1)]
     for start, stop in itertools.pairwise(bounds):
 
-        def take(member: object, content: io.BufferedReader) -> None:
+        def take(member: object, content: IO[bytes]) -> None:
             content.read(SPARSE_LIMIT)
 
         piece = walk(io.BytesIO(data), start, stop, CAMERA, take, None if start else 0, least_leap)
@@ -112,11 +113,11 @@ def _tar(data: bytes) -> None:
         pieces[wrong[0]] = walk(
             io.BytesIO(data), old.start, old.stop, CAMERA, lambda *_: None, wrong[1]
         )
-    raise AssertionError("pieces do not come to fit")
+    raise AssertionError("the pieces do not become consistent")
 
 
-def _words(kind: bytes, data: bytes) -> None:
-    path = FOLDER / "words"
+def _text(kind: bytes, data: bytes) -> None:
+    path = FOLDER / "text"
     path.write_bytes(data)
     report, window = Report("fuzz"), Window(0, 0, 150)
     if kind == b"c":
@@ -131,24 +132,24 @@ def _words(kind: bytes, data: bytes) -> None:
 
 
 def one(data: bytes) -> None:
-    """One case: the first byte chooses the reader."""
+    """Run one case; its first byte selects the reader."""
     kind, rest = data[:1], data[1:]
     try:
         if kind == b"t":
             _tar(rest)
         elif kind in (b"c", b"i", b"r"):
-            _words(kind, rest)
+            _text(kind, rest)
     except UserError:
         pass
 
 
 def main() -> None:
-    """Fuzz until libFuzzer's limits."""
+    """Fuzz until libFuzzer's limits are reached."""
     corpus = FOLDER / "corpus"
     corpus.mkdir()
     for kind, seed in SEEDS.items():
         (corpus / kind.decode()).write_bytes(kind + seed)
-    builtins.print = lambda *_, **__: None  # what a report says of each item
+    builtins.print = lambda *_, **__: None  # silence the report's lines for each item
     os.environ.pop("V2W_RESOURCE", None)
     atheris.Setup([*sys.argv, "-max_len=16384", "-timeout=20", str(corpus)], one)
     atheris.Fuzz()

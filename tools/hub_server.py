@@ -1,9 +1,9 @@
-"""A server that speaks the Hugging Face Hub's protocol, on this machine, with faults on request.
+"""Serve the Hugging Face Hub's protocol on this machine, with faults on request.
 
-What the Hub's own client and a reader of byte ranges see of the Hub: repositories with their
-commit, tree listing page by page, LFS metadata and git names as checksums, gated access, and files
-that redirect to signed addresses on another host, which run out. Files come from memory or from a
-folder, so that archives of any size can be served:
+Implements what the Hub's client and a reader of byte ranges use: repositories with commits, paged
+tree listings, LFS metadata and git object names as checksums, gated access, and files that redirect
+to signed URLs on another host, which expire. Files come from memory or from a folder, so that
+archives of any size can be served:
 
     python tools/hub_server.py --root FOLDER --repo agibot-world/AgiBotWorld-Alpha
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 COMMIT = "c" * 40
-LFS_BYTES = 1 << 20  # larger files are LFS's on the Hub
+LFS_BYTES = 1 << 20  # larger files are stored in LFS on the Hub
 PAGE = 50  # entries of a listing
 CHUNK = 1 << 18
 
@@ -42,12 +42,12 @@ class Repository:
     digests: dict[str, str] = field(default_factory=dict)
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Return the size of a file in bytes."""
         file = self.files[path]
         return len(file) if isinstance(file, bytes) else file.stat().st_size
 
     def sha256(self, path: str) -> str:
-        """Of a file's content; computed once."""
+        """Return the digest of a file's content, computed once."""
         if path not in self.digests:
             file = self.files[path]
             if isinstance(file, bytes):
@@ -58,7 +58,7 @@ class Repository:
         return self.digests[path]
 
     def entry(self, path: str) -> dict[str, Any]:
-        """A file as the tree listing has it."""
+        """Return a file's entry in the tree listing."""
         size, file = self.size(path), self.files[path]
         if size > LFS_BYTES or isinstance(file, Path):
             sha = self.sha256(path)
@@ -68,32 +68,32 @@ class Repository:
         return {"type": "file", "path": path, "size": size, "oid": oid}
 
     def etag(self, path: str) -> str:
-        """What the Hub calls the file's ETag: the LFS digest, else git's name."""
+        """Return the file's ETag on the Hub: the LFS digest, else the git object name."""
         entry = self.entry(path)
         return str(entry.get("lfs", entry)["oid"])
 
 
 @dataclass
 class Faults:
-    """What goes wrong with the bytes of files; counters count down."""
+    """Faults of file downloads; counters count down."""
 
     status: int = 0  # answer this ...
-    answers: int = 0  # ... to so many requests for bytes
-    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
+    answers: int = 0  # ... to this many download requests
+    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every response
     cut_after: int = 0  # bytes after which a connection is cut ...
-    cuts: int = 0  # ... so many times
-    stalls: int = 0  # answers that stop half way without an end
-    longer: int = 0  # bytes that the size is overstated by
-    etag: str = ""  # another ETag from now on
+    cuts: int = 0  # ... this many times
+    stalls: int = 0  # responses that stop half way and stay open
+    longer: int = 0  # bytes by which the size is overstated
+    etag: str = ""  # a different ETag from now on
     ignore_ranges: bool = False
-    expire: int = 0  # signed addresses that have run out when they are used
-    bytes_per_second: float = 0  # of each connection; 0 is no limit
+    expire: int = 0  # signed URLs that have expired when they are used
+    bytes_per_second: float = 0  # per connection; 0: no limit
 
 
 class HubServer(ThreadingHTTPServer):
-    """The Hub and its CDN at once. ``seen`` are the requests; ``sent`` the bytes by path.
+    """The Hub and its CDN in one.
 
-    ``connections`` is how many there were.
+    ``seen``: the requests; ``sent``: bytes sent by path; ``connections``: their number.
     """
 
     daemon_threads = True
@@ -102,7 +102,10 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.repositories = dict(repositories)
         self.faults = Faults()
-        self.tokens = {"hf_good": True, "hf_unlicensed": False}  # valid ones: with licence or not
+        self.tokens = {
+            "hf_good": True,
+            "hf_unlicensed": False,
+        }  # valid tokens: with licence or without
         self.seen: list[tuple[str, str, str | None]] = []
         self.sent: Counter[str] = Counter()
         self.connections = 0
@@ -110,16 +113,16 @@ class HubServer(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """For HF_ENDPOINT."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
     def cdn(self) -> str:
-        """The host that files are sent from: another, though the same machine."""
+        """The URL of the host that sends files: another name of this machine."""
         return f"http://localhost:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are the rule here."""
+        """Ignore clients that disconnect, which is common here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -127,13 +130,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: HubServer
 
     def setup(self) -> None:
-        """For every connection."""
+        """Count the connection."""
         super().setup()
         with self.server.lock:
             self.server.connections += 1
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -148,24 +151,24 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, b"{}", X_Error_Code=code, X_Error_Message=message)
 
     def _fault(self, name: str) -> bool:
-        """Whether a fault that is counted happens now."""
+        """Return whether a counted fault happens now, and count it."""
         with self.server.lock:
             left = getattr(self.server.faults, name)
             setattr(self.server.faults, name, max(left - 1, 0))
         return bool(left)
 
     def do_HEAD(self) -> None:
-        """As GET."""
+        """Answer as GET does, without a body."""
         self.do_GET()
 
     def do_GET(self) -> None:
-        """Everything the Hub is asked."""
+        """Answer an API, redirect or download request."""
         url = urllib.parse.urlsplit(self.path)
         path, query = urllib.parse.unquote(url.path), urllib.parse.parse_qs(url.query)
         with self.server.lock:
             self.server.seen.append((self.command, path, self.headers.get("Authorization")))
         if self.server.faults.refusal:
-            return self._refuse(*self.server.faults.refusal, "as the test wants it")
+            return self._refuse(*self.server.faults.refusal, "refused by the test")
         if path.startswith("/cdn/"):
             return self._send(path.removeprefix("/cdn/"))
         api = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(tree|revision)/(.+))?", path)
@@ -176,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif file:
             kind, repo_id, revision = "dataset" if file[1] else "model", file[2], file[3]
         else:
-            return self._refuse(404, "RepoNotFound", "no such address")
+            return self._refuse(404, "RepoNotFound", "no such path")
         repository = self.server.repositories.get(repo_id)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in self.server.tokens:
@@ -248,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _send(self, name: str) -> None:
-        """The bytes of a file, or of a range of it."""
+        """Send a file, or a range of it."""
         owner, repo, path = name.split("/", 2)
         repository, faults = self.server.repositories[f"{owner}/{repo}"], self.server.faults
         if self.headers.get("Authorization"):
@@ -259,11 +262,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(faults.status, Retry_After="0")
         size = repository.size(path) + faults.longer
         start, stop = 0, size
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        partial = asked is not None and not faults.ignore_ranges
-        if asked is not None and partial:
-            start = int(asked[1])
-            stop = min(int(asked[2]) + 1 if asked[2] else size, size)
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        partial = requested is not None and not faults.ignore_ranges
+        if requested is not None and partial:
+            start = int(requested[1])
+            stop = min(int(requested[2]) + 1 if requested[2] else size, size)
             if start >= size:
                 return self._answer(416, Content_Range=f"bytes */{size}")
         self.send_response(206 if partial else 200)
@@ -310,7 +313,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def folder_files(root: Path) -> dict[str, bytes | Path]:
-    """The files below ``root``: small ones (JSON) as bytes, others as paths."""
+    """Return the files below ``root``: JSON as bytes, others as paths."""
     return {
         str(path.relative_to(root)): path.read_bytes() if path.suffix == ".json" else path
         for path in sorted(root.rglob("*"))
@@ -320,7 +323,7 @@ def folder_files(root: Path) -> dict[str, bytes | Path]:
 
 @contextmanager
 def serving(server: HubServer) -> Iterator[HubServer]:
-    """The server at work in the background, until the block ends."""
+    """Run the server in the background until the block ends."""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

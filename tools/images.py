@@ -1,8 +1,8 @@
-"""``make images``: build the container images with buildah, from Debian's packages and PyPI alone.
+"""Build the container images with buildah, from Debian packages and PyPI only (``make images``).
 
-A base image is made with debootstrap unless ``--base`` names one. Where buildah or debootstrap is
-missing, Debian's is installed. The images get their public names, so that the chart and the sample
-resources find them where they are imported; nothing is pushed anywhere.
+The base image is built with debootstrap unless ``--base`` names one. A missing buildah or
+debootstrap is installed from Debian. The images get their public names, so that the chart and the
+samples find them where they are imported; nothing is pushed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import sbom
 from control_plane.node import PAUSE
 
 ROOT = Path(__file__).resolve().parents[1]
-BILLS = ROOT / "build" / "sbom"  # what each image holds, as CycloneDX
+BILLS = ROOT / "build" / "sbom"  # CycloneDX bill of materials of each image
 REGISTRY = "ghcr.io/video2world"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 BASE = f"localhost/video2world/base:{SUITE}"
 VARIANTS = ("portable", "ampere", "hopper", "blackwell")  # the trainer's attention kernels
-# What a base image has no use for in a container.
-_LITTER = (
+# Folders of the base image that containers do not need.
+_UNNEEDED = (
     "var/cache/apt",
     "var/lib/apt/lists",
     "usr/share/doc",
@@ -42,12 +42,12 @@ _LITTER = (
 
 
 def version() -> str:
-    """The distribution's, which is the images' tag."""
+    """Return the version of the distribution, which is the images' tag."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def names() -> dict[str, str]:
-    """Full names of the images of this version by component, ``pause`` (for a node) the last."""
+    """Return the images' full names by component; ``pause`` is for nodes only."""
     ours = {one: f"{REGISTRY}/{one}:{version()}" for one in ("operator", "preprocess", "trainer")}
     return ours | {"pause": PAUSE}
 
@@ -56,27 +56,27 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
     """Build all images.
 
     Args:
-        base: image with Python 3.11 or newer that they start from; default: made here.
-        variant: of the trainer's attention kernels, one of ``VARIANTS``.
-        builder: image with the same Python, and CUDA's compiler where kernels have no wheel;
+        base: base image with Python 3.11 or newer; default: built here.
+        variant: the trainer's attention kernels, one of ``VARIANTS``.
+        builder: image with the same Python and, for kernels without a wheel, CUDA's compiler;
             default: the base.
 
     Raises:
-        SystemExit: a step failed; what it printed stands before.
+        SystemExit: a step failed; its output has been printed.
     """
     install("buildah")
     base = base or _debian_base()
-    made = names()
-    before = _identity(made["preprocess"])
-    _build("operator", made["operator"], BASE=base)
-    _build("preprocess", made["preprocess"], BASE=base)
-    arguments = {"BASE": made["preprocess"], "BUILDER": builder or base, "VARIANT": variant}
-    _build("trainer", made["trainer"], **arguments)
-    if before and before != _identity(made["preprocess"]):
-        # several GB that nothing names any more; the cache of the small stages goes with them
+    images = names()
+    before = _identity(images["preprocess"])
+    _build("operator", images["operator"], BASE=base)
+    _build("preprocess", images["preprocess"], BASE=base)
+    arguments = {"BASE": images["preprocess"], "BUILDER": builder or base, "VARIANT": variant}
+    _build("trainer", images["trainer"], **arguments)
+    if before and before != _identity(images["preprocess"]):
+        # frees several GB without a name; also drops the cache of the small stages
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
     for component in ("operator", "preprocess", "trainer"):
-        sbom.write(made[component], BILLS / f"{component}.cdx.json", moment())
+        sbom.write(images[component], BILLS / f"{component}.cdx.json", commit_time())
     print(f"bills of materials in {BILLS.relative_to(ROOT)}", flush=True)
     with tempfile.TemporaryDirectory() as context:
         (Path(context) / "Dockerfile").write_text(f'FROM {base}\nCMD ["sleep", "infinity"]\n')
@@ -84,7 +84,7 @@ def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
 
 
 def _identity(name: str) -> str:
-    """The image's id; empty if there is none."""
+    """Return the image's id; empty if it does not exist."""
     done = subprocess.run(
         ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", name],
         capture_output=True,
@@ -98,7 +98,7 @@ def _build(component: str, name: str, **arguments: str) -> None:
     started = time.monotonic()
     arguments |= {"VERSION": version(), "REVISION": _revision()}
     flags = [f"--build-arg={key}={value}" for key, value in arguments.items()]
-    # the machine's own authorities, so that a registry behind a proxy is trusted in there too
+    # the machine's CA certificates, so that a registry behind a proxy is trusted in the build
     flags += ["--volume=/etc/ssl/certs:/etc/ssl/certs:ro", "--network=host", "--isolation=chroot"]
     dockerfile = ROOT / "images" / component / "Dockerfile"
     _run(
@@ -115,16 +115,16 @@ def _build(component: str, name: str, **arguments: str) -> None:
 
 
 def _size(name: str) -> int:
-    told = subprocess.run(
+    done = subprocess.run(
         ["buildah", "images", "--json", name], capture_output=True, text=True, check=True
     )
-    text = json.loads(told.stdout)[0]["size"]
+    text = json.loads(done.stdout)[0]["size"]
     number, unit = text.split()
     return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
 
 
-def moment() -> datetime:
-    """That of the commit, which is what the bills of two builds of it have in common."""
+def commit_time() -> datetime:
+    """Return the commit's time, so that bills of the same commit are identical."""
     done = subprocess.run(
         ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"],
         capture_output=True,
@@ -142,11 +142,11 @@ def _revision() -> str:
 
 
 def _debian_base() -> str:
-    """The image ``BASE``, made once: Debian with Python, and nothing that builds."""
+    """Return the image ``BASE``, built once: Debian with Python, without compilers."""
     if _identity(BASE):
         return BASE
     install("debootstrap")
-    print(f"making {BASE} with debootstrap (once; a minute) ...", flush=True)
+    print(f"building {BASE} with debootstrap (once; a minute) ...", flush=True)
     with tempfile.TemporaryDirectory() as work:
         root = Path(work) / "root"
         _run(
@@ -157,8 +157,8 @@ def _debian_base() -> str:
             str(root),
             os.environ.get("DEBIAN_MIRROR", MIRROR),
         )
-        for litter in _LITTER:
-            shutil.rmtree(root / litter, ignore_errors=True)
+        for folder in _UNNEEDED:
+            shutil.rmtree(root / folder, ignore_errors=True)
         (root / "var/log").mkdir()
         context = Path(work) / "context"
         context.mkdir()
@@ -169,10 +169,10 @@ def _debian_base() -> str:
 
 
 def install(*packages: str, programs: tuple[str, ...] = ()) -> None:
-    """Install Debian packages unless the programs (default: of the same names) are there.
+    """Install Debian packages unless their programs (default: of the same names) exist.
 
     Raises:
-        SystemExit: they are missing and this is no Debian, or not run by root.
+        SystemExit: they are missing, and this is not Debian or not run as root.
     """
     missing = [one for one in programs or packages if shutil.which(one) is None]
     if not missing:
@@ -198,6 +198,7 @@ def _run(*command: str) -> None:
 
 
 def main() -> int:
+    """Build the images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--base", default="", help="image with Python 3.11+; default: Debian's")
     parser.add_argument(
@@ -207,7 +208,7 @@ def main() -> int:
         help="the trainer's attention kernels; default %(default)s",
     )
     parser.add_argument(
-        "--builder", default="", help="image with nvcc for kernels that PyPI has no wheels of"
+        "--builder", default="", help="image with nvcc, for kernels without wheels on PyPI"
     )
     given = parser.parse_args()
     build(given.base, given.variant, given.builder)

@@ -1,9 +1,10 @@
-"""Packs Python packages for a machine that reaches no package index, in parts of a given size.
+"""Pack Python packages, in parts of a given size, for a machine without a package index.
 
-``python tools/offline_site.py FOLDER PACKAGE...`` downloads wheels for x86-64 Linux and Python 3.12
-without what they need in turn, and leaves ``FOLDER/1``, ``FOLDER/2``, ...: each holds a part and
-``setup.sh``. On the other machine source every ``setup.sh``; the last unpacks all to ``/tmp/site``
-and each puts that on PYTHONPATH. The benchmarks need there, beside torch and transformers:
+``python tools/offline_site.py FOLDER PACKAGE...`` downloads wheels for x86-64 Linux and Python
+3.12 without their dependencies and writes ``FOLDER/1``, ``FOLDER/2``, ..., each with a part and
+``setup.sh``. On the other machine source every ``setup.sh``: the last one unpacks everything to
+``/tmp/site``, and each adds that to PYTHONPATH. Next to torch and transformers, the benchmarks
+need:
 
     diffusers importlib-metadata zipp av flash-attn-4 quack-kernels apache-tvm-ffi
     torch-c-dlpack-ext nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-base
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What no run needs takes most of the room: tests, headers, debugging, other Pythons' bindings.
+# These take most of the space and no run needs them.
 LEFT_OUT = ("tests", "test", "include", "docs", "__pycache__")
 SETUP = """\
 mkdir -p /tmp/site.parts && cp "${{BASH_SOURCE%/*}}"/part /tmp/site.parts/{number:03d}
@@ -32,14 +33,14 @@ export PYTHONPATH=/tmp/site${{PYTHONPATH:+:$PYTHONPATH}}
 
 
 def main() -> int:
-    """Run the command."""
+    """Download, pack and split the packages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("packages", nargs="+", metavar="PACKAGE")
-    parser.add_argument("--python", default="3.12", help="the other machine's")
-    parser.add_argument("--mebibytes", type=int, default=56, help="of a part at most")
+    parser.add_argument("--python", default="3.12", help="version on the other machine")
+    parser.add_argument("--mebibytes", type=int, default=56, help="maximum size of a part")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         site, archive = Path(scratch) / "site", Path(scratch) / "site.tar.xz"
@@ -66,7 +67,7 @@ def main() -> int:
         for name in LEFT_OUT:
             for found in list(site.rglob(name)):
                 shutil.rmtree(found, ignore_errors=True)
-        # a folder on PYTHONPATH has its .pth files read only if it is told to be a site
+        # .pth files in a folder on PYTHONPATH are only read if it is registered as a site
         (site / "sitecustomize.py").write_text(
             "import os, site\n\nsite.addsitedir(os.path.dirname(__file__))\n"
         )

@@ -1,7 +1,7 @@
-"""What an image holds, as a CycloneDX bill of materials: Debian packages and Python distributions.
+"""Write CycloneDX bills of materials: Debian packages and Python distributions of an image.
 
-``python tools/sbom.py IMAGE`` writes it for an image that buildah has; ``--root DIR`` for an
-unpacked file system. The same content gives the same bytes.
+``python tools/sbom.py IMAGE`` prints that of an image in buildah's store, with ``--root DIR`` that
+of an unpacked file system. The same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from packageurl import PackageURL
 __all__ = ["bill", "mounted", "pinned", "write"]
 
 DPKG = "var/lib/dpkg/status"
-PLACES = (  # of Python's packages in our images and in Debian's Python
+PLACES = (  # Python packages in our images and in Debian's Python
     "opt/*/lib/python3*/site-packages",
     "opt/source",
     "usr/local/lib/python3*/site-packages",
@@ -37,10 +37,10 @@ PLACES = (  # of Python's packages in our images and in Debian's Python
 
 
 def bill(root: Path, name: str, version: str, moment: datetime) -> str:
-    """The bill of the file system below ``root``, as JSON; ``moment`` is said to be its time.
+    """Return the bill of the file system below ``root`` as JSON, dated ``moment``.
 
     Raises:
-        SystemExit: there is neither a Debian nor a Python package, so that it would be wrong.
+        SystemExit: no Debian or Python package was found, so that the bill would be wrong.
     """
     parts = {str(part.purl): part for part in (*_debian(root), *_python(root))}
     if not parts:
@@ -49,7 +49,7 @@ def bill(root: Path, name: str, version: str, moment: datetime) -> str:
 
 
 def pinned(constraints: str, name: str, version: str, moment: datetime) -> str:
-    """The bill of a Python distribution: the versions that it was tested with."""
+    """Return the bill of a Python distribution: the versions it was tested with."""
     parts = {}
     for line in constraints.splitlines():
         if line and not line.startswith("#"):
@@ -62,18 +62,18 @@ def pinned(constraints: str, name: str, version: str, moment: datetime) -> str:
 def _written(
     parts: Mapping[str, Component], name: str, version: str, moment: datetime, kind: ComponentType
 ) -> str:
-    made = Bom(components=parts.values())
-    whole = Component(name=name, version=version, type=kind, bom_ref="whole")
-    made.metadata.component = whole
-    made.register_dependency(whole, parts.values())
-    made.metadata.timestamp = moment
+    bom = Bom(components=parts.values())
+    root = Component(name=name, version=version, type=kind, bom_ref="whole")
+    bom.metadata.component = root
+    bom.register_dependency(root, parts.values())
+    bom.metadata.timestamp = moment
     content = "\n".join([name, version, *sorted(parts)])
-    made.serial_number = uuid.UUID(bytes=hashlib.sha256(content.encode()).digest()[:16], version=4)
-    return JsonV1Dot6(made).output_as_string(indent=1) + "\n"
+    bom.serial_number = uuid.UUID(bytes=hashlib.sha256(content.encode()).digest()[:16], version=4)
+    return JsonV1Dot6(bom).output_as_string(indent=1) + "\n"
 
 
 def _debian(root: Path) -> Iterator[Component]:
-    """The installed packages of dpkg's own list."""
+    """Yield the installed packages from dpkg's list."""
     status = root / DPKG
     if not status.is_file():
         return
@@ -92,7 +92,7 @@ def _debian(root: Path) -> Iterator[Component]:
             purl=purl,
             bom_ref=str(purl),
             type=ComponentType.LIBRARY,
-            description=f"of the Debian source package {source}",
+            description=f"from the Debian source package {source}",
         )
 
 
@@ -117,14 +117,15 @@ def _distribution(name: str, version: str, licences: Iterable[License] = ()) -> 
 
 
 def _licences(one: Distribution) -> list[License]:
-    """What the distribution says of its licence in a few words; many put its whole text there."""
-    said = one.metadata.get("License-Expression") or one.metadata.get("License") or ""
-    return [LicenseFactory().make_from_string(said)] if 0 < len(said) < 100 else []
+    """Return the licence, if it is named in a few words; many packages put the full text there."""
+    fields = {name: value for name, value in one.metadata.items() if name.startswith("License")}
+    name = fields.get("License-Expression") or fields.get("License") or ""
+    return [LicenseFactory().make_from_string(name)] if 0 < len(name) < 100 else []
 
 
 @contextmanager
 def mounted(image: str) -> Iterator[Path]:
-    """The file system of an image that buildah has, to be read."""
+    """Mount an image from buildah's store and yield its file system."""
     container = _buildah("from", "--pull-never", image)
     try:
         yield Path(_buildah("mount", container))
@@ -149,16 +150,18 @@ def write(image: str, target: Path, moment: datetime) -> None:
 
 
 def main() -> int:
+    """Print the bill of an image."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     flags.add_argument("image", help="full name of the image")
-    flags.add_argument("--root", type=Path, help="its file system, unpacked already")
+    flags.add_argument("--root", type=Path, help="the image's unpacked file system")
     given = flags.parse_args()
+    name, _, version = given.image.rpartition(":")
     now = datetime.now(UTC).replace(microsecond=0)
     if given.root is None:
         with mounted(given.image) as root:
-            text = bill(root, *given.image.rpartition(":")[::2], now)
+            text = bill(root, name, version, now)
     else:
-        text = bill(given.root, *given.image.rpartition(":")[::2], now)
+        text = bill(given.root, name, version, now)
     sys.stdout.write(text)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the site of mkdocs.yml has beside docs/: pages that lie in the repository's root."""
+"""Add the pages in the repository's root to the documentation site (mkdocs hook)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)#:\s]+)([^):\s]*)\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages, their links turned to where the targets lie in the site."""
+    """Add the pages, with their links rewritten for the site."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text()
-        files.append(File.generated(config, page, content=_turned(text, ROOT)))
+        files.append(File.generated(config, page, content=_rewrite_links(text, ROOT)))
     return files
 
 
 def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links out of docs/ too."""
-    place = page.file.abs_src_path
-    return _turned(text, Path(place).parent) if place else text
+    """Rewrite links that lead out of docs/."""
+    source = page.file.abs_src_path
+    return _rewrite_links(text, Path(source).parent) if source else text
 
 
-def _turned(text: str, folder: Path) -> str:
-    """``text`` of a page in ``folder``: links to root pages lead to those in the site; of a link to
-    a file that is no page the text stays; the rest is left to mkdocs, which checks it."""
+def _rewrite_links(text: str, folder: Path) -> str:
+    """Rewrite the links of a page in ``folder`` for the site.
 
-    def turn(match: re.Match[str]) -> str:
+    Links to root pages lead to their copies in the site; of links to files that are no pages only
+    the text stays. Other links are left to mkdocs, which checks them.
+    """
+
+    def rewrite(match: re.Match[str]) -> str:
         words, target, anchor = match.groups()
         path = (folder / target).resolve()
         if path.parent == ROOT and path.name in PAGES:
@@ -45,4 +48,4 @@ def _turned(text: str, folder: Path) -> str:
             return f"{words}({moved}{anchor})"
         return words.lstrip("!")[1:-1] if path.exists() else match[0]
 
-    return _LINK.sub(turn, text)
+    return _LINK.sub(rewrite, text)

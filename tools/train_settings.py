@@ -1,7 +1,7 @@
-"""Write what the train command can be set to: for the operator, which checks overrides before any
-work begins and cannot import the trainer, and for people.
+"""Write the settings of the train command, as data for the operator and as a reference page.
 
-``python tools/train_settings.py`` writes both, ``--check`` fails if one is not up to date.
+The operator validates overrides before a run starts and cannot import the trainer. ``--check``
+fails if one of the files is not up to date.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _page() -> str:
         rows.append((f"`{key}`", one.metadata["help"], _defaults(one), DECIDED.get(key, field)))
     text += table(("setting", "meaning", "default", "in a resource"), rows)
     text += "\n## Settings of the original that are fixed here\n\n"
-    text += "The value in the middle may be written, as it is so anyway.\n\n"
+    text += "The value shown may be written; it has no effect.\n\n"
     text += table(
         ("setting", "value", "why it is fixed, or what to use"),
         (

@@ -133,7 +133,7 @@ class _Peer(System):
             eventually(lambda url=url: _get(url), 120, self._last_lines)
 
     def _last_lines(self) -> str:
-        return "\n".join(f"{one.name}: {one.last_words()}" for one in self.started)
+        return "\n".join(f"{one.name}: {one.log_tail()}" for one in self.started)
 
     def pids(self) -> list[int]:
         return [process.pid for process in self.started if process.alive()]

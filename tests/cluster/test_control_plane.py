@@ -256,7 +256,8 @@ def test_nothing_outlives_a_killed_owner(cluster):
     script = (
         "from control_plane import Cluster\n"
         "cluster = Cluster()\n"
-        "print(cluster.folder, *(one.pid for one in cluster._keeper.processes), flush=True)\n"
+        "pids = [one.pid for one in cluster.components.keeper.processes]\n"
+        "print(cluster.folder, *pids, flush=True)\n"
         "input()\n"
     )
     owner = subprocess.Popen(
@@ -266,7 +267,7 @@ def test_nothing_outlives_a_killed_owner(cluster):
         stdout=subprocess.PIPE,
         text=True,
     )
-    folder, *pids = owner.stdout.readline().split()  # a second cluster beside the fixture's
+    folder, *pids = owner.stdout.readline().split()  # a second cluster next to the fixture's
     assert len(pids) == 3
     assert all(Path(f"/proc/{one}").exists() for one in pids)
     assert Path(folder, "admin.kubeconfig").exists()

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.host import facts
 
 import images
-from control_plane.demo import draw, give
+from control_plane.demo import draw, make_writable
 from control_plane.node import NodeCluster
 from on_node import CHART, NAMESPACE, RELEASE, helm
 
@@ -80,7 +80,7 @@ def volume(node: NodeCluster) -> Callable[..., Path]:
         else:
             (folder / "datasets").mkdir()
             subprocess.run(["cp", "-r", drawn[0], folder / "datasets"], check=True)
-            give(folder)
+            make_writable(folder)
         return folder
 
     return make

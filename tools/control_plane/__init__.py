@@ -1,4 +1,4 @@
-"""A real Kubernetes control plane on loopback, for tests, benchmarks and ``make cluster``.
+"""Run a real Kubernetes control plane on loopback, for tests, benchmarks and ``make cluster``.
 
 ``with Cluster() as cluster:`` starts etcd, kube-apiserver and kube-controller-manager in a few
 seconds and leaves nothing behind, however the process ends. Linux only.

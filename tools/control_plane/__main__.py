@@ -1,7 +1,7 @@
-"""``make cluster``: a cluster to try things on, for as long as its shell is open.
+"""Run a cluster to try things on, for as long as its shell is open (``make cluster``).
 
-With the argument ``build``: only build the binaries (``make tools``). With ``node IMAGE ...``,
-inside a sandbox: a cluster whose node runs containers (``make node``).
+With the argument ``build``, only build the binaries (``make tools``). With ``node IMAGE ...``,
+inside a sandbox, run a cluster whose node runs containers (``make node``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ JOB_SECONDS = 20
 
 
 def main() -> int:
+    """Run the cluster and return the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         helm = binaries.find("helm")["helm"]
@@ -35,19 +36,19 @@ def main() -> int:
                 folder = cluster.add_volume("demo-data", "default")
                 draw(folder)
                 print(
-                    "One node runs containers; our images are on it, and no network leads out."
-                    f"\nFor the claim demo-data there is a volume with robot video: {folder}"
+                    "One node runs containers. It has our images and no outgoing network."
+                    f"\nThe PVC demo-data will get a volume with robot video: {folder}"
                 )
-                _give(cluster, helm)
+                _hand_over(cluster, helm)
             return 0
         with Cluster(nodes=NODES, job_seconds=JOB_SECONDS, native_gang=True) as cluster:
             cluster.install_definition(CRD)
             cluster.add_volumes(VOLUMES)
             print(
-                f"{cluster.server} has {NODES} fake nodes with nvidia.com/gpu: 8 and our resource"
-                f" definition.\nPods run no container; those of Jobs succeed after {JOB_SECONDS} s."
+                f"{cluster.server} has {NODES} fake nodes with nvidia.com/gpu: 8 and our CRD."
+                f"\nNo containers run; pods of Jobs succeed after {JOB_SECONDS} s."
             )
-            _give(cluster, helm)
+            _hand_over(cluster, helm)
     except Unavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,8 +57,8 @@ def main() -> int:
     return 0
 
 
-def _give(cluster: Cluster, helm: Path) -> None:
-    """Leave the cluster to the person at the terminal."""
+def _hand_over(cluster: Cluster, helm: Path) -> None:
+    """Open a shell for the cluster, or wait if there is no terminal."""
     folders = [cluster.binaries["kubectl"].parent, helm.parent, Path(sys.executable).parent]
     environment = {
         "KUBECONFIG": str(cluster.kubeconfig),

@@ -1,4 +1,4 @@
-"""Who talks to a cluster's API server and how: a kubeconfig, and plain requests with it."""
+"""Send plain requests to a cluster's API server as one user, and write its kubeconfig."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATCHES = {
 
 
 class ApiError(Exception):
-    """The API server refused: ``code`` is the HTTP status, ``status`` its Status object."""
+    """An error response of the API server: HTTP status ``code`` and Status object ``status``."""
 
     def __init__(self, method: str, path: str, code: int, status: dict[str, Any]) -> None:
         self.code, self.status = code, status
@@ -34,7 +34,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Api:
-    """One user of one API server, known by a client certificate or by a bearer token."""
+    """One user of one API server, with a client certificate or a bearer token."""
 
     server: str
     authority: str
@@ -60,43 +60,46 @@ class Api:
         content_type: str = "application/json",
         timeout: float = 30,
     ) -> Any:
-        """The server's answer: JSON as Python values, anything else as text.
+        """Send a request and return the response: JSON as Python values, anything else as text.
 
         Raises:
-            ApiError: the server answered with an HTTP status of 400 or more.
+            ApiError: the HTTP status is 400 or more.
             OSError: the server cannot be reached.
         """
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.server + path, data, headers, method=method)
+        request = urllib.request.Request(self.server + path, data, headers, method=method)
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._tls)
         )
         try:
-            with opener.open(asked, timeout=timeout) as answer:
+            with opener.open(request, timeout=timeout) as answer:
                 return _decode(answer.headers.get_content_type(), answer.read())
         except urllib.error.HTTPError as error:
-            told = _decode(error.headers.get_content_type(), error.read())
-            status = told if isinstance(told, dict) else {"message": told}
+            content = _decode(error.headers.get_content_type(), error.read())
+            status = content if isinstance(content, dict) else {"message": content}
             raise ApiError(method, path, error.code, status) from None
 
     def get(self, path: str) -> Any:
+        """Send a GET request."""
         return self.request("GET", path)
 
     def post(self, path: str, body: Any) -> Any:
+        """Send a POST request."""
         return self.request("POST", path, body)
 
     def patch(self, path: str, body: Any, kind: str = "merge") -> Any:
-        """``kind``: merge, json, strategic, or apply (whose path names a fieldManager)."""
+        """Send a patch; ``kind``: merge, json, strategic, or apply (path with a fieldManager)."""
         return self.request("PATCH", path, body, content_type=_PATCHES[kind])
 
     def delete(self, path: str, body: Any = None) -> Any:
+        """Send a DELETE request."""
         return self.request("DELETE", path, body)
 
     def kubeconfig(self, namespace: str = "default") -> dict[str, Any]:
-        """A kubeconfig that holds all it needs, for kubectl, kopf and client libraries."""
+        """Return a self-contained kubeconfig, for kubectl, kopf and client libraries."""
         user: dict[str, str] = {}
         if self.certificate is not None:
             user["client-certificate-data"] = _base64(self.certificate.certificate)
@@ -115,6 +118,7 @@ class Api:
         }
 
     def write_kubeconfig(self, path: Path, namespace: str = "default") -> Path:
+        """Write the kubeconfig to ``path``, readable by its owner only."""
         path.touch(mode=0o600)
         path.write_text(yaml.safe_dump(self.kubeconfig(namespace)))
         return path

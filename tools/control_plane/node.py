@@ -1,7 +1,7 @@
-"""A cluster with one real node: kubelet, containerd, runc, CNI, kube-proxy and CoreDNS.
+"""Run a cluster with one real node: kubelet, containerd, runc, CNI, kube-proxy and CoreDNS.
 
-It takes the machine for its own (see :mod:`.sandbox`, inside which it must run): fixed addresses,
-and no outgoing network. A registry of its own gives it the images that buildah has.
+It must run inside :mod:`.sandbox`: it uses fixed addresses and has no outgoing network. A local
+registry serves it the images from buildah's store.
 """
 
 from __future__ import annotations
@@ -21,30 +21,29 @@ from .api import ApiError
 from .cluster import BASE, Cluster
 
 NAME = "node-1"
-PODS = "10.244.0.0/24"  # addresses of pods; Kubernetes' services have 10.0.0.0/24
-PAUSE = "ghcr.io/video2world/pause:1"  # holds a pod's namespaces; any sleeper does
+PODS = "10.244.0.0/24"  # pod addresses; services use 10.0.0.0/24
+PAUSE = "ghcr.io/video2world/pause:1"  # keeps a pod's namespaces open; anything that sleeps
 BINARIES = (*BASE, "kube-scheduler", "helm", *binaries.NODE)
-PLUGINS = "/usr/lib/cni"  # where Debian's containernetworking-plugins has them
-NAMESPACE = "k8s.io"  # containerd's, in which kubelet finds images
+PLUGINS = "/usr/lib/cni"  # of Debian's package containernetworking-plugins
+NAMESPACE = "k8s.io"  # of containerd, in which the kubelet looks for images
 _REGISTRY = "127.0.0.1:5000"
 
 
 class NodeCluster(Cluster):
-    """A :class:`Cluster` whose only node runs containers.
+    """A :class:`Cluster` whose only node runs real containers.
 
     Args:
-        images: full names of images in buildah's store. They are pulled before anything runs, from
-            a registry that stands in for the one in their names. What was pulled stays for the
-            next node.
+        images: full names of images in buildah's store. They are pulled before anything runs,
+            from a local mirror of the registry in their names, and stay cached for the next node.
 
     Raises:
-        RuntimeError: it is not in a sandbox, or a process did not come up.
+        RuntimeError: it does not run in a sandbox, or a process did not start.
     """
 
     def __init__(self, images: Sequence[str]) -> None:
         folder = os.environ.get(sandbox.FOLDER)
         if not folder:
-            raise RuntimeError("a node runs inside `python -m control_plane.sandbox` only")
+            raise RuntimeError("a node runs only inside `python -m control_plane.sandbox`")
         self._base, self._images = Path(folder), images
         super().__init__(address=sandbox.NODE_ADDRESS)
 
@@ -56,16 +55,16 @@ class NodeCluster(Cluster):
         self._run_containerd()
         self._run_registry()
         self._pull_images()
-        self._run_scheduler()
+        self._run("kube-scheduler")
         self._run_kubelet()
         self._run_proxy()
         self._run_name_server()
-        self._wait("the node", self._node_ready)
+        self.components.wait("the node", self._node_ready)
 
     def add_volume(self, claim: str, namespace: str, mebibytes: int | None = None) -> Path:
-        """Make a volume that this claim will get, in a folder of this machine; the folder.
+        """Create a volume for a PVC in a folder of this machine, and return the folder.
 
-        With a size it is a file system of its own of that size.
+        With a size, the folder is a separate file system of that size.
         """
         folder = self.folder / "volumes" / claim
         folder.mkdir(parents=True)
@@ -87,11 +86,11 @@ class NodeCluster(Cluster):
 
     @property
     def socket(self) -> Path:
-        """containerd's."""
+        """containerd's socket."""
         return self._base / "run" / "containerd.sock"
 
     def ctr(self, *arguments: str) -> str:
-        """Run containerd's command line tool; its output."""
+        """Run containerd's command line tool and return its output."""
         command = ["ctr", f"--address={self.socket}", f"--namespace={NAMESPACE}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -109,7 +108,7 @@ class NodeCluster(Cluster):
                 networks=networks, pause=PAUSE, plugins=PLUGINS, registries=registries
             )
         )
-        self._running["containerd"] = self._keeper.start(
+        self.components.start_command(
             "containerd",
             [
                 "containerd",
@@ -119,15 +118,19 @@ class NodeCluster(Cluster):
                 f"--address={self.socket}",
             ],
         )
-        self._wait("containerd", lambda: self.ctr("version"))
-        for container in self.ctr("containers", "list", "--quiet").split():  # of a killed run
+        self.components.wait("containerd", lambda: self.ctr("version"))
+        for container in self.ctr("containers", "list", "--quiet").split():  # left by a killed run
             self.ctr("containers", "remove", container)
 
     def _run_registry(self) -> None:
         blobs = self._base / "cache" / "registry"
         blobs.mkdir(exist_ok=True)
-        self._launch("crane", "registry", "serve", f"--disk={blobs}", f"--address={_REGISTRY}")
-        self._wait("the registry", lambda: urllib.request.urlopen(f"http://{_REGISTRY}/v2/"))
+        self.components.start(
+            "crane", "registry", "serve", f"--disk={blobs}", f"--address={_REGISTRY}"
+        )
+        self.components.wait(
+            "the registry", lambda: urllib.request.urlopen(f"http://{_REGISTRY}/v2/")
+        )
 
     def _pull_images(self) -> None:
         hosts = self.folder / "registries"
@@ -136,7 +139,7 @@ class NodeCluster(Cluster):
             (hosts / host).mkdir(parents=True, exist_ok=True)
             mirror = f'[host."http://{_REGISTRY}"]\n  capabilities = ["pull", "resolve"]\n'
             (hosts / host / "hosts.toml").write_text(f'server = "http://{_REGISTRY}"\n{mirror}')
-            # blobs that the registry has are not sent again; zstd, as gzip takes minutes for GBs
+            # Known blobs are not sent again; zstd, because gzip takes minutes per GB.
             push = ["buildah", "push", "--quiet", "--tls-verify=false", "--format=oci"]
             push += ["--compression-format=zstd", "--compression-level=1"]
             done = subprocess.run(
@@ -161,7 +164,7 @@ class NodeCluster(Cluster):
         (self.folder / "resolv.conf").write_text("")
         config = self.folder / "kubelet.yaml"
         config.write_text(yaml.safe_dump(self._kubelet_configuration()))
-        self._launch(
+        self.components.start(
             "kubelet",
             f"--config={config}",
             f"--kubeconfig={self.folder / 'kubelet.kubeconfig'}",
@@ -188,13 +191,13 @@ class NodeCluster(Cluster):
             "cgroupRoot": f"/{sandbox.CGROUP}",
             "failCgroupV1": False,
             "failSwapOn": False,
-            "oomScoreAdj": 0,  # no lowering without CAP_SYS_RESOURCE
+            "oomScoreAdj": 0,  # lowering it needs CAP_SYS_RESOURCE
             "clusterDNS": [self.address],
             "clusterDomain": "cluster.local",
             "resolvConf": str(self.folder / "resolv.conf"),
             "podLogsDir": str(self._base / "run" / "pod-logs"),
             "volumePluginDir": str(self.folder / "volume-plugins"),
-            # A machine that is nearly full, as a developer's often is, is no reason to evict.
+            # Developers' machines are often nearly full, which must not evict pods.
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
@@ -212,11 +215,11 @@ class NodeCluster(Cluster):
             "hostnameOverride": NAME,
             "clusterCIDR": PODS,
             "clientConnection": {"kubeconfig": str(kubeconfig)},
-            "conntrack": {"maxPerCore": 0, "min": 0},  # leaves the machine's limits alone
+            "conntrack": {"maxPerCore": 0, "min": 0},  # keep the machine's limits
         }
         path = self.folder / "kube-proxy.yaml"
         path.write_text(yaml.safe_dump(config))
-        self._launch("kube-proxy", f"--config={path}")
+        self.components.start("kube-proxy", f"--config={path}")
 
     def _run_name_server(self) -> None:
         kubeconfig = self.user("coredns", "system:masters").write_kubeconfig(
@@ -224,7 +227,7 @@ class NodeCluster(Cluster):
         )
         path = self.folder / "Corefile"
         path.write_text(_COREFILE % {"address": self.address, "kubeconfig": kubeconfig})
-        self._launch("coredns", f"-conf={path}")
+        self.components.start("coredns", f"-conf={path}")
 
     def _node_ready(self) -> None:
         node = self.admin.get(f"/api/v1/nodes/{NAME}")
@@ -251,7 +254,7 @@ _NETWORK = {
     ],
 }
 
-# Without restrict_oom_score_adj runc wants CAP_SYS_RESOURCE, which virtual machines may lack.
+# Without restrict_oom_score_adj runc needs CAP_SYS_RESOURCE, which virtual machines may lack.
 _CONTAINERD = """\
 version = 2
 disabled_plugins = [

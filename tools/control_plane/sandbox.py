@@ -1,12 +1,12 @@
-"""Runs a command in namespaces of its own: whatever it starts, mounts or routes goes with it.
+"""Run a command in namespaces of its own, so that nothing it starts or mounts outlives it.
 
     python -m control_plane.sandbox COMMAND ...
 
-The command finds itself with its own processes, mounts and network (``lo`` and the address
-NODE_ADDRESS, no way out), and with a folder on disk in the variable V2W_NODE_FOLDER, below which
-``cache`` stays from one run to the next. When it ends, or this process does, the kernel kills what
-it left, and its mounts, interfaces and rules are gone; folders and cgroups are removed here. What
-a killed run could not remove, the next one does. Linux, root.
+The command has its own processes, mounts and network (``lo`` with the address NODE_ADDRESS, no way
+out), and a folder on disk, named by the variable V2W_NODE_FOLDER, whose ``cache`` is kept between
+runs. When the command or this process ends, the kernel kills its processes and removes its mounts,
+interfaces and rules; folders and cgroups are removed here, or by the next run if this one is
+killed. Needs Linux and root.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from .binaries import cache
 NODE_ADDRESS = "10.240.0.1"
 CGROUP = "video2world-node"
 FOLDER = "V2W_NODE_FOLDER"
-# Places with paths fixed in the programs, each an empty folder for the command.
+# Paths that are hard-coded in the programs; each is an empty folder for the command.
 PRIVATE = ("/run", "/var/log", "/var/lib/kubelet", "/var/lib/cni")
 _INSIDE = "--inside"
 
 
 def main(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
     if argv[:1] == [_INSIDE]:
         return _first_process(argv[1:])
     if os.geteuid() != 0:
@@ -59,17 +60,17 @@ def _namespaces(base: Path, argv: list[str]) -> int:
     inside = [sys.executable, "-m", __spec__.name if __spec__ else "control_plane.sandbox", _INSIDE]
     environment = {**os.environ, FOLDER: str(base), "TMPDIR": str(base / "run")}
     process = subprocess.Popen([*unshare, "--mount-proc", *inside, *argv], env=environment)
-    # Ctrl-C reaches the command itself; SIGTERM is passed on. Both then wait for its end.
+    # Ctrl-C reaches the command directly, SIGTERM is forwarded; then wait for its end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     return process.wait()
 
 
 def _first_process(argv: list[str]) -> int:
-    """Process 1 of the namespace: makes the place ready, starts the command, buries orphans."""
+    """Act as PID 1: set up mounts and network, start the command, and reap orphans."""
     for command in (
         "mount --make-rprivate /",
-        "mount --make-rshared /",  # as kubelet wants it, within this namespace
+        "mount --make-rshared /",  # required by kubelet; within this namespace only
         "ip link set lo up",
         f"ip address add {NODE_ADDRESS}/32 dev lo",
     ):
@@ -89,7 +90,7 @@ def _first_process(argv: list[str]) -> int:
 
 
 def _controllers() -> list[Path]:
-    """The cgroup hierarchies: one of version 2, or one for each controller of version 1."""
+    """Return the cgroup hierarchies: one for v2, or one per controller for v1."""
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         return [root]
@@ -97,11 +98,11 @@ def _controllers() -> list[Path]:
 
 
 def _clean(base: Path) -> None:
-    """Remove what a run left; the cache stays."""
+    """Remove what a run left behind, except the cache."""
     shutil.rmtree(base / "run", ignore_errors=True)
     for place in PRIVATE[2:]:
         with contextlib.suppress(OSError):
-            Path(place).rmdir()  # made here, if it is empty
+            Path(place).rmdir()  # created here, if it is empty
     for controller in _controllers():
         group = controller / CGROUP
         if group.exists():

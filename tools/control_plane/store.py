@@ -1,7 +1,7 @@
-"""The store's own log of changes: every state that an object ever had, in the order of versions.
+"""Read etcd's change log: every state that an object ever had, in order of revisions.
 
-What the API server shows to a watcher may be cut short, repeated or late; etcd is what it is made
-of. One stream brings the changes of all kinds in one order, that of resource versions.
+The API server may show changes to a watcher late, twice or not at all; etcd has all of them, in one
+stream for all kinds.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any
 
 __all__ = ["Change", "Store"]
 
-ROOT, END = "/registry/", "/registry0"  # the API server's keys: the first, and one after the last
+ROOT, END = "/registry/", "/registry0"  # range of the API server's keys
 
 
 @dataclass(frozen=True)
 class Change:
-    """An object as it was from ``revision`` on; ``body`` None: it was not there any more."""
+    """An object as of ``revision``; ``body`` is None if it was deleted."""
 
     revision: int
-    key: str  # below /registry/: such as pods/NAMESPACE/NAME
+    key: str  # relative to /registry/, such as pods/NAMESPACE/NAME
     body: dict[str, Any] | None
 
 
 class Store:
-    """etcd on this port of loopback, through its JSON gateway.
+    """etcd on a loopback port, through its JSON gateway.
 
-    Of kinds that the API server stores in another form than JSON there are no bodies to be had:
-    ``Cluster(readable_store=True)`` stores all in JSON.
+    Bodies are only available for kinds stored as JSON: ``Cluster(readable_store=True)`` stores all
+    of them so.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
 
     def revision(self) -> int:
-        """The newest revision."""
-        asked = {"key": _base64(ROOT), "limit": 1, "keys_only": True}
+        """Return the newest revision."""
+        request = {"key": _base64(ROOT), "limit": 1, "keys_only": True}
         connection = http.client.HTTPConnection("127.0.0.1", self._port)
         try:
-            answer = self._post(connection, "/v3/kv/range", asked)
+            answer = self._post(connection, "/v3/kv/range", request)
             return int(json.loads(answer.read())["header"]["revision"])
         finally:
             connection.close()
@@ -51,12 +51,12 @@ class Store:
     def changes(
         self, kinds: Sequence[str], since: int = 1, stop: threading.Event | None = None
     ) -> Iterator[Change]:
-        """Changes of keys that begin with one of ``kinds`` (``pods/``), as they come.
+        """Yield changes of keys that start with one of ``kinds`` (``pods/``), as they happen.
 
-        It ends with the first change of anything after ``stop`` was set.
+        Ends with the first change of any key after ``stop`` is set.
 
         Raises:
-            OSError: etcd has ended, or has forgotten the revision ``since``.
+            OSError: etcd has ended, or the revision ``since`` has been compacted.
         """
         create = {"key": _base64(ROOT), "range_end": _base64(END), "start_revision": str(since)}
         connection = http.client.HTTPConnection("127.0.0.1", self._port)

@@ -62,7 +62,7 @@ def test_a_known_hole_is_found_and_no_other(tmp_path: Path, service: list[str]) 
     (hole,) = found
     assert "holey 1.1" in hole
     assert "CVE-2026-1" in hole
-    assert "mended in 1.2" in hole
+    assert "fixed in 1.2" in hole
     assert audit.vulnerabilities(pinned(tmp_path, "sound==1.0"), *service) == ([], [])
 
 
