@@ -73,7 +73,7 @@ def secrets(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def _run(tool: str, *arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [BIN / tool, *arguments]
+    command = [str(BIN / tool), *arguments]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 

@@ -118,9 +118,9 @@ def _distribution(name: str, version: str, licences: Iterable[License] = ()) -> 
 
 def _licences(one: Distribution) -> list[License]:
     """Return the licence, if it is named in a few words; many packages put the full text there."""
-    fields = {name: value for name, value in one.metadata.items() if name.startswith("License")}
-    name = fields.get("License-Expression") or fields.get("License") or ""
-    return [LicenseFactory().make_from_string(name)] if 0 < len(name) < 100 else []
+    fields = one.metadata
+    names = fields.get_all("License-Expression") or fields.get_all("License") or [""]
+    return [LicenseFactory().make_from_string(names[0])] if 0 < len(names[0]) < 100 else []
 
 
 @contextmanager
