@@ -1,4 +1,4 @@
-"""The command line of every stage, from the resource; paths are relative to the volume's root."""
+"""Build the command line of each stage; paths are relative to the volume's root."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from video2world_operator.api.resource import Video2WorldPostTrain
 
 __all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
 
-# change when something is saved or given up, not what is trained
+# settings of when to save or give up, which do not change the result
 CADENCE = (
     "checkpoint.save_iter=",
     "checkpoint.keep=",
     "trainer.timeout_seconds=",
     "trainer.stop_when_diverged=",
 )
-SPEED = ("--shards=",)  # how the work is shared, not what comes of it
-LENGTH = "trainer.max_iter="  # training goes on from its checkpoint when this is raised
+SPEED = ("--shards=",)  # how the work is divided, which does not change the result
+LENGTH = "trainer.max_iter="  # training resumes from its checkpoint when this is raised
 
 _ATTENTION = {
     "FlashAttention4": "flash_attention_4",
@@ -29,7 +29,7 @@ _ATTENTION = {
 
 
 class Command:
-    """What a stage runs: its ``argv``, and the ``outputs`` it leaves on the volume."""
+    """Command line of a stage, and its ``outputs`` on the volume."""
 
     def __init__(self, argv: list[str], *outputs: str) -> None:
         self.argv = argv
@@ -37,7 +37,7 @@ class Command:
 
 
 def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
-    """The stages of a resource in their order; without samples there is no inference."""
+    """Return the commands of the stages in order; without samples there is no inference."""
     made = {
         "download": _download(resource),
         "dataset": _dataset(resource),
@@ -51,17 +51,17 @@ def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
 
 
 def sampling(resource: Video2WorldPostTrain, iteration: int) -> Command:
-    """What makes the samples of one checkpoint while training goes on."""
+    """Build the command that generates the samples of one checkpoint during training."""
     return _sweep(resource, [str(iteration)], resource.spec.inference.pods(1), passing=True)
 
 
 def run_folder(resource: Video2WorldPostTrain) -> str:
-    """Folder of the run's checkpoints, as the guide has it."""
+    """Return the folder of the run's checkpoints, as in the guide."""
     return f"checkpoints/posttraining/video2world/{resource.job_name}/checkpoints"
 
 
 def samples(resource: Video2WorldPostTrain) -> list[dict[str, str]]:
-    """Content of samples.json, in the form of the guide's ``--batch_input_json``."""
+    """Return the content of samples.json, in the guide's format for ``--batch_input_json``."""
     return [
         {
             "input_video": _within(resource, sample.input),
@@ -95,7 +95,7 @@ def _text_encoder(resource: Video2WorldPostTrain) -> str:
 
 def _weights(resource: Video2WorldPostTrain) -> str | None:
     model = resource.spec.model
-    if model.weights or resource.spec.tiny:  # Tiny has no base weights: it starts from its seed
+    if model.weights or resource.spec.tiny:  # Tiny starts from its seed
         return model.weights
     return f"{_base(resource)}/model-{model.resolution}-{model.fps}fps.pt"
 
@@ -118,7 +118,7 @@ def _download(resource: Video2WorldPostTrain) -> Command:
 
 def _dataset(resource: Video2WorldPostTrain) -> Command:
     dataset, folder = resource.spec.dataset, resource.dataset_dir
-    # One frame more than a clip, so that there is more than one place for it in a window.
+    # One frame more than a clip, so that a window has more than one position for it.
     shortest = ["--min_frames", resource.spec.num_frames + 1]
     if agibot := dataset.agibot:
         argv = _python(
@@ -155,7 +155,7 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
 
 
 def _windows(seconds: float) -> list[str]:
-    # What is left at an episode's end joins the last window unless it makes half a window more.
+    # The rest of an episode joins the last window, unless it is at least half a window long.
     return ["--window-size", f"{seconds:g}", "--min-last-window", f"{1.5 * seconds:g}"]
 
 
@@ -255,7 +255,7 @@ def _sweep(
         *([f"--shards={pods}"] if pods > 1 else []),
         "--",
         *("--model_size", spec.model.size),
-        *([] if spec.tiny else _size_flags(resource)),  # Tiny's size and rate are its own
+        *([] if spec.tiny else _size_flags(resource)),  # Tiny's frame size and rate are fixed
         *("--num_conditional_frames", inference.num_conditional_frames),
         *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),

@@ -1,4 +1,4 @@
-"""Starting all nodes of the train group together: which way the cluster offers, and its objects."""
+"""Choose how all nodes of the training group start together, and build its PodGroup."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ __all__ = ["WAYS", "Capabilities", "Gang", "choose"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Versions of the optional APIs that the cluster serves with their resource; empty: it does
-    not serve them. That says nothing of whether anyone acts on their objects."""
+    """Versions of the optional APIs that the cluster serves; empty if it does not serve one.
+
+    That an API is served does not mean that a scheduler acts on its objects.
+    """
 
     native: str = ""  # of PodGroup in scheduling.k8s.io
     volcano: str = ""  # of PodGroup in scheduling.volcano.sh
@@ -25,7 +27,7 @@ class Capabilities:
 
     @property
     def groups(self) -> frozenset[str]:
-        """The API groups of those that are served."""
+        """API groups that are served."""
         names = {
             "scheduling.k8s.io": self.native,
             "scheduling.volcano.sh": self.volcano,
@@ -41,7 +43,7 @@ WAYS = (Reason.GANG_NATIVE, Reason.GANG_VOLCANO, Reason.GANG_COSCHEDULING, Reaso
 
 @dataclass(frozen=True)
 class Gang:
-    """The choice, as the condition tells it, and what it adds to the train group's manifests."""
+    """A way of gang scheduling: the reason for its condition, and its changes to manifests."""
 
     reason: Reason
     facts: Mapping[str, Any]
@@ -49,19 +51,18 @@ class Gang:
 
     @property
     def scheduled(self) -> bool | None:
-        """Whether the group starts together (or is a single node); None: that shows only when
-        its scheduler acts on it."""
+        """Whether the group starts together (or is one node); None until its scheduler acts."""
         if self.reason in WAYS:
             return None
         return self.reason is Reason.GANG_NOT_NEEDED
 
     @property
     def scheduler(self) -> str:
-        """Name of what has to act on the group, for people."""
+        """Human-readable name of the scheduler that has to act on the group."""
         return _SCHEDULERS.get(self.reason, "")
 
     def apply(self, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
-        """``manifests`` of an attempt with the PodGroup first and the pods in it."""
+        """Return ``manifests`` of an attempt with a PodGroup in front, and the pods in it."""
         make = _GROUPS.get(self.reason)
         if make is None:
             return manifests
@@ -80,7 +81,7 @@ class Gang:
 
 
 def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
-    """How the train group of ``resource`` is started together on this cluster."""
+    """Choose how the training group of ``resource`` starts together on this cluster."""
     scheduling, nodes = resource.spec.scheduling, resource.spec.nodes
     facts = {"nodes": nodes}
     if nodes == 1:
@@ -99,8 +100,8 @@ def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
             version = f"{group}/{served}"
             return Gang(reason, facts | {"version": version}, version)
     problem = "This cluster serves no PodGroup: nodes start one by one and hold their GPUs idle "
-    problem += "until the last has one. Install Kueue, Volcano or coscheduling, or use Kubernetes "
-    problem += "1.37 with scheduling.k8s.io/v1beta1 served."
+    problem += "until the last one starts. Install Kueue, Volcano or coscheduling, or use "
+    problem += "Kubernetes 1.37 with scheduling.k8s.io/v1beta1 served."
     if scheduling.gang != "Auto":
         problem = f"spec.scheduling.gang: {scheduling.gang} is not served by this cluster; nodes "
         problem += "start one by one. Use Auto, or install it."
@@ -117,7 +118,7 @@ Made = tuple[Manifest, Mapping[str, Mapping[str, str]], Mapping[str, Any]]
 
 
 def _native(job: Manifest, version: str) -> Made:
-    """KEP-4671: pods are held back until the PodGroup and ``minCount`` of its pods are there."""
+    """Use KEP-4671: pods wait until the PodGroup and ``minCount`` of its pods exist."""
     policy = {"gang": {"minCount": job["spec"]["completions"]}}
     group = {"apiVersion": version, "kind": "PodGroup", "metadata": _meta(job)}
     group["spec"] = {"schedulingPolicy": policy}
@@ -128,7 +129,7 @@ def _volcano(job: Manifest, version: str) -> Made:
     name, nodes = job["metadata"]["name"], job["spec"]["completions"]
     group = {"apiVersion": version, "kind": "PodGroup"}
     container = job["spec"]["template"]["spec"]["containers"][0]
-    limits = (container.get("resources") or {}).get("limits") or {}  # a pod template may clear them
+    limits = (container.get("resources") or {}).get("limits") or {}  # a podTemplate may remove them
     spec: dict[str, Any] = {"minMember": nodes}
     if GPU in limits:
         spec["minResources"] = {GPU: str(int(limits[GPU]) * nodes)}

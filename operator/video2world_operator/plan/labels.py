@@ -8,6 +8,6 @@ __all__ = ["ATTEMPT_LABEL", "HASH_ANNOTATION", "PODS_ANNOTATION", "RESOURCE_LABE
 
 RESOURCE_LABEL, STAGE_LABEL = f"{GROUP}/resource", f"{GROUP}/stage"
 ATTEMPT_LABEL, HASH_ANNOTATION = f"{GROUP}/attempt", f"{GROUP}/inputs-hash"
-PODS_ANNOTATION = f"{GROUP}/pods-hash"  # names what of the spec the pods are made of
+PODS_ANNOTATION = f"{GROUP}/pods-hash"  # identifies the fields of the spec that shape the pods
 SAMPLES_ANNOTATION = f"{GROUP}/samples"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

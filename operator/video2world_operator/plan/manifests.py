@@ -12,7 +12,6 @@ from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.pods import StagePatch
 from video2world_operator.api.quantity import quantity
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.api.yaml_reader import join
 from video2world_operator.plan.commands import samples
 from video2world_operator.plan.labels import (
     ATTEMPT_LABEL,
@@ -23,16 +22,25 @@ from video2world_operator.plan.labels import (
     SAMPLES_ANNOTATION,
     STAGE_LABEL,
 )
-from video2world_operator.plan.stage import SAMPLING, Manifest, Stage, _digest, _run_hash
+from video2world_operator.plan.merge_patch import merge, merge_named
+from video2world_operator.plan.stage import SAMPLING, Manifest, Stage, digest, run_hash
 
-__all__ = ["CONFIG_DIR", "VOLUME_DIR", "owned", "pods_hash"]
+__all__ = [
+    "CONFIG_DIR",
+    "GPU",
+    "VOLUME_DIR",
+    "claim_manifests",
+    "owned",
+    "pods_hash",
+    "stage_manifests",
+]
 
 VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
 GPU = "nvidia.com/gpu"
 USER = 1000
-LOST_NODE_SECONDS = 30  # pods leave an unreachable node after so long, not Kubernetes' 300
-_NETWORK = ("download", "dataset")  # the stages that may fetch
-_REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod (train: per GPU)
+LOST_NODE_SECONDS = 30  # tolerated unreachability of a node; the default of Kubernetes is 300
+_NETWORK = ("download", "dataset")  # stages that may download
+_REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (train: per GPU)
     "download": (2, 4),
     "dataset": (4, 8),
     "embeddings": (4, 48),
@@ -42,7 +50,7 @@ _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory of a pod 
 }
 
 
-# What NCCL is told of the network between nodes; Auto tells it nothing.
+# Environment of NCCL for the network between nodes; Auto sets nothing.
 _INTERCONNECT: Mapping[str, Mapping[str, str]] = {
     "Auto": {},
     "Ethernet": {"NCCL_IB_DISABLE": "1"},
@@ -75,7 +83,7 @@ def _claim_name(resource: Video2WorldPostTrain) -> str:
     return resource.spec.storage.claim_name or f"{resource.name}-data"
 
 
-def _claim(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ...]:
+def claim_manifests(resource: Video2WorldPostTrain, namespace: str) -> tuple[Manifest, ...]:
     storage = resource.spec.storage
     if storage.claim_name:
         return ()
@@ -98,28 +106,28 @@ def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
     return resource.spec.processes_per_node if stage == "train" else 1
 
 
-def _manifests(
+def stage_manifests(
     resource: Video2WorldPostTrain, namespace: str, stage: Stage, later: list[Stage], attempt: int
 ) -> tuple[Manifest, ...]:
-    """The manifests of an attempt at ``stage``; ``later`` are the stages that follow it."""
+    """Build the manifests of an attempt at ``stage``, which the stages ``later`` follow."""
     env = {
         "V2W_STAGE": stage.name,
         "V2W_RESOURCE": resource.name,
         "V2W_INPUTS_HASH": stage.inputs_hash,
-        # so that the worker can tell which of them are on the volume already
+        # the worker reports which of them are complete on the volume already
         "V2W_LATER_STAGES": ",".join(f"{s.name}={s.inputs_hash}" for s in later),
         "V2W_CONFIG_DIR": CONFIG_DIR,
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # the root file system is read-only
-        "USER": "video2world",  # PyTorch names folders by it; the user's id may have no name
+        "USER": "video2world",  # PyTorch names folders by it, and the user ID may have no name
     }
     if stage.name == "train":
         return _train(resource, namespace, stage, env, attempt)
     settings: dict[str, Any] = {"backoffLimit": 3}
     if stage.name == "dataset":
         env["V2W_WORKERS"] = str(_whole_cpus(_resources(resource, "dataset")["requests"]["cpu"]))
-    if (pods := _shares(resource, stage)) > 1:
-        # each pod takes its share by JOB_COMPLETION_INDEX, and may fail as often as one alone
+    if (pods := _parallel_pods(resource, stage)) > 1:
+        # each pod takes its shard by JOB_COMPLETION_INDEX, and may fail as often as a single pod
         settings = {
             "completionMode": "Indexed",
             "completions": pods,
@@ -129,8 +137,8 @@ def _manifests(
     return (_job(resource, namespace, stage, env, attempt, settings, _disrupted),)
 
 
-def _shares(resource: Video2WorldPostTrain, stage: Stage) -> int:
-    """Pods between which the stage's work is shared."""
+def _parallel_pods(resource: Video2WorldPostTrain, stage: Stage) -> int:
+    """Return how many pods divide the stage's work."""
     inference = resource.spec.inference
     if stage.name == "dataset":
         return resource.spec.dataset.shards
@@ -157,7 +165,7 @@ def _job(
     patch: StagePatch = getattr(resource.spec.stages, stage.kind)
     if patch.pod_template:
         path = f"spec.stages.{stage.kind}.podTemplate"
-        template = _still_a_pod(_merge(template, patch.pod_template, path), path)
+        template = _checked_template(merge(template, patch.pod_template, path), path)
     codes = {"containerName": stage.kind, "operator": "In", "values": [EXIT_USER_ERROR]}
     rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
     spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
@@ -174,10 +182,10 @@ def _job(
 
 
 def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
-    """Names what can be changed of a stage's pods while they are there."""
+    """Hash the fields of the spec that shape a stage's pods and can be changed."""
     spec = resource.spec
     parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
-    return _digest([p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts])
+    return digest([p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts])
 
 
 def _on_disruption(action: str) -> Manifest:
@@ -204,17 +212,17 @@ def _train(
     group = {
         "PET_NNODES": str(spec.nodes),
         "PET_NPROC_PER_NODE": str(spec.processes_per_node),
-        # The pods' numbers are the nodes' ranks (launch.py): c10d would sort them by name and pid.
+        # A pod's index is its node rank (launch.py); c10d would sort nodes by name and PID.
         "PET_RDZV_BACKEND": "static",
         "PET_RDZV_ENDPOINT": f"{host}:{port}",
         "PET_RDZV_ID": name,
-        # Nodes come up minutes apart when images are pulled; torchrun waits ten minutes otherwise.
+        # Nodes start minutes apart when images are pulled; torchrun would wait ten minutes only.
         "PET_RDZV_CONF": "timeout=1800",
         "PET_MAX_RESTARTS": "0",  # a lost process restarts the whole group, as a new attempt
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port + 1),
-        # Names a run whose checkpoints may be gone on from: all but its length and cadence.
-        "V2W_RUN_HASH": _run_hash(stage.argv, [resource.dataset_dir]),
+        # Identifies a run that may resume from its checkpoints: all but its length and cadence.
+        "V2W_RUN_HASH": run_hash(stage.argv, [resource.dataset_dir]),
         "V2W_ATTEMPT": str(attempt),
         "V2W_METRICS_PORT": str(port + 2),  # of rank 0, and so of pod 0
         **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
@@ -225,7 +233,7 @@ def _train(
         "parallelism": spec.nodes,
         "backoffLimit": 0,
     }
-    # One lost node ends the attempt at once: the others could not go on without it.
+    # One lost node ends the attempt at once: the others cannot continue without it.
     job = _job(
         resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
     )
@@ -245,7 +253,7 @@ def _train(
 
 
 def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
-    """What a pod of the train group has beside what every pod has."""
+    """Return the fields of a pod that only the training group has."""
     lost = [
         {
             "key": f"node.kubernetes.io/{key}",
@@ -255,11 +263,11 @@ def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
         }
         for key in ("not-ready", "unreachable")
     ]
-    given = resource.spec.stages.train.tolerations
-    lost = [t for t in lost if t["key"] not in [g.get("key") for g in given]]
+    own = resource.spec.stages.train.tolerations
+    lost = [t for t in lost if t["key"] not in [g.get("key") for g in own]]
     fields: dict[str, Any] = {
         "subdomain": f"{resource.name}-train",
-        "tolerations": [*given, *lost],
+        "tolerations": [*own, *lost],
     }
     key, affinity = resource.spec.scheduling.topology_key, resource.spec.stages.train.affinity
     if not key or affinity:
@@ -302,7 +310,7 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
     }
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        # Long enough to save a checkpoint: SIGTERM first, and only then the end.
+        # Long enough to save a checkpoint after SIGTERM.
         "terminationGracePeriodSeconds": 600 if stage == "train" and not spec.tiny else 60,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -325,7 +333,7 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
         port = spec.training.rendezvous_port + 2
         container["ports"] = [{"name": "metrics", "containerPort": port}]
     if stage == "inference":
-        # The samples travel in the pod's own annotation: no ConfigMap to make, own and clean up.
+        # An annotation of the pod holds the samples: no ConfigMap to create, own and clean up.
         path = f"metadata.annotations['{SAMPLES_ANNOTATION}']"
         items = [{"path": "samples.json", "fieldRef": {"fieldPath": path}}]
         pod["volumes"].append({"name": "config", "downwardAPI": {"items": items}})
@@ -356,11 +364,11 @@ def _env(
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
     patch: StagePatch = getattr(resource.spec.stages, stage)
     more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
-    return _merge_named(env, more, "name")
+    return merge_named(env, more, "name")
 
 
 def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
-    """Whether the stage asks the Hub for anything: only then it gets the token."""
+    """Return whether the stage downloads from the Hub: only then it gets the token."""
     agibot = resource.spec.dataset.agibot
     return stage == "download" or (stage == "dataset" and agibot is not None and not agibot.path)
 
@@ -371,14 +379,14 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     if stage == "train":
         cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
     requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
-    if resource.spec.tiny:  # two of its pods, and the operator's, share a machine of two cores
+    if resource.spec.tiny:  # two of its pods and the operator fit on a machine with two cores
         requests = {"cpu": "500m", "memory": "2Gi"}
     limits: dict[str, Any] = {GPU: str(gpus)} if gpus else {}
     patch: StagePatch = getattr(resource.spec.stages, stage)
     if patch.resources:
         requests |= {name: str(value) for name, value in patch.resources.requests.items()}
         limits |= {name: str(value) for name, value in patch.resources.limits.items()}
-        # A GPU's request must equal its limit: the one that is given holds for both.
+        # Requests and limits of GPUs must be equal: the one that is set applies to both.
         if GPU in patch.resources.requests and GPU not in patch.resources.limits:
             limits[GPU] = requests[GPU]
         if limits.get(GPU) == "0":
@@ -388,70 +396,28 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
 
 
 def _whole_cpus(text: str) -> int:
-    """``500m`` or ``4`` as a number of processes."""
+    """Convert a CPU quantity such as ``500m`` or ``4`` to a number of processes."""
     return max(1, round(quantity(text)))
 
 
-_KEYS = {
-    "containers": "name",
-    "initContainers": "name",
-    "volumes": "name",
-    "env": "name",
-    "volumeMounts": "mountPath",
-    "imagePullSecrets": "name",  # pragma: allowlist secret
-}
-
-
-def _merge(base: Any, patch: Any, path: str = "") -> Any:
-    """RFC 7386, but lists of things with names are merged by name, as kubectl does.
-
-    Raises InvalidResource, with ``path`` as that of ``patch``, for what is no such list.
-    """
-    if not isinstance(base, dict) or not isinstance(patch, dict):
-        return patch
-    merged = dict(base)
-    for name, value in patch.items():
-        here = join(path, name)
-        if value is None:
-            merged.pop(name, None)
-        elif name in _KEYS and isinstance(merged.get(name), list):
-            merged[name] = _merge_named(merged[name], value, _KEYS[name], here)
-        else:
-            merged[name] = _merge(merged.get(name, {}), value, here)
-    return merged
-
-
-def _merge_named(base: list[Any], patch: Any, key: str, path: str = "") -> list[Any]:
-    if not isinstance(patch, list):
-        raise InvalidResource([Problem(path, "write a list here, as in a pod")])
-    merged = {item[key]: item for item in base}
-    for number, item in enumerate(patch):
-        name = item.get(key) if isinstance(item, dict) else None
-        if not isinstance(name, str):
-            text = f"write a mapping with {key}, by which it is merged with the plan's own entries"
-            raise InvalidResource([Problem(f"{path}[{number}]", text)])
-        merged[name] = _merge(merged.get(name, {}), item, f"{path}[{number}]")
-    return list(merged.values())
-
-
-def _still_a_pod(template: Any, path: str) -> Any:
-    """``template`` of a pod, unless a patch took out of it what the operator reads again."""
+def _checked_template(template: Any, path: str) -> Any:
+    """Return ``template``, unless a patch removed something that the operator reads from it."""
     for name, below in (("metadata", "labels"), ("spec", "containers")):
         part = template.get(name)
         if not isinstance(part, dict) or not part.get(below):
-            raise InvalidResource([Problem(f"{path}.{name}", f"leave a mapping with {below}")])
+            raise InvalidResource([Problem(f"{path}.{name}", f"keep a mapping with {below}")])
     if not isinstance(template["metadata"]["labels"], dict):
         raise InvalidResource([Problem(f"{path}.metadata.labels", "write a mapping here")])
     if not all(one.get("image") for one in template["spec"]["containers"]):
-        raise InvalidResource([Problem(f"{path}.spec.containers", "give each one an image")])
+        raise InvalidResource([Problem(f"{path}.spec.containers", "set an image for each one")])
     return template
 
 
 def owned(manifest: Manifest, resource: Video2WorldPostTrain) -> Manifest:
-    """``manifest`` with the resource as its controller, so that it goes when the resource goes.
+    """Return ``manifest`` with the resource as its controller, so both are deleted together.
 
-    The claim stays without an owner unless ``spec.storage.retention`` is Delete. The owner does
-    not block on it, for which the operator would need rights on the resource's finalizers.
+    The PVC has no owner unless ``spec.storage.retention`` is Delete. There is no
+    blockOwnerDeletion, for which the operator would need rights on the resource's finalizers.
     """
     if manifest["kind"] == "PersistentVolumeClaim" and resource.spec.storage.retention == "Keep":
         return manifest

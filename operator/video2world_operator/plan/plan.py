@@ -1,4 +1,4 @@
-"""From the resource to its ordered stages and their Kubernetes manifests: a pure function."""
+"""Plan a resource: its stages in order, and their Kubernetes manifests. Pure functions only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.plan.commands import CADENCE, SPEED, Command, commands, samples, sampling
 from video2world_operator.plan.labels import STAGE_LABEL
-from video2world_operator.plan.manifests import _claim, _manifests, _merge, _merge_named
+from video2world_operator.plan.manifests import claim_manifests, stage_manifests
+from video2world_operator.plan.merge_patch import merge, merge_named
 from video2world_operator.plan.stage import (
     SAMPLING,
     Manifest,
     Stage,
-    _digest,
-    _run_hash,
     container_of,
+    digest,
+    run_hash,
 )
 
 __all__ = ["Plan", "make_plan", "to_yaml", "with_env"]
@@ -25,8 +26,8 @@ __all__ = ["Plan", "make_plan", "to_yaml", "with_env"]
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "download": (),
     "dataset": (),
-    # Not download: what they take from it stands in their own command lines, so that another
-    # model size alone does not encode everything again.
+    # Not download: their own command lines name what they use of it, so that another model size
+    # alone does not encode everything again.
     "embeddings": ("dataset",),
     "latents": ("dataset",),
     "train": ("embeddings", "latents"),
@@ -36,7 +37,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a resource asks for. ``shared`` (the claim) is applied before any stage."""
+    """Everything to create for a resource; ``shared`` (the PVC) is applied before any stage."""
 
     name: str
     namespace: str
@@ -45,28 +46,28 @@ class Plan:
     stages: tuple[Stage, ...]
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name; KeyError if the plan has none."""
+        """Return the stage of that name; raise KeyError if the plan has none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
         raise KeyError(name)
 
     def manifests(self, name: str, attempt: int) -> tuple[Manifest, ...]:
-        """What one attempt (1, 2, ...) at a stage applies: its Job; at training its Service too."""
+        """Build the manifests of an attempt (1, 2, ...): a Job, for training also a Service."""
         return self.stage(name).make(attempt)
 
     def sampling(self, iteration: int) -> tuple[Manifest, ...]:
-        """The Job that makes the samples of one checkpoint while training goes on."""
+        """Build the Job that generates the samples of one checkpoint during training."""
         command = sampling(self.resource, iteration)
         argv = [a for a in command.argv if not a.startswith(SPEED)]
-        run = _run_hash(self.stage("train").argv, [self.resource.dataset_dir])
+        run = run_hash(self.stage("train").argv, [self.resource.dataset_dir])
         inputs = {"argv": argv, "run": run, "samples": samples(self.resource)}
         stage = Stage(
             SAMPLING,
-            _digest(inputs),
+            digest(inputs),
             command.outputs,
             tuple(command.argv),
-            lambda attempt: _manifests(self.resource, self.namespace, stage, [], attempt),
+            lambda attempt: stage_manifests(self.resource, self.namespace, stage, [], attempt),
         )
         return stage.make(iteration)
 
@@ -74,7 +75,8 @@ class Plan:
 def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Plan:
     """Plan a resource; its own ``metadata.namespace`` overrides ``namespace``.
 
-    Raises InvalidResource for a podTemplate that cannot be laid over a pod.
+    Raises:
+        InvalidResource: a podTemplate cannot be merged into a pod.
     """
     namespace = resource.metadata.namespace or namespace
     hashes: dict[str, str] = {}
@@ -82,7 +84,7 @@ def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Pla
 
     def manifests(number: int, attempt: int) -> tuple[Manifest, ...]:
         later = stages[number + 1 :]
-        return _manifests(resource, namespace, stages[number], later, attempt)
+        return stage_manifests(resource, namespace, stages[number], later, attempt)
 
     for number, (name, command) in enumerate(commands(resource).items()):
         hashes[name] = _inputs_hash(resource, name, command, hashes)
@@ -90,22 +92,24 @@ def make_plan(resource: Video2WorldPostTrain, namespace: str = "default") -> Pla
         stages.append(Stage(name, hashes[name], command.outputs, argv, make))
     for stage in stages:
         if getattr(resource.spec.stages, stage.kind).pod_template:
-            stage.make(1)  # it is refused now, not when the stage's turn comes
-    return Plan(resource.name, namespace, resource, _claim(resource, namespace), tuple(stages))
+            stage.make(1)  # refused now, not when the stage starts
+    return Plan(
+        resource.name, namespace, resource, claim_manifests(resource, namespace), tuple(stages)
+    )
 
 
 def to_yaml(plan: Plan) -> str:
-    """All manifests as one multi-document YAML text, the same for the same plan."""
-    import yaml  # here, so that importing the plan stays quick
+    """Write all manifests as one multi-document YAML text, deterministically."""
+    import yaml  # here, which keeps importing the plan fast
 
     class Dumper(yaml.SafeDumper):
-        """Writes a list that occurs twice twice, not as an alias."""
+        """Write a repeated list in full, not as an alias."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
     def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
-        # Unicode's own line ends are lost, or end the value, where they are not escaped.
+        # Unicode line separators have to be escaped: they would be lost, or end the value.
         style = None if value.isprintable() else '"'
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
@@ -132,11 +136,11 @@ def _inputs_hash(
         inputs["world"] = [resource.spec.nodes, resource.spec.processes_per_node]
     if stage == "inference":
         inputs["samples"] = samples(resource)
-    return _digest(inputs)
+    return digest(inputs)
 
 
 def with_env(manifests: Sequence[Manifest], **env: str) -> tuple[Manifest, ...]:
-    """``manifests`` of an attempt, whose Job's worker has these variables besides its own."""
+    """Return ``manifests`` with more environment variables for the worker of the Job."""
     more = [{"name": name, "value": value} for name, value in env.items()]
 
     def changed(manifest: Manifest) -> Manifest:
@@ -144,12 +148,12 @@ def with_env(manifests: Sequence[Manifest], **env: str) -> tuple[Manifest, ...]:
             return manifest
         worker = container_of(manifest["metadata"]["labels"][STAGE_LABEL])
         containers = [
-            one | {"env": _merge_named(one.get("env") or [], more, "name")}
+            one | {"env": merge_named(one.get("env") or [], more, "name")}
             if one.get("name") == worker
             else one
             for one in manifest["spec"]["template"]["spec"].get("containers") or []
         ]
-        made: Manifest = _merge(
+        made: Manifest = merge(
             manifest, {"spec": {"template": {"spec": {"containers": containers}}}}
         )
         return made

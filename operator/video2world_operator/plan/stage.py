@@ -11,20 +11,20 @@ from typing import Any
 
 from video2world_operator.plan.commands import CADENCE, LENGTH
 
-__all__ = ["SAMPLING", "Manifest", "Stage", "container_of"]
+__all__ = ["SAMPLING", "Manifest", "Stage", "container_of", "digest", "run_hash"]
 
 Manifest = dict[str, Any]
 
-SAMPLING = "samples"  # stage label of the Jobs beside training; their attempt is the iteration
+SAMPLING = "samples"  # stage label of sampling Jobs during training; their attempt is the iteration
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of the plan.
 
-    ``inputs_hash`` names all that its result depends on: a stage whose hash stands on the volume
-    is skipped; ``outputs`` are the paths, relative to the volume's root, that exist once it is
-    done. ``make`` makes the manifests of an attempt (1, 2, ...).
+    ``inputs_hash`` identifies everything that its result depends on: if the volume records a stage
+    with this hash as complete, it is skipped. ``outputs`` are the paths, relative to the volume's
+    root, that exist afterwards. ``make`` builds the manifests of an attempt (1, 2, ...).
     """
 
     name: str
@@ -35,8 +35,7 @@ class Stage:
 
     @cached_property
     def manifests(self) -> tuple[Manifest, ...]:
-        """What is applied to start its first attempt; made when it is asked for, as most
-        reconciliations do not ask."""
+        """Manifests of the first attempt; built on demand, as they are rarely needed."""
         return self.make(1)
 
     @property
@@ -46,19 +45,21 @@ class Stage:
 
     @property
     def kind(self) -> str:
-        """The stage of the spec whose settings hold for its pods."""
+        """Stage of the spec whose settings apply to its pods."""
         return container_of(self.name)
 
 
 def container_of(stage: str) -> str:
-    """Name of the container in the pods that bear this stage's label."""
+    """Return the container name in pods with this stage label."""
     return "inference" if stage == SAMPLING else stage
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Hash a JSON value to 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _run_hash(argv: tuple[str, ...], needs: list[str]) -> str:
+def run_hash(argv: tuple[str, ...], needs: list[str]) -> str:
+    """Identify a training run by its settings, without its length and cadence."""
     kept = [a for a in argv if not a.startswith((*CADENCE, LENGTH))]
-    return _digest([kept, needs])
+    return digest([kept, needs])

@@ -528,7 +528,7 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ({"spec": 5}, "podTemplate.spec: leave a mapping with containers"),
+        ({"spec": 5}, "podTemplate.spec: keep a mapping with containers"),
         ({"spec": {"containers": {"name": "train"}}}, "spec.containers: write a list here"),
         (
             {"spec": {"containers": [{"image": "mine"}]}},
@@ -539,9 +539,9 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
             {"spec": {"containers": [{"name": "train", "volumeMounts": [{"name": "data"}]}]}},
             "spec.containers[0].volumeMounts[0]: write a mapping with mountPath",
         ),
-        ({"spec": {"containers": [{"name": "sidecar"}]}}, "give each one an image"),
-        ({"spec": {"containers": None}}, "podTemplate.spec: leave a mapping with containers"),
-        ({"metadata": None}, "podTemplate.metadata: leave a mapping with labels"),
+        ({"spec": {"containers": [{"name": "sidecar"}]}}, "set an image for each one"),
+        ({"spec": {"containers": None}}, "podTemplate.spec: keep a mapping with containers"),
+        ({"metadata": None}, "podTemplate.metadata: keep a mapping with labels"),
         ({"metadata": {"labels": "a"}}, "podTemplate.metadata.labels: write a mapping"),
     ],
 )
