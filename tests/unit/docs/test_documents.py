@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and the pages say of the code is so."""
+"""The claims of README, CONTRIBUTING and the pages about the code are true."""
 
 import ast
 import re
@@ -17,6 +17,7 @@ from video2world_trainer.training.config import TrainConfig, read_config
 
 README = (ROOT / "README.md").read_text()
 ORIGINAL = (ROOT / "docs/original.md").read_text()
+FOLDERS = ("common", "operator", "preprocess", "trainer")
 PACKAGES = {"video2world_operator", "video2world_preprocess", "video2world_trainer"}
 
 
@@ -31,7 +32,7 @@ def imports(folder):
     return found - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("folder", ["common", "operator", "preprocess", "trainer"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_contributings_table_is_what_is_imported(folder):
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith(f"| `{folder}/`"))
@@ -42,6 +43,18 @@ def test_contributings_table_is_what_is_imported(folder):
     if folder == "operator":
         assert not imports(folder) & {"torch", *PACKAGES} - set(own)
         assert "never torch, never the workers" in allowed
+
+
+PATH_ROOTS = [ROOT, *(ROOT / folder / f"video2world_{folder}" for folder in FOLDERS)]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_path_of_the_map_exists(page):
+    """Paths are relative to the repository, or to one of its packages."""
+    named = set(re.findall(r"`([\w./-]+(?:\.(?:py|md|toml)|/))`", (ROOT / page).read_text()))
+    assert len(named) > 15
+    missing = [one for one in named if not any((root / one).exists() for root in PATH_ROOTS)]
+    assert missing == []
 
 
 def test_readme_lists_every_condition():
