@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from video2world_operator.api.status import dump_status, parse_status
-from video2world_operator.cli.explain import Facts, explain
-from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.cli.explain import explain
+from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.controller.controller import counts_on_absence
 from video2world_operator.reconcile.actions import Apply
 from video2world_operator.reconcile.observed_state import Job, Observed, Pod
@@ -180,7 +180,7 @@ def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False
         about = told["involvedObject"]
         about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
     jobs = list(world.jobs.values())
-    facts = Facts(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
+    objects = ClusterObjects(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
     status = parse_status(world.status)
     seen = Snapshot("run", status, list(world.pods.values()), note=note, gone=gone)
-    return explain(seen, facts, world.now)
+    return explain(seen, objects, world.now)

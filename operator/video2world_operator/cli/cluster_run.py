@@ -13,8 +13,7 @@ from video2world_operator.api.constants import API_VERSION, KIND, MAX_NAME
 from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.status import AttemptStatus, CheckpointStatus, Status, parse_status
 from video2world_operator.api.validation import parse
-from video2world_operator.cli.explain import Facts
-from video2world_operator.cli.snapshot import Snapshot, losses_of
+from video2world_operator.cli.snapshot import ClusterObjects, Snapshot, losses_of
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.plan.labels import RESOURCE_LABEL
@@ -137,10 +136,10 @@ async def _snapshot(cluster: ApiClient, namespace: str, name: str) -> Snapshot:
     return Snapshot(name, status, pods, losses)
 
 
-def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
+def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]:
     """The resource and what is around it; what the user may not see is left out."""
 
-    async def work(cluster: ApiClient, space: str) -> tuple[Snapshot, Facts]:
+    async def work(cluster: ApiClient, space: str) -> tuple[Snapshot, ClusterObjects]:
         body = await _get(cluster, space, name)
         seen = await _snapshot(cluster, space, name)
         spec = body["spec"]
@@ -149,19 +148,17 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, Facts]:
             gpus = parse({k: v for k, v in body.items() if k != "status"}).spec.processes_per_node
         except InvalidResource:
             gpus = 0
-        return seen, Facts(
+        return seen, ClusterObjects(
             metadata=body["metadata"],
             spec=spec,
-            claim=await cluster.get_if_allowed(
-                path_of("v1", "PersistentVolumeClaim", space, claim)
-            ),
+            pvc=await cluster.get_if_allowed(path_of("v1", "PersistentVolumeClaim", space, claim)),
             events=(await cluster.get_if_allowed(path_of("v1", "Event", space)) or {}).get(
                 "items", []
             ),
             jobs=await _jobs(cluster, space, name),
             nodes=(await cluster.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
-            definition=await problem_of(cluster),
+            crd_problem=await problem_of(cluster),
         )
 
     return run(work, namespace)

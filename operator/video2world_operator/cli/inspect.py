@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from video2world_operator.cli.common import ENDED, POLL_SECONDS, UsageError
 
 if TYPE_CHECKING:
-    from video2world_operator.cli.explain import Facts
-    from video2world_operator.cli.snapshot import Snapshot
+    from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 
 
 def status_local(args: argparse.Namespace) -> int:
@@ -61,11 +60,11 @@ def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
 
 
 def explain_local(args: argparse.Namespace) -> int:
-    from video2world_operator.cli.explain import Facts
     from video2world_operator.cli.local_run import NotFound, snapshot
+    from video2world_operator.cli.snapshot import ClusterObjects
 
     try:
-        return _tell(snapshot(args.volume, args.name), Facts())
+        return _print_causes(snapshot(args.volume, args.name), ClusterObjects())
     except NotFound as error:
         raise UsageError(str(error)) from None
 
@@ -73,17 +72,17 @@ def explain_local(args: argparse.Namespace) -> int:
 def explain_remote(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import observe
 
-    return _tell(*observe(args.name, args.namespace))
+    return _print_causes(*observe(args.name, args.namespace))
 
 
-def _tell(seen: Snapshot, around: Facts) -> int:
-    """Print the causes; the exit code is 0, found or not."""
+def _print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
+    """Print the causes; returns the exit code, 0 also if there are some."""
     from video2world_operator.cli.explain import explain
     from video2world_operator.terminal import sanitize_terminal
 
     status = seen.status
-    causes = explain(seen, around, datetime.now(UTC))
-    message = "" if causes else status.message  # a cause says it better
+    causes = explain(seen, objects, datetime.now(UTC))
+    message = "" if causes else status.message  # a cause says more
     print(sanitize_terminal(f"{seen.name}: {status.phase}  {message}".rstrip()))
     if not causes:
         print("no problems found")

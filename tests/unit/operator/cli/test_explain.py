@@ -9,8 +9,8 @@ import pytest
 
 from reconcile_world import NOW, World, causes
 from video2world_operator.api.status import parse_status
-from video2world_operator.cli.explain import Facts, explain
-from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.cli.explain import explain
+from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.reconcile.known_errors import RULES
 from video2world_operator.reconcile.observed_state import Claim, Peer
 
@@ -132,7 +132,7 @@ PODS = {
     ),
     "unheard of": (
         {"unschedulable": "0/4 nodes are available: something new."},
-        "Pod run-train-1-0 waits for a node",
+        "Pod run-train-1-0 is waiting for a node",
         "kubectl describe pod run-train-1-0 -n ns",
     ),
 }
@@ -151,9 +151,9 @@ def test_gpus_that_are_not_there_are_told_from_busy_ones(world):
     (busy,) = causes(world, nodes=[node(8), node(8)])
     assert "Not enough GPUs are free" in busy.what
     (small,) = causes(world, nodes=[node(4), node(2)])
-    assert small.what == "Each training pod asks for 8 GPUs, but the largest node has 4."
+    assert small.what == "Each training pod requests 8 GPUs, but the largest node has 4."
     (none,) = causes(world, nodes=[node(0)])
-    assert "No node of the cluster has GPUs" in none.what
+    assert "No node in the cluster has GPUs" in none.what
 
 
 def test_twice_the_same_trouble_is_told_once(world):
@@ -232,7 +232,7 @@ def test_out_of_memory_restarts_and_says_which_limit(world):
     world.pod("run-train-1-0", phase="Failed", exit_code=137, reason="OOMKilled", ended=world.now)
     world.round()
     (first, *_) = causes(world)
-    assert "starts again" in first.what
+    assert "failed and restarts" in first.what
     assert "spec.stages.train.resources.limits.memory" in first.remedy
     assert "OutOfMemory: pod run-train-1-0 was killed" in first.evidence
     assert "train-2" not in str(first)  # the next attempt has no pod yet
@@ -371,7 +371,7 @@ def test_no_operator():
     assert causes(world) == []  # it has just been made
     world.tick(60)
     (cause,) = causes(world)
-    assert cause.what == "No operator looks after this resource."
+    assert cause.what == "No operator is managing this resource."
     world.settle()
     assert causes(world) == []
     world.body["metadata"] |= {"generation": 2}  # the spec was changed, and nobody has acted
@@ -382,7 +382,7 @@ def test_no_operator():
 def test_a_pod_on_a_dead_node(world):
     world.pod("run-train-1-1", deleted=world.now - timedelta(seconds=5))
     found = [c.what for c in causes(world)]
-    assert found == ["Pod run-train-1-1 does not end: its node node-1 does not answer."]
+    assert found == ["Pod run-train-1-1 does not terminate: its node node-1 is not responding."]
 
 
 def test_an_invalid_spec_and_missing_rights():
@@ -410,7 +410,7 @@ def test_a_local_run_that_failed_is_run_again():
     failed["lastTransitionTime"] = "2026-11-24T12:00:00Z"
     status = parse_status({"phase": "Failed", "stages": stages, "conditions": [failed]})
     seen = Snapshot("run", status)
-    (cause,) = explain(seen, Facts(), NOW)
+    (cause,) = explain(seen, ClusterObjects(), NOW)
     assert cause.what == "no videos"
     assert "then run the same `v2w run` again; `v2w logs run --stage dataset`" in cause.remedy
     assert "resume" not in cause.remedy

@@ -327,7 +327,7 @@ def test_an_operator_that_does_nothing_more_is_noticed(world):
     assert causes(world) == []
     world.tick(BOUND + 1)
     (cause,) = causes(world)
-    assert cause.what == "No operator looks after this resource."
+    assert cause.what == "No operator is managing this resource."
 
 
 def test_a_job_suspended_by_hand_is_in_no_queue(world):

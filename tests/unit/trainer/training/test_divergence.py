@@ -12,8 +12,8 @@ from reconcile_world import World
 from tiny_training import JOB, events, losses, run
 from video2world_common.progress_events import parse, with_warning
 from video2world_operator.api.status import Status, dump_status, parse_status
-from video2world_operator.cli.explain import Facts, explain
-from video2world_operator.cli.snapshot import Snapshot
+from video2world_operator.cli.explain import explain
+from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.cli.status_tree import tree
 from video2world_operator.reconcile.progress import update_status
 from video2world_operator.terminal import Display
@@ -272,7 +272,7 @@ def test_operator_status_tree_and_explanation_show_it():
     assert world.status["message"].endswith(WARNING)
     seen = Snapshot("run", parse_status(world.status), list(world.pods.values()))
     assert any(WARNING in one and "warning" in one for one in tree(seen, world.now))
-    (cause,) = explain(seen, Facts(world.body["metadata"], world.body["spec"]), world.now)
+    (cause,) = explain(seen, ClusterObjects(world.body["metadata"], world.body["spec"]), world.now)
     assert cause.what == WARNING
     assert "spec.training.stopWhenDiverged" in cause.remedy
 
