@@ -10,36 +10,33 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from video2world_operator.cli.common import ENDED, POLL_SECONDS, UsageError
+from video2world_operator.cli.common import ENDED, POLL_SECONDS
 
 if TYPE_CHECKING:
     from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 
 
 def status_local(args: argparse.Namespace) -> int:
-    from video2world_operator.cli.local_run import NotFound, snapshot
+    from video2world_operator.cli.local_run import snapshot
 
-    show = _shower(args)
+    show = _printer(args)
     while True:
-        try:
-            seen = snapshot(args.volume, args.name)
-        except NotFound as error:
-            raise UsageError(str(error)) from None
+        seen = snapshot(args.volume, args.name)
         show(seen)
         if not args.watch or seen.gone or seen.status.phase in ENDED:
             return 0
         time.sleep(POLL_SECONDS)
 
 
-def status_remote(args: argparse.Namespace) -> int:
+def status_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import watch
 
-    watch(args.name, args.namespace, _shower(args), POLL_SECONDS if args.watch else None)
+    watch(args.name, args.namespace, _printer(args), POLL_SECONDS if args.watch else None)
     return 0
 
 
-def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
-    """Shows what it is given: as JSON, or as a tree that stays in its place on a terminal."""
+def _printer(args: argparse.Namespace) -> Callable[[Snapshot], None]:
+    """Return a function that shows a snapshot: as JSON, or as a tree updated in place."""
     from video2world_operator.api.status import dump_status
     from video2world_operator.cli.status_tree import tree
     from video2world_operator.terminal import Screen
@@ -60,16 +57,13 @@ def _shower(args: argparse.Namespace) -> Callable[[Snapshot], None]:
 
 
 def explain_local(args: argparse.Namespace) -> int:
-    from video2world_operator.cli.local_run import NotFound, snapshot
+    from video2world_operator.cli.local_run import snapshot
     from video2world_operator.cli.snapshot import ClusterObjects
 
-    try:
-        return _print_causes(snapshot(args.volume, args.name), ClusterObjects())
-    except NotFound as error:
-        raise UsageError(str(error)) from None
+    return _print_causes(snapshot(args.volume, args.name), ClusterObjects())
 
 
-def explain_remote(args: argparse.Namespace) -> int:
+def explain_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import observe
 
     return _print_causes(*observe(args.name, args.namespace))
@@ -95,7 +89,7 @@ def _print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
     return 0
 
 
-def logs_remote(args: argparse.Namespace) -> int:
+def logs_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import logs
 
     logs(
@@ -109,7 +103,7 @@ def logs_remote(args: argparse.Namespace) -> int:
     return 0
 
 
-def checkpoints_remote(args: argparse.Namespace) -> int:
+def checkpoints_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import checkpoints
 
     newest, attempts = checkpoints(args.name, args.namespace)
@@ -124,36 +118,29 @@ def checkpoints_remote(args: argparse.Namespace) -> int:
 
 
 def logs_local(args: argparse.Namespace) -> int:
-    from video2world_operator.cli.local_run import NotFound, print_log
+    from video2world_operator.cli.local_run import print_log
 
-    try:
-        print_log(
-            args.volume,
-            args.name,
-            stage=args.stage,
-            rank=args.rank,
-            attempt=args.attempt,
-            follow=args.follow,
-            out=sys.stdout,
-        )
-    except NotFound as error:
-        raise UsageError(str(error)) from None
+    print_log(
+        args.volume,
+        args.name,
+        stage=args.stage,
+        rank=args.rank,
+        attempt=args.attempt,
+        follow=args.follow,
+        out=sys.stdout,
+    )
     return 0
 
 
 def checkpoints_local(args: argparse.Namespace) -> int:
     from video2world_common.progress_events import duration
-    from video2world_operator.cli.local_run import NotFound, checkpoints
+    from video2world_operator.cli.local_checkpoints import checkpoints
 
-    try:
-        for folder, found in checkpoints(args.volume, args.name):
-            print(folder)
-            print(f"  {'ITERATION':>9}  {'SIZE':>10}  {'AGE':>7}  STATE")
-            for one in found:
-                size, age = f"{one.size / 2**20:.1f} MiB", duration(one.age)
-                mark = "  latest" if one.latest else ""
-                state = f"{one.damage or 'whole'}{mark}"
-                print(f"  {one.iteration:>9}  {size:>10}  {age:>7}  {state}")
-    except NotFound as error:
-        raise UsageError(str(error)) from None
+    for folder, found in checkpoints(args.volume, args.name):
+        print(folder)
+        print(f"  {'ITERATION':>9}  {'SIZE':>10}  {'AGE':>7}  STATE")
+        for checkpoint in found:
+            size, age = f"{checkpoint.size / 2**20:.1f} MiB", duration(checkpoint.age)
+            state = (checkpoint.damage or "complete") + ("  latest" if checkpoint.is_latest else "")
+            print(f"  {checkpoint.iteration:>9}  {size:>10}  {age:>7}  {state}")
     return 0

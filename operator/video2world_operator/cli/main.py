@@ -29,12 +29,12 @@ _LOCAL: Mapping[str, tuple[str, str]] = {
     "checkpoints": ("inspect", "checkpoints_local"),
 }
 _CLUSTER: Mapping[str, tuple[str, str]] = {
-    "status": ("inspect", "status_remote"),
-    "explain": ("inspect", "explain_remote"),
-    "logs": ("inspect", "logs_remote"),
-    "checkpoints": ("inspect", "checkpoints_remote"),
-    "suspend": ("suspend", "suspend_remote"),
-    "resume": ("suspend", "resume_remote"),
+    "status": ("inspect", "status_cluster"),
+    "explain": ("inspect", "explain_cluster"),
+    "logs": ("inspect", "logs_cluster"),
+    "checkpoints": ("inspect", "checkpoints_cluster"),
+    "suspend": ("suspend", "suspend_cluster"),
+    "resume": ("suspend", "resume_cluster"),
 }
 
 

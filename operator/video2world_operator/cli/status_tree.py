@@ -1,4 +1,4 @@
-"""A resource's state as a person reads it: a tree of lines, made of plain values."""
+"""Show the status of a resource as a tree of lines."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ from video2world_operator.reconcile.observed_state import Pod
 
 __all__ = ["sparkline", "tree"]
 
-PODS = 8  # pods of a stage that are listed one by one
-SAMPLE_ROWS = 8  # checkpoints whose samples are listed one by one
-BAR, SPARKS = 24, 32  # characters
-NOBODY = "no operator has looked at it yet; is one running?"
+MAX_PODS = 8  # of a stage, listed one by one
+MAX_SAMPLES = 8  # checkpoints whose samples are listed one by one
+BAR_WIDTH, SPARKLINE_WIDTH = 24, 32  # characters
+NO_OPERATOR = "no operator has handled it yet; is one running?"
 ENDED = ("Succeeded", "Failed", "Skipped")
 
 
 @dataclass(frozen=True)
 class _Node:
     text: str
-    below: list[_Node] = field(default_factory=list)
+    children: list[_Node] = field(default_factory=list)
 
 
-def sparkline(values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", width: int = SPARKS) -> str:
-    """``values`` as one character each, means of neighbours if there are more than ``width``."""
+def sparkline(
+    values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", width: int = SPARKLINE_WIDTH
+) -> str:
+    """Draw ``values``, one character each; with more than ``width``, means of neighbours."""
     count = min(len(values), width)
     edges = [len(values) * n // count for n in range(count + 1)] if count else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
@@ -49,18 +51,18 @@ def sparkline(values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", 
 
 
 def tree(seen: Snapshot, now: datetime, *, plain: bool = False) -> list[str]:
-    """The lines of the tree; ``plain`` keeps to ASCII."""
+    """Return the lines of the tree, in ASCII if ``plain``."""
     status = seen.status
     if status.is_empty:
-        return [f"{seen.name}: Pending  {seen.note or NOBODY}"]
+        return [f"{seen.name}: Pending  {seen.note or NO_OPERATOR}"]
     head = f"{seen.name}: {status.phase}  {status.message}".rstrip()
-    below = [_stage(seen, entry, now, plain) for entry in status.stages]
-    below.append(_Node(f"{'restarts':<11} {_restarts(status)}"))
+    children = [_stage(seen, entry, now, plain) for entry in status.stages]
+    children.append(_Node(f"{'restarts':<11} {_restarts(status)}"))
     gpu = status.gpu_seconds
     if gpu is not None and (gpu.useful or gpu.lost or gpu.idle):
-        below.append(_Node(f"{'GPU time':<11} {_gpu_time(gpu)}"))
+        children.append(_Node(f"{'GPU time':<11} {_gpu_time(gpu)}"))
     lines = [head] + ([f"  {seen.note}"] if seen.note else [])
-    _draw(lines, below, "", plain)
+    _draw(lines, children, "", plain)
     return lines
 
 
@@ -69,7 +71,7 @@ def _draw(lines: list[str], nodes: Sequence[_Node], indent: str, plain: bool) ->
     for number, node in enumerate(nodes, start=1):
         end = number == len(nodes)
         lines.append(f"{indent}{last if end else fork}{node.text}".rstrip())
-        _draw(lines, node.below, indent + (" " * len(bar) if end else bar), plain)
+        _draw(lines, node.children, indent + (" " * len(bar) if end else bar), plain)
 
 
 def _stage(seen: Snapshot, entry: StageStatus, now: datetime, plain: bool) -> _Node:
@@ -83,12 +85,12 @@ def _stage(seen: Snapshot, entry: StageStatus, now: datetime, plain: bool) -> _N
         words.append(f"{entry.ready}/{entry.desired} pods ready")
     if entry.message and state not in ("Running", "Succeeded"):
         words.append(entry.message)
-    below = _training(seen, now, plain) if name == "train" else []
+    children = _training(seen, now, plain) if name == "train" else []
     if name == "inference":
-        below = _samples(status=seen.status, pods=seen.pods)
+        children = _samples(status=seen.status, pods=seen.pods)
     if state in ("Running", "Restarting", "Failed", "Suspended"):
-        below += _pods([p for p in seen.pods if p.stage == name])
-    return _Node("  ".join(words), below)
+        children += _pods([p for p in seen.pods if p.stage == name])
+    return _Node("  ".join(words), children)
 
 
 def _span(start: str | None, end: str | None, now: datetime, state: str) -> str:
@@ -97,49 +99,49 @@ def _span(start: str | None, end: str | None, now: datetime, state: str) -> str:
 
 
 def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
-    status, below = seen.status, []
+    status, children = seen.status, []
     if (progress := status.progress) is not None:
-        below.append(_Node(f"{'progress':<11} {_progress(progress, plain)}"))
+        children.append(_Node(f"{'progress':<11} {_progress(progress, plain)}"))
         if progress.warning:
-            below.append(_Node(f"{'warning':<11} {progress.warning}"))
+            children.append(_Node(f"{'warning':<11} {progress.warning}"))
     if len(seen.losses) > 1:
         marks = ".:-=+*#%" if plain else "▁▂▃▄▅▆▇█"
         first, newest = seen.losses[0], seen.losses[-1]
         line = f"{sparkline(seen.losses, marks)}  {first:.4f} to {newest:.4f}"
-        below.append(_Node(f"{'loss':<11} {line}"))
+        children.append(_Node(f"{'loss':<11} {line}"))
     if (checkpoint := status.checkpoint) is not None:
         saved = parse_time(checkpoint.time)
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
         words = [str(checkpoint.iteration), age, checkpoint.path]
-        below.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, words))}"))
+        children.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, words))}"))
     for attempt in status.attempts:
         if attempt.end_time and attempt.reason != "Succeeded":
-            below.append(_Node(_attempt(attempt)))
-    return below
+            children.append(_Node(_attempt(attempt)))
+    return children
 
 
 def _samples(status: Status, pods: Sequence[Pod]) -> list[_Node]:
-    """The samples by checkpoint, the newest last; older ones are only counted."""
+    """List the samples by checkpoint, the newest last; older ones are only counted."""
     rows = status.samples
     nodes = []
-    if older := rows[:-SAMPLE_ROWS]:
+    if older := rows[:-MAX_SAMPLES]:
         done, total = sum(row.done for row in older), sum(row.total for row in older)
         nodes.append(_Node(f"{len(older)} older checkpoints: {done}/{total} samples"))
-    for row in rows[-SAMPLE_ROWS:]:
+    for row in rows[-MAX_SAMPLES:]:
         words = [f"{row.checkpoint:<14} {row.state:<10}"]
         words.append(f"{row.done}/{row.total} samples")
-        below = []
+        children = []
         if row.state == "Running":
-            below = _pods([p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.iteration)])
-        nodes.append(_Node("  ".join(filter(None, [*words, row.message])), below))
+            children = _pods([p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.iteration)])
+        nodes.append(_Node("  ".join(filter(None, [*words, row.message])), children))
     return nodes
 
 
 def _progress(progress: ProgressStatus, plain: bool) -> str:
     done, total = progress.iteration, progress.iterations
-    full = round(BAR * min(done / total, 1)) if total else 0
+    full = round(BAR_WIDTH * min(done / total, 1)) if total else 0
     on, off = ("#", ".") if plain else ("█", "░")
-    words = [f"{on * full}{off * (BAR - full)} {done}/{total}"]
+    words = [f"{on * full}{off * (BAR_WIDTH - full)} {done}/{total}"]
     if (loss := progress.loss) is not None:
         words.append(f"loss {loss:.4f}")
     if (pace := progress.seconds_per_iteration) is not None:
@@ -169,12 +171,12 @@ def _gpu_time(gpu: GPUSeconds) -> str:
 
 
 def _pods(pods: Sequence[Pod]) -> list[_Node]:
-    """The pods of the newest attempt: those in trouble first, many of them only counted."""
+    """List the pods of the newest attempt, those not running first; the rest are counted."""
     newest = max((p.attempt for p in pods), default=0)
     rows = [(_state(p), p) for p in pods if p.attempt == newest]
     rows.sort(key=lambda row: (row[0] == "Running", row[1].index))
-    shown = [_Node("  ".join(filter(None, (p.name, p.node, s)))) for s, p in rows[:PODS]]
-    if more := Counter(state.partition(":")[0] for state, _ in rows[PODS:]):
+    shown = [_Node("  ".join(filter(None, (p.name, p.node, s)))) for s, p in rows[:MAX_PODS]]
+    if more := Counter(state.partition(":")[0] for state, _ in rows[MAX_PODS:]):
         counts = ", ".join(f"{count} {state}" for state, count in more.most_common())
         shown.append(_Node(f"... and {sum(more.values())} more: {counts}"))
     return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def suspend_remote(args: argparse.Namespace) -> int:
+def suspend_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, True)
@@ -16,7 +16,7 @@ def suspend_remote(args: argparse.Namespace) -> int:
     return 0
 
 
-def resume_remote(args: argparse.Namespace) -> int:
+def resume_cluster(args: argparse.Namespace) -> int:
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, False)

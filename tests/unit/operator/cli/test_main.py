@@ -183,6 +183,6 @@ def test_logs_choose_stage_attempt_and_rank(volume):
 def test_checkpoints_are_told_whole_from_torn(volume):
     lines = v2w("checkpoints", "a", "--volume", volume).stdout.splitlines()[2:]
     assert [line.split()[0] for line in lines] == ["10", "20", "30"]
-    assert "torn: scheduler is missing" in lines[0]
-    assert "torn: optim has 5 bytes instead of 100" in lines[1]
-    assert lines[2].endswith("whole  latest")
+    assert "incomplete: scheduler is missing" in lines[0]
+    assert "incomplete: optim has 5 bytes instead of 100" in lines[1]
+    assert lines[2].endswith("complete  latest")

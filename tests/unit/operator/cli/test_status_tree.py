@@ -127,7 +127,7 @@ def test_of_a_thousand_pods_those_in_trouble_are_shown():
 
 
 def test_before_any_operator_looked():
-    assert shown({}) == ["run: Pending  no operator has looked at it yet; is one running?"]
+    assert shown({}) == ["run: Pending  no operator has handled it yet; is one running?"]
 
 
 def test_a_note_stands_below_the_head():
