@@ -65,8 +65,9 @@ class World:
         if decision.status is not None:
             written = json.loads(json.dumps(dump_status(decision.status)))
             self.body = self.body | {"status": written}
+        before = self._uids()
         for action in decision.actions:
-            self._do(action, lagging=cache is not None)
+            self._do(action, before, lagging=cache is not None)
         return decision
 
     def snapshot(self):
@@ -78,7 +79,7 @@ class World:
         seen = Observed(jobs=jobs, pods=pods, **self.extra | extra)
         return reconcile(self.body, plan_of(self.body), seen, self.now, self.policy)
 
-    def _do(self, action, lagging):
+    def _do(self, action, before, lagging):
         if isinstance(action, Apply):
             manifest = action.manifest
             self.applied.append(manifest)
@@ -87,8 +88,8 @@ class World:
                 job = Job.of({**manifest, "metadata": manifest["metadata"] | made})
                 assert lagging or job.name not in self.jobs, "two Jobs of one name"
                 self.jobs.setdefault(job.name, job)
-        elif lagging and action.uid not in self._uids():
-            pass  # gone by now
+        elif action.uid not in self._uids() and (lagging or action.uid in before):
+            pass  # gone by now, for example with its Job
         elif action.kind == "Job":
             job = self.jobs.pop(action.name)
             for pod in [
