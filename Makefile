@@ -21,7 +21,7 @@ setup: .venv/ready ## Create .venv with everything the other targets need (done 
 	  { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=$(UV_VERSION)'
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[cluster,trainer,dev]'
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,dev]'
 	@touch $@
 
 demo: .venv/ready ## Post-train a tiny model on robot video made here, and show what it generates
@@ -86,7 +86,7 @@ generate: .venv/ready ## Write definition, rights and docs/reference from the co
 constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(UV) pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
-	  --extra cluster --extra trainer --extra dev pyproject.toml; } > .constraints.new
+	  --extra operator --extra trainer --extra dev pyproject.toml; } > .constraints.new
 	mv .constraints.new constraints.txt
 
 clean: ## Remove everything made here: .venv, the demo's volume, caches

@@ -1,4 +1,4 @@
-"""Control side: the API, the plan and the engines that carry it out; never imports torch."""
+"""The control side: the API, the plan and the engines that run it. It never imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``Video2World`` comes with all it needs only when it is asked for: ``v2w`` must be quick."""
+    """Import ``Video2World`` on first use: ``v2w`` must start quickly."""
     if name == "Video2World":
         from video2world_operator.client import Video2World
 

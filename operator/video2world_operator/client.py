@@ -1,4 +1,4 @@
-"""A typed client for scripts and notebooks: ``Video2World(...).apply().watch()``."""
+"""Apply and watch resources from scripts and notebooks: ``Video2World(...).apply().watch()``."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ from video2world_operator.terminal import Screen
 
 __all__ = ["Video2World"]
 
-EVERY = 2.0  # seconds between two looks
+POLL_SECONDS = 2.0
 Part = Mapping[str, Any]
 
 
 class Video2World:
     """A Video2WorldPostTrain in the cluster of the kubeconfig (or of the pod this runs in).
 
-    Parts of the spec are its models (``ModelSpec(size="2B")``) or mappings of their fields in the
-    YAML's names (``{"size": "2B"}``); ``more`` are the others (``stages``, ``credentials``, ...).
+    Parts of the spec are models (``ModelSpec(size="2B")``) or mappings with the names of the YAML
+    (``{"size": "2B"}``); ``more`` are the other parts (``stages``, ``credentials``, ...).
+
+    Its methods raise :class:`.cli.cluster_run.RemoteFailed`, whose message names the remedy, if the
+    cluster cannot be reached or refuses.
 
     Raises:
-        InvalidResource: the spec is not valid; the lines name field and remedy.
+        InvalidResource: the spec is not valid; its lines name field and remedy.
     """
 
     def __init__(
@@ -70,57 +73,59 @@ class Video2World:
 
     @classmethod
     def from_file(cls, path: str | Path, *, namespace: str | None = None) -> Self:
-        """The resource in a YAML file. Raises InvalidResource."""
+        """Load the resource of a YAML file.
+
+        Raises:
+            InvalidResource: the file is not valid; its lines name field and remedy.
+        """
         made = cls.__new__(cls)
-        load_resource(Path(path))  # its errors name the lines
+        load_resource(Path(path))  # its errors name the lines of the file
         made._set(load_manifest(Path(path)), namespace)
         return made
 
     def __repr__(self) -> str:
         return f"Video2World({self.name!r}, size={self.resource.spec.model.size!r})"
 
-    # The methods below raise remote.RemoteFailed, whose text says what to do.
-
     def preflight(self) -> list[Check]:
-        """Whether the cluster has what the resource needs, before any GPU is held."""
+        """Check that the cluster has what the resource needs, before any GPU is allocated."""
         plan = make_plan(self.resource)
         facts = cluster_run.preflight(plan, self.manifest, self.namespace)
         return list(check_cluster(plan, estimate(self.resource), facts))
 
     def apply(self) -> Self:
-        """Make the resource, or change it to this spec."""
+        """Create the resource, or change it to this spec."""
         cluster_run.apply(self.manifest, self.namespace)
         return self
 
     @property
     def status(self) -> Status:
-        """What is; of phase Pending while no operator has looked at it."""
+        """The current status; its phase is Pending until an operator has accepted the resource."""
         return cluster_run.status(self.name, self.namespace)
 
     def watch(self, show: Callable[[list[str]], None] | None = None) -> Status:
-        """Show the tree of ``v2w status`` until the end, and return the status then.
+        """Show the tree of ``v2w status`` until the resource has ended; return its last status.
 
-        ``show`` gets its lines; by default they are printed, in place on a terminal and in a
-        notebook.
+        ``show`` is called with the tree's lines; by default they are printed, in place on a
+        terminal and in a notebook.
         """
         seen: list[Snapshot] = []
         draw = show or _printer()
 
-        def look(now: Snapshot) -> None:
+        def show_if_changed(now: Snapshot) -> None:
             changed = not seen or (seen[0].status, seen[0].note) != (now.status, now.note)
             seen[:] = [now]
             if changed:
                 draw(tree(now, datetime.now(UTC)))
 
-        cluster_run.watch(self.name, self.namespace, look, EVERY)
+        cluster_run.watch(self.name, self.namespace, show_if_changed, POLL_SECONDS)
         return seen[0].status
 
     def explain(self) -> list[Cause]:
-        """Why it does not get on, and what to do; empty if nothing holds it up."""
+        """Return why it is stuck and how to fix it; empty if there are no problems."""
         return explain(*cluster_run.observe(self.name, self.namespace), datetime.now(UTC))
 
     def logs(self, stage: str | None = None, *, rank: int = 0, follow: bool = False) -> None:
-        """Print what a worker prints, by default that of the stage at work."""
+        """Print the log of a worker, by default of the running stage."""
         cluster_run.logs(
             self.name,
             self.namespace,
@@ -132,17 +137,17 @@ class Video2World:
         )
 
     def suspend(self) -> Self:
-        """Save a checkpoint and free the GPUs."""
+        """Save a checkpoint, then release the GPUs."""
         cluster_run.suspend(self.name, self.namespace, True)
         return self
 
     def resume(self) -> Self:
-        """Go on."""
+        """Resume a suspended resource."""
         cluster_run.suspend(self.name, self.namespace, False)
         return self
 
     def delete(self) -> bool:
-        """Delete it, not its volume; whether it was there."""
+        """Delete the resource but not its volume; return whether it existed."""
         return cluster_run.delete(self.name, self.namespace)
 
 

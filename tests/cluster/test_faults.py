@@ -98,7 +98,7 @@ def test_a_watch_of_resources_that_ends_kopf_does_not_end_the_operator(
             run = Resource(gpu_cluster, gpu_namespace).create(stages=QUICKLY)
             check_done(run, what=operator.tail)
             assert operator.alive, operator.tail()
-            assert operator.log.read_text().count("injected Conflict; begun anew") == 3
+            assert operator.log.read_text().count("injected Conflict; restarted") == 3
 
 
 def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):

@@ -16,8 +16,8 @@ from video2world_operator.controller.rbac import (
     CLUSTER_WIDE,
     NAMESPACED,
     OWN_NAMESPACE,
-    missing,
-    rules,
+    missing_rights,
+    policy_rules,
 )
 from video2world_operator.kube.client import ApiClient
 
@@ -30,7 +30,7 @@ def lacking(api, own, namespaces):
 
     async def ask():
         async with ApiClient(connection(api)) as client:
-            return await missing(client, own, namespaces, ["scheduling.k8s.io"])
+            return await missing_rights(client, own, namespaces, ["scheduling.k8s.io"])
 
     return asyncio.run(ask())
 
@@ -40,14 +40,14 @@ def role(namespace, table):
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": {"name": ACCOUNT, "namespace": namespace},
-        "rules": rules(table),
+        "rules": policy_rules(table),
     }
 
 
 def test_the_file_is_what_the_table_says():
     documents = list(yaml.safe_load_all(PATH.read_text()))
     (role_,) = [d for d in documents if d["kind"] == "ClusterRole"]
-    assert role_["rules"] == rules((*NAMESPACED, *CLUSTER_WIDE))
+    assert role_["rules"] == policy_rules((*NAMESPACED, *CLUSTER_WIDE))
     assert not [r for r in role_["rules"] if "secrets" in r["resources"]]
     assert not [r for r in role_["rules"] if "*" in (*r["verbs"], *r["resources"])]
 

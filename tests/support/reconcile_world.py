@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from video2world_operator.api.status import dump_status, parse_status
 from video2world_operator.cli.explain import explain
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
-from video2world_operator.controller.controller import counts_on_absence
+from video2world_operator.controller.observer import needs_live_read
 from video2world_operator.reconcile.actions import Apply
 from video2world_operator.reconcile.observed_state import Job, Observed, Pod
 from video2world_operator.reconcile.reconciler import plan_of, reconcile
@@ -60,7 +60,7 @@ class World:
         """Reconcile once, or as often as the controller would with a ``cache`` that lags behind:
         Jobs and pods as they were (see :meth:`snapshot`)."""
         decision = self._decide(cache or self.snapshot(), extra)
-        if cache and counts_on_absence(parse_status(self.status), decision):
+        if cache and needs_live_read(parse_status(self.status), decision):
             decision = self._decide(self.snapshot(), extra)
         if decision.status is not None:
             written = json.loads(json.dumps(dump_status(decision.status)))

@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 
 from control_plane import Unavailable, binaries
 from reconcile_world import STAGES, World
-from video2world_operator.controller.metrics import Metrics, Present
+from video2world_operator.controller.metrics import Metrics, ResourceMetrics
+from video2world_operator.controller.resource import Resource
 from video2world_operator.kube.workqueue import WorkQueue
 
 
@@ -25,22 +26,21 @@ class Scraped:
     """The figures of a process that has seen what happens in one world."""
 
     def __init__(self, world=None):
-        self.world, self.metrics, self.bodies = world or World(), Metrics(), {}
+        self.world, self.metrics, self.resources = world or World(), Metrics(), {}
         self.queue = WorkQueue(self.work)
-        self.queue.observe = self.metrics.reconciled
-        self.metrics.attach(Present(self, self.queue, self.bodies.keys, lambda: 7.0))
+        self.queue.observe = self.metrics.count_reconciliation
+        self.metrics.attach(
+            ResourceMetrics(lambda: list(self.resources.values()), self.queue, lambda: 7.0)
+        )
 
     async def work(self, key):
         if key == "bad":
             raise ValueError(key)
 
-    def resource(self, key):
-        return self.bodies.get(key)
-
     def look(self, name="run"):
         key = ("ns", name)
-        self.bodies[key] = self.world.body
-        self.metrics.look(key, self.world.body, self.world.pods.values())
+        self.resources[key] = Resource(self.world.body)
+        self.metrics.observe_resource(key, self.resources[key], self.world.pods.values())
 
     def text(self, accept=""):
         return self.metrics.expose(accept)[0].decode()

@@ -18,7 +18,7 @@ from video2world_operator.controller.rbac import (
     CLUSTER_WIDE,
     NAMESPACED,
     OWN_NAMESPACE,
-    rules,
+    policy_rules,
 )
 
 __all__ = ["PATH", "render"]
@@ -51,15 +51,15 @@ def manifests(own: str, served: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     made = [
         _object("ServiceAccount", ACCOUNT, own),
-        _object("Role", f"{ACCOUNT}-leader", own, rules=rules(OWN_NAMESPACE)),
+        _object("Role", f"{ACCOUNT}-leader", own, rules=policy_rules(OWN_NAMESPACE)),
         _binding("Role", f"{ACCOUNT}-leader", own, own),
     ]
     if not served:
-        every = rules((*NAMESPACED, *CLUSTER_WIDE))
+        every = policy_rules((*NAMESPACED, *CLUSTER_WIDE))
         made.append(_object("ClusterRole", ACCOUNT, rules=every))
         made.append(_binding("ClusterRole", ACCOUNT, own))
     for namespace in served:
-        made.append(_object("Role", ACCOUNT, namespace, rules=rules(NAMESPACED)))
+        made.append(_object("Role", ACCOUNT, namespace, rules=policy_rules(NAMESPACED)))
         made.append(_binding("Role", ACCOUNT, own, namespace))
     return made
 
@@ -83,7 +83,7 @@ def render_chart() -> str:
 
     head = "# Generated from operator/video2world_operator/controller/rbac.py by `make generate`.\n"
     tables = {"served": NAMESPACED, "clusterWide": CLUSTER_WIDE, "ownNamespace": OWN_NAMESPACE}
-    made = {name: rules(table) for name, table in tables.items()}
+    made = {name: policy_rules(table) for name, table in tables.items()}
     return head + yaml.safe_dump(made, sort_keys=False, width=100)
 
 

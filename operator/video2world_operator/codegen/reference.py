@@ -22,7 +22,7 @@ from video2world_operator.api.mutability import CHANGEABLE, fixed
 from video2world_operator.api.validation import parse
 from video2world_operator.cli import parser
 from video2world_operator.codegen.write import generate
-from video2world_operator.controller.metrics import Metrics, Present
+from video2world_operator.controller.metrics import Metrics, ResourceMetrics
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.preflight import requirements
 from video2world_operator.reconcile import known_errors
@@ -348,23 +348,12 @@ def _commands() -> str:
 # ---------------------------------------------------------------------- metrics
 
 
-class _Nothing:
-    """A cluster without resources, of which the names of all figures can be read."""
-
-    def resource(self, key: Any) -> None:
-        return None
-
-    resources = jobs = pods = resource
-
-
 async def _idle(key: Any) -> None: ...
 
 
 def _metrics() -> str:
     metrics = Metrics()
-    metrics.attach(
-        Present(_Nothing(), WorkQueue(_idle), lambda: (), lambda: 0.0)  # type: ignore[arg-type]
-    )
+    metrics.attach(ResourceMetrics(list, WorkQueue(_idle), lambda: 0.0))
     labels = {metric._name: metric._labelnames for metric in metrics.counted}
     rows = []
     for family in metrics.registry.collect():

@@ -1,4 +1,4 @@
-"""Health of the operator, judged by the age of its cache and its queue, and its HTTP port."""
+"""Judge the operator's health by the age of its cache and its queue, and serve its probes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from aiohttp import web
 
 from video2world_operator.api.constants import KIND
 from video2world_operator.controller.cache import RESOURCES, WatchCache
-from video2world_operator.controller.keys import Key
 from video2world_operator.controller.metrics import Metrics
+from video2world_operator.controller.resource import Key
 from video2world_operator.kube.client import SMALL_PAGE, ApiClient
 
 __all__ = ["Freshness", "Health", "serve"]
@@ -20,67 +20,65 @@ _METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class Freshness:
-    """For how long the resources in the cache have been behind the API server: zero on a healthy
-    watch.
+    """How long the cached resources have been behind the API server; zero for a healthy watch.
 
-    An idle cluster has no events, so that their age says nothing. What is compared instead is the
-    version of every resource in a listing of metadata with the one in the cache. What the cache
-    has and the listing has not is gone without an event, and is dropped from the cache. Jobs and
-    pods need none of this: their :class:`.informer.Informer` begins anew where it may have missed
-    something, and ten times as many of them to list would be felt by those who wait.
+    An idle cluster has no events, so their age says nothing. Instead, the versions in a listing of
+    metadata are compared with the cached ones. Cached resources that are not in the listing were
+    deleted without an event, and are dropped. Jobs and pods need no such check: their
+    :class:`.informer.Informer` lists again whenever it may have missed something, and listing ten
+    times as many objects would slow down others.
     """
 
-    def __init__(self, cluster: ApiClient, cache: WatchCache, namespaces: Sequence[str]) -> None:
-        self._cluster, self._cache = cluster, cache
+    def __init__(self, api: ApiClient, cache: WatchCache, namespaces: Sequence[str]) -> None:
+        self._api, self._cache = api, cache
         self._namespaces: Sequence[str | None] = namespaces or (None,)
-        self._behind: dict[tuple[str, str], float] = {}
+        self._behind: dict[tuple[str, str], float] = {}  # since when, by UID and version
 
     async def check(self) -> set[Key]:
-        """Compare once; the resources that were dropped.
+        """Compare once, and return the resources that were dropped.
 
         Raises:
             ApiError, OSError: the API server does not answer.
         """
         now = time.monotonic()
         behind = {}
-        known = self._cache.uids(KIND)  # before the listing: what comes later is in neither
-        there: set[str] = set()
+        known = self._cache.uids(KIND)  # before the listing: later resources are in neither
+        listed: set[str] = set()
         for namespace in self._namespaces:
             path = RESOURCES.path(namespace)
-            async for item in self._cluster.list_objects(path, accept=_METADATA, page=SMALL_PAGE):
+            async for item in self._api.list_objects(path, accept=_METADATA, page=SMALL_PAGE):
                 metadata = item["metadata"]
-                there.add(metadata["uid"])
-                body = self._cache.resource((metadata["namespace"], metadata["name"]))
-                version = (body or {"metadata": {}})["metadata"].get("resourceVersion")
-                if version != metadata["resourceVersion"]:
-                    lag = (metadata["uid"], metadata["resourceVersion"])
-                    behind[lag] = self._behind.get(lag, now)
+                listed.add(metadata["uid"])
+                cached = self._cache.resource((metadata["namespace"], metadata["name"]))
+                if cached is None or cached.version != metadata["resourceVersion"]:
+                    change = (metadata["uid"], metadata["resourceVersion"])
+                    behind[change] = self._behind.get(change, now)
         self._behind = behind
-        gone = known.keys() - there
-        self._cache.drop(gone)
-        return {known[uid] for uid in gone}
+        deleted = known.keys() - listed
+        self._cache.drop(deleted)
+        return {known[uid] for uid in deleted}
 
     @property
     def age(self) -> float:
-        """Seconds since the oldest change that the cache has not seen, as of the last check."""
+        """Seconds since the oldest change that the cache lacked at the last check."""
         return time.monotonic() - min(self._behind.values()) if self._behind else 0.0
 
 
 @dataclass
 class Health:
-    """What the probes answer. Bounds are in seconds."""
+    """The answers of the probes. Bounds are in seconds."""
 
     queue_lag: Callable[[], float] = lambda: 0.0
     cache_age: Callable[[], float] = lambda: 0.0
-    holds: Callable[[], bool] = lambda: True  # the lease, once it leads
+    holds: Callable[[], bool] = lambda: True  # once it leads
     state: str = "starting"  # starting, unauthorized, waiting, leading
-    missing: Sequence[str] = field(default=())
+    missing: Sequence[str] = field(default=())  # rights
     definition: str = ""  # what is wrong with the CRD
     queue_bound: float = 120
     cache_bound: float = 90
 
     def problems(self) -> list[str]:
-        """Why the process should be restarted; empty while it is well."""
+        """Return why the process should be restarted; empty while it is healthy."""
         found = []
         if self.state == "leading" and not self.holds():
             found.append("it no longer holds the lease, and has not ended")
@@ -92,10 +90,13 @@ class Health:
 
 
 async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.AppRunner:
-    """Answer ``/healthz``, ``/readyz`` and ``/metrics``; the caller cleans the runner up.
+    """Serve ``/healthz``, ``/readyz`` and ``/metrics``; the caller cleans up the runner.
 
-    Ready is who leads or waits to lead; not who lacks rights, or fields in the definition.
-    Raises OSError if the port is taken.
+    An operator is ready if it leads or waits to lead, unless it lacks rights or the CRD lacks
+    fields.
+
+    Raises:
+        OSError: the port is in use.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -109,7 +110,7 @@ async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.A
             ready, text = False, text or f"{health.state}: {health.definition}"
         return web.Response(text=text or health.state, status=200 if ready else 503)
 
-    async def figures(request: web.Request) -> web.Response:
+    async def expose_metrics(request: web.Request) -> web.Response:
         text, content_type = metrics.expose(request.headers.get("Accept", ""))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
@@ -118,7 +119,7 @@ async def serve(health: Health, metrics: Metrics, host: str, port: int) -> web.A
         [
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
-            web.get("/metrics", figures),
+            web.get("/metrics", expose_metrics),
         ]
     )
     runner = web.AppRunner(app, access_log=None)

@@ -1,8 +1,8 @@
-"""Keeps Jobs and pods in the cache: a listing, and the watch that goes on from its version.
+"""Keep Jobs and pods in the cache: list them, then watch from the listing's version.
 
-kopf watches the resources. For their children, of which there are ten times as many with ten times
-the events, its handling of each costs more than all that is done here, and it does not say when its
-first listing has been brought, or what has gone while it did not watch.
+kopf watches the resources, but not their children, which are ten times as many with ten times the
+events: it takes more time for each than everything here, and does not say when its first listing
+is complete or what was deleted while it did not watch.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
 
 from video2world_operator.controller.cache import WatchCache, Watched
-from video2world_operator.controller.keys import Key
+from video2world_operator.controller.resource import Key, Object
 from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.labels import RESOURCE_LABEL
@@ -23,43 +22,43 @@ from video2world_operator.plan.labels import RESOURCE_LABEL
 __all__ = ["Informer", "pause_after"]
 
 log = logging.getLogger(__name__)
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds between two tries, doubled with each in a row
-ANEW = (401, 410)  # answers after which a watch cannot go on where it was
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # seconds before a retry, doubled with each failure
+RELIST = (401, 410)  # answers after which a watch cannot continue from its version
 
 
 def pause_after(failures: int) -> float:
-    """Seconds until a watch is tried again that has failed at once so often before."""
+    """Return the seconds before the next try of a watch that has failed ``failures`` times."""
     return min(FIRST_PAUSE * 2.0 ** min(failures, 10), LONGEST_PAUSE) * random.uniform(0.7, 1.3)
 
 
 class Informer:
-    """Watches one kind of children in one namespace, or in all of them.
+    """Watch one kind of children in one namespace, or in all of them.
 
-    ``wake`` is called with the resource of whatever changed; not for the first listing, which is
-    through once :attr:`listed` is set.
+    ``wake`` is called with the resource of every object that changed, but not for the first
+    listing: :attr:`listed` is set once that is complete.
     """
 
     def __init__(
         self,
-        cluster: ApiClient,
+        api: ApiClient,
         cache: WatchCache,
         kind: Watched,
         namespace: str | None,
         wake: Callable[[Key], None],
     ) -> None:
-        self._cluster, self._cache, self._kind = cluster, cache, kind
+        self._api, self._cache, self._kind = api, cache, kind
         self._namespace, self._wake = namespace, wake
-        self._version = ""  # up to which everything is in the cache; empty: list anew
+        self._version = ""  # everything up to it is in the cache; empty: list again
         self.listed = asyncio.Event()
 
     async def run(self) -> None:
-        """Watch until cancelled, whatever the API server does."""
+        """Watch until cancelled, however the API server behaves."""
         failures = 0
         while True:
             try:
                 if not self._version:
                     await self._list()
-                watch = self._cluster.watch(
+                watch = self._api.watch(
                     self._kind.path(self._namespace),
                     resourceVersion=self._version,
                     labelSelector=RESOURCE_LABEL,
@@ -68,9 +67,9 @@ class Informer:
                     async for event in events:
                         self._take(event)
                         failures = 0
-                continue  # it ended as was agreed
+                continue  # the server ended it, as requested
             except ApiError as error:
-                if error.code in ANEW:
+                if error.code in RELIST:
                     self._version = ""
                 log.info("watching %s: %s", self._kind.plural, error)
             except OSError as error:
@@ -79,42 +78,41 @@ class Informer:
             failures += 1
 
     async def _list(self) -> None:
-        """Bring the cache up to date; what it has and the listing has not is gone."""
+        """Bring the cache up to date; cached objects that are not in the listing were deleted."""
         known = {
             uid: key
             for uid, key in self._cache.uids(self._kind.kind).items()
             if self._namespace in (None, key[0])
         }
-        there, version = set(), ""
+        listed, version = set(), ""
         path = self._kind.path(self._namespace)
-        async for page in self._cluster.list_pages(path, labelSelector=RESOURCE_LABEL):
+        async for page in self._api.list_pages(path, labelSelector=RESOURCE_LABEL):
             for body in page["items"]:
-                there.add(body["metadata"]["uid"])
+                listed.add(body["metadata"]["uid"])
                 self._put(body)
             version = page["metadata"]["resourceVersion"]
-        gone = known.keys() - there
-        self._cache.drop(gone)
-        for uid in gone:
+        deleted = known.keys() - listed
+        self._cache.drop(deleted)
+        for uid in deleted:
             self._wake(known[uid])
         self._version = version
         self.listed.set()
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _take(self, event: Object) -> None:
         body = event["object"]
         if event["type"] == "DELETED":
-            metadata = body["metadata"]
-            self._cache.drop([metadata["uid"]])
-            self._wake((metadata["namespace"], self._kind.key_of(body)))
+            self._cache.drop([body["metadata"]["uid"]])
+            self._wake(self._kind.key_of(body))
         elif event["type"] != "BOOKMARK":
             self._put(body)
         self._version = body["metadata"]["resourceVersion"]
 
-    def _put(self, body: Mapping[str, Any]) -> None:
+    def _put(self, body: Object) -> None:
         try:
             key = self._kind.put_into(self._cache, body)
-        except Exception:  # of somebody else's with our label; the others must go on
+        except Exception:  # another program's object with our label must not stop the watch
             name = body["metadata"].get("name")
-            log.exception("%s %s cannot be understood", self._kind.kind, name)
+            log.exception("%s %s cannot be parsed", self._kind.kind, name)
             return
         if self.listed.is_set():
             self._wake(key)

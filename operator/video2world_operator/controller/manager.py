@@ -1,63 +1,47 @@
-"""``python -m video2world_operator``: the operator's process, from its rights to its end."""
+"""Run the operator's process: rights, leader election, controller, probes, shutdown."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from video2world_operator import __version__
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.status import dump_status
 from video2world_operator.controller.cache import CHILDREN, WatchCache
 from video2world_operator.controller.controller import Controller
+from video2world_operator.controller.flags import Options, parse_arguments
 from video2world_operator.controller.health import Freshness, Health, serve
 from video2world_operator.controller.informer import Informer
-from video2world_operator.controller.keys import Key
-from video2world_operator.controller.metrics import Metrics, Present
-from video2world_operator.controller.rbac import may_see_nodes, missing
+from video2world_operator.controller.metrics import Metrics, ResourceMetrics
+from video2world_operator.controller.rbac import may_list_nodes, missing_rights
+from video2world_operator.controller.resource import Key
 from video2world_operator.controller.watches import fill, watch
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
-from video2world_operator.kube.leader_election import LeaderElector, LeaseTimes, LostLease
+from video2world_operator.kube.leader_election import LeaderElector, LostLease
 from video2world_operator.preflight.discovery import discover
-from video2world_operator.reconcile.actions import Policy
 from video2world_operator.reconcile.summary import unauthorized
 
-__all__ = ["Options", "main", "run"]
+__all__ = ["main", "run"]
 
 T = TypeVar("T")
 log = logging.getLogger("video2world_operator")
-# Python's own (700, 10, 10) has what a reconciliation holds outlive two collections: under load all
-# objects of thousands of resources were then looked through every 2.4 s, for 0.25 s each time.
+# With Python's default (700, 10, 10) the objects of a reconciliation outlive two collections: under
+# load all objects of thousands of resources were then traversed every 2.4 s, for 0.25 s each time.
 GC_THRESHOLDS = 20_000, 10, 10
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the operator runs. Times are in seconds."""
-
-    namespaces: tuple[str, ...] = ()  # to serve; empty is all
-    own_namespace: str = ""  # of the Lease; empty is that of the credentials
-    pod: str = ""  # UID of the pod this runs in; empty: it is in none, or does not know
-    host: str = "0.0.0.0"
-    port: int = 8080
-    poll: float = 10  # between two looks at a worker's log, and two writes of mere progress
-    housekeeping: float = 30  # between two checks of cache, rights and API groups
-    policy: Policy = field(default_factory=Policy)
-    lease: LeaseTimes = field(default_factory=LeaseTimes)
-    requests_per_second: float = 300
+RETRY_SECONDS = 2.0  # while the API server does not answer
+DOUBT_SECONDS = 2.0  # between checks of a CRD with which something is wrong
+RIGHTS_SECONDS = 10.0  # the longest between checks of rights that are missing
 
 
 class _PortTaken(Exception):
@@ -65,102 +49,30 @@ class _PortTaken(Exception):
 
 
 class _RightsLost(Exception):
-    """A right that was there at start is gone."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's flags; each has an environment variable, which the chart sets."""
-    flags = argparse.ArgumentParser(
-        prog="python -m video2world_operator",
-        description="Watches Video2WorldPostTrain resources and carries them out.",
-        epilog="On --port: /healthz, /readyz, /metrics. Rights: manifests/rbac.yaml.",
-    )
-    flags.add_argument("--version", action="version", version=__version__)
-    flags.add_argument(
-        "--namespaces",
-        default=os.environ.get("V2W_NAMESPACES", ""),
-        help="comma-separated namespaces to serve (V2W_NAMESPACES; default all)",
-    )
-    flags.add_argument(
-        "--own-namespace",
-        default=os.environ.get("V2W_OWN_NAMESPACE", ""),
-        help="namespace of the leader's Lease (V2W_OWN_NAMESPACE; default the credentials')",
-    )
-    flags.add_argument(
-        "--port",
-        type=int,
-        default=int(os.environ.get("V2W_PORT", "8080")),
-        help="port of probes and metrics (V2W_PORT; 8080)",
-    )
-    flags.add_argument(
-        "--poll-seconds",
-        type=float,
-        default=float(os.environ.get("V2W_POLL_SECONDS", "10")),
-        help="between two looks at a worker's log (V2W_POLL_SECONDS; 10)",
-    )
-    flags.add_argument(
-        "--termination-bound-seconds",
-        type=float,
-        default=float(os.environ.get("V2W_TERMINATION_BOUND_SECONDS", "60")),
-        help="a pod that outlives its grace period by so long is force-deleted "
-        "(V2W_TERMINATION_BOUND_SECONDS; 60)",
-    )
-    flags.add_argument(
-        "--stuck-after-seconds",
-        type=float,
-        default=float(os.environ.get("V2W_STUCK_AFTER_SECONDS", "30")),
-        help="a stage that makes no progress for so long is reported as stuck, and a sidecar that "
-        "outlives its worker by so long is ended (V2W_STUCK_AFTER_SECONDS; 30)",
-    )
-    flags.add_argument(
-        "--lease-seconds",
-        type=float,
-        default=float(os.environ.get("V2W_LEASE_SECONDS", "15")),
-        help="after so long without news of the leader another one leads (V2W_LEASE_SECONDS; 15)",
-    )
-    flags.add_argument(
-        "--pod-uid",
-        default=os.environ.get("V2W_POD_UID", ""),
-        help="UID of the pod this runs in: its containers run one after the other, so that one "
-        "restarted leads on without waiting for the lease to end (V2W_POD_UID)",
-    )
-    flags.add_argument("-v", "--verbose", action="store_true", help="log every detail")
-    return flags
+    """A right that was granted at the start has been revoked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (1: to be restarted, 2: the user's mistake)."""
-    args = parser().parse_args(argv)
-    level = logging.DEBUG if args.verbose else logging.INFO
+    """Run the command; return the exit code (1: restart it, 2: the user's mistake)."""
+    options = parse_arguments(argv)
+    level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # what ends kopf is told by who begins it anew
+    # errors that end kopf are logged where it is restarted
     for noisy, quiet in (("kopf", logging.CRITICAL), ("aiohttp", logging.WARNING)):
-        logging.getLogger(noisy).setLevel(logging.DEBUG if args.verbose else quiet)
-    options = Options(
-        namespaces=tuple(filter(None, (n.strip() for n in args.namespaces.split(",")))),
-        own_namespace=args.own_namespace,
-        pod=args.pod_uid,
-        port=args.port,
-        poll=args.poll_seconds,
-        policy=Policy(
-            termination_bound=args.termination_bound_seconds,
-            stuck_after=args.stuck_after_seconds,
-        ),
-        lease=LeaseTimes.of(args.lease_seconds),
-    )
-    gc.freeze()  # what was imported is not looked through again
+        logging.getLogger(noisy).setLevel(logging.DEBUG if options.verbose else quiet)
+    gc.freeze()  # imported modules need not be traversed again
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         return asyncio.run(run(options))
     except LoginFailed as error:
         print(f"error: {error}", file=sys.stderr)
     except _PortTaken as error:
-        print(f"error: --port {args.port}: {error}; choose another", file=sys.stderr)
+        print(f"error: --port {options.port}: {error}; choose another", file=sys.stderr)
     return 2
 
 
 async def run(options: Options) -> int:
-    """Run until asked to stop (0) or until something is lost that only a restart mends (1)."""
+    """Run until asked to stop (returns 0), or until only a restart can help (returns 1)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ValueError, RuntimeError):  # not the main thread
@@ -168,25 +80,24 @@ async def run(options: Options) -> int:
             loop.add_signal_handler(number, stop.set)
     health, metrics, code = Health(), Metrics(), 0
     async with ApiClient(
-        requests_per_second=options.requests_per_second, observe=metrics.request
-    ) as cluster:
-        own = options.own_namespace or cluster.default_namespace
-        options = replace(options, own_namespace=own)
+        requests_per_second=options.requests_per_second, observe=metrics.count_request
+    ) as api:
+        options = replace(options, own_namespace=options.own_namespace or api.default_namespace)
         try:
             runner = await serve(health, metrics, options.host, options.port)
         except OSError as error:
             raise _PortTaken(error.strerror or error) from None
         identity = f"{socket.gethostname()}-{options.pod or uuid.uuid4().hex[:8]}"
-        leadership = LeaderElector(cluster, options.own_namespace, identity, options.lease)
+        elector = LeaderElector(api, options.own_namespace, identity, options.lease)
         try:
-            work = asyncio.create_task(_work(options, cluster, health, metrics, leadership, stop))
+            work = asyncio.create_task(_work(options, api, health, metrics, elector, stop))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if stopped.done() and not leadership.leads:
+            if stopped.done() and not elector.leads:
                 work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await work
-            await leadership.release()
+            await elector.release()
         except* (LostLease, _RightsLost) as lost:
             log.error("%s; the process ends", "; ".join(map(str, lost.exceptions)))
             code = 1
@@ -197,96 +108,105 @@ async def run(options: Options) -> int:
 
 async def _work(
     options: Options,
-    cluster: ApiClient,
+    api: ApiClient,
     health: Health,
     metrics: Metrics,
-    leadership: LeaderElector,
+    elector: LeaderElector,
     stop: asyncio.Event,
 ) -> None:
-    """Wait for the rights and the lease, then reconcile."""
-    await _wait_for_rights(options, cluster, health)
+    """Wait for the rights and the lease, then reconcile until ``stop``."""
+    await _wait_for_rights(options, api, health)
     cache = WatchCache()
-    controller = Controller(cluster, cache, options.policy, poll_seconds=options.poll)
-    await _answered(lambda: _check_definition(controller, health))
+    controller = Controller(api, cache, options.policy, poll_seconds=options.poll)
+    await _until_answered(lambda: _check_definition(controller, health))
     health.state = "waiting"
     async with asyncio.TaskGroup() as meanwhile:
         checks = meanwhile.create_task(_watch_definition(options, controller, health))
-        await leadership.acquire()
+        await elector.acquire()
         checks.cancel()
     health.state = "leading"
-    cluster.fence = health.holds = leadership.holds
-    controller.capabilities = await _answered(lambda: discover(cluster))
-    controller.preflight.may_list_nodes = await _answered(lambda: may_see_nodes(cluster))
-    freshness = Freshness(cluster, cache, options.namespaces)
+    api.fence = health.holds = elector.holds
+    controller.observer.capabilities = await _until_answered(lambda: discover(api))
+    controller.preflight.may_list_nodes = await _until_answered(lambda: may_list_nodes(api))
+    freshness = Freshness(api, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
-    controller.queue.observe = metrics.reconciled
-    metrics.attach(Present(cache, controller.queue, cache.known, lambda: freshness.age))
+    controller.queue.observe = metrics.count_reconciliation
+    metrics.attach(ResourceMetrics(cache.resources, controller.queue, lambda: freshness.age))
 
     def wake(key: Key) -> None:
-        metrics.look(key, cache.resource(key), cache.pods(key))
+        metrics.observe_resource(key, cache.resource(key), cache.pods(key))
         controller.queue.add(key)
 
     informers = [
-        Informer(cluster, cache, kind, namespace, wake)
+        Informer(api, cache, kind, namespace, wake)
         for kind in CHILDREN
         for namespace in options.namespaces or (None,)
     ]
 
-    async def reconcile() -> None:  # what is not in the cache is taken not to exist
-        for one in informers:
-            await one.listed.wait()
+    async def reconcile() -> None:  # objects that are not cached are taken not to exist
+        for informer in informers:
+            await informer.listed.wait()
         while controller.definition.absent:
             await asyncio.sleep(1)
         # last, so that no status is older than what is known of the children
-        await _answered(lambda: fill(cluster, cache, options.namespaces))
+        await _until_answered(lambda: fill(api, cache, options.namespaces))
         log.info("reconciling %d resources", len(cache.known()))
-        left = cache.uids("Pod").values()  # resources may have gone while nobody looked
-        for key in dict.fromkeys([*cache.known(), *left]):
+        of_pods = cache.uids("Pod").values()  # their resources may have been deleted meanwhile
+        for key in dict.fromkeys([*cache.known(), *of_pods]):
             wake(key)
         async with asyncio.TaskGroup() as group:
             group.create_task(controller.queue.run())
-            group.create_task(_keep_house(options, cluster, controller, cache, freshness))
+            group.create_task(_keep_house(options, api, controller, freshness))
 
     async with asyncio.TaskGroup() as group:
         background = [
-            group.create_task(leadership.hold()),
+            group.create_task(elector.hold()),
             group.create_task(_watch_definition(options, controller, health)),
             group.create_task(reconcile()),
-            *(group.create_task(one.run()) for one in informers),
+            *(group.create_task(informer.run()) for informer in informers),
         ]
         while controller.definition.absent and not stop.is_set():
             await asyncio.sleep(1)
         await watch(
-            cache, wake, identity=leadership.identity, namespaces=options.namespaces, stop=stop
+            cache, wake, identity=elector.identity, namespaces=options.namespaces, stop=stop
         )
         for task in background:
             task.cancel()
 
 
-async def _wait_for_rights(options: Options, cluster: ApiClient, health: Health) -> None:
-    """Return once nothing is missing; until then every resource says what is."""
-    said: list[str] = []
+async def _wait_for_rights(options: Options, api: ApiClient, health: Health) -> None:
+    """Return once no right is missing; until then every resource's status names those that are."""
+    reported: list[str] = []
 
-    async def look() -> list[str]:
-        groups = (await discover(cluster)).groups
-        return await missing(cluster, options.own_namespace, options.namespaces, groups)
+    async def check() -> list[str]:
+        groups = (await discover(api)).groups
+        return await missing_rights(api, options.own_namespace, options.namespaces, groups)
 
     while True:
-        lacking = await _answered(look)
-        health.missing = lacking
-        if not lacking:
+        missing = await _until_answered(check)
+        health.missing = missing
+        if not missing:
             return
         health.state = "unauthorized"
-        if lacking != said:
-            log.error("may not %s: apply manifests/rbac.yaml", ", ".join(lacking))
-            said = lacking
+        if missing != reported:
+            log.error("may not %s: apply manifests/rbac.yaml", ", ".join(missing))
+            reported = missing
             with contextlib.suppress(ApiError, OSError):
-                await _tell_unauthorized(options, cluster, lacking)
-        await asyncio.sleep(min(options.housekeeping, 10))
+                await _report_missing_rights(options, api, missing)
+        await asyncio.sleep(min(options.housekeeping, RIGHTS_SECONDS))
+
+
+async def _report_missing_rights(options: Options, api: ApiClient, missing: list[str]) -> None:
+    for namespace in options.namespaces or (None,):
+        listing = await api.request("GET", path_of(API_VERSION, KIND, namespace))
+        for body in listing["items"]:
+            status = unauthorized(body, missing, datetime.now(UTC))
+            with contextlib.suppress(ApiError):
+                await api.apply_status(body, dump_status(status))
 
 
 async def _check_definition(controller: Controller, health: Health) -> None:
-    """See whether the definition has all fields; say so when that has changed."""
+    """Check that the CRD has all fields, and log when that has changed."""
     definition = controller.definition
     before, added = definition.problem, definition.added
     await definition.check()
@@ -295,67 +215,57 @@ async def _check_definition(controller: Controller, health: Health) -> None:
         if definition.problem:
             log.error("%s", definition.problem)
         else:
-            log.info("the CRD has every field by now")
+            log.info("the CRD now has every field")
     if (definition.problem, definition.added) != (before, added):
         controller.definition_changed()
 
 
 async def _watch_definition(options: Options, controller: Controller, health: Health) -> None:
-    """Check the definition from time to time, and soon after a status was refused."""
+    """Check the CRD periodically, and soon after a status was refused."""
+    refused = controller.status_writer.refused
     while True:
-        pause = 2.0 if controller.definition.problem else options.housekeeping
+        pause = DOUBT_SECONDS if controller.definition.problem else options.housekeeping
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await controller.doubt.wait()
-        controller.doubt.clear()
+                await refused.wait()
+        refused.clear()
         try:
             await _check_definition(controller, health)
         except (ApiError, OSError) as error:
             log.warning("checking the CRD: %s", error)
 
 
-async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """What ``ask`` gives, once the API server answers."""
+async def _until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``ask`` returns, once the API server answers."""
     while True:
         try:
             return await ask()
         except (ApiError, OSError) as error:
             log.warning("waiting for the API server: %s", error)
-            await asyncio.sleep(2)
-
-
-async def _tell_unauthorized(options: Options, cluster: ApiClient, lacking: list[str]) -> None:
-    for namespace in options.namespaces or (None,):
-        listing = await cluster.request("GET", path_of(API_VERSION, KIND, namespace))
-        for body in listing["items"]:
-            status = dump_status(unauthorized(body, lacking, datetime.now(UTC)))
-            with contextlib.suppress(ApiError):
-                await cluster.apply_status(body, status)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _keep_house(
-    options: Options,
-    cluster: ApiClient,
-    controller: Controller,
-    cache: WatchCache,
-    freshness: Freshness,
+    options: Options, api: ApiClient, controller: Controller, freshness: Freshness
 ) -> None:
-    """From time to time: is the cache fresh, are the rights still there, what is new to schedule.
+    """Check the cache, the rights and the API groups periodically, and resync every resource.
 
-    Every resource is looked at once in a while too, in case an event was lost.
+    Raises:
+        _RightsLost: a right was revoked.
     """
     while True:
         await asyncio.sleep(options.housekeeping)
         try:
             for key in await freshness.check():
                 controller.queue.add(key)
-            controller.capabilities = await discover(cluster)
-            groups = controller.capabilities.groups
-            lacking = await missing(cluster, options.own_namespace, options.namespaces, groups)
+            capabilities = controller.observer.capabilities = await discover(api)
+            missing = await missing_rights(
+                api, options.own_namespace, options.namespaces, capabilities.groups
+            )
         except (ApiError, OSError) as error:
             log.warning("housekeeping: %s", error)
             continue
-        if lacking:
-            raise _RightsLost(f"may no longer {', '.join(lacking)}")
-        for key in cache.known():
+        if missing:
+            raise _RightsLost(f"may no longer {', '.join(missing)}")
+        for key in controller.cache.known():  # in case an event was lost
             controller.resync_later(key)

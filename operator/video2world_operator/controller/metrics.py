@@ -1,15 +1,15 @@
-"""The operator's figures for Prometheus.
+"""Count and expose the operator's metrics for Prometheus.
 
-What happens is counted where it is seen: resources and pods at every event of their watches, API
-requests and reconciliations by their own hooks. What is, is read from the cache when Prometheus
-asks. No label holds a name that users choose, so that the number of series has a bound.
+Events are counted where they are seen: changes of resources and pods at every event of their
+watches, API requests and reconciliations by their own hooks. The current state is read from the
+cache at every scrape. No label holds a name that users choose, which bounds the number of series.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,18 +20,18 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from video2world_operator.api.constants import STAGES
-from video2world_operator.api.status import Phase
+from video2world_operator.api.status import Phase, StageStatus, Status
 from video2world_operator.api.timestamps import parse_time
-from video2world_operator.controller.keys import Cache, Key
+from video2world_operator.controller.resource import Key, Resource
 from video2world_operator.kube.client import KNOWN_RESOURCES
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.reconcile.failures import REASONS
 from video2world_operator.reconcile.observed_state import Pod
 
-__all__ = ["Metrics", "Present", "resource_in"]
+__all__ = ["Metrics", "ResourceMetrics", "resource_in"]
 
-Object = Mapping[str, Any]
-OVERDUE = 2.0  # a checkpoint is overdue when its age is so many times what it should be
+OVERDUE = 2.0  # intervals: a checkpoint that is older is overdue
+GRACE = 600.0  # seconds that saving a checkpoint may take
 HOURS = 3600.0
 _LONG = (1, 5, 15, 30, 60, 180, 600, 1800, HOURS, 3 * HOURS, 12 * HOURS, 24 * HOURS, 168 * HOURS)
 _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -39,63 +39,63 @@ _SHORT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 @dataclass
 class _Seen:
-    """What was known of a resource at its last event."""
+    """A resource as of its last event."""
 
     states: dict[str, str]
     restarts: int
     phase: str
-    # of the attempt whose pods are not all there yet: stage, number, and since when
+    # stage, number and start of the attempt whose pods are not all running yet
     starting: tuple[str, int, float] | None = field(default=None)
 
 
 class Metrics:
-    """All figures of one process. ``attach`` names what is asked when Prometheus asks."""
+    """The metrics of one process; :meth:`attach` adds those of the current state."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._stages = Histogram(
             "video2world_stage_duration_seconds",
-            "From the start of a stage to its end, restarts included.",
+            "Duration of a stage in seconds, including its restarts.",
             ("stage", "outcome"),
             registry=registry,
             buckets=_LONG,
         )
         self._starts = Histogram(
             "video2world_time_to_running_seconds",
-            "From the decision on an attempt until all its pods run.",
+            "Seconds from the start of an attempt until all its pods run.",
             ("stage",),
             registry=registry,
             buckets=_LONG,
         )
         self._restarts = Counter(
             "video2world_restarts",
-            "Restarts of a stage, by what ended the attempt before.",
+            "Restarts of a stage, by the cause that ended the previous attempt.",
             ("reason",),
             registry=registry,
         )
         self._finished = Counter(
             "video2world_finished",
-            "Resources that came to their end.",
+            "Resources that have succeeded or failed.",
             ("outcome",),
             registry=registry,
         )
         self._reconciled = Histogram(
             "video2world_reconcile_duration_seconds",
-            "One reconciliation.",
+            "Duration of a reconciliation in seconds.",
             ("result",),
             registry=registry,
             buckets=_SHORT,
         )
         self._requests = Counter(
             "video2world_api_requests",
-            "Requests to the API server; code 0: it did not answer.",
+            "Requests to the API server by HTTP status; code 0: no answer.",
             ("method", "resource", "code"),
             registry=registry,
         )
         self._answers = Histogram(
             "video2world_api_request_duration_seconds",
-            "From request to answer.",
+            "Duration of a request to the API server in seconds.",
             ("method",),
             registry=registry,
             buckets=_SHORT,
@@ -110,120 +110,114 @@ class Metrics:
             self._answers,
         )
         self._known: dict[Key, _Seen] = {}
-        for reason in REASONS:  # so that a first restart is seen as an increase
+        for reason in REASONS:  # so that rate() sees the first restart
             self._restarts.labels(reason)
         for outcome in (Phase.SUCCEEDED, Phase.FAILED):
             self._finished.labels(str(outcome))
 
-    def attach(self, present: Present) -> None:
-        """Let ``present`` tell what is, whenever Prometheus asks."""
-        self.registry.register(present)
+    def attach(self, resources: ResourceMetrics) -> None:
+        """Expose the state of ``resources`` at every scrape."""
+        self.registry.register(resources)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """All figures and their content type, in the format that ``accept`` prefers."""
+        """Return all metrics and their content type, in the format that ``accept`` prefers."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
-    # ------------------------------------------------------------------ what happens
-
-    def request(self, method: str, path: str, code: int, seconds: float) -> None:
-        """A request to the API server was answered, or not (``code`` 0)."""
+    def count_request(self, method: str, path: str, code: int, seconds: float) -> None:
+        """Count a request to the API server; ``code`` is 0 if there was no answer."""
         self._requests.labels(method, resource_in(path), str(code)).inc()
         self._answers.labels(method).observe(seconds)
 
-    def reconciled(self, seconds: float, ok: bool) -> None:
-        """A resource was reconciled once."""
+    def count_reconciliation(self, seconds: float, ok: bool) -> None:
+        """Count a reconciliation."""
         self._reconciled.labels("ok" if ok else "error").observe(seconds)
 
-    def look(self, key: Key, body: Object | None, pods: Iterable[Pod]) -> None:
-        """The resource ``key``, or a pod of it, has changed; ``body`` None: it is gone.
+    def observe_resource(self, key: Key, resource: Resource | None, pods: Iterable[Pod]) -> None:
+        """Count what has changed about the resource ``key``, or its pods; None: it was deleted.
 
-        What a resource brings along when it is first seen with a status is not counted: it
-        happened before this process.
+        The status that a resource has when it is first seen is not counted: it was written before
+        this process started.
         """
-        if body is None:
+        if resource is None:
             self._known.pop(key, None)
             return
-        status = body.get("status") or {}
-        stages = status.get("stages") or []
-        now = _Seen(
-            {e["name"]: e["state"] for e in stages},
-            status.get("restarts", 0),
-            status.get("phase", ""),
-        )
-        before = self._known.get(key) or (now if stages else _Seen({}, 0, ""))
-        for entry in stages:
-            if before.states.get(entry["name"]) != entry["state"]:
-                self._ended(entry)
+        status = resource.status
+        now = _Seen({e.name: e.state for e in status.stages}, status.restarts, status.phase)
+        before = self._known.get(key) or (now if status.stages else _Seen({}, 0, ""))
+        for entry in status.stages:
+            if before.states.get(entry.name) != entry.state:
+                self._count_end(entry)
         if now.restarts > before.restarts:
-            self._restarts.labels(_reason(stages)).inc(now.restarts - before.restarts)
+            cause = _cause_of_restart(status.stages)
+            self._restarts.labels(cause).inc(now.restarts - before.restarts)
         if now.phase != before.phase and now.phase in (Phase.SUCCEEDED, Phase.FAILED):
-            self._finished.labels(now.phase).inc()
+            self._finished.labels(str(now.phase)).inc()
         now.starting = self._starting(status, before, pods)
         self._known[key] = now
 
-    def _ended(self, entry: Object) -> None:
-        began, ended = parse_time(entry.get("startTime")), parse_time(entry.get("completionTime"))
-        if entry["state"] in ("Succeeded", "Skipped", "Failed") and began and ended:
-            seconds = max(0.0, (ended - began).total_seconds())
-            self._stages.labels(entry["name"], entry["state"]).observe(seconds)
+    def _count_end(self, entry: StageStatus) -> None:
+        started, ended = parse_time(entry.start_time), parse_time(entry.completion_time)
+        if entry.state in ("Succeeded", "Skipped", "Failed") and started and ended:
+            seconds = max(0.0, (ended - started).total_seconds())
+            self._stages.labels(entry.name, entry.state).observe(seconds)
 
     def _starting(
-        self, status: Object, before: _Seen, pods: Iterable[Pod]
+        self, status: Status, before: _Seen, pods: Iterable[Pod]
     ) -> tuple[str, int, float] | None:
-        """The attempt whose pods are still awaited, after those that are there were counted."""
-        name = status.get("stage", "")
-        entry = next((e for e in status.get("stages") or [] if e["name"] == name), None)
-        if entry is None or entry["state"] != "Running":
+        """Return the attempt whose pods are still awaited; count it once all of them run."""
+        entry = status.stage_status(status.stage)
+        if entry is None or entry.state != "Running":
             return None
-        attempt = entry.get("attempt", 0)
-        awaited = before.starting
+        name, attempt, awaited = entry.name, entry.attempt, before.starting
         if awaited is None or awaited[:2] != (name, attempt):
             if before.states.get(name) == "Running":
-                return None  # counted, or begun before this process
+                return None  # counted, or started before this process
             awaited = (name, attempt, time.monotonic())
         there = sum((p.stage, p.attempt) == (name, attempt) and (p.ready or p.over) for p in pods)
-        if there < max(entry.get("desired", 1), 1):
+        if there < max(entry.desired, 1):
             return awaited
         self._starts.labels(name).observe(time.monotonic() - awaited[2])
         return None
 
 
-class Present(Collector):
-    """What is: read from cache, queue and health when Prometheus asks."""
+class ResourceMetrics(Collector):
+    """The state of all resources, of the queue and of the cache, read at every scrape."""
 
     def __init__(
         self,
-        cache: Cache,
+        resources: Callable[[], Sequence[Resource]],
         queue: WorkQueue[Key],
-        keys: Callable[[], Iterable[Key]],
         cache_age: Callable[[], float],
     ) -> None:
-        self._cache, self._queue, self._keys, self._age = cache, queue, keys, cache_age
+        self._resources, self._queue, self._age = resources, queue, cache_age
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """See prometheus_client."""
-        now = datetime.now(UTC)
-        bodies = [b for key in self._keys() if (b := self._cache.resource(key)) is not None]
-        statuses = [body.get("status") or {} for body in bodies]
-        phases = Count(status.get("phase") or str(Phase.PENDING) for status in statuses)
+        """Yield the metrics; see prometheus_client."""
+        now, resources = datetime.now(UTC), self._resources()
+        statuses = [resource.status for resource in resources]
+        phases = Count(str(status.phase) for status in statuses)
         yield _family("resources", "Resources by phase.", "phase", {p: phases[p] for p in Phase})
-        stages = Count(s.get("stage") for s in statuses if s.get("phase") == Phase.RUNNING)
-        at_work = {name: stages[name] for name in STAGES}
-        yield _family("stages_at_work", "Running resources by stage.", "stage", at_work)
-        uses = ("useful", "lost", "idle")
-        spent = {u: sum((s.get("gpuSeconds") or {}).get(u, 0) for s in statuses) for u in uses}
-        text = "GPU seconds of training, by use, over all resources that are there."
-        yield _family("gpu_seconds", text, "use", spent)
-        ages = [pair for body in bodies if (pair := _checkpoint_age(body, now)) is not None]
-        text = "Age of the oldest newest checkpoint of all trainings at work."
+        stages = Count(s.stage for s in statuses if s.phase == Phase.RUNNING)
+        running = {name: stages[name] for name in STAGES}
+        yield _family("stages_at_work", "Running resources by stage.", "stage", running)
+        spent = [s.gpu_seconds for s in statuses if s.gpu_seconds is not None]
+        uses = {
+            "useful": sum(s.useful for s in spent),
+            "lost": sum(s.lost for s in spent),
+            "idle": sum(s.idle for s in spent),
+        }
+        text = "GPU seconds of training, by use, summed over the existing resources."
+        yield _family("gpu_seconds", text, "use", uses)
+        ages = [pair for r in resources if (pair := _checkpoint_age(r, now)) is not None]
+        text = "Age of the oldest of the latest checkpoints of running trainings, in seconds."
         yield _one("checkpoint_age_seconds_max", text, max([0.0, *(age for age, _ in ages)]))
-        text = "Trainings at work whose newest checkpoint is older than two intervals."
+        text = "Running trainings whose latest checkpoint is older than two intervals."
         yield _one("checkpoints_overdue", text, sum(late for _, late in ages))
-        yield _one("queue_depth", "Resources that wait to be reconciled.", self._queue.depth)
-        text = "For how long the most overdue resource has waited to be reconciled."
+        yield _one("queue_depth", "Resources waiting to be reconciled.", self._queue.depth)
+        text = "How long the most overdue resource has waited to be reconciled, in seconds."
         yield _one("queue_lag_seconds", text, self._queue.lag)
-        text = "For how long the cache has been behind the API server."
+        text = "How long the cache has been behind the API server, in seconds."
         yield _one("cache_age_seconds", text, self._age())
 
 
@@ -238,35 +232,35 @@ def _family(name: str, text: str, label: str, values: Mapping[Any, float]) -> Ga
     return family
 
 
-def _reason(stages: Iterable[Object]) -> str:
-    """What ended the attempt before: the word that the stage's message begins with."""
-    said = next((e.get("message", "") for e in stages if e["state"] == "Restarting"), "")
-    word = str(said).partition(":")[0]
+def _cause_of_restart(stages: Iterable[StageStatus]) -> str:
+    """Return what ended the previous attempt: the first word of the stage's message."""
+    message = next((e.message for e in stages if e.state == "Restarting"), "")
+    word = message.partition(":")[0]
     return word if word in REASONS else "Other"
 
 
-def _checkpoint_age(body: Object, now: datetime) -> tuple[float, bool] | None:
-    """Seconds since the newest checkpoint (or the start) of a training at work; if overdue."""
-    status = body.get("status") or {}
-    if (status.get("phase"), status.get("stage")) != (Phase.RUNNING, "train"):
+def _checkpoint_age(resource: Resource, now: datetime) -> tuple[float, bool] | None:
+    """Return the age of a running training's latest checkpoint in seconds, and if it is overdue.
+
+    Without a checkpoint the age is that of the attempt.
+    """
+    status = resource.status
+    if (status.phase, status.stage) != (Phase.RUNNING, "train"):
         return None
-    attempts = status.get("attempts") or [{}]
-    times = (
-        parse_time((status.get("checkpoint") or {}).get("time")),
-        parse_time(attempts[-1].get("startTime")),
-    )
-    known = [moment for moment in times if moment]
+    saved = status.checkpoint.time if status.checkpoint else None
+    started = status.attempts[-1].start_time if status.attempts else None
+    known = [moment for text in (saved, started) if (moment := parse_time(text))]
     if not known:
         return None
     age = max(0.0, (now - max(known)).total_seconds())
-    training = (body.get("spec") or {}).get("training") or {}
+    training = (resource.body.get("spec") or {}).get("training") or {}
     every = (training.get("checkpoint") or {}).get("everyIterations", 500)
-    pace = (status.get("progress") or {}).get("secondsPerIteration")
-    return age, bool(pace) and age > OVERDUE * every * pace + 600
+    pace = status.progress.seconds_per_iteration if status.progress else None
+    return age, bool(pace) and age > OVERDUE * every * (pace or 0.0) + GRACE
 
 
 def resource_in(path: str) -> str:
-    """The kind of object that a URL path is about, of a fixed set."""
+    """Return the kind of object that a URL path is about, out of a fixed set."""
     parts = path.strip("/").split("/")
     if "namespaces" in parts[:5]:
         parts = parts[parts.index("namespaces") + 2 :]

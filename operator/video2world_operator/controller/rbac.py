@@ -1,8 +1,4 @@
-"""Every right the operator uses, in one table, of which all else is made.
-
-``python -m video2world_operator.codegen.rbac`` writes manifests/rbac.yaml and the chart's rules,
-``--check`` fails if they are not up to date.
-"""
+"""List every right the operator uses, and ask the API server which of them it lacks."""
 
 from __future__ import annotations
 
@@ -15,20 +11,21 @@ from video2world_operator.api.constants import GROUP, PLURAL
 from video2world_operator.kube.client import ApiClient
 
 __all__ = [
+    "ACCOUNT",
     "CLUSTER_WIDE",
     "NAMESPACED",
     "OWN_NAMESPACE",
-    "Rule",
-    "may_see_nodes",
-    "missing",
-    "rules",
+    "PolicyRule",
+    "may_list_nodes",
+    "missing_rights",
+    "policy_rules",
 ]
 
 ACCOUNT = "video2world-operator"
 
 
 @dataclass(frozen=True)
-class Rule:
+class PolicyRule:
     """Verbs on one resource of an API group; ``optional`` ones are of APIs that may be absent."""
 
     group: str
@@ -37,78 +34,79 @@ class Rule:
     optional: bool = False
 
 
-_MADE = ("create", "get")  # looked at where there is one of the name already
-# In every namespace that the operator serves.
-NAMESPACED: tuple[Rule, ...] = (
-    Rule(GROUP, PLURAL, ("list", "watch", "delete")),
-    Rule(GROUP, f"{PLURAL}/status", ("patch",)),
-    Rule("batch", "jobs", (*_MADE, "list", "watch", "delete")),
-    Rule("", "pods", ("list", "watch", "delete")),
-    Rule("", "pods/log", ("get",)),
-    Rule("", "services", (*_MADE, "delete")),
-    Rule("", "persistentvolumeclaims", (*_MADE, "delete")),  # of an earlier resource of the name
-    Rule("", "events", ("create", "list")),  # listed of stages that are stuck
-    Rule("scheduling.k8s.io", "podgroups", (*_MADE, "delete"), optional=True),
-    Rule("scheduling.volcano.sh", "podgroups", (*_MADE, "delete"), optional=True),
-    Rule("scheduling.x-k8s.io", "podgroups", (*_MADE, "delete"), optional=True),
+_CREATED = ("create", "get")  # read if an object of the name exists already
+# In every namespace that the operator watches.
+NAMESPACED: tuple[PolicyRule, ...] = (
+    PolicyRule(GROUP, PLURAL, ("list", "watch", "delete")),
+    PolicyRule(GROUP, f"{PLURAL}/status", ("patch",)),
+    PolicyRule("batch", "jobs", (*_CREATED, "list", "watch", "delete")),
+    PolicyRule("", "pods", ("list", "watch", "delete")),
+    PolicyRule("", "pods/log", ("get",)),
+    PolicyRule("", "services", (*_CREATED, "delete")),
+    # deleted if they belong to an earlier resource of the name
+    PolicyRule("", "persistentvolumeclaims", (*_CREATED, "delete")),
+    PolicyRule("", "events", ("create", "list")),  # listed for stages that are stuck
+    PolicyRule("scheduling.k8s.io", "podgroups", (*_CREATED, "delete"), optional=True),
+    PolicyRule("scheduling.volcano.sh", "podgroups", (*_CREATED, "delete"), optional=True),
+    PolicyRule("scheduling.x-k8s.io", "podgroups", (*_CREATED, "delete"), optional=True),
 )
-# Where it serves all namespaces, by a ClusterRole: what no Role can give, and it can do without.
-CLUSTER_WIDE: tuple[Rule, ...] = (Rule("", "nodes", ("list",), optional=True),)
-# In its own: the Lease that makes one of several operators the leader.
-OWN_NAMESPACE: tuple[Rule, ...] = (
-    Rule("coordination.k8s.io", "leases", ("get", "create", "update")),
+# If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
+CLUSTER_WIDE: tuple[PolicyRule, ...] = (PolicyRule("", "nodes", ("list",), optional=True),)
+# In its own namespace, for the Lease of the leader election.
+OWN_NAMESPACE: tuple[PolicyRule, ...] = (
+    PolicyRule("coordination.k8s.io", "leases", ("get", "create", "update")),
 )
 
 
-def rules(table: Sequence[Rule]) -> list[dict[str, Any]]:
-    """The table as rules of a Role."""
+def policy_rules(table: Sequence[PolicyRule]) -> list[dict[str, Any]]:
+    """Return the table as the rules of a Role."""
     return [
         {"apiGroups": [r.group], "resources": [r.resource], "verbs": list(r.verbs)} for r in table
     ]
 
 
-async def missing(
-    cluster: ApiClient, own: str, namespaces: Sequence[str], groups: Collection[str]
+async def missing_rights(
+    api: ApiClient, own: str, namespaces: Sequence[str], groups: Collection[str]
 ) -> list[str]:
-    """What the operator may not do, such as ``watch pods in team-a``; empty if nothing is missing.
+    """Return the missing rights, such as ``watch pods in team-a``; empty if there are none.
 
-    ``groups`` are the optional API groups that the server serves; an empty ``namespaces`` means
-    all.
+    ``own`` is the namespace of the Lease, ``namespaces`` are those to watch (empty: all), and
+    ``groups`` the optional API groups that the server serves.
     """
-    served: Sequence[str | None] = namespaces or (None,)
-    asked: list[tuple[str | None, str, Rule]] = []
+    watched: Sequence[str | None] = namespaces or (None,)
+    questions: list[tuple[str | None, str, PolicyRule]] = []
     for rule in NAMESPACED:
         if rule.optional and rule.group not in groups:
             continue
-        for namespace in served:
-            asked += [(namespace, verb, rule) for verb in rule.verbs]
-    asked += [(own, verb, rule) for rule in OWN_NAMESPACE for verb in rule.verbs]
-    allowed = await asyncio.gather(*(_allowed(cluster, *question) for question in asked))
+        for namespace in watched:
+            questions += [(namespace, verb, rule) for verb in rule.verbs]
+    questions += [(own, verb, rule) for rule in OWN_NAMESPACE for verb in rule.verbs]
+    allowed = await asyncio.gather(*(_is_allowed(api, *question) for question in questions))
     return [
         f"{verb} {rule.resource}" + (f" in {namespace}" if namespace else "")
-        for (namespace, verb, rule), yes in zip(asked, allowed, strict=True)
-        if not yes
+        for (namespace, verb, rule), is_allowed in zip(questions, allowed, strict=True)
+        if not is_allowed
     ]
 
 
-async def may_see_nodes(cluster: ApiClient) -> bool:
-    """Whether it was granted to look at nodes, for the checks before a run."""
-    return await _allowed(cluster, None, "list", CLUSTER_WIDE[0])
+async def may_list_nodes(api: ApiClient) -> bool:
+    """Return whether nodes may be listed, for the checks before a run."""
+    return await _is_allowed(api, None, "list", CLUSTER_WIDE[0])
 
 
-async def _allowed(cluster: ApiClient, namespace: str | None, verb: str, rule: Rule) -> bool:
+async def _is_allowed(api: ApiClient, namespace: str | None, verb: str, rule: PolicyRule) -> bool:
     resource, _, subresource = rule.resource.partition("/")
-    about = {"group": rule.group, "resource": resource, "verb": verb}
+    attributes = {"group": rule.group, "resource": resource, "verb": verb}
     if subresource:
-        about["subresource"] = subresource
+        attributes["subresource"] = subresource
     if namespace:
-        about["namespace"] = namespace
+        attributes["namespace"] = namespace
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": about},
+        "spec": {"resourceAttributes": attributes},
     }
-    answer = await cluster.request(
+    answer = await api.request(
         "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review
     )
     return bool(answer["status"]["allowed"])

@@ -14,7 +14,7 @@ import kopf
 
 from video2world_operator.controller.cache import RESOURCES, WatchCache
 from video2world_operator.controller.informer import pause_after
-from video2world_operator.controller.keys import Key
+from video2world_operator.controller.resource import Key
 from video2world_operator.kube.auth import Connection, login
 from video2world_operator.kube.client import PAGE, ApiClient
 

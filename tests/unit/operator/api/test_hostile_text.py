@@ -26,6 +26,7 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.validation import parse
 from video2world_operator.controller.metrics import Metrics
+from video2world_operator.controller.resource import Resource
 from video2world_operator.plan.manifests import VOLUME_DIR
 from video2world_operator.plan.plan import make_plan, to_yaml
 from video2world_operator.terminal import Screen
@@ -330,7 +331,7 @@ def test_no_text_of_a_resource_gets_into_the_figures(name, said, unit):
     world, metrics = World(), Metrics()
     world.settle()
     world.body["metadata"] |= {"name": name, "namespace": said}
-    metrics.look((said, name), world.body, world.pods.values())
+    metrics.observe_resource((said, name), Resource(world.body), world.pods.values())
     status = copy.deepcopy(world.status)
     status |= {"message": said, "restarts": 2, "phase": "Failed"}
     for entry in status["stages"]:
@@ -341,8 +342,8 @@ def test_no_text_of_a_resource_gets_into_the_figures(name, said, unit):
             "logTail": said,
             "state": "Restarting",
         }
-    metrics.look((said, name), world.body | {"status": status}, ())
-    metrics.request("GET", f"/apis/{name}/namespaces/{said}/{unit}", 200, 0.1)
+    metrics.observe_resource((said, name), Resource(world.body | {"status": status}), ())
+    metrics.count_request("GET", f"/apis/{name}/namespaces/{said}/{unit}", 200, 0.1)
     for accept, read in (
         ("", classic),
         ("application/openmetrics-text;version=1.0.0", openmetrics),

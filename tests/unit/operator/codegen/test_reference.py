@@ -7,6 +7,7 @@ import pytest
 from repository import ROOT
 from video2world_operator.api.validation import parse
 from video2world_operator.codegen.reference import ENVIRONMENT, FOLDER, main, pages
+from video2world_operator.controller.flags import FLAGS
 from video2world_operator.plan.plan import make_plan
 
 READ = re.compile(r"""environ(?:\.get|\.setdefault|\.pop)?[\[(]\s*["']([A-Z][A-Z0-9_]+)["']""")
@@ -41,6 +42,7 @@ def sources():
 
 def test_every_variable_that_is_read_or_set_is_listed():
     found = {name for text in sources() for name in (*READ.findall(text), *SET.findall(text))}
+    found |= {flag.variable for flag in FLAGS}
     assert {"HF_TOKEN", "V2W_STAGE", "V2W_PORT", "JOB_COMPLETION_INDEX"} <= found  # it does search
     assert {name for name in found if not documented(name)} == set()
 

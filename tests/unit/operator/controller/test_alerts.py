@@ -130,8 +130,8 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
     """URL of a Prometheus that scrapes an operator's and a training's figures."""
     binary, scraped = tool("prometheus"), Scraped()
     lived(scraped)
-    scraped.metrics.request("GET", "/api/v1/pods", 200, 0.1)
-    scraped.metrics.reconciled(0.01, True)
+    scraped.metrics.count_request("GET", "/api/v1/pods", 200, 0.1)
+    scraped.metrics.count_reconciliation(0.01, True)
     training = "".join(f"video2world_training_{name} 1\n" for name in FIGURES)
 
     class Figures(BaseHTTPRequestHandler):

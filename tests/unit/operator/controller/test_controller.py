@@ -6,20 +6,22 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 from control_plane.processes import free_port
 from operators import Operator, eventually
 from video2world_common.progress_events import Resumed, Skipped
 from video2world_operator.api.constants import KIND
-from video2world_operator.controller.applier import _idle_first
+from video2world_operator.controller.applier import split_passive
 from video2world_operator.controller.cache import WatchCache
 from video2world_operator.controller.controller import (
     RESYNCS_PER_SECOND,
     Controller,
-    _before,
-    _without_skipped,
-    waits_for_us,
+    is_high_priority,
 )
+from video2world_operator.controller.key_state import StatusWrite
+from video2world_operator.controller.resource import Resource
+from video2world_operator.controller.worker_logs import without_skipped
 from video2world_operator.kube.leader_election import LeaderElector, LeaseTimes
 from video2world_operator.kube.server_clock import ServerClock
 from video2world_operator.reconcile.actions import Apply, Delete
@@ -43,7 +45,7 @@ def test_time_is_the_api_servers():
 
 def test_an_earlier_attempt_tells_nothing_of_later_stages():
     told = [Resumed("train", 5), Skipped("latents", "h")]
-    assert _without_skipped(told) == told[:1]
+    assert without_skipped(told) == told[:1]
 
 
 class LeaseServer:
@@ -69,21 +71,23 @@ def test_who_slept_past_the_lease_knows_before_anybody_tells():
     assert not leadership.holds()
 
 
-def body(uid: str, claim: str = "shared") -> dict:
+def resource(uid: str, claim: str = "shared", **status: Any) -> Resource:
     metadata = {"uid": uid, "namespace": "ns", "name": "run"}
-    return {"metadata": metadata, "spec": {"storage": {"claimName": claim}}}
+    spec = {"storage": {"claimName": claim}}
+    return Resource({"metadata": metadata, "spec": spec, "status": status})
 
 
 def test_the_cache_has_what_was_brought_and_not_what_went():
     cache, key, volume = WatchCache(), ("ns", "run"), ("ns", "shared", "")
-    cache.put_resource(key, body("r1"))
+    first = resource("r1")
+    cache.put_resource(first)
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
     for index, name in enumerate("ab"):
         cache.put_pod(key, Pod(name, f"p{index + 1}", "train", 1, index, "Running"))
     assert cache.uids(KIND) == {"r1": key}
     assert cache.uids("Job") == {"j1": key}
     assert cache.uids("Pod") == {"p1": key, "p2": key}
-    assert list(cache.sharing(volume)) == [body("r1")]
+    assert cache.on_volume(volume) == [first]
     cache.drop(["j1", "p2", "unheard of"])
     assert cache.jobs(key) == []
     assert [pod.name for pod in cache.pods(key)] == ["a"]
@@ -93,7 +97,7 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
     cache.drop(["r1"])
     assert cache.resource(key) is None
     assert cache.known() == []
-    assert list(cache.sharing(volume)) == []
+    assert cache.on_volume(volume) == []
     assert cache.uids("Pod") == {"p1": key}
     assert not cache.uids("Job")
     cache.drop(["p1"])
@@ -101,19 +105,20 @@ def test_the_cache_has_what_was_brought_and_not_what_went():
     assert [pod.uid for pod in cache.pods(key)] == ["p3"]
 
 
-def test_a_resource_made_anew_is_the_one_that_counts():
+def test_a_resource_that_was_created_again_is_the_one_that_counts():
     cache, key = WatchCache(), ("ns", "run")
-    cache.put_resource(key, body("r1"))
-    cache.put_resource(key, body("r2", "another"))  # before it is told that the first one went
-    assert cache.resource(key) == body("r2", "another")
-    cache.put_resource(key, body("r1") | {"late": True})
-    assert cache.resource(key) == body("r2", "another")
+    second, moved = resource("r2", "another"), resource("r2", "moved")
+    cache.put_resource(resource("r1"))
+    cache.put_resource(second)  # before the deletion of the first one is known
+    assert cache.resource(key) is second
+    cache.put_resource(resource("r1", phase="Failed"))
+    assert cache.resource(key) is second
     cache.drop(["r1"])
     assert cache.known() == [key]
-    assert list(cache.sharing(("ns", "shared", ""))) == []
-    cache.put_resource(key, body("r2", "moved"))
-    assert list(cache.sharing(("ns", "another", ""))) == []
-    assert list(cache.sharing(("ns", "moved", ""))) == [body("r2", "moved")]
+    assert cache.on_volume(("ns", "shared", "")) == []
+    cache.put_resource(moved)
+    assert cache.on_volume(("ns", "another", "")) == []
+    assert cache.on_volume(("ns", "moved", "")) == [moved]
 
 
 def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):
@@ -137,50 +142,48 @@ def test_an_operator_that_starts_before_its_api_server_waits_for_it(tmp_path):
     assert "Traceback" not in log.read_text()
 
 
-def test_what_was_written_counts_until_the_watch_is_past_it():
-    def body(version, uid="u"):
-        return {"metadata": {"uid": uid, "resourceVersion": version}}
+def test_a_written_status_counts_until_the_watch_has_caught_up():
+    def version(number, uid="u"):
+        metadata = {"uid": uid, "resourceVersion": number, "namespace": "ns", "name": "run"}
+        return Resource({"metadata": metadata})
 
-    assert _before(body("9"), "9", body("12"))
-    assert _before(body("7"), "9", body("12"))  # not even what was written over has been brought
-    assert not _before(body("12"), "9", body("12"))
-    assert not _before(body("100"), "9", body("12"))
-    assert not _before(body("7", uid="another"), "9", body("12"))
+    write = StatusWrite("9", version("12"))
+    assert write.is_newer_than(version("9"))
+    assert write.is_newer_than(version("7"))  # not even the replaced version has been brought
+    assert not write.is_newer_than(version("12"))
+    assert not write.is_newer_than(version("100"))
+    assert not write.is_newer_than(version("7", uid="another"))
 
 
-def test_whose_gpus_wait_for_nothing_else_overtakes():
-    """A stage that has ended, or a pod that has failed; not what was reacted to already."""
-    running = body("r") | {
-        "status": {
-            "observedGeneration": 1,
-            "conditions": [],
-            "stages": [
-                {"name": "latents", "state": "Succeeded", "attempt": 1},
-                {"name": "train", "state": "Running", "attempt": 2},
-            ],
-        }
-    }
+def test_resources_whose_gpus_wait_for_the_operator_alone_overtake():
+    """A stage that has ended, or a pod that has failed; not one that was reacted to already."""
+    stages = [
+        {"name": "latents", "state": "Succeeded", "attempt": 1},
+        {"name": "train", "state": "Running", "attempt": 2},
+    ]
+    running = resource("r", observedGeneration=1, conditions=[], stages=stages)
     before = Job("run-latents-1", "j1", "latents", 1, "", "r", complete=True)
     failed = Job("run-train-1", "j2", "train", 1, "", "r", failed="BackoffLimitExceeded")
     job = Job("run-train-2", "j3", "train", 2, "", "r")
     pod = Pod("run-train-2-0", "p1", "train", 2, 0, "Running")
-    assert waits_for_us(body("new"), [], [])
-    assert not waits_for_us(running, [before, failed, job], [pod])
-    assert waits_for_us(running, [before, replace(job, complete=True)], [pod])
-    assert waits_for_us(running, [replace(job, failed="DeadlineExceeded")], [pod])
-    assert waits_for_us(running, [job], [replace(pod, phase="Failed")])
-    ended = [{"type": "Failed", "status": "True", "reason": "Crashed", "lastTransitionTime": "now"}]
-    running["status"]["conditions"] = ended
-    assert not waits_for_us(running, [failed], [replace(pod, phase="Failed")])
+    assert is_high_priority(resource("new"), [], [])
+    assert not is_high_priority(running, [before, failed, job], [pod])
+    assert is_high_priority(running, [before, replace(job, complete=True)], [pod])
+    assert is_high_priority(running, [replace(job, failed="DeadlineExceeded")], [pod])
+    assert is_high_priority(running, [job], [replace(pod, phase="Failed")])
+    condition = {"type": "Failed", "status": "True", "reason": "Crashed", "message": ""}
+    condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+    ended = resource("r", observedGeneration=1, conditions=[condition], stages=stages)
+    assert not is_high_priority(ended, [failed], [replace(pod, phase="Failed")])
 
 
-def test_what_does_nothing_by_itself_is_made_first():
+def test_passive_objects_are_created_first():
     old = Delete("Job", "run-latents-1", "u")
     kinds = ("PersistentVolumeClaim", "PodGroup", "Service", "Job")
     claim, group, service, job = (Apply({"kind": kind}) for kind in kinds)
-    assert _idle_first([old, claim, group, service, job]) == ([group, service], [old, claim, job])
-    assert _idle_first([claim, service, job, job]) == ([service], [claim, job, job])
-    assert _idle_first([]) == ([], [])
+    assert split_passive([old, claim, group, service, job]) == ([group, service], [old, claim, job])
+    assert split_passive([claim, service, job, job]) == ([service], [claim, job, job])
+    assert split_passive([]) == ([], [])
 
 
 def test_housekeeping_gives_no_second_turn():

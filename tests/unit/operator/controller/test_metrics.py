@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as classic
 from reconcile_world import STAGES
 from scraped_metrics import Scraped, lived, tool
 from video2world_operator.controller.metrics import resource_in
+from video2world_operator.controller.resource import Resource
 
 OPEN = "application/openmetrics-text;version=1.0.0"
 
@@ -68,10 +69,11 @@ def test_what_is_now():
     assert scraped.value("checkpoint_age_seconds_max") == pytest.approx(7200, abs=60)
     assert scraped.value("checkpoints_overdue") == 1  # due every 500 x 2 s
     world.body["status"]["progress"]["secondsPerIteration"] = 10.0  # due every 5000 s
+    scraped.look()
     assert scraped.value("checkpoints_overdue") == 0
     assert scraped.value("cache_age_seconds") == 7
-    scraped.bodies.clear()
-    scraped.metrics.look(("ns", "run"), None, ())
+    scraped.resources.clear()
+    scraped.metrics.observe_resource(("ns", "run"), None, ())
     assert scraped.value("resources", phase="Running") == 0
     assert scraped.value("checkpoint_age_seconds_max") == 0
 
@@ -91,7 +93,7 @@ def test_reconciliations_and_requests():
     assert scraped.value("reconcile_duration_seconds_count", result="ok") == 1
     assert scraped.value("reconcile_duration_seconds_count", result="error") == 1
     path = "/apis/video2world.dev/v1alpha1/namespaces/a/video2worldposttrains/x/status"
-    scraped.metrics.request("PATCH", path, 200, 0.01)
+    scraped.metrics.count_request("PATCH", path, 200, 0.01)
     about = {"method": "PATCH", "resource": "video2worldposttrains/status", "code": "200"}
     assert scraped.value("api_requests_total", **about) == 1
     assert scraped.value("api_request_duration_seconds_count", method="PATCH") == 1
@@ -140,13 +142,15 @@ def test_series_and_memory_do_not_grow_with_the_resources():
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for number in range(1000):
-        scraped.metrics.look((f"ns-{number}", f"run-{number}"), scraped.world.body, ())
+        scraped.metrics.observe_resource(
+            (f"ns-{number}", f"run-{number}"), Resource(scraped.world.body), ()
+        )
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert len(scraped.text().splitlines()) == series
     assert grown < 2 << 20
     for number in range(1000):
-        scraped.metrics.look((f"ns-{number}", f"run-{number}"), None, ())
+        scraped.metrics.observe_resource((f"ns-{number}", f"run-{number}"), None, ())
     assert len(scraped.metrics._known) == 1
 
 
