@@ -73,7 +73,6 @@ async def _credentials(connection: Connection) -> kopf.ConnectionInfo:
         private_key_path=settings.key_file,
         default_namespace=connection.namespace,
         proxy_url=settings.proxy,
-        trust_env=True,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME, load_incluster_config
@@ -71,6 +73,7 @@ def _from_service_account() -> Connection:
     configuration = _configuration()
     try:
         load_incluster_config(configuration)
+        configuration.proxy = _proxy_of(configuration.host)
         namespace = Path(SERVICE_TOKEN_FILENAME).with_name("namespace")
         return Connection(configuration, namespace.read_text().strip() or "default")
     except Exception as error:
@@ -83,6 +86,7 @@ async def _load(config: ConfigNode, persist: Any = None) -> Connection:
     loader = KubeConfigLoader(config, config_base_path=None, config_persister=persist)
     context = loader.current_context["context"]
     await loader.load_and_set(configuration)
+    configuration.proxy = configuration.proxy or _proxy_of(configuration.host)
     plugin = _credential_plugin(config, context.get("user"))
     if plugin and not (configuration.api_key or configuration.cert_file):
         # the library only logs why, and would continue as an anonymous user
@@ -99,4 +103,18 @@ def _credential_plugin(config: ConfigNode, name: str | None) -> str:
 
 
 def _configuration() -> Configuration:
-    return Configuration(connection_pool_maxsize=0)  # unlimited: every watch holds a connection
+    return Configuration(
+        connection_pool_maxsize=0,  # unlimited: every watch holds a connection
+        client_session_kwargs={"trust_env": False},  # see _proxy_of
+    )
+
+
+def _proxy_of(server: str) -> str | None:
+    """Return the environment's proxy for ``server`` (HTTPS_PROXY, NO_PROXY), if there is one.
+
+    aiohttp would look it up in a thread for every request, and read ~/.netrc for credentials.
+    """
+    url = urlsplit(server)
+    if url.hostname is None or proxy_bypass(url.netloc):
+        return None
+    return getproxies().get(url.scheme)

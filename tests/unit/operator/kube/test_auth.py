@@ -134,6 +134,22 @@ def test_kopf_gets_the_same_credentials(written):
     assert (info.scheme, info.token, info.insecure) == ("Bearer", "t", True)
 
 
+def test_a_proxy_of_the_environment_is_used_unless_the_server_is_excluded(written, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.1,.local")
+
+    def proxy(server, **cluster):
+        written(kubeconfig({}, server=server, **cluster))
+        return asyncio.run(login()).configuration.proxy
+
+    assert proxy("https://api.example:6443") == "http://proxy:3128"
+    assert proxy("https://10.0.0.1:6443") is None
+    assert proxy("https://api.local") is None
+    assert proxy("http://api.example") is None
+    other = {"proxy-url": "http://other:1"}
+    assert proxy("https://api.example", **other) == "http://other:1"
+
+
 def test_a_tls_server_name_is_taken_over(written):
     written(kubeconfig({}, server="https://1.2.3.4", **{"tls-server-name": "api.example"}))
     assert asyncio.run(login()).configuration.tls_server_name == "api.example"
