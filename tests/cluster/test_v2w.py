@@ -441,5 +441,5 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
 
 def test_the_page_lists_these_ten():
     page = (ROOT / "docs" / "watching.md").read_text()
-    listed = re.findall(r"^\| \d+ \| ([^|]+) \|", page.partition("## Ten mistakes")[2], re.M)
+    listed = re.findall(r"^\| \d+ \| ([^|]+) \|", page.partition("## Ten common mistakes")[2], re.M)
     assert listed == list(MISTAKES)
