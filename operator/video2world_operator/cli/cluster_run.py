@@ -1,4 +1,4 @@
-"""``v2w`` against a cluster: a resource's status, logs, checkpoints, and its suspension."""
+"""Read, change and watch a resource in the cluster."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, TextIO, TypeVar
 
 from video2world_operator.api.constants import API_VERSION, KIND, MAX_NAME
 from video2world_operator.api.errors import InvalidResource
-from video2world_operator.api.status import AttemptStatus, CheckpointStatus, Status, parse_status
+from video2world_operator.api.status import Status, parse_status
 from video2world_operator.api.validation import parse
+from video2world_operator.cli.common import UsageError
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot, losses_of
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
@@ -24,9 +25,8 @@ from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.reconcile.observed_state import Job, Pod
 
 __all__ = [
-    "RemoteFailed",
+    "RequestFailed",
     "apply",
-    "checkpoints",
     "delete",
     "logs",
     "observe",
@@ -37,214 +37,134 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-LOG_LINES = "1000"  # of a log that are searched for losses: less than what is read at most
+LOG_LINES = "1000"  # of the training log, read for its losses: within the client's size limit
+LOG_RETRY_SECONDS = 2.0  # while a pod has not started
 _NO_CRD = f"the cluster does not know {KIND}: kubectl apply -f manifests/crd.yaml"
 
 
-class RemoteFailed(Exception):
-    """The cluster or the user's rights do not allow it; the message says what to do."""
-
-
-def run(work: Callable[[ApiClient, str], Awaitable[T]], namespace: str | None) -> T:
-    async def connected() -> T:
-        async with ApiClient() as cluster:
-            return await work(cluster, namespace or cluster.default_namespace)
-
-    try:
-        return _outside_any_loop(connected())
-    except (LoginFailed, OSError) as error:
-        raise RemoteFailed(str(error)) from None
-    except ApiError as error:
-        if error.code == 404 and "could not find" in str(error):
-            raise RemoteFailed(_NO_CRD) from None
-        raise RemoteFailed(str(error)) from None
-
-
-def _outside_any_loop(work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of ``work``, also where a loop runs already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as aside:
-        return aside.submit(asyncio.run, work).result()
-
-
-async def _get(cluster: ApiClient, namespace: str, name: str) -> dict[str, Any]:
-    found = await cluster.get(path_of(API_VERSION, KIND, namespace, name[:MAX_NAME]))
-    if found is not None and found.get("kind") == KIND:
-        return found
-    every = await cluster.get(path_of(API_VERSION, KIND, namespace))
-    if every is None:
-        raise RemoteFailed(_NO_CRD)
-    names = ", ".join(item["metadata"]["name"] for item in every["items"])
-    known = f"; there is {names}" if names else ""
-    raise RemoteFailed(f"{name}: no resource of this name in namespace {namespace}{known}")
+class RequestFailed(UsageError):
+    """The cluster refused a request or did not answer; the message says what to do."""
 
 
 def status(name: str, namespace: str | None) -> Status:
-    """The status of a resource; empty while no operator has looked at it."""
+    """Return the status of a resource; empty if no operator has handled it yet."""
 
-    async def work(cluster: ApiClient, space: str) -> Status:
-        return parse_status((await _get(cluster, space, name)).get("status"))
+    async def work(client: ApiClient, namespace: str) -> Status:
+        return parse_status((await _get(client, namespace, name)).get("status"))
 
-    return run(work, namespace)
+    return _run(work, namespace)
 
 
 def watch(
     name: str, namespace: str | None, show: Callable[[Snapshot], None], every: float | None
 ) -> None:
-    """Show the resource as it is; then, if ``every`` so many seconds, until it is at its end.
+    """Show the resource once, or every ``every`` seconds until it has ended.
 
-    An API server that is away meanwhile is waited for.
+    If the API server becomes unavailable meanwhile, the last snapshot is shown with a note.
     """
 
-    async def work(cluster: ApiClient, space: str) -> None:
-        seen = await _snapshot(cluster, space, name)
+    async def work(client: ApiClient, namespace: str) -> None:
+        seen = await _snapshot(client, namespace, name)
         while True:
             show(seen)
             if every is None or seen.ended:
                 return
             await asyncio.sleep(every)
             try:
-                seen = await _snapshot(cluster, space, name)
+                seen = await _snapshot(client, namespace, name)
             except OSError as error:
-                seen = replace(seen, note=f"({error}; this is what was seen last)")
+                seen = replace(seen, note=f"({error}; showing the last known state)")
             except ApiError as error:
                 if error.code < 500:
                     raise
-                seen = replace(seen, note=f"(the API server: {error}; seen last)")
+                seen = replace(seen, note=f"(API server: {error}; showing the last known state)")
 
-    run(work, namespace)
-
-
-async def _snapshot(cluster: ApiClient, namespace: str, name: str) -> Snapshot:
-    """Status, pods and losses; who may not see pods or logs is shown the status alone."""
-    status = parse_status((await _get(cluster, namespace, name)).get("status"))
-    try:
-        pods = await _pods(cluster, namespace, name)
-    except ApiError as error:
-        if error.code != 403:
-            raise
-        return Snapshot(name, status, note="(you may not list pods: they are not shown)")
-    train = [p for p in pods if (p.stage, p.index) == ("train", 0) and p.phase != "Pending"]
-    losses: list[float] = []
-    if train:
-        newest = max(train, key=lambda p: p.attempt)
-        log = await cluster.pod_log(namespace, newest.name, "train", tailLines=LOG_LINES)
-        losses = losses_of(log.splitlines())
-    return Snapshot(name, status, pods, losses)
+    _run(work, namespace)
 
 
 def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]:
-    """The resource and what is around it; what the user may not see is left out."""
+    """Read a resource and the objects that concern it, as far as the user may see them."""
 
-    async def work(cluster: ApiClient, space: str) -> tuple[Snapshot, ClusterObjects]:
-        body = await _get(cluster, space, name)
-        seen = await _snapshot(cluster, space, name)
+    async def work(client: ApiClient, namespace: str) -> tuple[Snapshot, ClusterObjects]:
+        body = await _get(client, namespace, name)
         spec = body["spec"]
-        claim = (spec.get("storage") or {}).get("claimName") or f"{name}-data"
+        pvc = (spec.get("storage") or {}).get("claimName") or f"{name}-data"
         try:
             gpus = parse({k: v for k, v in body.items() if k != "status"}).spec.processes_per_node
         except InvalidResource:
             gpus = 0
+        seen = await _snapshot(client, namespace, name)
+        events = await client.get_if_allowed(path_of("v1", "Event", namespace)) or {}
         return seen, ClusterObjects(
             metadata=body["metadata"],
             spec=spec,
-            pvc=await cluster.get_if_allowed(path_of("v1", "PersistentVolumeClaim", space, claim)),
-            events=(await cluster.get_if_allowed(path_of("v1", "Event", space)) or {}).get(
-                "items", []
-            ),
-            jobs=await _jobs(cluster, space, name),
-            nodes=(await cluster.get_if_allowed("/api/v1/nodes") or {}).get("items"),
+            pvc=await client.get_if_allowed(path_of("v1", "PersistentVolumeClaim", namespace, pvc)),
+            events=events.get("items", []),
+            jobs=await _jobs(client, namespace, name),
+            nodes=(await client.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
-            crd_problem=await problem_of(cluster),
+            crd_problem=await problem_of(client),
         )
 
-    return run(work, namespace)
+    return _run(work, namespace)
 
 
 def preflight(plan: Plan, manifest: Mapping[str, Any], namespace: str | None) -> ClusterFacts:
-    """What can be seen of the cluster for the checks before a run of ``plan``.
+    """Collect the facts of the cluster that the checks before a run of ``plan`` need.
 
-    ``manifest`` is the resource as written: the API server is asked whether it accepts that.
+    ``manifest`` is the resource as written; the API server is asked whether it accepts it.
     """
 
-    async def work(cluster: ApiClient, space: str) -> ClusterFacts:
-        return await cluster_facts(cluster, space, plan, manifest)
+    async def work(client: ApiClient, namespace: str) -> ClusterFacts:
+        return await cluster_facts(client, namespace, plan, manifest)
 
-    return run(work, namespace)
-
-
-async def _pods(cluster: ApiClient, namespace: str, name: str) -> list[Pod]:
-    path = path_of("v1", "Pod", namespace)
-    found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
-    return [Pod.of(item) for item in found.get("items", [])]
-
-
-async def _jobs(cluster: ApiClient, namespace: str, name: str) -> list[Job] | None:
-    path = path_of("batch/v1", "Job", namespace)
-    try:
-        found = await cluster.get(path, labelSelector=f"{RESOURCE_LABEL}={name}")
-    except ApiError as error:
-        if error.code != 403:
-            raise
-        return None
-    return [Job.of(item) for item in (found or {}).get("items", [])]
+    return _run(work, namespace)
 
 
 def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
-    """Make the resource, or bring its spec to what ``manifest`` says (server-side apply)."""
+    """Create or update the resource (server-side apply)."""
 
-    async def work(cluster: ApiClient, space: str) -> None:
-        await cluster.request(
+    async def work(client: ApiClient, namespace: str) -> None:
+        await client.request(
             "PATCH",
-            path_of(API_VERSION, KIND, space, manifest["metadata"]["name"]),
+            path_of(API_VERSION, KIND, namespace, manifest["metadata"]["name"]),
             params={"fieldManager": "v2w", "force": "true"},
             body=manifest,
             content_type="application/apply-patch+yaml",
         )
 
-    run(work, namespace)
+    _run(work, namespace)
 
 
 def delete(name: str, namespace: str | None) -> bool:
-    """Delete the resource; answers whether it was there."""
+    """Delete the resource; returns whether it existed."""
 
-    async def work(cluster: ApiClient, space: str) -> bool:
-        path = path_of(API_VERSION, KIND, space, name)
-        if await cluster.get(path) is None:
+    async def work(client: ApiClient, namespace: str) -> bool:
+        path = path_of(API_VERSION, KIND, namespace, name)
+        if await client.get(path) is None:
             return False
-        await cluster.request("DELETE", path)
+        await client.request("DELETE", path)
         return True
 
-    return run(work, namespace)
-
-
-def checkpoints(
-    name: str, namespace: str | None
-) -> tuple[CheckpointStatus | None, list[AttemptStatus]]:
-    """The newest checkpoint and the attempts, as the status has them."""
-    found = status(name, namespace)
-    return found.checkpoint, found.attempts
+    return _run(work, namespace)
 
 
 def suspend(name: str, namespace: str | None, value: bool) -> bool:
-    """Set ``spec.suspend``; answers whether that was a change."""
+    """Set ``spec.suspend``; returns whether that changed it."""
 
-    async def work(cluster: ApiClient, space: str) -> bool:
-        body = await _get(cluster, space, name)
+    async def work(client: ApiClient, namespace: str) -> bool:
+        body = await _get(client, namespace, name)
         if bool(body["spec"].get("suspend")) == value:
             return False
-        await cluster.request(
+        await client.request(
             "PATCH",
-            path_of(API_VERSION, KIND, space, name),
+            path_of(API_VERSION, KIND, namespace, name),
             body={"spec": {"suspend": value}},
             content_type="application/merge-patch+json",
         )
         return True
 
-    return run(work, namespace)
+    return _run(work, namespace)
 
 
 def logs(
@@ -257,17 +177,17 @@ def logs(
     follow: bool,
     out: TextIO = sys.stdout,
 ) -> None:
-    """Print the log of one pod, by default of the stage at work and of its newest attempt."""
+    """Print the log of one pod, by default of the running stage and its last attempt."""
 
-    async def work(cluster: ApiClient, space: str) -> None:
-        said = ""
+    async def work(client: ApiClient, namespace: str) -> None:
+        shown = ""
         while True:
-            status = parse_status((await _get(cluster, space, name)).get("status"))
-            pods = await _pods(cluster, space, name)
+            status = parse_status((await _get(client, namespace, name)).get("status"))
+            pods = await _pods(client, namespace, name)
             pod = _choose(name, pods, stage or status.stage, rank, attempt)
             try:
-                async with cluster.stream_log(
-                    space, pod.name, pod.container, **({"follow": "true"} if follow else {})
+                async with client.stream_log(
+                    namespace, pod.name, pod.container, **({"follow": "true"} if follow else {})
                 ) as stream:
                     async for line in stream:
                         out.write(line.decode("utf-8", "replace"))
@@ -278,26 +198,104 @@ def logs(
                 why = pod.waits or pod.unschedulable or str(error)
                 why = f"pod {pod.name} has no log yet: {why}"
                 if not follow or pod.phase != "Pending":
-                    raise RemoteFailed(why) from None
-            if why != said:
+                    raise RequestFailed(why) from None
+            if why != shown:
                 print(f"{why}; waiting", file=sys.stderr)
-                said = why
-            await asyncio.sleep(2)
+                shown = why
+            await asyncio.sleep(LOG_RETRY_SECONDS)
 
-    run(work, namespace)
+    _run(work, namespace)
+
+
+# ---------------------------------------------------------------------- requests
+
+
+def _run(work: Callable[[ApiClient, str], Awaitable[T]], namespace: str | None) -> T:
+    """Run ``work`` with a client and a namespace, by default that of the kubeconfig."""
+
+    async def connected() -> T:
+        async with ApiClient() as client:
+            return await work(client, namespace or client.default_namespace)
+
+    try:
+        return _run_in_new_loop(connected())
+    except (LoginFailed, OSError) as error:
+        raise RequestFailed(str(error)) from None
+    except ApiError as error:
+        if error.code == 404 and "could not find" in str(error):
+            raise RequestFailed(_NO_CRD) from None
+        raise RequestFailed(str(error)) from None
+
+
+def _run_in_new_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` in an event loop of its own, also if one is running, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, work).result()
+
+
+async def _get(client: ApiClient, namespace: str, name: str) -> dict[str, Any]:
+    found = await client.get(path_of(API_VERSION, KIND, namespace, name[:MAX_NAME]))
+    if found is not None and found.get("kind") == KIND:
+        return found
+    every = await client.get(path_of(API_VERSION, KIND, namespace))
+    if every is None:
+        raise RequestFailed(_NO_CRD)
+    names = ", ".join(item["metadata"]["name"] for item in every["items"])
+    known = f"; there is {names}" if names else ""
+    raise RequestFailed(f"{name}: no resource of this name in namespace {namespace}{known}")
+
+
+async def _snapshot(client: ApiClient, namespace: str, name: str) -> Snapshot:
+    """Read status, pods and losses; only the status if the user may not list pods."""
+    status = parse_status((await _get(client, namespace, name)).get("status"))
+    try:
+        pods = await _pods(client, namespace, name)
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return Snapshot(name, status, note="(pods are not shown: you may not list them)")
+    train = [p for p in pods if (p.stage, p.index) == ("train", 0) and p.phase != "Pending"]
+    losses: list[float] = []
+    if train:
+        newest = max(train, key=lambda p: p.attempt)
+        log = await client.pod_log(namespace, newest.name, "train", tailLines=LOG_LINES)
+        losses = losses_of(log.splitlines())
+    return Snapshot(name, status, pods, losses)
+
+
+async def _pods(client: ApiClient, namespace: str, name: str) -> list[Pod]:
+    path = path_of("v1", "Pod", namespace)
+    found = await client.get(path, labelSelector=f"{RESOURCE_LABEL}={name}") or {}
+    return [Pod.of(item) for item in found.get("items", [])]
+
+
+async def _jobs(client: ApiClient, namespace: str, name: str) -> list[Job] | None:
+    path = path_of("batch/v1", "Job", namespace)
+    try:
+        found = await client.get(path, labelSelector=f"{RESOURCE_LABEL}={name}")
+    except ApiError as error:
+        if error.code != 403:
+            raise
+        return None
+    return [Job.of(item) for item in (found or {}).get("items", [])]
 
 
 def _choose(name: str, pods: list[Pod], stage: str, rank: int, attempt: int | None) -> Pod:
+    """Choose the pod whose log is meant; without a stage, that of the last pod started."""
     if not pods:
-        raise RemoteFailed(f"{name}: there are no pods, and so no logs; see v2w status {name}")
-    if not stage:  # nothing is at work: the last that was
+        raise RequestFailed(f"{name}: there are no pods, and so no logs; see v2w status {name}")
+    if not stage:
         stage = max(pods, key=lambda p: (p.started is not None, p.started, p.name)).stage
     of_stage = [p for p in pods if p.stage == stage]
     if not of_stage:
         known = ", ".join(sorted({p.stage for p in pods}))
-        raise RemoteFailed(f"--stage {stage}: there is no pod of it; there is {known}")
+        raise RequestFailed(f"--stage {stage}: it has no pod; there is {known}")
     wanted = attempt or max(p.attempt for p in of_stage)
     chosen = [p for p in of_stage if (p.attempt, p.index) == (wanted, rank)]
     if not chosen:
-        raise RemoteFailed(f"there is no pod of {stage}, attempt {wanted}, rank {rank}")
+        raise RequestFailed(f"there is no pod of {stage}, attempt {wanted}, rank {rank}")
     return chosen[-1]

@@ -104,14 +104,14 @@ def logs_cluster(args: argparse.Namespace) -> int:
 
 
 def checkpoints_cluster(args: argparse.Namespace) -> int:
-    from video2world_operator.cli.cluster_run import checkpoints
+    from video2world_operator.cli.cluster_run import status
 
-    newest, attempts = checkpoints(args.name, args.namespace)
-    if newest is None:
+    seen = status(args.name, args.namespace)
+    if (latest := seen.checkpoint) is None:
         print(f"{args.name}: no checkpoint yet")
         return 0
-    print(f"{newest.iteration:>9}  {newest.time or ''}  {newest.path}  latest")
-    for attempt in attempts:
+    print(f"{latest.iteration:>9}  {latest.time or ''}  {latest.path}  latest")
+    for attempt in seen.attempts:
         span = f"{attempt.start_iteration} to {attempt.end_iteration}"
         print(f"  attempt {attempt.number}: iterations {span}  {attempt.reason}")
     return 0

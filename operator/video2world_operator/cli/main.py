@@ -50,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         on_cluster = args.command in _CLUSTER
         if on_cluster and (args.command not in _LOCAL or uses_cluster(args)):
             require_cluster()
-            from video2world_operator.cli.cluster_run import RemoteFailed
-
-            try:
-                return _call(*_CLUSTER[args.command], args)
-            except RemoteFailed as error:
-                raise UsageError(str(error)) from None
+            return _call(*_CLUSTER[args.command], args)
         return _call(*_LOCAL[args.command], args)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,13 +20,9 @@ def run_checks(args: argparse.Namespace) -> int:
     found = [Check("spec", Verdict.OK, f"{args.file} is valid")]
     if args.cluster:
         require_cluster()
-        from video2world_operator.cli.cluster_run import RemoteFailed
         from video2world_operator.cli.cluster_run import preflight as cluster_facts
 
-        try:
-            facts = cluster_facts(plan, load_manifest(args.file), args.namespace)
-        except RemoteFailed as error:
-            raise UsageError(str(error)) from None
+        facts = cluster_facts(plan, load_manifest(args.file), args.namespace)
         try:
             found += check_cluster(plan, estimated, facts)
         except ValueError as error:  # the user's pod template is free-form

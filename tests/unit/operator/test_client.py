@@ -11,7 +11,7 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.model_spec import ModelSpec
 from video2world_operator.api.training_spec import CheckpointSpec, TrainingSpec
 from video2world_operator.api.validation import load_resource
-from video2world_operator.cli.cluster_run import RemoteFailed
+from video2world_operator.cli.cluster_run import RequestFailed
 from video2world_operator.client import Video2World
 
 SAMPLES = ROOT / "manifests/samples"
@@ -62,7 +62,7 @@ def test_mistakes_are_told_before_anything_is_sent():
 def test_without_a_cluster_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     run = Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iterations": 5})
-    with pytest.raises(RemoteFailed, match="kubeconfig"):
+    with pytest.raises(RequestFailed, match="kubeconfig"):
         run.apply()
 
 
