@@ -40,8 +40,8 @@ class Video2World:
     Parts of the spec are models (``ModelSpec(size="2B")``) or mappings with the names of the YAML
     (``{"size": "2B"}``); ``more`` are the other parts (``stages``, ``credentials``, ...).
 
-    Its methods raise :class:`.cli.cluster_run.RequestFailed`, whose message names the remedy, if the
-    cluster cannot be reached or refuses.
+    Its methods raise :class:`.cli.cluster_run.RequestFailed`, whose message names the remedy, if
+    the cluster cannot be reached or refuses.
 
     Raises:
         InvalidResource: the spec is not valid; its lines name field and remedy.
