@@ -1,4 +1,4 @@
-"""Whatever fails between the operator and the API server, it converges, and makes nothing twice."""
+"""The operator converges despite faults of the API server, and creates nothing twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(tmp_path, config):
 
 
 def check_done(run, attempts=1, what=str):
-    """It succeeded, with every Job once; ``what`` tells more if not."""
+    """Check that it succeeded with every Job created once; ``what`` explains a failure."""
     eventually(lambda: run.status.get("phase") == "Succeeded", 150, lambda: (run.status, what()))
     status = run.status
     assert [(e["state"], e["attempt"]) for e in status["stages"]] == [("Succeeded", attempts)] * 6
@@ -39,7 +39,7 @@ def check_done(run, attempts=1, what=str):
     assert status["restarts"] == 0
 
 
-def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, tmp_path):
+def test_every_fault_at_every_request_of_a_run(gpu_cluster, gpu_namespace, tmp_path):
     """Resource ``raXbY`` meets a fault at each request N with N % 6 == X, of kind (N // 6 + Y)."""
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
     counts: Counter[str] = Counter()
@@ -78,10 +78,10 @@ def test_every_fault_at_every_request_of_a_lifetime(gpu_cluster, gpu_namespace, 
     assert every - met == set()
 
 
-def test_a_watch_of_resources_that_ends_kopf_does_not_end_the_operator(
+def test_an_error_that_ends_kopf_s_watch_does_not_end_the_operator(
     gpu_cluster, gpu_namespace, tmp_path
 ):
-    """kopf knows no passing 409 where it watches, and gives up."""
+    """kopf gives up at a 409 in its watch."""
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
     refused: list[str] = []
 
@@ -101,8 +101,8 @@ def test_a_watch_of_resources_that_ends_kopf_does_not_end_the_operator(
             assert operator.log.read_text().count("injected Conflict; restarted") == 3
 
 
-def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):
-    """SIGKILL as soon as the API server has carried a write out, before its answer is heard."""
+def test_an_operator_killed_after_every_write_loses_nothing(gpu_cluster, gpu_namespace, tmp_path):
+    """SIGKILL as soon as the API server has made a write, before its answer arrives."""
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
     kills: list[str] = []
     lock = threading.Lock()
@@ -132,7 +132,7 @@ def test_killed_after_every_write(gpu_cluster, gpu_namespace, tmp_path):
     assert len(kills) >= 15
 
 
-def test_the_api_server_is_restarted_in_the_middle(gpu_cluster, gpu_namespace, tmp_path):
+def test_an_api_server_restart_in_the_middle_of_a_run(gpu_cluster, gpu_namespace, tmp_path):
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
     kubeconfig = gpu_cluster.write_kubeconfig(api)
     with Operator(kubeconfig, *flags(gpu_namespace), log=tmp_path / "log") as operator:
@@ -151,8 +151,8 @@ def test_the_api_server_is_restarted_in_the_middle(gpu_cluster, gpu_namespace, t
         check_done(run)
 
 
-def test_what_a_worker_told_outlives_a_refused_write(gpu_cluster, gpu_namespace, tmp_path):
-    """A line is read once: what it says must not go with the status write that failed."""
+def test_worker_events_survive_a_refused_status_write(gpu_cluster, gpu_namespace, tmp_path):
+    """A log line is read once: its event must not be lost with the status write that failed."""
     api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
     armed, refused = threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""What the operator's cache has and the API server has not: gone, with or without an event."""
+"""Cached objects that the API server no longer has: deleted, with or without an event."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from video2world_operator.kube.client import ApiClient
 from video2world_operator.reconcile.observed_state import Job
 
 
-def test_the_last_resource_goes_without_an_event(cluster, namespace):
+def test_the_last_resource_is_deleted_without_an_event(cluster, namespace):
     """The API server says null, not an empty list, where metadata of nothing is asked for. Jobs
     are their informer's to drop."""
     api = grant(cluster, namespace, [namespace])
@@ -27,7 +27,7 @@ def test_the_last_resource_goes_without_an_event(cluster, namespace):
     assert [job.uid for job in cache.jobs(key)] == ["j1"]
 
 
-def test_somebody_else_s_pod_with_our_label_holds_nothing_up(cluster, namespace, tmp_path):
+def test_another_program_s_pod_with_our_label_holds_nothing_up(cluster, namespace, tmp_path):
     """An operator begins once its cache has all that bears the label: strange things, too."""
     path = f"/api/v1/namespaces/{namespace}"
     eventually(lambda: exists(cluster.admin, f"{path}/serviceaccounts/default"))

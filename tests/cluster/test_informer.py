@@ -1,4 +1,4 @@
-"""Jobs and pods in the cache: what is there, what comes, what goes while nobody watches."""
+"""Jobs and pods in the cache: listed, added, changed, and deleted while no watch was open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABEL = "video2world.dev/resource"
 
 
 class World:
-    """Pods of resources, an informer of them, and what it met on its way to the API server."""
+    """Pods of resources, their informer, and the requests and faults on its way."""
 
     def __init__(self, cluster, namespace):
         self.path = f"/api/v1/namespaces/{namespace}/pods"
@@ -58,7 +58,7 @@ def world(cluster, namespace):
 
 
 def informed(world, story, watch_seconds=300.0, kind=PODS):
-    """Let ``story(proxy)`` happen while the informer is at work."""
+    """Run ``story(proxy)`` while the informer runs."""
 
     async def both(proxy):
         token = world.client_api.kubeconfig()["users"][0]["user"]["token"]
@@ -85,7 +85,7 @@ def informed(world, story, watch_seconds=300.0, kind=PODS):
         asyncio.run(both(proxy))
 
 
-def test_what_is_there_and_what_comes_and_goes(world):
+def test_listed_added_changed_and_deleted_pods_are_followed(world):
     world.pod("a")
     world.pod("other", resource="another")
     key = (world.namespace, "run")
@@ -107,7 +107,7 @@ def test_what_is_there_and_what_comes_and_goes(world):
 
 
 @pytest.mark.parametrize("fault", ["410", "429", "500", "cut"])
-def test_a_watch_that_is_refused_is_begun_again(world, fault):
+def test_a_watch_that_is_refused_is_started_again(world, fault):
     world.pod("a")
 
     def story(proxy):
@@ -124,7 +124,7 @@ def test_a_watch_that_is_refused_is_begun_again(world, fault):
     assert world.requests["GET"] == (4 if fault == "410" else 1)
 
 
-def test_watches_end_and_go_on_without_a_listing(world):
+def test_a_watch_that_ends_is_resumed_without_a_listing(world):
     def story(_):
         for number in range(6):
             world.pod(f"p{number}")
@@ -134,7 +134,7 @@ def test_watches_end_and_go_on_without_a_listing(world):
     assert world.requests["GET"] == 1
 
 
-def test_what_cannot_be_understood_holds_nothing_up(world):
+def test_objects_that_cannot_be_parsed_hold_nothing_up(world):
     world.pod("strange", **{"video2world.dev/attempt": "x", "video2world.dev/stage": ""})
     world.pod("a")
 

@@ -1,4 +1,4 @@
-"""One leader: the second waits, takes over, and nobody acts without the lease."""
+"""Leader election: a second operator waits and takes over, and none acts without the lease."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lease(cluster, namespace):
     return cluster.admin.get(path)
 
 
-def test_the_second_takes_over_when_the_first_is_killed(cluster, namespace, pair):
+def test_a_second_operator_takes_over_when_the_leader_is_killed(cluster, namespace, pair):
     first, second = pair
     first.start()
     second.start("waiting")
@@ -47,7 +47,7 @@ def test_the_second_takes_over_when_the_first_is_killed(cluster, namespace, pair
     run.reaches(phase="Suspended")  # it works, too
 
 
-def test_a_restarted_container_of_the_same_pod_leads_on_without_waiting(
+def test_a_restarted_container_of_the_same_pod_leads_again_without_waiting(
     cluster, namespace, tmp_path
 ):
     kubeconfig = cluster.write_kubeconfig(grant(cluster, namespace, [namespace]))
@@ -62,7 +62,7 @@ def test_a_restarted_container_of_the_same_pod_leads_on_without_waiting(
     assert lease(cluster, namespace)["spec"]["leaseTransitions"] == 0
 
 
-def test_the_second_follows_at_once_when_the_first_ends_in_order(cluster, namespace, pair):
+def test_a_second_operator_takes_over_at_once_when_the_leader_shuts_down(cluster, namespace, pair):
     first, second = pair
     first.start()
     second.start("waiting")
@@ -70,7 +70,7 @@ def test_the_second_follows_at_once_when_the_first_ends_in_order(cluster, namesp
     eventually(lambda: second.probe("readyz")[1] == "leading", 10)
 
 
-def test_who_loses_the_lease_ends_at_once(cluster, namespace, pair):
+def test_a_leader_that_loses_the_lease_exits_at_once(cluster, namespace, pair):
     first, _ = pair
     first.start()
     held = lease(cluster, namespace)
@@ -82,7 +82,7 @@ def test_who_loses_the_lease_ends_at_once(cluster, namespace, pair):
     assert "usurper has taken the lease" in first.tail()
 
 
-def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
+def test_liveness_depends_on_cache_and_queue_not_only_on_http():
     from video2world_operator.controller.health import Health
 
     health = Health(queue_lag=lambda: 3, cache_age=lambda: 5)
@@ -97,8 +97,8 @@ def test_liveness_judges_the_age_of_the_cache_not_that_http_answers():
 
 
 @pytest.mark.parametrize("change", ["create", "apply_status", "delete"])
-def test_who_may_have_lost_the_lease_changes_nothing(cluster, namespace, change):
-    """As a leader that was frozen and wakes; with the lease the same change is made."""
+def test_a_leader_that_may_have_lost_the_lease_changes_nothing(cluster, namespace, change):
+    """A leader that was frozen and wakes up; with the lease the same change is made."""
     api = grant(cluster, namespace, [namespace])
     run = Resource(cluster, namespace).create()
     jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"

@@ -1,4 +1,4 @@
-"""The operator on a real API server: a resource's whole life, and what may happen in it."""
+"""The operator on a real API server: a run from start to end, and the events that disturb it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def operator(gpu_cluster, tmp_path_factory):
 
 @pytest.fixture
 def run(gpu_cluster, gpu_namespace, operator):
-    """A resource that is not made yet."""
+    """A resource that is not created yet."""
     if not operator.alive:  # the test before has ended it
         operator.start()
     yield Resource(gpu_cluster, gpu_namespace)
@@ -42,7 +42,7 @@ def run(gpu_cluster, gpu_namespace, operator):
 
 
 def writes(cluster, run):
-    """What the operator wrote for a resource, in order: verb and object."""
+    """Return what the operator wrote for a resource, in order: verb and object."""
     for event in cluster.audit(USER):
         about = event.get("objectRef", {})
         if event["verb"] in ("create", "patch", "update", "delete") and (
@@ -52,7 +52,7 @@ def writes(cluster, run):
             yield f"{event['verb']} {about['resource']}{sub} {about.get('name', '')}".strip()
 
 
-def test_a_whole_life(run, gpu_cluster):
+def test_a_run_from_start_to_end(run, gpu_cluster):
     run.create()
     for stage in STAGES:
         run.reaches(stage=stage)
@@ -71,7 +71,7 @@ def test_a_whole_life(run, gpu_cluster):
     assert shown[1].split()[:2] == ["run", "Succeeded"]
 
 
-def test_few_writes(run, gpu_cluster):
+def test_a_run_takes_few_writes(run, gpu_cluster):
     run.create()
     for stage in STAGES:
         run.finish(stage)
@@ -81,7 +81,7 @@ def test_few_writes(run, gpu_cluster):
     assert len(made) <= 18  # the figure itself is measured in benchmarks/operator.py
 
 
-def test_one_crash_restarts_the_group_as_a_new_attempt(run, gpu_cluster):
+def test_one_crash_restarts_the_gang_as_a_new_attempt(run, gpu_cluster):
     run.create()
     first, second = run.to_training()
     gpu_cluster.finish_pod(run.namespace, second, 1)
@@ -99,7 +99,7 @@ def test_one_crash_restarts_the_group_as_a_new_attempt(run, gpu_cluster):
     assert [e["reason"] for e in mine] == ["Restarting"]
 
 
-def test_the_users_error_is_final(run, gpu_cluster):
+def test_a_user_error_is_final(run, gpu_cluster):
     run.create()
     pods = run.to_training()
     gpu_cluster.finish_pod(run.namespace, pods[0], 2)
@@ -111,7 +111,7 @@ def test_the_users_error_is_final(run, gpu_cluster):
     assert [j["metadata"]["name"] for j in run.children("jobs")].count("run-train-2") == 0
 
 
-def test_a_pod_deleted_by_hand_restarts_the_group_uncharged(run, gpu_cluster):
+def test_a_pod_deleted_by_hand_restarts_the_gang_without_counting(run, gpu_cluster):
     run.create()
     pods = run.to_training()
     gpu_cluster.kubectl("delete", "pod", pods[1], "-n", run.namespace, "--wait=false")
@@ -121,7 +121,7 @@ def test_a_pod_deleted_by_hand_restarts_the_group_uncharged(run, gpu_cluster):
     assert status.get("chargedRestarts", 0) == 0
 
 
-def test_restarts_run_out(run, gpu_cluster):
+def test_a_run_fails_when_its_restarts_are_used_up(run, gpu_cluster):
     run.create(training={"maxRestarts": 1})
     run.to_training()
     for attempt in (1, 2):
@@ -131,7 +131,7 @@ def test_restarts_run_out(run, gpu_cluster):
     assert "exit code 7" in run.status["message"]
 
 
-def test_suspend_frees_the_pods_and_resume_goes_on(run, gpu_cluster):
+def test_suspending_releases_the_pods_and_resuming_continues(run, gpu_cluster):
     run.create()
     run.to_training()
     run.patch(suspend=True)
@@ -146,7 +146,7 @@ def test_suspend_frees_the_pods_and_resume_goes_on(run, gpu_cluster):
     run.reaches(phase="Succeeded")
 
 
-def test_delete_leaves_no_orphan_but_the_volume(run, gpu_cluster):
+def test_deleting_a_resource_leaves_only_its_volume(run, gpu_cluster):
     run.create()
     run.to_training()
     run.delete()
@@ -157,10 +157,10 @@ def test_delete_leaves_no_orphan_but_the_volume(run, gpu_cluster):
 
 @pytest.mark.parametrize("retention", ["Keep", "Delete"])
 @pytest.mark.parametrize("stage", STAGES[:2])
-def test_made_again_while_nobody_collects_what_the_first_one_left(
+def test_a_resource_created_again_while_its_predecessor_s_objects_are_left(
     run, gpu_cluster, stage, retention
 ):
-    """The garbage collector forgets a resource that went and came while its watch was cut."""
+    """The garbage collector misses a deletion while its watch is interrupted."""
     controllers = gpu_cluster.processes["kube-controller-manager"]
     run.create(storage={"retention": retention})
     for before in STAGES[: STAGES.index(stage)]:
@@ -195,7 +195,7 @@ def test_made_again_while_nobody_collects_what_the_first_one_left(
     run.finish("download")
 
 
-def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):
+def test_retention_delete_deletes_the_volume_with_the_resource(run, gpu_cluster):
     run.create(storage={"retention": "Delete"})
     run.running("download")
     run.delete()
@@ -205,7 +205,7 @@ def test_delete_takes_the_volume_along_if_told_so(run, gpu_cluster):
         )
 
 
-def test_a_refused_child_shows_and_clears(run, gpu_cluster):
+def test_a_refused_child_sets_a_condition_which_clears(run, gpu_cluster):
     quota = set_quota(gpu_cluster, run.namespace, {"count/jobs.batch": "0"})
     run.create()
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "False")
@@ -218,7 +218,7 @@ def test_a_refused_child_shows_and_clears(run, gpu_cluster):
     eventually(lambda: run.condition("ChildrenApplied").get("status") == "True")
 
 
-def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
+def test_no_training_pod_exists_before_what_it_needs(run, gpu_cluster):
     """Nor with a PodGroup of another size, as an operator leaves it that is killed before the Job,
     if the number of nodes is then changed."""
     quota = set_quota(gpu_cluster, run.namespace, {"count/services": "0"})
@@ -245,7 +245,7 @@ def test_no_pod_of_training_before_all_that_it_needs(run, gpu_cluster):
     assert len(run.children("services")) == 1
 
 
-def test_a_foreign_object_is_never_touched(run, gpu_cluster):
+def test_an_object_of_another_owner_is_never_changed(run, gpu_cluster):
     jobs = f"/apis/batch/v1/namespaces/{run.namespace}/jobs"
     container = {"name": "mine", "image": "mine"}
     theirs = gpu_cluster.admin.post(
@@ -278,7 +278,7 @@ def test_time_to_live_and_cleanup(run, gpu_cluster):
     eventually(lambda: not exists(gpu_cluster.admin, f"{run.path}/run"), 20)
 
 
-def test_progress_comes_from_the_log(run, gpu_cluster):
+def test_progress_is_read_from_the_log(run, gpu_cluster):
     run.create()
     lead = run.to_training()[0]
     gpu_cluster.write_pod_log(
@@ -305,7 +305,7 @@ def test_progress_comes_from_the_log(run, gpu_cluster):
     assert "0.25" in shown
 
 
-def test_samples_are_made_beside_training(run, gpu_cluster):
+def test_samples_are_made_alongside_training(run, gpu_cluster):
     def saved(*iterations):
         lines = [
             f'{{"event":"checkpoint","stage":"train","iteration":{i},"path":"x.pt"}}'
@@ -361,7 +361,7 @@ def v2w_in(cluster, run, *command):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_what_a_worker_tells_of_later_stages_is_skipped(run, gpu_cluster):
+def test_later_stages_that_a_worker_reports_as_done_are_skipped(run, gpu_cluster):
     run.create()
     (pod,) = run.running("download")
     eventually(lambda: run.stage("latents").get("inputsHash"))
@@ -394,7 +394,7 @@ HANGS = {
 }
 
 
-def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
+def test_a_pod_stuck_on_its_node_is_force_deleted(run, gpu_cluster):
     run.create(stages={"train": {"podTemplate": HANGS}})
     first, _second = run.to_training()
     gpu_cluster.finish_pod(run.namespace, first, 1)
@@ -405,8 +405,8 @@ def test_a_pod_stuck_on_its_node_is_forced_out(run, gpu_cluster):
     assert "PodForceDeleted" in {e["reason"] for e in events}
 
 
-def test_a_stage_whose_only_pod_is_stuck_on_its_node_goes_on(run, gpu_cluster):
-    """Its Job alone would wait for ever: for a pod to fail that only the Job itself keeps."""
+def test_a_stage_whose_only_pod_is_stuck_on_its_node_continues(run, gpu_cluster):
+    """Its Job alone would wait forever for the pod, whose finalizer the Job itself holds."""
     run.create(stages={"download": {"podTemplate": HANGS}})
     (pod,) = run.running("download")
     gpu_cluster.kubectl("delete", "pod", pod, "-n", run.namespace, "--wait=false")
@@ -417,7 +417,7 @@ def test_a_stage_whose_only_pod_is_stuck_on_its_node_goes_on(run, gpu_cluster):
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_pods_of_a_resource_that_is_gone_are_forced_out(run, gpu_cluster, operator, away):
+def test_stuck_pods_of_a_deleted_resource_are_force_deleted(run, gpu_cluster, operator, away):
     run.create(stages={"train": {"podTemplate": HANGS}})
     first, second = run.to_training()
     if away:
@@ -443,7 +443,7 @@ def test_killing_the_operator_at_any_stage_changes_nothing(run, gpu_cluster, ope
     assert status["restarts"] == 0
 
 
-def test_what_happened_while_the_operator_was_away_is_seen(run, gpu_cluster, operator):
+def test_events_while_the_operator_was_down_are_noticed(run, gpu_cluster, operator):
     run.create()
     pods = run.to_training()
     operator.kill()
@@ -468,7 +468,7 @@ def extra_nodes(gpu_cluster):
         gpu_cluster.admin.delete(f"/api/v1/nodes/{name}")
 
 
-def test_a_lost_node_costs_no_restart(run, gpu_cluster, extra_nodes):
+def test_a_lost_node_is_not_counted_as_a_restart(run, gpu_cluster, extra_nodes):
     extra_nodes("doomed", mine=run.namespace)
     patch = {"spec": {"terminationGracePeriodSeconds": 1}}
     run.create(
@@ -486,8 +486,8 @@ def test_a_lost_node_costs_no_restart(run, gpu_cluster, extra_nodes):
     eventually(lambda: run.pods("train", 2))
 
 
-def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster, extra_nodes):
-    """Five nodes of eight GPUs are asked for, four are there: no pod may hold any meanwhile."""
+def test_the_training_gang_starts_completely_or_not_at_all(run, gpu_cluster, extra_nodes):
+    """Five nodes of eight GPUs are requested and four exist: no pod may hold any meanwhile."""
     run.create(
         model={"size": "2B"},
         training={"nodes": 5, "gpusPerNode": 8, "contextParallelSize": 2},
@@ -512,7 +512,7 @@ def test_the_train_group_starts_whole_or_not_at_all(run, gpu_cluster, extra_node
     eventually(lambda: not run.children("pods"))
 
 
-def test_two_resources_on_one_claim_do_the_same_work_once(run, gpu_cluster):
+def test_two_resources_on_one_pvc_do_the_same_work_once(run, gpu_cluster):
     claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     gpu_cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": spec})
@@ -528,9 +528,7 @@ def test_two_resources_on_one_claim_do_the_same_work_once(run, gpu_cluster):
     second.running("download")  # whose worker will find it done
 
 
-def test_an_existing_claim_that_cannot_be_shared_is_refused_before_anything_starts(
-    run, gpu_cluster
-):
+def test_an_existing_pvc_that_cannot_be_shared_is_refused_before_anything_starts(run, gpu_cluster):
     claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
     run.create(storage={"claimName": "mine"})
     eventually(lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing")
@@ -550,7 +548,7 @@ def test_every_pod_passes_the_restricted_profile(run, gpu_cluster):
     run.reaches(phase="Succeeded")
 
 
-def test_the_queue_is_on_the_train_job_alone(run, gpu_cluster):
+def test_only_the_training_job_has_the_queue_label(run, gpu_cluster):
     run.create(scheduling={"queueName": "team"})
     run.to_training()
     label = "kueue.x-k8s.io/queue-name"
@@ -605,7 +603,7 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
     assert "attempt 1: Suspended" in v2w("v2w", "status", "run")[1]
 
 
-def test_a_claim_deleted_under_a_run_makes_all_stages_run_again(run, gpu_cluster):
+def test_deleting_the_pvc_of_a_run_makes_all_stages_run_again(run, gpu_cluster):
     run.create()
     run.finish("download")
     run.running("dataset")
@@ -639,7 +637,7 @@ def test_a_claim_deleted_under_a_run_makes_all_stages_run_again(run, gpu_cluster
     assert run.condition("ContentKept")["status"] == "True"
 
 
-def test_a_users_claim_that_is_deleted_and_made_again(run, gpu_cluster):
+def test_a_user_s_pvc_that_is_deleted_and_created_again(run, gpu_cluster):
     claims = f"/api/v1/namespaces/{run.namespace}/persistentvolumeclaims"
     asked = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     claim = {"metadata": {"name": "mine"}, "spec": asked}

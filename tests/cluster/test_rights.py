@@ -1,4 +1,4 @@
-"""Least privilege: the rights in manifests/rbac.yaml are all that is used, and all are needed."""
+"""Least privilege: the operator uses exactly the rights in manifests/rbac.yaml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v 
 
 
 def lacking(api, own, namespaces):
-    """What the check at start finds missing."""
+    """Return what the check at the start finds missing."""
 
     async def ask():
         async with ApiClient(connection(api)) as client:
@@ -44,7 +44,7 @@ def role(namespace, table):
     }
 
 
-def test_the_file_is_what_the_table_says():
+def test_the_manifest_has_the_rules_of_the_table():
     documents = list(yaml.safe_load_all(PATH.read_text()))
     (role_,) = [d for d in documents if d["kind"] == "ClusterRole"]
     assert role_["rules"] == policy_rules((*NAMESPACED, *CLUSTER_WIDE))
@@ -53,7 +53,7 @@ def test_the_file_is_what_the_table_says():
 
 
 @pytest.mark.parametrize(("number", "verb"), EVERY, ids=lambda v: str(v))
-def test_each_right_is_missed_by_name(cluster, namespace, number, verb):
+def test_each_missing_right_is_named(cluster, namespace, number, verb):
     api = grant(cluster, namespace, [namespace])
     rule = NAMESPACED[number]
     without = replace(rule, verbs=tuple(v for v in rule.verbs if v != verb))
@@ -63,12 +63,14 @@ def test_each_right_is_missed_by_name(cluster, namespace, number, verb):
     eventually(lambda: lacking(api, namespace, [namespace]) == expected, 20)
 
 
-def test_with_all_of_them_nothing_is_missing(cluster, namespace):
+def test_with_all_rights_nothing_is_missing(cluster, namespace):
     api = grant(cluster, namespace, [namespace])
     eventually(lambda: lacking(api, namespace, [namespace]) == [], 20)
 
 
-def test_a_missing_right_is_a_condition_and_clears_itself(cluster, namespace, tmp_path):
+def test_a_missing_right_sets_a_condition_which_clears_once_it_is_granted(
+    cluster, namespace, tmp_path
+):
     api = grant(cluster, namespace, [namespace])
     poor = [r for r in NAMESPACED if r.resource != "pods/log"]
     apply(cluster.admin, role(namespace, poor))

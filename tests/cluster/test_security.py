@@ -1,4 +1,4 @@
-"""The API server's own judgement on our pods, and on what a tenant adds to them."""
+"""The API server's verdict on our pods, and on what a tenant adds to them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def admit(cluster, namespace, template):
 
 
 def templates(plan):
-    """Stage and pod template of every Job of a plan, with that of the sampler beside training."""
+    """Yield stage and pod template of every Job of a plan, and of the sampler."""
     stages = [(stage.name, stage.job) for stage in plan.stages]
     if plan.resource.spec.inference.samples:
         stages.append(("samples", plan.sampling(500)[0]))
@@ -75,7 +75,9 @@ def test_the_operator_s_own_pods_are_admitted(cluster, restricted):
     ],
     ids=["host network", "host path", "root", "capability"],
 )
-def test_what_a_tenant_adds_is_judged_like_any_pod_of_his(cluster, restricted, patch, word):
+def test_a_tenant_s_additions_are_admitted_or_refused_as_in_any_pod(
+    cluster, restricted, patch, word
+):
     body = yaml.safe_load((ROOT / "manifests" / "samples" / "posttrain.yaml").read_text())
     body["spec"]["stages"] = {"train": {"podTemplate": {"spec": patch}}}
     template = make_plan(parse(body), restricted).stage("train").job["spec"]["template"]

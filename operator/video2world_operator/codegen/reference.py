@@ -22,6 +22,7 @@ from video2world_operator.api.mutability import CHANGEABLE, fixed
 from video2world_operator.api.validation import parse
 from video2world_operator.cli import parser
 from video2world_operator.codegen.write import generate
+from video2world_operator.controller.flags import FLAGS
 from video2world_operator.controller.metrics import Metrics, ResourceMetrics
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.preflight import requirements
@@ -82,35 +83,9 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         ),
         Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
     ),
-    OPERATOR: (
-        Variable("V2W_NAMESPACES", "all", "Comma-separated namespaces to serve."),
-        Variable("V2W_OWN_NAMESPACE", "the credentials'", "Namespace of the leader's Lease."),
-        Variable("V2W_PORT", "8080", "Port of /healthz, /readyz and /metrics."),
-        Variable(
-            "V2W_POLL_SECONDS",
-            "10",
-            "Seconds between two looks at a worker's log; more "
-            "where that would be over 20 looks a second.",
-        ),
-        Variable(
-            "V2W_STUCK_AFTER_SECONDS",
-            "30",
-            "A stage without progress for so long is "
-            "reported as stuck; a sidecar that outlives its worker by so long is ended.",
-        ),
-        Variable(
-            "V2W_TERMINATION_BOUND_SECONDS",
-            "60",
-            "A pod that outlives its grace period by so long is force-deleted.",
-        ),
-        Variable(
-            "V2W_LEASE_SECONDS", "15", "After so long without news of the leader another one leads."
-        ),
-        Variable(
-            "V2W_POD_UID",
-            "none",
-            "UID of the operator's pod: a restarted container of it leads on at once.",
-        ),
+    OPERATOR: tuple(
+        Variable(flag.variable, flag.default, flag.help[0].upper() + flag.help[1:] + ".")
+        for flag in FLAGS
     ),
     PLAN: (
         Variable("V2W_STAGE", "", "Name of the stage."),

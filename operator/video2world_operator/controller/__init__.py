@@ -1,1 +1,1 @@
-"""Run the operator: watches, caches, applier, events, metrics, health."""
+"""Run the operator: watch, cache, decide, apply, and report status, events and metrics."""

@@ -33,7 +33,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag with a value, which an environment variable can set too, as the chart does."""
+    """A flag that takes a value, which its environment variable can set too."""
 
     name: str
     variable: str
@@ -63,7 +63,13 @@ FLAGS = (
         "namespace of the Lease; default that of the credentials",
     ),
     Flag("port", "V2W_PORT", int, "8080", "port of the probes and metrics"),
-    Flag("poll-seconds", "V2W_POLL_SECONDS", float, "10", "log polling interval"),
+    Flag(
+        "poll-seconds",
+        "V2W_POLL_SECONDS",
+        float,
+        "10",
+        "log polling interval; at least 0.1 s per resource",
+    ),
     Flag(
         "termination-bound-seconds",
         "V2W_TERMINATION_BOUND_SECONDS",

@@ -1,1 +1,1 @@
-"""Talk to the API server: authentication, client, rate limit, work queue, leader election."""
+"""Talk to the API server: login, client, rate limit, work queue, leader election."""

@@ -1,4 +1,4 @@
-"""The Python client without a cluster: what it makes of its arguments, and its errors."""
+"""The Python client without a cluster: its manifests and its errors."""
 
 import subprocess
 import sys
@@ -40,13 +40,13 @@ def test_typed_parts_and_mappings_make_the_same_resource():
 
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_from_a_file_it_is_the_same(sample):
+def test_a_file_makes_the_same_resource(sample):
     run = Video2World.from_file(sample)
     assert run.resource == load_resource(sample)
     assert run.manifest["kind"] == "Video2WorldPostTrain"
 
 
-def test_mistakes_are_told_before_anything_is_sent():
+def test_mistakes_are_reported_before_anything_is_sent():
     with pytest.raises(InvalidResource, match="did you mean iterations"):
         Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iteratons": 5})
     with pytest.raises(InvalidResource, match=r"spec\.stages\.train\.imag"):
@@ -59,14 +59,14 @@ def test_mistakes_are_told_before_anything_is_sent():
         )
 
 
-def test_without_a_cluster_it_says_so(monkeypatch, tmp_path):
+def test_a_missing_cluster_is_reported(monkeypatch, tmp_path):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     run = Video2World("run", model={"size": "2B"}, dataset=AGIBOT, training={"iterations": 5})
     with pytest.raises(RequestFailed, match="kubeconfig"):
         run.apply()
 
 
-def test_the_package_itself_stays_light():
+def test_importing_the_package_is_cheap():
     code = "import sys, video2world_operator; assert 'pydantic' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="nothing"):

@@ -1,4 +1,4 @@
-"""Alert rules and dashboard, judged by Prometheus itself: alerts fire, panels show data."""
+"""Alert rules and dashboard, run by Prometheus itself: alerts fire, panels show data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def alerts() -> dict[str, dict]:
     return {rule["alert"]: rule for rule in group["rules"]}
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_names_a_remedy() -> None:
     for name, rule in alerts().items():
         assert name.startswith("Video2World")
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -39,7 +39,7 @@ def test_every_alert_says_what_to_do() -> None:
     assert [name for name in alerts() if f"`{name}`" not in page] == []
 
 
-def test_promtool_takes_the_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     done = subprocess.run(
         [tool("promtool"), "check", "rules", RULES], capture_output=True, text=True
     )
@@ -88,7 +88,7 @@ CASES = {
 }
 
 
-def test_each_alert_fires_when_it_should_and_else_not(tmp_path: Path) -> None:
+def test_each_alert_fires_only_when_it_should(tmp_path: Path) -> None:
     assert CASES.keys() == alerts().keys()
     tests = []
     for name, (bad, good, minutes) in CASES.items():
@@ -127,7 +127,7 @@ def test_each_alert_fires_when_it_should_and_else_not(tmp_path: Path) -> None:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[str]:
-    """URL of a Prometheus that scrapes an operator's and a training's figures."""
+    """URL of a Prometheus that scrapes the metrics of an operator and of a training."""
     binary, scraped = tool("prometheus"), Scraped()
     lived(scraped)
     scraped.metrics.count_request("GET", "/api/v1/pods", 200, 0.1)
@@ -174,7 +174,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
 
 
 def asked(url: str, expr: str) -> list:
-    """What Prometheus answers to an expression; empty also while it is not up."""
+    """Return Prometheus' result for an expression; empty also while it is starting."""
     query = urllib.parse.urlencode({"query": expr})
     try:
         with urllib.request.urlopen(f"{url}/api/v1/query?{query}", timeout=10) as answer:
@@ -187,7 +187,7 @@ def asked(url: str, expr: str) -> list:
         return []
 
 
-def test_every_panel_shows_something(prometheus: str) -> None:
+def test_every_panel_shows_data(prometheus: str) -> None:
     board = json.loads(BOARD.read_text())
     panels = {panel["title"]: panel for panel in board["panels"]}
     assert len(panels) == len(board["panels"]) == len({p["id"] for p in board["panels"]})

@@ -1,4 +1,4 @@
-"""What the operator goes by: the API server's clock, its lease, a cache without ghosts."""
+"""The server's clock, the lease, the cache, and the controller's priorities."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from video2world_operator.reconcile.actions import Apply, Delete
 from video2world_operator.reconcile.observed_state import Job, Pod
 
 
-def test_time_is_the_api_servers():
+def test_the_clock_follows_the_api_server():
     clock = ServerClock()
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=5)
     ahead = datetime.now(UTC) + timedelta(hours=2)
@@ -43,7 +43,7 @@ def test_time_is_the_api_servers():
     assert abs(clock.now() - back) < timedelta(seconds=5)
 
 
-def test_an_earlier_attempt_tells_nothing_of_later_stages():
+def test_what_an_earlier_attempt_skipped_is_ignored():
     told = [Resumed("train", 5), Skipped("latents", "h")]
     assert without_skipped(told) == told[:1]
 
@@ -61,12 +61,12 @@ class LeaseServer:
         self.lease = body | {"metadata": body["metadata"] | {"resourceVersion": "1"}}
 
 
-def test_who_slept_past_the_lease_knows_before_anybody_tells():
+def test_a_paused_leader_knows_by_itself_that_its_lease_has_expired():
     leadership = LeaderElector(LeaseServer(), "ns", "me", LeaseTimes(0.3, 0.2, 0.05))
     assert not leadership.holds()
     asyncio.run(leadership.acquire())
     assert leadership.holds()
-    time.sleep(0.25)  # as a process that was stopped and goes on
+    time.sleep(0.25)  # as a process that was paused
     assert leadership.leads
     assert not leadership.holds()
 
@@ -77,7 +77,7 @@ def resource(uid: str, claim: str = "shared", **status: Any) -> Resource:
     return Resource({"metadata": metadata, "spec": spec, "status": status})
 
 
-def test_the_cache_has_what_was_brought_and_not_what_went():
+def test_the_cache_has_what_was_put_and_not_what_was_dropped():
     cache, key, volume = WatchCache(), ("ns", "run"), ("ns", "shared", "")
     first = resource("r1")
     cache.put_resource(first)
@@ -186,7 +186,7 @@ def test_passive_objects_are_created_first():
     assert split_passive([]) == ([], [])
 
 
-def test_housekeeping_gives_no_second_turn():
+def test_a_second_resync_request_keeps_the_first_time():
     controller, keys = Controller(None, WatchCache()), [("ns", f"run-{n}") for n in range(80)]
     for _ in range(2):
         for key in keys:

@@ -1,4 +1,4 @@
-"""The operator's figures: counted from what the watches show, read by Prometheus' own parsers."""
+"""The operator's metrics: counted from watch events, read by Prometheus' own parsers."""
 
 import asyncio
 import subprocess
@@ -17,7 +17,7 @@ from video2world_operator.controller.resource import Resource
 OPEN = "application/openmetrics-text;version=1.0.0"
 
 
-def test_a_whole_life_is_counted_once():
+def test_a_run_is_counted_once():
     scraped = Scraped()
     lived(scraped)
     for stage in STAGES:
@@ -46,7 +46,7 @@ def test_what_happened_before_the_process_is_not_counted():
     assert second.value("resources", phase="Succeeded") == 1  # but it is there
 
 
-def test_what_is_now():
+def test_gauges_show_the_current_state():
     scraped = Scraped()
     world = scraped.world
     now = datetime.now(UTC)
@@ -111,12 +111,12 @@ def test_reconciliations_and_requests():
         ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "other"),
     ],
 )
-def test_paths_are_told_by_their_kind(path, resource):
+def test_paths_are_reduced_to_their_kind(path, resource):
     assert resource_in(path) == resource
 
 
 @pytest.mark.parametrize(("accept", "parse"), [("", classic), (OPEN, openmetrics)])
-def test_prometheus_own_parsers_read_it(accept, parse):
+def test_prometheus_own_parsers_read_the_metrics(accept, parse):
     scraped = Scraped()
     lived(scraped)
     families = {family.name: family for family in parse(scraped.text(accept))}
@@ -125,7 +125,7 @@ def test_prometheus_own_parsers_read_it(accept, parse):
     assert scraped.metrics.expose(accept)[1].startswith(accept.split(";")[0] or "text/plain")
 
 
-def test_promtool_finds_nothing_to_mend():
+def test_promtool_finds_no_problems():
     scraped = Scraped()
     lived(scraped)
     checked = subprocess.run(

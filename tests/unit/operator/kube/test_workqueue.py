@@ -1,4 +1,4 @@
-"""The work queue: tenants take turns, nothing is worked on twice at once, nothing is lost."""
+"""The work queue: round-robin over tenants, one worker per key, no key is lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_tenant_with_many_keys_holds_another_up_by_one_key_at_most():
     assert [order.index(("quiet", n)) for n in range(3)] == [1, 3, 5]
 
 
-def test_what_is_urgent_overtakes_but_not_for_ever():
+def test_urgent_keys_overtake_but_not_forever():
     order = []
 
     async def work(key):
@@ -63,7 +63,7 @@ def test_what_is_urgent_overtakes_but_not_for_ever():
     assert sorted(order) == sorted({*order})
 
 
-def test_what_becomes_urgent_while_it_waits_overtakes_once_it_is_added_again():
+def test_a_waiting_key_that_becomes_urgent_overtakes_once_it_is_added_again():
     order, failed = [], set()
 
     async def work(key):
@@ -135,7 +135,7 @@ def test_a_key_added_while_it_is_worked_on_is_worked_on_once_more_and_never_twic
     assert (most, rounds) == (1, 2)
 
 
-def test_a_key_put_off_comes_at_its_time_and_earlier_if_asked():
+def test_a_delayed_key_comes_at_its_time_or_earlier_if_asked():
     seen = []
 
     async def work(key):
@@ -153,7 +153,7 @@ def test_a_key_put_off_comes_at_its_time_and_earlier_if_asked():
     assert seen == ["sooner", "later"]
 
 
-def test_what_fails_comes_again_and_holds_nobody_up():
+def test_a_failed_key_is_retried_and_holds_up_no_other():
     seen = []
 
     async def work(key):
