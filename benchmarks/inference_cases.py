@@ -23,16 +23,16 @@ from video2world_preprocess.vae.vae import VideoVAE, _channels_last
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.generation.denoise import (
-    Settings,
+    SamplingSettings,
     Velocity,
-    decoded,
-    denoised,
-    encode_given,
-    given_mask,
+    conditioning_mask,
+    decode_video,
+    denoise,
+    encode_condition,
     network_velocity,
 )
 from video2world_trainer.generation.quality_metrics import psnr
-from video2world_trainer.generation.weight_offload import stream_weights
+from video2world_trainer.generation.weight_offload import offload_weights
 from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import PRESETS, DiTConfig
@@ -153,7 +153,7 @@ def network_pass(tiny: bool = False, peer: bool = True) -> dict[str, Any]:
     """One evaluation: both branches of guidance, one branch, and diffusers' transformer."""
     size = _size(tiny)
     given, texts = _given(size), _texts(size)
-    mask = given_mask(given, 1)
+    mask = conditioning_mask(given, 1)
     net = _network(size.dit, exact_rope=True)
     result: dict[str, Any] = {}
     if peer:
@@ -209,7 +209,7 @@ def _small_in_float32(size: Size) -> float:
     """The same comparison without rounding to bfloat16, all blocks, 1/33 of the area."""
     small = replace(size, height=96, width=256)
     given, texts = _given(small), _texts(small)
-    mask = given_mask(given, 1)
+    mask = conditioning_mask(given, 1)
     net = _network(size.dit, exact_rope=True, dtype=torch.float32)
     theirs = _diffusers(size.dit, torch.float32)
     theirs.load_state_dict(to_diffusers(net.state_dict()))
@@ -258,7 +258,9 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
     result["of_diffusers"] = round(result["seconds"] / result["diffusers"]["seconds"], 4)
     _forget_peak()
     vae.prepare_to_decode()
-    result["to_pixels_on_the_host"] = _timing(_timed(lambda: [*decoded(vae, latents)], count=1))
+    result["to_pixels_on_the_host"] = _timing(
+        _timed(lambda: [*decode_video(vae, latents)], count=1)
+    )
     return result
 
 
@@ -291,7 +293,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
     given, texts = _given(size), _texts(size)
     net = _network(size.dit)
     _prepared(net)
-    pair = _once(network_velocity(net, texts, given_mask(given, 1)), given)
+    pair = _once(network_velocity(net, texts, conditioning_mask(given, 1)), given)
     result["dense"] = _timing(_timed(pair, count=2))
     ways = sparse_attention(patterns, size.grid, DEVICE, used, dense)
     net.set_attention(select_for("auto", DEVICE, DTYPE).to_caption, ways)
@@ -324,28 +326,30 @@ def _sample(
     net: VideoDiT,
     size: Size,
     vae: VideoVAE,
-    settings: Settings,
+    settings: SamplingSettings,
     folder: Path,
     *,
-    together: bool = True,
+    batch_branches: bool = True,
 ) -> dict[str, Any]:
     """From embeddings and a first frame to an mp4, timed part by part."""
     frame = np.random.default_rng(0).integers(0, 255, (1, size.height, size.width, 3))
     _forget_peak()
     marks = [time.perf_counter()]
-    given = encode_given(vae, frame.astype(np.uint8), size.frames).to(DEVICE)
-    velocity = network_velocity(net, _texts(size), given_mask(given, 1), together=together)
+    given = encode_condition(vae, frame.astype(np.uint8), size.frames).to(DEVICE)
+    velocity = network_velocity(
+        net, _texts(size), conditioning_mask(given, 1), batch_branches=batch_branches
+    )
     _wait()
     marks.append(time.perf_counter())
-    latents = denoised(velocity, given, 1, settings)
+    latents = denoise(velocity, given, 1, settings)
     _wait()
     marks.append(time.perf_counter())
-    if not together and ON_GPU:
+    if not batch_branches and ON_GPU:
         torch.cuda.empty_cache()
     parts: list[np.ndarray] = []
 
     def passing() -> Iterator[np.ndarray]:
-        for part in decoded(vae, latents):
+        for part in decode_video(vae, latents):
             parts.append(part)
             yield part
         marks.append(time.perf_counter())
@@ -373,12 +377,14 @@ def _full(size: Size, steps: int, *, approximate: bool) -> dict[str, Any]:
     vae = _vae(size)
     vae.prepare_to_decode()
     with tempfile.TemporaryDirectory() as folder:
-        _sample(net, size, vae, Settings(steps=1), Path(folder))  # compiles
-        exact = _sample(net, size, vae, Settings(steps=steps), Path(folder))
+        _sample(net, size, vae, SamplingSettings(steps=1), Path(folder))  # compiles
+        exact = _sample(net, size, vae, SamplingSettings(steps=steps), Path(folder))
         result = _told(exact) | {"attention": attention, "steps": steps, "passes": 2 * (steps + 1)}
         result["seconds_a_pass"] = round(exact["denoise"] / result["passes"], 4)
         if approximate:
-            other = _sample(net, size, vae, Settings(steps=steps, approximate=True), Path(folder))
+            other = _sample(
+                net, size, vae, SamplingSettings(steps=steps, approximate=True), Path(folder)
+            )
             result["approximate"] = _told(other) | {
                 "of_exact": round(other["seconds"] / exact["seconds"], 4),
                 "psnr_against_exact": round(psnr(other["video"], exact["video"]), 2),
@@ -398,21 +404,21 @@ def full_10fps(tiny: bool = False) -> dict[str, Any]:
 
 
 def offload(tiny: bool = False) -> dict[str, Any]:
-    """A sample of two evaluations with weights streamed from the host: pass time and peak."""
+    """A sample of two evaluations with weights offloaded to the host: pass time and peak."""
     size = _size(tiny)
     net = _network(size.dit)
     _prepared(net)
-    stream_weights(net, DEVICE)
+    offload_weights(net, DEVICE)
     given, texts = _given(size), _texts(size)
-    velocity = network_velocity(net, texts, given_mask(given, 1), together=False)
+    velocity = network_velocity(net, texts, conditioning_mask(given, 1), batch_branches=False)
     times = _timed(_once(velocity, given), count=2)
     result = {"pair": _timing(times), "seconds": round(statistics.median(times) / 2, 4)}
     del velocity
     vae = _vae(size)
     vae.prepare_to_decode(frames_per_pass=4)
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(steps=1)
-        sample = _sample(net, size, vae, settings, Path(folder), together=False)
+        settings = SamplingSettings(steps=1)
+        sample = _sample(net, size, vae, settings, Path(folder), batch_branches=False)
     return result | {"sample_of_two_evaluations": _told(sample), "peak_GiB": sample["peak_GiB"]}
 
 

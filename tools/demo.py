@@ -1,7 +1,7 @@
 """``make demo``: post-train a tiny model on drawn robot video, and measure whether it learned.
 
-Everything happens on the volume ``.demo`` inside the checkout, through the same ``v2w run`` and the
-same resource file that a user would write. What is finished is skipped the next time.
+The volume is ``.demo`` inside the checkout. Training runs through ``v2w run`` and a resource file,
+as a user's would; finished stages are skipped the next time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 VOLUME = ROOT / ".demo"
 RESOURCE = ROOT / "manifests" / "samples" / "demo.yaml"
 SAMPLE = Path("results/demo/sample-0.mp4")
-BASELINE = Path(".video2world/demo/untrained")  # below the volume: the same sample, untrained
-GAIN_DB = 3.0  # the goal: so much nearer to the truth than the untrained model
+BASELINE = Path(
+    ".video2world/demo/untrained"
+)  # on the volume: the same sample by the untrained model
+GAIN_DB = 3.0  # goal: PSNR gained over the untrained model
 
 
 @dataclass
 class Meter:
-    """Watches this process and its descendants: the most memory they held together."""
+    """Measure the peak memory of this process and its descendants together."""
 
     peak_kib: int = 0
     _done: threading.Event = field(default_factory=threading.Event)
@@ -53,26 +55,26 @@ class Meter:
 
 
 def _tree_kib(root: int) -> int:
-    """Proportional resident memory of ``root`` and its descendants, from /proc, in KiB."""
+    """Return the proportional set size of ``root`` and its descendants in KiB, from /proc."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
             except OSError:
-                continue  # it ended meanwhile
+                continue  # the process has ended
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    family, fresh = {root}, [root]
-    while fresh:
-        fresh = [pid for pid, parent in parents.items() if parent in fresh and pid not in family]
-        family.update(fresh)
-    return sum(_own_kib(pid) for pid in family)
+    tree, found = {root}, [root]
+    while found:
+        found = [pid for pid, parent in parents.items() if parent in found and pid not in tree]
+        tree.update(found)
+    return sum(_own_kib(pid) for pid in tree)
 
 
 def _own_kib(pid: int) -> int:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):  # pages shared by n processes count 1/n in each
+            if line.startswith("Pss:"):  # a page shared by n processes counts 1/n in each
                 return int(line.split()[1])
     except OSError:
         pass
@@ -81,9 +83,9 @@ def _own_kib(pid: int) -> int:
 
 @contextlib.contextmanager
 def _child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that may end in its own time after Ctrl-C or SIGTERM; ends with its exit code."""
+    """Run a process that may take its time to stop after Ctrl-C or SIGTERM; exit with its code."""
     child = subprocess.Popen([sys.executable, "-m", *command], text=True, **options)
-    # The terminal gives the child its SIGINT itself; a second one would mean "at once".
+    # The terminal sends SIGINT to the child too; a second one would make it stop at once.
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate()),
@@ -100,7 +102,7 @@ def _child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def _worker(display: Display, title: str, module: str, *arguments: str) -> None:
-    """Run a worker on the volume by hand, and show it as ``v2w run`` shows a stage."""
+    """Run a worker on the volume, and show its progress as ``v2w run`` does for a stage."""
     display.start(title)
     last = collections.deque[str](maxlen=15)
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
@@ -118,11 +120,11 @@ def _worker(display: Display, title: str, module: str, *arguments: str) -> None:
 
 
 def _untrained(display: Display) -> dict[str, Any]:
-    """The demo's sample as the model gives it before training; its figures."""
-    figures = VOLUME / BASELINE / "sample-0.json"
-    if not figures.exists():
+    """Return the metrics of the demo's sample as the untrained model generates it."""
+    summary = VOLUME / BASELINE / "sample-0.json"
+    if not summary.exists():
         dataset = "datasets/agibot_head_center_fisheye_color/train"
-        # of another name: a training writes the results page of its name
+        # with its own name: a training run writes the results page of its name
         job = ["--", "model.size=Tiny", "job.project=untrained", "job.name=untrained"]
         job += ["trainer.max_iter=1", "optimizer.lr=0"]
         job += [f"dataloader_train.dataset.dataset_dir={dataset}"]
@@ -133,11 +135,17 @@ def _untrained(display: Display) -> dict[str, Any]:
         flags += ["--guidance", str(trained["guidance"]), "--seed", str(trained["seed"])]
         flags += ["--save_path", str(BASELINE / "sample-0.mp4")]
         _worker(display, "untrained", "video2world_trainer.inference", *flags)
-    return json.loads(figures.read_text())
+    return _metrics(summary)
+
+
+def _metrics(summary: Path) -> dict[str, Any]:
+    """Read the ``metrics`` from the ``.json`` of a sample."""
+    metrics: dict[str, Any] = json.loads(summary.read_text())["metrics"]
+    return metrics
 
 
 def main() -> int:
-    """Run the demo; exit code 1 if the model did not learn what it should."""
+    """Run the demo; return 1 if the model has not learned enough."""
     started = time.monotonic()
     VOLUME.mkdir(exist_ok=True)
     display = Display(sys.stdout)
@@ -149,7 +157,7 @@ def main() -> int:
         with _child("video2world_operator.cli", *what, *where, cwd=ROOT):
             pass
         untrained = _untrained(display)
-    trained = json.loads((VOLUME / SAMPLE).with_suffix(".json").read_text())
+    trained = _metrics((VOLUME / SAMPLE).with_suffix(".json"))
     seconds = time.monotonic() - started
     return _show(trained, untrained, seconds, meter.peak_kib / 1024)
 
@@ -157,12 +165,13 @@ def main() -> int:
 def _show(
     trained: dict[str, Any], untrained: dict[str, Any], seconds: float, peak_mib: float
 ) -> int:
-    held = trained["psnr_of_repeating_the_input"]
+    """Print the metrics and the verdict; return the exit code."""
+    baseline = trained["repeating_the_input"]["psnr"]
     gain = trained["psnr"] - untrained["psnr"]
     rows = (
         ("PSNR on the held-out episode, generated video", f"{trained['psnr']:.2f} dB"),
         ("  the same by the untrained model", f"{untrained['psnr']:.2f} dB"),
-        ("  the first frame repeated", f"{held:.2f} dB"),
+        ("  the first frame repeated", f"{baseline:.2f} dB"),
         ("wall time of this run", f"{seconds:.0f} s"),
         ("peak memory of this run", f"{peak_mib / 1024:.2f} GiB"),
         ("video", str((VOLUME / SAMPLE).relative_to(ROOT))),
@@ -171,10 +180,11 @@ def _show(
     print()
     for name, value in rows:
         print(f"{name:<48} {value}")
-    learned = gain >= GAIN_DB and trained["psnr"] > held
+    learned = gain >= GAIN_DB and trained["psnr"] > baseline
     print(
         f"\n{'learned' if learned else 'NOT LEARNED'}: {gain:+.2f} dB over the untrained model "
-        f"(goal +{GAIN_DB:.0f}), {trained['psnr'] - held:+.2f} dB over repeating the first frame"
+        f"(goal +{GAIN_DB:.0f}), {trained['psnr'] - baseline:+.2f} dB over repeating the "
+        "first frame"
     )
     print(f"\nTo look at in a browser: {(VOLUME / SAMPLE).parent / 'index.html'}")
     return 0 if learned else 1

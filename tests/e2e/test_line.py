@@ -115,7 +115,7 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
     assert (info.frames, info.width, info.height) == (17, 128, 96)
     assert (volume / "results/line/sample-0.png").exists()
     figures = json.loads((volume / "results/line/sample-0.json").read_text())
-    assert figures["psnr"] > 0
+    assert figures["metrics"]["psnr"] > 0
     assert run(file, volume).count("skipped") == 6
     assert not list(volume.rglob(".partial-*"))
 

@@ -94,7 +94,7 @@ def test_from_apply_to_the_video(node, volume, record):
         assert list((train / name).glob(f"*{suffix}"))
     assert probe(folder / "results/demo/sample-0.mp4").frames == 17
     figures = json.loads((folder / "results/demo/sample-0.json").read_text())
-    assert figures["psnr"] > 0
+    assert figures["metrics"]["psnr"] > 0
 
 
 def age(when, applied):

@@ -6,11 +6,16 @@ import torch
 
 from small_network import network
 from video2world_trainer.distributed.process_group import World, join
-from video2world_trainer.generation.denoise import Settings, denoised, given_mask, network_velocity
+from video2world_trainer.generation.denoise import (
+    SamplingSettings,
+    conditioning_mask,
+    denoise,
+    network_velocity,
+)
 from video2world_trainer.generation.guidance_parallel import (
-    branches_apart,
-    shared_layout,
-    shared_velocity,
+    parallel_velocity,
+    shard_sample,
+    splits_branches,
 )
 from video2world_trainer.model.attention import sdpa
 
@@ -27,17 +32,17 @@ def check(world: World, branches: int) -> None:
     generator = torch.Generator().manual_seed(1)
     given = torch.randn(CLIP, generator=generator)
     text = torch.randn(branches, 5, 32, generator=generator)
-    mask, settings = given_mask(given, 1), Settings(seed=1, steps=4, guidance=1.5)
+    mask, settings = conditioning_mask(given, 1), SamplingSettings(seed=1, steps=4, guidance=1.5)
     alone = network().requires_grad_(False)
     alone.set_attention(sdpa, [sdpa, twice])
-    expected = denoised(network_velocity(alone, text, mask), given, 1, settings)
+    expected = denoise(network_velocity(alone, text, mask), given, 1, settings)
     net = network().requires_grad_(False)
-    layout = shared_layout(net, [sdpa, twice], sdpa, world, branches, CLIP[2])
+    layout = shard_sample(net, [sdpa, twice], sdpa, world, branches, CLIP[2])
     own = layout.frames(CLIP[2])
-    branch = layout.data_rank if branches_apart(world, branches) else "*"
+    branch = layout.data_rank if splits_branches(world, branches) else "*"
     frames = f"{own.start}-{own.stop - 1}"
     print(f"rank {world.rank}: branch {branch} frames {frames}", flush=True)
-    found = denoised(shared_velocity(net, text, mask, layout), given, 1, settings)
+    found = denoise(parallel_velocity(net, text, mask, layout), given, 1, settings)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     same = world.gather(found.double().sum().item())
     assert len(set(same)) == 1, same

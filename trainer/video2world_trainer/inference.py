@@ -1,4 +1,4 @@
-"""The inference command, the guide's chapter 3: checkpoint, first frame and prompt to a video."""
+"""Generate videos from a checkpoint, input frames and prompts: the guide's chapter 3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,39 @@ from video2world_common.markers import Marker, Provenance
 from video2world_common.stage import run_stage
 from video2world_trainer import launch
 from video2world_trainer.distributed.process_group import World, join
-from video2world_trainer.generation.batch_file import FLAGS, check_flag
-from video2world_trainer.generation.pipeline import ASPECTS, load
-from video2world_trainer.generation.requests import Item, items_of
+from video2world_trainer.generation.batch_file import NUMBERS, check_number
+from video2world_trainer.generation.clip_format import ASPECTS
+from video2world_trainer.generation.load import load_pipeline
+from video2world_trainer.generation.requests import SampleRequest, parse_requests
 from video2world_trainer.model.presets import PRESETS
 
 __all__ = ["main", "parser"]
 
-ABSENT = (  # the guide's flags for parts that this project does not ship
+NOT_INCLUDED = (  # the guide's flags for components that this project does not have
     "disable_guardrail",
     "offload_guardrail",
     "disable_prompt_refiner",
     "offload_prompt_refiner",
 )
-SETTLED = {  # the guide's flags that choose what is chosen here anyway
+WITHOUT_EFFECT = {  # the guide's flags for choices that are fixed here: why
     "offload_text_encoder": "T5 is always released before the network is loaded",
     "downcast_text_encoder": "T5 always runs in bfloat16 on a GPU",
     "use_cuda_graphs": "CUDA graphs are not used",
-    "init_lora_weights": "adapters are as the file has them",
+    "init_lora_weights": "adapters are loaded from the file",
 }
-BENCHMARK_RUNS = 4  # the first of them, which warms up, is not timed
+BENCHMARK_RUNS = 4  # the first is a warm-up and not timed
 
 
 def parser() -> argparse.ArgumentParser:
-    """The guide's flags and ours."""
+    """Create the parser of the guide's flags and ours."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_trainer.inference",
         description=__doc__,
         allow_abbrev=False,
-        epilog="Beside every video: .png (contact sheet), .json (settings, timings, metrics), .txt "
-        "(prompt). There is no guardrail and no prompt refiner in this build; the guide's flags "
-        "about them are accepted and have no effect, as are "
-        + ", ".join(f"--{name} ({why})" for name, why in SETTLED.items())
+        epilog="Written next to every video: .png (contact sheet), .json (settings, timings, "
+        "metrics), .txt (prompt). There is no guardrail and no prompt refiner; the guide's flags "
+        "for them are accepted and have no effect. Neither have "
+        + ", ".join(f"--{name} ({why})" for name, why in WITHOUT_EFFECT.items())
         + ".",
     )
     add = flags.add_argument
@@ -61,104 +62,122 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--resolution",
         choices=("480", "720"),
-        help="of published weights and others that do not say what they were trained for (720)",
+        help="for weights that do not record their size, such as the published ones (default: 720)",
     )
     add(
         "--fps",
         type=int,
         choices=(10, 16),
-        help="frames a second of the video; of published weights also which (default: as the "
+        help="frames per second of the video; also selects the published weights (default: as the "
         "checkpoint was trained, else 16)",
     )
     add(
         "--dit_path",
         type=Path,
-        help="a .pt or .safetensors file, a diffusers folder, or a run's "
-        "checkpoints folder (the latest is taken); default: the published weights",
+        help="a .pt or .safetensors file, a diffusers folder, or a run's checkpoints folder, of "
+        "which the latest is used (default: the published weights)",
     )
-    add("--load_ema", action="store_true", help="use the averaged weights of the checkpoint")
+    add("--load_ema", action="store_true", help="use the checkpoint's EMA weights")
     add("--use_lora", action="store_true", help="refuse a checkpoint without LoRA adapters")
     add(
         "--lora_alpha",
         type=float,
-        help="alpha that the checkpoint's adapters were trained with, if it does not say it",
+        help="alpha that the adapters were trained with, if the checkpoint does not record it",
     )
-    add("--lora_rank", type=int, help="their rank; the file says it, and must agree")
-    add("--lora_target_modules", help="ends of the adapted layers' names; the file must agree")
-    add("--prompt", help="default: the input's caption, in ../metas or beside it")
+    add("--lora_rank", type=int, help="rank of the adapters; must agree with the file")
+    add(
+        "--lora_target_modules",
+        help="suffixes of the adapted layers' names; must agree with the file",
+    )
+    add("--prompt", help="default: the input's caption, in ../metas or next to it")
     add(
         "--negative_prompt",
-        help="what guidance leads away from (default: a paragraph of our own on low quality, not "
-        "upstream's; for Tiny the empty embedding that its training dropped texts to)",
+        help="text that guidance steers away from (default: our own description of low quality, "
+        "not upstream's; for Tiny, the all-zero embedding of dropped captions)",
     )
     add("--input_path", type=Path, help="image or video to start from")
     add(
         "--frames",
         choices=("first", "last"),
         default="first",
-        help="condition on the video's "
-        "first frames, to compare with what follows, or on its last, as upstream does",
+        help="condition on the video's first frames, to compare with those that follow, or on its "
+        "last, to continue it as upstream does (default: first)",
     )
     add("--num_conditional_frames", "--num_conditional_frmaes", type=int, choices=(1, 5), default=1)
     add(
         "--aspect_ratio",
         choices=sorted(ASPECTS["720"]),
-        help="as --resolution: a checkpoint that says its picture size decides it (16:9)",
+        help="like --resolution, for weights that do not record their size (default: 16:9)",
     )
     add("--geometry", choices=("crop", "stretch"), help="default: as the checkpoint was trained")
     add(
         "--batch_input_json",
         type=Path,
-        help='[{"input_video", "prompt", "output_video"}, ...], or one object a line; an entry may '
-        f"have its own negative_prompt, {', '.join(FLAGS)}",
+        help='[{"input_video", "prompt", "output_video"}, ...], or one object per line; an entry '
+        f"may set its own negative_prompt, {', '.join(NUMBERS)}",
     )
-    add("--guidance", type=float, default=7.0, help="0: the prompt alone, half the work (7)")
-    add("--num_steps", "--steps", type=int, default=35, help="solver steps (35)")
+    add(
+        "--guidance",
+        type=float,
+        default=7.0,
+        help="0 uses the prompt alone, at half the cost (default: 7)",
+    )
+    add("--num_steps", "--steps", type=int, default=35, help="solver steps (default: 35)")
     add("--seed", type=int, default=0)
     add("--save_path", type=Path, help="default: output/generated_video.mp4")
-    add("--vae_path", type=Path, help="folder of the VAE; default: beside the published weights")
+    add("--vae_path", type=Path, help="folder of the VAE (default: next to the published weights)")
     add("--text_encoder_path", help="folder or Hub id of the T5 encoder")
-    add("--num_gpus", type=int, default=1, help="GPUs of this machine that share each sample")
+    add(
+        "--num_gpus",
+        type=int,
+        default=1,
+        help="GPUs of this machine that share each sample (default: 1)",
+    )
     add("--natten", action="store_true", help="sparse attention, for the -natten checkpoints")
     add(
         "--approximate",
         action="store_true",
-        help="extrapolate most network evaluations from earlier ones: quicker, not the same video",
+        help="extrapolate most network evaluations from earlier ones: faster, with another result",
     )
     add(
         "--offload",
         action="store_true",
-        help="keep the network's weights in host memory, for small GPUs (on by itself where the "
-        "GPU is too small without)",
+        help="keep the network's weights in host memory, for small GPUs (on by default if the GPU "
+        "is too small otherwise)",
     )
     add("--force", action="store_true", help="run 14B without a GPU")
-    add("--benchmark", action="store_true", help="generate 4 times, report the mean of the last 3")
+    add(
+        "--benchmark",
+        action="store_true",
+        help="generate each sample 4 times and report the mean of the last 3",
+    )
     add("--device", help="cuda, cuda:N or cpu (default: a GPU if there is one)")
-    for name in (*ABSENT, *SETTLED):
+    for name in (*NOT_INCLUDED, *WITHOUT_EFFECT):
         add(f"--{name}", nargs="?", const=True, default=False, help=argparse.SUPPRESS)
     return flags
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     if args.num_gpus < 1:
         raise UserError(f"--num_gpus {args.num_gpus}: at least 1")
-    for name in FLAGS:
-        check_flag(name, getattr(args, name), f"--{name}")
+    for name in NUMBERS:
+        check_number(name, getattr(args, name), f"--{name}")
     if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
         raise UserError(f"--lora_alpha {args.lora_alpha}: above 0")
 
 
-def _tell_of_flags(args: argparse.Namespace, items: Sequence[Item], world: World) -> None:
-    """Name the flags that have no effect."""
-    if any(getattr(args, name) for name in ABSENT):
-        say("note: this build has no guardrail and no prompt refiner; flags about them do nothing")
-    for name, why in SETTLED.items():
+def _note_flags_without_effect(
+    args: argparse.Namespace, requests: Sequence[SampleRequest], world: World
+) -> None:
+    if any(getattr(args, name) for name in NOT_INCLUDED):
+        say("note: there is no guardrail and no prompt refiner; flags for them have no effect")
+    for name, why in WITHOUT_EFFECT.items():
         if getattr(args, name):
             say(f"note: --{name} has no effect: {why}")
     if args.force and not (args.model_size == "14B" and world.device.type == "cpu"):
         say("note: --force has no effect: it is for 14B without a GPU")
-    if any(item.negative_prompt is not None and not item.guidance for item in items):
-        say("note: a negative prompt has no effect where guidance is 0")
+    if any(one.negative_prompt is not None and not one.guidance for one in requests):
+        say("note: a negative prompt has no effect if guidance is 0")
     if args.approximate:
         say("note: --approximate: most network evaluations are extrapolated, not computed")
 
@@ -173,51 +192,64 @@ def _device(name: str | None) -> torch.device:
         raise UserError(f"--device {name} cannot be used here ({reason}); try cpu") from None
 
 
-def _work(args: argparse.Namespace, world: World) -> tuple[Provenance, dict[str, Any]]:
-    """What every rank does; only the leader's words and results count."""
-    _check(args)
-    items = items_of(args)
-    _tell_of_flags(args, items, world)
+def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, Mapping[str, Any]]:
+    """Generate all samples on every rank; only the main rank writes files and log lines.
+
+    Raises:
+        UserError: a flag is invalid, or some samples failed, after all others are written.
+    """
+    _check_flags(args)
+    requests = parse_requests(args)
+    _note_flags_without_effect(args, requests, world)
     try:
-        engine = load(args, items, world)
-        say(f"attention: {engine.attention}" + ("; weights streamed" if engine.offload else ""))
+        pipeline = load_pipeline(args, requests, world)
+        offloaded = "; weights in host memory" if pipeline.offload else ""
+        say(f"attention: {pipeline.attention}{offloaded}")
         runs = BENCHMARK_RUNS if args.benchmark else 1
-        ends = list(itertools.accumulate(runs * (item.num_steps + 1) for item in items))
+        ends = list(itertools.accumulate(runs * (one.num_steps + 1) for one in requests))
         progress = Progress("inference", ends[-1], "steps")
         outputs: list[str] = []
         failures: list[str] = []
         quality: dict[str, Any] = {}
-        for end, item in zip(ends, items, strict=True):
+        for end, request in zip(ends, requests, strict=True):
+            target = str(request.target)
             try:
-                made = [engine.make(item, progress.advance) for _ in range(runs)]
-            except UserError as error:  # one bad input must not cost the others
-                say(f"left out: {item.source}: {error}")
-                failures.append(f"{item.source}: {error}")
+                summaries = [pipeline.generate(request, progress.advance) for _ in range(runs)]
+            except UserError as error:  # must not fail the other samples
+                say(f"left out: {request.source}: {error}")
+                failures.append(f"{request.source}: {error}")
                 progress.advance(end - progress.done)
                 continue
-            outputs.append(str(item.target))
-            if (facts := made[-1]) is not None:
-                quality = {key: facts[key] for key in facts if key.startswith("psnr")}
-                emit(
-                    "sample", "inference", path=str(item.target), seconds=_seconds(made), **quality
-                )
+            outputs.append(target)
+            if (summary := summaries[-1]) is not None:
+                quality = _quality(summary["metrics"])
+                emit("sample", "inference", path=target, seconds=_seconds(summaries), **quality)
     except torch.OutOfMemoryError as error:
-        raise UserError(_larger(args, str(error))) from None
+        raise UserError(_out_of_memory(args, str(error))) from None
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(items)} samples could not be made: {'; '.join(failures)}"
-        )
-    summary = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
-    return Provenance().left(outputs if world.leads else ()), summary  # the leader writes them
+        raise UserError(f"{len(failures)} of {len(requests)} samples failed: {'; '.join(failures)}")
+    facts = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
+    return Provenance().left(outputs if world.leads else ()), facts
 
 
-def _seconds(made: Sequence[dict[str, Any] | None]) -> float:
-    """Of one run; the mean of all but the first, which warms up, where there are several."""
-    timed = [one["seconds"] for one in made if one is not None]
+def _quality(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the event fields about a sample's quality; none without ground truth."""
+    if metrics is None:
+        return {}
+    return {
+        "psnr": metrics["psnr"],
+        "psnr_frames": metrics["frames"],
+        "psnr_of_repeating_the_input": metrics["repeating_the_input"]["psnr"],
+    }
+
+
+def _seconds(summaries: Sequence[Mapping[str, Any] | None]) -> float:
+    """Return the seconds of a single run, or the mean of several without the first, a warm-up."""
+    timed = [float(one["seconds"]) for one in summaries if one is not None]
     return round(statistics.mean(timed[1:] or timed), 2)
 
 
-def _larger(args: argparse.Namespace, reason: str) -> str:
+def _out_of_memory(args: argparse.Namespace, reason: str) -> str:
     remedy = "--num_gpus with more GPUs, --resolution 480 or --fps 10"
     if not args.offload:
         remedy = f"--offload, {remedy}"
@@ -231,7 +263,7 @@ def _finished_before(stage: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
     ranked = "TORCHELASTIC_RUN_ID" in os.environ
@@ -243,14 +275,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = ["--standalone", f"--nproc_per_node={args.num_gpus}", "-m"]
         return launch.main([*flags, "video2world_trainer.inference", *argv])
 
-    def work() -> tuple[Provenance, dict[str, Any]]:
+    def work() -> tuple[Provenance, Mapping[str, Any]]:
         world = join(on_cpu=args.device == "cpu") if ranked else World(device=_device(args.device))
         if ranked and args.device not in (None, "cpu", "cuda"):
-            say(
-                f"note: --device {args.device} has no effect with --num_gpus: each rank has its GPU"
-            )
+            say(f"note: --device {args.device} has no effect with --num_gpus: each rank has a GPU")
         try:
-            return _work(args, world)
+            return _generate_all(args, world)
         finally:
             world.leave()
 
@@ -258,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 work()
-            except UserError:  # the leader says it
+            except UserError:  # the main rank reports it
                 return EXIT_USER_ERROR
         return 0
     return run_stage(work, stage="inference")

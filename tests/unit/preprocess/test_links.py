@@ -14,7 +14,7 @@ from video2world_common.files import write_text
 from video2world_common.paths import on_volume
 from video2world_preprocess import agibot, embeddings, latents, prepared, videos
 from video2world_preprocess.video.writer import write_video
-from video2world_trainer.generation.requests import Item
+from video2world_trainer.generation.requests import SampleRequest
 
 SECRET = "hf_of_the_pod"  # pragma: allowlist secret
 
@@ -99,7 +99,7 @@ def test_a_prepared_folder_s_links_are_not_encoded(volume: Path) -> None:
 def test_a_sample_takes_no_caption_of_a_link_out(volume: Path) -> None:
     clip(volume / "in" / "a.mp4", None)
     (volume / "in" / "a.txt").symlink_to(volume.parent / "pod" / "environ.txt")
-    assert Item(Path("in/a.mp4"), "", Path("a.mp4")).caption == ""
+    assert SampleRequest(Path("in/a.mp4"), "", Path("a.mp4")).caption == ""
 
 
 def test_a_link_in_a_result_s_place_is_replaced_not_followed(volume: Path) -> None:

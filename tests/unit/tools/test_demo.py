@@ -29,8 +29,8 @@ def demo():
 def test_learning_is_3_db_and_better_than_a_still_picture(
     demo, capsys, trained, untrained, held, code
 ):
-    figures = {"psnr": trained, "psnr_of_repeating_the_input": held}
-    assert demo._show(figures, {"psnr": untrained}, 12.3, 2048.0) == code
+    metrics = {"psnr": trained, "repeating_the_input": {"psnr": held}}
+    assert demo._show(metrics, {"psnr": untrained}, 12.3, 2048.0) == code
     out = capsys.readouterr().out
     assert ("NOT LEARNED" in out) == bool(code)
     assert "12 s" in out
@@ -51,7 +51,7 @@ def test_the_untrained_run_leaves_the_demos_results_page_alone(demo, tmp_path, m
     def worker(display, title, module, *flags):
         asked.append(flags)
         if module.endswith("inference"):
-            (tmp_path / demo.BASELINE / "sample-0.json").write_text('{"psnr": 10.0}')
+            (tmp_path / demo.BASELINE / "sample-0.json").write_text('{"metrics": {"psnr": 10.0}}')
 
     monkeypatch.setattr(demo, "_worker", worker)
     assert demo._untrained(None) == {"psnr": 10.0}

@@ -104,11 +104,11 @@ def test_the_guides_own_paths_are_understood(tmp_path, monkeypatch, capsys):
     (tmp_path / "val/videos").mkdir(parents=True)
     (tmp_path / "val/videos/a.mp4").touch()
     (tmp_path / f"checkpoints/2b_{DATASET}").mkdir(parents=True)
-    meant = requests.meant
-    assert str(meant(Path("val/a.mp4"))) == "val/videos/a.mp4"
+    existing_path = requests.existing_path
+    assert str(existing_path(Path("val/a.mp4"))) == "val/videos/a.mp4"
     written = f"checkpoints/predict2_video2world_training_2b_{DATASET}"
-    assert str(meant(Path(written))) == f"checkpoints/2b_{DATASET}"
-    assert "is taken" in capsys.readouterr().out
-    assert str(meant(Path("val/videos/a.mp4"))) == "val/videos/a.mp4"
-    assert str(meant(Path("nowhere/a.mp4"))) == "nowhere/a.mp4"
+    assert str(existing_path(Path(written))) == f"checkpoints/2b_{DATASET}"
+    assert "val/a.mp4: using val/videos/a.mp4" in capsys.readouterr().out
+    assert str(existing_path(Path("val/videos/a.mp4"))) == "val/videos/a.mp4"
+    assert str(existing_path(Path("nowhere/a.mp4"))) == "nowhere/a.mp4"
     assert capsys.readouterr().out == ""

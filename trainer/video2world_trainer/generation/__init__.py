@@ -1,1 +1,1 @@
-"""Generate videos from a trained model."""
+"""Generate videos with a trained model."""

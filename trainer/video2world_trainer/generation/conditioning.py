@@ -1,4 +1,4 @@
-"""What a sample starts from: the frames of an image or a video that the model is given."""
+"""Read the conditioning frames of a sample from an image or a video."""
 
 from __future__ import annotations
 
@@ -23,19 +23,15 @@ Frames = Literal["first", "last"]
 
 @dataclass(frozen=True)
 class Condition:
-    """``given``: the conditioning frames, uint8 [1 or 5, H, W, 3], fitted to the model's size.
+    """Conditioning frames, and the video that they were taken from.
 
-    ``truth``: the input's own continuation including the given frames, uint8 [T, H, W, 3], where
-    the input has one: a video that goes on after its first frames, at most a clip long.
+    ``frames`` are uint8 [1 or 5, H, W, 3], resized to the model's size. ``ground_truth`` is uint8
+    [T, H, W, 3]: the input including the conditioning frames, at most a clip long; None if the
+    input has no further frames.
     """
 
-    given: np.ndarray
-    truth: np.ndarray | None
-
-    def clip(self, frames: int) -> np.ndarray:
-        """The given frames, held to the clip's length [frames, H, W, 3] (the VAE is causal)."""
-        held = np.repeat(self.given[-1:], frames - len(self.given), axis=0)
-        return np.concatenate([self.given, held])
+    frames: np.ndarray
+    ground_truth: np.ndarray | None
 
 
 def read_condition(
@@ -52,14 +48,14 @@ def read_condition(
     Args:
         path: an image (one frame only) or a video.
         count: number of conditioning pixel frames.
-        clip_frames: frames of the clip to be generated, for the ground truth.
-        size: height and width the model works at.
-        geometry: how frames are brought to ``size``; as in training.
-        frames: condition on the video's ``first`` frames (to compare with what follows) or on its
-            ``last`` ones (to continue it, as upstream does).
+        clip_frames: pixel frames of the generated clip, for the ground truth.
+        size: height and width in pixels that the model works at.
+        geometry: how frames are resized to ``size``; as in training.
+        frames: take the video's ``first`` frames, to compare with those that follow, or its
+            ``last`` ones, to continue the video as upstream does.
 
     Raises:
-        UserError: no such file, not readable, or too few frames.
+        UserError: the file is missing, cannot be read, or has too few frames.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         if count != 1:
@@ -74,17 +70,17 @@ def read_condition(
         start = max(0, stop - count)
     read = [fit(one[None], size, geometry)[0] for one in frames_of(path, start, stop)]
     if len(read) < count:
-        raise UserError(f"{path} has {len(read)} frames, {count} are needed as condition")
-    given = np.stack(read)
-    goes_on = frames == "first" and len(given) > count
-    return Condition(given[:count], given if goes_on else None)
+        raise UserError(f"{path} has {len(read)} frames, and {count} are needed as condition")
+    video = np.stack(read)
+    has_more = frames == "first" and len(video) > count
+    return Condition(video[:count], video if has_more else None)
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """Read a picture as it is shown: upright, in RGB, without its alpha channel, as ffmpeg does."""
+    """Read an image like ffmpeg: turned upright by its Exif data, in RGB, without alpha."""
     try:
-        with Image.open(on_volume(path)) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(on_volume(path)) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):  # Pillow would clip its values to 255
                 deep = np.asarray(image, np.uint16)
                 image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
@@ -93,5 +89,5 @@ def _read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path}: there is no such image file") from None
     except UserError:
         raise
-    except Exception as error:  # damaged pictures and Exif data raise errors of many types
+    except Exception as error:  # damaged images and Exif data raise errors of many types
         raise UserError(f"{path}: the image cannot be read ({error})") from None

@@ -1,4 +1,4 @@
-"""One picture that shows a sample: rows of frames over time, each row named."""
+"""Draw a contact sheet: one image with labeled rows of a sample's frames over time."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from video2world_common.files import atomic_path
 __all__ = ["contact_sheet", "write_contact_sheet"]
 
 COLUMNS = 6
-CELL_WIDTH = 160  # pixels at least; small frames are enlarged without smoothing
-HEADER, LABEL, GAP = 22, 96, 4
+CELL_WIDTH = 160  # least width in pixels; smaller frames are enlarged without smoothing
+HEADER, LABEL, GAP = 22, 96, 4  # height of a header, width of the labels, space between cells
 
 
 def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = "") -> Image.Image:
-    """Draw ``rows`` = name to uint8 video [T, H, W, 3]; all have the same frame size.
+    """Draw a contact sheet.
 
-    Columns are evenly spaced moments from the first to the last frame of the longest video; a
-    row that is shorter holds its last frame (the input: one frame).
+    Columns are evenly spaced from the first to the last frame of the longest video; shorter rows
+    repeat their last frame.
+
+    Args:
+        rows: label to uint8 video [T, H, W, 3]; all with the same frame size.
+        fps: frames per second, for the labels of the columns.
+        title: text above the rows.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
     length = max(len(video) for video in rows.values())
     moments = np.linspace(0, length - 1, min(COLUMNS, length)).round().astype(int)
     height, width = next(iter(rows.values())).shape[1:3]
-    # whole factors up, which stay crisp; large frames shrink to twice the least width
+    # integer factors keep enlarged frames crisp; large frames shrink to twice the least width
     scale = -(-CELL_WIDTH // width) if width < CELL_WIDTH else min(1.0, CELL_WIDTH * 2 / width)
     cell = (round(width * scale), round(height * scale))
     size = (
@@ -61,6 +66,6 @@ def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
 def write_contact_sheet(
     path: Path, rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
 ) -> None:
-    """Write :func:`contact_sheet` as PNG to ``path``, at once."""
+    """Write :func:`contact_sheet` to ``path`` as PNG, atomically."""
     with atomic_path(path) as partial:
         contact_sheet(rows, fps, title=title).save(partial, "png")

@@ -1,9 +1,8 @@
-"""One sample on several GPUs: guidance's two branches apart, and each branch's frames shared.
+"""Split one sample over several GPUs: by guidance's two branches, then by latent frames.
 
-With guidance and an even number of ranks, half of them evaluate the prompt and half what guidance
-leads away from: nothing is exchanged but the answers. Ranks of one branch share the clip's latent
-frames as in training (:mod:`video2world_trainer.distributed.parallelize`). Every rank follows the
-same latents.
+With guidance and an even number of ranks, half of them evaluate the prompt and half the negative
+prompt; they exchange velocities only. Ranks of one branch split the clip's latent frames as in
+training (:mod:`video2world_trainer.distributed.parallelize`). Every rank has the complete latents.
 """
 
 from __future__ import annotations
@@ -14,21 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from video2world_trainer.distributed.parallelize import Layout, frame_slice, lay_out, share_frames
+from video2world_trainer.distributed.parallelize import (
+    Layout,
+    frame_slice,
+    lay_out,
+    share_frames,
+)
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.denoise import Velocity, network_velocity
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.dit import VideoDiT
 
-__all__ = ["branches_apart", "shared_layout", "shared_velocity"]
+__all__ = ["parallel_velocity", "shard_sample", "splits_branches"]
 
 
-def branches_apart(world: World, branches: int) -> bool:
-    """Whether each branch has ranks of its own."""
+def splits_branches(world: World, branches: int) -> bool:
+    """Return whether each branch of guidance has ranks of its own."""
     return branches == 2 and world.size % 2 == 0
 
 
-def shared_layout(
+def shard_sample(
     net: VideoDiT,
     attend: Attend | Sequence[Attend],
     to_caption: Attend,
@@ -36,13 +40,21 @@ def shared_layout(
     branches: int,
     frames: int,
 ) -> Layout:
-    """Prepare ``net`` for its rank's part of ``frames`` latent frames.
+    """Prepare ``net`` for this rank's part of a sample.
+
+    Args:
+        net: the network, changed in place.
+        attend: self-attention, for all blocks or one for each.
+        to_caption: cross-attention.
+        world: all ranks.
+        branches: branches of guidance, 1 or 2.
+        frames: latent frames of the clip.
 
     Raises:
-        UserError: heads or frames cannot be shared by so many.
+        UserError: the heads or frames cannot be divided by the ranks.
     """
-    context = world.size // 2 if branches_apart(world, branches) else world.size
-    layout = lay_out(
+    context = world.size // 2 if splits_branches(world, branches) else world.size
+    mesh = lay_out(
         world,
         context=context,
         shard_size=1,
@@ -50,30 +62,31 @@ def shared_layout(
         heads=net.config.num_heads,
         setting=f"--num_gpus {world.size}",
     )
-    share_frames(net, attend, to_caption, layout, frames)
-    return layout
+    share_frames(net, attend, to_caption, mesh, frames)
+    return mesh
 
 
-def shared_velocity(
-    net: VideoDiT, text: Tensor, mask: Tensor, layout: Layout, *, together: bool = True
+def parallel_velocity(
+    net: VideoDiT, text: Tensor, mask: Tensor, mesh: Layout, *, batch_branches: bool = True
 ) -> Velocity:
-    """As :func:`video2world_trainer.generation.denoise.network_velocity`, whole on every rank.
+    """Evaluate the network on all ranks; every rank gets all branches and frames.
 
-    ``text`` and ``mask`` are the whole sample's, the same on every rank.
+    Arguments are those of :func:`video2world_trainer.generation.denoise.network_velocity`, for the
+    complete sample and the same on every rank.
     """
-    world, frames = layout.world, mask.shape[2]
+    world, frames = mesh.world, mask.shape[2]
     if world.size == 1:
-        return network_velocity(net, text, mask, together=together)
-    apart = branches_apart(world, len(text))
-    mine = text[layout.data_rank : layout.data_rank + 1] if apart else text
-    own = layout.frames(frames)
-    local = network_velocity(net, mine, mask[:, :, own], together=together)
-    parts = [frame_slice(frames, layout.context_size, i) for i in range(layout.context_size)]
+        return network_velocity(net, text, mask, batch_branches=batch_branches)
+    split = splits_branches(world, len(text))
+    mine = text[mesh.data_rank : mesh.data_rank + 1] if split else text
+    own = mesh.frames(frames)
+    local = network_velocity(net, mine, mask[:, :, own], batch_branches=batch_branches)
+    parts = [frame_slice(frames, mesh.context_size, i) for i in range(mesh.context_size)]
     longest = max(one.stop - one.start for one in parts)
 
     def velocity(x: Tensor, times: Tensor) -> Tensor:
         found = local(x[:, :, own], times[:, own])
-        # collectives want equal shapes: shorter parts are filled up
+        # collectives need equal shapes, so shorter parts are padded
         padded = found.new_zeros(*found.shape[:2], longest, *found.shape[3:])
         padded[:, :, : found.shape[2]] = found
         gathered = [torch.empty_like(padded) for _ in range(world.size)]
@@ -83,7 +96,7 @@ def shared_velocity(
                 [gathered[first + i][:, :, : one.stop - one.start] for i, one in enumerate(parts)],
                 2,
             )
-            for first in range(0, world.size, layout.context_size)
+            for first in range(0, world.size, mesh.context_size)
         ]
         return torch.cat(rows)
 

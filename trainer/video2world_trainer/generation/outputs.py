@@ -1,4 +1,4 @@
-"""What is written beside a generated video: contact sheet, prompt, and the figures (docs)."""
+"""Write a generated video, its contact sheet, prompt, and settings with metrics."""
 
 from __future__ import annotations
 
@@ -16,36 +16,44 @@ from video2world_trainer.generation.conditioning import Condition
 from video2world_trainer.generation.contact_sheet import write_contact_sheet
 from video2world_trainer.generation.quality_metrics import lpips, psnr, ssim
 
-__all__ = ["compared", "write_sample"]
+__all__ = ["compare", "write_sample"]
 
 
-def compared(video: np.ndarray, condition: Condition) -> dict[str, Any] | None:
-    """The metrics of the frames that were not given, as far as the truth goes; None without one.
+def compare(video: np.ndarray, condition: Condition) -> dict[str, Any] | None:
+    """Compute the metrics of the generated frames for which there is a ground truth.
 
-    ``psnr`` is null where two videos are equal, as JSON has no infinity.
+    The conditioning frames are left out. PSNR is None if two videos are equal, as JSON has no
+    infinity.
+
+    Args:
+        video: the generated clip, uint8 [T, H, W, 3].
+        condition: its conditioning frames and ground truth.
+
+    Returns:
+        The ``metrics`` of the sample's ``.json`` (docs/inference.md); None without ground truth.
     """
-    given = len(condition.given)
-    if condition.truth is None:
+    given = len(condition.frames)
+    if condition.ground_truth is None:
         return None
-    truth = condition.truth[given:]
-    made = video[given : given + len(truth)]
-    held = np.broadcast_to(condition.given[-1:], truth.shape)
-    distance = lpips(made, truth)
+    truth = condition.ground_truth[given:]
+    generated = video[given : given + len(truth)]
+    repeated = np.broadcast_to(condition.frames[-1:], truth.shape)
+    distance = lpips(generated, truth)
     missing = {"lpips_missing": distance} if isinstance(distance, str) else {}
     return {
         "frames": len(truth),
-        "psnr": _decibel(psnr(made, truth)),
-        "ssim": round(ssim(made, truth), 4),
+        "psnr": _round_psnr(psnr(generated, truth)),
+        "ssim": round(ssim(generated, truth), 4),
         "lpips": None if isinstance(distance, str) else round(distance, 4),
         **missing,
         "repeating_the_input": {
-            "psnr": _decibel(psnr(held, truth)),
-            "ssim": round(ssim(held, truth), 4),
+            "psnr": _round_psnr(psnr(repeated, truth)),
+            "ssim": round(ssim(repeated, truth), 4),
         },
     }
 
 
-def _decibel(value: float) -> float | None:
+def _round_psnr(value: float) -> float | None:
     return round(value, 3) if math.isfinite(value) else None
 
 
@@ -58,51 +66,46 @@ def write_sample(
     summary: Mapping[str, Any],
     peak_memory: Callable[[], float | None],
 ) -> dict[str, Any]:
-    """Write ``target`` and the files beside it, the ``.json`` last; the finished summary.
+    """Write ``target`` and the files next to it, the ``.json`` last.
 
     Args:
         target: the ``.mp4``.
-        parts: the video in parts along time, uint8 [t, H, W, 3]; each is coded while the next is
-            decoded.
-        fps: frames a second.
-        condition: what it started from and the truth, if any.
-        title: of the contact sheet.
-        summary: what else the ``.json`` tells; ``timings``, ``seconds`` and ``frames`` are
-            completed here.
-        peak_memory: GiB that the device has held so far.
+        parts: the video in parts along time, uint8 [t, H, W, 3]; each is encoded while the next is
+            decoded from latents.
+        fps: frames per second.
+        condition: conditioning frames and ground truth.
+        title: title of the contact sheet.
+        summary: facts for the ``.json``, to which timings, metrics and others are added.
+        peak_memory: returns the peak memory of the device in GiB.
+
+    Returns:
+        The content of the ``.json``.
     """
     marks = [time.perf_counter()]
     kept: list[np.ndarray] = []
 
-    def passing() -> Iterator[np.ndarray]:
+    def keep_parts() -> Iterator[np.ndarray]:
         for part in parts:
             kept.append(part)
             yield part
         marks.append(time.perf_counter())
 
-    write_video(target, passing(), fps)
+    write_video(target, keep_parts(), fps)
     video = np.concatenate(kept)
-    rows = {"input": condition.given}
-    if condition.truth is not None:
-        rows["ground truth"] = condition.truth
+    rows = {"input": condition.frames}
+    if condition.ground_truth is not None:
+        rows["ground truth"] = condition.ground_truth
     rows["generated"] = video
     write_contact_sheet(target.with_suffix(".png"), rows, fps, title=title)
     write_text(target.with_suffix(".txt"), summary["prompt"] + "\n")
     marks.append(time.perf_counter())
     decode, write = np.diff(marks).round(3).tolist()
-    metrics = compared(video, condition)
-    whole = dict(summary) | {
+    complete = dict(summary) | {
         "frames": len(video),
         "seconds": round(sum(summary["timings"].values()) + decode, 3),
         "timings": summary["timings"] | {"decode": decode, "write": write},
         "peak_memory_gib": peak_memory(),
-        "metrics": metrics,
+        "metrics": compare(video, condition),
     }
-    if metrics is not None:
-        whole |= {
-            "psnr": metrics["psnr"],
-            "psnr_frames": metrics["frames"],
-            "psnr_of_repeating_the_input": metrics["repeating_the_input"]["psnr"],
-        }
-    write_json(target.with_suffix(".json"), whole)
-    return whole
+    write_json(target.with_suffix(".json"), complete)
+    return complete

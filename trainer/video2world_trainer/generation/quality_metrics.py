@@ -1,4 +1,4 @@
-"""How near a generated video is to the truth."""
+"""Compare a generated video with the ground truth: PSNR, SSIM and LPIPS."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LUMA = (0.299, 0.587, 0.114)
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's weights, as torch.hub keeps them
 
 
-def _same(video: np.ndarray, truth: np.ndarray) -> None:
+def _check_shapes(video: np.ndarray, truth: np.ndarray) -> None:
     if video.shape != truth.shape or video.size == 0:
         raise ValueError(f"cannot compare {video.shape} with {truth.shape}")
 
 
 def psnr(video: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 videos [T, H, W, 3]; infinite when equal.
+    """Return the peak signal-to-noise ratio in dB of uint8 videos [T, H, W, 3]; infinite if equal.
 
-    10 log10(255^2 / MSE), the mean squared error taken over all frames at once.
+    10 log10(255^2 / MSE), with the mean squared error over all frames.
 
     Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
+        ValueError: the shapes differ, or the videos are empty.
     """
-    _same(video, truth)
+    _check_shapes(video, truth)
     # frame by frame: a clip in float64 would take gigabytes
     errors = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(video, truth, strict=True)]
     error = float(np.mean(errors))
@@ -39,15 +39,15 @@ def psnr(video: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(video: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity of the luma of uint8 videos [T, H, W, 3], mean over frames.
+    """Return the structural similarity of the luma of uint8 videos [T, H, W, 3], mean over frames.
 
-    Wang, Bovik, Sheikh and Simoncelli 2004: a Gaussian window of 11 x 11, deviation 1.5, K1 = 0.01,
-    K2 = 0.03, wherever it fits wholly into the frame.
+    Wang, Bovik, Sheikh and Simoncelli 2004 (https://doi.org/10.1109/TIP.2003.819861): a Gaussian
+    window of 11 x 11 with deviation 1.5 at all positions inside the frame, K1 = 0.01, K2 = 0.03.
 
     Raises:
         ValueError: the shapes differ, or frames are smaller than the window.
     """
-    _same(video, truth)
+    _check_shapes(video, truth)
     if min(video.shape[1:3]) < 11:
         raise ValueError(f"frames of {video.shape[1]}x{video.shape[2]} are smaller than 11x11")
     return float(np.mean([_ssim(a, b) for a, b in zip(video, truth, strict=True)]))
@@ -72,23 +72,24 @@ def _ssim(frame: np.ndarray, truth: np.ndarray) -> float:
 
 
 def lpips(video: np.ndarray, truth: np.ndarray) -> float | str:
-    """LPIPS (Zhang et al. 2018) with AlexNet of uint8 videos [T, H, W, 3], mean over frames.
+    """Return LPIPS with AlexNet of uint8 videos [T, H, W, 3], mean over frames.
 
-    The reason, as text, where the package or AlexNet's weights are not there: nothing is fetched.
+    Zhang et al. 2018, https://arxiv.org/abs/1801.03924. Returns the reason as text if the package
+    or AlexNet's weights are missing; nothing is downloaded.
 
     Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
+        ValueError: the shapes differ, or the videos are empty.
     """
-    _same(video, truth)
+    _check_shapes(video, truth)
     for package in ("lpips", "torchvision"):
         if not installed(package):
             return f"the package {package} is not installed (pip install lpips)"
     weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
     if not weights.is_file():
-        return f"AlexNet's weights are not there: put torchvision's {ALEXNET} into {weights.parent}"
-    import lpips as package
+        return f"AlexNet's weights are missing: put torchvision's {ALEXNET} into {weights.parent}"
+    import lpips as lpips_package
 
-    model = package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    model = lpips_package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
 
     def input_of(frame: np.ndarray) -> Tensor:
         return torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 127.5 - 1

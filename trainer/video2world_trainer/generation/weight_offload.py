@@ -1,7 +1,7 @@
-"""Blocks whose weights stay in host memory and come to the GPU just before they are used.
+"""Keep the blocks' weights in host memory, and copy them to the GPU just before they are used.
 
-Two blocks' weights lie on the GPU at a time: while one computes, a side stream brings the next. At
-2B that is 0.14 GB a block against a tenth of a second of computing, so the bus is never waited for.
+The GPU holds the weights of two blocks: while one computes, a side stream copies the next. At 2B, a
+block is 0.14 GB and computes for a tenth of a second, so the copy is hidden.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.dit import Block, VideoDiT
 
-__all__ = ["stream_weights"]
+__all__ = ["offload_weights"]
 
-# made once a sample of its caption, before any block runs, so they stay
+# used once per sample, for the caption and before any block runs, so they stay on the GPU
 RESIDENT = ("cross_attn.k_proj", "cross_attn.v_proj", "cross_attn.k_norm")
 SLOTS = 2
 
 
-class _Stream:
+class _OffloadedBlocks:
+    """Run blocks as their runner, with the weights of each copied to one of two buffers before."""
+
     def __init__(self, net: VideoDiT, device: torch.device) -> None:
-        self._run: dict[nn.Module, Callable[..., Tensor]] = {}
+        self._run: dict[Block, Callable[..., Tensor]] = {}
         self._order = {block: number for number, block in enumerate(net.blocks)}
         self._blocks = list(net.blocks)
-        self._moved = [
+        self._offloaded = [
             [one for name, one in block.named_parameters() if not name.startswith(RESIDENT)]
             for block in self._blocks
         ]
-        self._shapes = [[one.shape for one in parameters] for parameters in self._moved]
+        self._shapes = [[one.shape for one in parameters] for parameters in self._offloaded]
         pinned = device.type == "cuda"
-        self._host = [_packed(parameters, pinned) for parameters in self._moved]
+        self._host = [_packed(parameters, pinned) for parameters in self._offloaded]
         size = max(len(one) for one in self._host)
         self._slots = [
             torch.empty(size, dtype=self._host[0].dtype, device=device) for _ in range(SLOTS)
@@ -40,33 +42,34 @@ class _Stream:
         self._side = torch.cuda.Stream(device) if pinned else None
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(device))
-        self._holds: list[int | None] = [None] * SLOTS  # which block's weights a slot holds
-        self._brought: list[Any] = [None] * SLOTS  # events: a slot's weights are there
-        self._used: list[Any] = [None] * SLOTS  # events: what a slot held is no longer needed
+        self._holds: list[int | None] = [None] * SLOTS  # number of the block in each slot
+        self._copied: list[torch.cuda.Event | None] = [None] * SLOTS  # the slot is filled
+        self._used: list[torch.cuda.Event | None] = [None] * SLOTS  # the slot may be overwritten
         for block in self._blocks:
             self._run[block], block.runner = block.runner, self
-        for parameters in self._moved:
+        for parameters in self._offloaded:
             for one in parameters:
                 one.data = one.data.new_empty(0, device=device)
         net.to(device)
 
-    def __call__(self, block: nn.Module, *args: Any) -> Tensor:
+    def __call__(self, block: Block, *args: Any) -> Tensor:
         number = self._order[block]
         if number not in self._holds:
-            self._bring(number, 0)
+            self._copy(number, 0)
         slot = self._holds.index(number)
-        if self._side is not None:
-            torch.cuda.current_stream().wait_event(self._brought[slot])
-        _point(self._moved[number], self._shapes[number], self._slots[slot])
-        self._bring((number + 1) % len(self._blocks), 1 - slot)
+        copied = self._copied[slot]
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
+        _point(self._offloaded[number], self._shapes[number], self._slots[slot])
+        self._copy((number + 1) % len(self._blocks), 1 - slot)
         out = self._run[block](block, *args)
         if self._side is not None:
-            self._used[slot] = torch.cuda.Event()
-            self._used[slot].record()
+            used = self._used[slot] = torch.cuda.Event()
+            used.record()
         return out
 
-    def _bring(self, number: int, slot: int) -> None:
-        """Start copying a block's weights into a slot, once what the slot held was used."""
+    def _copy(self, number: int, slot: int) -> None:
+        """Start copying a block's weights into a slot, after the last use of its content."""
         if number in self._holds:
             return
         self._holds[slot] = number
@@ -74,16 +77,17 @@ class _Stream:
         if self._side is None:
             self._slots[slot][: len(host)].copy_(host)
             return
-        if self._used[slot] is not None:
-            self._side.wait_event(self._used[slot])
+        used = self._used[slot]
+        if used is not None:
+            self._side.wait_event(used)
         with torch.cuda.stream(self._side):
             self._slots[slot][: len(host)].copy_(host, non_blocking=True)
-            self._brought[slot] = torch.cuda.Event()
-            self._brought[slot].record(self._side)
+            copied = self._copied[slot] = torch.cuda.Event()
+            copied.record(self._side)
 
 
 def _packed(parameters: list[nn.Parameter], pinned: bool) -> Tensor:
-    """The parameters one after another in host memory."""
+    """Copy the parameters one after another into host memory."""
     size = sum(one.numel() for one in parameters)
     host = torch.empty(size, dtype=parameters[0].dtype, pin_memory=pinned)
     parts = host.split([one.numel() for one in parameters])
@@ -93,17 +97,17 @@ def _packed(parameters: list[nn.Parameter], pinned: bool) -> Tensor:
 
 
 def _point(parameters: list[nn.Parameter], shapes: list[torch.Size], slot: Tensor) -> None:
-    """Let the parameters be views of a slot."""
+    """Make the parameters views of a slot."""
     offset = 0
     for one, shape in zip(parameters, shapes, strict=True):
         one.data = slot[offset : offset + shape.numel()].view(shape)
         offset += shape.numel()
 
 
-def stream_weights(net: VideoDiT, device: torch.device) -> None:
-    """Keep the weights of the blocks of ``net`` on the host; all else moves to ``device``.
+def offload_weights(net: VideoDiT, device: torch.device) -> None:
+    """Keep the weights of the blocks of ``net`` on the host; everything else moves to ``device``.
 
-    For inference. The blocks' runners (``distributed.activation_checkpoint.prepare_blocks``) must
-    have been chosen before.
+    For inference. Call ``distributed.activation_checkpoint.prepare_blocks``, which sets the blocks'
+    runners, before.
     """
-    _Stream(net, device)
+    _OffloadedBlocks(net, device)

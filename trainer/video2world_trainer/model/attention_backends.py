@@ -208,7 +208,9 @@ def select(
     }
     if obstacles.get(wanted):
         usable = ", ".join(name for name, obstacle in obstacles.items() if obstacle is None)
-        raise UserError(f"{setting}: {obstacles[wanted]}; here run {usable} (or leave it out)")
+        raise UserError(
+            f"{setting}: {obstacles[wanted]}; usable here: {usable} (or remove the setting)"
+        )
     for name in BACKENDS if wanted in AUTO else (wanted,):
         if obstacles[name] is not None:
             continue
@@ -219,7 +221,7 @@ def select(
             obstacles[name] = f"{package} is installed but does not load ({error})"
             continue
         passed = [f"{other}: {why}" for other, why in obstacles.items() if why is not None]
-        reason = "; ".join(["the best that runs here", *passed]) if wanted in AUTO else "asked for"
+        reason = "; ".join(["the best available", *passed]) if wanted in AUTO else "requested"
         # with a caption's 512 keys, flash-attn-4 is 1.6 times slower than cuDNN (performance.md)
         few = _torch(capability) if name == "flash_attention_4" else attend
         return Choice(name, attend, reason, few)

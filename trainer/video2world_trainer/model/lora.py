@@ -49,8 +49,8 @@ class AdapterFacts:
             asked, known = getattr(self, name), getattr(recorded, name)
             if asked is not None and known is not None and asked != known:
                 raise UserError(
-                    f"LoRA {name} {asked:g} was asked for, but its config.json records {known:g}: "
-                    "leave the setting out"
+                    f"LoRA {name} {asked:g} was requested, but its config.json records {known:g}: "
+                    "remove the setting"
                 )
         alpha = recorded.alpha if self.alpha is None else self.alpha
         return AdapterFacts(alpha, recorded.rank if self.rank is None else self.rank, self.targets)
@@ -225,8 +225,8 @@ def _checked_alpha(ranks: Mapping[str, int], facts: AdapterFacts) -> float:
     for name, rank in ranks.items():
         if facts.rank not in (None, rank):
             raise UserError(
-                f"LoRA rank {facts.rank} was asked for, but the adapter of {name} has rank {rank}: "
-                "leave the setting out, as the file says it"
+                f"LoRA rank {facts.rank} was requested, but the adapter of {name} has rank {rank}: "
+                "remove the setting, as the file determines it"
             )
     if facts.targets is not None:
         _check_targets(ranks, facts.targets)
@@ -244,11 +244,13 @@ def _checked_alpha(ranks: Mapping[str, int], facts: AdapterFacts) -> float:
 def _check_targets(ranks: Mapping[str, int], targets: Sequence[str]) -> None:
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in ranks):
-            raise UserError(f"LoRA target {target}: the file has no adapter for a layer named so")
+            raise UserError(
+                f"LoRA target {target}: the file has no adapter for a layer of this name"
+            )
     ends = tuple(f".{target}" for target in targets)
     for name in ranks:
         if not f".{name}".endswith(ends):
             raise UserError(
-                f"LoRA targets {','.join(targets)}: the file also adapts {name}; leave the setting "
-                "out, as the file says it"
+                f"LoRA targets {','.join(targets)}: the file also adapts {name}; remove the "
+                "setting, as the file determines it"
             )

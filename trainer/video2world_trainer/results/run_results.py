@@ -162,9 +162,9 @@ def _ground_truth(
                 size=(int(height), int(width)),
                 geometry="stretch" if settings.get("geometry") == "stretch" else "crop",
             )
-            if condition.truth is None:
+            if condition.ground_truth is None:
                 return None
-            write_video(target, condition.truth, fps)
+            write_video(target, condition.ground_truth, fps)
     except (UserError, KeyError, TypeError, ValueError):  # the input was deleted or replaced
         return None
     return target.relative_to(results).as_posix()

@@ -371,7 +371,7 @@ def still(path: Path) -> np.ndarray:
     condition = read_condition(
         path, count=1, clip_frames=1, size=(height, width), geometry="stretch"
     )
-    return condition.given
+    return condition.frames
 
 
 def test_still_pictures(tmp_path: Path, source: Path) -> None:

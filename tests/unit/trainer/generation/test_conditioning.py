@@ -42,26 +42,23 @@ def condition(path, **changes):
 
 def test_first_frames_come_with_the_truth(video):
     got = condition(video, count=5)
-    assert got.given.shape == (5, *SIZE, 3)
-    assert got.truth.shape == (9, *SIZE, 3)
-    assert [round(float(frame.mean()), -1) for frame in got.given] == [20, 30, 40, 50, 60]
-    clip = got.clip(9)
-    assert clip.shape == (9, *SIZE, 3)
-    assert np.array_equal(clip[8], got.given[4])
+    assert got.frames.shape == (5, *SIZE, 3)
+    assert got.ground_truth.shape == (9, *SIZE, 3)
+    assert [round(float(frame.mean()), -1) for frame in got.frames] == [20, 30, 40, 50, 60]
 
 
 def test_last_frames_are_upstreams_way_and_have_no_truth(video):
     got = condition(video, frames="last")
-    assert got.given.mean() == pytest.approx(210, abs=3)
-    assert got.truth is None
+    assert got.frames.mean() == pytest.approx(210, abs=3)
+    assert got.ground_truth is None
 
 
 def test_a_short_video_is_compared_as_far_as_it_goes(tmp_path):
     path = tmp_path / "s.mp4"
     write_video(path, grey([50, 60, 70]), 30)
-    assert len(condition(path).truth) == 3
+    assert len(condition(path).ground_truth) == 3
     write_video(path, grey([50]), 30)
-    assert condition(path).truth is None
+    assert condition(path).ground_truth is None
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp"])
@@ -69,8 +66,8 @@ def test_images_of_any_size_and_case(tmp_path, suffix):
     path = tmp_path / f"i{suffix}"
     Image.new("RGB", (100, 100), (200, 100, 50)).save(path, "png")
     got = condition(path)
-    assert got.given.shape == (1, *SIZE, 3)
-    assert tuple(got.given[0, 0, 0]) == (200, 100, 50)
+    assert got.frames.shape == (1, *SIZE, 3)
+    assert tuple(got.frames[0, 0, 0]) == (200, 100, 50)
     with pytest.raises(UserError, match="num_conditional_frames 1"):
         condition(path, count=5)
 

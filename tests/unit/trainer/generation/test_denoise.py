@@ -1,4 +1,4 @@
-"""Sampling: the optimised ways to the latents against the plain loop; weights that are streamed."""
+"""Sampling against a plain loop: batched, one branch at a time, offloaded, and extrapolated."""
 
 import copy
 import itertools
@@ -8,10 +8,15 @@ import torch
 
 from small_network import network
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
-from video2world_trainer.generation.denoise import Settings, denoised, given_mask, network_velocity
+from video2world_trainer.generation.denoise import (
+    SamplingSettings,
+    conditioning_mask,
+    denoise,
+    network_velocity,
+)
 from video2world_trainer.generation.solver import initial_noise, karras_sigmas, solver_step
-from video2world_trainer.generation.step_cache import computed_steps, extrapolated
-from video2world_trainer.generation.weight_offload import stream_weights
+from video2world_trainer.generation.step_cache import computed_steps, with_extrapolation
+from video2world_trainer.generation.weight_offload import offload_weights
 from video2world_trainer.training.loss import condition_mask
 
 torch.set_num_threads(1)
@@ -60,16 +65,18 @@ def plain_loop(net, clean, text, settings):
     return guided(x, sigmas[-1])
 
 
-SETTINGS = Settings(seed=3, steps=6, guidance=1.5)
+SETTINGS = SamplingSettings(seed=3, steps=6, guidance=1.5)
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_latents_are_the_plain_loops(net, given, together):
+@pytest.mark.parametrize("batch_branches", [True, False])
+def test_latents_are_the_plain_loops(net, given, batch_branches):
     clean, text = given
     expected = plain_loop(net, clean, text, SETTINGS)
-    velocity = network_velocity(net, text, given_mask(clean, 1), together=together)
+    velocity = network_velocity(
+        net, text, conditioning_mask(clean, 1), batch_branches=batch_branches
+    )
     calls = []
-    found = denoised(velocity, clean, 1, SETTINGS, after_step=lambda: calls.append(1))
+    found = denoise(velocity, clean, 1, SETTINGS, after_step=lambda: calls.append(1))
     assert len(calls) == 7
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(found[:, :, 0], clean[:, :, 0])
@@ -78,25 +85,25 @@ def test_latents_are_the_plain_loops(net, given, together):
 
 def test_without_guidance_the_prompt_alone_counts(net, given):
     clean, text = given
-    velocity = network_velocity(net, text[:1], given_mask(clean, 1))
-    found = denoised(velocity, clean, 1, SETTINGS)
+    velocity = network_velocity(net, text[:1], conditioning_mask(clean, 1))
+    found = denoise(velocity, clean, 1, SETTINGS)
     alone = plain_loop(net, clean, text[:1].expand(2, -1, -1), SETTINGS)  # cond - uncond is 0
     torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-3)
 
 
-def test_streamed_weights_give_the_same_and_leave_the_blocks_empty(net, given):
+def test_offloaded_weights_give_the_same_and_leave_the_blocks_empty(net, given):
     clean, text = given
-    mask = given_mask(clean, 1)
-    expected = denoised(network_velocity(net, text, mask), clean, 1, SETTINGS)
-    streamed = copy.deepcopy(net)
-    prepare_blocks(streamed)
-    stream_weights(streamed, torch.device("cpu"))
-    held = sum(one.numel() for one in streamed.blocks.parameters())
+    mask = conditioning_mask(clean, 1)
+    expected = denoise(network_velocity(net, text, mask), clean, 1, SETTINGS)
+    offloaded = copy.deepcopy(net)
+    prepare_blocks(offloaded)
+    offload_weights(offloaded, torch.device("cpu"))
+    held = sum(one.numel() for one in offloaded.blocks.parameters())
     assert held < 0.1 * sum(one.numel() for one in net.blocks.parameters())
-    velocity = network_velocity(streamed, text, mask, together=False)
-    found = denoised(velocity, clean, 1, SETTINGS)
+    velocity = network_velocity(offloaded, text, mask, batch_branches=False)
+    found = denoise(velocity, clean, 1, SETTINGS)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    again = denoised(velocity, clean, 1, SETTINGS)
+    again = denoise(velocity, clean, 1, SETTINGS)
     assert torch.equal(found, again)
 
 
@@ -113,7 +120,7 @@ def test_extrapolation_is_exact_on_parabolas_and_asks_no_more_than_it_says():
         asked.append(step)
         return torch.tensor([0.1 * step**2 - 2.0 * step + 3])
 
-    approximate = extrapolated(velocity, 20)
+    approximate = with_extrapolation(velocity, 20)
     found = [float(approximate(step, None)) for step in range(20)]
     expected = [0.1 * step**2 - 2.0 * step + 3 for step in range(20)]
     assert found == pytest.approx(expected, abs=1e-4)
@@ -122,13 +129,13 @@ def test_extrapolation_is_exact_on_parabolas_and_asks_no_more_than_it_says():
 
 def test_approximate_latents_are_near_the_exact_ones(net, given):
     clean, text = given
-    mask = given_mask(clean, 1)
+    mask = conditioning_mask(clean, 1)
     exact, approximate = (
-        denoised(
+        denoise(
             network_velocity(net, text, mask),
             clean,
             1,
-            Settings(seed=3, steps=35, guidance=1.5, approximate=flag),
+            SamplingSettings(seed=3, steps=35, guidance=1.5, approximate=flag),
         )
         for flag in (False, True)
     )

@@ -9,7 +9,7 @@ import pytest
 from repository import ROOT
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.process_group import World
-from video2world_trainer.generation.guidance_parallel import branches_apart, shared_layout
+from video2world_trainer.generation.guidance_parallel import shard_sample, splits_branches
 from video2world_trainer.model.attention import sdpa
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import PRESETS
@@ -47,11 +47,11 @@ def test_latents_are_those_of_one_process(ranks, places):
 
 
 def test_branches_are_apart_where_ranks_are_even():
-    assert [branches_apart(World(0, n), 2) for n in (1, 2, 3, 4)] == [False, True, False, True]
-    assert not branches_apart(World(0, 2), 1)
+    assert [splits_branches(World(0, n), 2) for n in (1, 2, 3, 4)] == [False, True, False, True]
+    assert not splits_branches(World(0, 2), 1)
 
 
 def test_what_cannot_be_shared_names_the_flag():
     net = VideoDiT(PRESETS["Tiny"].dit)
     with pytest.raises(UserError, match=r"--num_gpus 3: it must divide the 4 attention heads"):
-        shared_layout(net, sdpa, sdpa, World(0, 3), 2, 5)
+        shard_sample(net, sdpa, sdpa, World(0, 3), 2, 5)

@@ -1,4 +1,4 @@
-"""The sampler against the facts' golden values, exact solutions and an independent solver."""
+"""The solver against upstream's values, exact solutions and an independent solver."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from video2world_trainer.generation.solver import initial_noise, karras_sigmas, sample, solver_step
+from video2world_trainer.generation.solver import initial_noise, karras_sigmas, solve, solver_step
 
 
 def test_noise_levels_have_the_golden_values():
@@ -37,7 +37,7 @@ def test_a_known_clean_image_is_found_from_any_noise():
         calls.append(sigma)
         return target
 
-    result = sample(denoise, initial_noise(target.shape, 0), karras_sigmas(35))
+    result = solve(denoise, initial_noise(target.shape, 0), karras_sigmas(35))
     assert torch.equal(result, target)
     assert calls == karras_sigmas(35)  # 35 steps and the final evaluation at sigma_min
 

@@ -64,14 +64,14 @@ def test_without_packages_pytorchs_runs_everywhere(capability):
             (10, 0),
             torch.bfloat16,
             only(),
-            r"transformer-engine\[pytorch\] is not installed .* here run torch",
+            r"transformer-engine\[pytorch\] is not installed .* usable here: torch",
         ),
         (
             "flash_attention_2",
             (8, 0),
             torch.float32,
             lambda _: True,
-            r"it computes in bfloat16 or float16, the model is float32; here run torch",
+            r"it computes in bfloat16 or float16, the model is float32; usable here: torch",
         ),
         ("flash_attention_2", None, torch.bfloat16, lambda _: True, r"needs an NVIDIA GPU"),
         (
@@ -91,7 +91,7 @@ def test_the_impossible_is_refused_with_its_reason(wanted, capability, dtype, ha
 def test_pytorchs_can_always_be_forced():
     for capability in (None, (7, 0), (9, 0)):
         choice = select("torch", capability, torch.float32, has=only())
-        assert (choice.name, choice.reason) == ("torch", "asked for")
+        assert (choice.name, choice.reason) == ("torch", "requested")
 
 
 FLASH = """

@@ -224,9 +224,9 @@ def test_every_layer_has_the_scale_of_its_own_rank():
 @pytest.mark.parametrize(
     ("adapters", "recorded", "message"),
     [
-        ((8.0, 8), (None,), r"LoRA rank 8 was asked for, but the adapter of .* has rank 4"),
-        ((8.0,), (16.0, 4), r"LoRA alpha 8 was asked for, but its config.json records 16"),
-        ((8.0, 8), (8.0, 4), r"LoRA rank 8 was asked for, but its config.json records 4"),
+        ((8.0, 8), (None,), r"LoRA rank 8 was requested, but the adapter of .* has rank 4"),
+        ((8.0,), (16.0, 4), r"LoRA alpha 8 was requested, but its config.json records 16"),
+        ((8.0, 8), (8.0, 4), r"LoRA rank 8 was requested, but its config.json records 4"),
         ((8.0, None, ("q_proj",)), (None,), r"LoRA targets q_proj: the file also adapts blocks\.0"),
         ((8.0, None, (*TARGETS, "adaln")), (None,), "LoRA target adaln: the file has no adapter"),
         ((), (), "but not the alpha that they were trained with"),

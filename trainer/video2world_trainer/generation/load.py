@@ -1,0 +1,149 @@
+"""Load everything that all samples share: prompts' embeddings, VAE and network."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from video2world_common.exit_codes import UserError
+from video2world_preprocess.vae.vae import load_vae
+from video2world_preprocess.video.resize import Geometry
+from video2world_trainer.checkpoint.run_config import RunConfig
+from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.distributed.process_group import World
+from video2world_trainer.generation.checkpoint_choice import choose_checkpoint
+from video2world_trainer.generation.clip_format import choose_clip_format
+from video2world_trainer.generation.guidance_parallel import shard_sample, splits_branches
+from video2world_trainer.generation.machine_fit import needs_offload, warn_of_cpu_time
+from video2world_trainer.generation.pipeline import Encoders, Pipeline
+from video2world_trainer.generation.prompts import PromptEmbeddings, negative_prompt_of
+from video2world_trainer.generation.requests import SampleRequest
+from video2world_trainer.generation.weight_offload import offload_weights
+from video2world_trainer.model.attention import Attend
+from video2world_trainer.model.attention_backends import select_for
+from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.lora import AdapterFacts
+from video2world_trainer.model.presets import PRESETS, DiTConfig, Preset, preset
+from video2world_trainer.model.sparse_attention import patterns_for
+from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.state_dict import fitting_weights
+
+__all__ = ["load_pipeline"]
+
+
+def load_pipeline(
+    args: argparse.Namespace, requests: Sequence[SampleRequest], world: World
+) -> Pipeline:
+    """Check the flags, then load T5, which is released again, and everything else.
+
+    Raises:
+        UserError: a flag or file is invalid, or this machine is too small.
+    """
+    checkpoint, run = choose_checkpoint(args, PRESETS[args.model_size])
+    chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
+    given = max(request.num_conditional_frames for request in requests)
+    clip = choose_clip_format(args, chosen, run, checkpoint, given)
+    patterns = patterns_for(chosen.size, clip.grid) if args.natten else None
+    branches = max(request.branches for request in requests)
+    if world.size > 1 and branches != min(request.branches for request in requests):
+        raise UserError(
+            "--batch_input_json: guidance 0 and above it in one batch need --num_gpus 1"
+        )
+    skeleton = _skeleton(chosen.dit)
+    parameters = sum(one.numel() for one in skeleton.parameters())
+    if world.device.type == "cpu":
+        warn_of_cpu_time(chosen, parameters, clip.tokens, requests, force=args.force)
+    targets = tuple(args.lora_target_modules.split(",")) if args.lora_target_modules else None
+    weights = fitting_weights(
+        skeleton,
+        checkpoint,
+        ema=args.load_ema,
+        adapters=AdapterFacts(args.lora_alpha, args.lora_rank, targets),
+        recorded=run.adapters,
+        adapted=args.use_lora,
+    )
+    encoders = None
+    if world.leads:  # T5 first: it and the network are never on the GPU together
+        encoders = Encoders(
+            _embed_prompts(args, requests, chosen, run, world.device),
+            load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device),
+        )
+    own_branches = 1 if splits_branches(world, branches) else branches
+    offload = args.offload or needs_offload(
+        chosen.dit, parameters, clip.tokens, world, own_branches
+    )
+    if encoders is not None:
+        encoders.vae.prepare_to_decode(4 if offload else 16)
+    on_gpu = world.device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    net = _network(chosen.dit, weights, torch.device("cpu") if offload else world.device, dtype)
+    choice = select_for("auto", world.device, dtype)
+    attend: Attend | Sequence[Attend] = choice.attend
+    attention = choice.name
+    if patterns is not None:
+        capability = torch.cuda.get_device_capability(world.device) if on_gpu else None
+        kernel = choose(capability, dtype)
+        attend = sparse_attention(patterns, clip.grid, world.device, kernel, choice.attend)
+        attention = f"{kernel}, sparse"
+    mesh = shard_sample(net, attend, choice.to_caption, world, branches, clip.grid[0])
+    prepare_blocks(net, compiled=on_gpu and chosen.size != "Tiny")
+    if offload:
+        offload_weights(net, world.device)
+    return Pipeline(
+        args=args,
+        world=world,
+        preset=chosen,
+        checkpoint=checkpoint,
+        geometry=cast("Geometry", args.geometry or run.geometry or "crop"),
+        clip=clip,
+        attention=attention,
+        offload=offload,
+        net=net,
+        mesh=mesh,
+        encoders=encoders,
+    )
+
+
+def _embed_prompts(
+    args: argparse.Namespace,
+    requests: Sequence[SampleRequest],
+    chosen: Preset,
+    run: RunConfig,
+    device: torch.device,
+) -> PromptEmbeddings:
+    prompts = PromptEmbeddings(
+        args.text_encoder_path or chosen.text_encoder_folder,
+        str(device),
+        run.text_length or chosen.text_tokens,
+    )
+    negative = (negative_prompt_of(request, chosen.size) for request in requests)
+    prompts.prepare(requests, *filter(None, negative))
+    return prompts
+
+
+def _skeleton(dit: DiTConfig) -> VideoDiT:
+    """Create the network without memory for its weights."""
+    with torch.device("meta"):
+        return VideoDiT(dit)
+
+
+def _network(
+    dit: DiTConfig, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> VideoDiT:
+    """Create the network on ``device``, moving one tensor at a time: there is no second copy.
+
+    Empties ``weights``.
+    """
+    # buffers do not depend on the number of blocks
+    buffers = dict(VideoDiT(replace(dit, num_blocks=0)).named_buffers())
+    state = {name: one.to(device) for name, one in buffers.items()}
+    for name in list(weights):
+        state[name] = weights.pop(name).to(device, dtype)
+    net = _skeleton(dit)
+    net.load_state_dict(state, strict=True, assign=True)
+    return net.eval().requires_grad_(False)

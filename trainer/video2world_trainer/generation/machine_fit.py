@@ -1,0 +1,68 @@
+"""Estimate whether a sample fits this machine: memory on a GPU, time on a CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from video2world_common.events import say
+from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.process_group import World
+from video2world_trainer.generation.requests import SampleRequest
+from video2world_trainer.model.flops import pass_flops
+from video2world_trainer.model.presets import DiTConfig, Preset
+
+__all__ = ["needed_bytes", "needs_offload", "warn_of_cpu_time"]
+
+CPU_FLOPS = 2e10  # per second and core in float32: a rough value for a laptop
+
+
+def needed_bytes(dit: DiTConfig, parameters: int, tokens: int, branches: int) -> int:
+    """Estimate the GPU memory of sampling without offload: weights and one block's activations.
+
+    Activations are 4 tensors of tokens x width and the MLP's inner tensor, in bfloat16, per branch
+    of guidance. At 2B and 84,480 tokens the estimate is 9.5e9 bytes; 9.3e9 were measured
+    (docs/inference.md).
+    """
+    activations = tokens * dit.model_channels * (4 + dit.mlp_ratio) * 2 * branches
+    return int(2 * parameters + activations)
+
+
+def needs_offload(
+    dit: DiTConfig, parameters: int, tokens: int, world: World, branches: int
+) -> bool:
+    """Return whether the GPU is too small to hold all weights; logs a note if so."""
+    if world.device.type != "cuda":
+        return False
+    needed = needed_bytes(dit, parameters, tokens, branches)
+    available = torch.cuda.get_device_properties(world.device).total_memory
+    if needed <= 0.9 * available:
+        return False
+    if world.leads:
+        say(
+            f"note: about {needed / 2**30:.0f} GiB are needed and this GPU has "
+            f"{available / 2**30:.0f}: --offload is on"
+        )
+    return True
+
+
+def warn_of_cpu_time(
+    preset: Preset, parameters: int, tokens: int, requests: Sequence[SampleRequest], *, force: bool
+) -> None:
+    """Log how long a sample takes without a GPU.
+
+    Raises:
+        UserError: the model is 14B and ``force`` is not set.
+    """
+    passes = max(request.branches * (request.num_steps + 1) for request in requests)
+    flops = pass_flops(preset.dit, parameters, tokens) * passes
+    hours = flops / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600
+    duration = f"{hours:.0f} hours" if hours > 2 else f"{max(1, hours * 60):.0f} min"
+    if preset.size == "14B" and not force:
+        raise UserError(
+            f"--model_size 14B: there is no GPU here; a sample would take about {duration} and "
+            "60 GB of memory: run it on a GPU, or add --force"
+        )
+    say(f"warning: no GPU: a {preset.size} sample takes about {duration} on this CPU")
