@@ -1,8 +1,8 @@
-"""Compiles into the folder given the one C module that Triton would build where it is used.
+"""Compile the C module that Triton otherwise builds at run time into a folder (the argument).
 
-So the image needs no compiler. Triton looks its modules up by a hash of source and options, to
-which the path of libcuda belongs: TRITON_LIBCUDA_PATH must be the same here and there. It needs
-not hold a library there; here an empty one is linked in the driver's place.
+The image then needs no compiler. Triton finds its modules by a hash of source and options, which
+include the path of libcuda: TRITON_LIBCUDA_PATH must be the same at build and run time. At run time
+it may be an empty folder; here an empty library is linked in place of the driver.
 """
 
 import os

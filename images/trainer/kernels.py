@@ -1,11 +1,11 @@
-"""Compiles the attention kernels that have no wheel, for what is used here, without a CUDA image.
+"""Compile the attention kernels that have no wheel, without a CUDA image.
 
     kernels.py ampere|blackwell WHEELS
 
-PyTorch's packages bring CUDA's headers and libraries, and PyPI has its compiler (nvidia-cuda-nvcc):
-the two, laid together, are what builds of extensions call CUDA_HOME. FlashAttention-2 would take
-hours for every head dimension; the models here have heads of up to 128 in bfloat16, which takes
-minutes. Its switches refuse what was left out.
+PyTorch's packages include CUDA's headers and libraries, and PyPI has the compiler
+(nvidia-cuda-nvcc); together they form the CUDA_HOME that builds of extensions need. Compiling
+FlashAttention-2 for all head dimensions takes hours, so only what the models use is compiled: heads
+of up to 128 in bfloat16, which takes minutes. The build refuses everything else at run time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 FLASH_ATTENTION = "flash-attn==2.8.3.post2"
 TRANSFORMER_ENGINE = "transformer-engine-torch==2.20.2"
-UNUSED = ("DROPOUT", "ALIBI", "SOFTCAP", "LOCAL")  # features of FlashAttention that no model asks
+UNUSED = ("DROPOUT", "ALIBI", "SOFTCAP", "LOCAL")  # features of FlashAttention that no model uses
 SWITCHES = """
 #define FP16_SWITCH(COND, ...) [&] { \\
     TORCH_CHECK(!(COND), "this build of FlashAttention-2 computes in bfloat16 alone"); \\
@@ -31,7 +31,7 @@ SWITCHES = """
 
 
 def cuda_home(folder: Path) -> Path:
-    """A toolkit in ``folder``: what the installed nvidia packages hold, under the usual names."""
+    """Link the files of the installed nvidia packages into ``folder`` like a CUDA toolkit."""
     for packages in map(Path, sys.path):
         for part in ("cu13", "cudnn", "nccl"):
             for source in (packages / "nvidia" / part).rglob("*"):
@@ -50,28 +50,28 @@ def cuda_home(folder: Path) -> Path:
 
 
 def sources(requirement: str, folder: Path) -> Path:
-    """The unpacked source distribution of ``requirement``."""
+    """Download and unpack the source distribution of ``requirement``; return its folder."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
     subprocess.run([*pip, "--no-build-isolation", "--dest", folder, requirement], check=True)
     (archive,) = folder.glob("*.tar.gz")
-    # not tarfile: Debian 12's has no filter against paths that lead outside, tar refuses them
+    # not tarfile: Debian 12's has no filter against paths outside the folder; tar refuses them
     subprocess.run(["tar", "-xzf", archive, "-C", folder], check=True)
     return folder / archive.name.removesuffix(".tar.gz")
 
 
 def narrow(tree: Path) -> None:
-    """Leave in FlashAttention's sources the kernels for head dimension 128 and bfloat16."""
+    """Remove all kernels but those for head dimension 128 and bfloat16 from FlashAttention."""
     header = tree / "csrc/flash_attn/src/static_switch.h"
     kept = header.read_text().partition("#define FP16_SWITCH")[0]
     header.write_text(f"{kept}#include <c10/util/Exception.h>\n{SWITCHES}")
     setup = tree / "setup.py"
     other = r'^\s*"csrc/flash_attn/src/flash_(?!\w*hdim128_bf16)\w+\.cu",\n'
     text = re.sub(other, "", setup.read_text(), flags=re.MULTILINE)
-    setup.write_text(text.replace("c++17", "c++20"))  # what PyTorch's headers are written in
+    setup.write_text(text.replace("c++17", "c++20"))  # the standard that PyTorch's headers need
 
 
 def main(variant: str, wheels: Path) -> int:
-    """Build the variant's wheel into ``wheels``."""
+    """Build the variant's wheel into ``wheels``; return pip's exit code."""
     with tempfile.TemporaryDirectory() as scratch:
         home = cuda_home(Path(scratch) / "cuda")
         os.environ |= {

@@ -362,10 +362,13 @@ def test_json_lines_and_a_byte_order_mark_are_read(volume, lines, mark):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"prompt": ["a", "b"]}, "entry 1: prompt must be a text, not a list; write an entry for"),
-        ({"prompt": 5}, "entry 1: prompt must be a text, not 5"),
-        ({"negative_prompt": {"a": 1}}, "entry 1: negative_prompt must be a text"),
-        ({"output_video": 3}, "entry 1: output_video must be a text, not 3"),
+        (
+            {"prompt": ["a", "b"]},
+            "entry 1: prompt must be a string, not a list; write one entry for",
+        ),
+        ({"prompt": 5}, "entry 1: prompt must be a string, not 5"),
+        ({"negative_prompt": {"a": 1}}, "entry 1: negative_prompt must be a string"),
+        ({"output_video": 3}, "entry 1: output_video must be a string, not 3"),
         ({"input_video": None}, "entry 1: input_video is missing"),
         ({"seed": "7"}, "entry 1: seed 7: from 0"),
         ({"seed": True}, "entry 1: seed True: from 0"),

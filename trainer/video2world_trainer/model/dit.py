@@ -220,9 +220,10 @@ class VideoDiT(nn.Module):
             attend: for cross-attention, and for self-attention without ``over_tokens``.
             over_tokens: for self-attention, one for all blocks or one for each.
         """
-        own = [over_tokens or attend] * len(self.blocks)
         if isinstance(over_tokens, Sequence):
             own = list(over_tokens)
+        else:
+            own = [over_tokens or attend] * len(self.blocks)
         for block, one in zip(self.blocks, own, strict=True):
             block.self_attn.attend = one
             block.cross_attn.attend = attend

@@ -94,8 +94,10 @@ class LoRALinear(nn.Module):
         weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        return self.base_layer(x) + self.scale * self.lora_B["default"](self.lora_A["default"](x))
+        """Map [..., in] to [..., out]."""
+        update: Tensor = self.lora_B["default"](self.lora_A["default"](x))
+        out: Tensor = self.base_layer(x) + self.scale * update
+        return out
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

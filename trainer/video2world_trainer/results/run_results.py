@@ -68,7 +68,7 @@ class GeneratedSample:
     def baseline_psnr(self) -> float | None:
         """PSNR in dB of repeating the last conditioning frame."""
         baseline = self._comparison.get("repeating_the_input")
-        value = baseline.get("psnr") if isinstance(baseline, Mapping) else None
+        value: Any = baseline.get("psnr") if isinstance(baseline, Mapping) else None
         return float(value) if is_number(value) else None
 
     @property
