@@ -130,6 +130,13 @@ def lacks(wanted, there, path=""):
             for key, value in wanted.items()
             for found in lacks(value, there.get(key), f"{path}.{key}")
         ]
+    if isinstance(wanted, list) and isinstance(there, list) and named(wanted) and named(there):
+        by_name = {one["name"]: one for one in there}  # as API machinery merges such lists
+        return [
+            found
+            for one in wanted
+            for found in lacks(one, by_name.get(one["name"]), f"{path}[{one['name']}]")
+        ]
     if isinstance(wanted, list) and isinstance(there, list) and len(wanted) == len(there):
         return [
             found
@@ -138,3 +145,8 @@ def lacks(wanted, there, path=""):
         ]
     same = wanted == there or (wanted == "" and there is None)  # the server keeps no empty text
     return [] if same else [f"{path}: {wanted!r} is {there!r}"]
+
+
+def named(items):
+    """Whether a list is one of environment variables, containers, volumes, ports, ..."""
+    return bool(items) and all(isinstance(one, dict) and "name" in one for one in items)
