@@ -79,6 +79,7 @@ def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
         "video2world_trainer/train.py",
         "video2world_trainer/py.typed",
         "video2world_trainer/results/templates/page.html.jinja",
+        "video2world_preprocess/templates/report.html.jinja",
     ):
         assert name in inside
     (source,) = folder.glob("*.tar.gz")
