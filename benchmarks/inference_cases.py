@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from video2world_common.model_sizes import SIZES
-from video2world_preprocess.vae.vae import VideoVAE, _channels_last
+from video2world_preprocess.vae.vae import VideoVAE, set_channels_last
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.generation.denoise import (
@@ -246,7 +246,7 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
     ):
         vae.frames_per_pass = frames
         if last:
-            _channels_last(vae.model.decoder)
+            set_channels_last(vae.model.decoder)
         _forget_peak()
         times = _timed(lambda: vae.decode_latents(latents), count=2)
         rows[name] = _timing(times) | _peak()

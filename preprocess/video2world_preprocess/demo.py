@@ -1,9 +1,10 @@
-"""A small AgiBotWorld-Alpha task, drawn: a robot arm in the data set's true on-disk layout.
+"""Generate a small AgiBotWorld-Alpha task with drawn videos of a robot arm.
 
-Archives with several cameras and depth images, a task_info file, and as the last episode the
-guide's validation episode. Every arm goes round the same closed loop at the same speed in the
-same direction (reach, grasp, lift, put down), so what follows can be told from a single frame;
-colours, places and the starting phase differ by episode.
+The task has the data set's on-disk layout: archives with several cameras and depth images, and a
+task_info file. The last episode has the number of the guide's validation episode. Every arm moves
+along the same closed loop at the same speed in the same direction (reach, grasp, lift, put down),
+so that a single frame determines the next ones; colors, positions and the initial phase differ by
+episode.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = ["Scene", "draw_episode", "main", "make_task", "scene"]
 TASK, FIRST_EPISODE, VALIDATION_EPISODE = 327, 685_372, 685_393
 FPS = 30
 HEIGHT, WIDTH = 96, 128
-PERIOD = 72  # frames once round the loop
-GRASPED = (0.25, 0.75)  # share of the loop during which the gripper holds the object
+PERIOD = 72  # frames per loop
+GRASPED = (0.25, 0.75)  # part of the loop during which the gripper holds the object
 CAMERAS = ("head_center_fisheye_color", "head_color", "head_left_fisheye_color", "hand_left_color")
 GOODS = ("cucumber", "tomato", "corn cob", "aubergine", "carrot", "bell pepper", "lemon", "plum")
 ACTIONS = (
@@ -46,7 +47,7 @@ ACTIONS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """What differs between episodes. Places in pixels (x, y), colours as RGB in [0, 1]."""
+    """The differences between episodes. Positions are in pixels (x, y), colors RGB in [0, 1]."""
 
     good: str
     good_colour: np.ndarray
@@ -58,7 +59,7 @@ class Scene:
 
 
 def scene(episode: int, seed: int = 0) -> Scene:
-    """The scene of an episode, the same for the same arguments."""
+    """Return the scene of an episode, which depends only on the arguments."""
     random = np.random.default_rng([seed, episode])
     kind = int(random.integers(len(GOODS)))
 
@@ -77,14 +78,14 @@ def scene(episode: int, seed: int = 0) -> Scene:
 
 
 def _on_loop(what: Scene, phase: np.ndarray) -> np.ndarray:
-    """Where the gripper is: [..., 2]. It is at the shelf at 0.25, over the basket at 0.75."""
+    """Return the gripper's position [..., 2]: at the shelf at 0.25, over the basket at 0.75."""
     angle = 2 * np.pi * phase
     place: np.ndarray = what.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
     return place
 
 
 def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Distance of the pixels ``grid`` [H, W, 2] to the segments ``start``-``end`` [T, 2]."""
+    """Return the distance of pixels ``grid`` [H, W, 2] to the segments ``start``-``end`` [T, 2]."""
     along = (end - start)[:, None, None].astype(np.float32)
     offset = grid - start[:, None, None].astype(np.float32)
     x, y = along[..., 0], along[..., 1]
@@ -95,15 +96,15 @@ def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray
 
 
 def _paint(image: np.ndarray, distance: np.ndarray, radius: float, colour: np.ndarray) -> None:
-    """Cover what is nearer than ``radius`` with ``colour``; the edge is two pixels soft."""
+    """Paint pixels closer than ``radius`` with ``colour``, with a soft edge of two pixels."""
     cover = np.broadcast_to(np.clip((radius - distance) / 2 + 0.5, 0, 1), image.shape[:3])
-    touched = cover > 0  # a small part of the picture, so that the rest costs nothing
+    touched = cover > 0  # a small part of the picture, which saves time
     share = cover[touched][:, None].astype(np.float32)
     image[touched] += share * (colour.astype(np.float32) - image[touched])
 
 
 def draw_episode(what: Scene) -> np.ndarray:
-    """Frames uint8 [T, 96, 128, 3] of a scene, as its head camera sees it."""
+    """Return the frames of a scene, uint8 RGB [T, 96, 128, 3], as the head camera sees it."""
     time = np.arange(what.frames)
     phase = (what.phase + time / PERIOD) % 1.0
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
@@ -124,7 +125,7 @@ def draw_episode(what: Scene) -> np.ndarray:
     held = (phase >= GRASPED[0]) & (phase < GRASPED[1])
     good = np.where(held[:, None], hand, shelf) + np.array([0.0, 6.0])
 
-    # the arm's two links from the shoulder, the elbow on the outer side
+    # the arm's two links from the shoulder, with the elbow on the outer side
     shoulder = np.broadcast_to(np.array([118.0, 104.0]), hand.shape)
     reach = hand - shoulder
     length = np.linalg.norm(reach, axis=-1, keepdims=True)
@@ -140,7 +141,7 @@ def draw_episode(what: Scene) -> np.ndarray:
 
 
 def _actions(what: Scene) -> list[dict[str, Any]]:
-    """The loop's actions as task_info lists them, frames at 30 fps."""
+    """Return the loop's actions as in task_info, with frames at 30 frames/s."""
     edges = sorted(
         (int(np.ceil((lap + at - what.phase) * PERIOD)), text, skill)
         for at, text, skill in ACTIONS
@@ -172,7 +173,7 @@ def _info(episode: int, what: Scene) -> dict[str, Any]:
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no time, no owner: the same task gives the same bytes
+    member = tarfile.TarInfo(name)  # no time, no owner: the same task has the same bytes
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 
@@ -193,7 +194,7 @@ def _add_episode(archive: tarfile.TarFile, episode: int, what: Scene) -> None:
 def make_task(data_dir: Path, *, episodes: int = 12, seed: int = 0) -> list[Path]:
     """Write ``observations/327/*.tar`` and ``task_info/task_327.json`` below ``data_dir``.
 
-    Archives that are there already are kept. Returns the paths in use.
+    Existing archives are kept. Returns the paths of all files.
     """
     numbers = [FIRST_EPISODE + i for i in range(episodes - 1)] + [VALIDATION_EPISODE]
     scenes = {number: scene(number, seed) for number in numbers}
@@ -224,22 +225,24 @@ def make_task(data_dir: Path, *, episodes: int = 12, seed: int = 0) -> list[Path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.demo", description=__doc__.splitlines()[0]
     )
     flags.add_argument("--data_dir", type=Path, default=Path("datasets/agibot"))
-    flags.add_argument("--episodes", type=int, default=12, help="how many, 2 or more (12)")
+    flags.add_argument(
+        "--episodes", type=int, default=12, help="number of episodes, at least 2 (default: 12)"
+    )
     flags.add_argument("--seed", type=int, default=0)
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     flags = parser()
     args = flags.parse_args(argv)
     if not 2 <= args.episodes <= VALIDATION_EPISODE - FIRST_EPISODE + 1:
-        flags.error("--episodes: from 2 (one of them for validation) to 22")
+        flags.error("--episodes: give 2 (one of them is for validation) to 22")
 
     def work() -> tuple[Provenance, dict[str, Any]]:
         made = make_task(args.data_dir, episodes=args.episodes, seed=args.seed)

@@ -1,7 +1,7 @@
-"""Small seeded stand-ins for the weights that the Tiny preset would otherwise have to download.
+"""Create small VAE and T5 weights for the Tiny model, which has none to download.
 
-The T5 encoder is a real one, untrained: embeddings of different captions differ, and equal ones
-are equal, which is all that a model trained from scratch on a handful of captions needs.
+The T5 encoder is untrained: different captions have different embeddings, which suffices for a
+model that is trained from scratch on a few captions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TINY_T5", "TINY_VAE", "write_tiny_t5", "write_tiny_vae"]
 
 TINY_VAE = Path("video2world/Cosmos-Predict2-Tiny-Video2World/tokenizer")  # below --checkpoint_dir
 TINY_T5 = Path("video2world/t5-tiny")
-WIDTH = 1024  # of an embedding, as T5-11B's: the DiT's cross attention expects it
+WIDTH = 1024  # of an embedding, as for T5-11B: the DiT's cross attention expects it
 
 _WORDS = (
     "the a an of in on to and with is are from at it its this that robot arm arms hand gripper "
@@ -33,14 +33,15 @@ _WORDS = (
 
 
 def write_tiny_vae(folder: Path) -> None:
-    """Write the analytic VAE's folder, at once; cheap enough to be repeated."""
+    """Write the folder of :class:`.vae.tiny_vae.TransformVAE`."""
     TransformVAE().save_pretrained(folder)
 
 
 def write_tiny_t5(folder: Path, seed: int = 0) -> bool:
-    """Write a small T5 encoder with tokenizer unless it is there; the same bytes for one seed.
+    """Write a small T5 encoder with tokenizer unless it exists; return whether it was written.
 
-    ``config.json`` appears last, so a folder that has it was whole. Returns whether it was made.
+    The files depend only on ``seed``. ``config.json`` is written last: a folder that has it is
+    complete.
     """
     if all((folder / name).is_file() for name in ("config.json", "model.safetensors")):
         return False
@@ -48,7 +49,7 @@ def write_tiny_t5(folder: Path, seed: int = 0) -> bool:
     with tempfile.TemporaryDirectory(prefix=PARTIAL_PREFIX, dir=folder.parent) as partial:
         _save(Path(partial), seed)
         for path in sorted(Path(partial).iterdir(), key=lambda p: p.name == "config.json"):
-            path.chmod(0o644)  # the library makes the weights private
+            path.chmod(0o644)  # the library makes them private
             path.replace(folder / path.name)
     sync_folder(folder)
     return True
@@ -76,19 +77,19 @@ def _save(folder: Path, seed: int) -> None:
     tokenizer.save_pretrained(folder)
     model.config.save_pretrained(folder)
     tensors = model.state_dict()
-    del tensors["encoder.embed_tokens.weight"]  # the same as shared.weight
-    # as bytes: the library's own writing to a file hides a full disk behind an error of its own
+    del tensors["encoder.embed_tokens.weight"]  # equal to shared.weight
+    # not save_file(), which hides a full disk behind an error of its own
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """A Unigram tokenizer as T5's: words, characters, and single bytes for all other text."""
+    """Return a Unigram tokenizer like T5's: words, characters, and bytes for all other text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<pad>", "</s>", "<unk>"]
     pieces = [(piece, 0.0) for piece in specials]
-    # a character costs 6, a byte 12: a whole word at 7 wins over its letters
+    # a character costs 6, a byte 12: a word at 7 is cheaper than its letters
     pieces += [(f"<0x{byte:02X}>", -12.0) for byte in range(256)]
     pieces += [("▁", -6.0), *((chr(code), -6.0) for code in range(33, 127))]
     pieces += [("▁" + word, -7.0) for word in dict.fromkeys(_WORDS.split()) if len(word) > 1]

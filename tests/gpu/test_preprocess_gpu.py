@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5Config, T5EncoderModel
 
-from video2world_preprocess.text.encoder import TextEncoder, _FeedForward
+from video2world_preprocess.text.encoder import FusedReluFeedForward, TextEncoder
 from video2world_preprocess.vae.vae import VideoVAE
 
 CUDA = torch.device("cuda")
@@ -21,7 +21,7 @@ def test_relu_within_the_product_is_relu_after_it(rows):
     )
     hidden = torch.randn(1, rows, 1024, device=CUDA, dtype=torch.bfloat16)
     with torch.no_grad():
-        found = _FeedForward(wide, narrow)(hidden).double()
+        found = FusedReluFeedForward(wide, narrow)(hidden).double()
         exact = torch.relu(hidden.double() @ wide.weight.double().t())
         exact = exact @ narrow.weight.double().t()
         plain = narrow(torch.relu(wide(hidden))).double()

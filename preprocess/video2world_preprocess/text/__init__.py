@@ -1,1 +1,1 @@
-"""Encode captions with T5."""
+"""Encode captions with T5, and store the embeddings."""

@@ -1,8 +1,8 @@
-"""T5 embeddings in upstream's pickle form, read back by a loader that cannot execute code.
+"""Write and read T5 embeddings as pickles, with a reader that cannot execute code.
 
-The file holds a Python list with one float16 array ``[n_tokens, width]``
-(facts sheet 4.2). A pickle may name any callable of the process; this reader resolves the few that
-build a plain numpy array and refuses every other name.
+The format is that of ``scripts/get_t5_embeddings.py`` in the cosmos-predict2 repository: a list
+with one float16 array [n_tokens, width]. As a pickle may name any callable, this reader resolves
+only the few that build a plain numpy array, and refuses all others.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MAX_OPCODES = 1000  # an embedding takes about 40
 
 
 class _Refused(pickle.UnpicklingError):
-    """The file asks for more than an array of numbers."""
+    """The file requests more than an array of numbers."""
 
 
-# What a pickle may call. Instances without a __dict__: the opcode that sets an object's state has
-# nothing to write to, so a file cannot change them for the files read after it.
+# The callables that a pickle may use. They have no __dict__, so that the opcode that sets an
+# object's state cannot change them for files that are read later.
 class _Dtype:
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class _Reconstruct:
     __slots__ = ()
 
     def __call__(self, kind: object, shape: object, code: object) -> np.ndarray:
-        return np.ndarray((0,), "b")  # the state that follows brings shape, type and numbers
+        return np.ndarray((0,), "b")  # the state that follows sets shape, type and numbers
 
 
 class _FromBuffer:
@@ -57,20 +57,22 @@ class _Encode:
     __slots__ = ()
 
     def __call__(self, text: str, encoding: str = "latin1") -> bytes:
-        return text.encode("latin1")  # how protocols 0 to 2 spell bytes
+        return text.encode("latin1")  # protocols 0 to 2 store bytes as text
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): "ndarray",  # only ever an argument
+    ("numpy", "ndarray"): "ndarray",  # only used as an argument
     ("numpy", "dtype"): _Dtype(),
     ("_codecs", "encode"): _Encode(),
 }
-for _core in ("numpy.core", "numpy._core"):  # as numpy 1 and numpy 2 name them
+for _core in ("numpy.core", "numpy._core"):  # in numpy 1 and numpy 2
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Reconstruct()
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _FromBuffer()
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler that resolves only the names in :data:`_ALLOWED`."""
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -79,17 +81,22 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse what makes CPython's unpickler take memory before it has seen any content: a place in
-    its memo of any number, and lists by the million. A length that is not there is an error here.
+    """Refuse pickles that make CPython's unpickler allocate much memory: large memo indexes, and
+    millions of lists. Also raises an error if the data is shorter than its lengths say.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         place = argument if opcode.name.endswith("PUT") else None
         if count > MAX_OPCODES or (place is not None and place > MAX_OPCODES):
-            raise _Refused("it asks for more memory than an array of numbers takes")
+            raise _Refused("it needs more memory than an array of numbers")
 
 
 def write_embedding(path: Path, embedding: np.ndarray) -> None:
-    """Write ``embedding`` [n_tokens, width] as float16 in upstream's form, at once."""
+    """Write ``embedding`` [n_tokens, width] as float16, atomically.
+
+    Raises:
+        ValueError: the array does not have two dimensions.
+        OSError: the file cannot be written.
+    """
     if embedding.ndim != 2:
         raise ValueError(f"an embedding has two dimensions, not {embedding.ndim}")
     content = [np.ascontiguousarray(embedding, dtype=np.float16)]
@@ -97,10 +104,10 @@ def write_embedding(path: Path, embedding: np.ndarray) -> None:
 
 
 def read_embedding(path: Path) -> np.ndarray:
-    """The embedding [n_tokens, width] in ``path``, of the float type it was saved in.
+    """Return the embedding [n_tokens, width] in ``path``, in the float type it was saved in.
 
     Raises:
-        UserError: the file is no such pickle, or holds anything but plain numbers.
+        UserError: the file is not a pickle of one array of finite numbers.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -113,11 +120,11 @@ def read_embedding(path: Path) -> np.ndarray:
         content = _ArrayUnpickler(io.BytesIO(data)).load()
     except _Refused as error:
         raise UserError(f"{path} is refused as a text embedding ({error}): {remedy}") from None
-    except Exception as error:  # damaged opcodes surface as almost any exception of the callee
+    except Exception as error:  # damaged opcodes may raise almost any exception
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {remedy}") from None
     array = content[0] if isinstance(content, list) and len(content) == 1 else content
     if type(array) is not np.ndarray or array.ndim != 2 or array.dtype.kind != "f":
-        raise UserError(f"{path} does not hold one array [tokens, width] of numbers: {remedy}")
+        raise UserError(f"{path} does not contain one array [tokens, width] of numbers: {remedy}")
     if array.shape[0] == 0 or not np.isfinite(array).all():
-        raise UserError(f"{path} holds an empty or non-finite embedding: {remedy}")
+        raise UserError(f"{path} contains an empty or non-finite embedding: {remedy}")
     return array

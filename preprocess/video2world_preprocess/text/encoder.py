@@ -1,4 +1,7 @@
-"""Captions to T5 embeddings, with the classes and conventions upstream uses (facts sheet 4.2)."""
+"""Encode captions with T5 (https://arxiv.org/abs/1910.10683).
+
+The conventions are those of ``scripts/get_t5_embeddings.py`` in the cosmos-predict2 repository.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,17 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import FULL
 from video2world_preprocess.text.t5_weights import encoder_files, tensors
 
-__all__ = ["TextEncoder", "batches", "fuse_relu", "lay_out_bias", "load_tokenizer"]
+__all__ = [
+    "FusedReluFeedForward",
+    "TextEncoder",
+    "batches",
+    "fuse_relu",
+    "load_tokenizer",
+    "set_bias_layout",
+]
 
-BATCH_TOKENS = 4096  # padded tokens a forward pass takes: about 8 captions of full length
-ALIGNMENT = 8  # tokens; attention copies a bias whose rows are no multiple of 16 bytes
+BATCH_TOKENS = 4096  # padded tokens per forward pass: about 8 captions of full length
+ALIGNMENT = 8  # tokens; attention copies a bias whose rows are not a multiple of 16 bytes
 
 
 class TextEncoder:
@@ -26,15 +36,15 @@ class TextEncoder:
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
         self.tokenizer, self.device = tokenizer, device
-        lay_out_bias(self.model)
+        set_bias_layout(self.model)
         if device.type == "cuda":
             fuse_relu(self.model)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> TextEncoder:
-        """The encoder in a transformers ``folder``, or of a Hub id such as ``google-t5/t5-11b``.
+        """Load the encoder in a transformers ``folder``, or of a Hub id (``google-t5/t5-11b``).
 
-        float32 on the CPU, bfloat16 on a GPU.
+        It has float32 weights on the CPU, bfloat16 on a GPU.
 
         Raises:
             UserError: there is no such encoder, or its files are damaged.
@@ -52,16 +62,16 @@ class TextEncoder:
         except OSError as error:
             if error.errno in FULL:
                 raise
-            raise _not_loaded(folder, error) from error
-        except Exception as error:  # from a missing file to a torn header, each its own type
-            raise _not_loaded(folder, error) from error
+            raise _load_error(folder, error) from error
+        except Exception as error:  # a missing or damaged file may raise almost any exception
+            raise _load_error(folder, error) from error
         return cls(model, tokenizer, device)
 
     def encode(self, captions: Sequence[str], max_length: int = 512) -> list[np.ndarray]:
-        """One float16 array [n_tokens, width] for each caption, the end token's row included.
+        """Return a float16 array [n_tokens, width] per caption, including the end token's row.
 
-        Captions longer than ``max_length`` tokens are cut there. Equal captions are computed once
-        and share their array.
+        Captions are truncated to ``max_length`` tokens. Equal captions are computed once and share
+        their array.
         """
         found: dict[str, np.ndarray] = {}
         for texts in self.batches(captions, max_length):
@@ -69,12 +79,12 @@ class TextEncoder:
         return [found[caption] for caption in captions]
 
     def batches(self, captions: Sequence[str], max_length: int = 512) -> list[list[str]]:
-        """The different ones of ``captions`` in batches of about equal length and equal cost."""
+        """Return the distinct ``captions`` in batches of similar length and cost."""
         return batches(self.tokenizer, captions, max_length)
 
     @torch.no_grad()
     def encode_batch(self, texts: Sequence[str], max_length: int = 512) -> list[np.ndarray]:
-        """As :meth:`encode`, in one forward pass padded to the longest of ``texts``."""
+        """Encode ``texts`` as :meth:`encode` does, in one forward pass padded to the longest."""
         tokens = self.tokenizer(list(texts), truncation=True, max_length=max_length)
         return self._forward(tokens["input_ids"])
 
@@ -90,9 +100,11 @@ class TextEncoder:
         return [rows[i, : len(row)].copy() for i, row in enumerate(tokens)]
 
 
-class _FeedForward(nn.Module):
-    """``relu(x W_in) W_out``, relu within the first product: at T5-XXL's 65,536 columns reading and
-    writing its result once more takes longer than a third of that product."""
+class FusedReluFeedForward(nn.Module):
+    """``relu(x W_in) W_out`` with relu fused into the first product.
+
+    At T5-11B's 65,536 columns, a separate relu takes longer than a third of that product.
+    """
 
     def __init__(self, wide: nn.Linear, narrow: nn.Linear) -> None:
         super().__init__()
@@ -103,14 +115,14 @@ class _FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.flatten(0, -2)
-        # the only way in PyTorch to cuBLASLt's relu epilogue
+        # PyTorch's only access to cuBLASLt's relu epilogue
         wide = torch._addmm_activation(self.no_bias, rows, self.wi.weight.t())
         narrowed: torch.Tensor = self.wo(wide)
         return narrowed.view_as(hidden)
 
 
 def fuse_relu(model: nn.Module) -> None:
-    """Let the layers of T5's first version apply relu within their first product."""
+    """Replace the feed-forward layers of T5's first version by :class:`FusedReluFeedForward`."""
     from transformers.models.t5.modeling_t5 import T5DenseActDense, T5LayerFF
 
     for layer in model.modules():
@@ -118,14 +130,14 @@ def fuse_relu(model: nn.Module) -> None:
         if not isinstance(dense, T5DenseActDense) or not isinstance(dense.act, nn.ReLU):
             continue
         if dense.wi.weight.dtype == dense.wo.weight.dtype:  # T5 may keep the latter in float32
-            layer.DenseReluDense = _FeedForward(dense.wi, dense.wo)
+            layer.DenseReluDense = FusedReluFeedForward(dense.wi, dense.wo)
 
 
-def lay_out_bias(model: nn.Module) -> None:
-    """Let T5's relative position bias lie in memory by heads, keys last.
+def set_bias_layout(model: nn.Module) -> None:
+    """Store T5's relative position bias with the keys as the last dimension in memory.
 
-    It is looked up with the heads last. PyTorch's fused attention takes a mask only with the keys
-    last, and its fall-back, in float32, takes longer than all products of the layer.
+    The embedding lookup returns it with the heads last. PyTorch's fused attention accepts a mask
+    only with the keys last, and its fallback in float32 takes longer than all products of a layer.
     """
 
     def by_heads(_: nn.Module, __: Any, found: torch.Tensor) -> torch.Tensor:  # [queries, keys, H]
@@ -138,10 +150,10 @@ def lay_out_bias(model: nn.Module) -> None:
 
 
 def load_tokenizer(folder: Path | str) -> Any:
-    """The tokenizer in a transformers ``folder``, or of a Hub id.
+    """Load the tokenizer in a transformers ``folder``, or of a Hub id.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its files are damaged.
     """
     from transformers import AutoTokenizer
 
@@ -149,17 +161,20 @@ def load_tokenizer(folder: Path | str) -> Any:
     local = Path(name).is_dir()
     if not local and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise UserError(
-            f"--cache_dir {name}: there is no such folder: run the download stage, or give the "
-            "folder of a T5 encoder"
+            f"--cache_dir {name}: there is no such folder: run the download stage, or set it to "
+            "the folder of a T5 encoder"
         )
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=local)
-    except Exception as error:  # from a missing file to a torn header, each its own type
-        raise _not_loaded(name, error) from error
+    except Exception as error:  # a missing or damaged file may raise almost any exception
+        raise _load_error(name, error) from error
 
 
 def batches(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[list[str]]:
-    """See :meth:`TextEncoder.batches`. The longest come first: memory fails at once."""
+    """Return the distinct ``captions`` in batches of similar length and cost.
+
+    The longest come first: if memory does not suffice, the first batch fails.
+    """
     texts = list(dict.fromkeys(captions))
     if not texts:
         return []
@@ -174,7 +189,7 @@ def batches(tokenizer: Any, captions: Sequence[str], max_length: int) -> list[li
 
 
 def _load_local(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The encoder on ``device``, tensor by tensor: no copy of it all in the host's memory."""
+    """Load the encoder to ``device`` tensor by tensor, without a complete copy in host memory."""
     from transformers import T5Config, T5EncoderModel
 
     with torch.device("meta"):
@@ -189,7 +204,7 @@ def _load_local(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     return model
 
 
-def _not_loaded(name: Path | str, error: Exception) -> UserError:
+def _load_error(name: Path | str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return UserError(
         f"--cache_dir {name}: the T5 encoder cannot be loaded ({reason[0]}): run the download "

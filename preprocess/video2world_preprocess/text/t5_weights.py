@@ -1,8 +1,8 @@
-"""The encoder's part of T5's weights as safetensors, made once, in little memory.
+"""Convert the weights of T5's encoder to safetensors, once and in little memory.
 
-The published ``pytorch_model.bin`` holds encoder and decoder in float32: 45 GB, of which the
-encoder in bfloat16, as it is run, is 10 GB. It is read through a memory map and written in parts;
-an index file that appears last says that all of them are there.
+The published ``pytorch_model.bin`` of T5-11B has encoder and decoder in float32, 45 GB; the encoder
+in bfloat16 takes 10 GB. The file is memory-mapped and converted in parts. An index, which is
+written last, marks the conversion as complete.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from video2world_common.folder_locks import locked
 __all__ = ["encoder_files", "tensors"]
 
 INDEX, BINARY = "encoder.index.json", "pytorch_model.bin"
-PART = 1 << 30  # bytes; what conversion keeps in memory
+PART_SIZE = 1 << 30  # bytes that the conversion keeps in memory
 
 
 def encoder_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the encoder, converted from ``pytorch_model.bin`` if need be.
+    """Return the encoder's safetensors files, converted from ``pytorch_model.bin`` if necessary.
 
     Raises:
         FileNotFoundError: the folder has neither.
-        OSError: there is no room for the converted files.
+        OSError: the converted files cannot be written.
     """
     found = sorted(folder.glob("model*.safetensors"))
     if found:
@@ -42,7 +42,7 @@ def encoder_files(folder: Path) -> list[Path]:
         index = read_json(folder / INDEX) or {}
         if index.get("source_bytes") != size:
             remove_leftovers(folder)
-            say(f"{folder}: writing the encoder as safetensors, once")
+            say(f"{folder}: converting the encoder to safetensors, once")
             index = {"source_bytes": size, "files": _convert(folder)}
             write_json(folder / INDEX, index)
         return [folder / name for name in index["files"]]
@@ -66,7 +66,7 @@ def _convert(folder: Path) -> list[str]:
         if name == "encoder.embed_tokens.weight" and "shared.weight" in state:
             continue  # the same tensor
         part[name] = state[name].to(torch.bfloat16).contiguous()
-        if sum(tensor.nbytes for tensor in part.values()) >= PART:
+        if sum(tensor.nbytes for tensor in part.values()) >= PART_SIZE:
             flush()
     flush()
     return names
@@ -77,15 +77,15 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     with contextlib.suppress(RuntimeError):
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return state
-    # torch's format of before 2020 cannot be mapped
-    say(f"{path}: of an old format, needs as much memory as it has bytes")
+    # the format that torch wrote before 1.6 cannot be memory-mapped
+    say(f"{path}: in an old format, which has to be loaded into memory completely")
     state = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 
 def tensors(files: list[Path], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of ``files`` on ``device``, one at a time."""
+    """Yield the name and the tensor, on ``device``, of all tensors in ``files``."""
     for path in files:
         with safe_open(path, "pt", device=str(device)) as file:
-            for name in file.keys():  # noqa: SIM118  # it is no dict
+            for name in file.keys():  # noqa: SIM118  # not a dict
                 yield name, file.get_tensor(name)

@@ -1,6 +1,6 @@
-"""The Wan VAE's norm and SiLU in one pass over memory, a Triton kernel.
+"""Compute the Wan VAE's norm and SiLU in one Triton kernel.
 
-In PyTorch's own operations they are six passes, and took a third of the VAE's time at 704x1280.
+With PyTorch's operations they are six passes over memory, a third of the VAE's time at 704x1280.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["norm_silu"]
 
-ELEMENTS = 4096  # that a program takes
+ELEMENTS = 4096  # per program
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton ships no types
@@ -32,10 +32,10 @@ def _norm_silu(  # type: ignore[no-untyped-def]  # its arguments are pointers an
 ):
     row = tl.program_id(0) * block + tl.arange(0, block)
     channel = tl.arange(0, padded)
-    there = (row < rows)[:, None] & (channel < channels)[None, :]
+    mask = (row < rows)[:, None] & (channel < channels)[None, :]
     place = row.to(tl.int64)[:, None] * channels + channel[None, :]
     batch = tl.program_id(1).to(tl.int64)
-    value = tl.load(x + batch * x_batch + place, mask=there, other=0.0).to(tl.float32)
+    value = tl.load(x + batch * x_batch + place, mask=mask, other=0.0).to(tl.float32)
     length = tl.maximum(tl.sqrt(tl.sum(value * value, 1)), 1e-12)
     weight = tl.load(gamma + channel, mask=channel < channels, other=0.0).to(tl.float32) * scale
     value = value / length[:, None] * weight[None, :]
@@ -43,14 +43,14 @@ def _norm_silu(  # type: ignore[no-untyped-def]  # its arguments are pointers an
         shift = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
         value += shift[None, :]
     value = value / (1.0 + tl.exp(-value))
-    tl.store(out + batch * out_batch + place, value.to(out.dtype.element_ty), mask=there)
+    tl.store(out + batch * out_batch + place, value.to(out.dtype.element_ty), mask=mask)
 
 
 def norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None, scale: float, out: Tensor) -> None:
-    """Channels to unit length, times ``scale * gamma``, plus ``bias``; then SiLU, into ``out``.
+    """Write ``silu(x / |x| * scale * gamma + bias)`` to ``out``, ``|x|`` being over channels.
 
-    ``x`` and ``out`` are [B, C, T, H, W], dense in memory as [T, H, W, C] within each of the batch;
-    ``gamma`` and ``bias`` hold C values. All is computed in float32.
+    ``x`` and ``out`` are [B, C, T, H, W] on a GPU, each video contiguous in memory as [T, H, W, C];
+    ``gamma`` and ``bias`` have C values. Everything is computed in float32.
     """
     batch, channels, frames, height, width = x.shape
     rows = frames * height * width

@@ -1,11 +1,11 @@
-"""A video codec without learned weights that stands in for the Wan VAE where none can be had.
+"""Provide a VAE without learned weights, for demos and tests that cannot download the Wan VAE.
 
-It keeps what the rest of the system relies on: 8x8 pixels and 4 frames to one latent cell of 16
-channels, a first latent that depends on frame 0 only, later latents that depend on their own four
-frames only, and a decoder that really reconstructs. It is an orthogonal projection: colours by an
-opponent transform, space by a lapped DCT (its basis functions reach half into the neighbouring
-blocks and fade out there, so that dropped coefficients blur instead of showing blocks), time by a
-DCT of four frames; of the coefficients the 16 that carry most of a video's energy are kept.
+It has the properties that the rest of the system relies on: 16 channels per 8x8 pixels and 4
+frames, a first latent frame that depends only on frame 0, later latent frames that depend only on
+their own four frames, and a decoder that reconstructs the video. It is an orthogonal projection: an
+opponent transform of colors, a lapped DCT in space (its basis functions extend into half of the
+neighboring blocks, so that dropped coefficients blur the picture instead of showing blocks), and a
+DCT of four frames in time. Of the coefficients, the 16 with most of a video's energy are kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from video2world_common.files import read_json, write_json
 
-__all__ = ["TransformVAE"]
+__all__ = ["TransformVAE", "lapped_dct"]
 
-BLOCK = 8  # pixels a latent cell spans along height and width
-FRAMES = 4  # pixel frames a latent frame spans, the first latent frame excepted
+BLOCK = 8  # pixels per latent cell, in height and width
+FRAMES = 4  # pixel frames per latent frame, except the first
 CHANNELS = 16
 
-# What each channel holds: (colour plane, time frequency, vertical, horizontal spatial frequency).
-# Plane 0 is the grey value. Where both tables name the same coefficient, a still scene has the
-# same latent in every frame, as a copy is the first thing a video model learns.
+# The coefficient in each channel: (color plane, time frequency, vertical, horizontal frequency).
+# Plane 0 is gray. In channels with the same coefficient in both tables, a still scene has the same
+# latent in every frame, as copying is the first thing that a video model learns.
 _Coefficient = tuple[int, int, int, int]
 _SHARED: tuple[_Coefficient, ...] = (
     (0, 0, 0, 0),
@@ -46,13 +46,13 @@ _SHARED: tuple[_Coefficient, ...] = (
 )
 _FIRST = (*_SHARED, (0, 0, 1, 2), (0, 0, 2, 1), (1, 0, 1, 1), (2, 0, 1, 1))
 _LATER = (*_SHARED, (0, 1, 0, 0), (0, 1, 0, 1), (0, 1, 1, 0), (1, 1, 0, 0))
-# Deviations measured on drawn robot-arm clips, raised to 3/4: near unit variance, and still a
-# little more weight in the training loss for what the eye sees first.
+# Standard deviations measured on the demo's videos, raised to 3/4: near unit variance, with a
+# little more weight in the training loss for the most visible coefficients.
 _STD = (1.75, 1.75, 1.6, 0.67, 0.65, 0.41, 0.5, 0.52, 0.48, 0.48, 0.32, 0.28, 0.3, 0.3, 0.28, 0.3)
 
 
 def _dct(size: int, kind: int = 2) -> Tensor:
-    """The orthonormal DCT matrix of type 2 or 4, [frequency, sample], float64."""
+    """Return the orthonormal DCT matrix of type 2 or 4, [frequency, sample], float64."""
     sample = torch.arange(size, dtype=torch.float64) + 0.5
     frequency = torch.arange(size, dtype=torch.float64) + (0.5 if kind == 4 else 0.0)
     matrix = torch.cos(math.pi / size * frequency[:, None] * sample) * math.sqrt(2 / size)
@@ -62,10 +62,10 @@ def _dct(size: int, kind: int = 2) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _lapped_dct(length: int) -> Tensor:
-    """The orthonormal lapped DCT of ``length`` samples: [length / 8, 8, length], float64.
+def lapped_dct(length: int) -> Tensor:
+    """Return the orthonormal lapped DCT of ``length`` samples: [length / 8, 8, length], float64.
 
-    Block DCT after an orthogonal filter across every block border (Tran, Liang and Tu, "Lapped
+    A block DCT after an orthogonal filter across every block border (Tran, Liang and Tu, "Lapped
     transform via time-domain pre- and post-filtering", 2003, with Malvar's fast LOT rotation).
     """
     half = BLOCK // 2
@@ -83,13 +83,14 @@ def _lapped_dct(length: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _kernels(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The colour [3, 3], vertical [h, 8, H] and horizontal [w, 8, W] transforms, float32."""
-    matrices = _dct(3), _lapped_dct(height), _lapped_dct(width)
-    return tuple(matrix.float().to(device) for matrix in matrices)  # type: ignore[return-value]
+    """Return the color [3, 3], vertical [h, 8, H] and horizontal [w, 8, W] transforms, float32."""
+    matrices = _dct(3), lapped_dct(height), lapped_dct(width)
+    colour, vertical, horizontal = (matrix.float().to(device) for matrix in matrices)
+    return colour, vertical, horizontal
 
 
 class _Latents:
-    """What ``encode`` returns: a distribution without spread, under the Wan VAE's names."""
+    """The result of ``encode``: a deterministic distribution with diffusers' interface."""
 
     def __init__(self, latents: Tensor) -> None:
         self.latent_dist = self
@@ -103,10 +104,10 @@ class _Latents:
 
 
 class TransformVAE(nn.Module):
-    """The codec, with the part of ``AutoencoderKLWan``'s interface that this project uses.
+    """The VAE, with the part of ``AutoencoderKLWan``'s interface that this project uses.
 
-    ``config`` has ``z_dim``, ``latents_mean`` and ``latents_std`` (16 floats each). Without
-    parameters; computes in float32 and answers in the input's own dtype.
+    ``config`` has ``z_dim``, ``latents_mean`` and ``latents_std`` (16 floats each). It has no
+    parameters, computes in float32 and returns tensors in the input's dtype.
     """
 
     def __init__(self) -> None:
@@ -121,10 +122,10 @@ class TransformVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> TransformVAE:
-        """The codec whose ``config.json`` lies in ``folder``.
+        """Load the VAE whose ``config.json`` is in ``folder``.
 
         Raises:
-            ValueError: the file is missing or names another class.
+            ValueError: the file is missing or is of another class.
         """
         config = read_json(Path(folder) / "config.json")
         if not isinstance(config, dict) or config.get("_class_name") != cls.__name__:
@@ -136,7 +137,7 @@ class TransformVAE(nn.Module):
         write_json(Path(folder) / "config.json", {"_class_name": type(self).__name__})
 
     def encode(self, x: Tensor) -> _Latents:
-        """Latents [B, 16, 1 + (T - 1) / 4, H / 8, W / 8] of video ``x`` [B, 3, T, H, W].
+        """Return the latents [B, 16, 1 + (T - 1) / 4, H / 8, W / 8] of video ``x`` [B, 3, T, H, W].
 
         Raises:
             ValueError: T is not 1 + 4k, or H or W is not a multiple of 8.
@@ -150,7 +151,7 @@ class TransformVAE(nn.Module):
         spectrum = torch.einsum("btpavx,dux->btpvuad", spectrum, horizontal)
         first = torch.stack([spectrum[:, 0, p, v, u] for p, _, v, u in _FIRST], 1)
         groups = spectrum[:, 1:].unflatten(1, ((frames - 1) // FRAMES, FRAMES))
-        # divided by 2, so that a still scene's later latents equal its first
+        # divided by 2, so that all latent frames of a still scene are equal
         time = _dct(FRAMES).float().to(x.device) / 2
         later = torch.stack(
             [
@@ -162,7 +163,9 @@ class TransformVAE(nn.Module):
         return _Latents(torch.cat([first[:, :, None], later], 2).to(x.dtype))
 
     def decode(self, z: Tensor) -> SimpleNamespace:
-        """``.sample``: the video [B, 3, T, H, W] of latents ``z`` [B, 16, t, h, w], not clamped."""
+        """Return the video [B, 3, T, H, W] of latents ``z`` [B, 16, t, h, w] as ``.sample``, not
+        clamped.
+        """
         count, _, steps, rows, columns = z.shape
         colour, vertical, horizontal = _kernels(rows * BLOCK, columns * BLOCK, z.device)
         latents = z.float()

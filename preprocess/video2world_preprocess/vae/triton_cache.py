@@ -1,6 +1,6 @@
-"""Whether Triton can compile here, and what our images hold ready for it: they have no compiler.
+"""Make Triton work without a C compiler, with modules that our images provide.
 
-Triton builds one C module for itself where it is first used (images/preprocess/triton_driver.py).
+Triton compiles a C module when it is first used (see images/preprocess/triton_driver.py).
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pathlib import Path
 
 __all__ = ["can_compile", "take_prepared_modules"]
 
-COMPILERS = ("gcc", "clang")  # that Triton looks for, unless CC names one
+COMPILERS = ("gcc", "clang")  # that Triton searches for, unless CC is set
 
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether a kernel of ours would run: there is a C compiler with Python's headers, or what they
-    would make."""
+    """Whether Triton kernels run here: with a C compiler and Python's headers, or our modules."""
     if os.environ.get("V2W_TRITON_CACHE"):
         take_prepared_modules()
         return True
@@ -29,15 +28,15 @@ def can_compile() -> bool:
 
 
 def take_prepared_modules() -> None:
-    """Put what the image holds ready where Triton looks for it."""
+    """Copy the image's modules to where Triton searches for them."""
     prepared = os.environ.get("V2W_TRITON_CACHE")
     if not prepared:
         return
 
-    def copy(source: str, target: str) -> None:  # whole or not at all: every process does this
-        aside = f"{target}.{os.getpid()}"
-        shutil.copyfile(source, aside)
-        Path(aside).replace(target)
+    def copy(source: str, target: str) -> None:  # atomic, as several processes may do this
+        partial = f"{target}.{os.getpid()}"
+        shutil.copyfile(source, partial)
+        Path(partial).replace(target)
 
     cache = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
     shutil.copytree(prepared, cache, copy_function=copy, dirs_exist_ok=True)

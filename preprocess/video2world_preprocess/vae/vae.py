@@ -1,7 +1,8 @@
-"""One way to load and use a video VAE: pixels to normalised latents and back.
+"""Load a video VAE, encode videos as normalized latents, and decode them.
 
-Upstream's conventions (facts sheet 5.4): the posterior's mean, normalised channel by channel with
-the Wan constants; no clamping after decoding.
+The conventions are those of ``cosmos_predict2/tokenizers/tokenizer.py`` in the cosmos-predict2
+repository: the posterior's mean, normalized per channel with the constants of the Wan 2.1 VAE
+(https://github.com/Wan-Video/Wan2.1), and no clamping after decoding.
 """
 
 from __future__ import annotations
@@ -22,28 +23,27 @@ from video2world_preprocess.vae.wan import decode_wan, encode_wan
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
-__all__ = ["VideoVAE", "load_vae"]
+__all__ = ["VideoVAE", "load_vae", "set_channels_last"]
 
 
 class VideoVAE:
-    """A frozen VAE of 8x8 pixels and 4 frames to a latent cell of 16 channels.
+    """A frozen VAE with 16 latent channels per 8x8 pixels and 4 frames.
 
     ``model`` has the interface of diffusers' ``AutoencoderKLWan``; ``name`` identifies it in the
-    metadata of cached latents; ``temporal_factor`` and ``spatial_factor`` are 4 and 8.
-    ``frames_per_pass``, a multiple of 4, decides speed and memory only: encoder and decoder are
-    causal.
+    metadata of cached latents. ``frames_per_pass``, a multiple of 4, affects only speed and memory,
+    as encoder and decoder are causal.
     """
 
     temporal_factor = 4
     spatial_factor = 8
     channels = 16
-    frames_per_pass = 4  # as diffusers has it
+    frames_per_pass = 4  # as in diffusers
 
     def __init__(self, model: Any, name: str, device: torch.device, dtype: torch.dtype):
         self.model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
         self.name, self.device, self.dtype = name, device, dtype
         shape = (1, self.channels, 1, 1, 1)
-        # upstream rounds the mean and the *inverse* deviation to the VAE's own precision
+        # upstream rounds the mean and the *inverse* deviation to the VAE's dtype
         self._mean = torch.tensor(model.config.latents_mean).to(device, dtype).view(shape)
         self._inverse_std = (1.0 / torch.tensor(model.config.latents_std).to(device, dtype)).view(
             shape
@@ -51,9 +51,12 @@ class VideoVAE:
 
     @torch.no_grad()
     def encode_latents(self, video: Tensor) -> Tensor:
-        """Normalised latents [B, 16, 1 + (T - 1) / 4, H / 8, W / 8] of ``video``.
+        """Return the normalized latents [B, 16, 1 + (T - 1) / 4, H / 8, W / 8] of ``video``.
 
         ``video`` is [B, 3, T, H, W] with values in [-1, 1], T = 1 + 4k, H and W multiples of 8.
+
+        Raises:
+            UserError: the video has another shape.
         """
         frames, height, width = video.shape[2:]
         if (frames - 1) % self.temporal_factor or height % 8 or width % 8:
@@ -69,29 +72,28 @@ class VideoVAE:
         return (latents - self._mean) * self._inverse_std
 
     def prepare_for_batches(self) -> None:
-        """Trade memory for speed on a GPU that has nothing else to do (the latents stage)."""
+        """Use more memory for speed on a GPU that is used for nothing else (the latents stage)."""
         if self.device.type == "cuda":
             self.frames_per_pass = 16
-            _channels_last(self.model.encoder)
+            set_channels_last(self.model.encoder)
 
     def prepare_to_decode(self, frames_per_pass: int = 16) -> None:
-        """The same for decoding: on a GPU, so many frames in a pass, in the layout of its kernels.
+        """Use more memory for speed when decoding on a GPU.
 
-        At 704x1280, 16 frames take about 10 GiB more than diffusers' 4.
+        At 704x1280, 16 frames per pass take about 10 GiB more than diffusers' 4.
         """
         if self.device.type == "cuda":
             self.frames_per_pass = frames_per_pass
-            _channels_last(self.model.decoder)
+            set_channels_last(self.model.decoder)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """The video [B, 3, T, H, W], about [-1, 1] but not clamped, of normalised ``latents``."""
+        """Return the video [B, 3, T, H, W] of normalized ``latents``, about [-1, 1], unclamped."""
         return torch.cat([*self.decode_parts(latents)], 2)
 
     @torch.no_grad()
     def decode_parts(self, latents: Tensor) -> Iterator[Tensor]:
-        """What :meth:`decode_latents` gives, part by part along time, so that each can be used
-        while the next is made."""
+        """Yield the video of :meth:`decode_latents` in consecutive parts, each as it is decoded."""
         latents = latents.to(self.device, self.dtype) / self._inverse_std + self._mean
         if type(self.model).__name__ == "AutoencoderKLWan":
             yield from decode_wan(self.model, latents, self.frames_per_pass // self.temporal_factor)
@@ -99,23 +101,24 @@ class VideoVAE:
             yield self.model.decode(latents).sample
 
 
-def _channels_last(model: nn.Module) -> None:
-    """Weights of convolutions in the layout that a GPU's kernels for bfloat16 want."""
+def set_channels_last(model: nn.Module) -> None:
+    """Convert the weights of convolutions to channels last, as GPU kernels for bfloat16 require."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for one in model.parameters():
-        if one.dim() in formats:
-            one.data = one.data.contiguous(memory_format=formats[one.dim()])
+    for weight in model.parameters():
+        if weight.dim() in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 def load_vae(
     folder: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> VideoVAE:
-    """The VAE in ``folder``: a diffusers folder, Wan's ``tokenizer.pth``, or our stand-in.
+    """Load the VAE in ``folder``: diffusers' format, Wan's ``tokenizer.pth``, or our small VAE.
 
-    A path to a ``.pth`` file is accepted too. ``dtype`` defaults to bfloat16 on CUDA, float32 else.
+    The path of a ``.pth`` file is accepted, too. ``dtype`` is bfloat16 by default on CUDA, float32
+    elsewhere.
 
     Raises:
-        UserError: the folder holds none of them, or a damaged one.
+        UserError: the folder has none of them, or a damaged one.
     """
     folder, device = Path(folder), torch.device(device)
     if dtype is None:
@@ -131,7 +134,7 @@ def load_vae(
         wan = _load_wan(folder / "tokenizer.pth")
         return VideoVAE(wan, "AutoencoderKLWan", device, dtype)
     raise UserError(
-        f"vae_path: {folder} holds no VAE (tokenizer.pth, or config.json of AutoencoderKLWan or "
+        f"vae_path: {folder} has no VAE (tokenizer.pth, or config.json of AutoencoderKLWan or "
         "TransformVAE): run the download stage, or correct the path"
     )
 
@@ -159,7 +162,7 @@ def _load_diffusers(folder: Path) -> AutoencoderKLWan:
 
 
 def _load_wan(path: Path) -> AutoencoderKLWan:
-    """Wan's own checkpoint, its 194 tensors renamed to diffusers' (facts sheet 9.5)."""
+    """Load Wan's own checkpoint, with its 194 tensors renamed to those of diffusers."""
     from diffusers import AutoencoderKLWan
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
@@ -185,5 +188,5 @@ def _load_wan(path: Path) -> AutoencoderKLWan:
 
 
 def _wan_size(state: dict[str, Tensor]) -> dict[str, int]:
-    """``base_dim`` from the first convolution: 96 in the published weights."""
+    """Return ``base_dim``, which the first convolution shows: 96 in the published weights."""
     return {"base_dim": state["encoder.conv_in.weight"].shape[0]}

@@ -1,11 +1,11 @@
-"""The Wan VAE, several latent frames at a time, with diffusers' modules as its weights.
+"""Run diffusers' Wan 2.1 VAE on several latent frames per pass.
 
-diffusers encodes and decodes one latent frame a pass. What a pass needs of those before it is the
-last two frames that each causal convolution saw, whatever the number of frames in a pass; so passes
-of several frames give the same result, from larger and better filled kernels. Tensors lie in memory
-as the kernels for bfloat16 want them, channels last, from the first layer to the last, as copies
-into that order took half the time; an activation writes right behind the frames that the next
-convolution saw last.
+diffusers encodes and decodes one latent frame per pass. A pass depends on earlier ones only through
+the last two input frames of each causal convolution, regardless of the number of frames per pass.
+Passes of several frames therefore have the same result, with larger and better utilized kernels.
+All tensors are in channels-last memory format, which the kernels for bfloat16 require: converting
+to it took half the time. An activation is written directly behind the cached frames of the next
+convolution's input.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from video2world_preprocess.vae.triton_cache import can_compile
 
 __all__ = ["decode_wan", "encode_wan"]
 
-PAST = 2  # frames before its own that a causal convolution of three sees
+PAST = 2  # preceding frames that a causal convolution with a kernel of three frames uses
 
 
 def encode_wan(model: Any, video: Tensor, frames: int) -> Tensor:
-    """The posterior's mean [B, 16, 1 + (T - 1) / 4, H / 8, W / 8], not normalised.
+    """Return the posterior's mean [B, 16, 1 + (T - 1) / 4, H / 8, W / 8], not normalized.
 
     Args:
         model: diffusers' ``AutoencoderKLWan`` of Wan 2.1.
         video: [B, 3, T, H, W], T = 1 + 4k.
-        frames: pixel frames a pass takes, a multiple of 4; the first frame comes alone.
+        frames: pixel frames per pass, a multiple of 4; the first pass has one frame.
     """
     encoder = _Encoder(model.encoder)
     encoded = [encoder(part) for part in _parts(video, frames)]
@@ -39,12 +39,12 @@ def encode_wan(model: Any, video: Tensor, frames: int) -> Tensor:
 
 
 def decode_wan(model: Any, latents: Tensor, frames: int) -> Iterator[Tensor]:
-    """Videos [B, 3, 1 or 4n, 8H, 8W] whose sequence is the decoded one, not clamped.
+    """Yield consecutive parts [B, 3, 1 or 4n, 8H, 8W] of the decoded video, not clamped.
 
     Args:
         model: diffusers' ``AutoencoderKLWan`` of Wan 2.1.
-        latents: [B, 16, T, H, W], not normalised.
-        frames: latent frames a pass takes; the first one comes alone, as it is one frame.
+        latents: [B, 16, T, H, W], not normalized.
+        frames: latent frames per pass; the first pass has one, which is one pixel frame.
     """
     decoder = _Decoder(model.decoder)
     for part in _parts(model.post_quant_conv(latents), frames):
@@ -56,8 +56,8 @@ def _parts(x: Tensor, frames: int) -> list[Tensor]:
 
 
 def _norm_silu(x: Tensor, norm: Any, out: Tensor) -> None:
-    """Channels to unit length in float32, scaled and shifted; then SiLU, into ``out``."""
-    if x.is_cuda and can_compile() and _dense(x) and _dense(out):
+    """Write SiLU of the normalized, scaled and shifted ``x`` to ``out``."""
+    if x.is_cuda and can_compile() and _is_dense(x) and _is_dense(out):
         from video2world_preprocess.vae.norm_silu_kernel import norm_silu
 
         bias = norm.bias if isinstance(norm.bias, Tensor) else None
@@ -72,11 +72,11 @@ def _norm_silu(x: Tensor, norm: Any, out: Tensor) -> None:
 
 
 class _Passes:
-    """What encoder and decoder share: layers that go on where the pass before has ended."""
+    """Layers shared by encoder and decoder, which continue where the previous pass ended."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._past: dict[Any, Tensor] = {}  # what each causal convolution saw last
+        self._past: dict[Any, Tensor] = {}  # the last input frames of each causal convolution
         self._first = True
 
     def _start(self, x: Tensor) -> Tensor:
@@ -103,29 +103,29 @@ class _Passes:
         return y.add_(x)
 
     def _activated(self, norm: Any, layer: Any, x: Tensor) -> Tensor:
-        """Norm, SiLU and causal convolution."""
+        """Apply norm, SiLU and causal convolution."""
         return self._convolve(layer, x, lambda out: _norm_silu(x, norm, out))
 
     def _convolve(self, layer: Any, x: Tensor, write: Callable[[Tensor], Any]) -> Tensor:
-        """The causal convolution of what ``write`` writes, a tensor like ``x``."""
+        """Apply a causal convolution to the tensor that ``write`` fills, shaped like ``x``."""
         batch, channels, frames, height, width = x.shape
         shape = (batch, channels, PAST + frames, height, width)
-        given = torch.empty(
+        padded = torch.empty(
             shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
         )
         past = self._past.get(layer)
         if past is None:
-            given[:, :, :PAST].zero_()
+            padded[:, :, :PAST].zero_()
         else:
-            given[:, :, :PAST].copy_(past)
-        write(given[:, :, PAST:])
-        self._past[layer] = _kept(given[:, :, -PAST:])
+            padded[:, :, :PAST].copy_(past)
+        write(padded[:, :, PAST:])
+        self._past[layer] = _clone(padded[:, :, -PAST:])
         across, _, down = layer._padding[:3]
-        return F.conv3d(given, layer.weight, layer.bias, layer.stride, (0, down, across))
+        return F.conv3d(padded, layer.weight, layer.bias, layer.stride, (0, down, across))
 
 
 class _Encoder(_Passes):
-    """One pass after another over a video: the first of one frame, the others of 4n."""
+    """Encodes a video in consecutive passes: the first of one frame, the others of 4n."""
 
     def __call__(self, x: Tensor) -> Tensor:
         x = self._start(x)
@@ -143,15 +143,15 @@ class _Encoder(_Passes):
         if layer.mode != "downsample3d":
             return x
         past = self._past.get(layer)
-        self._past[layer] = _kept(x[:, :, -1:])
-        if past is None:  # the first frame stays one
+        self._past[layer] = _clone(x[:, :, -1:])
+        if past is None:  # the first frame is not downsampled in time
             return x
         time = layer.time_conv
         return F.conv3d(torch.cat([past, x], 2), time.weight, time.bias, time.stride)
 
 
 class _Decoder(_Passes):
-    """One pass after another over latents: the first of one latent frame."""
+    """Decodes latents in consecutive passes, the first of one latent frame."""
 
     def __call__(self, x: Tensor) -> Tensor:
         x = self._middle(self._start(x))
@@ -163,7 +163,7 @@ class _Decoder(_Passes):
         return self._end(x)
 
     def _upsample(self, layer: Any, x: Tensor) -> Tensor:
-        if layer.mode == "upsample3d" and not self._first:  # the first frame stays one
+        if layer.mode == "upsample3d" and not self._first:  # the first frame is not doubled
             twice = self._convolve(layer.time_conv, x, lambda out: out.copy_(x))
             frames = twice.permute(0, 2, 3, 4, 1).unflatten(-1, (2, -1))  # B T H W 2 C
             x = frames.permute(0, 1, 4, 2, 3, 5).flatten(1, 2).permute(0, 4, 1, 2, 3)
@@ -175,19 +175,19 @@ def _doubled(images: Tensor) -> Tensor:
 
 
 def _by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``work`` on [B T, C, H, W] in place of ``x``, which is [B, C, T, H, W]."""
+    """Apply ``work``, a function of images [B T, C, H, W], to ``x`` [B, C, T, H, W]."""
     images = work(x.transpose(1, 2).flatten(0, 1))
     frames: Tensor = images.unflatten(0, (x.shape[0], x.shape[2]))
     return frames.transpose(1, 2)
 
 
-def _dense(x: Tensor) -> bool:
-    """Whether each video of the batch is one piece of memory, channels last."""
+def _is_dense(x: Tensor) -> bool:
+    """Whether each video of the batch is contiguous in memory, channels last."""
     return x[:1].is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def _kept(x: Tensor) -> Tensor:
-    """A copy that does not hold on to the frames before."""
+def _clone(x: Tensor) -> Tensor:
+    """Copy ``x``, so that the tensor it is a view of can be freed."""
     return x.clone(memory_format=torch.channels_last_3d)
 
 

@@ -1,4 +1,4 @@
-"""Cut a video into clips, copying packets where that is exact."""
+"""Cut a video into clips, copying packets where the result is exact."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from video2world_preprocess.video.writer import Writer
 
 __all__ = ["cut"]
 
-# Cutting keeps all cores busy with other videos; one thread per video is what they do most with.
+# Videos are cut in parallel on all cores, for which one thread per video is the most efficient.
 CUTTER_THREADS = 1
-# x264's effort when cutting. At this quality (crf 18, ffmpeg's default is 23) windows come out
-# about as near to their source as at ffmpeg's "medium", in a sixth of the time, but some three
-# times as large; that is still little beside the latents made of them (docs/data.md).
-CUTTER_EFFORT = {"preset": "ultrafast", "x264-params": "bframes=2:b-adapt=0"}
+# x264's options when cutting. At this quality (crf 18, ffmpeg's default is 23), windows are about
+# as close to their source as with the preset "medium", in a sixth of the time, but about three
+# times as large, which is still small compared to their latents (docs/data.md).
+CUTTER_OPTIONS = {"preset": "ultrafast", "x264-params": "bframes=2:b-adapt=0"}
 
-Part = tuple[int, int, Path]
+Part = tuple[int, int, Path]  # first frame, frame after the last, target
 
 
 def cut(
@@ -34,17 +34,22 @@ def cut(
     crf: int = 18,
     known: Survey | None = None,
 ) -> Iterator[tuple[Path, bool]]:
-    """Cut ``parts`` = (first frame, frame after the last, target) from ``source``.
+    """Cut ``parts`` of ``source``, exact to the frame.
 
-    Exact to the frame. A part is copied as it is coded where that is possible (see
-    :func:`_copyable`); all others are encoded anew, in one pass of decoding. Each target is
-    yielded once it is whole, with whether it was copied. Parts must not overlap. ``known`` is the
-    source's survey, if there is one already.
+    Packets are copied where that is possible (see :func:`_copyable`). All other parts are encoded
+    again, while the source is decoded once. Parts must not overlap.
+
+    Args:
+        crf: x264's constant rate factor.
+        known: the source's survey, if it exists already.
+
+    Yields:
+        Each target once it is complete, and whether its packets were copied.
 
     Raises:
-        UserError: unusable source, or a part has a damaged frame or one beyond the end; the targets
-            already yielded, of all other parts, are good.
-        OSError: the disk is full, or the like.
+        UserError: the source is unusable, or a part has a damaged frame or ends beyond the video;
+            all other parts have been yielded.
+        OSError: a target cannot be written, for example because the disk is full.
     """
     source = Path(source)
     ordered = sorted(parts)
@@ -58,7 +63,7 @@ def cut(
     waiting = [part for part in ordered if not faults[part]]
     copyable = _copyable(known, waiting)
     for part, span in copyable.items():
-        with contextlib.suppress(UserError):  # it does not decode by itself
+        with contextlib.suppress(UserError):  # if the copy does not decode, it is encoded below
             _copy(source, *span, part)
             waiting.remove(part)
             yield part[2], True
@@ -70,12 +75,12 @@ def cut(
 def _encode(known: Survey, parts: Sequence[Part], crf: int) -> Iterator[tuple[Path, bool]]:
     if not parts:
         return
-    options = {"crf": crf, "threads": CUTTER_THREADS} | CUTTER_EFFORT
+    options = {"crf": crf, "threads": CUTTER_THREADS} | CUTTER_OPTIONS
     with opened(known.path) as (container, stream):
         display, shape = Display("yuv420p", even=True), stream.sample_aspect_ratio
         numbered = zip(known.numbers, decoded(container, stream), strict=False)
         number, frame = next(numbered, (0, None))
-        first = display.show(frame)  # damaged or not, all others are shown in its size
+        first = display.show(frame)  # even if damaged, it sets the size of all others
         if shape and transposed(display_filters(frame)):
             shape = 1 / shape
         for start, stop, target in parts:
@@ -87,18 +92,18 @@ def _encode(known: Survey, parts: Sequence[Part], crf: int) -> Iterator[tuple[Pa
                     number, frame = next(numbered, (number, None))
                 if writer.count < stop - start:
                     raise UserError(
-                        f"{known.path}: frames {start}-{stop - 1} wanted, {writer.count} of them "
-                        "were decoded: has the file changed meanwhile? Run it again"
+                        f"{known.path}: only {writer.count} of the frames {start}-{stop - 1} were "
+                        "decoded: the file may have changed meanwhile; run it again"
                     )
             yield Path(target), False
 
 
 def _copyable(known: Survey, parts: Sequence[Part]) -> dict[Part, tuple[int, int]]:
-    """Of ``parts`` those that can be copied, with the first and last time of their frames.
+    """Return the ``parts`` that can be copied, with the times of their first and last frames.
 
-    The frames of such a part are the packets from a key frame on, without another's in between:
-    then each decodes from those before it. Only for H.264 at a constant frame rate that is shown as
-    it is coded: what is copied is to be as usable as what is encoded here.
+    Such a part begins at a key frame, and its packets are consecutive, so that each frame depends
+    only on frames of the part. Only H.264 with a constant frame rate that needs no rotation or
+    scaling is copied, so that copied and encoded clips are equally usable.
     """
     if not known.as_coded:
         return {}
@@ -126,7 +131,7 @@ def _copyable(known: Survey, parts: Sequence[Part]) -> dict[Part, tuple[int, int
 
 
 def _copy(source: Path, first: int, last: int, part: Part) -> None:
-    """Copy the packets shown at ``first .. last`` (in the stream's time base), and try them.
+    """Copy the packets shown at ``first .. last`` (in the stream's time base), and decode them.
 
     Raises:
         UserError: they do not decode to the frames of ``part``.
@@ -146,11 +151,11 @@ def _copy_packets(source: Path, first: int, last: int, target: Path) -> None:
         av.open(file, "w", format="mp4") as output,
     ):
         copy = output.add_stream_from_template(stream)
-        # every packet before the wanted ones is decoded before them, too
+        # packets that precede the wanted ones are also decoded before them
         container.seek(first, stream=stream)
         for packet in container.demux(stream):
-            if packet.size and packet.dts is None:  # Matroska does not store them all
-                raise UserError(f"{source}: its packets do not say when they are decoded")
+            if packet.size and packet.dts is None:  # Matroska does not store all of them
+                raise UserError(f"{source}: a packet has no decoding time stamp")
             if packet.size and packet.pts > last and packet.dts > last:
                 break
             if packet.size and first <= packet.pts <= last:

@@ -1,6 +1,6 @@
-"""Open a video and decode it as ffmpeg does: its stream, its time stamps, all that can be read.
+"""Open a video and decode all readable frames of it, in the way that ffmpeg does.
 
-Errors of FFmpeg that end the reading become a :class:`UserError` that names the file.
+Fatal errors of FFmpeg are raised as a :class:`UserError` with the name of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["VideoInfo", "decoded", "frame_rate", "is_even", "opened", "shown_tim
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says: number of frames, frames per second, size in pixels."""
+    """Properties of a video: number of frames, frames per second, size in pixels."""
 
     frames: int
     fps: Fraction
@@ -32,7 +32,7 @@ class VideoInfo:
 
     @property
     def seconds(self) -> float:
-        """Length in seconds at the nominal frame rate."""
+        """The duration in seconds at the nominal frame rate."""
         return float(self.frames / self.fps)
 
 
@@ -42,21 +42,21 @@ DEFAULT = av.stream.Disposition.default
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open the container and the video stream of it that ffmpeg takes.
+    """Open a container and the video stream of it that ffmpeg selects.
 
-    Decoding runs in one thread: with more, not all damaged frames are marked as such.
+    Decoding is single-threaded: with more threads, not all damaged frames are marked as damaged.
 
     Raises:
-        UserError: it cannot be read, here or within the ``with`` block.
+        UserError: the file cannot be read, now or within the ``with`` block.
     """
     if not on_volume(path).is_file():
         raise UserError(f"{path}: there is no such video file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the video file is empty; copy or download it again")
     try:
-        # a name such as http:x.mp4 would be taken for an address
+        # without the prefix, a name such as http:x.mp4 would be a URL
         with av.open(f"file:{path}") as container:
-            # a song's cover picture is a video stream, too
+            # an audio file's cover picture is a video stream, too
             streams = [s for s in container.streams.video if not s.disposition & COVER]
             if not streams:
                 raise UserError(f"{path}: the file has no video stream; give a video")
@@ -71,13 +71,13 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _preference(stream: Any) -> int:
-    """Rank a stream as ffmpeg does: by its picture size, a default one first."""
+    """Return a stream's rank as in ffmpeg: by picture size, with default streams first."""
     default = 5_000_000 if stream.disposition & DEFAULT else 0
     return int(stream.width or 0) * int(stream.height or 0) + default
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Yield the stream's packets, at its end an empty one; None where the file is cut short."""
+    """Yield the stream's packets and a final empty one, or None where the file is truncated."""
     try:
         yield from container.demux(stream)
     except av.FFmpegError:
@@ -90,10 +90,12 @@ def decoded(
     failed: Callable[[Any], None] = lambda packet: None,
     before: Callable[[Any], None] = lambda packet: None,
 ) -> Iterator[Any]:
-    """Yield the frames that can be decoded, as ffmpeg does, past damaged packets.
+    """Yield the frames that can be decoded, continuing after damaged packets as ffmpeg does.
 
-    ``before`` is called with each packet, and ``failed`` with one that cannot be decoded, both
-    before its frames are yielded; ``failed`` with None where the file is cut short.
+    Args:
+        failed: called with each packet that cannot be decoded, and with None where the file is
+            truncated.
+        before: called with each packet before it is decoded.
     """
     for packet in _packets(container, stream):
         if packet is None:
@@ -109,9 +111,9 @@ def decoded(
 
 
 def shown_times(container: Any, stream: Any) -> list[int]:
-    """List when the frames that are to be shown are, in order; reads all, decodes nothing.
+    """Return the sorted time stamps of all frames to show, by reading packets without decoding.
 
-    What an edit list hides is not among them. (-1 where the container does not say.)
+    Frames that an edit list hides are left out. A missing time stamp is -1.
     """
     return sorted(
         -1 if packet.pts is None else packet.pts
@@ -121,14 +123,14 @@ def shown_times(container: Any, stream: Any) -> list[int]:
 
 
 def frame_rate(stream: Any, path: Path, times: Sequence[int] = ()) -> Fraction:
-    """Return the stream's frames per second: of what the header says the nearest to ``times``.
+    """Return the stream's frame rate: of those in the header, the closest to ``times``.
 
     Raises:
-        UserError: it states none.
+        UserError: the header has none.
     """
     rates = [Fraction(r) for r in (stream.average_rate, stream.base_rate, stream.guessed_rate) if r]
     if not rates:
-        raise UserError(f"{path}: the video states no frame rate; re-encode it")
+        raise UserError(f"{path}: the video has no frame rate; re-encode it")
     if len(times) > 1 and times[-1] > times[0] >= 0:
         measured = (len(times) - 1) / ((times[-1] - times[0]) * stream.time_base)
         return min(rates, key=lambda rate: abs(rate - measured))
@@ -136,5 +138,5 @@ def frame_rate(stream: Any, path: Path, times: Sequence[int] = ()) -> Fraction:
 
 
 def is_even(times: Sequence[int], step: Fraction) -> bool:
-    """Whether frames follow each other ``step`` apart, up to the rounding of their times."""
+    """Whether consecutive times are ``step`` apart, except for rounding."""
     return all(abs(after - before - step) <= 1 for before, after in itertools.pairwise(times))

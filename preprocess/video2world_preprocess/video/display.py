@@ -1,8 +1,8 @@
-"""Show decoded frames as ffmpeg does: upright, all of one size, in the pixel format asked for.
+"""Convert decoded frames as ffmpeg does: upright, all of one size, in one pixel format.
 
-The filters are those that ``ffmpeg`` inserts by itself: for the display matrix, which can mirror as
-well as turn (so that an angle alone does not say it), for a picture size that changes on the way,
-and for colours.
+The filters are those that ``ffmpeg`` inserts automatically (``fftools/ffmpeg_filter.c``): for the
+display matrix, which can flip as well as rotate a picture, so that an angle is not sufficient; for
+a picture size that changes within the video; and for colors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Filters = list[tuple[str, str]]
 
 
 def display_filters(frame: Any) -> Filters:
-    """Name the filters, with their arguments, that show ``frame`` upright; [] if it is."""
-    # not frame.side_data: frame and container would hold each other, and the pictures stay
+    """Return the filters and their arguments that make ``frame`` upright, or [] if it is."""
+    # not frame.side_data: its reference cycle with the frame would keep pictures in memory
     for data in SideDataContainer(frame):  # type: ignore[call-arg]  # not in the stubs
         if data.type == Type.DISPLAYMATRIX:
             return _filters_of(struct.unpack("=9i", bytes(data)[:36]))
@@ -32,7 +32,7 @@ def display_filters(frame: Any) -> Filters:
 def _filters_of(matrix: tuple[int, ...]) -> Filters:
     a, b, _, c, d, *_ = matrix
     across, down = math.hypot(a, c), math.hypot(b, d)
-    if not across or not down:  # it shows no picture at all
+    if not across or not down:  # a degenerate matrix
         return []
     angle = round(math.degrees(math.atan2(b / down, a / across))) % 360
     if abs(angle - 90) < 1:
@@ -47,11 +47,11 @@ def _filters_of(matrix: tuple[int, ...]) -> Filters:
 
 
 class Display:
-    """Shows the frames of a video, one by one, in the size of the first.
+    """Converts the frames of a video, one by one, to the size of the first.
 
     Args:
-        pixel_format: that of the shown frames.
-        even: scale an odd last row or column away, which chroma of half the size cannot have.
+        pixel_format: the pixel format of the result.
+        even: round the size down to even numbers, as 4:2:0 chroma subsampling requires.
     """
 
     def __init__(self, pixel_format: str, even: bool = False) -> None:
@@ -61,42 +61,42 @@ class Display:
         self.size: tuple[int, int] | None = None  # width and height
 
     def show(self, frame: Any) -> Any:
-        """Return ``frame`` as it is shown."""
-        turns = display_filters(frame)
-        kind = (frame.width, frame.height, frame.format.name, turns, *_colours(frame).values())
+        """Return the converted frame."""
+        filters = display_filters(frame)
+        kind = (frame.width, frame.height, frame.format.name, filters, *_colors(frame).values())
         if kind != self._kind:
-            self._graph, self._kind = self._make(frame, turns), kind
+            self._graph, self._kind = self._make(frame, filters), kind
         self._graph.push(frame)
         return self._graph.pull()
 
-    def _make(self, frame: Any, turns: Filters) -> Graph:
+    def _make(self, frame: Any, filters: Filters) -> Graph:
         width, height = frame.width, frame.height
-        if transposed(turns):
+        if transposed(filters):
             width, height = height, width
         if self.size is None:
             self.size = (width - width % 2, height - height % 2) if self._even else (width, height)
         scale = [("scale", "{}:{}".format(*self.size))] * ((width, height) != self.size)
         graph = Graph()
-        graph.threads = 1  # other videos keep the other cores busy
+        graph.threads = 1  # other videos use the other cores
         source = graph.add(
             "buffer",
             video_size=f"{frame.width}x{frame.height}",
             pix_fmt=frame.format.name,
             time_base=str(frame.time_base or Fraction(1, 1000)),
-            **_colours(frame),
+            **_colors(frame),
         )
         steps = [
             graph.add(name, arguments or None)
-            for name, arguments in (*turns, *scale, ("format", self._format))
+            for name, arguments in (*filters, *scale, ("format", self._format))
         ]
         graph.link_nodes(source, *steps, graph.add("buffersink")).configure()
         return graph
 
 
-def transposed(turns: Filters) -> bool:
-    """Whether filters exchange width and height."""
-    return any(name == "transpose" for name, _ in turns)
+def transposed(filters: Filters) -> bool:
+    """Whether ``filters`` swap width and height."""
+    return any(name == "transpose" for name, _ in filters)
 
 
-def _colours(frame: Any) -> dict[str, str]:
+def _colors(frame: Any) -> dict[str, str]:
     return {"colorspace": str(int(frame.colorspace)), "range": str(int(frame.color_range))}

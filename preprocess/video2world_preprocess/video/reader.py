@@ -1,8 +1,4 @@
-"""Video files in and out: what is in one, its frames as they are shown, and a new one.
-
-Everything goes through PyAV. A file that cannot be used raises :class:`UserError` naming it; the
-writer works through a Python file, so that a full disk is an ``OSError`` instead of a short video.
-"""
+"""Read the properties and the frames of a video, as ffmpeg shows them."""
 
 from __future__ import annotations
 
@@ -26,10 +22,10 @@ __all__ = ["VideoInfo", "frames_of", "probe", "read_fitted", "read_frames"]
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Return how many frames the file shows and their rate and size, without decoding one.
+    """Return the number of frames that ffmpeg shows, their rate and size, without decoding them.
 
     Raises:
-        UserError: missing, empty, corrupt or frameless file.
+        UserError: the file is missing, empty or corrupt, or has no frames.
     """
     path = Path(path)
     with opened(path) as (container, stream):
@@ -41,21 +37,21 @@ def probe(path: Path | str) -> VideoInfo:
         ):
             frames, rate = stream.frames, frame_rate(stream, path)
         else:
-            # The header does not say it all (Matroska), counts what an edit list hides, or counts
-            # what is cut off.
+            # The header has no count (Matroska), or it includes frames that an edit list hides or
+            # that are cut off.
             times = shown_times(container, stream)
             frames, rate = len(times), frame_rate(stream, path, times)
         if frames == 0:
             raise UserError(f"{path}: the video has no frames; copy or download it again")
         info = VideoInfo(frames, rate, stream.width, stream.height)
-    return dataclasses.replace(info, frames=frames - _not_shown_at_start(path))
+    return dataclasses.replace(info, frames=frames - _skipped_at_start(path))
 
 
-def _not_shown_at_start(path: Path) -> int:
-    """Count the frames at the start that ffmpeg skips, as they need others before the key frame.
+def _skipped_at_start(path: Path) -> int:
+    """Return the number of frames at the start that ffmpeg skips, as they depend on missing ones.
 
-    A file that was cut from a longer one without encoding may have such, which are to be shown
-    before the key frame, or at no time that the container can tell. Only then is anything decoded.
+    A video that was cut without encoding may have such frames, with time stamps before the first
+    key frame or without time stamps. Only then are frames decoded.
     """
     with opened(path) as (container, stream):
         packets = (packet for packet in container.demux(stream) if packet.size)
@@ -67,7 +63,7 @@ def _not_shown_at_start(path: Path) -> int:
         for packet in [*start, None]:
             try:
                 shown += len(stream.decode(packet))
-            except av.FFmpegError:  # a frame that is missing, not one to be skipped
+            except av.FFmpegError:  # a missing frame, not a skipped one
                 shown += 1
         return max(0, expected - shown)
 
@@ -80,14 +76,14 @@ def frames_of(
 ) -> Iterator[np.ndarray]:
     """Yield the frames ``start .. stop - 1`` (to the end without ``stop``), uint8 RGB [H, W, 3].
 
-    They are upright and of one size, the first one's, as ffmpeg shows them. The numbers are those
-    of :func:`survey`: a frame that cannot be decoded has one, too. Of the frames only those are
-    yielded, and converted, whose numbers are ``wanted``.
+    They are upright and have the size of the first, as in ffmpeg. They are numbered as in
+    :func:`survey`, which includes frames that cannot be decoded. Only frames whose number is
+    ``wanted`` are converted and yielded.
 
     Raises:
-        UserError: unusable file, or one of the frames is damaged.
+        UserError: the file is unusable, or one of the frames is damaged.
     """
-    path, trouble, waiting = Path(path), list[Any](), list[int]()
+    path, errors, waiting = Path(path), list[Any](), list[int]()
 
     def before(packet: Any) -> None:
         if packet.size and not packet.is_discard and packet.pts is not None:
@@ -101,24 +97,24 @@ def frames_of(
 
     display, known = Display("rgb24"), None
     with opened(path) as (container, stream):
-        for place, frame in enumerate(decoded(container, stream, trouble.append, before)):
-            if known is None and (leaves_a_gap(frame) or trouble or frame.is_corrupt):
-                known = _without_fault(path, start, stop)
+        for place, frame in enumerate(decoded(container, stream, errors.append, before)):
+            if known is None and (leaves_a_gap(frame) or errors or frame.is_corrupt):
+                known = _checked_survey(path, start, stop)
             number = place if known is None else known.numbers[place]
             if known is not None and place and (number < 0 or number in known.faults):
                 continue
             if stop is not None and number >= stop:
                 return
             if place == 0 or (number >= start and wanted(number)):
-                pixels = display.show(frame)  # the first one always: the others have its size
+                pixels = display.show(frame)  # always the first, which sets the size
                 if number >= start and wanted(number):
                     yield np.asarray(pixels.to_ndarray())
-        if trouble and known is None:
-            _without_fault(path, start, stop)
+        if errors and known is None:
+            _checked_survey(path, start, stop)
 
 
-def _without_fault(path: Path, start: int, stop: int | None) -> Survey:
-    """Survey the video, whose frames ``start .. stop - 1`` are wanted, as far as there are any.
+def _checked_survey(path: Path, start: int, stop: int | None) -> Survey:
+    """Survey the video, and check the frames ``start .. stop - 1`` as far as they exist.
 
     Raises:
         UserError: one of these frames is damaged.
@@ -135,19 +131,19 @@ def read_frames(
     count: int | None = None,
     change: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
 ) -> np.ndarray:
-    """Read frames ``start .. start + count`` (to the end without ``count``) as uint8 [T, H, W, 3].
+    """Read ``count`` frames from ``start`` on (to the end without ``count``), uint8 [T, H, W, 3].
 
-    Each is put through ``change`` on the way, to be made smaller, say, before the next is read.
+    ``change`` is applied to each frame before the next is read, for example to save memory.
 
     Raises:
-        UserError: unusable file, one that ends before the last frame asked for, or a damaged frame.
+        UserError: the file is unusable or too short, or one of the frames is damaged.
     """
     stop = None if count is None else start + count
     frames = [change(pixels) for pixels in frames_of(path, start, stop)]
     if not frames or (count is not None and len(frames) < count):
         wanted = "one frame" if count is None else f"{count} frames"
         raise UserError(
-            f"{path}: {wanted} from frame {start} on wanted, {len(frames)} are there; "
+            f"{path}: {wanted} from frame {start} on requested, but it has {len(frames)}; "
             "the video is too short or truncated"
         )
     return np.stack(frames)
@@ -160,7 +156,7 @@ def read_fitted(
     start: int = 0,
     count: int | None = None,
 ) -> np.ndarray:
-    """As :func:`read_frames`, each frame brought to ``size`` (see :func:`fit`) as it is read.
+    """Read frames as :func:`read_frames`, each resized to ``size`` = (H, W) by :func:`.resize.fit`.
 
     Raises:
         UserError: as :func:`read_frames`.

@@ -1,4 +1,4 @@
-"""Resize frames to the size of the model."""
+"""Resize frames to the resolution of the model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ Geometry = Literal["crop", "stretch"]
 def fit(frames: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.ndarray:
     """Resize uint8 ``frames`` [T, h, w, 3] to ``size`` = (H, W), antialiased bilinear.
 
-    ``crop`` scales to cover and cuts the centre (upstream's inference); ``stretch`` ignores the
-    aspect ratio (upstream's training).
+    ``crop`` scales to cover ``size`` and crops the center, as upstream's inference does;
+    ``stretch`` ignores the aspect ratio, as upstream's training does.
+
+    Raises:
+        UserError: ``geometry`` is neither.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -30,11 +33,11 @@ def fit(frames: np.ndarray, size: tuple[int, int], geometry: Geometry) -> np.nda
     inner = (height, width)
     if geometry == "crop":
         scale = max(height / source_height, width / source_width)
-        # ceil(x - tiny): 96 * (128 / 128) must not become 97 through rounding
+        # minus an epsilon: 96 * (128 / 128) must not be rounded up to 97
         inner = (math.ceil(source_height * scale - 1e-6), math.ceil(source_width * scale - 1e-6))
     top, left = (inner[0] - height) // 2, (inner[1] - width) // 2
     output = np.empty((len(frames), height, width, 3), np.uint8)
-    for index, frame in enumerate(frames):  # one at a time: floats are four times the memory
+    for index, frame in enumerate(frames):  # one by one, as floats take four times the memory
         if inner != (source_height, source_width):
             pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
             pixels = interpolate(

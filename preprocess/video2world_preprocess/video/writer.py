@@ -1,4 +1,8 @@
-"""Encode frames as H.264 video."""
+"""Encode frames as H.264 video.
+
+PyAV writes through a Python file, so that a full disk raises an OSError instead of truncating the
+video silently.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +22,23 @@ from video2world_common.files import atomic_path
 
 __all__ = ["Writer", "write_video"]
 
-# The bytes that x264 makes depend on its number of threads, which by default is the machine's:
-# fixed here, the same frames give the same file everywhere. Without mbtree: with AVX-512 that reads
-# beyond small pictures, and makes other bytes each time.
-# "superfast" is as near to the frames at the same quality setting as "medium", at about the same
-# size, in a quarter of the time (docs/inference.md): a sample is written while it is decoded.
-WRITER_EFFORT = {"threads": 8, "preset": "superfast", "x264-params": "mbtree=0"}
+# x264's output depends on its number of threads, which by default depends on the machine: it is
+# fixed, so that the same frames give the same file everywhere. mbtree is off: with AVX-512 it reads
+# beyond small pictures, which makes the output vary.
+# At the same crf, "superfast" is as close to the frames as "medium", at about the same size, in a
+# quarter of the time (docs/inference.md). Samples are written while they are decoded.
+WRITER_OPTIONS = {"threads": 8, "preset": "superfast", "x264-params": "mbtree=0"}
 
 
 class Writer:
-    """Encodes frames one by one to ``final``, which appears when the ``with`` block succeeds."""
+    """Encodes frames one by one to ``final``, which is created when the ``with`` block succeeds."""
 
     def __init__(
         self, final: Path, fps: Fraction, width: int, height: int, options: dict[str, Any]
     ) -> None:
         self.final, self.fps = final, fps
         self.options = {name: str(value) for name, value in options.items()}
-        # chroma of yuv420p is halved: an odd last row or column cannot be coded
+        # yuv420p has half the chroma resolution, so the size has to be even
         self.width, self.height = width - width % 2, height - height % 2
         if self.width < 2 or self.height < 2:
             raise UserError(f"{final}: {width}x{height} is too small for a video")
@@ -58,7 +62,7 @@ class Writer:
         return self
 
     def like(self, first: Any, aspect: Fraction | None) -> None:
-        """Carry the colour tags of a frame and the aspect of its pixels over to the file."""
+        """Copy a frame's color properties, and set the aspect ratio of its pixels."""
         target = self._stream.codec_context
         for tag in ("color_range", "colorspace", "color_primaries", "color_trc"):
             setattr(target, tag, getattr(first, tag))
@@ -66,17 +70,21 @@ class Writer:
             target.sample_aspect_ratio = aspect
 
     def add(self, frame: Any) -> None:
-        """Encode one frame, brought to the writer's size."""
+        """Encode one frame, scaled to the writer's size.
+
+        Raises:
+            UserError: the encoder does not support the size.
+        """
         frame = frame.reformat(width=self.width, height=self.height, format="yuv420p")
         frame.pts, frame.time_base = self.count, 1 / self.fps
-        frame.pict_type = 0  # let the encoder choose; the source's key frames mean nothing here
+        frame.pict_type = 0  # the encoder chooses, regardless of the source's key frames
         self.count += 1
         try:
             packets = self._stream.encode(frame)
         except av.FFmpegError as error:
             raise UserError(
                 f"{self.final}: pictures of {self.width}x{self.height} cannot be encoded "
-                f"({error.strerror}); bring the video to a smaller size"
+                f"({error.strerror}); scale the video down"
             ) from error
         self._container.mux(packets)
 
@@ -102,29 +110,30 @@ def write_video(
     fps: Fraction | float,
     crf: int = 18,
 ) -> None:
-    """Write uint8 RGB ``frames`` [T, H, W, 3] as H.264 yuv420p MP4; the file appears when whole.
+    """Write uint8 RGB ``frames`` [T, H, W, 3] as H.264 yuv420p in MP4, atomically.
 
-    ``frames`` may come in parts along time, each coded before the next is asked for. The same
-    frames give the same bytes. An odd last row or column is scaled away. ``crf`` is x264's constant
-    rate factor (0 lossless .. 51).
+    ``frames`` may be an iterable of consecutive parts, each encoded before the next is requested.
+    The same frames give the same bytes. Odd sizes are scaled to even ones. ``crf`` is x264's
+    constant rate factor, from 0 (lossless) to 51.
 
     Raises:
-        ValueError: ``frames`` are not as described.
-        OSError: the disk is full, or the like; nothing is left behind.
+        ValueError: ``frames`` have another shape or type.
+        OSError: the file cannot be written, for example because the disk is full; no partial file
+            is left.
     """
     path = Path(path)
     parts = iter([frames] if isinstance(frames, np.ndarray) else frames)
-    first = _frames_of(next(parts, np.empty(0)))
+    first = _checked(next(parts, np.empty(0)))
     rate = Fraction(fps).limit_denominator(100_000)
-    options = {"crf": crf} | WRITER_EFFORT
+    options = {"crf": crf} | WRITER_OPTIONS
     with Writer(path, rate, first.shape[2], first.shape[1], options) as writer:
-        for part in itertools.chain([first], map(_frames_of, parts)):
+        for part in itertools.chain([first], map(_checked, parts)):
             for frame in part:
                 pixels = np.ascontiguousarray(frame)
                 writer.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
 
 
-def _frames_of(part: np.ndarray) -> np.ndarray:
+def _checked(part: np.ndarray) -> np.ndarray:
     if part.dtype != np.uint8 or part.ndim != 4 or part.shape[3] != 3 or len(part) == 0:
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {part.dtype} {part.shape}")
     return part

@@ -578,7 +578,7 @@ def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, mon
     assert list(losses(out).values()) == pytest.approx(list(losses(cached).values()), rel=1e-4)
     code, out = here(volume, "job.name=none", *encode, "model.config.vae_path=nowhere")
     assert code == 2
-    assert "nowhere holds no VAE" in out
+    assert "nowhere has no VAE" in out
 
 
 def test_prometheus_sees_a_training_while_it_runs(volume, monkeypatch):

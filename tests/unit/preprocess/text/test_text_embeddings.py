@@ -12,7 +12,7 @@ from transformers import T5Config, T5EncoderModel
 from video2world_common.exit_codes import UserError
 from video2world_preprocess import embeddings
 from video2world_preprocess.text.embedding_files import read_embedding
-from video2world_preprocess.text.encoder import TextEncoder, _FeedForward, fuse_relu
+from video2world_preprocess.text.encoder import FusedReluFeedForward, TextEncoder, fuse_relu
 from video2world_preprocess.tiny_weights import write_tiny_t5
 
 torch.set_num_threads(1)
@@ -76,7 +76,7 @@ def test_relu_within_the_product_is_the_same(encoder):
     plain = encoder.encode(captions)
     fused = TextEncoder(copy.deepcopy(encoder.model), encoder.tokenizer, encoder.device)
     fuse_relu(fused.model)
-    assert isinstance(fused.model.encoder.block[0].layer[-1].DenseReluDense, _FeedForward)
+    assert isinstance(fused.model.encoder.block[0].layer[-1].DenseReluDense, FusedReluFeedForward)
     for expected, found in zip(plain, fused.encode(captions), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -311,4 +311,4 @@ def test_a_caption_whose_file_cannot_be_written_costs_no_other(dataset, t5, caps
     made = {p.name for p in (dataset / "train/t5_xxl").glob("*.pickle") if p.is_file()}
     assert made == {"w0.pickle", "w2.pickle"}
     assert "w1.pickle: unexpected IsADirectoryError" in out
-    assert "its name is too long for that of its embedding" in out
+    assert "its name is too long for the name of its embedding" in out

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from video2world_common.exit_codes import UserError
-from video2world_preprocess.vae.tiny_vae import TransformVAE, _lapped_dct
+from video2world_preprocess.vae.tiny_vae import TransformVAE, lapped_dct
 from video2world_preprocess.vae.vae import load_vae
 
 torch.set_num_threads(1)
@@ -51,9 +51,9 @@ def codec(tmp_path):
 
 
 def test_lapped_transform_is_orthonormal_and_reaches_over_blocks():
-    matrix = _lapped_dct(96).reshape(96, 96)
+    matrix = lapped_dct(96).reshape(96, 96)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(96, dtype=torch.float64))
-    basis = _lapped_dct(96)[5, 0]
+    basis = lapped_dct(96)[5, 0]
     assert (basis.abs() > 1e-9).nonzero().flatten().tolist() == list(range(36, 52))
     assert basis[36].abs() < 0.2 * basis.max()  # it fades out instead of ending in a step
 
@@ -218,8 +218,8 @@ def test_wan_checkpoint_equals_the_diffusers_folder(tmp_path, small_wan):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no VAE"),
-        ({"config.json": b'{"_class_name": "Other"}'}, "holds no VAE"),
+        ({}, "has no VAE"),
+        ({"config.json": b'{"_class_name": "Other"}'}, "has no VAE"),
         ({"config.json": b"{torn"}, r"config\.json cannot be read"),
         ({"config.json": b'{"_class_name": "AutoencoderKLWan"}'}, "cannot be loaded"),
         ({"tokenizer.pth": b"PK\x03\x04 torn"}, r"tokenizer\.pth is not a Wan"),

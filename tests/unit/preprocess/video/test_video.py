@@ -95,7 +95,7 @@ def test_broken_files_are_user_errors_that_name_them(tmp_path: Path) -> None:
         for use in (reader.probe, reader.read_frames):
             with pytest.raises(UserError, match=rf"{name}\.mp4.*{words}"):
                 use(tmp_path / f"{name}.mp4")
-    with pytest.raises(UserError, match="50 frames from frame 0 on wanted, 40 are there"):
+    with pytest.raises(UserError, match="50 frames from frame 0 on requested, but it has 40"):
         reader.read_frames(whole, 0, 50)
 
 
