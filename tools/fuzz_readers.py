@@ -25,9 +25,9 @@ with atheris.instrument_imports(include=["video2world_preprocess", "tarfile", "j
     import tarfile
 
     from video2world_common.exit_codes import UserError
-    from video2world_preprocess.archives.tar_scan import unproven, walk
+    from video2world_preprocess.archives.tar_scan import misaligned_piece, walk
     from video2world_preprocess.dataset.captions import CaptionFile, read_task_info
-    from video2world_preprocess.dataset.records import _read_record
+    from video2world_preprocess.dataset.records import read_record
     from video2world_preprocess.dataset.windows import Window
     from video2world_preprocess.stage_report import Report
 
@@ -96,18 +96,18 @@ def _with_good_checksums(data: bytes) -> bytes:
 def _tar(data: bytes) -> None:
     data = _with_good_checksums(data) if data[-1:] != b"!" else data
     pieces = []
-    least_leap = 700 * (data[-2] % 4) if len(data) > 1 else 0
+    min_skip = 700 * (data[-2] % 4) if len(data) > 1 else 0
     bounds = [0, len(data) // 2, max(len(data), 1)]
     for start, stop in itertools.pairwise(bounds):
 
         def take(member: object, content: IO[bytes]) -> None:
             content.read(SPARSE_LIMIT)
 
-        piece = walk(io.BytesIO(data), start, stop, CAMERA, take, None if start else 0, least_leap)
+        piece = walk(io.BytesIO(data), start, stop, CAMERA, take, None if start else 0, min_skip)
         assert all(start <= m.offset < stop and m.episode >= 0 for m in piece.members)
         pieces.append(piece)
     for _ in range(4):
-        if (wrong := unproven(pieces)) is None:
+        if (wrong := misaligned_piece(pieces)) is None:
             return
         old = pieces[wrong[0]]
         pieces[wrong[0]] = walk(
@@ -117,7 +117,8 @@ def _tar(data: bytes) -> None:
 
 
 def _text(kind: bytes, data: bytes) -> None:
-    path = FOLDER / "text"
+    path = FOLDER / ".sources" / "text.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     report, window = Report("fuzz"), Window(0, 0, 150)
     if kind == b"c":
@@ -126,7 +127,7 @@ def _text(kind: bytes, data: bytes) -> None:
         for info in read_task_info(path, report).values():
             info.text("name", window, Fraction(30))
     else:
-        for name, *_ in _read_record(path).clips:
+        for name, *_ in read_record(FOLDER, "text").clips:
             assert name
             assert "/" not in name
 

@@ -1,4 +1,4 @@
-"""Work spread over the devices of a pod: a process for each, this one alone where there is one."""
+"""Process items on all devices of a pod, in one process per device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 import torch
 
 from video2world_preprocess.item_faults import Crashed, reason_for
-from video2world_preprocess.worker_pool import Helpers
+from video2world_preprocess.worker_pool import WorkerPool
 
-__all__ = ["devices", "spread"]
+__all__ = ["devices", "process_items"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def devices(device: str, processes: int | None) -> list[str]:
-    """A device for each process: every GPU that is visible, or one CPU, unless told otherwise."""
+    """Return a device per process: by default one process per visible GPU, or one on the CPU."""
     if device != "cuda":
         return [device] * (processes or 1)
     count = torch.cuda.device_count()
@@ -31,7 +31,7 @@ def devices(device: str, processes: int | None) -> list[str]:
 def _loaded(
     load: Callable[[str], Callable[[Any], Any]], output: Path, threads: int, device: str
 ) -> Callable[[Any], tuple[Any, str | None]]:
-    """Load in a helper process."""
+    """Load in a worker process."""
     torch.set_num_threads(threads)
     return functools.partial(_outcome, load(device), output)
 
@@ -43,29 +43,29 @@ def _outcome(work: Callable[[Any], Any], output: Path, item: Any) -> tuple[Any, 
         return None, reason_for(error, output)
 
 
-def spread(
+def process_items(
     load: Callable[[str], Callable[[Item], Result]],
     items: Iterable[Item],
-    on: list[str],
+    devices: list[str],
     output: Path,
 ) -> Iterator[tuple[Item, Result | None, str | None]]:
-    """Yield each item with the result of ``load(device)(item)``, as it is done.
+    """Yield each item with the result of ``load(device)(item)``, as items are finished.
 
-    ``load`` is called once a device. In place of a result there is the reason why an item has
-    none: an error, or the end of the process that worked on it.
+    ``load`` is called once per process. An item without a result comes with the reason instead: an
+    error, or the end of the process that worked on it.
 
     Raises:
-        OSError: nothing can be written into the folder ``output``, a process cannot load, or the
-            like; and what ``load`` raises.
+        OSError: nothing can be written to the folder ``output``, or a process cannot load.
+        Exception: whatever ``load`` raises.
     """
-    if len(on) == 1:
-        work = load(on[0])
+    if len(devices) == 1:
+        work = load(devices[0])
         for item in items:
             yield item, *_outcome(work, output, item)
         return
-    threads = max(1, len(os.sched_getaffinity(0)) // len(on))
-    with Helpers(functools.partial(_loaded, load, output, threads), on) as helpers:
-        futures = {helpers.submit(item): item for item in items}
+    threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+    with WorkerPool(functools.partial(_loaded, load, output, threads), devices) as pool:
+        futures = {pool.submit(item): item for item in items}
         for future in as_completed(futures):
             try:
                 yield futures[future], *future.result()

@@ -1,6 +1,6 @@
-"""The download stage: the base weights of the chosen models, at pinned revisions.
+"""Download the base weights of the selected models at pinned revisions (the download stage).
 
-Flags and places are the guide's: a repository's files lie in ``<checkpoint_dir>/<repo_id>``.
+Flags and folders are those of the guide: a repository's files are in <checkpoint_dir>/<repo_id>.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from video2world_common.files import read_json, write_json
 from video2world_common.folder_locks import locked
 from video2world_common.markers import Provenance
 from video2world_common.stage import run_stage
-from video2world_preprocess.flags import note_without_effect
+from video2world_preprocess.flags import note_unused_flags
 from video2world_preprocess.hub.client import Hub, digest_of, digest_of_file, explained
 from video2world_preprocess.stage_report import Report, write_report
 
@@ -29,10 +29,10 @@ __all__ = ["Repository", "main", "parser", "repositories"]
 
 @dataclass(frozen=True)
 class Repository:
-    """What to fetch of a Hub repository.
+    """What to download from a repository on the Hub.
 
-    ``files`` must be there afterwards; with ``only`` nothing else is fetched, without it all but
-    what matches ``ignore``.
+    ``files`` must exist afterwards. With ``only`` nothing else is downloaded; otherwise everything
+    except files that match the patterns ``ignore``.
     """
 
     repo_id: str
@@ -42,7 +42,7 @@ class Repository:
     ignore: tuple[str, ...] = ()
 
 
-# pinned as upstream pins them (facts sheet 6)
+# the revisions that scripts/download_checkpoints.py of the cosmos-predict2 repository pins
 _MODELS = {
     "2B": ("nvidia/Cosmos-Predict2-2B-Video2World", "f50c09f5d8ab133a90cac3f4886a6471e9ba3f18"),
     "14B": ("nvidia/Cosmos-Predict2-14B-Video2World", "03b03a377fede782647afac998f674d9f358e319"),
@@ -64,7 +64,7 @@ _GUARDRAIL = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags: the guide's, and ``--guardrail``."""
+    """Return the parser of the command's flags: the guide's, and ``--guardrail``."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.download", description=__doc__
     )
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         choices=("Tiny", "2B", "14B"),
         default=["2B", "14B"],
-        help="models to fetch (2B 14B)",
+        help="models to download (default: 2B 14B)",
     )
     flags.add_argument(
         "--model_types", nargs="*", choices=("video2world",), default=["video2world"]
@@ -81,14 +81,22 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--fps", nargs="*", choices=("10", "16"), default=["16"])
     flags.add_argument("--resolution", nargs="*", choices=("480", "720"), default=["720"])
     flags.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"))
-    flags.add_argument("--natten", action="store_true", help="the sparse-attention variant too")
-    flags.add_argument("--guardrail", action="store_true", help="upstream's guardrail models too")
-    flags.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+    flags.add_argument(
+        "--natten", action="store_true", help="also download the sparse-attention variant"
+    )
+    flags.add_argument(
+        "--guardrail", action="store_true", help="also download upstream's guardrail models"
+    )
+    flags.add_argument("--dry-run", action="store_true", help="only print what would be downloaded")
     return flags
 
 
 def repositories(args: argparse.Namespace) -> list[Repository]:
-    """What the flags ask for from the Hub; nothing for Tiny."""
+    """Return what the flags select from the Hub; nothing for Tiny.
+
+    Raises:
+        UserError: the flags contradict each other.
+    """
     if args.natten and "720" not in args.resolution:
         raise UserError("--natten: the sparse-attention weights exist for --resolution 720 only")
     found = []
@@ -105,21 +113,25 @@ def repositories(args: argparse.Namespace) -> list[Repository]:
 
 
 def _fetch(repository: Repository, folder: Path) -> list[Path]:
-    """Bring a repository's files to ``folder``, whole and checked; returns them.
+    """Download a repository's files to ``folder``, verify them and return their paths.
 
-    Once for all resources on a volume: while one fetches, others wait, and then find all there.
+    This is done once for all resources on a volume: others wait, and then find the files.
+
+    Raises:
+        UserError: no access, or offline and incomplete.
+        ConnectionError: the download failed.
     """
     name = repository.repo_id
     with locked(folder / ".download-lock"):
         verified = _Verified(folder, repository)
         if verified.is_complete():
-            say(f"download: {name} is there")
+            say(f"download: {name} is complete")
             return verified.paths
         if _is_offline():
             _require(repository, folder)
-            say(f"download: {name} is taken as it is: offline, its checksums are not known")
+            say(f"download: {name} is used unverified: checksums cannot be fetched offline")
             return [folder / file for file in repository.files]
-        # asked first: the client, refused, settles for what lies there already
+        # list the files first: without access, snapshot_download() accepts existing files
         listed = Hub(name, "model", repository.revision, otherwise=_by_hand(folder)).files(
             recursive=True
         )
@@ -129,9 +141,9 @@ def _fetch(repository: Repository, folder: Path) -> list[Path]:
             damaged = verified.check(listed)
             if not damaged:
                 return verified.paths
-            say(f"download: {name}: {', '.join(damaged)} arrived damaged (attempt {attempt})")
+            say(f"download: {name}: {', '.join(damaged)} damaged (attempt {attempt})")
     raise ConnectionError(
-        f"{name}: {', '.join(damaged)} is not what the Hub says it is, twice; check the disk and "
+        f"{name}: {', '.join(damaged)} did not have the Hub's checksum twice; check the disk and "
         "the mirror (HF_ENDPOINT), and run it again"
     )
 
@@ -154,13 +166,18 @@ def _snapshot(repository: Repository, folder: Path) -> None:
 
 
 def _require(repository: Repository, folder: Path) -> None:
-    """Refuse a folder in which a needed file is missing."""
+    """Check that no required file is missing in ``folder``.
+
+    Raises:
+        UserError: one is, and HF_HUB_OFFLINE is set.
+        ConnectionError: one is.
+    """
     name = repository.repo_id
     missing = ", ".join(file for file in repository.files if not (folder / file).is_file())
     if missing and _is_offline():
         raise UserError(
-            f"{name} is not complete in {folder}, {missing} missing, and HF_HUB_OFFLINE forbids "
-            "fetching it: unset HF_HUB_OFFLINE, or copy the files there"
+            f"{name} is incomplete in {folder}, {missing} missing, and HF_HUB_OFFLINE forbids "
+            "downloading it: unset HF_HUB_OFFLINE, or copy the files there"
         )
     if missing:
         raise ConnectionError(
@@ -170,7 +187,7 @@ def _require(repository: Repository, folder: Path) -> None:
 
 
 class _Verified:
-    """Which files of a repository are there and have the checksums the Hub states."""
+    """The files of a repository that were verified against the Hub's checksums."""
 
     def __init__(self, folder: Path, repository: Repository) -> None:
         self._folder, self._revision, self._needed = folder, repository.revision, repository.files
@@ -184,7 +201,7 @@ class _Verified:
 
     @property
     def paths(self) -> list[Path]:
-        """All verified files."""
+        """The paths of all verified files."""
         return [self._folder / file for file in self._files]
 
     def _stamp(self, file: str) -> list[int] | None:
@@ -195,23 +212,23 @@ class _Verified:
         return [status.st_size, status.st_mtime_ns]
 
     def is_complete(self) -> bool:
-        """Whether all that is wanted was verified and has not been touched since."""
+        """Whether all required files were verified and have not changed since."""
         intact = all(self._stamp(file) == stamp for file, stamp in self._files.items())
         return bool(self._files) and intact and set(self._needed) <= set(self._files)
 
     def check(self, listed: Sequence[Any]) -> list[str]:
-        """Compare with the Hub's checksums; returns the damaged files, which are removed."""
+        """Verify the ``listed`` files of the Hub; remove damaged ones and return their names."""
         folder = self._folder
-        there = [f for f in listed if (folder / f.path).is_file()]
-        new = [f for f in there if self._files.get(f.path) != self._stamp(f.path)]
-        with ThreadPoolExecutor() as threads:  # hashing needs no interpreter
+        existing = [f for f in listed if (folder / f.path).is_file()]
+        new = [f for f in existing if self._files.get(f.path) != self._stamp(f.path)]
+        with ThreadPoolExecutor() as threads:  # hashing releases the GIL
             digests = threads.map(lambda f: digest_of_file(folder / f.path, digest_of(f)[0]), new)
             damaged = [f for f, found in zip(new, digests, strict=True) if found != digest_of(f)[1]]
         for file in damaged:
             (folder / file.path).unlink()
             (folder / f".cache/huggingface/download/{file.path}.metadata").unlink(missing_ok=True)
         names = {file.path for file in damaged}
-        stamps = {f.path: self._stamp(f.path) for f in there if f.path not in names}
+        stamps = {f.path: self._stamp(f.path) for f in existing if f.path not in names}
         self._files = {path: stamp for path, stamp in stamps.items() if stamp}
         write_json(self._path, {"revision": self._revision, "files": self._files})
         return sorted(names)
@@ -228,10 +245,10 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     for repository, folder in zip(wanted, folders, strict=True):
         what = ", ".join(repository.files) if repository.only else "all files"
         if repository.ignore:
-            what += f" but {', '.join(repository.ignore)}"
+            what += f" except {', '.join(repository.ignore)}"
         say(f"download: {repository.repo_id}@{repository.revision[:12]} -> {folder}: {what}")
     if tiny:
-        say(f"download: Tiny is made here, in {args.checkpoint_dir / 'video2world'}")
+        say(f"download: Tiny is created in {args.checkpoint_dir / 'video2world'}")
     if args.dry_run:
         emit("dryrun", "download", repositories=[r.repo_id for r in wanted], tiny=tiny)
         return Provenance(), {"repositories": 0, "dryRun": True}
@@ -265,12 +282,12 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     if not set(args.model_sizes) & set(_MODELS):
-        note_without_effect(args, parser(), ("fps", "resolution", "natten"), "for Tiny")
+        note_unused_flags(args, parser(), ("fps", "resolution", "natten"), "for Tiny")
     if args.dry_run:
-        os.environ.pop("V2W_INPUTS_HASH", None)  # a stage that was not done is not marked as done
+        os.environ.pop("V2W_INPUTS_HASH", None)  # a dry run must not mark the stage as finished
     return run_stage(lambda: _work(args), stage="download")
 
 

@@ -1,4 +1,4 @@
-"""The embeddings stage: every caption of a dataset as a T5 embedding beside its video."""
+"""Compute a T5 embedding of every caption of a dataset (the embeddings stage)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
 from video2world_common.stage import run_stage
 from video2world_common.user_text import caption_in
-from video2world_preprocess.device_pool import devices, spread
+from video2world_preprocess.device_pool import devices, process_items
 from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
-from video2world_preprocess.listing import name_strays
+from video2world_preprocess.listing import usable_files
 from video2world_preprocess.stage_report import Report, write_report
 from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
 from video2world_preprocess.text.encoder import TextEncoder, batches, load_tokenizer
@@ -33,11 +33,11 @@ from video2world_preprocess.text.encoder import TextEncoder, batches, load_token
 __all__ = ["main", "parser"]
 
 FOLDER = "t5_xxl"
-RECORD = ".made.json"  # which encoder and which captions our own pickles come from
+RECORD = ".made.json"  # the encoder and the captions of the files that this stage wrote
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags: the guide's."""
+    """Return the parser of the command's flags: the guide's."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.embeddings", description=__doc__
     )
@@ -47,33 +47,41 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="folders with metas/*.txt, as datasets/NAME/train datasets/NAME/val",
+        help="folders with metas/*.txt, such as datasets/NAME/train datasets/NAME/val",
     )
-    flags.add_argument("--max_length", type=int, default=512, help="tokens of a caption (512)")
+    flags.add_argument(
+        "--max_length",
+        type=int,
+        default=512,
+        help="maximum number of tokens per caption (default: 512)",
+    )
     flags.add_argument(
         "--cache_dir",
         default="checkpoints/google-t5/t5-11b",
-        help="folder or Hub id of the T5 encoder (checkpoints/google-t5/t5-11b)",
+        help="folder or Hub id of the T5 encoder (default: checkpoints/google-t5/t5-11b)",
     )
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
+    flags.add_argument(
+        "--processes", type=int, help="number of worker processes (default: one per GPU)"
+    )
     return flags
 
 
 def _captions(split: Path, report: Report) -> dict[str, str]:
-    """The captions of ``split`` by stem; videos without one are named in ``report``."""
+    """Return the captions of ``split`` by stem; report unusable ones and videos without one."""
     found = {}
-    for meta in name_strays(split / "metas", str(split / "metas"), ".txt", "caption", report):
+    for meta in usable_files(split / "metas", str(split / "metas"), ".txt", "caption", report):
         try:
             caption = caption_in(on_volume(meta).read_bytes())
             if name_bytes(f"{meta.stem}.pickle") > NAME_BYTES:
                 raise UserError(
-                    "its name is too long for that of its embedding; rename the video and its "
-                    f"caption to at most {NAME_BYTES - len('.pickle')} bytes without the ending"
+                    "its name is too long for the name of its embedding; rename the video and its "
+                    f"caption to at most {NAME_BYTES - len('.pickle')} bytes without extension"
                 )
         except ValueError as error:
-            words = str(error)
-            reason = words if words.startswith("is empty") else f"cannot be read: it {words}"
+            problem = str(error)
+            is_empty = problem.startswith("is empty")
+            reason = problem if is_empty else f"cannot be read: it {problem}"
             report.drop("caption", str(meta), reason)
         except (OSError, UserError) as error:
             report.drop("caption", str(meta), reason_for(error, split / FOLDER))
@@ -97,8 +105,8 @@ def _is_valid(path: Path, report: Report) -> bool:
     except FileNotFoundError:
         return False
     except (UserError, OSError) as error:
-        say(f"embeddings: made anew: {reason_for(error, path.parent)}")
-        report.note("embedding", str(path), "was damaged and is made anew")
+        say(f"embeddings: computing again: {reason_for(error, path.parent)}")
+        report.note("embedding", str(path), "was damaged and is computed again")
         return False
     return True
 
@@ -106,9 +114,10 @@ def _is_valid(path: Path, report: Report) -> bool:
 def _outdated(
     split: Path, captions: dict[str, str], made_by: dict[str, Any], report: Report
 ) -> list[str]:
-    """The stems to embed. Removes what belongs to no caption, another caption or encoder.
+    """Return the stems to embed; remove embeddings of other captions or encoders.
 
-    Pickles of others (made by upstream's script) are kept until their caption changes.
+    Embeddings that another program wrote, such as upstream's script, are kept until their caption
+    changes.
     """
     folder = split / FOLDER
     try:
@@ -120,16 +129,16 @@ def _outdated(
     for path in folder.glob("[!.]*.pickle"):
         stem = path.stem
         if stem not in captions:
-            report.note("embedding", str(path), "belonged to no caption and is removed")
+            report.note("embedding", str(path), "has no caption and is removed")
             path.unlink()
             continue
-        made_of = digests.get(stem) or found.get(stem)
-        other_caption = made_of is not None and made_of != _digest(captions[stem])
-        if other_caption or (stem in digests and not same_encoder):
+        recorded = digests.get(stem) or found.get(stem)
+        has_changed = recorded is not None and recorded != _digest(captions[stem])
+        if has_changed or (stem in digests and not same_encoder):
             path.unlink()
     todo = [stem for stem in captions if not _is_valid(folder / f"{stem}.pickle", report)]
     ours = {stem: _digest(captions[stem]) for stem in captions if stem in digests or stem in todo}
-    # written before the pickles: what a killed run leaves behind is judged by it
+    # written before the embeddings, so that it covers what a killed run leaves behind
     theirs = {stem: _digest(captions[stem]) for stem in captions if stem not in ours}
     write_json(folder / RECORD, {**made_by, "captions": ours, "found": theirs})
     return todo
@@ -137,14 +146,17 @@ def _outdated(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Captions to embed in one pass, each with the files that hold it."""
+    """Captions to embed in one pass, each with the files to write its embedding to."""
 
     texts: tuple[str, ...]
     targets: tuple[tuple[Path, ...], ...]
 
 
 def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], dict[Path, str]]:
-    """Return what a process does with each batch: it says which files cannot be made, and why."""
+    """Return the function that a process applies to each batch.
+
+    It returns why files could not be written, by path.
+    """
     encoder = TextEncoder.load(cache_dir, device)
 
     def embed(batch: _Batch) -> None:
@@ -152,7 +164,7 @@ def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], di
         for embedding, paths in zip(embeddings, batch.targets, strict=True):
             if not np.isfinite(embedding).all():
                 raise UserError(
-                    f"{paths[0]}: the T5 encoder in {cache_dir} gives non-finite numbers: its "
+                    f"{paths[0]}: the T5 encoder in {cache_dir} returns non-finite numbers: its "
                     "weights are damaged, download them again"
                 )
             for path in paths:
@@ -167,15 +179,15 @@ def _load(cache_dir: str, max_length: int, device: str) -> Callable[[_Batch], di
                 return dict.fromkeys(batch.targets[0], reason)
         else:
             return {}
-        # one by one, so that a caption costs no other
+        # one by one, so that a bad caption does not affect the others
         singles = zip(batch.texts, batch.targets, strict=True)
         return {k: v for text, paths in singles for k, v in work(_Batch((text,), (paths,))).items()}
 
     return work
 
 
-def _warn(args: argparse.Namespace, tokenizer: Any, texts: list[str]) -> None:
-    """Say how long it will take where there is no GPU: a large encoder takes hours then."""
+def _warn_of_cpu(args: argparse.Namespace, tokenizer: Any, texts: list[str]) -> None:
+    """Estimate how long the CPU will take: hours with a large encoder."""
     from transformers import T5Config
 
     config = T5Config.from_pretrained(args.cache_dir)
@@ -196,7 +208,7 @@ def _warn(args: argparse.Namespace, tokenizer: Any, texts: list[str]) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """``90 s``, ``12 min``, ``3.5 h``."""
+    """Format a duration, for example ``90 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -206,7 +218,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     if args.max_length < 1:
         raise UserError(f"--max_length {args.max_length}: at least 1 token is needed")
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
-    remedy = "give the data set another name (spec.dataset), or use the same model size"
+    remedy = "give the dataset another name (spec.dataset), or use the same model size"
     made = Provenance.of(*(split / "metas" for split in args.dataset_path))
     with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
         embeddings, report = _embed(args, made_by)
@@ -241,18 +253,18 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
         tokenizer = load_tokenizer(args.cache_dir)
         texts = list(by_caption)
         if args.device == "cpu":
-            _warn(args, tokenizer, texts)
+            _warn_of_cpu(args, tokenizer, texts)
         work = [
             _Batch(tuple(batch), tuple(tuple(by_caption[text]) for text in batch))
             for batch in batches(tokenizer, texts, args.max_length)
         ]
         progress = Progress("embeddings", made, "captions")
         load = functools.partial(_load, str(args.cache_dir), args.max_length)
-        on = devices(args.device, args.processes)
         folder = args.dataset_path[0].parent
-        for batch, lost, reason in spread(load, work, on, folder):
+        processes = devices(args.device, args.processes)
+        for batch, errors, reason in process_items(load, work, processes, folder):
             targets = [path for paths in batch.targets for path in paths]
-            failed |= dict.fromkeys(targets, reason) if lost is None else lost
+            failed |= dict.fromkeys(targets, reason) if errors is None else errors
             progress.advance(len(targets))
         for path, why in failed.items():
             report.drop("caption", str(path), why or "")
@@ -273,7 +285,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     return run_stage(lambda: _work(args), stage="embeddings")
 

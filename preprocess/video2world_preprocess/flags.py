@@ -1,4 +1,4 @@
-"""Say which flags of a command were given without having an effect."""
+"""Report flags that were set but have no effect."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 from video2world_common.events import say
 
-__all__ = ["note_without_effect"]
+__all__ = ["note_unused_flags"]
 
 
-def note_without_effect(
+def note_unused_flags(
     args: argparse.Namespace, flags: argparse.ArgumentParser, names: Iterable[str], why: str
 ) -> None:
-    """Note each of ``names`` (as attributes of ``args``) that is not at its default.
+    """Print a note for each of ``names`` that is set to a value other than its default.
 
     Args:
         args: the parsed flags.
         flags: their parser.
-        names: flags that nothing reads here.
-        why: completes "has no effect ...".
+        names: attributes of ``args`` that are not used.
+        why: completes the sentence "--flag has no effect ...".
     """
     wanted = set(names)
     for action in flags._actions:

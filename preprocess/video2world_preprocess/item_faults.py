@@ -1,4 +1,4 @@
-"""Decide what an error costs: the item that was worked on, or the stage."""
+"""Decide whether an error costs one item or ends the stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from video2world_preprocess.stage_report import Report
 
 __all__ = ["Crashed", "failed_items", "is_unexpected", "nothing_left", "reason_for"]
 
-# Errors of the volume or the machine, which the next item would meet as well.
+# Errors of the volume or the machine: the next item would fail, too.
 OF_THE_MACHINE = (
     *FULL,
     errno.EROFS,
@@ -27,19 +27,19 @@ OF_THE_MACHINE = (
     errno.ENFILE,
 )
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
-OF_THE_GPU = ("CUDA error", "CUDA driver error")  # after which the process can use it no more
+OF_THE_GPU = ("CUDA error", "CUDA driver error")  # the process cannot use the GPU again
 
 
 class Crashed(Exception):
-    """A helper process ended while it worked on an item; the message says how."""
+    """A worker process ended while it worked on an item; the message says how."""
 
 
 def reason_for(error: Exception, output: Path) -> str:
     """Return why the item that raised ``error`` is left out.
 
     Raises:
-        Exception: ``error`` itself, if it is the machine's or the volume's: a full disk, no
-            permission to write into the folder ``output``, or a GPU that failed.
+        Exception: ``error`` itself, if the machine or the volume failed: a full disk, no
+            permission to write to the folder ``output``, or a failed GPU.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -52,28 +52,28 @@ def reason_for(error: Exception, output: Path) -> str:
             raise error
         if error.errno in NOT_ALLOWED and _is_below(error.filename, output):
             raise error
-    words = str(error) or "no message"
-    return f"unexpected {type(error).__name__}: {words}{_place(error)}"
+    message = str(error) or "no message"
+    return f"unexpected {type(error).__name__}: {message}{_place(error)}"
 
 
 def is_unexpected(reason: str) -> bool:
-    """Whether ``reason`` tells of a defect or the machine, so that another attempt may succeed."""
+    """Whether ``reason`` is a defect or the machine's, so that another attempt may succeed."""
     return reason.startswith("unexpected ")
 
 
 def failed_items(report: Report) -> list[str]:
-    """Return the items that another attempt may succeed with."""
+    """Return the items for which another attempt may succeed."""
     return [problem.item for problem in report.dropped if is_unexpected(problem.reason)]
 
 
-def nothing_left(words: str, report: Report) -> Exception:
-    """Return the error that ends a stage of whose items all were left out."""
+def nothing_left(message: str, report: Report) -> Exception:
+    """Return the error of a stage that has left out all items."""
     unexpected = [p.reason for p in report.dropped if is_unexpected(p.reason)]
-    return OSError(f"{words}: {unexpected[0]}") if unexpected else UserError(words)
+    return OSError(f"{message}: {unexpected[0]}") if unexpected else UserError(message)
 
 
 def _of_a_library(error: OSError) -> bool:
-    """Whether it is a decoder's error that only looks like the system's."""
+    """Whether ``error`` is a decoder's, which PyAV derives from OSError, not the system's."""
     return type(error).__module__.partition(".")[0] != "builtins"
 
 
@@ -85,7 +85,7 @@ def _is_below(name: object, folder: Path) -> bool:
 
 
 def _place(error: Exception) -> str:
-    """Name the line of code that raised ``error``."""
+    """Return the line of code that raised ``error``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

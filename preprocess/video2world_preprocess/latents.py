@@ -1,4 +1,4 @@
-"""The latents stage: clips of every window through the VAE once, instead of in every step."""
+"""Encode clips of every window with the VAE once, instead of in every step (the latents stage)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from video2world_common.files import NAME_BYTES, atomic_write, name_bytes
 from video2world_common.folder_locks import claimed_in_splits
 from video2world_common.markers import Provenance
 from video2world_common.stage import run_stage
-from video2world_preprocess.device_pool import devices, spread
+from video2world_preprocess.device_pool import devices, process_items
 from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
 from video2world_preprocess.stage_report import Report, write_report
 from video2world_preprocess.vae.vae import VideoVAE, load_vae
@@ -33,11 +33,11 @@ from video2world_preprocess.video.resize import Geometry
 __all__ = ["clip_starts", "main", "parser"]
 
 FOLDER = "latents"
-CONTENT = "source_sha256"  # in the metadata: which content of the window was encoded
+CONTENT = "source_sha256"  # metadata key of the digest of the encoded video file
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.latents", description=__doc__
     )
@@ -47,36 +47,38 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="folders with videos/*.mp4, the one to train on first",
+        help="folders with videos/*.mp4, the one for training first",
     )
     flags.add_argument("--vae_path", type=Path, required=True, help="folder of the VAE")
-    flags.add_argument("--num_frames", type=int, default=93, help="frames of a clip (93)")
+    flags.add_argument("--num_frames", type=int, default=93, help="frames per clip (default: 93)")
     flags.add_argument(
         "--video_size",
         type=int,
         nargs=2,
         default=(704, 1280),
         metavar=("HEIGHT", "WIDTH"),
-        help="pixels the frames are fitted to (704 1280)",
+        help="size in pixels to which frames are resized (default: 704 1280)",
     )
     flags.add_argument("--geometry", choices=get_args(Geometry), default="crop")
     flags.add_argument(
         "--clips_per_window",
         type=int,
         default=4,
-        help="clips cut from each window at different first frames (4)",
+        help="clips per window, with different first frames (default: 4)",
     )
-    flags.add_argument("--seed", type=int, default=0, help="seed of the first frames (0)")
+    flags.add_argument("--seed", type=int, default=0, help="seed of the first frames (default: 0)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--processes", type=int, help="how many share the work (one a GPU)")
+    flags.add_argument(
+        "--processes", type=int, help="number of worker processes (default: one per GPU)"
+    )
     return flags
 
 
 def clip_starts(stem: str, frames: int, num_frames: int, clips: int, seed: int) -> list[int]:
-    """First frames of up to ``clips`` different clips in a window of ``frames`` frames, ascending.
+    """Return the sorted first frames of ``clips`` different clips in a window of ``frames`` frames.
 
-    They depend on ``seed`` and the window's name only, not on what else is in the dataset. A
-    window with fewer different clips gives all it has.
+    They depend only on ``seed`` and the window's name, not on the rest of the dataset. A window
+    with fewer different clips has all of them.
     """
     offsets = frames - num_frames + 1
     digest = hashlib.sha256(f"{seed}:{stem}".encode()).digest()
@@ -86,6 +88,8 @@ def clip_starts(stem: str, frames: int, num_frames: int, clips: int, seed: int) 
 
 @dataclass(frozen=True)
 class _Window:
+    """A window to encode: clips of ``num_frames`` frames from each of ``starts``."""
+
     video: Path
     target: Path
     frames: int
@@ -96,7 +100,7 @@ class _Window:
 def _windows(
     split: Path, args: argparse.Namespace, vae_name: str, report: Report
 ) -> Iterator[_Window]:
-    """The usable windows of ``split``; the others are named in ``report``."""
+    """Yield the usable windows of ``split``; report the others."""
     for video in sorted((split / "videos").glob("[!.]*.mp4")):
         try:
             info = probe(video)
@@ -107,11 +111,11 @@ def _windows(
             report.drop(
                 "window",
                 str(video),
-                f"has {info.frames} frames, a clip needs {args.num_frames}",
+                f"has {info.frames} frames, but a clip has {args.num_frames}",
             )
             continue
         if name_bytes(f"{video.stem}.safetensors") > NAME_BYTES:
-            report.drop("window", str(video), "its name is too long for that of its latents")
+            report.drop("window", str(video), "its name is too long for the name of its latents")
             continue
         starts = clip_starts(
             video.stem, info.frames, args.num_frames, args.clips_per_window, args.seed
@@ -138,15 +142,15 @@ def _windows(
 
 
 def _is_done(window: _Window) -> bool:
-    """Whether the latents are those of the window; if it is the newer file, its content decides."""
+    """Whether the latents are up to date; if the video is newer, its content decides."""
     try:
         with safe_open(window.target, "pt") as file:
             metadata = dict(file.metadata() or {})
-        made_of = metadata.pop(CONTENT, "")
+        digest = metadata.pop(CONTENT, "")
         if metadata != window.metadata:
             return False
         newer = window.video.stat().st_mtime_ns > window.target.stat().st_mtime_ns
-        return not newer or made_of == _content(window.video)
+        return not newer or digest == _content(window.video)
     except (OSError, SafetensorError):
         return False
 
@@ -157,10 +161,10 @@ def _content(video: Path) -> str:
 
 
 def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """uint8 clips [T, H, W, 3] of ``window``, fitted to the training size."""
+    """Yield the uint8 clips [T, H, W, 3] of ``window``, resized for training."""
     fitted = functools.partial(read_fitted, window.video, tuple(args.video_size), args.geometry)
     if window.frames <= args.num_frames * len(window.starts):
-        frames = fitted()  # overlapping clips of a short window: decode once
+        frames = fitted()  # the clips of a short window overlap: decode it once
         if len(frames) < window.frames:
             raise UserError(f"{window.video} ends before its header says: cut it again")
         yield from (frames[start : start + args.num_frames] for start in window.starts)
@@ -169,7 +173,7 @@ def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
 
 
 def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], None]:
-    """Return what a process does with each window."""
+    """Return the function that a process applies to each window."""
     vae = load_vae(args.vae_path, device)
     vae.prepare_for_batches()
 
@@ -177,7 +181,7 @@ def _load(args: argparse.Namespace, device: str) -> Callable[[_Window], None]:
 
 
 def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
-    made_of, latents = _content(window.video), []
+    digest, latents = _content(window.video), []
     for clip in _clips(window, args):
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(vae.device)
         pixels = video.float().div_(127.5).sub_(1)  # in place: it is four times the clip
@@ -186,13 +190,17 @@ def _encode(args: argparse.Namespace, vae: VideoVAE, window: _Window) -> None:
         "latents": torch.stack(latents).contiguous(),
         "starts": torch.tensor(window.starts, dtype=torch.int64),
     }
-    # as bytes: the library's own writing to a file hides a full disk behind an error of its own
-    content = save(tensors, metadata=window.metadata | {CONTENT: made_of})
+    # not save_file(), which hides a full disk behind an error of its own
+    content = save(tensors, metadata=window.metadata | {CONTENT: digest})
     atomic_write(window.target, lambda stream: stream.write(content))
 
 
-def _announce(windows: list[_Window], args: argparse.Namespace, itemsize: int) -> None:
-    """Say what will be written, and stop now if the volume has no room for it."""
+def _check_space(windows: list[_Window], args: argparse.Namespace, itemsize: int) -> None:
+    """Print how much will be written, with ``itemsize`` bytes per number.
+
+    Raises:
+        UserError: the volume does not have as much free space.
+    """
     height, width = args.video_size
     cells = (1 + (args.num_frames - 1) // 4) * (height // 8) * (width // 8)
     clips = sum(len(window.starts) for window in windows)
@@ -209,10 +217,10 @@ def _announce(windows: list[_Window], args: argparse.Namespace, itemsize: int) -
             )
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     height, width = args.video_size
     if args.num_frames < 1 or (args.num_frames - 1) % 4:
-        raise UserError(f"--num_frames {args.num_frames}: the VAE takes 1 + 4k frames, as 93")
+        raise UserError(f"--num_frames {args.num_frames}: the VAE takes 1 + 4k frames, e.g. 93")
     if min(height, width) < 8 or height % 8 or width % 8:
         raise UserError(f"--video_size {height} {width}: both must be multiples of 8")
     if args.clips_per_window < 1:
@@ -226,13 +234,12 @@ def _check(args: argparse.Namespace) -> None:
 
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     made = Provenance.of(*(split / "videos" for split in args.dataset_path), args.vae_path)
-    _check(args)
-    # its name is known from the files; the processes that encode load it once each
-    vae = load_vae(args.vae_path, "cpu", torch.float32)
+    _check_flags(args)
+    vae = load_vae(args.vae_path, "cpu", torch.float32)  # for its name; each process loads its own
     names = ("num_frames", "geometry", "seed", "clips_per_window")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"size": list(args.video_size), "vae": vae.name}
-    remedy = "give the data set another name (spec.dataset), or equal settings"
+    remedy = "give the dataset another name (spec.dataset), or use the same settings"
     with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
         files, report = _encode_all(args, vae.name)
         made.failed = failed_items(report)
@@ -247,16 +254,16 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
         for path in (split / FOLDER).glob("[!.]*.safetensors"):
             if path.name not in names:
                 path.unlink()
-                report.note("latents", str(path), "belonged to no usable window: removed")
+                report.note("latents", str(path), "has no usable window and is removed")
     todo = [w for windows in splits.values() for w in windows if not _is_done(w)]
     gpu = str(args.device).startswith("cuda")
-    _announce(todo, args, 2 if gpu else 4)
+    _check_space(todo, args, 2 if gpu else 4)
     progress = Progress("latents", len(todo), "windows")
     failed: set[Path] = set()
     load = functools.partial(_load, args)
-    on = devices(args.device, args.processes)
     folder = args.dataset_path[0].parent
-    for window, _, problem in spread(load, todo, on, folder) if todo else ():
+    processes = devices(args.device, args.processes)
+    for window, _, problem in process_items(load, todo, processes, folder) if todo else ():
         if problem is not None:
             report.drop("window", str(window.video), problem)
             window.target.unlink(missing_ok=True)
@@ -275,16 +282,16 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
     report.show()
     first = args.dataset_path[0]
     if not good[first]:
-        words = (
+        message = (
             f"--dataset_path {first}: none of its windows can be used (see above); a window needs "
             f"at least {args.num_frames} readable frames"
         )
-        raise nothing_left(words, report)
+        raise nothing_left(message, report)
     return [window.target for window in kept], report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     return run_stage(lambda: _work(args), stage="latents")
 

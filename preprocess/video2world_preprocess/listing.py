@@ -1,4 +1,4 @@
-"""List the entries of a folder that users fill: each is usable, or has a reason why not."""
+"""List the usable entries of a folder that users fill, and report why others are unusable."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from video2world_common.files import PARTIAL_PREFIX
 from video2world_preprocess.stage_report import Report
 
-__all__ = ["entries", "name_strays", "nearest", "same_letters", "why_unusable"]
+__all__ = ["entries", "nearest", "normalized", "usable_files", "why_unusable"]
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what others put into ``folder``, by name; nothing if there is no such folder."""
+    """Return the entries of ``folder`` by name, without partial files; none if it is missing."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if not p.name.startswith(PARTIAL_PREFIX))
 
 
 def why_unusable(path: Path) -> str | None:
-    """Return why ``path`` cannot be used whatever it contains, or None."""
+    """Return why ``path`` is unusable regardless of its content, or None."""
     name = path.name
     try:
         name.encode()
@@ -31,34 +31,39 @@ def why_unusable(path: Path) -> str | None:
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
         return "its name has control characters, such as a line break; rename it"
     if name.startswith("."):
-        return "it is hidden, as its name begins with a dot; rename it to use it"
+        return "it is hidden because its name begins with a dot; rename it to use it"
     try:
         if path.is_dir():
-            return "it is a folder, and subfolders are not read; move what it holds up"
+            return "it is a folder, and subfolders are not read; move its files up"
         if path.is_symlink() and not path.exists():
-            return f"it is a broken link, to {path.readlink()}; copy the file itself here"
+            return f"it is a broken link to {path.readlink()}; copy the file itself here"
         if not path.is_file():
             return "it is not a regular file; copy the file itself here"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     if not os.access(path, os.R_OK):
-        return "it cannot be read (permission denied); give it to the stage's user or group"
+        return (
+            "it cannot be read (permission denied); make it readable by the stage's user or group"
+        )
     return None
 
 
-def name_strays(folder: Path, label: str, suffix: str, kind: str, report: Report) -> list[Path]:
-    """Return the files of ``folder`` that end in ``suffix``; name all others in ``report``."""
+def usable_files(folder: Path, label: str, suffix: str, kind: str, report: Report) -> list[Path]:
+    """Return the files of ``folder`` that end in ``suffix``; report all other entries.
+
+    ``label`` stands for the folder in the report, and ``kind`` says what a file is.
+    """
     found = []
     for path in entries(folder):
         reason = why_unusable(path)
         if reason is None and path.suffix != suffix:
             if path.suffix.lower() == suffix:
                 reason = (
-                    f"its name ends in {path.suffix}, and only {suffix} is read; rename it to "
+                    f"its name ends in {path.suffix}, but only {suffix} is read; rename it to "
                     f"{path.stem}{suffix}"
                 )
             else:
-                report.note("file", f"{label}/{path.name}", f"is not read: no {suffix} file")
+                report.note("file", f"{label}/{path.name}", f"is not read: not a {suffix} file")
                 continue
         if reason is None:
             found.append(path)
@@ -69,20 +74,20 @@ def name_strays(folder: Path, label: str, suffix: str, kind: str, report: Report
     return found
 
 
-def same_letters(name: str) -> str:
-    """Return ``name`` with accents composed: its two spellings in Unicode become one."""
+def normalized(name: str) -> str:
+    """Return ``name`` in Unicode's composed form (NFC), so that equal-looking names are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the one of ``known`` that is probably meant by ``name``, or None."""
+    """Return the one of ``known`` that ``name`` probably means, or None."""
     names = list(known)
     if name.isdigit():
         for other in names:
             if other.isdigit() and int(other) == int(name):
                 return other
     for other in names:
-        if same_letters(other).casefold() == same_letters(name).casefold():
+        if normalized(other).casefold() == normalized(name).casefold():
             return other
     close: Sequence[str] = difflib.get_close_matches(name, names, 1, 0.8)
     return close[0] if close else None

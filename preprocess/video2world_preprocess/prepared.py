@@ -1,4 +1,4 @@
-"""Checks a dataset folder that somebody else prepared: {train,val}/{videos,metas}, equal stems.
+"""Check a prepared dataset folder: {train,val}/{videos,metas} with equal file stems.
 
 Nothing in the folder is changed.
 """
@@ -18,7 +18,7 @@ from video2world_common.stage import run_stage
 from video2world_common.user_text import caption_in
 from video2world_preprocess.dataset.records import SPLITS
 from video2world_preprocess.item_faults import reason_for
-from video2world_preprocess.listing import entries, name_strays, same_letters
+from video2world_preprocess.listing import entries, normalized, usable_files
 from video2world_preprocess.stage_report import Report
 from video2world_preprocess.video.decode import VideoInfo
 from video2world_preprocess.video.reader import probe
@@ -27,7 +27,7 @@ __all__ = ["check", "main", "parser"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_preprocess.prepared", description=__doc__
     )
@@ -42,19 +42,24 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="shorter videos are named as unusable (default: %(default)s)",
+        help="report shorter videos as unusable (default: %(default)s)",
     )
     return flags
 
 
 def _check_clip(split: Path, name: str, metas: Mapping[str, Path], min_frames: int) -> VideoInfo:
+    """Return the properties of a clip.
+
+    Raises:
+        UserError: the clip is unusable.
+    """
     meta = split / "metas" / f"{name}.txt"
     if name not in metas:
-        others = [m for m in metas.values() if same_letters(m.stem) == same_letters(name)]
+        others = [m for m in metas.values() if normalized(m.stem) == normalized(name)]
         if others:
             raise UserError(
-                f"its caption {meta} is missing: there is one whose name looks the same but is "
-                f"spelled otherwise in Unicode ({others[0].name!a}); give both files one name"
+                f"its caption {meta} is missing: there is one whose name looks the same but has "
+                f"another Unicode spelling ({others[0].name!a}); give both files the same name"
             )
         raise UserError(f"its caption {meta} is missing")
     try:
@@ -68,17 +73,17 @@ def _check_clip(split: Path, name: str, metas: Mapping[str, Path], min_frames: i
 
 
 def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
-    """Number of usable clips by split; unusable ones are named in ``report``.
+    """Return the number of usable clips by split; report unusable ones.
 
     Raises:
-        UserError: the layout is another one, or nothing is left to train on.
+        UserError: the folder has another layout, or no usable clip to train on.
     """
     on_volume(folder)
     for needed in (folder, folder / "train" / "videos", folder / "train" / "metas"):
         if not needed.is_dir():
             raise UserError(
                 f"--dataset_dir {folder}: the folder {needed} is missing; a prepared dataset has "
-                "train/videos/*.mp4 and train/metas/*.txt with equal names (val likewise)"
+                "train/videos/*.mp4 and train/metas/*.txt with equal stems (and the same in val)"
             )
     for path in entries(folder):
         if path.is_dir() and path.name not in SPLITS and not path.name.startswith("."):
@@ -87,8 +92,8 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
     frames, seconds = 0, 0.0
     for split in SPLITS:
         places = {kind: (folder / split / kind, f"{split}/{kind}") for kind in ("videos", "metas")}
-        clips = name_strays(*places["videos"], ".mp4", "clip", report)
-        metas = {p.stem: p for p in name_strays(*places["metas"], ".txt", "caption", report)}
+        clips = usable_files(*places["videos"], ".mp4", "clip", report)
+        metas = {p.stem: p for p in usable_files(*places["metas"], ".txt", "caption", report)}
         videos = {p.stem for p in clips}
         for name in sorted(videos):
             try:
@@ -100,8 +105,8 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
             frames += info.frames
             seconds += info.seconds
         for name in sorted(set(metas) - videos):
-            lost = [p.name for p in entries(folder / split / "videos") if p.stem == name]
-            reason = f"its video {lost[0]} is left out" if lost else "its video is missing"
+            unusable = [p.name for p in entries(folder / split / "videos") if p.stem == name]
+            reason = f"its video {unusable[0]} is left out" if unusable else "its video is missing"
             report.drop("caption", f"{split}/metas/{name}.txt", reason)
     report.counts |= {
         "train_windows": usable["train"],
@@ -127,7 +132,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     return run_stage(lambda: _work(args), stage="dataset")
 

@@ -1,4 +1,4 @@
-"""Run work on items in helper processes; a crash costs only the item that it happened on."""
+"""Process items in worker processes; a crash costs only the item it happened on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from video2world_common.exit_codes import UserError
 from video2world_common.subprocesses import end_with_parent
 from video2world_preprocess.item_faults import Crashed
 
-__all__ = ["Helpers"]
+__all__ = ["WorkerPool"]
 
 Load = Callable[[str], Callable[[Any], Any]]
-LAST_WORDS = 5.0  # seconds for a process whose connection has closed to end
+EXIT_TIMEOUT = 5.0  # seconds to wait for a process that has closed its connection
 
 
 def _serve(connection: Any, load: Load, device: str) -> None:
-    """Load once, then work on each item that comes; the main function of a helper process."""
+    """Load once, then process each received item; the main function of a worker process."""
     end_with_parent()
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent needs no more
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has closed the connection
         try:
             work = load(device)
         except Exception as error:
@@ -42,7 +42,7 @@ def _serve(connection: Any, load: Load, device: str) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return ``error`` if it survives pickling to another process, else one with its text."""
+    """Return ``error`` if it can be pickled, else a RuntimeError with its text."""
     try:
         if isinstance(error, OSError | UserError) and str(pickle.loads(pickle.dumps(error))):  # noqa: S301
             return error
@@ -51,8 +51,8 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-class _Helper:
-    """One process, started when it is first needed and again after a crash."""
+class _Worker:
+    """A process that is started when it is first needed, and again after a crash."""
 
     def __init__(self, load: Load, device: str) -> None:
         self._load, self._device = load, device
@@ -62,11 +62,11 @@ class _Helper:
         self._connection: Any = None
 
     def run(self, item: Any) -> Any:
-        """Return what the work on ``item`` returns, and raise what it raises.
+        """Process ``item``: return what its work returns, and raise what it raises.
 
         Raises:
             Crashed: the process ended.
-            OSError: it ended twice while it loaded what it needs.
+            OSError: the process ended twice while loading.
         """
         if self._process is None:
             try:
@@ -93,7 +93,7 @@ class _Helper:
                 target=_serve, args=(theirs, self._load, self._device), daemon=True
             )
             self._process.start()
-        theirs.close()  # so that reading ends when the process does
+        theirs.close()  # otherwise recv() would not end with the process
         self._exchange(lambda: None)
 
     def _exchange(self, send: Callable[[], None]) -> Any:
@@ -101,27 +101,27 @@ class _Helper:
             send()
             good, value = self._connection.recv()
         except (EOFError, ConnectionError):
-            raise Crashed(self._end_of_process()) from None
+            raise Crashed(self._reap()) from None
         if not good:
             raise value
         return value
 
-    def _end_of_process(self) -> str:
-        """Forget the process that has ended, and say how it did."""
+    def _reap(self) -> str:
+        """Drop the process, which has ended, and return how it ended."""
         process, self._process = self._process, None
         self._connection.close()
-        process.join(LAST_WORDS)
+        process.join(EXIT_TIMEOUT)
         code = process.exitcode
         if code is None:
             process.kill()
         if code == -signal.SIGKILL:
-            return "a worker process was killed, most likely for want of memory"
+            return "a worker process was killed, probably because it ran out of memory"
         if code is not None and code < 0:
-            return f"a worker process was ended by {signal.Signals(-code).name}"
+            return f"a worker process was terminated by {signal.Signals(-code).name}"
         return f"a worker process ended with exit code {code}"
 
     def close(self, now: bool) -> None:
-        """End the process; at once if ``now``, whatever it works on."""
+        """End the process, immediately if ``now``, else after its current item."""
         with self._lock:
             self._closed = True
             process = self._process
@@ -132,26 +132,26 @@ class _Helper:
             process.join()
 
 
-class Helpers:
-    """Processes, one for each of the devices ``on``, that call ``load(device)`` once.
+class WorkerPool:
+    """One worker process per device; each calls ``load(device)`` once.
 
-    What that returns is called with each item that is submitted. An item on which a process ends
-    is tried once more, alone: it may have been killed for want of memory that others took. A
-    context manager; on an error nothing is waited for.
+    The function that ``load`` returns is called with each submitted item. If a process ends on an
+    item, the item is tried once more while no other is running, as the others may have used up the
+    memory. A context manager; on an error it does not wait for running items.
     """
 
-    def __init__(self, load: Load, on: Sequence[str]) -> None:
-        self._helpers = [_Helper(load, device) for device in on]
+    def __init__(self, load: Load, devices: Sequence[str]) -> None:
+        self._workers = [_Worker(load, device) for device in devices]
         self._tasks: queue.SimpleQueue[tuple[Any, Future[Any]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._running = self._waiting = 0
         self._alone = self._closed = False
 
-    def __enter__(self) -> Helpers:
-        for helper in self._helpers:
-            # daemons: a pod that is asked to end does not wait for them
-            thread = threading.Thread(target=self._work_off, args=(helper,), daemon=True)
+    def __enter__(self) -> WorkerPool:
+        for worker in self._workers:
+            # daemon threads: a terminating pod does not wait for them
+            thread = threading.Thread(target=self._process_tasks, args=(worker,), daemon=True)
             thread.start()
             self._threads.append(thread)
         return self
@@ -163,36 +163,36 @@ class Helpers:
         if not self._closed:
             for thread in self._threads:
                 thread.join()
-        for helper in self._helpers:
-            helper.close(now=self._closed)
+        for worker in self._workers:
+            worker.close(now=self._closed)
 
     def submit(self, item: Any) -> Future[Any]:
-        """Return what will hold the result of ``item``, or :class:`.faults.Crashed`."""
+        """Return a future of the result of ``item``; its exception may be :class:`Crashed`."""
         future: Future[Any] = Future()
         self._tasks.put((item, future))
         return future
 
-    def _work_off(self, helper: _Helper) -> None:
+    def _process_tasks(self, worker: _Worker) -> None:
         while (task := self._tasks.get()) is not None and not self._closed:
             item, future = task
             try:
-                future.set_result(self._run(helper, item))
+                future.set_result(self._run(worker, item))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _run(self, helper: _Helper, item: Any) -> Any:
+    def _run(self, worker: _Worker, item: Any) -> Any:
         try:
             with self._turn(alone=False):
-                return helper.run(item)
+                return worker.run(item)
         except Crashed:
             if self._closed:
                 raise
         with self._turn(alone=True):
-            return helper.run(item)
+            return worker.run(item)
 
     @contextlib.contextmanager
     def _turn(self, alone: bool) -> Iterator[None]:
-        """Run among others, or alone: then those that have begun are waited for."""
+        """Run along with other items, or ``alone``, after those that are running have ended."""
         with self._changed:
             self._waiting += alone
             self._changed.wait_for(

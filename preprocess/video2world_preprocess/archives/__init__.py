@@ -1,1 +1,1 @@
-"""Read tar archives, locally and over HTTP ranges."""
+"""Read AgiBot's tar archives, on the volume or over HTTP ranges."""

@@ -1,4 +1,7 @@
-"""Tar headers found from any place of an archive, and the leap over a directory of no interest."""
+"""Find tar headers from any position of an archive, and skip directories of no interest.
+
+The format is described in https://www.gnu.org/software/tar/manual/html_node/Standard.html.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,20 @@ import tarfile
 from pathlib import PurePosixPath
 from typing import IO
 
-__all__ = ["BLOCK", "LARGEST_NAME", "NAMES", "SCAN", "foreign_content", "leap", "next_header"]
+__all__ = [
+    "BLOCK",
+    "EXTENDED_HEADERS",
+    "LARGEST_EXTENDED_HEADER",
+    "SCAN_SIZE",
+    "foreign_content",
+    "next_header",
+    "skip_directory",
+]
 
-BLOCK = 512  # bytes: where members begin
-SCAN = 1 << 16  # bytes looked through at a time
-LARGEST_NAME = 1 << 20  # bytes of a long name or an extended header, which are read into memory
-NAMES = (
+BLOCK = 512  # bytes; members begin at multiples of it
+SCAN_SIZE = 1 << 16  # bytes to search at a time
+LARGEST_EXTENDED_HEADER = 1 << 20  # bytes; extended headers and long names are read into memory
+EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
@@ -20,7 +31,7 @@ NAMES = (
 )
 
 GZIP = b"\x1f\x8b"
-OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy
+OTHER_CONTENT = {  # first bytes of a file: what it is, and the remedy
     GZIP: ("is compressed with gzip", "rename it to end in .tar.gz"),
     b"BZh": ("is compressed with bzip2", "unpack it with bunzip2"),
     b"\xfd7zXZ\0": ("is compressed with xz", "unpack it with unxz"),
@@ -31,12 +42,12 @@ OTHER_CONTENT = {  # what a file begins with: what it is, and the remedy
     b"Rar!": ("is a rar file", "unpack it, and pack it with tar"),
     b"version https://git-lfs": ("is a pointer of Git LFS, not the file", "run git lfs pull"),
     b"<": ("is a web page", "download the file itself"),
-    b"{": ("is JSON, perhaps an error of a server", "download the file itself"),
+    b"{": ("is JSON, perhaps a server's error message", "download the file itself"),
 }
 
 
 def foreign_content(name: str, head: bytes) -> str | None:
-    """Say that a file beginning with ``head`` is not the archive that ``name`` promises."""
+    """Return why a file that begins with ``head`` is not the archive that ``name`` promises."""
     wanted = name[name.rindex(".tar") :] if ".tar" in name else ".tgz"
     although = f"although its name ends in {wanted}"
     if not head:
@@ -49,11 +60,11 @@ def foreign_content(name: str, head: bytes) -> str | None:
         if head.startswith(start):
             return f"{what}, {although}; {remedy}"
     is_start_of_tar = len(head) < BLOCK or not any(head)
-    return None if is_start_of_tar else "is no tar archive, or its beginning is damaged"
+    return None if is_start_of_tar else "is not a tar archive, or its beginning is damaged"
 
 
 def _is_header(block: bytes) -> bool:
-    """Whether ``block`` carries tar's magic and a checksum that holds."""
+    """Whether ``block`` has a valid tar checksum."""
     try:
         stated = int(bytes(block[148:156]).strip(b" \0"), 8)
     except ValueError:
@@ -62,11 +73,11 @@ def _is_header(block: bytes) -> bool:
 
 
 def next_header(stream: IO[bytes], start: int, stop: int) -> int | None:
-    """Where the first header at or after ``start``, before ``stop``, begins."""
+    """Return the position of the first header in the bytes ``start .. stop - 1``, or None."""
     position = -(-start // BLOCK) * BLOCK
     while position < stop:
         stream.seek(position)
-        data = stream.read(min(SCAN, stop - position + BLOCK))
+        data = stream.read(min(SCAN_SIZE, stop - position + BLOCK))
         found = data.find(b"ustar")
         while found >= 0:
             begin = found - 257
@@ -79,35 +90,37 @@ def next_header(stream: IO[bytes], start: int, stop: int) -> int | None:
     return None
 
 
-def _folder(stream: IO[bytes], at: int) -> PurePosixPath | None:
-    """The directory of the member whose header, or whose name's header, is at ``at``."""
-    for _ in range(3):  # a long name's header and an extended one may come first
+def _directory(stream: IO[bytes], at: int) -> PurePosixPath | None:
+    """Return the directory of the member whose header, or extended header, is at ``at``."""
+    for _ in range(3):  # a long name and an extended header may come first
         stream.seek(at)
         try:
             member = tarfile.TarInfo.frombuf(stream.read(BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             return None
-        if member.type not in NAMES:
+        if member.type not in EXTENDED_HEADERS:
             return PurePosixPath(member.name).parent
-        if not 0 <= member.size <= LARGEST_NAME:
+        if not 0 <= member.size <= LARGEST_EXTENDED_HEADER:
             return None
         at += BLOCK + -(-member.size // BLOCK) * BLOCK
     return None
 
 
-def leap(stream: IO[bytes], at: int, stop: int, folder: PurePosixPath, least: int) -> int:
-    """A header of ``folder``'s, near the last of those that follow each other from ``at`` on.
+def skip_directory(
+    stream: IO[bytes], at: int, stop: int, directory: PurePosixPath, min_skip: int
+) -> int:
+    """Return the position of a header near the last consecutive member of ``directory``.
 
-    Headers are looked for at growing distances, then at shrinking ones; what lies between two of
-    the same directory is taken to be of it too, as tar writes it. Distances below ``least`` bytes
-    are left to be walked. ``at`` is returned where nothing can be saved.
+    A galloping search from the header at ``at``: what lies between two members of the same
+    directory is assumed to be in it too, as tar writes directories in one piece. Distances below
+    ``min_skip`` bytes are not skipped; ``at`` is returned where nothing can be skipped.
     """
-    step, beyond = least, stop
-    while step >= least:
+    step, beyond = min_skip, stop
+    while step >= min_skip:
         probe = None
         if at + step < beyond:
-            probe = next_header(stream, at + step, min(beyond, at + step + least))
-        if probe is not None and _folder(stream, probe) == folder:
+            probe = next_header(stream, at + step, min(beyond, at + step + min_skip))
+        if probe is not None and _directory(stream, probe) == directory:
             at, step = probe, 2 * step
         else:
             beyond = min(beyond, at + step)

@@ -1,10 +1,9 @@
-"""One camera's videos in AgiBot's archives, which are read from any place and trusted in nothing.
+"""Find one camera's videos in AgiBot's archives, which are treated as untrusted.
 
-An archive holds mostly depth images that are not wanted; of its members only
-``<episode>/videos/<camera>.mp4`` are taken, by the episode's number: no name, link or device in
-the archive decides where anything goes. A reader that starts inside an archive looks for the next
-member whose header checksum holds; :func:`unproven` finds the pieces that were begun at something
-that only looked like one.
+Only members named ``<episode>/videos/<camera>.mp4`` are used, and of their names only the episode
+number: no name, link or device in an archive decides where a file is written. Most other members
+are depth images. A reader that starts inside an archive searches for the next member with a valid
+header checksum; :func:`misaligned_piece` finds the pieces for which that was not a real member.
 """
 
 from __future__ import annotations
@@ -20,23 +19,22 @@ from typing import IO, Any, Self
 
 from video2world_preprocess.archives.tar_headers import (
     BLOCK,
-    LARGEST_NAME,
-    NAMES,
-    SCAN,
-    leap,
+    EXTENDED_HEADERS,
+    LARGEST_EXTENDED_HEADER,
+    SCAN_SIZE,
     next_header,
+    skip_directory,
 )
 
-__all__ = ["ARCHIVE_SUFFIXES", "Member", "Piece", "Take", "unproven", "walk"]
+__all__ = ["Member", "Piece", "Take", "misaligned_piece", "walk"]
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-MOST_CAMERAS = 50  # that are named
+MAX_CAMERAS = 50  # to list
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
 class Member:
-    """A wanted video: its episode's number, where its header begins, and its size in bytes."""
+    """A video of the camera: its episode, the offset of its header and its size in bytes."""
 
     episode: int
     offset: int
@@ -48,14 +46,19 @@ Take = Callable[[Member, IO[bytes]], None]
 
 @dataclass
 class Piece:
-    """What lies in the bytes ``start .. stop - 1`` of an archive: the members that begin there.
+    """The members that begin in the bytes ``start .. stop - 1`` of an archive.
 
-    ``first`` is where the first of all members begins, ``end`` where the one after the last does;
-    both None where no member begins. ``last``: the archive's end mark was met. ``rejected`` are
-    members not to be trusted, each with the reason; ``damage`` says what ended the walk too early.
-    ``leapt`` are the episodes of directories that were not read member by member. ``episodes`` and
-    ``cameras`` are those that have any video or depth image. ``foreign``: the file is no archive
-    of the kind that its name says, as ``damage`` explains.
+    Attributes:
+        first: offset of the first member of any kind; None if no member begins here.
+        end: offset after the last member; None if no member begins here.
+        last: whether the archive's end mark was read.
+        members: the videos of the camera.
+        rejected: names of unsafe members, each with the reason.
+        damage: why reading ended early, if it did.
+        skipped: the episodes whose depth images were not read member by member.
+        episodes: the episodes with any video or depth image.
+        cameras: the cameras with any video.
+        foreign: whether the file is not an archive of the kind its name says; see ``damage``.
     """
 
     start: int
@@ -66,14 +69,14 @@ class Piece:
     members: list[Member] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     damage: str | None = None
-    leapt: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     episodes: list[int] = field(default_factory=list)
     cameras: list[str] = field(default_factory=list)
     foreign: bool = False
 
 
 class _CheckedMember(tarfile.TarInfo):
-    """Makes damage an error, where tarfile would quietly end the archive or believe any size."""
+    """Raises an error for damage, where tarfile would end the archive or accept any size."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -90,15 +93,18 @@ class _CheckedMember(tarfile.TarInfo):
             RecursionError,
         ) as error:
             reason = str(error) or type(error).__name__
-            raise tarfile.ReadError(f"no whole member at byte {archive.offset}: {reason}") from None
+            raise tarfile.ReadError(
+                f"no complete member at byte {archive.offset}: {reason}"
+            ) from None
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        if self.size < 0 or (self.type in NAMES and self.size > LARGEST_NAME):
+        is_extended = self.type in EXTENDED_HEADERS
+        if self.size < 0 or (is_extended and self.size > LARGEST_EXTENDED_HEADER):
             raise tarfile.HeaderError(f"a size of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # not in typeshed
 
 
-def _unsafe(member: tarfile.TarInfo) -> str | None:
+def _why_unsafe(member: tarfile.TarInfo) -> str | None:
     path = PurePosixPath(member.name)
     if path.is_absolute():
         return "its name is an absolute path"
@@ -120,17 +126,20 @@ def walk(
     camera: str,
     take: Take,
     at: int | None = None,
-    least_leap: int = 0,
+    min_skip: int = 0,
 ) -> Piece:
-    """Hand the ``camera``'s members that begin at ``start .. stop - 1`` to ``take``, in order.
+    """Pass the ``camera``'s videos that begin at ``start .. stop - 1`` to ``take``, in order.
 
-    ``stream`` is the archive, uncompressed and seekable. ``at`` is where a member begins, if that
-    is known, else the next one is looked for. ``take`` gets the member and a stream of its
-    content, which it may leave unread. With ``least_leap`` an episode's directory of depth images
-    is leapt over, as :func:`.headers.leap` does, where so many bytes are saved at once.
+    Args:
+        stream: the archive, uncompressed and seekable.
+        take: called with each video and a stream of its content, which it need not read.
+        at: offset of a member, if known; otherwise the next member is searched for.
+        min_skip: if set, depth images are skipped where that saves so many bytes at once; see
+            :func:`.tar_headers.skip_directory`.
 
     Raises:
-        OSError: of ``stream`` or ``take``; damage to the archive is no exception but reported.
+        OSError: raised by ``stream`` or ``take``. Damage of the archive does not raise: the piece
+            describes it.
     """
     piece = Piece(start, stop)
     try:
@@ -140,24 +149,24 @@ def walk(
         piece.first = begin
         stream.seek(begin)
         with tarfile.TarFile(fileobj=stream, mode="r", tarinfo=_CheckedMember) as members:
-            at, leapt = begin, None
+            at, skipped = begin, None
             while at < stop:
                 member = members.next()
                 if member is None:
-                    _judge_end(piece, stream, at)
+                    _check_end(piece, stream, at)
                     break
                 if members.offset <= at:
-                    raise tarfile.ReadError(f"the member at byte {at} has no good size")
+                    raise tarfile.ReadError(f"the member at byte {at} has an invalid size")
                 at = members.offset
-                # tarfile's list of members would grow with each of millions of depth images
+                # tarfile would keep each of millions of depth images in its list of members
                 members.members = []  # type: ignore[attr-defined]  # not in typeshed
-                _judge(piece, members, member, camera, take)
-                if least_leap and (folder := _depth_folder(member)) and folder != leapt:
-                    leapt = folder
-                    target = leap(stream, at, stop, folder, least_leap)
+                _handle(piece, members, member, camera, take)
+                if min_skip and (folder := _depth_folder(member)) and folder != skipped:
+                    skipped = folder
+                    target = skip_directory(stream, at, stop, folder, min_skip)
                     if target > at:
                         at = members.offset = target
-                        piece.leapt.append(int(folder.parent.name))
+                        piece.skipped.append(int(folder.parent.name))
             piece.end = at
     except DAMAGE as error:
         piece.damage = str(error) or type(error).__name__
@@ -166,25 +175,25 @@ def walk(
     return piece
 
 
-def _judge_end(piece: Piece, stream: Any, at: int) -> None:
-    """Note whether the archive's end mark, two blocks of zeros, is at ``at``.
+def _check_end(piece: Piece, stream: Any, at: int) -> None:
+    """Check that the archive's end mark, two blocks of zeros, is at ``at``.
 
-    tarfile has read the first block: it ends there, too, where the file does.
+    tarfile has read the first block, but also stops at the end of the file.
     """
-    there = stream.tell() - at
-    rest = stream.read(SCAN)
-    rest += stream.read(1)  # a compressed file that lacks its own end says so at last
-    if there < BLOCK or len(rest) < BLOCK or any(rest[:BLOCK]):
+    already_read = stream.tell() - at
+    rest = stream.read(SCAN_SIZE)
+    rest += stream.read(1)  # raises an error if a compressed file is truncated
+    if already_read < BLOCK or len(rest) < BLOCK or any(rest[:BLOCK]):
         piece.damage = f"the end mark is missing or incomplete at byte {at}"
         return
     piece.last = True
     if any(rest):
-        reason = "it is not read: unpack archives that were joined into one file"
-        piece.rejected.append((f"what follows the end mark at byte {at}", reason))
+        reason = "they are not read: unpack archives that were joined into one file"
+        piece.rejected.append((f"data after the end mark at byte {at}", reason))
 
 
 def _depth_folder(member: tarfile.TarInfo) -> PurePosixPath | None:
-    """The directory of an episode's depth images that ``member`` lies in, if it does."""
+    """Return the directory of an episode's depth images if ``member`` is in it."""
     folder = PurePosixPath(member.name).parent
     return folder if folder.name == "depth" and _is_episode(folder.parent.name) else None
 
@@ -193,10 +202,11 @@ def _is_episode(number: str) -> bool:
     return number.isascii() and number.isdigit() and len(number) < 16
 
 
-def _judge(
+def _handle(
     piece: Piece, members: tarfile.TarFile, member: tarfile.TarInfo, camera: str, take: Take
 ) -> None:
-    if (reason := _unsafe(member)) is not None:
+    """Note a member of the archive in ``piece``, and pass it to ``take`` if it is wanted."""
+    if (reason := _why_unsafe(member)) is not None:
         piece.rejected.append((member.name, reason))
         return
     parts = PurePosixPath(member.name).parts
@@ -205,32 +215,35 @@ def _judge(
         return
     number = parts[-3] if len(parts) > 2 else ""
     if not _is_episode(number):
-        piece.rejected.append((member.name, "no episode number above it"))
+        piece.rejected.append((member.name, "it is not in a folder named by an episode number"))
         return
     found = Member(int(number), member.offset, member.size)
     content = members.extractfile(member)
-    assert content is not None  # only directories and the like have no content
+    assert content is not None  # only other types of members have no content
     take(found, content)
     piece.members.append(found)
 
 
 def _note_episode(piece: Piece, parts: tuple[str, ...]) -> None:
-    """Remember the episode and the camera of a member of any camera."""
+    """Note the episode and the camera of a video or depth image of any camera."""
     if len(parts) < 3 or parts[-2] not in ("videos", "depth") or not _is_episode(parts[-3]):
         return
     episode, camera = int(parts[-3]), PurePosixPath(parts[-1])
-    # most members are depth images of the episode of the member before
+    # fast path: most members belong to the same episode as the member before
     if piece.episodes[-1:] != [episode] and episode not in piece.episodes:
         piece.episodes.append(episode)
-    if parts[-2] == "videos" and camera.suffix == ".mp4" and len(piece.cameras) < MOST_CAMERAS:
+    if parts[-2] == "videos" and camera.suffix == ".mp4" and len(piece.cameras) < MAX_CAMERAS:
         piece.cameras += [camera.stem] if camera.stem not in piece.cameras else []
 
 
-def unproven(pieces: Sequence[Piece]) -> tuple[int, int] | None:
-    """The first of ``pieces`` (all of an archive, in order) that was not begun where it should be.
+def misaligned_piece(pieces: Sequence[Piece]) -> tuple[int, int] | None:
+    """Find the first of ``pieces`` whose first member is not where the piece before it ends.
 
-    Returns its index and where the first member after the pieces before it begins, to be walked
-    anew from there; None if all fit together, and so are what one walk from the start would find.
+    ``pieces`` are all pieces of an archive, in order.
+
+    Returns:
+        Its index, and the offset to read it from; None if all pieces fit together, so that they
+        are equal to what one walk from the start would find.
     """
     at: int | None = 0
     for index, piece in enumerate(pieces):
@@ -240,6 +253,6 @@ def unproven(pieces: Sequence[Piece]) -> tuple[int, int] | None:
                 return index, at
             if expected is None:
                 continue
-        # beyond damage, what was found is taken as it is
+        # after damage there is no position to compare with
         at = None if piece.damage else pieces[-1].stop if piece.last else piece.end
     return None

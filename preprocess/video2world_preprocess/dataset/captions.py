@@ -1,4 +1,4 @@
-"""What a window shows, in words: from a caption file, else composed from AgiBot's task_info."""
+"""Caption AgiBot's windows from a caption file, else from the actions that task_info describes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from typing import Any
 from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json
 from video2world_common.user_text import checked_caption, parse_json
+from video2world_preprocess.dataset.source import Captions
 from video2world_preprocess.dataset.windows import Window
 from video2world_preprocess.stage_report import Report
 
-__all__ = ["Action", "Caption", "CaptionFile", "ClipCaptions", "EpisodeInfo", "read_task_info"]
+__all__ = [
+    "Action",
+    "Caption",
+    "CaptionFile",
+    "ClipCaptions",
+    "EpisodeCaptions",
+    "EpisodeInfo",
+    "read_task_info",
+]
 
-LARGEST_NUMBER = 1 << 53  # of a frame, an episode or a task: what JSON holds exactly
-TASK_INFO_FPS = 30  # the frame numbers in task_info count at this rate (facts sheet §12)
+LARGEST_NUMBER = 1 << 53  # JSON readers that use doubles hold smaller integers exactly
+TASK_INFO_FPS = 30  # AgiBotWorld-Alpha records at this rate, which its frame numbers refer to
 
 
 @dataclass(frozen=True)
@@ -39,23 +48,23 @@ class ClipCaptions:
     missing: str = "the caption file has no line for it"
 
     def text(self, name: str, window: Window, fps: Fraction) -> str | None:
-        """The line of that name, or the one that covers most (half at least) of the window.
+        """Return the line of that name, or the one that overlaps most of the window, at least half.
 
-        The second case serves merged windows and other window sizes than the file's.
+        The latter is for merged windows and for window sizes other than the file's.
         """
 
-        def shared(line: Caption) -> int:
+        def overlap(line: Caption) -> int:
             return min(line.stop, window.stop) - max(line.start, window.start)
 
         for line in self.lines:
             if line.clip == name:
                 return line.text
-        best = max(self.lines, key=shared, default=None)
-        return best.text if best is not None and 2 * shared(best) >= window.frames else None
+        best = max(self.lines, key=overlap, default=None)
+        return best.text if best is not None and 2 * overlap(best) >= window.frames else None
 
 
 class CaptionFile:
-    """Captions by clip, as in upstream's ``agibot_<camera>.jsonl`` (facts sheet §4.1)."""
+    """Captions by clip, in the format of cosmos-predict2's ``agibot_<camera>.jsonl``."""
 
     def __init__(self) -> None:
         self._clips: set[str] = set()
@@ -63,10 +72,10 @@ class CaptionFile:
 
     @classmethod
     def read(cls, path: Path, report: Report) -> CaptionFile:
-        """Read ``path``; lines that are no captions are named in ``report`` and left out.
+        """Read ``path``; report lines that are not captions, and leave them out.
 
         Raises:
-            UserError: no such file, or not one good line.
+            UserError: the file is missing or has no usable line.
         """
         captions = cls()
         try:
@@ -74,7 +83,7 @@ class CaptionFile:
         except FileNotFoundError:
             raise UserError(f"--caption_file {path}: there is no such file") from None
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(f"--caption_file {path}: is UTF-16; save it as UTF-8")
+            raise UserError(f"--caption_file {path}: it is UTF-16; save it as UTF-8")
         lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -88,7 +97,7 @@ class CaptionFile:
             is_list = data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
             hint = "; this file is one JSON list: write each object on a line of its own"
             raise UserError(
-                f"--caption_file {path}: not one usable line; each line must be a JSON object "
+                f"--caption_file {path}: it has no usable line; each line must be a JSON object "
                 "with video_clip, task_id, episode_id, start_frame, end_frame and caption "
                 f"(JSON Lines){hint if is_list else ''}"
             )
@@ -103,10 +112,10 @@ class CaptionFile:
         try:
             text = checked_caption(text)
         except ValueError as error:
-            raise ValueError(f"caption must be a text that is not empty: it {error}") from None
+            raise ValueError(f"caption must be a non-empty string: it {error}") from None
         start, stop = _number(line, "start_frame"), _number(line, "end_frame") + 1
         if not 0 <= start < stop:
-            raise ValueError(f"start_frame {start} and end_frame {stop - 1} are no range")
+            raise ValueError(f"start_frame {start} and end_frame {stop - 1} are not a range")
         if clip in self._clips:
             raise ValueError(f"{clip} already has a caption on an earlier line")
         episode = (_number(line, "task_id"), _number(line, "episode_id"))
@@ -114,14 +123,14 @@ class CaptionFile:
         self._by_episode.setdefault(episode, []).append(Caption(clip, start, stop, text))
 
     def of(self, task: int, episode: int) -> ClipCaptions | None:
-        """The lines for an episode, or None."""
+        """Return the lines of an episode, or None."""
         lines = self._by_episode.get((task, episode))
         return ClipCaptions(tuple(lines)) if lines else None
 
 
 @dataclass(frozen=True)
 class Action:
-    """What the robot does during frames ``start .. stop - 1`` at 30 frames/s."""
+    """An action of the robot during frames ``start .. stop - 1`` at 30 frames/s."""
 
     start: int
     stop: int
@@ -130,14 +139,14 @@ class Action:
 
 @dataclass(frozen=True)
 class EpisodeInfo:
-    """One episode of task_info: the scene at its start and the actions in their order."""
+    """One episode of task_info: the initial scene and the actions in order."""
 
     scene: str
     actions: tuple[Action, ...]
     missing: str = "no caption: neither scene nor action is described"
 
     def text(self, name: str, window: Window, fps: Fraction) -> str | None:
-        """The scene and the actions during the frames of ``window``; None if unknown."""
+        """Return the scene and the actions during the frames of ``window``; None if unknown."""
         scale = TASK_INFO_FPS / Fraction(fps)
         begin, end = window.start * scale, window.stop * scale
         actions = [a.text for a in self.actions if a.start < end and begin < a.stop]
@@ -150,11 +159,11 @@ class EpisodeInfo:
 
 
 def _number(entry: Mapping[str, Any], key: str) -> int:
-    """Return the integer that ``entry`` has under ``key``, which may be written as a text.
+    """Return the integer under ``key``, which may be written as a string.
 
     Raises:
         KeyError: the key is missing.
-        ValueError: its value is no integer.
+        ValueError: its value is not an integer.
     """
     value = entry[key]
     if isinstance(value, float) and value.is_integer():
@@ -162,7 +171,7 @@ def _number(entry: Mapping[str, Any], key: str) -> int:
     if isinstance(value, str) and value.isascii() and value.strip().removeprefix("-").isdigit():
         value = int(value) if len(value) <= 20 else None
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= LARGEST_NUMBER:
-        raise ValueError(f"{key} is {_shown(entry[key])}, no integer")
+        raise ValueError(f"{key} is {_shown(entry[key])}, not an integer")
     return value
 
 
@@ -172,7 +181,7 @@ def _shown(value: object) -> str:
 
 
 def _action(config: object) -> Action | None:
-    """Return an action of task_info; None if it describes nothing.
+    """Parse an action of task_info; return None if it has no description.
 
     Raises:
         ValueError: it is unusable.
@@ -191,12 +200,12 @@ def _action(config: object) -> Action | None:
     except KeyError as error:
         raise ValueError(f"key {error} is missing") from None
     if stop <= start:
-        raise ValueError(f"start_frame {start} and end_frame {stop} are no range")
+        raise ValueError(f"start_frame {start} and end_frame {stop} are not a range")
     return Action(start, stop, text)
 
 
 def _episode_info(entry: Mapping[str, Any]) -> tuple[EpisodeInfo, list[str]]:
-    """Return what ``entry`` tells of an episode, and the parts of it that are unusable."""
+    """Parse an episode of task_info; return it and why parts of it are unusable."""
     faults: list[str] = []
     scene = entry.get("init_scene_text")
     try:
@@ -224,10 +233,10 @@ def _episode_info(entry: Mapping[str, Any]) -> tuple[EpisodeInfo, list[str]]:
 
 
 def read_task_info(path: Path, report: Report) -> dict[int, EpisodeInfo]:
-    """Episodes by id from ``task_info/task_<id>.json``; unusable ones are named in ``report``.
+    """Read the episodes in ``task_info/task_<id>.json`` by id; report unusable entries.
 
     Raises:
-        UserError: the file is missing or is no list of episodes.
+        UserError: the file is missing or is not a list of episodes.
     """
     try:
         entries = read_json(path)
@@ -235,11 +244,11 @@ def read_task_info(path: Path, report: Report) -> dict[int, EpisodeInfo]:
         raise UserError(f"{error}; download it again") from error
     if entries is None:
         raise UserError(
-            f"{path} is missing, and captions are composed from it: run the command with "
-            "--prepare to download it, or give --caption_file"
+            f"{path} is missing, and captions are composed from it: run with --prepare to download "
+            "it, or set --caption_file"
         )
     if not isinstance(entries, list):
-        raise UserError(f"{path}: a list of episodes is expected; download the file again")
+        raise UserError(f"{path}: expected a list of episodes; download the file again")
     episodes: dict[int, EpisodeInfo] = {}
     for number, entry in enumerate(entries):
         place = f"{path}[{number}]"
@@ -252,7 +261,7 @@ def read_task_info(path: Path, report: Report) -> dict[int, EpisodeInfo]:
             report.drop("task_info entry", place, f"unusable ({why})")
             continue
         if episode in episodes:
-            reason = f"unusable (episode {episode} is in an earlier entry, which is used)"
+            reason = f"unusable (an earlier entry has episode {episode}, and is used)"
             report.drop("task_info entry", place, reason)
             continue
 
@@ -261,3 +270,43 @@ def read_task_info(path: Path, report: Report) -> dict[int, EpisodeInfo]:
         for fault in faults:
             report.drop("caption part", place, f"episode {episode} is used without {fault}")
     return episodes
+
+
+@dataclass(frozen=True)
+class EpisodeCaptions:
+    """The captions of all episodes: from a caption file, or composed from task_info by task."""
+
+    _file: CaptionFile | None
+    _tasks: Mapping[int, Mapping[int, EpisodeInfo]]
+
+    @classmethod
+    def from_file(cls, path: Path, report: Report) -> EpisodeCaptions:
+        """Read a caption file; see :meth:`CaptionFile.read`."""
+        return cls(CaptionFile.read(path, report), {})
+
+    @classmethod
+    def from_task_info(cls, paths: Mapping[int, Path], report: Report) -> EpisodeCaptions:
+        """Read the task_info file of each task; see :func:`read_task_info`."""
+        return cls(None, {task: read_task_info(path, report) for task, path in paths.items()})
+
+    def of(self, task: int, episode: int) -> Captions | None:
+        """Return the captions of one episode, or None."""
+        if self._file is not None:
+            return self._file.of(task, episode)
+        return self._tasks[task].get(episode)
+
+    @property
+    def episodes(self) -> set[int] | None:
+        """All episodes in task_info; None if a caption file is used instead."""
+        if self._file is not None:
+            return None
+        return {episode for episodes in self._tasks.values() for episode in episodes}
+
+    def why_missing(self, task: int) -> str:
+        """Return why an episode has no captions."""
+        if self._file is not None:
+            return "the caption file has no line for it"
+        return (
+            f"task_info/task_{task}.json does not have it, so there is no caption; set "
+            "--caption_file, or use a newer task_info"
+        )

@@ -1,27 +1,26 @@
-"""Where an episode is cut: the guide's window rule, and no window too short to train on.
+"""Decide where a video is cut into windows (pure arithmetic on frame numbers).
 
-Pure arithmetic on frame numbers. The rule is that of upstream's prepare_agibot_fisheye_data.py
-(facts sheet §4.1): windows of ``window_seconds``; what remains at the end becomes one last window
-as soon as it is at most ``min_last_seconds`` long.
+The rule is that of ``scripts/prepare_agibot_fisheye_data.py`` in the cosmos-predict2 repository:
+windows of ``window_seconds``, and one last window for the rest of the video as soon as the rest is
+at most ``min_last_seconds`` long. In addition, no window is shorter than ``min_frames``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Window", "cut_points", "guide_windows", "parse_name", "trainable", "window_name"]
+__all__ = ["Window", "cut_points", "guide_windows", "merge_short", "window_name"]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``start .. stop - 1`` of a video; ``index`` counts from 0 within it.
+    """Frames ``start .. stop - 1`` of a video; ``index`` counts its windows from 0.
 
-    ``named_stop`` is what the guide's script takes ``stop`` to be, whose names tell windows apart:
-    it may be one less at the end of a video (see :func:`guide_windows`).
+    ``named_stop`` is the ``stop`` that the guide's script computes and puts into the file name. At
+    the end of a video it may be one less than ``stop`` (see :func:`guide_windows`).
     """
 
     index: int
@@ -42,15 +41,15 @@ class Window:
 def guide_windows(
     frames: int, fps: Fraction, window_seconds: float = 5.0, min_last_seconds: float = 7.5
 ) -> list[Window]:
-    """The guide's windows of a video of ``frames`` frames, without gap or overlap.
+    """Return the guide's windows of a video of ``frames`` frames, without gap or overlap.
 
-    The guide's script computes in floating point, from the duration that ffprobe prints, rounded to
-    a microsecond: of 60 frames at 30000/1001 a second it takes the last to be number 58. Windows
-    are cut and named as it does, so that captions are found by name, but the last one here holds
-    all frames that are left.
+    The guide's script computes in floating point from the duration that ffprobe prints, which is
+    rounded to a microsecond: it takes the last of 60 frames at 30000/1001 frames/s to be number 58.
+    Windows are cut and named the same way here, so that captions are found by name, except that the
+    last window has all remaining frames.
 
     Raises:
-        ValueError: a length that is not positive.
+        ValueError: a window would be shorter than one frame.
     """
     rate = float(fps)
     if window_seconds <= 0 or fps <= 0 or window_seconds * rate < 1:
@@ -68,11 +67,12 @@ def guide_windows(
     return windows
 
 
-def trainable(windows: list[Window], min_frames: int) -> tuple[list[Window], list[str]]:
-    """Merge windows shorter than ``min_frames``; returns those to keep and what was done.
+def merge_short(windows: list[Window], min_frames: int) -> tuple[list[Window], list[str]]:
+    """Merge windows shorter than ``min_frames``; return the windows to keep and notes on merges.
 
-    A short last window joins its predecessor; windows that are short because the frame rate is
-    low are joined until they suffice. Nothing is kept of a video with fewer frames altogether.
+    A short last window is merged into its predecessor; windows that are short because of a low
+    frame rate are merged until they are long enough. A video with fewer than ``min_frames`` frames
+    has no windows.
     """
     if not windows or windows[-1].stop < min_frames:
         return [], []
@@ -101,23 +101,17 @@ def _merged(short: list[int], other: list[int], min_frames: int) -> str:
 def cut_points(
     frames: int, fps: Fraction, *, window_seconds: float, min_last_seconds: float, min_frames: int
 ) -> tuple[list[Window], list[str]]:
-    """:func:`guide_windows`, then :func:`trainable`."""
-    return trainable(guide_windows(frames, fps, window_seconds, min_last_seconds), min_frames)
+    """Return the windows of a video of ``frames`` frames, and notes on those that were merged.
+
+    Combines :func:`guide_windows` and :func:`merge_short`.
+    """
+    return merge_short(guide_windows(frames, fps, window_seconds, min_last_seconds), min_frames)
 
 
 def window_name(prefix: str, window: Window) -> str:
-    """A window's file stem, with inclusive frame numbers as the guide has them.
+    """Return a window's file stem, with inclusive frame numbers as in the guide.
 
     ``task_327_episode_685393`` and the first window give
     ``task_327_episode_685393_window_0_frame_0-149``.
     """
     return f"{prefix}_window_{window.index}_frame_{window.start}-{window.named_stop - 1}"
-
-
-def parse_name(stem: str) -> tuple[str, Window] | None:
-    """The prefix and window of a file stem, or None for a stem of another form."""
-    match = re.fullmatch(r"(.+)_window_(\d+)_frame_(\d+)-(\d+)", stem)
-    if match is None:
-        return None
-    prefix, index, start, last = match[1], int(match[2]), int(match[3]), int(match[4])
-    return prefix, Window(index, start, last + 1)

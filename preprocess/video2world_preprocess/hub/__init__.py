@@ -1,1 +1,1 @@
-"""Download from the Hugging Face Hub."""
+"""Access the Hugging Face Hub: list, download, read by HTTP ranges."""

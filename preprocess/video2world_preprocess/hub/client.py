@@ -1,4 +1,4 @@
-"""The edge to the Hugging Face Hub: what a repository holds, its bytes, its refusals explained."""
+"""Access the Hugging Face Hub: list repositories, read files, explain errors."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class NoSuchEntry(Exception):
 
 
 def digest_of(file: Any) -> tuple[str, str]:
-    """The checksum the Hub states for a file of its listing: its kind, and hexadecimal digits.
+    """Return the kind and the hexadecimal digits of the checksum that the Hub lists for ``file``.
 
-    ``sha256`` of the content for large files (LFS), else ``git``'s name of the blob.
+    The kind is ``sha256`` for large files (LFS), else ``git`` for the SHA-1 of git's blob object.
     """
     return ("sha256", file.lfs.sha256) if file.lfs is not None else ("git", file.blob_id)
 
 
 def digest_of_file(path: Path, kind: str) -> str:
-    """The digest of a file on disk, of a kind that :func:`digest_of` names."""
+    """Return the hexadecimal digest of a file on disk; for ``kind`` see :func:`digest_of`."""
     with path.open("rb") as stream:
         if kind == "sha256":
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -56,14 +56,15 @@ def _page(repo_id: str, repo_type: str) -> str:
 
 @contextlib.contextmanager
 def explained(repo_id: str, repo_type: str = "model", *, otherwise: str = "") -> Iterator[None]:
-    """Turn the Hub's refusals into what the user can do; outages are worth another attempt.
+    """Turn the Hub's errors into messages that say what to do.
 
-    ``otherwise`` says how to do without the Hub.
+    Args:
+        otherwise: how to do without the Hub.
 
     Raises:
         UserError: no access, or no such repository or revision.
         NoSuchEntry: no such file or folder.
-        ConnectionError: the Hub cannot be reached, or is in trouble.
+        ConnectionError: the Hub cannot be reached or fails; another attempt may succeed.
     """
     from huggingface_hub import errors, get_token
 
@@ -71,7 +72,7 @@ def explained(repo_id: str, repo_type: str = "model", *, otherwise: str = "") ->
     token = "the token in use" if get_token() else "no token is set, and anonymous access"
     give = "HF_TOKEN, or spec.credentials.huggingFaceTokenSecret"
     unreachable = (
-        f"{repo_id}: the Hub cannot be reached or did not answer in full ({{}}): check the "
+        f"{repo_id}: the Hub cannot be reached or did not respond completely ({{}}): check the "
         f"network and HF_ENDPOINT{f', or {otherwise}' if otherwise else ''}"
     )
     try:
@@ -83,13 +84,13 @@ def explained(repo_id: str, repo_type: str = "model", *, otherwise: str = "") ->
         raise ConnectionError(unreachable.format(str(error).strip().splitlines()[0])) from None
     except errors.OfflineModeIsEnabled:
         raise UserError(
-            f"{repo_id}: HF_HUB_OFFLINE forbids fetching it: unset HF_HUB_OFFLINE"
+            f"{repo_id}: HF_HUB_OFFLINE forbids downloading it: unset HF_HUB_OFFLINE"
             f"{f', or {otherwise}' if otherwise else ''}"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(
-            f"{repo_id}: the revision asked for is not on the Hub ({page}); correct it, or bring "
-            "the mirror (HF_ENDPOINT) up to date"
+            f"{repo_id}: the requested revision is not on the Hub ({page}); correct it, or update "
+            "the mirror (HF_ENDPOINT)"
         ) from None
     except errors.EntryNotFoundError as error:
         raise NoSuchEntry(str(error)) from None
@@ -98,19 +99,19 @@ def explained(repo_id: str, repo_type: str = "model", *, otherwise: str = "") ->
         if isinstance(error, errors.GatedRepoError) or status == 403:
             raise UserError(
                 f"{repo_id} is gated and {token} has no access to it: accept the licence on "
-                f"{page} with your account, then give a read token of that account ({give})"
+                f"{page} with your account, then set a read token of that account ({give})"
             ) from None
         if status == 401:
             raise UserError(
-                f"{repo_id}: the Hub refused the request (401), {token} is not valid for it: make "
-                f"a read token on https://huggingface.co/settings/tokens and give it ({give})"
+                f"{repo_id}: the Hub refused the request (401), {token} is not valid for it: "
+                f"create a read token on https://huggingface.co/settings/tokens and set it ({give})"
             ) from None
         if status == 404:
             raise UserError(
                 f"{repo_id}: the repository or a file of it is not on the Hub ({page}); correct "
-                "its name, or bring the mirror (HF_ENDPOINT) up to date"
+                "its name, or update the mirror (HF_ENDPOINT)"
             ) from None
-        raise ConnectionError(f"{repo_id}: the Hub answers {status}; run it again") from None
+        raise ConnectionError(f"{repo_id}: the Hub responds with {status}; run it again") from None
     except Exception as error:
         if is_transport_error(error):
             raise ConnectionError(unreachable.format(error or type(error).__name__)) from None
@@ -118,7 +119,7 @@ def explained(repo_id: str, repo_type: str = "model", *, otherwise: str = "") ->
 
 
 class Hub:
-    """One repository at one commit. ``otherwise`` as in :func:`explained`."""
+    """A repository at one commit. For ``otherwise`` see :func:`explained`."""
 
     def __init__(
         self,
@@ -132,17 +133,17 @@ class Hub:
 
         self.repo_id, self.repo_type, self._otherwise = repo_id, repo_type, otherwise
         self._api = HfApi()
-        info = self._ask(
+        info = self._retry(
             lambda: self._api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         )
-        assert info.sha is not None  # left out only where other fields are asked for
+        assert info.sha is not None  # absent only if other fields are requested
         self.commit: str = info.sha
 
-    def _ask(self, question: Callable[[], Result]) -> Result:
+    def _retry(self, request: Callable[[], Result]) -> Result:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with explained(self.repo_id, self.repo_type, otherwise=self._otherwise):
-                    return question()
+                    return request()
             except ConnectionError:
                 if attempt == ATTEMPTS:
                     raise
@@ -150,12 +151,12 @@ class Hub:
         raise AssertionError
 
     def files(self, folder: str = "", *, recursive: bool = False) -> list[Any]:
-        """The files in ``folder``, as the Hub's client lists them (path, size, lfs, blob_id).
+        """Return the files in ``folder`` as huggingface_hub's RepoFile (path, size, lfs, blob_id).
 
         Raises:
             NoSuchEntry: no such folder.
         """
-        found = self._ask(
+        found = self._retry(
             lambda: list(
                 self._api.list_repo_tree(
                     self.repo_id,
@@ -169,7 +170,7 @@ class Hub:
         return [entry for entry in found if hasattr(entry, "blob_id")]
 
     def remote(self, path: str, size: int) -> RemoteFile:
-        """A file of ``size`` bytes, to be read by ranges wherever the Hub sends us."""
+        """Return a file of ``size`` bytes, to be read by ranges."""
         return RemoteFile(f"{self.repo_id}/{path}", size, lambda: self._locate(path))
 
     def _locate(self, path: str) -> Address:
@@ -177,18 +178,18 @@ class Hub:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazy
 
         url = hf_hub_url(self.repo_id, path, repo_type=self.repo_type, revision=self.commit)
-        found = self._ask(lambda: get_hf_file_metadata(url))
-        ours = urlsplit(found.location).netloc == urlsplit(constants.ENDPOINT).netloc
-        # the token is the Hub's: a signed address elsewhere must not see it
-        return Address(found.location, build_hf_headers() if ours else {})
+        found = self._retry(lambda: get_hf_file_metadata(url))
+        is_hub = urlsplit(found.location).netloc == urlsplit(constants.ENDPOINT).netloc
+        # the token is for the Hub: a signed address on another host must not receive it
+        return Address(found.location, build_hf_headers() if is_hub else {})
 
     def read(self, path: str, limit: int = 64 << 20) -> bytes:
-        """A small file, checked against the Hub's checksum.
+        """Return the content of a small file, verified against the Hub's checksum.
 
         Raises:
             NoSuchEntry: no such file.
-            UserError: it is larger than ``limit`` bytes.
-            ConnectionError: what came is not what the Hub says it is.
+            UserError: the file is larger than ``limit`` bytes.
+            ConnectionError: the content does not have the Hub's checksum.
         """
         folder = path.rpartition("/")[0]
         entry = next((file for file in self.files(folder) if file.path == path), None)
@@ -202,7 +203,7 @@ class Hub:
         found = hashlib.sha256(content).hexdigest() if sha256 else _git_digest(content)
         if found != expected:
             raise ConnectionError(
-                f"{self.repo_id}/{path}: the checksum is {found}, the Hub says {expected}; "
+                f"{self.repo_id}/{path}: the checksum is {found}, on the Hub it is {expected}; "
                 "run it again"
             )
         return content

@@ -1,8 +1,8 @@
-"""A file on a web server as a seekable stream: byte ranges, resumed where a connection broke.
+"""Read a file on a web server as a seekable stream, by HTTP ranges that resume after errors.
 
-What is skipped is not transferred, unless it is so little that asking anew would take longer.
-Reading starts with a small range, and ranges grow while the reader goes on without a jump, as an
-operating system reads ahead.
+Skipped bytes are not transferred, unless there are so few that a new request would take longer.
+Reading starts with a small range, and ranges grow while reading is sequential, like an operating
+system's read-ahead.
 """
 
 from __future__ import annotations
@@ -18,22 +18,31 @@ from typing import Any
 
 from video2world_common.exit_codes import UserError
 
-__all__ = ["JUMP", "Address", "RangeReader", "RemoteFile", "SourceChanged", "is_transport_error"]
+__all__ = [
+    "FIRST_PAUSE",
+    "SMALLEST_RANGE",
+    "WORTH_SKIPPING",
+    "Address",
+    "RangeReader",
+    "RemoteFile",
+    "SourceChanged",
+    "is_transport_error",
+]
 
-RETRIES = 6  # failures in a row without one new byte
+RETRIES = 6  # consecutive failures without a new byte
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts, doubled each time
-PIECE = 1 << 18  # bytes handed on at a time
-SMALLEST_RANGE, LARGEST_RANGE = 1 << 16, 32 << 20
-JUMP = 4 << 20  # bytes that a connection transfers in the time of a request: 70 MB/s for 60 ms
-RENEW = (401, 403, 404, 410)  # a signed address has run out: ask the Hub for another
+PIECE_SIZE = 1 << 18  # bytes
+SMALLEST_RANGE, LARGEST_RANGE = 1 << 16, 32 << 20  # bytes
+WORTH_SKIPPING = 4 << 20  # bytes transferred in the time of one request: 70 MB/s for 60 ms
+EXPIRED = (401, 403, 404, 410)  # statuses of a signed address that has expired
 
 
 class SourceChanged(ConnectionError):
-    """The file on the server is no longer the one that reading began with."""
+    """The file on the server changed while it was read."""
 
 
 class _TryAgain(Exception):
-    """An answer that another attempt may better; ``pause`` is what the server asks for."""
+    """A response worth another attempt, after the ``pause`` in seconds that the server asks for."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
@@ -42,36 +51,37 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the bytes are to be had now, and what to send along."""
+    """The current URL of a file, and the headers to send."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_transport_error(error: BaseException) -> bool:
-    """Whether ``error`` is of the Hub client's HTTP library, which is httpx or httpx2."""
+    """Whether ``error`` comes from the HTTP library of the Hub's client, httpx or httpx2."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class RemoteFile:
-    """``size`` bytes called ``name`` that ``locate`` finds on a server; safe to use by threads.
+    """A file of ``size`` bytes on a server. Thread-safe.
 
-    ``locate`` is asked anew when an address has run out; it explains refusals.
+    ``name`` is for messages. ``locate`` returns the file's address, and is called again when that
+    has expired; its errors explain why the server refuses access.
     """
 
     def __init__(self, name: str, size: int, locate: Callable[[], Address]) -> None:
         self.name, self.size, self._locate = name, size, locate
         self._address: Address | None = None
         self._etag: str | None = None
-        self.transferred = 0  # bytes, about: threads add to it without a lock
+        self.transferred = 0  # bytes; approximate, as threads add to it without a lock
 
     def fetch(self, start: int, stop: int) -> Generator[bytes]:
-        """The bytes ``start .. stop - 1`` in pieces, gone on with after every interruption.
+        """Yield the bytes ``start .. stop - 1`` in pieces, resuming after interruptions.
 
         Raises:
             SourceChanged: the file changed on the server.
-            ConnectionError: the server could not be made to send the rest.
-            UserError: the server has no byte ranges, or refuses access.
+            ConnectionError: the server keeps failing to send the rest.
+            UserError: the server does not support byte ranges, or refuses access.
         """
         failures = 0
         while start < stop:
@@ -90,12 +100,12 @@ class RemoteFile:
                 failures += 1
                 if failures > RETRIES:
                     raise ConnectionError(
-                        f"{self.name}: the server does not send byte {start} and what follows "
+                        f"{self.name}: the server does not send the bytes from {start} on "
                         f"({error or type(error).__name__}); check the network and run it again"
                     ) from error
                 pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE)
-                asked = min(getattr(error, "pause", 0.0), 300.0)
-                time.sleep(max(pause * random.uniform(0.5, 1.0), asked))
+                requested = min(getattr(error, "pause", 0.0), 300.0)
+                time.sleep(max(pause * random.uniform(0.5, 1.0), requested))
 
     def _attempt(self, start: int, stop: int) -> Generator[bytes]:
         from huggingface_hub import constants, get_session
@@ -115,39 +125,40 @@ class RemoteFile:
         ) as response:
             self._check(response, start)
             left = stop - start
-            pieces = response.iter_raw(PIECE)
+            pieces = response.iter_raw(PIECE_SIZE)
             for piece in pieces:
-                piece = piece[:left]  # a server may send more than was asked for
+                piece = piece[:left]  # a server may send more than was requested
                 left -= len(piece)
                 if not left:
-                    next(pieces, None)  # the end of the answer: its connection serves the next
+                    next(pieces, None)  # read to the end, so that the connection is reused
                 yield piece
                 if not left:
                     return
 
     def _check(self, response: Any, start: int) -> None:
         status, headers = response.status_code, response.headers
-        if status in RENEW:
+        if status in EXPIRED:
             self._address = None
-            raise _TryAgain(f"the server answers {status}")
+            raise _TryAgain(f"the server responds with {status}")
         if status == 429 or status >= 500:
-            asked = headers.get("Retry-After", "")
-            raise _TryAgain(f"the server answers {status}", float(asked) if asked.isdigit() else 0)
+            wait = headers.get("Retry-After", "")
+            reason = f"the server responds with {status}"
+            raise _TryAgain(reason, float(wait) if wait.isdigit() else 0)
         if status == 200 and (start or headers.get("Content-Length") != str(self.size)):
             raise UserError(
-                f"{self.name}: the server ignores byte ranges; take another mirror (HF_ENDPOINT), "
-                "or download whole archives with --keep_tar"
+                f"{self.name}: the server ignores byte ranges; use another mirror (HF_ENDPOINT), "
+                "or download complete archives with --keep_tar"
             )
         if status == 206:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
             if match is None or int(match[1]) != start:
-                raise _TryAgain("the server sends another range than was asked for")
+                raise _TryAgain("the server sends a range other than the requested one")
             if int(match[2]) != self.size:
                 raise self._changed(f"{match[2]} bytes instead of {self.size}")
         elif status in (412, 416):
             raise self._changed(f"status {status}")
         elif status != 200:
-            raise ConnectionError(f"{self.name}: the server answers {status}; run it again")
+            raise ConnectionError(f"{self.name}: the server responds with {status}; run it again")
         etag = headers.get("ETag")
         self._etag = self._etag or etag
         if etag != self._etag:
@@ -155,44 +166,44 @@ class RemoteFile:
 
     def _changed(self, how: str) -> SourceChanged:
         return SourceChanged(
-            f"{self.name} changed on the server while it was read ({how}); run it again, and pin "
-            "--revision to a commit"
+            f"{self.name} changed on the server while it was read ({how}); pin --revision to a "
+            "commit and run it again"
         )
 
 
 class RangeReader(io.RawIOBase):
-    """A :class:`RemoteFile` to seek and read in."""
+    """A seekable binary stream of a :class:`RemoteFile`."""
 
     def __init__(self, file: RemoteFile) -> None:
         super().__init__()
         self._file = file
-        self._position = 0  # where the reader is
-        self._piece = memoryview(b"")  # what has come and is not read
-        self._at = 0  # where ``_piece`` begins
-        self._pieces: Generator[bytes] | None = None  # of the range that is open
-        self._open_to = 0  # where it ends
-        self._range = SMALLEST_RANGE
+        self._position = 0
+        self._piece = memoryview(b"")  # the buffer
+        self._at = 0  # offset of the buffer in the file
+        self._pieces: Generator[bytes] | None = None  # of the current range
+        self._range_end = 0
+        self._range_size = SMALLEST_RANGE
 
     def readable(self) -> bool:
-        """Yes."""
+        """Whether the stream can be read: always."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Whether the stream can be seeked: always."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the file's start."""
+        """Return the position in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to ``offset``; costs nothing before the next read."""
+        """Set the position; sends no request before the next read."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """At least one byte, fewer than asked for where a piece ends; 0 at the end."""
+        """Read at least one byte, maybe fewer than fit; return 0 at the end of the file."""
         if not len(buffer) or self._position >= self._file.size:
             return 0
         self._fill()
@@ -203,28 +214,30 @@ class RangeReader(io.RawIOBase):
         return count
 
     def _fill(self) -> None:
-        """Make ``_piece`` cover ``_position``."""
+        """Make the buffer contain ``_position``."""
         while not self._at <= self._position < self._at + len(self._piece):
             after = self._at + len(self._piece)
-            ahead, left = self._position - after, self._open_to - after
-            onward = 0 <= ahead <= JUMP
-            if left and (onward or left <= PIECE):  # what ends whole keeps its connection
+            ahead, left = self._position - after, self._range_end - after
+            is_sequential = 0 <= ahead <= WORTH_SKIPPING
+            # a range that is read to its end keeps its connection
+            if left and (is_sequential or left <= PIECE_SIZE):
                 assert self._pieces is not None
                 self._at, self._piece = after, memoryview(next(self._pieces))
                 continue
-            self._range = min(2 * self._range, LARGEST_RANGE) if onward else SMALLEST_RANGE
-            self._finish()
+            doubled = min(2 * self._range_size, LARGEST_RANGE)
+            self._range_size = doubled if is_sequential else SMALLEST_RANGE
+            self._close_range()
             self._at = self._position
-            self._open_to = min(self._position + self._range, self._file.size)
-            self._pieces = self._file.fetch(self._position, self._open_to)
+            self._range_end = min(self._position + self._range_size, self._file.size)
+            self._pieces = self._file.fetch(self._position, self._range_end)
             self._piece = memoryview(next(self._pieces))
 
-    def _finish(self) -> None:
+    def _close_range(self) -> None:
         if self._pieces is not None:
             self._pieces.close()
         self._pieces, self._piece = None, memoryview(b"")
 
     def close(self) -> None:
-        """Give the connection back."""
-        self._finish()
+        """Return the connection to its pool."""
+        self._close_range()
         super().close()

@@ -118,7 +118,7 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     (root / T5 / "config.json").unlink()
     offline = fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1")
     assert offline.returncode == 2
-    assert "t5-11b is not complete" in offline.stderr
+    assert "t5-11b is incomplete" in offline.stderr
     assert "Traceback" not in offline.stderr
 
 
@@ -175,7 +175,7 @@ def test_what_arrives_damaged_twice_is_not_kept(tmp_path, hub):
     repository.digests["tokenizer/tokenizer.pth"] = "0" * 64
     done = fetch(tmp_path, hub.endpoint)
     assert done.returncode == 1, done.stderr
-    assert "tokenizer/tokenizer.pth is not what the Hub says it is, twice" in done.stderr
+    assert "tokenizer/tokenizer.pth did not have the Hub's checksum twice" in done.stderr
     assert not (tmp_path / "checkpoints" / PREDICT / "tokenizer/tokenizer.pth").exists()
 
 

@@ -165,7 +165,7 @@ def test_a_caption_is_found_in_capitals_and_in_both_spellings_of_an_accent(
         ("1", 'did you mean 001 (write it in quotes: "001")?'),
         ("pick_tak", "did you mean pick_take?"),
         ("PICK_TAKE", "did you mean pick_take?"),
-        ("cam", "cam.mts: videos that end in .mts are not read"),
+        ("cam", "cam.mts: .mts videos are not read"),
     ],
 )
 def test_a_wrong_name_for_validation_gets_the_one_that_is_meant(
@@ -206,7 +206,7 @@ def test_a_name_counts_in_bytes(tmp_path: Path, take: Path, length: int, letter:
     assert (window in made) == fits
     assert "ok_window_0_frame_0-19.mp4" in made
     dropped = {p["item"]: p["reason"] for p in report["dropped"]}
-    assert fits or "its name is too long for those of its windows" in dropped.pop(f"{stem}.mp4")
+    assert fits or "its name is too long for the names of its windows" in dropped.pop(f"{stem}.mp4")
     assert not dropped
     noted = [p["reason"] for p in report["notes"] if p["item"] == f"{stem}.mp4"]
     assert any("the stage that writes t5_xxl/" in r for r in noted) == (fits and length > 228)
@@ -283,16 +283,16 @@ def test_every_entry_of_a_prepared_folder_is_used_or_named(tmp_path: Path, take:
     assert prepared.check(tmp_path, report) == {"train": 1, "val": 0}
     named = {p.item: p.reason for p in (*report.dropped, *report.notes)}
     expected = {
-        "videos/b.MP4": "its name ends in .MP4, and only .mp4 is read; rename it to b.mp4",
+        "videos/b.MP4": "its name ends in .MP4, but only .mp4 is read; rename it to b.mp4",
         "videos/.take.mp4": "hidden",
-        "videos/gone.mp4": "broken link, to /nowhere",
+        "videos/gone.mp4": "broken link to /nowhere",
         "videos/day2": "folder",
         "videos/index.csv": "is not read",
         "metas/b.txt": "b.MP4 is left out",
         "metas/gone.txt": "gone.mp4 is left out",
-        COMPOSED: "spelled otherwise in Unicode",
+        COMPOSED: "has another Unicode spelling",
         f"metas/{DECOMPOSED}.txt": "its video is missing",
-        "metas/x.TXT": "its name ends in .TXT, and only .txt is read; rename it to x.txt",
+        "metas/x.TXT": "its name ends in .TXT, but only .txt is read; rename it to x.txt",
     }
     assert set(named) == {f"train/{name}" for name in expected}
     for name, words in expected.items():

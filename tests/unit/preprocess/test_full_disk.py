@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from video2world_common.files import write_text
 from video2world_common.sharding import Share
 from video2world_preprocess import latents
-from video2world_preprocess.archives.extract import Fetch, local_archive
+from video2world_preprocess.archives.archive import local_archive
+from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
 from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.reader import read_frames
@@ -37,7 +38,7 @@ def extract(folder, episode):
         info = tarfile.TarInfo(f"{episode}/videos/head.mp4")
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
-    Fetch(
+    Extraction(
         [local_archive(archive, "a.tar")],
         folder.parent / "state",
         "head",
@@ -87,7 +88,7 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
     (disk / "fill").write_bytes(b"x" * 150_000)
     (disk.parent / "D/train/latents").symlink_to(disk)
     # the stage's own look at the free room is right only while nothing else writes
-    monkeypatch.setattr(latents, "_announce", lambda *_: None)
+    monkeypatch.setattr(latents, "_check_space", lambda *_: None)
     command = [
         "--dataset_path",
         "D/train",

@@ -19,15 +19,15 @@ import hostile_items
 from hostile_items import Hostile
 from video2world_common.exit_codes import UserError
 from video2world_common.sharding import Share
-from video2world_preprocess.dataset.source import OneCaption, Rule, Source
+from video2world_preprocess.dataset.source import CutSettings, OneCaption, Source
 from video2world_preprocess.dataset.splitter import Splitter, split_all
-from video2world_preprocess.device_pool import spread
+from video2world_preprocess.device_pool import process_items
 from video2world_preprocess.item_faults import Crashed, is_unexpected, reason_for
 from video2world_preprocess.stage_report import Report
 from video2world_preprocess.video.writer import write_video
-from video2world_preprocess.worker_pool import Helpers
+from video2world_preprocess.worker_pool import WorkerPool
 
-RULE = Rule(window_seconds=2.0, min_last_seconds=2.5, min_frames=17)
+RULE = CutSettings(window_seconds=2.0, min_last_seconds=2.5, min_frames=17)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,11 @@ def test_crashes_cost_the_item_only_and_nothing_that_is_finished(
     tmp_path: Path, video: Path
 ) -> None:
     once = str(tmp_path / "once")
-    names = {"killed": "was killed", "segfault": "ended by SIGSEGV", "exit": "with exit code 3"}
+    names = {
+        "killed": "was killed",
+        "segfault": "terminated by SIGSEGV",
+        "exit": "with exit code 3",
+    }
     sources = [source(video, f"good {n}", OneCaption(str(n))) for n in range(3)]
     sources += [source(video, how, Hostile(how)) for how in names]
     sources += [source(video, "once", Hostile("killed", once))]
@@ -125,7 +129,7 @@ def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
     sources = [source(video, n, Hostile("exit" if n == "b" else "")) for n in "abc"]
     code = (
         "import multiprocessing, pickle, sys\n"
-        "import hostile\n"
+        "import hostile_items\n"
         "from video2world_preprocess.dataset.splitter import split_all\n"
         "if __name__ == '__main__':\n"
         "    hostile_items.parent_process = lambda: 1\n"
@@ -164,28 +168,29 @@ def test_a_failed_item_is_done_for_the_other_shards_and_tried_by_the_next_run(
 ) -> None:
     bad = source(video, "bad", Hostile("zero"))
     with Splitter(tmp_path, RULE, 1) as first:
-        assert first.lacks(bad)
-        first.admit()
+        assert first.needs(bad)
+        first.acquire_slot()
         first.submit(bad)
         assert first.is_done(bad)
-        assert not first.lacks(bad)
+        assert not first.needs(bad)
     with Splitter(tmp_path, RULE, 1) as later:
         assert later.is_done(bad)
-        assert later.lacks(bad)
+        assert later.needs(bad)
 
 
 @pytest.mark.parametrize("on", [["cpu"], ["x", "y"]])
 def test_spread_gives_a_result_or_a_reason_for_each_item(tmp_path: Path, on: list[str]) -> None:
     items = ["", "value", "killed"] if len(on) > 1 else ["", *hostile_items.FAULTS, ""]
     found = [
-        (item, result, why) for item, result, why in spread(hostile_items.load, items, on, tmp_path)
+        (item, result, why)
+        for item, result, why in process_items(hostile_items.load, items, on, tmp_path)
     ]
     assert sorted(item for item, *_ in found) == sorted(items)
     for item, result, why in found:
         assert (result is None) == bool(item) == (why is not None)
         assert result is None or result.split(":")[0] in on
     with pytest.raises(OSError, match="No space left"):
-        list(spread(hostile_items.load, ["full"], on, tmp_path))
+        list(process_items(hostile_items.load, ["full"], on, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +202,7 @@ def test_spread_gives_a_result_or_a_reason_for_each_item(tmp_path: Path, on: lis
     ],
 )
 def test_what_loading_raises_ends_the_stage(how: str, error: type[Exception], words: str) -> None:
-    with Helpers(functools.partial(hostile_items.load_badly, how), ["x"]) as helpers:
+    with WorkerPool(functools.partial(hostile_items.load_badly, how), ["x"]) as helpers:
         futures = [helpers.submit(""), helpers.submit("")]
     for future in futures:
         with pytest.raises(error, match=words):
@@ -205,7 +210,7 @@ def test_what_loading_raises_ends_the_stage(how: str, error: type[Exception], wo
 
 
 def test_helpers_do_not_outlive_an_error() -> None:
-    helpers = Helpers(hostile_items.load, ["x"])
+    helpers = WorkerPool(hostile_items.load, ["x"])
     with contextlib.suppress(ZeroDivisionError), helpers:
         helper = Path("/proc") / helpers.submit("pid").result()
         waiting = [helpers.submit("sleep"), helpers.submit("")]

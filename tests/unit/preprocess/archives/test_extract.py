@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from agibot_archives import TASK, make_archives
 from hub_server import Faults, HubServer, Repository, folder_files, serving
 from video2world_common.exit_codes import UserError
 from video2world_common.sharding import Share
-from video2world_preprocess.archives import extract
+from video2world_preprocess.archives.archive import local_archive
+from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.hub import range_reader
 from video2world_preprocess.hub.range_reader import Address, RangeReader, RemoteFile, SourceChanged
+from video2world_preprocess.stage_report import Report
 from video2world_preprocess.video.reader import read_frames
 
 REPO = "agibot-world/AgiBotWorld-Alpha"
@@ -230,7 +233,7 @@ def test_refusals_say_what_to_click_or_set(hub: HubServer, tmp_path: Path) -> No
         "no token": ("", [], ["is gated and no token is set", page, "HF_TOKEN", "licence"]),
         "no licence": ("hf_unlicensed", [], ["is gated and the token in use", page, "licence"]),
         "bad token": ("hf_bad", [], ["refused the request (401)", "settings/tokens"]),
-        "revision": ("hf_good", ["--revision", "e" * 40], ["revision asked for is not on the Hub"]),
+        "revision": ("hf_good", ["--revision", "e" * 40], ["requested revision is not on the Hub"]),
         "repository": ("hf_good", ["--repo_id", "a/b"], ["a/b", "is not on the Hub"]),
         "task": ("hf_good", ["--task_ids", "9"], ["--task_ids 9", "no archives"]),
         "validation": ("hf_good", ["--val_episode_ids", "1"], ["--val_episode_ids 1: not among"]),
@@ -275,7 +278,7 @@ def test_keep_source_keeps_the_archives_whole_and_checked(
     hub.repositories[REPO].digests[name] = "0" * 64
     code, _, err = run(hub, tmp_path, "--keep-source")
     assert code == 1
-    assert "arrived damaged" in err
+    assert "was damaged during the download" in err
     assert not kept.exists()
 
 
@@ -322,10 +325,10 @@ def test_every_byte_comes_through_trouble(cdn: HubServer, kind: str) -> None:
 @pytest.mark.parametrize(
     ("faults", "error", "words"),
     [
-        (Faults(status=500, answers=99), ConnectionError, "does not send byte 0.*500"),
+        (Faults(status=500, answers=99), ConnectionError, "does not send the bytes from 0 on.*500"),
         (Faults(longer=1000), SourceChanged, "3001000 bytes instead of 3000000"),
         (Faults(ignore_ranges=True), UserError, "ignores byte ranges.*--keep_tar"),
-        (Faults(status=418, answers=1), ConnectionError, "answers 418"),
+        (Faults(status=418, answers=1), ConnectionError, "responds with 418"),
     ],
 )
 def test_what_cannot_be_mended_is_named(
@@ -342,7 +345,7 @@ def test_a_length_that_was_a_lie_is_noticed(cdn: HubServer) -> None:
     cdn.faults = Faults(longer=5000)  # announced and in every answer, but not there
     with (
         RangeReader(remote(cdn, len(CONTENT) + 5000)) as reader,
-        pytest.raises(ConnectionError, match=r"does not send byte \d+"),
+        pytest.raises(ConnectionError, match=r"does not send the bytes from \d+ on"),
     ):
         reader.readall()
 
@@ -377,15 +380,15 @@ def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServ
 def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path: Path) -> None:
     """Many small pieces, read by several threads: the same videos, each once."""
     archives = [
-        extract.local_archive(path, path.name)
+        local_archive(path, path.name)
         for path in sorted((alpha / f"observations/{TASK}").iterdir())
     ]
 
     def take(state: Path, piece: int) -> dict[int, str]:
         arrived: list[int] = []
         target = tmp_path / state.name / "videos"
-        run = extract.Fetch(
-            archives,
+        run = Extraction(
+            [replace(archive, piece_size=piece) for archive in archives],
             state,
             CAMERA,
             lambda m: target / f"{m.episode}.mp4",
@@ -393,10 +396,8 @@ def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path
             Share(),
             lambda _, m: arrived.append(m.episode),
         )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(extract, "PIECE", piece)
-            run.run("dataset")
-            members = run.members(extract.Report("dataset"))
+        run.run("dataset")
+        members = run.members(Report("dataset"))
         assert sorted(arrived) == [m.episode for _, m in members]
         return {int(p.stem): hashlib.sha256(p.read_bytes()).hexdigest() for p in target.iterdir()}
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from video2world_common.sharding import Share
-from video2world_preprocess.archives.extract import Fetch, find_archives, local_archive
-from video2world_preprocess.archives.tar_scan import Member, Piece, unproven, walk
+from video2world_preprocess.archives.archive import find_archives, local_archive
+from video2world_preprocess.archives.extract import Extraction
+from video2world_preprocess.archives.tar_scan import Member, Piece, misaligned_piece, walk
 from video2world_preprocess.stage_report import Report
 
 CAMERA = "head_center_fisheye_color"
@@ -113,12 +114,14 @@ def test_damaged_header_in_the_middle_is_noticed_and_costs_what_is_near(tmp_path
     data[at : at + 4] = os.urandom(4)
     (tmp_path / "a.tar").write_bytes(data)
     piece, found = read(tmp_path / "a.tar")
-    assert "no whole member" in piece.damage
+    assert "no complete member" in piece.damage
     assert list(found) == [1]
     rest, found = read(tmp_path / "a.tar", start=at + 1, at=None)
     assert rest.last
     assert list(found) == [2]
-    assert unproven([replace(piece, stop=at + 1), rest]) is None  # known damage is no mistake
+    assert (
+        misaligned_piece([replace(piece, stop=at + 1), rest]) is None
+    )  # known damage is no mistake
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_pieces_find_what_one_walk_finds(tmp_path_factory: Any, data: Any) -> No
             archive.addfile(info, body)
     whole, videos = read(folder / "a.tar")
     made, found = pieces(folder / "a.tar", data.draw(st.integers(500, 20_000)))
-    while (wrong := unproven(made)) is not None:
+    while (wrong := misaligned_piece(made)) is not None:
         old = made[wrong[0]]
         again, more = read(folder / "a.tar", start=old.start, stop=old.stop, at=wrong[1])
         made[wrong[0]] = again
@@ -221,10 +224,10 @@ class Counting(io.BufferedReader):
     piece=st.integers(5_000, 400_000),
     pax=st.booleans(),
 )
-def test_a_leap_over_depth_images_loses_nothing(
+def test_skipping_depth_images_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, images: list[int], least: int, piece: int, pax: bool
 ) -> None:
-    path = tmp_path_factory.mktemp("leap") / "a.tar"
+    path = tmp_path_factory.mktemp("skip") / "a.tar"
     write_tar(
         path,
         [
@@ -237,14 +240,14 @@ def test_a_leap_over_depth_images_loses_nothing(
     for start in range(0, size, piece):
         limits = {"start": start, "stop": min(start + piece, size), "at": None if start else 0}
         plain, found = read(path, **limits)
-        leaping, leapt = read(path, **limits, least_leap=least)
-        assert leapt == found
-        assert (leaping.first, leaping.end, leaping.last) == (plain.first, plain.end, plain.last)
-        assert leaping.damage is None
+        skipping, taken = read(path, **limits, min_skip=least)
+        assert taken == found
+        assert (skipping.first, skipping.end, skipping.last) == (plain.first, plain.end, plain.last)
+        assert skipping.damage is None
 
 
 @pytest.mark.parametrize("pax", [False, True])
-def test_a_leap_reads_little(tmp_path: Path, pax: bool) -> None:
+def test_skipping_reads_little(tmp_path: Path, pax: bool) -> None:
     path = write_tar(tmp_path / "a.tar", [*depth("1", range(1000), pax), video("1")])
     size = path.stat().st_size
     found = []
@@ -254,18 +257,18 @@ def test_a_leap_reads_little(tmp_path: Path, pax: bool) -> None:
         )
         assert stream.asked < size / 8
     assert found == [(1, b"1" * 3000)]
-    assert piece.leapt == [1]
+    assert piece.skipped == [1]
 
 
 def test_a_video_between_depth_images_is_found_in_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The directory is not in one place, as a leap takes it to be."""
+    """The directory is not in one piece, as skipping assumes."""
     members = [*depth("1", range(500)), video("1"), *depth("1", range(500, 1000))]
     path = write_tar(tmp_path / "a.tar", [*members, *depth("2", range(900)), video("2")])
-    archive = replace(local_archive(path, "a.tar"), least_leap=20_000)
+    archive = replace(local_archive(path, "a.tar"), min_skip=20_000)
     there = tmp_path / "videos"
-    fetch = Fetch(
+    fetch = Extraction(
         [archive],
         tmp_path / "state",
         CAMERA,

@@ -16,8 +16,13 @@ import pytest
 
 from hub_server import HubServer, Repository, serving
 from video2world_common.sharding import Share
-from video2world_preprocess.archives import extract
-from video2world_preprocess.archives.extract import Archive, Fetch, find_archives, local_archive
+from video2world_preprocess.archives.archive import (
+    Archive,
+    find_archives,
+    local_archive,
+    remote_archive,
+)
+from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.hub.range_reader import Address, RemoteFile
 from video2world_preprocess.stage_report import Report
 
@@ -40,11 +45,11 @@ def packed(*episodes: int, camera: str = CAMERA, size: int = 700) -> tuple[bytes
     return stream.getvalue(), ends
 
 
-def taken(archive: Archive, folder: Path, least_leap: int = 0) -> tuple[set[int], Report, Fetch]:
+def taken(archive: Archive, folder: Path, min_skip: int = 0) -> tuple[set[int], Report, Extraction]:
     """The episodes of which the video came, complete."""
     videos, report = folder / "videos", Report("dataset")
-    run = Fetch(
-        [replace(archive, least_leap=least_leap)],
+    run = Extraction(
+        [replace(archive, min_skip=min_skip)],
         folder / "state",
         CAMERA,
         lambda m: videos / f"{m.episode}.mp4",
@@ -76,7 +81,7 @@ def opened(hub: HubServer, tmp_path: Path) -> Callable[[str, bytes], Archive]:
         if kind == "remote":
             hub.repositories["a/b"].files["x.tar"] = data
             where = RemoteFile("x.tar", len(data), lambda: Address(f"{hub.cdn}/cdn/a/b/x.tar"))
-            return extract.remote_archive(where, "x.tar", str(len(data)))
+            return remote_archive(where, "x.tar", str(len(data)))
         path = tmp_path / f"x.{kind}"
         path.write_bytes(data)
         return local_archive(path, path.name)
@@ -103,11 +108,11 @@ def test_wherever_a_tar_is_cut(
     kind: str,
     piece: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extract, "PIECE", piece)
     for kept in CUTS if kind == "tar" else CUTS[::4]:
-        found, report, _ = taken(opened(kind, DATA[:kept]), tmp_path / str(kept))
+        found, report, _ = taken(
+            replace(opened(kind, DATA[:kept]), piece_size=piece), tmp_path / str(kept)
+        )
         assert found == {episode for episode, end in ENDS.items() if end <= kept}, kept
         named = [p.reason for p in report.dropped if p.kind == "archive"]
         assert len(named) == (kept < MARK + 1024), (kept, report.dropped)
@@ -146,7 +151,7 @@ FOREIGN: dict[tuple[str, bytes], str] = {
     ("tar", b"<!doctype html><title>403</title>"): "is a web page",
     ("tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:1"): "run git lfs pull",
     ("tar", b""): "is empty",
-    ("tar", b"hello " * 300): "is no tar archive, or its beginning is damaged",
+    ("tar", b"hello " * 300): "is not a tar archive, or its beginning is damaged",
 }
 
 
@@ -170,7 +175,7 @@ def test_archives_joined_into_one_file_are_named(
     found, report, _ = taken(opened("tar", DATA + more), tmp_path)
     assert found == {1, 2, 3, 4}
     (problem,) = report.dropped
-    assert f"what follows the end mark at byte {MARK}" in problem.item
+    assert f"data after the end mark at byte {MARK}" in problem.item
     assert "joined into one file" in problem.reason
 
 
@@ -186,7 +191,7 @@ def test_episodes_without_the_camera_are_known(
     # in a truncated archive they may have had it
     _, report, run = taken(opened("tar", both[: MARK + 2048]), tmp_path / "cut")
     assert run.without_camera == {}
-    assert "of episodes 7 it could not" in report.dropped[0].reason
+    assert "those of episodes 7 could not" in report.dropped[0].reason
 
 
 def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> None:
@@ -196,7 +201,7 @@ def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> 
     archives = [local_archive(p, f"observations/327/{p.name}") for p in find_archives(tmp_path)]
     videos = tmp_path / "videos"
     for index in range(2):
-        run = Fetch(
+        run = Extraction(
             archives,
             tmp_path / "state",
             CAMERA,

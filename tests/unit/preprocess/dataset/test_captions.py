@@ -311,4 +311,4 @@ def test_an_episode_that_is_listed_twice_is_taken_once(tmp_path: Path) -> None:
     report = Report("dataset")
     infos = read_task_info(path, report)
     assert "Place it." in infos[1].text("any", Window(0, 0, 300), Fraction(30))
-    assert "episode 1 is in an earlier entry" in report.dropped[0].reason
+    assert "an earlier entry has episode 1" in report.dropped[0].reason

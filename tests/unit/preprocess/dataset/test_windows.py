@@ -13,8 +13,7 @@ from video2world_preprocess.dataset.windows import (
     Window,
     cut_points,
     guide_windows,
-    parse_name,
-    trainable,
+    merge_short,
     window_name,
 )
 
@@ -45,8 +44,6 @@ def test_names_of_the_guide() -> None:
     window = guide_windows(960, Fraction(30))[0]
     name = window_name("task_327_episode_685393", window)
     assert name == "task_327_episode_685393_window_0_frame_0-149"
-    assert parse_name(name) == ("task_327_episode_685393", window)
-    assert parse_name("holiday") is None
 
 
 @given(
@@ -61,7 +58,7 @@ def test_windows_cover_the_video_without_gap_and_are_long_enough(
     assert raw[0].start == 0
     assert raw[-1].stop == frames
     assert all(a.stop == b.start for a, b in itertools.pairwise(raw))
-    kept, _ = trainable(raw, min_frames)
+    kept, _ = merge_short(raw, min_frames)
     if frames < min_frames:
         assert kept == []
         return
@@ -81,7 +78,7 @@ def test_short_last_window_joins_its_predecessor_and_says_so() -> None:
 
 
 def test_low_frame_rate_joins_windows_two_by_two() -> None:
-    kept, _ = trainable(guide_windows(15 * 20, Fraction(15)), 94)
+    kept, _ = merge_short(guide_windows(15 * 20, Fraction(15)), 94)
     assert spans(kept) == [(0, 150), (150, 300)]
 
 
@@ -117,7 +114,7 @@ def test_names_are_those_of_the_guides_script(
 
 
 def test_a_merged_window_has_the_name_of_its_last_part() -> None:
-    kept, _ = trainable(guide_windows(376, Fraction(30)), 94)
+    kept, _ = merge_short(guide_windows(376, Fraction(30)), 94)
     assert [window_name("x", w) for w in kept] == [
         "x_window_0_frame_0-149",
         "x_window_1_frame_150-374",
