@@ -1,4 +1,4 @@
-"""Run by test_many_gpus.py under torchrun: a sample on several ranks against one process."""
+"""Run by test_guidance_parallel.py under torchrun: several ranks against one process."""
 
 import sys
 
@@ -20,11 +20,11 @@ from video2world_trainer.generation.guidance_parallel import (
 from video2world_trainer.model.attention import sdpa
 
 torch.set_num_threads(1)
-CLIP = (1, 16, 3, 4, 6)  # three frames: two ranks cannot share them evenly
+CLIP = (1, 16, 3, 4, 6)  # three frames, which two ranks split unevenly
 
 
 def twice(query, key, value):
-    """Another attention, for one block of two."""
+    """Compute another attention, for one block of two."""
     return sdpa(2 * query, key, value)
 
 

@@ -81,7 +81,7 @@ def infer(*arguments, source=f"datasets/d/val/videos/{STEM}.mp4", checkpoint=RUN
     return main([*flags, *arguments])
 
 
-def test_writes_video_sheet_prompt_and_figures(volume):
+def test_writes_video_contact_sheet_prompt_and_json(volume):
     assert infer("--num_conditional_frmaes", "1", target="results/x/a.mp4") == 0
     info = probe("results/x/a.mp4")
     assert (info.frames, info.width, info.height, float(info.fps)) == (17, 128, 96, 16)
@@ -94,7 +94,7 @@ def test_writes_video_sheet_prompt_and_figures(volume):
     truth = read_frames(f"datasets/d/val/videos/{STEM}.mp4", 0, 17)
     held = np.broadcast_to(truth[:1], truth[1:].shape)
     generated = read_frames("results/x/a.mp4")
-    # the file is lossy, the figure is of the frames before encoding
+    # the metric is computed before the lossy encoding
     metrics = figures["metrics"]
     assert metrics["psnr"] == pytest.approx(psnr(generated[1:], truth[1:]), abs=0.5)
     assert metrics["frames"] == 16
@@ -112,11 +112,11 @@ def test_writes_video_sheet_prompt_and_figures(volume):
     documented = (ROOT / told).read_text()
     for key in {*figures, *metrics}:
         assert f"`{key}`" in documented, f"{key} is not in {told}"
-    # the given frame comes through, as far as the codec carries it
+    # the conditioning frame is reproduced, up to encoding losses
     assert psnr(generated[:1], fit(truth[:1], (96, 128), "crop")) > 25
 
 
-def test_same_seed_same_bytes_and_what_changes_them(volume):
+def test_output_is_reproducible_and_depends_on_seed_weights_and_guidance(volume):
     runs = {
         "a": [],
         "b": [],
@@ -131,7 +131,7 @@ def test_same_seed_same_bytes_and_what_changes_them(volume):
     assert len(set(content.values())) == len(runs) - 1
 
 
-def test_two_ranks_write_what_one_writes(volume, capfd):
+def test_two_ranks_write_the_video_of_one(volume, capfd):
     """--num_gpus, by gloo: each rank evaluates one branch of guidance."""
     assert infer("--seed", "3", target="one.mp4") == 0
     capfd.readouterr()
@@ -142,7 +142,7 @@ def test_two_ranks_write_what_one_writes(volume, capfd):
     assert psnr(read_frames("two.mp4"), read_frames("one.mp4")) > 45
 
 
-def test_approximate_and_offloaded_samples_say_so(volume, capfd):
+def test_approximate_and_offloaded_samples_are_labeled(volume, capfd):
     flags = ["--num_steps", "9", "--seed", "4"]
     assert infer(*flags, target="exact.mp4") == 0
     assert infer(*flags, "--offload", target="streamed.mp4") == 0
@@ -188,7 +188,7 @@ def test_bad_input_is_named_without_a_traceback(volume, capfd, arguments, option
 
 
 def test_large_models_without_a_gpu(volume, capfd):
-    """14B is refused, with how long it would take; 2B is only warned of."""
+    """14B is refused with its duration; 2B logs a warning."""
     Path("any.pt").write_bytes(b"x")
     flags = ["--prompt", "x", "--input_path", "first.png", "--dit_path", "any.pt"]
     assert main(["--model_size", "14B", "--device", "cpu", *flags]) == 2
@@ -200,7 +200,7 @@ def test_large_models_without_a_gpu(volume, capfd):
     assert "any.pt is damaged or not a checkpoint" in captured.err
 
 
-def test_a_prompt_beyond_all_positions_is_told_of(volume, capfd):
+def test_a_prompt_that_is_too_long_is_noted(volume, capfd):
     write_tiny_t5(Path(PRESETS["Tiny"].text_encoder_folder))
     assert infer("--prompt", "the robot moves " * 40) == 0
     assert "fills all 64 positions" in capfd.readouterr().out
@@ -208,7 +208,7 @@ def test_a_prompt_beyond_all_positions_is_told_of(volume, capfd):
     assert "fills all" not in capfd.readouterr().out
 
 
-def test_the_memory_that_offload_is_decided_by():
+def test_estimated_memory_is_close_to_measurements():
     """2B with both branches: 8.63 GiB were measured; 14B fits into 48 GB, not into 24."""
     tokens = 24 * 44 * 80
     small = needed_bytes(PRESETS["2B"].dit, 1_956_413_440, tokens, 2)
@@ -231,7 +231,7 @@ def test_too_few_frames_for_five(volume, capfd):
     assert infer("--num_conditional_frames", "5", "--prompt", "x", source="first.png") == 2
 
 
-def test_one_bad_item_does_not_cost_the_others(volume, capfd):
+def test_one_invalid_input_does_not_fail_the_others(volume, capfd):
     good = {"input_video": f"datasets/d/val/videos/{STEM}.mp4", "output_video": "batch/1.mp4"}
     bad = {"input_video": "damaged.mp4", "prompt": "The robot reaches for a tomato."}
     Path("batch.json").write_text(json.dumps([bad | {"output_video": "batch/0.mp4"}, good]))
@@ -241,7 +241,7 @@ def test_one_bad_item_does_not_cost_the_others(volume, capfd):
     assert not Path("batch/0.mp4").exists()
 
 
-def test_the_runs_own_settings_are_obeyed(volume, capfd, tmp_path):
+def test_recorded_settings_of_the_run_take_effect(volume, capfd, tmp_path):
     config = {
         "run": {},
         "size": "Tiny",
@@ -264,7 +264,7 @@ def test_the_runs_own_settings_are_obeyed(volume, capfd, tmp_path):
     assert "was trained as 2B" in capfd.readouterr().err
 
 
-def test_absent_parts_are_said_to_be_absent(volume, capfd):
+def test_flags_of_missing_components_are_noted(volume, capfd):
     assert infer("--disable_guardrail", "--offload_prompt_refiner") == 0
     assert "no guardrail" in capfd.readouterr().out
 
@@ -322,7 +322,7 @@ def batch(*entries, lines=False, mark=""):
     )
 
 
-def test_an_entry_has_its_own_settings(volume, capfd):
+def test_an_entry_may_override_settings(volume, capfd):
     write_tiny_t5(Path(PRESETS["Tiny"].text_encoder_folder))
     own = {
         "seed": 9,
@@ -345,7 +345,7 @@ def test_an_entry_has_its_own_settings(volume, capfd):
     assert [one["negative_prompt"] for one in told] == [None, "blurry", "blurry", None, None]
     assert told[1] | {"guidance": 2, "steps": 3, "conditional_frames": 5} == told[1]
     assert len({Path(f"own/{number}.mp4").read_bytes() for number in range(5)}) == 5
-    # as if each had been asked for alone
+    # the result is the same as for each alone
     flags = ["--seed", "9", "--guidance", "2", "--num_steps", "3", "--negative_prompt", "blurry"]
     assert infer(*flags, "--num_conditional_frames", "5", target="own/alone.mp4") == 0
     assert Path("own/alone.mp4").read_bytes() == Path("own/1.mp4").read_bytes()
@@ -378,7 +378,7 @@ def test_json_lines_and_a_byte_order_mark_are_read(volume, lines, mark):
         ({"num_conditional_frames": 2}, "entry 1: num_conditional_frames 2: 1 or 5"),
     ],
 )
-def test_what_is_wrong_with_an_entry_is_named(volume, capfd, entry, message):
+def test_an_invalid_entry_is_refused_by_key(volume, capfd, entry, message):
     good = {"input_video": SOURCE, "output_video": "never.mp4"}
     assert batch(good, {"input_video": SOURCE, "output_video": "x.mp4"} | entry) == 2
     captured = capfd.readouterr()
@@ -388,7 +388,7 @@ def test_what_is_wrong_with_an_entry_is_named(volume, capfd, entry, message):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3", '[{"input_video": "a.mp4"}, 3]', "[[]]"])
-def test_a_file_that_is_no_batch_is_refused(volume, capfd, text):
+def test_an_invalid_batch_file_is_refused(volume, capfd, text):
     Path("bad.json").write_text(text)
     assert infer("--batch_input_json", "bad.json") == 2
     captured = capfd.readouterr()
@@ -396,7 +396,7 @@ def test_a_file_that_is_no_batch_is_refused(volume, capfd, text):
     assert "Traceback" not in captured.err
 
 
-NOTES = {  # flags that have no effect here, and what is said of them
+NOTES = {  # flags that have no effect here, and their notes
     "--aspect_ratio 9:16": "the checkpoint decides the size: .* makes 128x96",
     "--resolution 480": "the checkpoint decides the size: .* and --resolution has no effect",
     "--aspect_ratio 1:1 --resolution 720": "--resolution and --aspect_ratio have no effect",
@@ -414,7 +414,7 @@ NOTES = {  # flags that have no effect here, and what is said of them
     "--downcast_text_encoder": "--downcast_text_encoder has no effect",
     "--use_cuda_graphs": "--use_cuda_graphs has no effect",
 }
-ACTS = {  # flags with an effect that a test shows or that is plain
+ACTS = {  # flags with an effect that a test shows or that is obvious
     "model_size",
     "fps",
     "dit_path",
@@ -442,14 +442,14 @@ ACTS = {  # flags with an effect that a test shows or that is plain
 }
 
 
-def test_every_flag_acts_or_is_said_not_to():
+def test_every_flag_has_an_effect_or_a_note():
     noted = {word[2:] for flags in NOTES for word in flags.split() if word.startswith("--")}
     known = {action.dest for action in parser()._actions} - {"help"}
     assert known == noted | ACTS
 
 
 @pytest.mark.parametrize("flags", NOTES)
-def test_a_flag_without_effect_is_named(volume, capfd, flags):
+def test_a_flag_without_effect_is_noted(volume, capfd, flags):
     assert infer("--num_steps", "1", *flags.split(), target="n.mp4") == 0
     assert re.search(f"note: .*{NOTES[flags]}", capfd.readouterr().out)
 
@@ -466,7 +466,7 @@ def test_no_note_without_a_reason(volume, capfd):
         assert f"note: --{name} has no effect with --batch_input_json" in out
 
 
-def test_the_rate_is_the_checkpoints_unless_another_is_asked_for(volume, capfd, tmp_path):
+def test_the_frame_rate_is_the_checkpoints_unless_set(volume, capfd, tmp_path):
     config = {
         "run": {},
         "size": "Tiny",

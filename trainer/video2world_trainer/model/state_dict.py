@@ -24,8 +24,8 @@ UNKNOWN = AdapterFacts()
 # Entries of checkpoints beyond parameters. They are recomputed here: not loaded and not required.
 _DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
 
-# (ours, diffusers'): parts of keys, tried in this order
-_RENAMES = (
+# (ours, diffusers'): prefixes or parts of keys; the first that fits is replaced
+_LAYERS = (
     ("x_embedder.proj.1.", "patch_embed.proj."),
     ("t_embedder.1.", "time_embed.t_embedder."),
     ("t_embedding_norm.", "time_embed.norm."),
@@ -37,50 +37,49 @@ _RENAMES = (
     (".adaln_modulation_mlp.", ".norm3.linear_"),
     (".self_attn.", ".attn1."),
     (".cross_attn.", ".attn2."),
+    (".mlp.layer1.", ".ff.net.0.proj."),
+    (".mlp.layer2.", ".ff.net.2."),
+)
+# likewise, for the parts of an attention layer
+_PROJECTIONS = (
     (".output_proj.", ".to_out.0."),
     (".q_proj.", ".to_q."),
     (".k_proj.", ".to_k."),
     (".v_proj.", ".to_v."),
     (".q_norm.", ".norm_q."),
     (".k_norm.", ".norm_k."),
-    (".mlp.layer1.", ".ff.net.0.proj."),
-    (".mlp.layer2.", ".ff.net.2."),
 )
+_BLOCKS = ("blocks.", "transformer_blocks.")
 
 
-def _renamed(key: str, *, back: bool) -> str:
-    blocks = ("transformer_blocks.", "blocks.") if back else ("blocks.", "transformer_blocks.")
-    if key.startswith(blocks[0]):
-        key = blocks[1] + key.removeprefix(blocks[0])
-    for ours, theirs in _RENAMES:
-        old, new = (theirs, ours) if back else (ours, theirs)
-        if key.startswith(old) or (old.startswith(".") and old in key):
-            return _renamed_tail(key.replace(old, new, 1), back=back)
-    return key
-
-
-def _renamed_tail(key: str, *, back: bool) -> str:
-    # inside an attention layer, the projection is renamed as well
-    for ours, theirs in _RENAMES[11:17]:
-        old, new = (theirs, ours) if back else (ours, theirs)
-        if old in key:
-            return key.replace(old, new, 1)
+def _rename(key: str, *, back: bool) -> str:
+    """Rename a key from ours to diffusers', or ``back``."""
+    ours, theirs = _BLOCKS
+    old, new = (theirs, ours) if back else (ours, theirs)
+    if key.startswith(old):
+        key = new + key.removeprefix(old)
+    for table in (_LAYERS, _PROJECTIONS):
+        for ours, theirs in table:
+            old, new = (theirs, ours) if back else (ours, theirs)
+            if key.startswith(old) or (old.startswith(".") and old in key):
+                key = key.replace(old, new, 1)
+                break
     return key
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dict's keys to those of diffusers' ``CosmosTransformer3DModel``.
 
-    The inverse of the mapping in diffusers' ``scripts/convert_cosmos_to_diffusers.py``.
+    The mapping is that of diffusers' ``scripts/convert_cosmos_to_diffusers.py``.
     """
     return {
-        _renamed(key, back=False): value for key, value in state.items() if not _DERIVED.search(key)
+        _rename(key, back=False): value for key, value in state.items() if not _DERIVED.search(key)
     }
 
 
 def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of a diffusers state dict to ours: the inverse of :func:`to_diffusers`."""
-    return {_renamed(key, back=True): value for key, value in state.items()}
+    return {_rename(key, back=True): value for key, value in state.items()}
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What a sample starts from, how it is scored, and the picture that shows it."""
+"""Conditioning frames, quality metrics and contact sheets."""
 
 import importlib
 import math
@@ -40,20 +40,20 @@ def condition(path, **changes):
     return read_condition(path, **options)
 
 
-def test_first_frames_come_with_the_truth(video):
+def test_first_frames_have_a_ground_truth(video):
     got = condition(video, count=5)
     assert got.frames.shape == (5, *SIZE, 3)
     assert got.ground_truth.shape == (9, *SIZE, 3)
     assert [round(float(frame.mean()), -1) for frame in got.frames] == [20, 30, 40, 50, 60]
 
 
-def test_last_frames_are_upstreams_way_and_have_no_truth(video):
+def test_last_frames_have_no_ground_truth(video):
     got = condition(video, frames="last")
     assert got.frames.mean() == pytest.approx(210, abs=3)
     assert got.ground_truth is None
 
 
-def test_a_short_video_is_compared_as_far_as_it_goes(tmp_path):
+def test_ground_truth_of_a_short_video_ends_with_it(tmp_path):
     path = tmp_path / "s.mp4"
     write_video(path, grey([50, 60, 70]), 30)
     assert len(condition(path).ground_truth) == 3
@@ -72,7 +72,7 @@ def test_images_of_any_size_and_case(tmp_path, suffix):
         condition(path, count=5)
 
 
-def test_what_is_no_image_is_named(tmp_path):
+def test_a_file_that_is_not_an_image_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.png"):
         condition(tmp_path / "gone.png")
     (tmp_path / "bad.png").write_bytes(b"x")
@@ -116,7 +116,7 @@ class LPIPS:
 """
 
 
-def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
+def test_lpips_needs_its_package_and_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("video2world_trainer.generation.quality_metrics.installed", lambda _: False)
     assert lpips(grey([0]), grey([1])) == "the package lpips is not installed (pip install lpips)"
@@ -132,7 +132,7 @@ def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
     sys.modules.pop("lpips")
 
 
-def test_the_sheet_shows_rows_over_time(tmp_path):
+def test_contact_sheet_shows_rows_over_time(tmp_path):
     rows = {"input": grey([10]), "truth": grey(range(0, 200, 10)), "generated": grey([99] * 20)}
     sheet = contact_sheet(rows, 10.0)
     pixels = np.asarray(sheet)

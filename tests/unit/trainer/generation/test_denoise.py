@@ -36,7 +36,7 @@ def given():
 
 @torch.no_grad()
 def plain_loop(net, clean, text, settings):
-    """Facts 5.3 line by line: one network call a branch, embeddings read in every call."""
+    """Upstream's sampling line by line: one network call per branch, with its embedding."""
     mask = condition_mask(torch.tensor([1]), CLIP)
     sigmas = karras_sigmas(settings.steps)
     x, before = initial_noise(CLIP, settings.seed), None
@@ -69,7 +69,7 @@ SETTINGS = SamplingSettings(seed=3, steps=6, guidance=1.5)
 
 
 @pytest.mark.parametrize("batch_branches", [True, False])
-def test_latents_are_the_plain_loops(net, given, batch_branches):
+def test_latents_equal_those_of_a_plain_loop(net, given, batch_branches):
     clean, text = given
     expected = plain_loop(net, clean, text, SETTINGS)
     velocity = network_velocity(
@@ -83,7 +83,7 @@ def test_latents_are_the_plain_loops(net, given, batch_branches):
     assert expected.std() > 0.5
 
 
-def test_without_guidance_the_prompt_alone_counts(net, given):
+def test_without_guidance_only_the_prompt_is_evaluated(net, given):
     clean, text = given
     velocity = network_velocity(net, text[:1], conditioning_mask(clean, 1))
     found = denoise(velocity, clean, 1, SETTINGS)
@@ -107,13 +107,13 @@ def test_offloaded_weights_give_the_same_and_leave_the_blocks_empty(net, given):
     assert torch.equal(found, again)
 
 
-def test_approximate_sampling_evaluates_less_than_half():
+def test_approximate_sampling_computes_less_than_half_of_the_evaluations():
     assert computed_steps(36) == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35]
     assert computed_steps(1) == [0]
     assert computed_steps(4) == [0, 1, 2, 3]
 
 
-def test_extrapolation_is_exact_on_parabolas_and_asks_no_more_than_it_says():
+def test_extrapolation_is_exact_on_parabolas_and_computes_the_listed_steps_only():
     asked = []
 
     def velocity(step, times):

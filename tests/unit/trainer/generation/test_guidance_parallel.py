@@ -1,4 +1,4 @@
-"""A sample on several ranks (gloo): the latents of one process, and the command itself."""
+"""A sample on several ranks (gloo) against one process."""
 
 import os
 import subprocess
@@ -31,11 +31,11 @@ from video2world_trainer.model.presets import PRESETS
         (4, ["rank 1: branch 0 frames 2-2", "rank 2: branch 1 frames 0-1"]),
     ],
 )
-def test_latents_are_those_of_one_process(ranks, places):
-    """With guidance, which is shared by branches first, and without."""
+def test_latents_on_several_ranks_equal_those_of_one_process(ranks, places):
+    """With guidance, whose branches are split first, and without."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={ranks}", str(ROOT / "tests/support/sampling_worker.py")]
-    branches = ["2", "1"] if ranks == 2 else ["2"]  # three frames are not for four
+    branches = ["2", "1"] if ranks == 2 else ["2"]  # three frames cannot be split over four ranks
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *branches], env=environment, capture_output=True, text=True, timeout=300
@@ -46,12 +46,12 @@ def test_latents_are_those_of_one_process(ranks, places):
         assert place in done.stdout
 
 
-def test_branches_are_apart_where_ranks_are_even():
+def test_branches_are_split_over_an_even_number_of_ranks():
     assert [splits_branches(World(0, n), 2) for n in (1, 2, 3, 4)] == [False, True, False, True]
     assert not splits_branches(World(0, 2), 1)
 
 
-def test_what_cannot_be_shared_names_the_flag():
+def test_an_indivisible_number_of_gpus_is_refused_by_flag():
     net = VideoDiT(PRESETS["Tiny"].dit)
     with pytest.raises(UserError, match=r"--num_gpus 3: it must divide the 4 attention heads"):
         shard_sample(net, sdpa, sdpa, World(0, 3), 2, 5)

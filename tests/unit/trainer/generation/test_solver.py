@@ -10,7 +10,7 @@ import torch
 from video2world_trainer.generation.solver import initial_noise, karras_sigmas, solve, solver_step
 
 
-def test_noise_levels_have_the_golden_values():
+def test_noise_levels_equal_upstreams():
     sigmas = karras_sigmas(35)
     assert len(sigmas) == 36
     assert sigmas[:4] == pytest.approx([80, 68.3251, 58.1421, 49.2886], abs=5e-5)
@@ -18,18 +18,18 @@ def test_noise_levels_have_the_golden_values():
     assert sigmas == sorted(sigmas, reverse=True)
 
 
-def test_no_steps_is_refused():
+def test_zero_steps_are_refused():
     with pytest.raises(ValueError, match="at least one"):
         karras_sigmas(0)
 
 
-def test_noise_is_numpys_of_the_seed():
+def test_initial_noise_is_numpys():
     wanted = np.random.RandomState(3).standard_normal((1, 2, 3)).astype(np.float32) * 80
     assert torch.equal(initial_noise((1, 2, 3), 3), torch.from_numpy(wanted))
     assert not torch.equal(initial_noise((1, 2, 3), 3), initial_noise((1, 2, 3), 4))
 
 
-def test_a_known_clean_image_is_found_from_any_noise():
+def test_constant_estimate_is_the_result_from_any_noise():
     target = torch.randn(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     calls = []
 

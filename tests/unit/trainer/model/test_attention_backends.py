@@ -1,4 +1,4 @@
-"""Attention kernels: what is chosen where, and why another is refused."""
+"""Attention kernels: which one is selected, and why others are refused."""
 
 import importlib
 import sys
@@ -23,7 +23,7 @@ def qkv(dtype=torch.float32):
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
-def test_on_a_cpu_it_is_pytorchs_and_equals_the_formula():
+def test_cpu_uses_pytorch_attention_which_equals_the_formula():
     choice = select_for("minimal_a2a", torch.device("cpu"), torch.float32)
     assert choice.name == "torch"
     assert "flash_attention_3: it needs an NVIDIA GPU" in choice.reason
@@ -34,11 +34,11 @@ def test_on_a_cpu_it_is_pytorchs_and_equals_the_formula():
 
 
 @pytest.mark.parametrize("capability", [None, (8, 0), (9, 0), (10, 0), (12, 0)])
-def test_without_packages_pytorchs_runs_everywhere(capability):
+def test_pytorch_attention_is_the_fallback_on_every_gpu(capability):
     choice = select("auto", capability, has=only())
     assert choice.name == "torch"
     given = qkv()
-    torch.testing.assert_close(choice.attend(*given), sdpa(*given))  # the CPU has "math" at least
+    torch.testing.assert_close(choice.attend(*given), sdpa(*given))  # on a CPU, "math" always runs
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,14 @@ def test_without_packages_pytorchs_runs_everywhere(capability):
         ),
     ],
 )
-def test_the_impossible_is_refused_with_its_reason(wanted, capability, dtype, has, message):
+def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
+    wanted, capability, dtype, has, message
+):
     with pytest.raises(UserError, match=message):
         select(wanted, capability, dtype, has=has)
 
 
-def test_pytorchs_can_always_be_forced():
+def test_pytorch_attention_can_be_requested_everywhere():
     for capability in (None, (7, 0), (9, 0)):
         choice = select("torch", capability, torch.float32, has=only())
         assert (choice.name, choice.reason) == ("torch", "requested")
@@ -122,7 +124,7 @@ class DotProductAttention:
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Write stand-ins of GPU-only packages, with their call conventions, and make them importable.
+    """Write importable stand-ins for GPU-only packages, with the same call conventions.
 
     The real ones run on GPUs only; what is tested is how they are found, called and unpacked.
     """
@@ -165,7 +167,7 @@ def test_an_installed_kernel_is_preferred_and_unpacked(packages, name, module, s
         assert torch.equal(choice.attend(*given), sdpa(*given))
 
 
-def test_flash_attention_4_alone_is_not_taken_for_2(packages):
+def test_flash_attention_4_alone_is_not_mistaken_for_version_2(packages):
     packages("flash_attn.cute", FLASH.format(answer="out"))
     assert installed("flash_attn.cute")
     assert not installed("flash_attn.flash_attn_interface")
@@ -176,19 +178,19 @@ def test_a_package_that_does_not_load_is_named(packages):
     packages("flash_attn_interface", "raise ImportError('libcudart.so.12: cannot open')")
     with pytest.raises(UserError, match=r"flash-attn-3 is installed but does not load \(libcudart"):
         select("flash_attention_3", (9, 0))
-    choice = select("auto", (9, 0))  # there is a next best
+    choice = select("auto", (9, 0))  # falls back to the next
     assert choice.name == "torch"
     assert "flash-attn-3 is installed but does not load (libcudart" in choice.reason
 
 
-def test_a_package_that_misses_a_library_is_passed_over(packages):
+def test_a_package_with_a_missing_library_is_skipped(packages):
     packages("transformer_engine.pytorch", "raise RuntimeError('curand shared object not found')")
     choice = select("auto", (8, 0))
     assert choice.name == "torch"
     assert "curand shared object not found" in choice.reason
 
 
-def test_names_are_the_plans():
+def test_backend_names_equal_the_operators():
     from video2world_operator.plan.commands import _ATTENTION
 
     assert set(_ATTENTION.values()) == set(BACKENDS)

@@ -1,4 +1,4 @@
-"""The DiT against diffusers' CosmosTransformer3DModel, and against the facts of the checkpoints."""
+"""The DiT against diffusers' CosmosTransformer3DModel and the published checkpoints' shapes."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def inputs(config: DiTConfig):
     [
         small(),
         small(rope_ratio_t=20 / 24, rope_ratio_h=2.0, rope_ratio_w=2.0),
-        small(model_channels=256),  # head_dim 128, as the published sizes have
+        small(model_channels=256),  # head_dim 128, like the published sizes
         small(num_blocks=1, num_heads=4, model_channels=128),
     ],
 )
@@ -116,7 +116,7 @@ def test_shapes_of_the_2b_checkpoint():
     assert shapes["final_layer.adaln_modulation.2.weight"] == (4096, 256)
 
 
-def test_recomputing_changes_no_gradient():
+def test_recomputation_does_not_change_gradients():
     config = small()
     gradients = []
     for recompute in (False, True):

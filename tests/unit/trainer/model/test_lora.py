@@ -1,4 +1,4 @@
-"""LoRA: upstream's names and counts, a start that changes nothing, merging that changes nothing."""
+"""LoRA: upstream's names and counts; injecting and merging do not change the output."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def run(net: VideoDiT) -> torch.Tensor:
     ("size", "trained", "tensors", "total"),
     [("2B", 22_937_600, 560, 1_956_413_440), ("14B", 71_958_528, 720, 14_265_285_632)],
 )
-def test_counts_of_upstream_at_rank_16(size, trained, tensors, total):
+def test_parameter_counts_at_rank_16_equal_upstreams(size, trained, tensors, total):
     with torch.device("meta"):
         net = VideoDiT(PRESETS[size].dit)
     names = inject(net)
@@ -75,7 +75,7 @@ def test_counts_of_upstream_at_rank_16(size, trained, tensors, total):
     assert sum(one.requires_grad for one in net.parameters()) == tensors
 
 
-def test_names_and_shapes_are_pefts():
+def test_names_and_shapes_equal_pefts():
     plain, state = random_net().state_dict(), adapted(trained=False).state_dict()
     layer = "blocks.1.mlp.layer1"
     assert state[f"{layer}.lora_A.default.weight"].shape == (4, 64)
@@ -87,7 +87,7 @@ def test_names_and_shapes_are_pefts():
     assert unadapted <= set(plain)
 
 
-def test_a_fresh_adapter_changes_nothing_and_repeats_from_its_seed():
+def test_a_new_adapter_changes_nothing_and_is_reproducible():
     with torch.no_grad():
         assert torch.equal(run(adapted(trained=False)), run(random_net()))
     a, b = (adapted(trained=False).state_dict() for _ in range(2))
@@ -96,7 +96,7 @@ def test_a_fresh_adapter_changes_nothing_and_repeats_from_its_seed():
     assert 0.9 / 8 < down.abs().max() <= 1 / 8  # uniform in +-1/sqrt(64)
 
 
-def test_only_adapters_learn():
+def test_only_adapters_have_gradients():
     net = adapted(trained=True)
     run(net).square().mean().backward()
     for name, parameter in net.named_parameters():
@@ -107,7 +107,7 @@ def test_only_adapters_learn():
             assert parameter.grad is None, name
 
 
-def test_merged_equals_adapted():
+def test_merged_layers_compute_the_same_as_adapted_ones():
     net = adapted(trained=True)
     with torch.no_grad():
         before = run(net)
@@ -155,7 +155,7 @@ def test_merge_keeps_the_dtype_and_rounds_once():
         ),
     ],
 )
-def test_broken_adapters_are_named(tmp_path, change, message):
+def test_incomplete_adapters_are_refused_by_name(tmp_path, change, message):
     state = adapted(trained=True).state_dict()
     change(state)
     path = tmp_path / "lora.safetensors"
@@ -164,7 +164,7 @@ def test_broken_adapters_are_named(tmp_path, change, message):
         load_dit_weights(VideoDiT(CONFIG), path)
 
 
-def test_wrong_settings_are_named():
+def test_invalid_settings_are_refused_by_name():
     with pytest.raises(UserError, match=r"lora_rank=0: this must be at least 1"):
         inject(random_net(), rank=0)
     with pytest.raises(UserError, match=r"lora_target_modules: qkv names no linear layer"):
@@ -195,7 +195,7 @@ def with_peft(net: VideoDiT, rank: int, alpha: float) -> tuple[VideoDiT, dict[st
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(8, 32.0), (16, 16.0), (4, 1.0), (3, 8.0), (1, 16.0)])
-def test_a_file_of_upstream_is_merged_at_its_own_scale(tmp_path, rank, alpha):
+def test_a_file_of_upstream_is_merged_with_its_own_scale(tmp_path, rank, alpha):
     reference, state = with_peft(random_net(), rank, alpha)
     path = tmp_path / "iter_000000001.pt"
     torch.save(state, path)
@@ -210,7 +210,7 @@ def test_a_file_of_upstream_is_merged_at_its_own_scale(tmp_path, rank, alpha):
         assert (run(loaded) - wanted).abs().max() > 1e-2
 
 
-def test_every_layer_has_the_scale_of_its_own_rank():
+def test_each_layer_is_scaled_by_its_own_rank():
     state = {}
     for name, rank in (("a", 2), ("b", 8)):
         state[f"{name}.base_layer.weight"] = torch.zeros(4, 4)
@@ -232,7 +232,7 @@ def test_every_layer_has_the_scale_of_its_own_rank():
         ((), (), "but not the alpha that they were trained with"),
     ],
 )
-def test_what_contradicts_the_file_is_refused(tmp_path, adapters, recorded, message):
+def test_settings_that_contradict_the_file_are_refused(tmp_path, adapters, recorded, message):
     path = tmp_path / "lora.pt"
     torch.save(adapted(trained=True).state_dict(), path)
     with pytest.raises(UserError, match=message) as error:

@@ -1,4 +1,4 @@
-"""Sparse attention: its definition by hand and by brute force, and the blocks kernels are given."""
+"""Sparse attention: masks against brute force, and block plans against masks."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ FULL = (24, 44, 80)
 KINDS = list(dict.fromkeys(PATTERNS["2B"]))
 
 
-def test_every_block_of_the_published_models_has_its_pattern():
+def test_published_models_have_a_pattern_for_every_block():
     counts = {size: [row.count(one) for one in [*KINDS, None]] for size, row in PATTERNS.items()}
     assert counts == {"2B": [2, 3, 7, 15, 1, 0], "14B": [11, 2, 10, 6, 6, 1]}
     assert PATTERNS["2B"][23].window == (-1, 28, 56)
@@ -40,7 +40,7 @@ def test_every_block_of_the_published_models_has_its_pattern():
 
 
 def dense_mask(pattern, grid):
-    """The definition, [T*H*W queries, T*H*W keys] bool, time slowest; for small grids."""
+    """Return the mask [T*H*W queries, T*H*W keys] by definition, time slowest; for small grids."""
     t, h, w = (torch.from_numpy(axis.mask()) for axis in axes(pattern, grid))
     tokens = math.prod(grid)
     mask = t[:, None, None, :, None, None] & h[:, None, None, :, None] & w[:, None, None, :]
@@ -48,7 +48,7 @@ def dense_mask(pattern, grid):
 
 
 def brute_force(pattern, grid):
-    """Position by position, as NATTEN's documentation defines windows, strides and dilation."""
+    """Return the mask position by position, as NATTEN's documentation defines it."""
     cells = list(itertools.product(*(range(n) for n in grid)))
 
     def sees(query, key, length, window, stride, dilation):
@@ -66,7 +66,7 @@ def brute_force(pattern, grid):
     )
 
 
-# equal to natten 0.21.0's own na3d on these grids and patterns (checked by hand)
+# checked by hand: natten 0.21.0's na3d gives the same on these grids and patterns
 SMALL = [
     ((2, 6, 8), Pattern((2, 3, 4))),
     ((2, 7, 9), Pattern((2, 2, 3), (1, 1, 1), (1, 3, 2))),
@@ -76,12 +76,12 @@ SMALL = [
 
 
 @pytest.mark.parametrize(("grid", "pattern"), SMALL)
-def test_the_definition_by_brute_force(grid, pattern):
+def test_mask_equals_brute_force(grid, pattern):
     assert torch.equal(dense_mask(pattern, grid), brute_force(pattern, grid))
 
 
-def test_strides_share_windows_that_stop_at_the_ends():
-    """Pattern C along the height of 44: four rows share the twelve around them."""
+def test_queries_of_a_stride_share_a_window_inside_the_axis():
+    """Pattern C along a height of 44: four rows share a window of the twelve around them."""
     mask = dense_mask(Pattern((1, 12, 1), (1, 4, 1)), (1, 44, 1))
     seen = [(int(row.nonzero()[0]), int(row.nonzero()[-1])) for row in mask]
     assert seen[0:4] == [(0, 11)] * 4
@@ -91,7 +91,7 @@ def test_strides_share_windows_that_stop_at_the_ends():
 
 
 def rebuilt(blocks):
-    """The mask that the blocks tell a kernel, in the tokens' own order."""
+    """Return the mask that a block plan describes, in the tokens' original order."""
     tokens, count = len(blocks.order), len(blocks.full_count)
     mask = torch.zeros(count * BLOCK, count * BLOCK, dtype=torch.bool)
     rows = F.pad(
@@ -109,13 +109,13 @@ def rebuilt(blocks):
 
 @pytest.mark.parametrize("grid", [(4, 11, 20), (3, 12, 20)])
 @pytest.mark.parametrize("kind", range(5))
-def test_blocks_are_the_definition(grid, kind):
+def test_blocks_equal_the_mask(grid, kind):
     pattern = scaled(KINDS[kind], grid)
     assert torch.equal(rebuilt(plan_blocks(pattern, grid)), dense_mask(pattern, grid))
 
 
 @pytest.mark.parametrize("frames", [24, 16])
-def test_at_the_published_sizes_no_block_is_seen_in_part(frames):
+def test_published_sizes_have_full_blocks_only(frames):
     grid = (frames, 44, 80)
     shares = []
     for kind in KINDS:
@@ -129,8 +129,8 @@ def test_at_the_published_sizes_no_block_is_seen_in_part(frames):
     assert shares == pytest.approx([n / (44 * 80) for n, _ in wide])
 
 
-def test_attention_by_blocks_is_masked_attention():
-    """By flex attention, compiled, with blocks seen in part."""
+def test_block_sparse_attention_equals_masked_attention():
+    """With compiled flex attention, and blocks that are attended to in part."""
     grid = (3, 8, 16)
     pattern = scaled(KINDS[2], grid)
     assert not plan_blocks(pattern, grid).has_full_blocks_only
@@ -146,7 +146,7 @@ def test_attention_by_blocks_is_masked_attention():
     assert not torch.allclose(sparse(query, key, value), dense(query, key, value), atol=1e-2)
 
 
-def test_attention_by_blocks_runs_within_what_is_compiled():
+def test_block_sparse_attention_runs_inside_a_compiled_function():
     grid = (1, 8, 16)
     attend = sparse_attention([scaled(KINDS[2], grid)], grid, CPU, "flex", sdpa)[0]
     generator = torch.Generator().manual_seed(1)
@@ -157,7 +157,7 @@ def test_attention_by_blocks_runs_within_what_is_compiled():
         torch.testing.assert_close(block(*given), expected)
 
 
-def test_a_network_takes_one_attention_for_each_block():
+def test_a_network_accepts_one_attention_per_block():
     config = DiTConfig(
         model_channels=32, num_blocks=2, num_heads=2, adaln_lora_dim=8, crossattn_dim=16
     )
@@ -182,7 +182,7 @@ def test_a_network_takes_one_attention_for_each_block():
     [
         ((9, 0), ("natten", "flash_attn.cute"), "natten"),
         ((9, 0), ("flash_attn.cute",), "flash_attention_4"),
-        ((10, 0), ("flash_attn.cute",), "flex"),  # its blocks there are of another size
+        ((10, 0), ("flash_attn.cute",), "flex"),  # it uses blocks of another size there
         ((8, 0), ("natten",), "flex"),
         (None, ("natten", "flash_attn.cute"), "flex"),
     ],

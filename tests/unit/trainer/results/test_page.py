@@ -1,4 +1,4 @@
-"""The results page: what it shows, and that no text in it can be more than text."""
+"""The results page: its content, and the escaping of every text in it."""
 
 import json
 import math
@@ -46,7 +46,7 @@ VALUES = st.recursive(
 
 
 class Read(HTMLParser):
-    """Every tag, every attribute and the text of a page."""
+    """Collect the tags, attributes and text of a page."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -118,7 +118,7 @@ FACTS = st.dictionaries(
 PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
 
 
-@settings(max_examples=60, deadline=None)  # others may use the machine
+@settings(max_examples=60, deadline=None)  # the machine may be busy
 @given(
     name=HOSTILE,
     samples=st.lists(
@@ -138,7 +138,7 @@ PATHS = HOSTILE.map(lambda text: f"{text}.mp4")
     ),
     config=st.fixed_dictionaries({}, optional={"run": VALUES, "size": VALUES, "x": VALUES}),
 )
-def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
+def test_any_text_is_escaped(name, samples, reports, config):
     made = render_page(RunResults(name=name, samples=samples, reports=reports, settings=config))
     read = Read(made)
     assert read.tags <= TAGS
@@ -152,7 +152,7 @@ def test_whatever_a_text_says_it_stays_text(name, samples, reports, config):
 
 
 @pytest.mark.parametrize("text", ["<b>bold</b> & \"quoted\" 'single'", "línea\nnueva"])
-def test_a_caption_is_shown_as_it_is(text):
+def test_a_caption_is_shown_verbatim(text):
     sample = GeneratedSample("iter_000000005/sample-0.mp4", {"prompt": text, "checkpoint": "x"})
     assert text in "".join(Read(render_page(RunResults("run", samples=[sample]))).text)
 
@@ -212,7 +212,7 @@ def volume(tmp_path, monkeypatch):
     return results, job
 
 
-def test_the_page_shows_what_there_is_by_relative_paths(volume):
+def test_the_page_shows_everything_by_relative_paths(volume):
     results, job = volume
     write_page(results, job)
     read = Read((results / "index.html").read_text())
@@ -256,7 +256,7 @@ def test_samples_next_to_the_page_are_read_like_those_in_folders_of_checkpoints(
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", "{", '{"frames": "many"}', "[" * 100_000])
-def test_damaged_files_cost_only_themselves(volume, damage):
+def test_damaged_files_are_skipped(volume, damage):
     results, job = volume
     put(results / "iter_000000500/sample-0.json", damage)
     put(Path("datasets/d/report.json"), damage)
@@ -267,7 +267,7 @@ def test_damaged_files_cost_only_themselves(volume, damage):
     assert "iteration 1000" in (results / "index.html").read_text()
 
 
-def test_an_empty_volume_gives_a_page_too(tmp_path, monkeypatch):
+def test_an_empty_volume_has_a_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_page(Path("results/run"), Path("checkpoints/p/g/run"))
     text = Path("results/run/index.html").read_text()
@@ -275,13 +275,13 @@ def test_an_empty_volume_gives_a_page_too(tmp_path, monkeypatch):
     assert "no records" in text
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+def test_a_page_that_cannot_be_written_is_logged(tmp_path, capsys):
     (tmp_path / "results").write_text("a file")
     write_page(tmp_path / "results/run", tmp_path / "job")
     assert "could not be written" in capsys.readouterr().out
 
 
-def test_what_a_restart_repeats_counts_once(tmp_path):
+def test_repeated_iterations_of_a_restart_count_once(tmp_path):
     records = Records(tmp_path)
     for iteration, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
         records.append(iteration, loss=loss, seconds=1.0)
@@ -299,7 +299,7 @@ def test_what_a_restart_repeats_counts_once(tmp_path):
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12)), max_size=900))
-def test_a_curve_stays_in_its_frame(points):
+def test_a_line_chart_stays_inside_its_frame(points):
     points = sorted(points)
     made = line_chart(points, title="<t>", x_label="x", y_label="y")
     if len(points) < 2:
