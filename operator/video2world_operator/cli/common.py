@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0  # between two updates of --watch
 _DEFAULT_VOLUME = Path("volume")
 _ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-ENDED = ("Succeeded", "Failed", "Suspended")
 
 
 class UsageError(Exception):
@@ -28,11 +27,8 @@ def uses_cluster(args: argparse.Namespace) -> bool:
     """
     if args.volume is not None:
         return False
-    if (
-        args.namespace
-        or Path(sys.argv[0]).name.startswith("kubectl-")
-        or not _DEFAULT_VOLUME.is_dir()
-    ):
+    is_plugin = Path(sys.argv[0]).name.startswith("kubectl-")
+    if args.namespace or is_plugin or not _DEFAULT_VOLUME.is_dir():
         return True
     args.volume = _DEFAULT_VOLUME
     return False

@@ -10,25 +10,28 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from video2world_operator.cli.common import ENDED, POLL_SECONDS
+from video2world_operator.cli.common import POLL_SECONDS
 
 if TYPE_CHECKING:
     from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 
 
 def status_local(args: argparse.Namespace) -> int:
+    """Show the status of a local run, with --watch until the run has ended."""
+    from video2world_operator.api.status import Phase
     from video2world_operator.cli.local_run import snapshot
 
     show = _printer(args)
     while True:
         seen = snapshot(args.volume, args.name)
         show(seen)
-        if not args.watch or seen.gone or seen.status.phase in ENDED:
+        if not args.watch or seen.gone or seen.ended or seen.status.phase == Phase.SUSPENDED:
             return 0
         time.sleep(POLL_SECONDS)
 
 
 def status_cluster(args: argparse.Namespace) -> int:
+    """Show the status of a resource in the cluster."""
     from video2world_operator.cli.cluster_run import watch
 
     watch(args.name, args.namespace, _printer(args), POLL_SECONDS if args.watch else None)
@@ -57,6 +60,7 @@ def _printer(args: argparse.Namespace) -> Callable[[Snapshot], None]:
 
 
 def explain_local(args: argparse.Namespace) -> int:
+    """Explain why a local run is stuck."""
     from video2world_operator.cli.local_run import snapshot
     from video2world_operator.cli.snapshot import ClusterObjects
 
@@ -64,6 +68,7 @@ def explain_local(args: argparse.Namespace) -> int:
 
 
 def explain_cluster(args: argparse.Namespace) -> int:
+    """Explain why a resource in the cluster is stuck."""
     from video2world_operator.cli.cluster_run import observe
 
     return _print_causes(*observe(args.name, args.namespace))
@@ -90,6 +95,7 @@ def _print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
 
 
 def logs_cluster(args: argparse.Namespace) -> int:
+    """Print the log of a pod in the cluster."""
     from video2world_operator.cli.cluster_run import logs
 
     logs(
@@ -104,6 +110,7 @@ def logs_cluster(args: argparse.Namespace) -> int:
 
 
 def checkpoints_cluster(args: argparse.Namespace) -> int:
+    """Print the latest checkpoint and the attempts that the status lists."""
     from video2world_operator.cli.cluster_run import status
 
     seen = status(args.name, args.namespace)
@@ -118,6 +125,7 @@ def checkpoints_cluster(args: argparse.Namespace) -> int:
 
 
 def logs_local(args: argparse.Namespace) -> int:
+    """Print the log of a worker of a local run."""
     from video2world_operator.cli.local_run import print_log
 
     print_log(
@@ -133,6 +141,7 @@ def logs_local(args: argparse.Namespace) -> int:
 
 
 def checkpoints_local(args: argparse.Namespace) -> int:
+    """List the checkpoints on the volume of a local run."""
     from video2world_common.progress_events import duration
     from video2world_operator.cli.local_checkpoints import checkpoints
 

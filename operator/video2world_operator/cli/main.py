@@ -8,11 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from video2world_common.exit_codes import EXIT_USER_ERROR
-from video2world_operator.cli.common import (
-    UsageError,
-    require_cluster,
-    uses_cluster,
-)
+from video2world_operator.cli.common import UsageError, require_cluster, uses_cluster
 from video2world_operator.cli.parser import parser
 
 __all__ = ["main"]

@@ -9,6 +9,7 @@ from video2world_operator.cli.common import UsageError, load_plan, require_clust
 
 
 def run_checks(args: argparse.Namespace) -> int:
+    """Run the preflight checks and print them; returns 2 if one fails."""
     from video2world_operator.api.validation import load_manifest
     from video2world_operator.preflight import checks, machine, registry
     from video2world_operator.preflight.check import Check, Verdict

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run a resource file on this machine; returns the exit code of the run."""
     from video2world_operator.local.engine import LocalEngine
     from video2world_operator.local.state import RunRefused
     from video2world_operator.terminal import Display

@@ -14,6 +14,7 @@ from video2world_operator.api.status import (
     GPUSeconds,
     ProgressStatus,
     StageStatus,
+    State,
     Status,
 )
 from video2world_operator.api.timestamps import parse_time
@@ -27,7 +28,7 @@ MAX_PODS = 8  # of a stage, listed one by one
 MAX_SAMPLES = 8  # checkpoints whose samples are listed one by one
 BAR_WIDTH, SPARKLINE_WIDTH = 24, 32  # characters
 NO_OPERATOR = "no operator has handled it yet; is one running?"
-ENDED = ("Succeeded", "Failed", "Skipped")
+ENDED: tuple[State, ...] = ("Succeeded", "Failed", "Skipped")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 
 
 def suspend_cluster(args: argparse.Namespace) -> int:
+    """Suspend a resource."""
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, True)
@@ -17,6 +18,7 @@ def suspend_cluster(args: argparse.Namespace) -> int:
 
 
 def resume_cluster(args: argparse.Namespace) -> int:
+    """Resume a suspended resource."""
     from video2world_operator.cli.cluster_run import suspend
 
     changed = suspend(args.name, args.namespace, False)

@@ -40,9 +40,9 @@ class Outcome:
         """The message in the attempt's record."""
         if self.code is None:
             return "stopped on request"
-        return (
-            ": ".join(filter(None, (f"exit code {self.code}", self.message))) if self.code else ""
-        )
+        if self.code == 0:
+            return ""
+        return f"exit code {self.code}" + (f": {self.message}" if self.message else "")
 
     @property
     def is_counted(self) -> bool:

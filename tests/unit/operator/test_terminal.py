@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a real terminal, plain lines when piped."""
+"""The progress of a run: a bar on a real terminal, plain lines in a pipe."""
 
 import os
 import pty
@@ -11,7 +11,7 @@ import pytest
 from video2world_common.progress_events import Failed, ItemProgress, TrainProgress, duration
 from video2world_operator.terminal import Display
 
-# One stage of 40 steps, as the engine shows it and as a worker run by hand does.
+# One stage of 40 steps, shown by the engine and by a worker that is run by hand.
 ENGINE = """
 import sys
 from video2world_common.progress_events import ItemProgress
@@ -84,7 +84,7 @@ class Pipe:
         pass
 
 
-def test_training_tells_loss_pace_and_what_is_left():
+def test_training_shows_loss_speed_and_time_left():
     out = Pipe()
     display = Display(out)
     display.start("train", "2 pods")

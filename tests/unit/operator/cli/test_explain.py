@@ -1,4 +1,4 @@
-"""v2w explain: what is observed on one side, the words and the remedy on the other."""
+"""The causes and remedies that v2w explain finds in observed states."""
 
 import re
 from dataclasses import replace
@@ -35,21 +35,21 @@ def event(name, reason, message, kind="Job", at="2026-11-24T12:00:00Z"):
 
 @pytest.fixture
 def world():
-    """A resource whose train pods are there."""
+    """A resource whose training pods have been created."""
     made = World()
     made.to_training()
     made.round()
     return made
 
 
-def troubled(world, **fields):
-    """The first train pod is Pending with a trouble, and the operator has seen it."""
+def blocked(world, **fields):
+    """Leave the first training pod Pending, and let the operator see why."""
     world.pod("run-train-1-0", phase="Pending", ready=False, started=None, **fields)
     world.round()
     return world
 
 
-# What Kubernetes 1.37 and its nodes say, and a word of what and of remedy that must be there.
+# Messages of Kubernetes 1.37 and its nodes, and what cause and remedy must contain.
 PODS = {
     "busy GPUs": ({"unschedulable": FEW}, "Not enough GPUs are free for stage train", "Wait"),
     "no image": (
@@ -140,14 +140,14 @@ PODS = {
 
 @pytest.mark.parametrize(("fields", "what", "remedy"), PODS.values(), ids=PODS)
 def test_a_pod_that_does_not_start(world, fields, what, remedy):
-    (first, *_) = causes(troubled(world, **fields))
+    (first, *_) = causes(blocked(world, **fields))
     assert what in first.what
     assert remedy in first.remedy
     assert first.evidence == next(iter(fields.values()))
 
 
-def test_gpus_that_are_not_there_are_told_from_busy_ones(world):
-    troubled(world, unschedulable=FEW)
+def test_missing_gpus_are_distinguished_from_busy_ones(world):
+    blocked(world, unschedulable=FEW)
     (busy,) = causes(world, nodes=[node(8), node(8)])
     assert "Not enough GPUs are free" in busy.what
     (small,) = causes(world, nodes=[node(4), node(2)])
@@ -156,20 +156,20 @@ def test_gpus_that_are_not_there_are_told_from_busy_ones(world):
     assert "No node in the cluster has GPUs" in none.what
 
 
-def test_twice_the_same_trouble_is_told_once(world):
+def test_the_same_problem_of_two_pods_is_reported_once(world):
     for text in (FEW, "something new"):
-        troubled(world, unschedulable=text)
+        blocked(world, unschedulable=text)
         world.pod("run-train-1-1", phase="Pending", ready=False, started=None, unschedulable=text)
         assert len(causes(world)) == 1
 
 
-def test_of_a_gang_the_pod_that_has_no_room_tells_the_cause(world):
+def test_the_unschedulable_pod_of_a_gang_is_the_cause(world):
     # as Kubernetes 1.37 writes it, seen on the test cluster
     gang = (
         "pod group is unschedulable, minCount (4) cannot be satisfied: 3 scheduled, "
         "0 remaining, pod group preemption: No preemption victims found"
     )
-    troubled(world, unschedulable=gang)
+    blocked(world, unschedulable=gang)
     (cause,) = causes(world)
     assert cause.what.startswith("The 4 training pods start together or not at all, and only 3")
     assert "add nodes" in cause.remedy
@@ -321,7 +321,7 @@ def test_a_claim_that_is_not_bound():
         (Claim("mine", modes=("ReadWriteOnce",)), "ReadWriteMany"),
     ],
 )
-def test_a_claim_of_ones_own_that_will_not_do(claim, what):
+def test_an_unusable_existing_claim(claim, what):
     world = World()
     world.body["spec"]["storage"] = {"claimName": "mine"}
     world.round(claim=claim)
@@ -345,7 +345,7 @@ def test_waiting_in_a_queue():
     assert "kubectl get workloads -n ns" in cause.remedy
 
 
-def test_waiting_for_a_peer_or_for_nobody():
+def test_waiting_for_a_peer():
     world = World()
     world.round()
     hashes = {e["name"]: e["inputsHash"] for e in world.status["stages"]}
@@ -355,7 +355,7 @@ def test_waiting_for_a_peer_or_for_nobody():
     assert "waits for older" in cause.what
 
 
-def test_suspended_says_how_to_go_on(world):
+def test_suspended_says_how_to_resume(world):
     world.body["spec"]["suspend"] = True
     world.round()
     world.pods.clear()
@@ -423,14 +423,14 @@ def test_a_local_run_whose_process_is_gone(world):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.pattern[:30])
-def test_every_rules_words_are_filled_in_without_a_gap(rule):
+def test_every_placeholder_of_the_rules_is_filled_in(rule):
     known = {"again", "name", "namespace", "stage", "pod", "claim", "gpu_trouble", "gpu_remedy"}
     known |= set(re.compile(rule.pattern).groupindex)
     for text in (rule.what, rule.remedy):
         assert {field for _, field, _, _ in Formatter().parse(text) if field} <= known
 
 
-def test_what_the_preflight_foresees_is_told_until_training_begins():
+def test_failed_preflight_checks_are_reported_until_training_begins():
     world = World()
     world.settle()
     told = "nodes for train: there is room for 0 of 2 pods; add nodes"

@@ -1,4 +1,4 @@
-"""v2w as a person uses it: separate processes, their output and exit codes."""
+"""v2w as users run it: separate processes, their output and exit codes."""
 
 import json
 import subprocess
@@ -25,12 +25,13 @@ def v2w(*arguments, **options):
     )
 
 
-def test_help_is_quick_and_loads_no_torch():
+def test_help_is_fast_and_imports_no_heavy_package():
     code = (
         "import sys; from video2world_operator.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'av', 'pydantic', 'yaml'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'av', 'pydantic', 'yaml', 'kubernetes', 'aiohttp'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -45,7 +46,7 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 @pytest.mark.parametrize("command", ["status", "explain", "logs", "checkpoints", "suspend"])
-def test_without_a_cluster_no_client_is_loaded_to_say_so(command, tmp_path):
+def test_a_missing_cluster_is_reported_without_loading_a_client(command, tmp_path):
     code = (
         "import sys; from video2world_operator.cli.main import main\n"
         f"code = main(['{command}', 'a'])\n"
@@ -61,7 +62,7 @@ def test_without_a_cluster_no_client_is_loaded_to_say_so(command, tmp_path):
     assert "no cluster is configured: set KUBECONFIG" in result.stderr
 
 
-def test_the_log_of_the_samples_beside_training_is_shown_when_asked_for(tmp_path):
+def test_sampling_logs_are_shown_only_on_request(tmp_path):
     logs = tmp_path / ".video2world/run/logs"
     logs.mkdir(parents=True)
     for name in ("train-1-0", "samples-500-0", "samples-1000-0"):
@@ -80,7 +81,7 @@ def test_the_log_of_the_samples_beside_training_is_shown_when_asked_for(tmp_path
     "command",
     ["validate", "preflight", "render", "run", "status", "explain", "logs", "checkpoints"],
 )
-def test_every_command_explains_itself(command):
+def test_every_command_has_help_with_an_example(command):
     result = v2w(command, "--help")
     assert result.returncode == 0
     assert f"example: v2w {command}" in result.stdout
@@ -131,7 +132,7 @@ def test_missing_files_and_runs_are_named(tmp_path):
 
 @pytest.fixture
 def volume(tmp_path):
-    """A volume as a run leaves it half-way."""
+    """A volume as a run leaves it halfway."""
     own = tmp_path / ".video2world/a"
     (own / "logs").mkdir(parents=True)
     (own / "logs/train-1-0.log").write_text("first attempt\n")
@@ -162,7 +163,7 @@ def volume(tmp_path):
     return tmp_path
 
 
-def test_status_tells_how_far(volume):
+def test_status_shows_progress(volume):
     text = v2w("status", "a", "--volume", volume).stdout
     for words in ("a: Running", "latents", "4/4", "40/100", "loss 0.2500", "2m05s left", "x.pt"):
         assert words in text
@@ -180,7 +181,7 @@ def test_logs_choose_stage_attempt_and_rank(volume):
     assert "there is train" in v2w("logs", "a", "--volume", volume, "--stage", "latents").stderr
 
 
-def test_checkpoints_are_told_whole_from_torn(volume):
+def test_incomplete_checkpoints_are_reported(volume):
     lines = v2w("checkpoints", "a", "--volume", volume).stdout.splitlines()[2:]
     assert [line.split()[0] for line in lines] == ["10", "20", "30"]
     assert "incomplete: scheduler is missing" in lines[0]

@@ -1,4 +1,4 @@
-"""The tree that v2w status shows: from plain values to lines, and in place on a terminal."""
+"""The tree that v2w status shows: its lines, and how a terminal is updated in place."""
 
 import os
 import pty
@@ -87,7 +87,7 @@ def shown(status=STATUS, pods=(), losses=(), note="", **options):
     return tree(Snapshot("run", parse_status(status), pods, losses, note), now, **options)
 
 
-def test_the_whole_tree():
+def test_the_complete_tree():
     pods = [
         pod(0),
         pod(1, ready=False, phase="Pending", waits="ErrImagePull: no such image"),
@@ -117,7 +117,7 @@ def test_plain_is_ascii_and_the_same_tree():
     assert len(plain) == len(shown(pods=[pod(0)], losses=[1, 2]))
 
 
-def test_of_a_thousand_pods_those_in_trouble_are_shown():
+def test_of_a_thousand_pods_failing_ones_are_listed():
     pods = [pod(n) for n in range(1000)]
     pods[700] = pod(700, phase="Pending", ready=False, unschedulable="Insufficient nvidia.com/gpu")
     lines = [line for line in shown(pods=pods) if "run-train" in line or "more:" in line]
@@ -126,7 +126,7 @@ def test_of_a_thousand_pods_those_in_trouble_are_shown():
     assert "... and 992 more: 992 Running" in lines[-1]
 
 
-def test_before_any_operator_looked():
+def test_before_an_operator_has_handled_it():
     assert shown({}) == ["run: Pending  no operator has handled it yet; is one running?"]
 
 

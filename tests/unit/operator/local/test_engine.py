@@ -21,7 +21,7 @@ from video2world_operator.plan.plan import make_plan
 V2W = (sys.executable, "-m", "video2world_operator.cli")
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
 
-# Stands in for every worker: does what behave.json on the volume says of its stage.
+# Replaces every worker: does what behave.json on the volume says about its stage.
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -59,7 +59,7 @@ Marker(stage, os.environ["V2W_INPUTS_HASH"]).write(made.left([f"out-{stage}"]), 
 
 @pytest.fixture
 def setup(tmp_path):
-    """Writes resource and behaviour; returns (file, volume)."""
+    """Return a function that writes resource and behaviour, and the volume."""
     volume = tmp_path / "volume"
     volume.mkdir()
 
@@ -100,7 +100,7 @@ def start(file, volume, *flags):
 
 
 def said(engine):
-    """What the engine says until its end; if it does not end, where it is."""
+    """Return the engine's output once it has ended; if it does not end, fail with its stack."""
     try:
         return engine.communicate(timeout=60)[0]
     except subprocess.TimeoutExpired:
@@ -169,7 +169,7 @@ def test_stages_run_in_order_and_once(setup):
     assert (logs / "dataset-1-0.log").read_text() == "plain words of dataset\n"
 
 
-def test_environment_and_paths_are_this_machines(setup):
+def test_environment_and_paths_are_mapped_to_this_machine(setup):
     write, volume = setup
     assert run(write(), volume)[0] == 0
     argv = json.loads((volume / "argv-inference-0.json").read_text())
@@ -269,7 +269,7 @@ def test_a_signal_lets_workers_save_and_leaves_nothing_running(setup, number):
     assert not state.running
 
 
-def test_a_killed_engine_takes_its_workers_along(setup):
+def test_workers_end_when_the_engine_is_killed(setup):
     write, volume = setup
     file = write({"train-0-1": "wait"}, nodes=1)
     engine = start(file, volume)
@@ -325,7 +325,7 @@ def test_dry_run_starts_nothing(setup):
 
 
 def verdicts(out):
-    """Word, stage and reason of each stage of a dry run."""
+    """Return verdict, stage and reason of each stage of a dry run."""
     return [line.split(None, 2) for line in out.splitlines() if not line.startswith(" ")]
 
 
@@ -358,7 +358,7 @@ def test_dry_run_says_why_each_stage_would_run_or_not(setup):
     assert [line.split()[0] for line in order(volume)] == ["dataset", "embeddings"]
 
 
-def test_a_record_on_a_part_of_the_volume_is_found_there(setup):
+def test_stages_on_a_sub_path_are_found_done(setup):
     write, volume = setup
     file = write()
     document = yaml.safe_load(file.read_text())
