@@ -1,4 +1,4 @@
-"""Hundreds of random specs: what the API server accepts renders, and it takes what is rendered."""
+"""Generated specs: API server and operator agree on each, and what the plan renders is accepted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from control_plane import ApiError
 from operators import Resource
+from video2world_operator.api import cel_rules
 from video2world_operator.api.errors import InvalidResource
+from video2world_operator.api.experiments import SHORT_NAMES
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.validation import parse
 from video2world_operator.plan.plan import make_plan
@@ -22,7 +24,7 @@ _PATHS = {
     "Service": "/api/v1/namespaces/{}/services",
     "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
 }
-# What Kubernetes itself decides and our schema leaves free.
+# Fields that Kubernetes itself validates, and our schema does not.
 _LEFT_OUT = {"affinity", "tolerations", "pod_template", "value_from", "node_selector"}
 _WORDS = st.sampled_from(
     ["a", "b-1", "x/y", "datasets/mine", "val/videos/a.mp4", "..", "/abs", "A b"]
@@ -95,8 +97,11 @@ def answer(cluster, path, body):
         return error
 
 
-def judged(cluster, namespace, spec, **body):
-    """The API server's answer to ``spec``; the operator's is shown to be the same."""
+def judged(cluster, namespace, spec, refusals=None, **body):
+    """Return the API server's answer to ``spec``, or None; the operator has to agree.
+
+    The API server's refusals are added to ``refusals``.
+    """
     body = Resource.body() | {"spec": spec} | body
     accepted = answer(cluster, Resource(cluster, namespace).path, body)
     try:
@@ -107,9 +112,11 @@ def judged(cluster, namespace, spec, **body):
     if isinstance(accepted, ApiError):
         assert accepted.code in (400, 422)
         assert refusal is not None, accepted
+        if refusals is not None:
+            refusals.append(str(accepted))
         return None
     if refusal is not None:
-        # values of overrides, and what they and experiments lead to, are the operator's to judge
+        # only the operator checks values of overrides, and what experiments and overrides set
         training = spec["training"]
         assert training.get("experiment") or training.get("overrides"), (body, refusal)
         return None
@@ -126,7 +133,7 @@ TAME = {"model": {"size": "Tiny"}, "dataset": {"prepared": {"path": "datasets/mi
 
 
 def tamed(spec):
-    """As most files are, so that more get past the first checks."""
+    """Return ``spec`` with the most common mistakes fixed, so that more specs are valid."""
     training = {
         name: value
         for name, value in spec["training"].items()
@@ -137,13 +144,86 @@ def tamed(spec):
 
 @settings(max_examples=250, deadline=None, suppress_health_check=CHECKS)
 @given(objects(Spec), st.booleans())
-def test_the_server_and_the_operator_are_of_one_mind(cluster, namespace, spec, tame):
+def test_the_server_and_the_operator_agree(cluster, namespace, spec, tame):
     accepted = judged(cluster, namespace, tamed(spec) if tame else spec)
     if accepted is None:
         return
     plan = make_plan(parse(accepted), namespace)
     for manifest in (*plan.shared, *(m for s in plan.stages for m in s.manifests)):
         cluster.admin.post(_PATHS[manifest["kind"]].format(namespace) + "?dryRun=All", manifest)
+
+
+def some(**fields):
+    """Objects with any of ``fields``, given as lists of values or as strategies."""
+    strategies = {k: st.sampled_from(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return st.fixed_dictionaries({}, optional=strategies)
+
+
+# The fields that rules between fields read, with values that break each of the rules.
+TRAINING = {
+    "iterations": [5],
+    "nodes": [1, 2, 3],
+    "gpusPerNode": [1, 2, 8],
+    "contextParallelSize": [1, 2, 3, 8],
+    "device": ["Auto", "CPU", "GPU"],
+    "ema": [True, False],
+}
+NAMED = {
+    "experiment": [*SHORT_NAMES, "2b_unknown"],
+    "overrides": [
+        [text]
+        for text in (
+            "trainer.max_iter=7",
+            "trainer.max_iter=",
+            "dataloader_train.dataset.dataset_dir=datasets/a",
+            "model_parallel.context_parallel_size=2",
+            "trainer.unknown=1",
+        )
+    ],
+}
+SAMPLE = some(prompt=["", "x" * 4096], output=["a.mp4", "b.mp4"]).map(lambda s: {"input": "a"} | s)
+RELATED = {
+    "model": some(size=["Tiny", "2B", "14B"], ropeRatio=[0, 1.5], weights=["w.pt", "a/../w.pt"]),
+    "dataset": some(
+        agibot=[{"path": "a"}], prepared=[{"path": "b"}], videos=[{"path": "c"}], shards=[1, 2]
+    ),
+    "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
+    "inference": some(
+        samples=st.lists(SAMPLE, max_size=3) | st.just([{"input": "a", "prompt": "x" * 4096}] * 25),
+        checkpoint=["latest", "w.pt", "../w.pt"],
+        checkpoints=st.lists(st.sampled_from(["latest", "all", "7", 7, "w.pt"]), max_size=2),
+        everyCheckpoint=[True, False],
+        parallelism=[1, 2],
+        weights=["Regular", "EMA"],
+    ),
+    "stages": some(
+        train=[{"env": [{"name": name}]} for name in ("NCCL_DEBUG", "PET_NNODES", "RANK")]
+    ),
+}
+SPECS = st.one_of(
+    *(
+        st.fixed_dictionaries({"training": training}, optional=RELATED)
+        for training in (some(**TRAINING), some(**TRAINING), some(**TRAINING, **NAMED))
+    )
+)
+
+
+def test_they_agree_on_rules_between_fields(cluster, namespace):
+    refusals = []
+
+    @settings(max_examples=500, deadline=None, suppress_health_check=CHECKS)
+    @given(SPECS, st.booleans())
+    def check(spec, complete):
+        if complete:  # without what most specs would be refused for
+            spec = {"model": {"size": "Tiny"}, "dataset": {"agibot": {"path": "a"}}} | spec
+            spec["training"] = {"iterations": 5} | spec["training"]
+        judged(cluster, namespace, spec, refusals)
+
+    check()
+    said = "\n".join(refusals)
+    rules = [*cel_rules.spec_rules(), *cel_rules.samples_rules(), cel_rules.path_rule()]
+    rules += [cel_rules.overrides_rule(), cel_rules.env_name_rule()]
+    assert [rule["message"] for rule in rules if rule["message"] not in said] == []
 
 
 ALL = {
@@ -277,7 +357,7 @@ CHANGES = st.one_of(
 
 @settings(max_examples=600, deadline=None, suppress_health_check=CHECKS)
 @given(st.lists(st.tuples(st.sampled_from([*places(ALL)][1:]), CHANGES), min_size=1, max_size=2))
-def test_they_are_of_one_mind_about_any_mistake(cluster, namespace, mistakes):
+def test_they_agree_on_any_mistake(cluster, namespace, mistakes):
     spec = ALL
     for path, change in mistakes:
         if path in set(places(spec)):  # the mistake before may have removed it
@@ -296,7 +376,7 @@ LABELS = st.dictionaries(KEYS, KEYS, max_size=2)
     CHANGES | LABELS.map(lambda labels: lambda value: labels),
     st.sampled_from(["", "kind", "apiVersion", "status"]),
 )
-def test_they_are_of_one_mind_about_metadata(cluster, namespace, path, change, more):
+def test_they_agree_on_metadata(cluster, namespace, path, change, more):
     body = {"metadata": changed(METADATA, path, change)}
     judged(cluster, namespace, TAME | {"training": {"iterations": 5}}, **body)
     if more:

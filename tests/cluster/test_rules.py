@@ -29,6 +29,7 @@ def refused(cluster, namespace, body):
     return None
 
 
+EXPERIMENT = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 GPU = {"model": {"size": "2B"}}
 CASES = {
     "one data set": (
@@ -42,11 +43,39 @@ CASES = {
             "training": {
                 "iterations": None,
                 "nodes": None,
-                "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",
+                "experiment": EXPERIMENT,
             },
         },
         {"model": {"size": None}},
         "model.size is missing",
+    ),
+    "size and experiment": (
+        {"model": {"size": "2B"}, "training": {"nodes": None, "experiment": EXPERIMENT}},
+        {"model": {"size": "14B"}, "training": {"nodes": None, "experiment": EXPERIMENT}},
+        "model.size contradicts",
+    ),
+    "data set or override": (
+        {
+            "dataset": None,
+            "training": {"overrides": ["dataloader_train.dataset.dataset_dir=datasets/a"]},
+        },
+        {"dataset": None},
+        "dataset is missing",
+    ),
+    "overrides": (
+        {"training": {"overrides": ["optimizer.weight_decay=0.1"]}},
+        {"training": {"overrides": ["optimizer.weight_decoy=0.1"]}},
+        "write an override as name=value",
+    ),
+    "fractions as bounds": (
+        {"model": {"ropeRatio": 1}},
+        {"model": {"ropeRatio": 0}},
+        "write a number from",
+    ),
+    "fractions as bounds of alpha": (
+        {"model": {"loraAlpha": 1}},
+        {"model": {"loraAlpha": 0}},
+        "write a number from 0.001",
     ),
     "iterations": ({}, {"training": {"iterations": None}}, "training.iterations is missing"),
     "context parallel": (
@@ -169,6 +198,22 @@ CASES = {
 }
 
 
+def messages(node):
+    """The messages of all CEL rules in a part of the CRD."""
+    if isinstance(node, dict):
+        yield from (rule["message"] for rule in node.get("x-kubernetes-validations", ()))
+        node = list(node.values())
+    for part in node if isinstance(node, list) else ():
+        yield from messages(part)
+
+
+def test_every_rule_has_a_case():
+    """A rule that is added in CEL only is noticed: each case is judged by the operator too."""
+    elsewhere = ("metadata.name", "once work has begun", "only while spec.suspend is true")
+    words = [*elsewhere, *(words for _, _, words in CASES.values())]
+    assert [m for m in set(messages(build())) if not any(w in m for w in words)] == []
+
+
 def cleaned(value):
     """Without what is None: so that a case can take a field of the base away."""
     if isinstance(value, dict):
@@ -273,7 +318,7 @@ def begun(cluster):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_once_work_has_begun_the_server_takes_what_the_table_says(cluster, begun, name):
+def test_once_work_has_begun_the_server_accepts_what_the_table_allows(cluster, begun, name):
     path = f"{begun.path}/begun?dryRun=All"
     when = CHANGEABLE.get(name)
     if when is not None and when != SUSPENDED:
@@ -302,7 +347,7 @@ def fresh(cluster):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_before_work_has_begun_no_rule_keeps_a_field(cluster, fresh, name):
+def test_before_work_has_begun_every_field_can_be_changed(cluster, fresh, name):
     said = ""
     try:
         cluster.admin.patch(f"{fresh.path}/fresh?dryRun=All", {"spec": EVERY[name]})

@@ -18,7 +18,6 @@ from video2world_operator.api.train_settings import ALLOWED, SETTINGS
 __all__ = [
     "Rule",
     "change_rules",
-    "dataset_rule",
     "env_name_rule",
     "minimum_rule",
     "name_rule",
@@ -45,14 +44,6 @@ def name_rule() -> Rule:
         f"self.metadata.name.matches('{RESOURCE_NAME_PATTERN}')",
         f"metadata.name: write {RESOURCE_NAME_EXPECTED}, since pods and Services are named after "
         "it",
-    )
-
-
-def dataset_rule() -> Rule:
-    """Require exactly one source of videos."""
-    return _rule(
-        "[has(self.agibot), has(self.prepared), has(self.videos)].exists_one(x, x)",
-        "set exactly one of agibot, prepared, videos",
     )
 
 
@@ -141,6 +132,8 @@ def spec_rules() -> list[Rule]:
     parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
     nodes = _or_default("nodes", _by_size("nodes"))
     processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
+    dataset_dir = _overridden("dataloader_train.dataset.dataset_dir")
+    sources = ", ".join(f"has(self.dataset.{name})" for name in ("agibot", "prepared", "videos"))
     heads = ", ".join(f"{name} {size.num_heads}" for name, size in SIZES.items())
     return [
         _rule(
@@ -148,9 +141,15 @@ def spec_rules() -> list[Rule]:
             "model.size is missing; use Tiny, 2B or 14B, or set training.experiment",
         ),
         _rule(
-            f"has(self.dataset) || {_overridden('dataloader_train.dataset.dataset_dir')}",
+            f"has(self.dataset) || {dataset_dir}",
             "dataset is missing; set one of agibot, prepared, videos",
         ),
+        _rule(
+            f"!has(self.dataset) || [{sources}].exists_one(x, x) || "
+            f"(![{sources}].exists(x, x) && {dataset_dir})",
+            "set exactly one of agibot, prepared, videos",
+        )
+        | {"fieldPath": ".dataset"},
         _rule(
             f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
             "training.iterations is missing; set the number of steps to train",

@@ -77,8 +77,6 @@ def build() -> dict[str, Any]:
     spec["required"] = ["training"]
     model = spec["properties"]["model"]
     model.pop("required")
-    dataset = spec["properties"]["dataset"]
-    dataset[_RULES] = [cel_rules.dataset_rule()]
     spec[_RULES] = cel_rules.spec_rules()
     root: Schema = {
         "type": "object",

@@ -121,7 +121,8 @@ def test_columns_show_scalars_that_exist():
 def test_rules():
     rules = [r for _, s in nodes(root()) for r in s.get("x-kubernetes-validations", [])]
     assert all(r["message"] and r["rule"] for r in rules)
-    assert "exists_one" in at(".spec.dataset")["x-kubernetes-validations"][0]["rule"]
+    (rule,) = (r for r in at(".spec")["x-kubernetes-validations"] if "fieldPath" in r)
+    assert "exists_one" in rule["rule"]
     for stage in STAGES:
         (rule,) = at(f".spec.stages.{stage}.env[].name")["x-kubernetes-validations"]
         assert "PET_" in rule["rule"]
