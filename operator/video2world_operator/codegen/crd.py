@@ -21,7 +21,7 @@ CHART_PATH = _ROOT / "charts" / "video2world-operator" / "files" / "crd.yaml"
 
 
 def render() -> str:
-    """The text of manifests/crd.yaml."""
+    """Return the text of manifests/crd.yaml."""
     import yaml
 
     head = "# Generated from operator/video2world_operator/api by `make generate`.\n"

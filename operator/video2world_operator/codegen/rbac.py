@@ -25,7 +25,7 @@ __all__ = ["PATH", "render"]
 
 _ROOT = Path(__file__).parents[3]
 PATH = _ROOT / "manifests" / "rbac.yaml"
-CHART_PATH = _ROOT / "charts" / "video2world-operator" / "files" / "rights.yaml"
+CHART_PATH = _ROOT / "charts" / "video2world-operator" / "files" / "rbac.yaml"
 
 
 def _object(kind: str, name: str, namespace: str | None = None, **body: Any) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def _binding(kind: str, name: str, own: str, namespace: str | None = None) -> di
 
 
 def manifests(own: str, served: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Account, roles and bindings of an operator in the namespace ``own``.
+    """Return service account, roles and bindings of an operator in the namespace ``own``.
 
-    It serves the namespaces ``served`` by Roles only, or all of them by a ClusterRole.
+    With ``served``, there is a Role in each of these namespaces; otherwise a ClusterRole.
     """
     made = [
         _object("ServiceAccount", ACCOUNT, own),
@@ -65,7 +65,7 @@ def manifests(own: str, served: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 
 def render() -> str:
-    """The text of manifests/rbac.yaml."""
+    """Return the text of manifests/rbac.yaml."""
     import yaml
 
     head = "# Generated from operator/video2world_operator/controller/rbac.py by `make generate`.\n"
@@ -78,7 +78,7 @@ def render() -> str:
 
 
 def render_chart() -> str:
-    """The text of the chart's files/rights.yaml."""
+    """Return the text of the chart's files/rbac.yaml."""
     import yaml
 
     head = "# Generated from operator/video2world_operator/controller/rbac.py by `make generate`.\n"

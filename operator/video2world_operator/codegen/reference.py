@@ -1,8 +1,7 @@
-"""The reference in docs/reference/, made of the code: fields, messages, commands, metrics,
-environment.
+"""Generate docs/reference/ (fields, messages, commands, metrics, environment) and docs/sizing.md.
 
-``python -m video2world_operator.codegen.reference`` writes it, ``--check`` fails if it is not up
-to date.
+``python -m video2world_operator.codegen.reference`` writes the pages, ``--check`` fails if they are
+not up to date.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Variable:
-    """An environment variable that something here reads or sets."""
+    """An environment variable that one of our programs reads or sets."""
 
     name: str
     default: str
@@ -46,42 +45,50 @@ class Variable:
 
 
 USER, OPERATOR, PLAN, GROUP = (
-    "What you may set",
-    "What the operator's process reads",
-    "What the plan sets in every pod",
-    "What it sets in the pods of the train group",
+    "Variables that you can set",
+    "Variables that the operator reads",
+    "Variables that the operator sets in every pod",
+    "Variables that the operator sets in pods of the training group",
 )
 ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
     USER: (
         Variable(
             "HF_TOKEN",
             "",
-            "Hugging Face token, for gated weights and data sets. On a "
+            "Hugging Face token, for gated weights and datasets. On a "
             "cluster it comes from spec.credentials.huggingFaceTokenSecret.",
         ),
         Variable(
-            "HF_HOME", "~/.cache/huggingface", "Where the Hub's client keeps token and cache."
+            "HF_HOME",
+            "~/.cache/huggingface",
+            "Folder of the token and the cache of huggingface_hub.",
         ),
-        Variable("HF_ENDPOINT", "https://huggingface.co", "Another address of the Hub, a mirror."),
-        Variable("HF_HUB_OFFLINE", "0", "1: take only what is on disk."),
-        Variable("KUBECONFIG", "~/.kube/config", "Which cluster v2w and the operator talk to."),
-        Variable("CUDA_VISIBLE_DEVICES", "all", "Which GPUs a local run may use."),
+        Variable("HF_ENDPOINT", "https://huggingface.co", "Address of the Hub, or of a mirror."),
+        Variable("HF_HUB_OFFLINE", "0", "1: use only files on disk."),
+        Variable("KUBECONFIG", "~/.kube/config", "Cluster that v2w and the operator use."),
+        Variable("CUDA_VISIBLE_DEVICES", "all", "GPUs that a local run may use."),
         Variable(
-            "OMP_NUM_THREADS", "the cores, divided among the pods", "Threads of each local worker."
+            "OMP_NUM_THREADS",
+            "the cores, divided between the pods",
+            "Threads of each local worker.",
         ),
         Variable(
             "GLOO_SOCKET_IFNAME",
             "lo in local runs of several pods",
             "Network interface of CPU collectives.",
         ),
-        Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Where compiled kernels are kept."),
-        Variable("V2W_TRITON_CACHE", "", "What the images hold ready for Triton."),
+        Variable("TRITON_CACHE_DIR", "~/.triton/cache", "Folder of compiled kernels."),
+        Variable(
+            "V2W_TRITON_CACHE",
+            "",
+            "Folder of compiled kernels in the images, which Triton starts from.",
+        ),
         Variable(
             "CC",
             "gcc or clang",
-            "The C compiler that Triton uses; without one the VAE takes slower operations.",
+            "C compiler for Triton; without one, the VAE uses slower operations.",
         ),
-        Variable("UV_CACHE_DIR", "uv's own", "Where set-up caches packages."),
+        Variable("UV_CACHE_DIR", "uv's own", "Cache folder of package installation."),
     ),
     OPERATOR: tuple(
         Variable(flag.variable, flag.default, flag.help[0].upper() + flag.help[1:] + ".")
@@ -90,49 +97,53 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
     PLAN: (
         Variable("V2W_STAGE", "", "Name of the stage."),
         Variable("V2W_RESOURCE", "", "Name of the resource."),
-        Variable("V2W_INPUTS_HASH", "", "Names all that the stage's result depends on."),
+        Variable("V2W_INPUTS_HASH", "", "Hash of everything that the stage's result depends on."),
         Variable(
             "V2W_VOLUME_ID",
             "",
-            "Identity that the volume has to have; a worker that finds another does nothing.",
+            "Expected identity of the volume; a worker that finds another one stops.",
         ),
         Variable(
             "V2W_LATER_STAGES",
             "",
-            "Later stages with their hashes; the worker tells which "
-            "of them are done on the volume.",
+            "Later stages with their hashes; the worker reports which "
+            "of them are complete on the volume.",
         ),
-        Variable("V2W_CONFIG_DIR", "/etc/video2world", "Where samples.json lies."),
-        Variable("V2W_WORKERS", "the pod's CPUs", "Videos that the dataset stage cuts at once."),
-        Variable("PYTHONUNBUFFERED", "1", "Log lines come at once."),
+        Variable("V2W_CONFIG_DIR", "/etc/video2world", "Folder of samples.json."),
+        Variable(
+            "V2W_WORKERS", "the pod's CPUs", "Videos that the dataset stage cuts in parallel."
+        ),
+        Variable("PYTHONUNBUFFERED", "1", "Log lines are written without delay."),
         Variable("HOME", "/tmp", "The root file system is read-only."),
-        Variable("USER", "video2world", "PyTorch names folders by it; the pod's user has no name."),
-        Variable("JOB_COMPLETION_INDEX", "", "Number of the pod; the Job controller sets it."),
+        Variable(
+            "USER", "video2world", "PyTorch names folders by it; the user of the pod has no name."
+        ),
+        Variable("JOB_COMPLETION_INDEX", "", "Index of the pod, set by the Job controller."),
     ),
     GROUP: (
-        Variable("PET_NNODES", "", "Pods of the group (torchrun)."),
-        Variable("PET_NPROC_PER_NODE", "", "Processes in each (torchrun)."),
-        Variable("PET_RDZV_BACKEND", "static", "How they meet (torchrun)."),
-        Variable("PET_RDZV_ENDPOINT", "", "Where they meet: pod 0 (torchrun)."),
+        Variable("PET_NNODES", "", "Number of pods of the group (torchrun)."),
+        Variable("PET_NPROC_PER_NODE", "", "Processes per pod (torchrun)."),
+        Variable("PET_RDZV_BACKEND", "static", "Rendezvous backend (torchrun)."),
+        Variable("PET_RDZV_ENDPOINT", "", "Rendezvous endpoint: pod 0 (torchrun)."),
         Variable("PET_RDZV_ID", "", "Name of the attempt (torchrun)."),
-        Variable("PET_RDZV_CONF", "timeout=1800", "How long they wait for each other."),
-        Variable("PET_NODE_RANK", "the pod's number", "The node's rank (torchrun)."),
+        Variable("PET_RDZV_CONF", "timeout=1800", "Rendezvous timeout (torchrun)."),
+        Variable("PET_NODE_RANK", "the pod's index", "Rank of the node (torchrun)."),
         Variable("PET_MAX_RESTARTS", "0", "The operator restarts the group, not torchrun."),
         Variable("MASTER_ADDR", "", "Pod 0, for torch.distributed."),
-        Variable("MASTER_PORT", "", "Its port, one above the rendezvous's."),
+        Variable("MASTER_PORT", "", "Port of pod 0, one above the rendezvous port."),
         Variable("RANK", "", "Set by torchrun for each process."),
         Variable("LOCAL_RANK", "", "Set by torchrun for each process."),
         Variable("WORLD_SIZE", "", "Set by torchrun for each process."),
-        Variable("V2W_RUN_HASH", "", "Names a run whose checkpoints may be gone on from."),
+        Variable("V2W_RUN_HASH", "", "Identifies a run that may resume from its checkpoints."),
         Variable("V2W_ATTEMPT", "", "Number of the attempt."),
-        Variable("V2W_METRICS_PORT", "", "Port at which rank 0 tells Prometheus its figures."),
-        Variable("NCCL_*, FI_*", "", "By spec.training.interconnect."),
+        Variable("V2W_METRICS_PORT", "", "Port of rank 0's metrics for Prometheus."),
+        Variable("NCCL_*, FI_*", "", "Follow from spec.training.interconnect."),
     ),
 }
 
 
 def pages() -> dict[Path, str]:
-    """Every page by its path."""
+    """Return every page by its path."""
     made = {
         "fields.md": _fields(),
         "messages.md": _messages(),
@@ -145,7 +156,7 @@ def pages() -> dict[Path, str]:
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Write a table in Markdown."""
+    """Format a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
@@ -174,10 +185,10 @@ _RUNS = (
 
 
 def _sizing() -> str:
-    text = "# What a run needs\n\nEstimates for 16 fps and batch size 1, by the rule that `v2w "
-    text += "preflight` uses for your file. "
+    text = "# Resource requirements\n\nEstimates for 16 fps and batch size 1, as `v2w preflight` "
+    text += "makes them for your file. "
     text += " ".join((requirements.__doc__ or "").partition("\n\n")[2].split())
-    text += "\n\nDisk holds weights, text encoder, one task of AgiBotWorld at work, three "
+    text += "\n\nDisk includes weights, text encoder, one task of AgiBotWorld in progress, three "
     text += "checkpoints and one being written.\n\n"
     rows = []
     for size, resolution, architecture, nodes, gpus, context in _RUNS:
@@ -205,8 +216,8 @@ def _sizing() -> str:
         "run",
         "nodes x GPUs",
         "context parallel",
-        "GiB a GPU",
-        "GiB host memory a node",
+        "GiB per GPU",
+        "GiB host memory per node",
         "GB of disk",
     )
     return text + table(head, rows)
@@ -219,11 +230,11 @@ def _fields() -> str:
     (version,) = crd_schema.build()["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]["properties"]
     text = "# Fields of Video2WorldPostTrain\n\n"
-    text += "A resource of `video2world.dev/v1alpha1`; `[]` stands for each item of a list.\n"
-    for part, words in (("spec", "What you write"), ("status", "What the operator writes")):
+    text += "A resource of `video2world.dev/v1alpha1`; `[]` denotes the items of a list.\n"
+    for part, title in (("spec", "desired state"), ("status", "observed state")):
         rows = list(_walk(schema[part], part))
         rows_text = table(("field", "type", "default", "meaning"), rows)
-        text += f"\n## {part}: {words[0].lower()}{words[1:]}\n\n{rows_text}"
+        text += f"\n## {part}: {title}\n\n{rows_text}"
     text += "\n## What can be changed once work has begun\n\n"
     of_spec, _ = fixed()
     text += "The API server refuses any other change: of " + ", ".join(f"`{n}`" for n in of_spec)
@@ -268,22 +279,22 @@ def _type(field: Schema) -> str:
 
 def _messages() -> str:
     text = "# Conditions, reasons and messages\n\n"
-    text += "`v2w explain NAME` puts them into words, with the remedy.\n\n## Conditions\n\n"
+    text += "`v2w explain NAME` explains them, with the remedy.\n\n## Conditions\n\n"
     text += table(("type", "true when"), ((f"`{t}`", t.meaning) for t in Type))
-    text += "\n## Reasons\n\nWords in capitals stand for what is filled in.\n\n"
+    text += "\n## Reasons\n\nWords in capitals are placeholders.\n\n"
     rows = (
         (f"`{reason}`", _named(reason.template), _named(known_errors.BY_REASON.get(reason, "")))
         for reason in Reason
     )
-    text += table(("reason", "message", "what to do"), rows)
-    text += "\n## Why an attempt at training ended\n\n"
+    text += table(("reason", "message", "remedy"), rows)
+    text += "\n## Why a training attempt ended\n\n"
     ended = {"Succeeded", "Suspended", "SpecChanged", "DeadlineExceeded", "Interrupted", "Killed"}
     text += (
         f"In `status.attempts[].reason`: {', '.join(f'`{r}`' for r in sorted(REASONS | ended))}.\n"
     )
-    text += "\n## What v2w explain knows\n\n"
+    text += "\n## Causes that v2w explain recognizes\n\n"
     rules = ((_named(rule.what), _named(rule.remedy)) for rule in known_errors.RULES)
-    text += table(("what", "what to do"), (row for row in rules if row[0]))
+    text += table(("cause", "remedy"), (row for row in rules if row[0]))
     return text
 
 
@@ -301,7 +312,7 @@ def _named(text: str) -> str:
 
 
 def _commands() -> str:
-    text = "# v2w, command by command\n"
+    text = "# Commands of v2w\n"
     (commands,) = (
         action
         for action in parser.parser()._actions
@@ -340,8 +351,8 @@ def _metrics() -> str:
         rows.append((f"`{family.name}{suffix}`", family.type, shown, family.documentation))
     text = "# Metrics of the operator\n\n"
     text += "At `/metrics` on the port of the probes (8080), for Prometheus and OpenMetrics; only "
-    text += "the leader has figures of resources. No label holds a name that users choose. "
-    text += "Beside these there are `process_*` of the process itself.\n\n"
+    text += "the leader has metrics of resources. No label holds a name that users choose. "
+    text += "There are also `process_*` metrics of the process itself.\n\n"
     return text + table(("metric", "type", "labels", "meaning"), sorted(rows))
 
 
@@ -350,7 +361,7 @@ def _metrics() -> str:
 
 def _environment() -> str:
     text = "# Environment variables\n\n"
-    text += "`V2W_*`, `PET_*` and `MASTER_*` of your shell are not passed on to workers.\n"
+    text += "`V2W_*`, `PET_*` and `MASTER_*` of your shell are not passed to workers.\n"
     for title, variables in ENVIRONMENT.items():
         rows = ((f"`{v.name}`", v.default, v.meaning) for v in variables)
         text += f"\n## {title}\n\n{table(('variable', 'default', 'meaning'), rows)}"

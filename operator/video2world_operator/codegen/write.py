@@ -1,4 +1,4 @@
-"""Files that are made of the code: written, or compared with what they should be."""
+"""Write generated files, or compare them with what they should be."""
 
 from __future__ import annotations
 
