@@ -1,4 +1,4 @@
-"""On what, when and from which commit something was measured on this machine."""
+"""Record machine, time and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def facts(command: str, commit: str = "") -> dict[str, Any]:
-    """What a record of results begins with; ``command`` is what repeats it.
+    """Return the header of a record; ``command`` repeats the measurement.
 
-    ``commit`` is for a machine where git cannot tell it.
+    ``commit``: for machines without the git repository.
     """
     cpu = next(
         (

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.inference --peer diffusers``: inference at full size on a GPU.
+"""Measure inference at full size on a GPU (``python -m benchmarks.inference --peer diffusers``).
 
 Prints a table and writes ``benchmarks/results/inference.json``. Every case runs in a process of its
 own; one that fails is reported and does not cost the others. ``--only`` measures some cases and
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cases and write the record."""
     flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     flags.add_argument("--peer", choices=("diffusers", "none"), default="none")
-    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--commit", default="", help="commit, without a git repository")
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument("--only", nargs="+", choices=ORDER, default=ORDER)
     flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
         return answer(CASES, args.case, args.options)
     if args.document:
-        told = json.loads(args.json.read_text(encoding="utf-8"))
-        DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), told), "utf-8")
+        recorded = json.loads(args.json.read_text(encoding="utf-8"))
+        DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), recorded), "utf-8")
         return 0
     record: dict[str, Any] = {"cases": {}}
     if args.json.exists():
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """The goals that the finished cases can be held against."""
+    """Compare the finished cases with the goals."""
 
     def value(*path: str) -> float | None:
         found: Any = cases
@@ -101,7 +101,7 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record for people."""
+    """Return the record as a text table."""
     lines = []
     for name, one in record["cases"].items():
         where = one["machine"]["device"]
@@ -113,12 +113,12 @@ def table(record: dict[str, Any]) -> str:
 
 
 def documented(text: str, record: dict[str, Any]) -> str:
-    """``text`` with the record's tables between its marks."""
+    """Return ``text`` with the record's tables between its marks."""
     return between(MARKS, text, markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record's tables."""
+    """Return the record's tables."""
     cases = record["cases"]
     lines = ["| goal | measured | |", "| --- | --- | --- |"]
     for one in record["goals"]:
@@ -133,8 +133,8 @@ def markdown(record: dict[str, Any]) -> str:
         place = one["machine"]
         where = f"{place['nvidia_smi'].splitlines()[0]}, PyTorch {place['torch']}, {place['date']}"
         where += f", commit {place['commit'][:12]}, `{place['command']}`"
-        told = f"failed: {one['error']}" if "error" in one else f"{one['seconds']:.4g}"
-        lines.append(f"| {name} | {told} | {one.get('peak_GiB', '')} | {where} |")
+        result = f"failed: {one['error']}" if "error" in one else f"{one['seconds']:.4g}"
+        lines.append(f"| {name} | {result} | {one.get('peak_GiB', '')} | {where} |")
     rows = [
         (f"{name}: {part}", one[part])
         for name, one in cases.items()

@@ -1,4 +1,4 @@
-"""The measurements of ``benchmarks.inference``, one function each, run in a process of its own.
+"""Measure one case of ``benchmarks.inference``, in a process of its own.
 
 Every case takes ``tiny``: a small network and clip on whatever device there is, so that a case can
 be tried without a GPU. Weights are random, of the true shapes.
@@ -50,7 +50,7 @@ DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 @dataclass(frozen=True)
 class Size:
-    """What is generated: the network, frames x height x width in pixels, captions' positions."""
+    """The network, frames x height x width in pixels, and caption positions."""
 
     dit: DiTConfig
     frames: int
@@ -123,7 +123,7 @@ def _network(dit: DiTConfig, *, exact_rope: bool = False, dtype: torch.dtype = D
 
 
 def _prepared(net: VideoDiT) -> str:
-    """Attention and compilation as the inference command has them; the kernel's name."""
+    """Prepare attention and compilation as the inference command does; return the kernel's name."""
     choice = select_for("auto", DEVICE, next(net.parameters()).dtype)
     net.set_attention(choice.to_caption, choice.attend)
     prepare_blocks(net, compiled=ON_GPU)
@@ -131,7 +131,7 @@ def _prepared(net: VideoDiT) -> str:
 
 
 def _texts(size: Size) -> Tensor:
-    """A prompt of 100 tokens and a longer one that guidance leads away from."""
+    """Return a prompt of 100 tokens and a longer negative prompt."""
     generator = torch.Generator().manual_seed(2)
     texts = torch.randn(2, size.text, 1024, generator=generator) * 0.1
     texts[0, size.text // 5 :] = 0
@@ -150,7 +150,7 @@ def _once(velocity: Velocity, given: Tensor) -> Callable[[], Tensor]:
 
 
 def network_pass(tiny: bool = False, peer: bool = True) -> dict[str, Any]:
-    """One evaluation: both branches of guidance, one branch, and diffusers' transformer."""
+    """Measure one evaluation: both guidance branches, one branch, and diffusers' transformer."""
     size = _size(tiny)
     given, texts = _given(size), _texts(size)
     mask = conditioning_mask(given, 1)
@@ -206,7 +206,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _small_in_float32(size: Size) -> float:
-    """The same comparison without rounding to bfloat16, all blocks, 1/33 of the area."""
+    """Repeat the comparison without bfloat16 rounding: all blocks, 1/33 of the area."""
     small = replace(size, height=96, width=256)
     given, texts = _given(small), _texts(small)
     mask = conditioning_mask(given, 1)
@@ -225,7 +225,7 @@ def _vae(size: Size) -> VideoVAE:
 
 
 def vae_decode(tiny: bool = False) -> dict[str, Any]:
-    """Latents to pixels: diffusers as it comes, and ours with more frames a pass."""
+    """Measure latents to pixels: diffusers unmodified, and ours with more frames per pass."""
     size = _size(tiny)
     latents, vae = _given(size), _vae(size)
     result: dict[str, Any] = {}
@@ -265,7 +265,7 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
 
 
 def sparse(tiny: bool = False) -> dict[str, Any]:
-    """The ``-natten`` patterns: each kernel on each pattern, and a whole evaluation."""
+    """Measure each kernel on each ``-natten`` pattern, and a complete evaluation."""
     size = _size(tiny)
     heads, width = size.dit.num_heads, size.dit.head_dim
     tokens = int(np.prod(size.grid))
@@ -285,7 +285,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
                 attend = sparse_attention([pattern], size.grid, DEVICE, name, dense)[0]
                 row[name] = _timing(_timed(lambda attend=attend: attend(*qkv), count=3))
                 row[name]["relative_error"] = _sampled_error(attend(*qkv), qkv, pattern, size)
-            except Exception as error:  # the other kernel may run
+            except Exception as error:  # the other kernel may work
                 row[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
         result["patterns"][letter] = row
     usable = all("seconds" in row[kernel] for row in result["patterns"].values())
@@ -310,7 +310,7 @@ def _density(pattern: Any, grid: Any) -> float:
 
 
 def _sampled_error(found: Tensor, qkv: list[Tensor], pattern: Any, size: Size) -> float:
-    """Against masked attention in float32, for queries drawn at random."""
+    """Compare with masked float32 attention for randomly drawn queries."""
     blocks = plan_blocks(pattern, size.grid)
     chosen = torch.randperm(len(blocks.order), generator=torch.manual_seed(4))[:64]
     rows = blocks.rows[blocks.kind[blocks.place[chosen]].long()][:, blocks.place]
@@ -331,7 +331,7 @@ def _sample(
     *,
     batch_branches: bool = True,
 ) -> dict[str, Any]:
-    """From embeddings and a first frame to an mp4, timed part by part."""
+    """Generate an mp4 from embeddings and a first frame, and time each part."""
     frame = np.random.default_rng(0).integers(0, 255, (1, size.height, size.width, 3))
     _forget_peak()
     marks = [time.perf_counter()]
@@ -394,17 +394,17 @@ def _full(size: Size, steps: int, *, approximate: bool) -> dict[str, Any]:
 
 
 def full_16fps(tiny: bool = False) -> dict[str, Any]:
-    """Embedding to mp4: 93 frames of 704x1280, 35 steps with guidance."""
+    """Measure embedding to mp4: 93 frames of 704x1280, 35 steps with guidance."""
     return _full(_size(tiny), 3 if tiny else 35, approximate=False)
 
 
 def full_10fps(tiny: bool = False) -> dict[str, Any]:
-    """The same with 61 frames; and approximately, from the same seed."""
+    """Measure the same with 61 frames, and approximately from the same seed."""
     return _full(_size(tiny, fps=10), 9 if tiny else 35, approximate=True)
 
 
 def offload(tiny: bool = False) -> dict[str, Any]:
-    """A sample of two evaluations with weights offloaded to the host: pass time and peak."""
+    """Measure pass time and peak memory of two evaluations with weights offloaded to the host."""
     size = _size(tiny)
     net = _network(size.dit)
     _prepared(net)

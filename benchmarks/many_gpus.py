@@ -1,11 +1,11 @@
-"""``python -m benchmarks.many_gpus``: training on the GPUs of one host, by layout.
+"""Measure training on the GPUs of one host, by layout (``python -m benchmarks.many_gpus``).
 
-Runs the train command itself on random weights and latents of the true shapes, with every layout
-of data x context parallel ranks that the host's GPUs allow, prints a table and writes
-``benchmarks/results/many_gpus.json``: time, memory, what goes to communication, loss and gradient
-norm beside one GPU's; a checkpoint resumed by another number of ranks; SIGTERM and a killed rank.
-What was measured before stays in the file, so that it can be done in several goes (``--counts``,
-``--contexts``, CUDA_VISIBLE_DEVICES). ``--tiny`` does the same with the Tiny model, on CPUs with
+Runs the train command on random weights and latents of the real shapes, with every layout of data
+x context parallel ranks that the host's GPUs allow. Prints a table and writes
+``benchmarks/results/many_gpus.json``: time, memory, communication, loss and gradient norm compared
+with one GPU; a checkpoint resumed by a different number of ranks; SIGTERM and a killed rank.
+Earlier measurements stay in the file, so several runs can complete it (``--counts``,
+``--contexts``, CUDA_VISIBLE_DEVICES). ``--tiny`` runs everything with the Tiny model, on CPUs with
 gloo if there is no GPU, and writes nothing.
 """
 
@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from .cases import Marks, between, machine, write
+from .many_gpus_report import goals, markdown, table
 from .random_run import DATA, TINY, events, write_base, write_data, write_samples
 
 MODULE = "benchmarks.many_gpus"
@@ -44,30 +45,29 @@ MARKS: Marks = (
     "<!-- /many_gpus -->",
 )
 ITERATIONS = 5  # the first compiles, the last is profiled
-GOALS = {("2B", 8, 2): 6.0, ("14B", 8, 8): 6.0}  # seconds an iteration, by size, GPUs and context
-STEPS = 4  # of a sample: five noise levels, both branches of guidance at each
+STEPS = 4  # per sample: five noise levels, both guidance branches at each
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is trained, and where."""
+    """The model to train, and the folder and GPUs to use."""
 
     size: str
     tiny: bool
     gpus: int
     folder: Path
     timeout: float
-    counts: tuple[int, ...] = (1, 2, 4, 8)  # of GPUs that are tried
+    counts: tuple[int, ...] = (1, 2, 4, 8)  # numbers of GPUs to try
     contexts: tuple[int, ...] = (1, 2, 4, 8)
-    overrides: tuple[str, ...] = ()  # further settings of every training
+    overrides: tuple[str, ...] = ()  # additional settings of every training
 
     def prepare(self) -> None:
-        """Latents, embeddings and, unless the model is Tiny, base weights."""
+        """Write latents, embeddings and base weights."""
         write_data(self.folder, TINY if self.tiny else (1, 16, 24, 88, 160))
         write_base(self.folder / "base.pt", "Tiny" if self.tiny else self.size)
 
     def start(self, name: str, gpus: int, *overrides: str) -> subprocess.Popen[str]:
-        """The train command on ``gpus`` ranks; its output is read by the caller."""
+        """Start the train command on ``gpus`` ranks; the caller reads its output."""
         settings = [
             f"model.size={'Tiny' if self.tiny else self.size}",
             f"job.name={name}",
@@ -84,7 +84,7 @@ class Bench:
         )
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
-        """``python ARGUMENTS`` on the volume."""
+        """Start ``python ARGUMENTS`` on the volume."""
         environment = {
             "PYTORCH_ALLOC_CONF": "expandable_segments:True",
             "OMP_NUM_THREADS": "1",
@@ -104,7 +104,7 @@ class Bench:
         )
 
     def finish(self, process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
-        """Wait for a process: exit code and events."""
+        """Wait for a process; return its exit code and events."""
         try:
             output, _ = process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
@@ -117,25 +117,26 @@ class Bench:
     def killed_when(
         self, process: subprocess.Popen[str], seen: Callable[[list[dict[str, Any]]], bool]
     ) -> list[dict[str, Any]]:
-        """Its events up to the moment they are what is ``seen``, or its end; then SIGKILL."""
-        told: list[dict[str, Any]] = []
+        """Return its events until ``seen`` is true for them or it ends; then kill it."""
+        received: list[dict[str, Any]] = []
         last: list[str] = []
         timer = threading.Timer(self.timeout, _kill, (process.pid,))
         timer.start()
         assert process.stdout is not None
         for line in process.stdout:
-            told += events([line])
+            received += events([line])
             last = [*last[-11:], line.rstrip()]
-            if seen(told):
+            if seen(received):
                 break
         else:
             print("\n".join(last), flush=True)
         timer.cancel()
         _kill(process.pid)
         process.communicate()
-        return told
+        return received
 
     def checkpoints(self, name: str) -> Path:
+        """Return the checkpoint folder of a job."""
         return self.folder / "checkpoints/posttraining/video2world" / name / "checkpoints"
 
 
@@ -151,12 +152,12 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
         f"model.config.fsdp_shard_size={gpus}",
     )
 
-    def enough(told: list[dict[str, Any]]) -> bool:  # writing the last checkpoint takes minutes
-        return sum(one["event"] == "progress" for one in told) >= ITERATIONS
+    def enough(seen: list[dict[str, Any]]) -> bool:  # writing the last checkpoint takes minutes
+        return sum(one["event"] == "progress" for one in seen) >= ITERATIONS
 
-    told = bench.killed_when(process, enough)
-    steps = [one for one in told if one["event"] == "progress"]
-    if not enough(told):
+    seen = bench.killed_when(process, enough)
+    steps = [one for one in seen if one["event"] == "progress"]
+    if not enough(seen):
         return {"error": f"it ended after {len(steps)} iterations"}
     times = [one["seconds_per_iteration"] for one in steps[1:-1]]
     found: dict[str, Any] = {
@@ -170,14 +171,14 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
         "loss": [one["loss"] for one in steps],
         "gradient_norm": [one["gradient_norm"] for one in steps],
     }
-    profiles = [one for one in told if one["event"] == "benchmark_profile"]
+    profiles = [one for one in seen if one["event"] == "benchmark_profile"]
     if profiles:
         found |= {"device_seconds": profiles[0]["seconds"], "attention": profiles[0]["attention"]}
     return found
 
 
 def layouts(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
-    """Every layout, with its efficiency and agreement against one GPU."""
+    """Measure every layout, with its efficiency and differences compared with one GPU."""
     found = dict(before)
     for gpus in (one for one in bench.counts if one <= bench.gpus):
         for context in (one for one in bench.contexts if gpus % one == 0):
@@ -189,7 +190,7 @@ def layouts(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(found: dict[str, Any]) -> None:
-    """Put beside every layout how it does against one GPU."""
+    """Add to every layout how it compares with one GPU."""
     base = found.get("1 x GPU, context parallel 1", {})
     for row in found.values():
         if "error" in row or "seconds" not in base:
@@ -202,17 +203,16 @@ def compare(found: dict[str, Any]) -> None:
 
 
 def _difference(found: list[float], expected: list[float]) -> float:
-    """Largest relative difference, iteration by iteration."""
+    """Return the largest relative difference over the iterations."""
     pairs = zip(found, expected, strict=True)
     return float(f"{max(abs(a - b) / abs(b) for a, b in pairs):.2e}")
 
 
 def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
-    """Save on all ranks, SIGKILL to all while the next is saved; go on with half of them and
-    without FSDP."""
+    """Kill all ranks during their second save, and resume on half of them without FSDP."""
     gpus = bench.gpus
     common = ["trainer.max_iter=4", "checkpoint.save_iter=2"]
-    # all share one clip before and after: means over unlike numbers of clips do not compare
+    # all ranks share one clip in both runs: means over different numbers of clips differ
     sharded = [
         f"model_parallel.context_parallel_size={gpus}",
         f"model.config.fsdp_shard_size={gpus}",
@@ -222,19 +222,21 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
         "model.config.fsdp_shard_size=1",
     ]
 
-    def losses(told: list[dict[str, Any]]) -> dict[int, float]:
-        return {one["iteration"]: one["loss"] for one in told if one["event"] == "progress"}
+    def losses(seen: list[dict[str, Any]]) -> dict[int, float]:
+        return {one["iteration"]: one["loss"] for one in seen if one["event"] == "progress"}
 
-    def saved(told: list[dict[str, Any]]) -> bool:
-        return 4 in losses(told) and any(one["event"] == "checkpoint" for one in told)
+    def saved(seen: list[dict[str, Any]]) -> bool:
+        return 4 in losses(seen) and any(one["event"] == "checkpoint" for one in seen)
 
     since = time.monotonic()
-    whole = bench.killed_when(bench.start("whole", gpus, *common, *sharded), saved)
-    if not saved(whole):
-        return {"error": f"no checkpoint; iterations {sorted(losses(whole))}"}
-    told_after = round(time.monotonic() - since, 1)
-    checkpoints = bench.checkpoints("whole")
-    if (newer := checkpoints / "trainer/iter_000000004.pt").exists():  # a small one is that quick
+    first = bench.killed_when(bench.start("resumed", gpus, *common, *sharded), saved)
+    if not saved(first):
+        return {"error": f"no checkpoint; iterations {sorted(losses(first))}"}
+    killed_after = round(time.monotonic() - since, 1)
+    checkpoints = bench.checkpoints("resumed")
+    if (
+        newer := checkpoints / "trainer/iter_000000004.pt"
+    ).exists():  # a small one is saved that fast
         newer.unlink()
         (checkpoints / "latest_checkpoint.txt").write_text("iter_000000002.pt")
     size = sum(
@@ -243,15 +245,15 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
         if "iter_000000002" in str(one) and one.is_file()
     )
     again = bench.killed_when(
-        bench.start("whole", gpus // 2, *common, *halved), lambda told: 4 in losses(told)
+        bench.start("resumed", gpus // 2, *common, *halved), lambda seen: 4 in losses(seen)
     )
-    expected, after = losses(whole), losses(again)
+    expected, after = losses(first), losses(again)
     if 4 not in after:
         return {"error": f"not resumed; iterations {sorted(after)}"}
     return {
         "ranks": [gpus, gpus // 2],
         "checkpoint_bytes": size,
-        "seconds_until_killed": told_after,
+        "seconds_until_killed": killed_after,
         "resumed_at": [one["iteration"] for one in again if one["event"] == "resumed"],
         "loss": expected,
         "loss_after": after,
@@ -260,7 +262,7 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
-    """SIGTERM to the launcher saves and ends with 143; a killed rank ends all, soon."""
+    """Send SIGTERM to the launcher (saves, exits with 143) and kill a rank (all end soon)."""
     found = {}
     for name, number in (("sigterm", signal.SIGTERM), ("killed_rank", signal.SIGKILL)):
         process = bench.start(
@@ -302,7 +304,7 @@ def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
-    """Seconds a sample, by GPUs that share it; the second of two samples, after compilation."""
+    """Measure seconds per sample by number of GPUs, on the second of two, after compilation."""
     size = "Tiny" if bench.tiny else bench.size
     samples = write_samples(bench.folder, 2, size)
     found = dict(before)
@@ -321,11 +323,11 @@ def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
                 f"--num_gpus={gpus}",
             )
         )
-        told = bench.folder / "results" / "1.json"
-        if code or not told.exists():
+        figures = bench.folder / "results" / "1.json"
+        if code or not figures.exists():
             found[str(gpus)] = {"error": f"exit code {code}"}
             continue
-        record = json.loads(told.read_text())
+        record = json.loads(figures.read_text())
         seconds = record["timings"]["denoise"] / (STEPS + 1)
         found[str(gpus)] = {
             "steps": STEPS,
@@ -344,14 +346,14 @@ def inference(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    with contextlib.suppress(OSError):  # it ends meanwhile
+    with contextlib.suppress(OSError):  # it may end meanwhile
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             found += map(int, path.read_text().split())
     return found
 
 
 def _kill(pid: int) -> None:
-    """SIGKILL to a process and all below it: the launcher's workers have sessions of their own."""
+    """Kill a process and its descendants: the launcher's workers have sessions of their own."""
     below = _children(pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -360,7 +362,7 @@ def _kill(pid: int) -> None:
 
 
 def _rank(launcher: int) -> int:
-    """A worker of ``launcher`` that is not the first."""
+    """Return a worker of ``launcher`` that is not the first."""
     workers = [
         one
         for one in _children(launcher)
@@ -372,83 +374,6 @@ def _rank(launcher: int) -> int:
 CASES = {one.__name__: one for one in (layouts, inference, resume, faults)}
 
 
-def goals(size: str, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The goals that were measured, and whether they are met."""
-    rows = []
-    for row in found.get("layouts", {}).values():
-        limit = GOALS.get((size, row.get("gpus"), row.get("context_parallel")))
-        if limit is not None and "seconds" in row:
-            what = f"{size}, {row['gpus']} GPUs, context parallel {row['context_parallel']}, s"
-            rows.append(
-                {
-                    "goal": f"{what} <= {limit:g}",
-                    "measured": row["seconds"],
-                    "met": row["seconds"] <= limit,
-                }
-            )
-    return rows
-
-
-def table(found: dict[str, Any]) -> str:
-    """The layouts for people."""
-    lines = [f"{'layout':<30}{'s/iteration':>12}{'efficiency':>12}{'peak GiB':>10}{'NCCL s':>8}"]
-    for name, row in found.get("layouts", {}).items():
-        if "error" in row:
-            lines.append(f"{name:<30}  failed: {row['error']}")
-            continue
-        talk = row.get("device_seconds", {}).get("communication", "")
-        lines.append(
-            f"{name:<30}{row['seconds']:>12}{row.get('efficiency', ''):>12}"
-            f"{row['peak_GiB'] or '':>10}{talk:>8}"
-        )
-    return "\n".join(lines)
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The record for docs/performance.md."""
-    place = record["machine"]
-    cards = place["nvidia_smi"].splitlines()
-    lines = [
-        f"{len(cards)} x {cards[0]} (name, driver, memory) of one host, PyTorch {place['torch']}, "
-        f"{place['date']}, commit {place['commit'][:12]}, `{place['command']}`."
-    ]
-    for size, cases in record["cases"].items():
-        lines += [
-            "",
-            f"| {size}: GPUs, data x context parallel | attention | s an iteration | "
-            "efficiency | peak GiB a GPU | s of communication | loss, gradient norm against "
-            "one GPU's |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, row in cases.get("layouts", {}).items():
-            if "error" in row:
-                lines.append(f"| {name} | | failed: {row['error']} | | | | |")
-                continue
-            layout = f"{row['gpus']}, {row['data_parallel']} x {row['context_parallel']}"
-            talk = row.get("device_seconds", {}).get("communication", "")
-            apart = ""
-            if "loss_difference" in row and row["gpus"] > 1:
-                apart = f"{row['loss_difference']:.1e}, {row['norm_difference']:.1e}"
-            lines.append(
-                f"| {layout} | {row.get('attention', '')} | {row['seconds']:.2f} | "
-                f"{row.get('efficiency', '')} | {row['peak_GiB']} | {talk} | {apart} |"
-            )
-        if rows := cases.get("inference"):
-            lines += [
-                "",
-                f"| {size}: GPUs that share a sample | s a noise level, both branches | "
-                "speed-up | s of decoding |",
-                "| --- | --- | --- | --- |",
-            ]
-            lines += [
-                f"| {gpus} | {row['seconds_a_level']} | {row.get('speedup', '')} | "
-                f"{row['timings']['decode']} |"
-                for gpus, row in rows.items()
-                if "error" not in row
-            ]
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the cases and write the record."""
     flags = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
@@ -456,27 +381,27 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("--gpus", type=int, default=torch.cuda.device_count())
     flags.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8], help="of GPUs")
     flags.add_argument("--contexts", nargs="+", type=int, default=[1, 2, 4, 8])
-    flags.add_argument("--set", nargs="+", default=[], help="further settings, key=value")
+    flags.add_argument("--set", nargs="+", default=[], help="additional settings, key=value")
     flags.add_argument("--only", nargs="+", choices=[*CASES], default=[*CASES])
-    flags.add_argument("--scratch", type=Path, help="where to work (a temporary folder)")
-    flags.add_argument("--timeout", type=float, default=400, help="seconds a command may take")
-    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--scratch", type=Path, help="folder for temporary files")
+    flags.add_argument("--timeout", type=float, default=400, help="maximum seconds of a command")
+    flags.add_argument("--commit", default="", help="commit, without a git repository")
     flags.add_argument("--json", type=Path, default=RESULTS)
-    flags.add_argument("--tiny", action="store_true", help="try the cases, measure nothing")
+    flags.add_argument("--tiny", action="store_true", help="run the cases without recording them")
     flags.add_argument(
-        "--document", action="store_true", help="only put the records into docs/performance.md"
+        "--document", action="store_true", help="only write the records into docs/performance.md"
     )
     args = flags.parse_args(argv)
     if args.document:
         records = [json.loads(one.read_text(encoding="utf-8")) for one in DOCUMENTED]
-        told = "\n\n".join(map(markdown, records))
-        DOCUMENT.write_text(between(MARKS, DOCUMENT.read_text(encoding="utf-8"), told), "utf-8")
+        tables = "\n\n".join(map(markdown, records))
+        DOCUMENT.write_text(between(MARKS, DOCUMENT.read_text(encoding="utf-8"), tables), "utf-8")
         return 0
     gpus = args.gpus or (2 if args.tiny else 0)
     if not gpus:
-        raise SystemExit("error: this needs GPUs, best several (--tiny tries it without)")
+        raise SystemExit("error: this needs GPUs, ideally several (--tiny runs without)")
     if gpus == 1 and {"resume", "faults"} & {*args.only}:
-        raise SystemExit("error: resume and faults need two GPUs: give --only layouts inference")
+        raise SystemExit("error: resume and faults need two GPUs: add --only layouts inference")
     record: dict[str, Any] = {"cases": {}}
     if args.json.exists():
         record = json.loads(args.json.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One rank of ``benchmarks.many_gpus``: the train command, with one iteration profiled."""
+"""Run one rank of ``benchmarks.many_gpus``: the train command with one iteration profiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .train_step_cases import kinds_of
 
 
 def main() -> int:
-    """Train; rank 0 says where the device's time went in iteration ``BENCHMARK_PROFILE``."""
+    """Train; rank 0 reports device time by kernel kind for iteration ``BENCHMARK_PROFILE``."""
     plain, profiled = Run.step, int(os.environ["BENCHMARK_PROFILE"])
 
     def step(run: Run, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Networks of the true shapes with random weights: ours, and diffusers'."""
+"""Build networks of the real shapes with random weights: ours, and diffusers'."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["diffusers_network", "randomised"]
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """``net`` with weights that hide nothing: upstream's start would zero every modulation."""
+    """Fill ``net`` with normal weights: the usual initialisation zeroes every modulation."""
     generator = torch.Generator(next(net.parameters()).device).manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -21,7 +21,7 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 def diffusers_network(dit: DiTConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """diffusers' transformer of the same configuration, as it comes."""
+    """Return diffusers' transformer of the same configuration, unmodified."""
     from diffusers import CosmosTransformer3DModel
 
     with device:

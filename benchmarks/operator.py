@@ -1,9 +1,9 @@
-"""``python -m benchmarks.operator``: how quick the operator is, on a real control plane with KWOK.
+"""Measure how fast the operator is, on a real control plane with KWOK nodes.
 
-Prints a table, writes ``benchmarks/results/operator.json`` and makes ``docs/operator.md`` of it.
-The control plane is that of the cluster tests; its nodes are KWOK's, so that starting a container
-takes no time. Where the control plane and the fake nodes need longer than the operator, the figures
-are theirs: all of them share this machine's cores.
+Run as ``python -m benchmarks.operator``. Prints a table and writes
+``benchmarks/results/operator.json`` and ``docs/operator.md``. The control plane is that of the
+cluster tests; on its KWOK nodes containers start in no time. Where the control plane and the fake
+nodes take longer than the operator, the figures are theirs: all share this machine's cores.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _quickly(seconds: str) -> dict[str, Any]:
 
 
 def _wait(probe: Callable[[], Any], seconds: float = 300) -> float:
-    """Seconds until ``probe`` is true."""
+    """Wait until ``probe`` is true; return the seconds."""
     began = time.monotonic()
     while not probe():
         if time.monotonic() - began > seconds:
@@ -78,7 +78,7 @@ def _audited(cluster: Cluster, since: float) -> list[dict[str, Any]]:
 
 
 def groups(cluster: Cluster, count: int) -> dict[str, Any]:
-    """``count`` resources of 4 nodes at once: from the turn to train to all pods being there."""
+    """Create ``count`` 4-node resources at once; measure until all their pods exist."""
     spec = {
         "training": {"nodes": 4},
         "storage": {"claimName": "shared"},
@@ -91,47 +91,47 @@ def groups(cluster: Cluster, count: int) -> dict[str, Any]:
     began = time.time()
     runs = []
     for number in range(count):
-        # data of their own, so that none waits for another's
+        # separate data, so that none waits for another
         own = {"dataset": {"agibot": {"path": f"data-{number}", "name": f"set-{number}"}}}
         own["model"] = {"size": "Tiny", "weights": f"w-{number}.pt"}
         own["storage"] = {"claimName": "shared", "subPath": f"team-{number}"}
         runs.append(Resource(cluster, NAMESPACE, f"group-{number}").create(**spec | own))
     applied = time.time() - began
     _wait(lambda: all(len(run.pods("train")) == 4 for run in runs))
-    whole = time.time() - began
-    made: dict[str, list[float]] = {}
-    decided: dict[str, float] = {}
+    running_after = time.time() - began
+    created_at: dict[str, list[float]] = {}
+    applied_at: dict[str, float] = {}
     for event in _audited(cluster, began):
         about, verb = event.get("objectRef", {}), event["verb"]
         name, moment = about.get("name", ""), _time(event["stageTimestamp"])
         if verb == "create" and about.get("resource") == "jobs" and "-train-" in name:
-            decided[name] = moment
+            applied_at[name] = moment
     for run in runs:
         job = f"{run.name}-train-1"
-        made[job] = [
+        created_at[job] = [
             _time(p["metadata"]["creationTimestamp"])
             for p in run.children("pods")
             if "-train-" in p["metadata"]["name"]
         ]
-    lags = [max(times) - int(decided[job]) for job, times in made.items()]
-    whole_lives = [
-        max(made[f"{run.name}-train-1"]) - _time(run.object["metadata"]["creationTimestamp"])
+    lags = [max(times) - int(applied_at[job]) for job, times in created_at.items()]
+    durations = [
+        max(created_at[f"{run.name}-train-1"]) - _time(run.object["metadata"]["creationTimestamp"])
         for run in runs
     ]
     return {
         "resources": count,
         "training_pods": 4 * count,
         "seconds_to_apply": round(applied, 2),
-        "seconds_from_first_apply_to_last_training_pod_running": round(whole, 2),
+        "seconds_from_first_apply_to_last_training_pod_running": round(running_after, 2),
         "seconds_from_job_applied_to_its_pods_created_whole_seconds": _spread(lags),
         "seconds_from_apply_through_four_stages_of_1_s_to_training_pods_created": _spread(
-            whole_lives
+            durations
         ),
     }
 
 
 def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
-    """One pod of four fails: how long until the group is deleted, and the next attempt made."""
+    """Fail one pod of four; measure until the group is deleted and the next attempt applied."""
     run = Resource(cluster, NAMESPACE, "restarts").create(
         training={"nodes": 4, "maxRestarts": 100, "restartBackoffSeconds": 0},
         storage={"size": "1Gi"},
@@ -164,7 +164,7 @@ def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
 
 
 def lifetime(cluster: Cluster) -> dict[str, Any]:
-    """The API requests of the operator for one resource, from apply to success."""
+    """Count the operator's API requests for one resource, from apply to success."""
     began = time.time()
     run = Resource(cluster, NAMESPACE, "lifetime").create(
         storage={"size": "1Gi"}, stages={s: _quickly("1") for s in STAGES}
@@ -176,7 +176,7 @@ def lifetime(cluster: Cluster) -> dict[str, Any]:
         about = event.get("objectRef", {})
         if event["user"]["username"] != USER or event["verb"] == "watch":
             continue
-        if event["stage"] == "ResponseStarted":  # of a log, whose end is told too
+        if event["stage"] == "ResponseStarted":  # of a log stream; its end is logged, too
             continue
         if not about.get("name", "").startswith("lifetime"):
             continue
@@ -191,7 +191,7 @@ def lifetime(cluster: Cluster) -> dict[str, Any]:
 
 
 def recovery(cluster: Cluster, operator: Operator) -> dict[str, Any]:
-    """SIGKILL while a pod fails: until the new operator has made the next attempt."""
+    """Kill the operator while a pod fails; measure until the next attempt runs."""
     run = Resource(cluster, NAMESPACE, "recovers").create(
         training={"nodes": 4, "restartBackoffSeconds": 0},
         storage={"size": "1Gi"},
@@ -213,7 +213,7 @@ def recovery(cluster: Cluster, operator: Operator) -> dict[str, Any]:
 
 
 def memory(operator: Operator) -> dict[str, Any]:
-    """Resident memory of the operator's process."""
+    """Return the resident memory of the operator's process."""
     assert operator.process is not None
     for line in Path(f"/proc/{operator.process.pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -225,23 +225,23 @@ _WHAT = {
     "lifetime": "One resource, apply to success: 6 stages of 1 s, 2 training nodes, native gang",
     "groups": "Resources of 4 training nodes applied at once, each after 4 stages of 1 s",
     "restart": "One of 4 training pods fails",
-    "recovery": "SIGKILL of the operator, a pod fails while it is away, a new process starts",
+    "recovery": "SIGKILL of the operator, a pod fails while it is down, a new process starts",
     "memory_at_rest": "Memory of the operator without resources",
-    "memory_at_work": "Memory of the operator after all that",
+    "memory_at_work": "Memory of the operator after all of the above",
 }
 
 
 def document(results: dict[str, Any]) -> str:
-    """docs/operator.md: the results as tables."""
+    """Return docs/operator.md: the results as tables."""
     machine = results["machine"]
     lines = [
-        "# How quick the operator is",
+        "# Operator benchmark",
         "",
-        "Made by `python -m benchmarks.operator`; do not edit. Real etcd, API server, controllers "
-        f"and scheduler (Kubernetes {results['control_plane']}) with KWOK nodes, all on one "
-        f"machine: {machine['cores']} cores of {machine['cpu']}, Python {machine['python']}, "
-        f"commit {machine['commit']}, {machine['date']}, `{machine['command'].strip()}`. No "
-        "container runs: these are times of the operator and the control plane.",
+        "Generated by `python -m benchmarks.operator`; do not edit. Real etcd, API server, "
+        f"controllers and scheduler (Kubernetes {results['control_plane']}) with KWOK nodes, "
+        f"all on one machine: {machine['cores']} cores of {machine['cpu']}, "
+        f"Python {machine['python']}, commit {machine['commit']}, {machine['date']}, `{machine['command'].strip()}`. No "
+        "containers run: these are times of the operator and the control plane.",
     ]
     for part, title in _WHAT.items():
         lines += ["", f"## {title}", "", "| figure | measured |", "| --- | --- |"]
@@ -254,7 +254,7 @@ def document(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Entry point; returns the exit code."""
+    """Run the benchmark and return the exit code."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.operator", description=__doc__)
     flags.add_argument("--groups", type=int, default=8, help="resources of 4 nodes at once (8)")
     flags.add_argument("--restarts", type=int, default=10, help="failures to measure (10)")

@@ -1,10 +1,11 @@
-"""``python -m benchmarks.preprocess``: the data stages against the plain way, on this machine.
+"""Compare the data stages with the plain method on this machine.
 
-Prints a table and writes ``benchmarks/results/preprocess.json``. The archives are made by
-tools/agibot_archives.py and served by tools/hub_server.py, both of which are real enough for the
-Hub's own client. The plain way is the guide's script: download all, untar all, then one ``ffmpeg``
-process (on the PATH, or of the package imageio-ffmpeg) for each window. Rows that need a GPU are
-left out where there is none; their figures of an earlier run stay in the file.
+Run as ``python -m benchmarks.preprocess``. Prints a table and writes
+``benchmarks/results/preprocess.json``. The archives are written by tools/agibot_archives.py and
+served by tools/hub_server.py to the Hub's own client. The plain method is that of the original
+script: download everything, untar everything, then run one ``ffmpeg`` process (on the PATH, or of
+the package imageio-ffmpeg) per window. Without a GPU, rows that need one keep their earlier
+figures.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _ffmpeg() -> str:
 
 
 def _disk(folder: Path) -> int:
-    """Bytes that the files below ``folder`` take."""
+    """Return the bytes on disk of the files below ``folder``."""
     total = 0
     for root, _, files in os.walk(folder):
         for name in files:
@@ -69,7 +70,7 @@ def _disk(folder: Path) -> int:
 
 
 def _rss(root: int) -> dict[str, int]:
-    """Resident bytes of each descendant of the process ``root`` that runs our code."""
+    """Return the peak resident bytes of ``root`` and its descendants, by PID."""
     parents, found = {root}, {}
     for _ in range(4):  # generations
         for status in Path("/proc").glob("[0-9]*/status"):
@@ -89,28 +90,28 @@ def _rss(root: int) -> dict[str, int]:
 
 
 class _Watch:
-    """Peaks of disk below a folder and of the largest process, while a block runs."""
+    """Peak disk usage below a folder, and peak memory of the largest process of a command."""
 
     def __init__(self, folder: Path) -> None:
         self.disk = self.process = 0
         self._folder, self._done = folder, threading.Event()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(0.1):
             self.disk = max(self.disk, _disk(self._folder))
             self.process = max(self.process, *_rss(self.pid).values(), 0)
 
     def run(self, command: list[str], **options: Any) -> float:
-        """Run ``command``; returns its seconds."""
+        """Run ``command`` and return its seconds."""
         started = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) as process:
             self.pid = process.pid
-            looking = threading.Thread(target=self._look)
-            looking.start()
+            sampler = threading.Thread(target=self._sample)
+            sampler.start()
             code = process.wait()
             seconds = time.monotonic() - started
             self._done.set()
-            looking.join()
+            sampler.join()
         if code:
             raise SystemExit(f"error: {' '.join(command)} ended with {code}")
         return seconds
@@ -118,7 +119,7 @@ class _Watch:
 
 @contextmanager
 def _hub(root: Path) -> Iterator[dict[str, str]]:
-    """The server in a process of its own; yields the environment of its clients."""
+    """Run the server in a process of its own; yield the environment for its clients."""
     command = [sys.executable, str(ROOT / "tools" / "hub_server.py"), "--root", str(root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -159,7 +160,7 @@ for video in sorted(Path("agibot/observations/327").glob(f"*/videos/{camera}.mp4
 
 
 def fetch_and_split(gigabytes: float, scratch: Path) -> dict[str, Any]:
-    """Archives on a Hub to windows: ours, then the plain way, with the same archives."""
+    """Measure archives on a Hub to windows: ours, then the plain method on the same archives."""
     root = scratch / "alpha"
     archives = make_archives(root, int(gigabytes * 1e9))
     size = sum(path.stat().st_size for path in archives)
@@ -167,7 +168,7 @@ def fetch_and_split(gigabytes: float, scratch: Path) -> dict[str, Any]:
     (plain := scratch / "plain").mkdir()
     with _hub(root) as environment:
         watch = _Watch(ours)
-        # with the default of workers: one a core
+        # with the default number of workers: one per core
         command = [sys.executable, "-m", "video2world_preprocess.agibot", "--prepare"]
         seconds = watch.run(command, cwd=ours, env=environment)
         report = json.loads((ours / f"datasets/agibot_{CAMERA}/report.json").read_text())["counts"]
@@ -199,7 +200,7 @@ def fetch_and_split(gigabytes: float, scratch: Path) -> dict[str, Any]:
 
 
 def _cpu_seconds(work: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds of ``work``, its ended child processes included."""
+    """Return wall and CPU seconds of ``work``, including ended child processes."""
 
     def used() -> float:
         both = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -216,10 +217,10 @@ def _psnr(video: Path, reference: np.ndarray) -> float:
 
 
 def re_encode(scratch: Path) -> dict[str, Any]:
-    """Windows of 150 frames of 640x480 at 30 frames/s, per second of a core."""
+    """Measure windows (150 frames of 640x480 at 30 frames/s) per core-second."""
     source = scratch / "source.mp4"
     write_video(source, footage(901, 480, 640, 7), 30, crf=18)
-    # from frame 1 on: what begins at a key frame would be copied
+    # from frame 1 on: a window that starts at a key frame would be copied
     windows = [Window(k, 1 + 150 * k, 151 + 150 * k) for k in range(6)]
     ours = [(w.start, w.stop, scratch / f"ours-{w.index}.mp4") for w in windows]
     plain = [scratch / f"plain-{w.index}.mp4" for w in windows]
@@ -270,7 +271,7 @@ def re_encode(scratch: Path) -> dict[str, Any]:
 
 
 def _timed(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Seconds of ``work`` on the GPU, the median after one to warm up."""
+    """Return the median seconds of ``work`` on the GPU, after one warm-up run."""
     import torch
 
     times = []
@@ -284,8 +285,7 @@ def _timed(work: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def _kernels(work: Callable[[], Any]) -> dict[str, float]:
-    """Milliseconds of the ten kernels, by the start of their names, on which the GPU spends most
-    of ``work``."""
+    """Return the milliseconds of the ten kernels that take most of ``work``, by name prefix."""
     import torch
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -293,13 +293,13 @@ def _kernels(work: Callable[[], Any]) -> dict[str, float]:
         torch.cuda.synchronize()
     spent: Counter[str] = Counter()
     for one in profiler.key_averages():
-        # with spaces: what has none for so long passes for a secret in lint's search
+        # with spaces: a long string without any looks like a secret to lint
         spent[one.key[:90].replace("_", " ")] += one.self_device_time_total / 1e3
     return {name: round(spent_ms, 2) for name, spent_ms in spent.most_common(10)}
 
 
 class _Words:
-    """Stands in for T5's tokenizer, which is not here: four tokens to three English words."""
+    """Stand-in for T5's tokenizer, which is not available: four tokens per three words."""
 
     pad_token_id, end = 0, 1
 
@@ -309,7 +309,7 @@ class _Words:
 
 
 def text_encoder(captions: Path | None) -> dict[str, Any]:
-    """T5-11B's encoder with random weights: by length and each once, against padded one by one."""
+    """Compare T5-11B's encoder, batched by length and deduplicated, with one by one, padded."""
     import torch
     from transformers import T5Config, T5EncoderModel
 
@@ -368,7 +368,7 @@ def text_encoder(captions: Path | None) -> dict[str, Any]:
 
 
 def video_encoder() -> dict[str, Any]:
-    """A clip of 93 frames of 704x1280 through the Wan VAE with random weights."""
+    """Measure a clip of 93 frames of 704x1280 in the Wan VAE with random weights."""
     import torch
     from diffusers import AutoencoderKLWan
 
@@ -452,7 +452,7 @@ CASES = ("re_encode", "fetch_and_split", "text_encoder", "video_encoder")
 
 
 def main() -> None:
-    """Measure, print the table, write the file."""
+    """Measure, print the table, and write the file."""
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--gigabytes", type=float, default=10.0, help="of archives (10)")
     flags.add_argument("--captions", type=Path, help="a caption file, for the T5 row")

@@ -1,4 +1,4 @@
-"""Something to train on, random and of the true shapes; and what a training says of itself."""
+"""Write random training data and weights of the real shapes, and read a training's events."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ from .networks import randomised
 __all__ = ["DATA", "TINY", "events", "write_base", "write_data", "write_samples"]
 
 DATA = "datasets/random/train"  # on the volume
-TINY = (1, 16, 5, 12, 16)  # shape of the Tiny size's latents: offsets, channels, then the clip's
+TINY = (
+    1,
+    16,
+    5,
+    12,
+    16,
+)  # shape of the Tiny size's latents: offsets, channels, frames, height, width
 
 
 def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None:
-    """Latents and text embeddings of ``windows`` clips."""
+    """Write latents and text embeddings of ``windows`` clips."""
     generator = torch.Generator().manual_seed(0)
     for number in range(windows):
         path = volume / DATA / f"latents/w{number}.safetensors"
@@ -42,17 +48,17 @@ def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None
 
 
 def write_base(path: Path, size: str) -> None:
-    """Base weights of a model of ``size``, made on the GPU if there is one."""
+    """Write base weights of a model of ``size``, created on the GPU if there is one."""
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         net = VideoDiT(PRESETS[size].dit).bfloat16()
     state = randomised(net).state_dict()
     torch.save({f"net.{name}": one.cpu() for name, one in state.items()}, path)
     del net, state
-    torch.cuda.empty_cache()  # 54 GiB for 14B, which the training that is measured would lack
+    torch.cuda.empty_cache()  # 54 GiB for 14B, which the measured training needs
 
 
 def write_samples(volume: Path, count: int, size: str) -> Path:
-    """``count`` samples to generate, with the embeddings of their captions, and a VAE in ``vae``.
+    """Write ``count`` requests with the embeddings of their captions, and a VAE in ``vae``.
 
     Returns:
         The batch file, for ``--batch_input_json``; results go to ``results/0.mp4`` and so on.
@@ -84,7 +90,7 @@ def write_samples(volume: Path, count: int, size: str) -> Path:
 
 
 def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The events among a command's lines."""
+    """Yield the events among a command's lines."""
     for line in lines:
         if line.startswith('{"event"'):
             yield json.loads(line)

@@ -1,13 +1,13 @@
-"""``make torture``: training killed again and again, at random, until it is through nevertheless.
+"""Kill a training at random moments and compare its weights (``make torture``).
 
-The Tiny model trains on two nodes of this machine (two launchers that meet on loopback, a rank
-each), once undisturbed, and then while ranks and launchers get SIGKILL at moments drawn from a
-seed. After each, whatever is left is swept away, as the operator would, and the run is started
-again. Held against the undisturbed run: every checkpoint that is taken as whole, bit by bit, and
-the final weights. Then the same on a volume that fills up, and on one that becomes read-only (root
-is needed for these two: they mount). Writes ``benchmarks/results/torture.json`` and the part of
-``docs/reliability.md`` that is made of it. Kills add up: another run takes the next seed, and one
-that is interrupted has kept what it did.
+The Tiny model trains on two nodes of this machine (two launchers that meet on loopback, with a
+rank each), once undisturbed, and then while ranks and launchers get SIGKILL at moments drawn from
+a seed. After each kill, remaining processes are killed, as the operator would do, and the run is
+started again. Every checkpoint that counts as complete, and the final weights, are compared bit by
+bit with the undisturbed run. Then the same on a volume that fills up, and on one that becomes
+read-only (these two mount file systems and need root). Writes ``benchmarks/results/torture.json``
+and its part of ``docs/reliability.md``. Kills add up: another run uses the next seed, and an
+interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "torture.json"
 NODES, ITERATIONS, EVERY = 2, 24, 2
 KEEP = 3  # checkpoints on the volume
-GRACE = 8.0  # seconds that what is left of a group gets before it is swept away, as by the operator
+GRACE = 8.0  # seconds before the rest of a group is killed, as by the operator
 
 
 class Broken(Exception):
-    """A promise of the trainer was not kept."""
+    """A guarantee of the trainer was violated."""
 
 
 class Group:
-    """A training on all nodes: one launcher each, of which each starts a rank."""
+    """A training on all nodes: a launcher with one rank on each."""
 
     def __init__(self, volume: Path, *, iterations: int, logs: Path | None = None) -> None:
         with socket.socket() as probe:
@@ -98,7 +98,7 @@ class Group:
                 )
 
     def processes(self) -> list[int]:
-        """Launchers and ranks that live, also ranks whose launcher does not."""
+        """Return the live launchers and ranks, including ranks without a launcher."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -107,30 +107,30 @@ class Group:
         return sorted(found)
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Exit codes; None for a launcher that still runs after ``seconds``."""
+        """Return exit codes; None for a launcher that still runs after ``seconds``."""
         until = time.monotonic() + seconds
         for one in self.launchers:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 one.wait(max(0.0, until - time.monotonic()))
         return [one.poll() for one in self.launchers]
 
-    def sweep(self) -> None:
-        """End everything that is left."""
+    def kill_rest(self) -> None:
+        """Kill all remaining processes."""
         while left := self.processes():
             for pid in left:
                 _kill(pid)
             time.sleep(0.05)
-            self.wait(0)  # a zombie has no environment, but let none be
+            self.wait(0)  # reap zombies
 
     def end(self, seconds: float) -> list[int | None]:
-        """As :meth:`wait`; what is left then is swept away."""
+        """Wait as :meth:`wait` does, then kill the rest."""
         codes = self.wait(seconds)
-        self.sweep()
+        self.kill_rest()
         return codes
 
-    def said(self) -> list[dict[str, Any]]:
-        """The events of all nodes."""
-        return [one for log in self.logs for one in events(log.read_text().splitlines())]
+    def reported(self) -> list[dict[str, Any]]:
+        """Return the events of all nodes."""
+        return [one for path in self.logs for one in events(path.read_text().splitlines())]
 
 
 def _kill(pid: int) -> None:
@@ -148,10 +148,10 @@ def _weights(folder: CheckpointFolder, iteration: int) -> dict[str, torch.Tensor
 
 
 def _check(volume: Path, reference: dict[int, dict[str, torch.Tensor]]) -> int:
-    """The newest checkpoint that is taken as whole; it is the undisturbed run's, bit by bit.
+    """Return the newest complete checkpoint after comparing it with the undisturbed run.
 
     Raises:
-        Broken: it is not.
+        Broken: their weights differ.
     """
     folder = _folder(volume)
     iteration = newest_whole(folder.folder)
@@ -167,7 +167,7 @@ def _check(volume: Path, reference: dict[int, dict[str, torch.Tensor]]) -> int:
 
 
 def undisturbed(volume: Path) -> tuple[dict[int, dict[str, torch.Tensor]], float]:
-    """Weights at every checkpoint of a run that nobody touches, and the seconds it took."""
+    """Train without faults; return the weights of every checkpoint, and the seconds."""
     started = time.monotonic()
     reference: dict[int, dict[str, torch.Tensor]] = {}
     group = Group(volume, iterations=ITERATIONS)
@@ -194,13 +194,13 @@ def killed(
     volume: Path,
     kills: int,
     seed: int,
-    told: Callable[[str], None],
+    log: Callable[[str], None],
     keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """``kills`` times SIGKILL, and as many resumes; ``keep`` is given the figures after each."""
+    """Kill and resume ``kills`` times; pass the figures to ``keep`` after each."""
     write_data(volume / "reference", TINY)
     reference, seconds = undisturbed(volume / "reference")
-    told(f"undisturbed: {seconds:.1f} s, {len(reference)} checkpoints")
+    log(f"undisturbed: {seconds:.1f} s, {len(reference)} checkpoints")
     drawn = random.Random(seed)
     counts: Counter[str] = Counter()
     losses: list[int] = []
@@ -222,16 +222,18 @@ def killed(
         else:
             codes = group.wait(0)
             if codes != [0] * NODES:
-                raise Broken(f"nobody was killed, yet the launchers ended with {codes}")
-        group.sweep()
+                raise Broken(f"no process was killed, yet the launchers exited with {codes}")
+        group.kill_rest()
         now = _check(work, reference)
         if now < started:
-            raise Broken(f"checkpoint {started} was whole, now it is {now}")
-        seen = [one["iteration"] for one in group.said() if one["event"] == "progress"]
+            raise Broken(f"checkpoint {started} was complete, now it is {now}")
+        seen = [one["iteration"] for one in group.reported() if one["event"] == "progress"]
         if alive:
             losses.append(max([now, *seen]) - now)
-        told(f"{done}/{kills}: from {started}, seen {max([0, *seen])}, whole {now}, codes {codes}")
-        if now == ITERATIONS:  # the final weights were compared just now
+        log(
+            f"{done}/{kills}: from {started}, seen {max([0, *seen])}, complete {now}, codes {codes}"
+        )
+        if now == ITERATIONS:  # the final weights have just been compared
             runs += 1
             shutil.rmtree(_folder(work).folder.parent)
         keep(
@@ -255,14 +257,14 @@ def _mounted(folder: Path, mebibytes: int) -> None:
 
 
 def full_volume(volume: Path) -> dict[str, Any]:
-    """A volume with room for the first checkpoints; then for all of them."""
+    """Train on a volume with space for the first checkpoints only; then enlarge it."""
     folder = volume / "full"
     _mounted(folder, 120)
     try:
         write_data(folder, TINY)
         group = Group(folder, iterations=ITERATIONS)
         codes = group.end(180)
-        failed = [one for one in group.said() if one["event"] == "failed"]
+        failed = [one for one in group.reported() if one["event"] == "failed"]
         before = newest_whole(_folder(folder).folder)
         subprocess.run(["mount", "-o", "remount,size=2g", folder], check=True)
         again = Group(folder, iterations=ITERATIONS)
@@ -279,7 +281,7 @@ def full_volume(volume: Path) -> dict[str, Any]:
 
 
 def read_only_volume(volume: Path) -> dict[str, Any]:
-    """A run is to go on on a volume that was mounted read-only; then it is writable again."""
+    """Resume on a volume mounted read-only; then make it writable again."""
     folder = volume / "read-only"
     _mounted(folder, 2048)
     try:
@@ -289,7 +291,7 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
         before = newest_whole(_folder(folder).folder)
         group = Group(folder, iterations=4 * EVERY, logs=volume)
         codes = group.end(180)
-        failed = [one for one in group.said() if one["event"] == "failed"]
+        failed = [one for one in group.reported() if one["event"] == "failed"]
         after = newest_whole(_folder(folder).folder)
         subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
         again = Group(folder, iterations=4 * EVERY, logs=volume).end(180)
@@ -307,10 +309,12 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Torture, and write the record."""
+    """Run the tests and write the record."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
     flags.add_argument("--kills", type=int, default=200)
-    flags.add_argument("--seed", type=int, help="of the moments and victims (the next one)")
+    flags.add_argument(
+        "--seed", type=int, help="for the choice of moments and processes (default: the next one)"
+    )
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument(
         "--only",
@@ -334,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
         trials[seed] = found | {"machine": machine}
         keep("killed", [trials[one] for one in sorted(trials)])
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         print(text, flush=True)
 
     with tempfile.TemporaryDirectory() as text:
@@ -347,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
             if "read-only" in args.only:
                 keep("read-only", read_only_volume(volume) | {"machine": machine})
             if "killed" in args.only:
-                killed(volume, args.kills, seed, tell, keep_kills)
+                killed(volume, args.kills, seed, log, keep_kills)
         except (Broken, UserError) as error:
             print(f"BROKEN (seed {seed}): {error}")
             return 1

@@ -1,7 +1,8 @@
-"""``python -m benchmarks.train_step --peer diffusers``: the training step on this machine's GPU.
+"""Measure the training step on this machine's GPU.
 
-Prints a table and writes ``benchmarks/results/train_step.json``. Every case runs in a process of
-its own; one that fails is reported and does not cost the others.
+Run as ``python -m benchmarks.train_step --peer diffusers``. Prints a table and writes
+``benchmarks/results/train_step.json``. Every case runs in a process of its own; one that fails is
+reported and does not affect the others.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cases and write the record."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     flags.add_argument("--peer", choices=("diffusers", "none"), default="none")
-    flags.add_argument("--commit", default="", help="where git cannot tell it")
+    flags.add_argument("--commit", default="", help="commit, without a git repository")
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument("--case", help=argparse.SUPPRESS)
     flags.add_argument("--options", default="{}", help=argparse.SUPPRESS)
     flags.add_argument(
-        "--document", action="store_true", help="only put the record into docs/performance.md"
+        "--document", action="store_true", help="only write the record into docs/performance.md"
     )
     flags.add_argument("--skip", nargs="*", default=[], help="cases not to run")
     args = flags.parse_args(argv)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """The goals that the finished cases can be held against."""
+    """Compare the finished cases with the goals."""
 
     def value(case: str, key: str) -> float | None:
         found = cases.get(case, {}).get(key)
@@ -103,7 +104,7 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _gradient_rows(found: dict[str, Any]) -> list[tuple[str, float | None, str, float]]:
-    """Each kernel's largest error, and whether it is torch's: within what differs by the draw."""
+    """Return each kernel's largest error, and its ratio to torch's against the spread of draws."""
     errors = {name: one for name, one in found.items() if isinstance(one, dict) and "dq" in one}
     largest = {name: max(one[what] for what in GRADIENTS) for name, one in errors.items()}
     rows: list[tuple[str, float | None, str, float]] = [
@@ -126,7 +127,7 @@ def _gradient_rows(found: dict[str, Any]) -> list[tuple[str, float | None, str, 
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record for people."""
+    """Return the record as a text table."""
     cases = record["cases"]
     lines = [f"{record['machine']['device']}, torch {record['machine']['torch']}", ""]
     lines.append(f"{'case':<18}{'seconds':>10}{'useful TFLOP/s':>16}{'peak GiB':>10}")
@@ -140,12 +141,12 @@ def table(record: dict[str, Any]) -> str:
 
 
 def documented(text: str, record: dict[str, Any]) -> str:
-    """``text`` with the record's tables between its marks."""
+    """Return ``text`` with the record's tables between its marks."""
     return between(MARKS, text, markdown(record))
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The record's tables."""
+    """Return the record's tables."""
     where, cases = record["machine"], record["cases"]
     lines = [
         f"{where['nvidia_smi']} (name, driver, memory), PyTorch {where['torch']}, cuDNN "
@@ -173,7 +174,7 @@ def markdown(record: dict[str, Any]) -> str:
         if kinds:
             total = sum(kinds.values())
             shares = ", ".join(f"{kind} {value:.3f}" for kind, value in kinds.items())
-            lines += ["", f"Where the {total:.2f} s of device time of {name} go: {shares}."]
+            lines += ["", f"The {total:.2f} s of device time of {name}: {shares}."]
     lines += ["", "| kernel | output | dq | dk | dv |", "| --- | --- | --- | --- | --- |"]
     for name, one in cases.get("gradients", {}).items():
         if isinstance(one, dict) and "dq" in one:

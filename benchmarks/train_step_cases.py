@@ -1,4 +1,4 @@
-"""The measurements of ``benchmarks.train_step``, one function each, run in a process of its own."""
+"""Measure one case of ``benchmarks.train_step``, in a process of its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tokens_of(latents: tuple[int, ...]) -> int:
 
 
 def seconds_of(work: Callable[[], Any], *, warm: int, count: int) -> list[float]:
-    """Times of single calls by CUDA events, after ``warm`` untimed ones."""
+    """Return the times of single calls by CUDA events, after ``warm`` untimed ones."""
     for _ in range(warm):
         work()
     torch.cuda.synchronize()
@@ -75,14 +75,14 @@ def network(dit: DiTConfig) -> VideoDiT:
 
 
 def matrix_rate() -> dict[str, Any]:
-    """The card's own rate: a bf16 product of 8192 x 8192 on random data."""
+    """Measure the card's matrix rate: a bf16 product of 8192 x 8192 random values."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=BF16) for _ in range(2))
     times = seconds_of(lambda: a @ b, warm=20, count=50)
     return timing(times) | {"tflops": round(2 * 8192**3 / statistics.median(times) / 1e12, 1)}
 
 
 def attention_rate(backend: str = "auto") -> dict[str, Any]:
-    """Self-attention of the 2B size alone."""
+    """Measure the self-attention of the 2B size alone."""
     tokens = tokens_of(LATENTS["720p"])
     attend = select_for(backend, torch.device("cuda"), BF16).attend
     given = [
@@ -113,7 +113,7 @@ def step_2b(
     count: int = 5,
     profile: bool = True,
 ) -> dict[str, Any]:
-    """The whole step at 2B, 93 frames of 704x1280, batch 1, cached latents."""
+    """Measure the complete 2B step: 93 frames of 704x1280, batch 1, cached latents."""
     preset, latents = PRESETS["2B"], LATENTS["720p"]
     net = network(preset.dit)
     choice = select_for(backend, torch.device("cuda"), BF16)
@@ -150,7 +150,7 @@ def step_2b(
 
 
 def _profile(work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of device time by kind of kernel."""
+    """Profile ``work`` and return seconds of device time by kind of kernel."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         work()
@@ -159,7 +159,7 @@ def _profile(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def kinds_of(profiler: Any) -> dict[str, float]:
-    """Seconds of device time by kind of kernel in what was profiled."""
+    """Return seconds of device time by kind of kernel in a profile."""
     kinds: dict[str, float] = {}
     for one in sorted(profiler.key_averages(), key=lambda one: -one.device_time_total):
         seconds = one.device_time_total / 1e6
@@ -191,7 +191,7 @@ def kinds_of(profiler: Any) -> dict[str, float]:
 
 
 def peer_diffusers(count: int = 2) -> dict[str, Any]:
-    """diffusers' transformer as it comes: bf16, gradient checkpointing, forward and backward."""
+    """Measure diffusers' transformer: bf16, gradient checkpointing, forward and backward."""
     dit, latents = PRESETS["2B"].dit, LATENTS["720p"]
     net: Any = diffusers_network(dit, torch.device("cuda"), BF16)
     randomised(net)
@@ -221,7 +221,7 @@ def peer_diffusers(count: int = 2) -> dict[str, Any]:
 def rank_14b(
     keep: str = "products", ranks: int = 8, shards: int = 32, count: int = 3, profile: bool = True
 ) -> dict[str, Any]:
-    """One rank's share of 14B at context parallel 8 and FSDP over 32; transfers are left out.
+    """Measure one rank's share of 14B at context parallel 8 and FSDP over 32, without transfers.
 
     The rank's 3 of 24 latent frames go through all 36 blocks, its 5 of 40 heads attend over the
     whole clip, and it steps and averages its 1/32 of all parameters. What FSDP would gather into
@@ -273,7 +273,7 @@ def rank_14b(
 
 
 def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
-    """14B with rank-16 adapters on one GPU: 93 frames of 432x768, the whole step."""
+    """Measure the complete 14B step with rank-16 adapters on one GPU: 93 frames of 432x768."""
     preset, latents = PRESETS["14B"], LATENTS["480p"]
     net = network(preset.dit)
     inject(net)
@@ -302,7 +302,7 @@ def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
 
 
 def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, Any]:
-    """Every kernel that runs here against float64: relative errors of output and gradients.
+    """Compare every available kernel with float64: relative errors of output and gradients.
 
     Means over ``draws`` random inputs; ``spread`` is the standard deviation between them of the
     largest of the four.
@@ -343,7 +343,7 @@ def _exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attended(attend: Any, given: list[Tensor]) -> list[Tensor]:
-    """Output and gradients for query, key and value; ``given`` ends with the output's gradient."""
+    """Return output and gradients for query, key, value and the output's gradient in ``given``."""
     inputs = [one.clone().requires_grad_() for one in given[:3]]
     out = attend(*inputs)
     return [out.detach(), *torch.autograd.grad(out, inputs, given[3])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from video2world_operator.api.conditions import Type, find
+from video2world_operator.api.conditions import Type
 
 from .history import DONE, Attempt, Run
 
@@ -69,8 +69,8 @@ def _false_stage_claims(
 
 
 def _false_failure_claims(run: Run) -> Iterator[str]:
-    failed = find(run.status.get("conditions", []), Type.FAILED) or {}
-    reason = failed.get("reason")
+    conditions = run.status.get("conditions", [])
+    reason = next((c.get("reason") for c in conditions if c["type"] == Type.FAILED), None)
     stage = next((e for e in run.status["stages"] if e["state"] == "Failed"), None)
     if stage is None:
         yield "Failed, but no stage is"

@@ -1,6 +1,7 @@
 """The record of several GPUs: goals by layout, agreement with one GPU, what is told."""
 
-from benchmarks.many_gpus import _difference, goals, markdown, table
+from benchmarks.many_gpus import _difference
+from benchmarks.many_gpus_report import goals, markdown, table
 from benchmarks.random_run import events
 
 

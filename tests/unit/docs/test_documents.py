@@ -115,7 +115,7 @@ def test_the_batchs_keys_are_in_its_page():
     table = page[page.index("## Many samples at once") : page.index("Another key is named")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
-    assert named == {*batch_file.FLAGS, *batch_file._TEXTS}
+    assert named == {*batch_file.NUMBERS, *batch_file._TEXTS}
 
 
 def test_the_page_of_the_original_names_settings_that_there_are():
