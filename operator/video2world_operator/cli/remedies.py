@@ -41,7 +41,7 @@ class Remedies:
         self._facts |= {"gpu_trouble": trouble, "gpu_remedy": remedy}
 
     def known(self, *texts: str, pod: Pod | None = None) -> Cause | None:
-        """Return the cause that the first known one of ``texts`` stands for, if there is one."""
+        """Return the cause for the first of ``texts`` that is known, if one is."""
         if (rule := known(texts, self._facts_of(pod))) is None:
             return None
         return Cause(rule.what, rule.remedy, rule.pattern)

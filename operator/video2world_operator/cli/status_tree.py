@@ -77,21 +77,21 @@ def _draw(lines: list[str], nodes: Sequence[_Node], indent: str, plain: bool) ->
 
 def _stage(seen: Snapshot, entry: StageStatus, now: datetime, plain: bool) -> _Node:
     name, state = entry.name, entry.state
-    words = [f"{name:<11} {state:<10}"]
+    parts = [f"{name:<11} {state:<10}"]
     if entry.total:
-        words.append(f"{entry.done}/{entry.total} {entry.unit}".rstrip())
+        parts.append(f"{entry.done}/{entry.total} {entry.unit}".rstrip())
     if span := _span(entry.start_time, entry.completion_time, now, state):
-        words.append(span)
+        parts.append(span)
     if state == "Running" and entry.desired > 1:
-        words.append(f"{entry.ready}/{entry.desired} pods ready")
+        parts.append(f"{entry.ready}/{entry.desired} pods ready")
     if entry.message and state not in ("Running", "Succeeded"):
-        words.append(entry.message)
+        parts.append(entry.message)
     children = _training(seen, now, plain) if name == "train" else []
     if name == "inference":
         children = _samples(status=seen.status, pods=seen.pods)
     if state in ("Running", "Restarting", "Failed", "Suspended"):
         children += _pods([p for p in seen.pods if p.stage == name])
-    return _Node("  ".join(words), children)
+    return _Node("  ".join(parts), children)
 
 
 def _span(start: str | None, end: str | None, now: datetime, state: str) -> str:
@@ -113,8 +113,8 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
     if (checkpoint := status.checkpoint) is not None:
         saved = parse_time(checkpoint.time)
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
-        words = [str(checkpoint.iteration), age, checkpoint.path]
-        children.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, words))}"))
+        parts = [str(checkpoint.iteration), age, checkpoint.path]
+        children.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, parts))}"))
     for attempt in status.attempts:
         if attempt.end_time and attempt.reason != "Succeeded":
             children.append(_Node(_attempt(attempt)))
@@ -129,12 +129,12 @@ def _samples(status: Status, pods: Sequence[Pod]) -> list[_Node]:
         done, total = sum(row.done for row in older), sum(row.total for row in older)
         nodes.append(_Node(f"{len(older)} older checkpoints: {done}/{total} samples"))
     for row in rows[-MAX_SAMPLES:]:
-        words = [f"{row.checkpoint:<14} {row.state:<10}"]
-        words.append(f"{row.done}/{row.total} samples")
+        parts = [f"{row.checkpoint:<14} {row.state:<10}"]
+        parts.append(f"{row.done}/{row.total} samples")
         children = []
         if row.state == "Running":
             children = _pods([p for p in pods if (p.stage, p.attempt) == (SAMPLING, row.iteration)])
-        nodes.append(_Node("  ".join(filter(None, [*words, row.message])), children))
+        nodes.append(_Node("  ".join(filter(None, [*parts, row.message])), children))
     return nodes
 
 
@@ -142,14 +142,14 @@ def _progress(progress: ProgressStatus, plain: bool) -> str:
     done, total = progress.iteration, progress.iterations
     full = round(BAR_WIDTH * min(done / total, 1)) if total else 0
     on, off = ("#", ".") if plain else ("█", "░")
-    words = [f"{on * full}{off * (BAR_WIDTH - full)} {done}/{total}"]
+    parts = [f"{on * full}{off * (BAR_WIDTH - full)} {done}/{total}"]
     if (loss := progress.loss) is not None:
-        words.append(f"loss {loss:.4f}")
+        parts.append(f"loss {loss:.4f}")
     if (pace := progress.seconds_per_iteration) is not None:
-        words.append(f"{pace:.3g} s/iteration")
+        parts.append(f"{pace:.3g} s/iteration")
     if eta := progress.eta_seconds:
-        words.append(f"{duration(eta)} left")
-    return "  ".join(words)
+        parts.append(f"{duration(eta)} left")
+    return "  ".join(parts)
 
 
 def _attempt(attempt: AttemptStatus) -> str:

@@ -210,7 +210,7 @@ class RunRecord:
         completion_time: str = "",
         message: str = "",
     ) -> None:
-        """Set the state of a stage, and the other fields that are given, and save."""
+        """Set the state and the provided fields of a stage, and save."""
         entry = self._status.stage_status(name)
         assert entry is not None  # open() has added one for each stage
         entry.state = state

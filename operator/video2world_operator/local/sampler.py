@@ -1,4 +1,4 @@
-"""Sample new checkpoints while training goes on, in processes of their own."""
+"""Sample new checkpoints during training, in separate processes."""
 
 from __future__ import annotations
 
