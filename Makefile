@@ -25,7 +25,7 @@ setup: .venv/ready ## Create .venv with everything the other targets need (done 
 	@touch $@
 
 demo: .venv/ready ## Post-train a tiny model on robot video made here, and show what it generates
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/training_demo.py
 
 cluster: .venv/ready ## Open a shell with a Kubernetes cluster of fake 8-GPU nodes, until it is left
 	PYTHONPATH=tools $(BIN)/python -m control_plane

@@ -15,14 +15,14 @@ from video2world_preprocess.video.frame_survey import survey
 from video2world_preprocess.video.reader import frames_of
 from video2world_preprocess.video.resize import Geometry, fit
 
-__all__ = ["IMAGE_SUFFIXES", "Condition", "Frames", "read_condition"]
+__all__ = ["IMAGE_SUFFIXES", "Conditioning", "Frames", "read_conditioning"]
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 Frames = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
-class Condition:
+class Conditioning:
     """Conditioning frames, and the video that they were taken from.
 
     ``frames`` are uint8 [1 or 5, H, W, 3], resized to the model's size. ``ground_truth`` is uint8
@@ -34,7 +34,7 @@ class Condition:
     ground_truth: np.ndarray | None
 
 
-def read_condition(
+def read_conditioning(
     path: Path,
     *,
     count: int,
@@ -42,7 +42,7 @@ def read_condition(
     size: tuple[int, int],
     geometry: Geometry,
     frames: Frames = "first",
-) -> Condition:
+) -> Conditioning:
     """Read ``count`` (1 or 5) conditioning frames from the image or video ``path``.
 
     Args:
@@ -63,7 +63,7 @@ def read_condition(
                 f"{path} is an image, which gives one frame: use --num_conditional_frames 1, or a "
                 "video"
             )
-        return Condition(fit(_read_image(path), size, geometry), None)
+        return Conditioning(fit(_read_image(path), size, geometry), None)
     start, stop = 0, clip_frames
     if frames == "last":
         stop = survey(path).info.frames
@@ -73,7 +73,7 @@ def read_condition(
         raise UserError(f"{path} has {len(read)} frames, and {count} are needed as condition")
     video = np.stack(read)
     has_more = frames == "first" and len(video) > count
-    return Condition(video[:count], video if has_more else None)
+    return Conditioning(video[:count], video if has_more else None)
 
 
 def _read_image(path: Path) -> np.ndarray:

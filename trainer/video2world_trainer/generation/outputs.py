@@ -12,14 +12,14 @@ import numpy as np
 
 from video2world_common.files import write_json, write_text
 from video2world_preprocess.video.writer import write_video
-from video2world_trainer.generation.conditioning import Condition
+from video2world_trainer.generation.conditioning import Conditioning
 from video2world_trainer.generation.contact_sheet import write_contact_sheet
 from video2world_trainer.generation.quality_metrics import lpips, psnr, ssim
 
 __all__ = ["compare", "write_sample"]
 
 
-def compare(video: np.ndarray, condition: Condition) -> dict[str, Any] | None:
+def compare(video: np.ndarray, condition: Conditioning) -> dict[str, Any] | None:
     """Compute the metrics of the generated frames for which there is a ground truth.
 
     The conditioning frames are left out. PSNR is None if two videos are equal, as JSON has no
@@ -61,7 +61,7 @@ def write_sample(
     target: Path,
     parts: Iterator[np.ndarray],
     fps: int,
-    condition: Condition,
+    condition: Conditioning,
     title: str,
     summary: Mapping[str, Any],
     peak_memory: Callable[[], float | None],

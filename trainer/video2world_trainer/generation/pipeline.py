@@ -20,7 +20,7 @@ from video2world_preprocess.video.resize import Geometry
 from video2world_trainer.distributed.parallelize import Layout
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.clip_format import ClipFormat
-from video2world_trainer.generation.conditioning import Condition, read_condition
+from video2world_trainer.generation.conditioning import Conditioning, read_conditioning
 from video2world_trainer.generation.denoise import (
     SamplingSettings,
     conditioning_mask,
@@ -83,7 +83,7 @@ class Pipeline:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         marks = [_synchronized_time(device)]
-        condition: Condition | None = None
+        condition: Conditioning | None = None
 
         def encode_inputs() -> tuple[Tensor, Tensor]:
             nonlocal condition
@@ -121,7 +121,7 @@ class Pipeline:
             lambda: _peak_memory_gib(device),
         )
 
-    def _encode_inputs(self, request: SampleRequest) -> tuple[Condition, Tensor, Tensor]:
+    def _encode_inputs(self, request: SampleRequest) -> tuple[Conditioning, Tensor, Tensor]:
         """Return the conditioning frames, their latents, and the embeddings of all branches."""
         assert self.encoders is not None
         if not request.effective_prompt:
@@ -129,7 +129,7 @@ class Pipeline:
                 f"{request.source}: give --prompt, as there is no caption "
                 f"{request.source.stem}.txt in ../metas or next to it"
             )
-        condition = read_condition(
+        condition = read_conditioning(
             request.source,
             count=request.num_conditional_frames,
             clip_frames=self.clip.frames,

@@ -11,7 +11,7 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import cut_name, read_json
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.folder import CheckpointFolder
-from video2world_trainer.generation.conditioning import read_condition
+from video2world_trainer.generation.conditioning import read_conditioning
 from video2world_trainer.training.history import is_number, read_records
 
 __all__ = ["METRICS", "GeneratedSample", "RunResults", "collect"]
@@ -155,7 +155,7 @@ def _ground_truth(
         name = f"{cut_name(source.stem, 80)}-{frames}x{int(height)}x{int(width)}.mp4"
         target = results / GROUND_TRUTH / name
         if not target.is_file():
-            condition = read_condition(
+            condition = read_conditioning(
                 source,
                 count=1,
                 clip_frames=frames,

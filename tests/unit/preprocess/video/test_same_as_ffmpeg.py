@@ -17,7 +17,7 @@ from PIL import Image
 from video2world_preprocess.video.cut import cut
 from video2world_preprocess.video.frame_survey import survey
 from video2world_preprocess.video.reader import probe, read_frames
-from video2world_trainer.generation.conditioning import read_condition
+from video2world_trainer.generation.conditioning import read_conditioning
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 WIDTH, HEIGHT, COUNT = 64, 48, 8
@@ -368,7 +368,7 @@ def stills() -> dict[str, tuple[Image.Image, dict[str, object]]]:
 
 def still(path: Path) -> np.ndarray:
     height, width = (WIDTH, HEIGHT) if path.stem in "5678" else (HEIGHT, WIDTH)
-    condition = read_condition(
+    condition = read_conditioning(
         path, count=1, clip_frames=1, size=(height, width), geometry="stretch"
     )
     return condition.frames

@@ -10,7 +10,7 @@ from PIL import Image
 
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.video.writer import write_video
-from video2world_trainer.generation.conditioning import read_condition
+from video2world_trainer.generation.conditioning import read_conditioning
 from video2world_trainer.generation.contact_sheet import (
     HEADER,
     LABEL,
@@ -37,7 +37,7 @@ def video(tmp_path):
 
 def condition(path, **changes):
     options = {"count": 1, "clip_frames": 9, "size": SIZE, "geometry": "crop"} | changes
-    return read_condition(path, **options)
+    return read_conditioning(path, **options)
 
 
 def test_first_frames_have_a_ground_truth(video):

@@ -1,4 +1,4 @@
-"""tools/demo.py: its verdict, its memory meter, and how it stops."""
+"""tools/training_demo.py: its verdict, its memory meter, and how it stops."""
 
 import importlib.util
 import json
@@ -11,13 +11,13 @@ import pytest
 
 from repository import ROOT
 
-PATH = ROOT / "tools/demo.py"
+PATH = ROOT / "tools/training_demo.py"
 
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("make_demo", PATH)
-    module = sys.modules["make_demo"] = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location("training_demo", PATH)
+    module = sys.modules["training_demo"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -88,8 +88,8 @@ time.sleep(60)
 def test_a_stop_waits_for_the_child_to_save(tmp_path, send, number):
     (tmp_path / "slow_child.py").write_text(CHILD)
     script = (
-        f"import sys; sys.path.insert(0, {str(PATH.parent)!r}); import demo\n"
-        "with demo._child('slow_child'):\n    pass\n"
+        f"import sys; sys.path.insert(0, {str(PATH.parent)!r}); import training_demo\n"
+        "with training_demo._child('slow_child'):\n    pass\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
