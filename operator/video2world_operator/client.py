@@ -78,10 +78,10 @@ class Video2World:
         Raises:
             InvalidResource: the file is not valid; its lines name field and remedy.
         """
-        made = cls.__new__(cls)
+        run = cls.__new__(cls)
         load_resource(Path(path))  # its errors name the lines of the file
-        made._set(load_manifest(Path(path)), namespace)
-        return made
+        run._set(load_manifest(Path(path)), namespace)
+        return run
 
     def __repr__(self) -> str:
         return f"Video2World({self.name!r}, size={self.resource.spec.model.size!r})"

@@ -93,16 +93,16 @@ class Controller:
         passive, others = split_passive(decision.actions)
         if resource.status.is_empty:
             passive, others = [], list(decision.actions)
-        outcomes, goes_on = await asyncio.gather(
+        outcomes, proceed = await asyncio.gather(
             self._applier.apply_together(resource, state, passive),
             self.status_writer.write_status(resource, state, decision),
             return_exceptions=True,
         )
-        if isinstance(goes_on, BaseException):
-            raise goes_on
+        if isinstance(proceed, BaseException):
+            raise proceed
         if isinstance(outcomes, BaseException):
             raise outcomes
-        if not goes_on:
+        if not proceed:
             return
         await self._applier.apply_in_order(resource, state, others, outcomes)
         if decision.wake is not None:
@@ -113,7 +113,7 @@ class Controller:
     async def _decide(
         self, resource: Resource, state: KeyState, just_accepted: bool
     ) -> tuple[Decision, Observed]:
-        """Reconcile by the cache, and again by what the outcome makes worth reading."""
+        """Decide by the cache, and again if the decision needs live Jobs and pods, or Events."""
         key, plan = resource.key, self._plan_of(resource.body)
         observed = await self.observer.observe(resource, plan)
         if isinstance(plan, Plan) and not resource.ended:

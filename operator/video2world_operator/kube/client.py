@@ -141,7 +141,7 @@ class ApiClient:
                 if isinstance(error, Throttled):
                     wait = max(wait, error.seconds)
                 if error.code == 401:  # the credentials have expired
-                    await self._session.log_in(logins)
+                    await self._session.renew(logins)
             except (aiohttp.ClientError, TimeoutError) as error:
                 if last:
                     raise OSError(f"the API server cannot be reached: {error}") from error

@@ -66,20 +66,20 @@ class LeaderElector:
 
     async def acquire(self) -> None:
         """Wait until this operator leads."""
-        said = ""
+        reported = ""
         while True:
-            asked = time.monotonic()
+            requested = time.monotonic()
             try:
                 holder = await self._try()
             except (ApiError, OSError) as error:
                 holder = f"unknown ({error})"
             if not holder:
-                self.leads, self._renewed = True, asked
+                self.leads, self._renewed = True, requested
                 log.info("leading as %s", self.identity)
                 return
-            if holder != said:
+            if holder != reported:
                 log.info("waiting: the leader is %s", holder)
-                said = holder
+                reported = holder
             await asyncio.sleep(self._times.every)
 
     async def hold(self) -> None:
@@ -88,23 +88,23 @@ class LeaderElector:
         Raises:
             LostLease: another operator has the lease, or it could not be renewed in time.
         """
-        heard = time.monotonic()
+        renewed = time.monotonic()
         while True:
             await asyncio.sleep(self._times.every)
-            asked = time.monotonic()
-            left = self._times.give_up - (asked - heard)
+            requested = time.monotonic()
+            left = self._times.give_up - (requested - renewed)
             try:
                 async with asyncio.timeout(max(left, 0.1)):
                     holder = await self._try()
             except (ApiError, OSError, TimeoutError) as error:
-                if time.monotonic() - heard >= self._times.give_up:
+                if time.monotonic() - renewed >= self._times.give_up:
                     self.leads = False
                     raise LostLease(f"the lease could not be renewed: {error}") from None
                 continue
             if holder:
                 self.leads = False
                 raise LostLease(f"{holder} has taken the lease")
-            self._renewed, heard = asked, time.monotonic()
+            self._renewed, renewed = requested, time.monotonic()
 
     async def release(self) -> None:
         """Let another operator lead at once. Call this only after all work has stopped."""

@@ -66,6 +66,17 @@ class Session:
                 before.stale = True
                 await before.close_if_unused()
 
+    async def renew(self, stale: int) -> None:
+        """Log in again as :meth:`log_in` does, after credentials have expired.
+
+        Raises:
+            OSError: there are no new credentials yet.
+        """
+        try:
+            await self.log_in(stale)
+        except LoginFailed as error:
+            raise OSError(f"the credentials have expired: {error}") from error
+
     async def close(self) -> None:
         """Close all connections."""
         if self._login is not None:

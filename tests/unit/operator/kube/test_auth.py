@@ -216,6 +216,9 @@ def test_an_expired_token_is_renewed_while_requests_are_sent(written):
                 Server.accepted = "Bearer other"
                 with pytest.raises(ApiError, match="expired"):
                     await client.get("/b")
+                path.unlink()
+                with pytest.raises(OSError, match=r"the credentials have expired: .*no such file"):
+                    await client.get("/c")
                 return [answer["path"] for answer in answers]
 
         assert asyncio.run(story()) == [f"/{n}" for n in range(20)]
