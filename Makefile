@@ -1,11 +1,11 @@
-# Set-up lands in .venv inside the checkout; nothing else outside it is touched but package caches.
+# Set-up goes into .venv inside the checkout; outside it, only package caches are touched.
 PYTHON ?= python3
 UV     := .venv/bin/uv
 UV_VERSION := 0.9
 BIN    := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
-# where it is set, every process of every stage would compile torch's sources again
+# if it were set, every process of every stage would compile torch's sources again
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/ready ## Create .venv with everything the other targets need (done by them when needed)
+setup: .venv/ready ## Create .venv with everything the other targets need (they run it when needed)
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,13 +24,13 @@ setup: .venv/ready ## Create .venv with everything the other targets need (done 
 	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,dev]'
 	@touch $@
 
-demo: .venv/ready ## Post-train a tiny model on robot video made here, and show what it generates
+demo: .venv/ready ## Post-train a tiny model on generated robot video, and show its output
 	$(BIN)/python tools/training_demo.py
 
-cluster: .venv/ready ## Open a shell with a Kubernetes cluster of fake 8-GPU nodes, until it is left
+cluster: .venv/ready ## Open a shell with a temporary Kubernetes cluster of fake 8-GPU nodes
 	PYTHONPATH=tools $(BIN)/python -m control_plane
 
-tools: .venv/ready ## Build the cluster's binaries into ~/.cache (done when needed)
+tools: .venv/ready ## Build the cluster's binaries into ~/.cache (runs when needed)
 	PYTHONPATH=tools $(BIN)/python -m control_plane build
 
 test: .venv/ready ## Run all tests
@@ -40,22 +40,22 @@ images: .venv/ready ## Build the container images with buildah (VARIANT=hopper B
 	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \
 	  $(if $(BUILDER),--builder $(BUILDER))
 
-e2e: .venv/ready ## Run the tests on a real node made here: kubelet, containerd, our images (root)
+e2e: .venv/ready ## Run the tests on a temporary real node: kubelet, containerd, our images (root)
 	PYTHONPATH=tools $(BIN)/python tools/e2e.py $(if $(RECORD),--record $(RECORD)) $(PYTEST)
 
-node: .venv/ready ## Open a shell with such a node, until it is left (root)
+node: .venv/ready ## Open a shell with such a node (root)
 	PYTHONPATH=tools $(BIN)/python tools/e2e.py --shell
 
 torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
 	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
 
-chaos: .venv/ready ## Break everything around the operator, seed by seed (hours; SEEDS=20, JOBS=2, SEED=7 for one)
+chaos: .venv/ready ## Inject faults around the operator, seed by seed (hours; SEEDS=20, JOBS=2, or one: SEED=7)
 	$(BIN)/python -m benchmarks.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) $(if $(JOBS),--jobs $(JOBS)))
 
-bench-operator: .venv/ready ## Measure the operator at 1,000 resources beside Kubeflow's (half an hour; RESOURCES=50)
+bench-operator: .venv/ready ## Measure the operator at 1,000 resources, next to Kubeflow's (half an hour; RESOURCES=50)
 	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))
 
-lint: .venv/ready ## Check style, types, generated files, known vulnerabilities and secrets
+lint: .venv/ready ## Check style, types, layers, generated files, known vulnerabilities and secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -67,28 +67,28 @@ lint: .venv/ready ## Check style, types, generated files, known vulnerabilities 
 	$(BIN)/mkdocs build --site-dir build/lint-site
 	$(BIN)/python tools/audit.py
 
-dist: .venv/ready ## Make a release of the commit in dist/ (IMAGES=1: the built images too)
+dist: .venv/ready ## Build a release of the commit in dist/ (IMAGES=1: with the built images)
 	$(BIN)/python tools/dist.py $(if $(IMAGES),--images)
 
-docs: .venv/ready ## Build the documentation's site into build/site
+docs: .venv/ready ## Build the documentation site into build/site
 	$(BIN)/mkdocs build
 
-format: .venv/ready ## Rewrite the sources in the project's style
+format: .venv/ready ## Format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: .venv/ready ## Write definition, rights and docs/reference from the code
+generate: .venv/ready ## Generate CRD, RBAC manifests and docs/reference from the code
 	$(BIN)/python -m video2world_operator.codegen.crd
 	$(BIN)/python -m video2world_operator.codegen.rbac
 	$(BIN)/python -m video2world_operator.codegen.reference
 	$(BIN)/python tools/train_settings.py
 
-constraints: .venv/ready ## Renew constraints.txt from the newest versions that resolve
+constraints: .venv/ready ## Update constraints.txt to the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(UV) pip compile --quiet --no-header --no-annotate --python $(BIN)/python \
 	  --extra operator --extra trainer --extra dev pyproject.toml; } > .constraints.new
 	mv .constraints.new constraints.txt
 
-clean: ## Remove everything made here: .venv, the demo's volume, caches
+clean: ## Remove everything created here: .venv, the demo's volume, caches
 	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
