@@ -3,6 +3,7 @@
 import asyncio
 
 from operators import Operator, Resource, connection, eventually, exists, grant
+from video2world_operator.controller import resource
 from video2world_operator.controller.cache import WatchCache
 from video2world_operator.controller.health import Freshness
 from video2world_operator.kube.client import ApiClient
@@ -10,12 +11,12 @@ from video2world_operator.reconcile.observed_state import Job
 
 
 def test_the_last_resource_is_deleted_without_an_event(cluster, namespace):
-    """The API server says null, not an empty list, where metadata of nothing is asked for. Jobs
-    are their informer's to drop."""
+    """The API server answers null instead of an empty list of metadata. Informers drop Jobs."""
     api = grant(cluster, namespace, [namespace])
     key = (namespace, "run")
     cache = WatchCache()
-    cache.put_resource(key, {"metadata": {"uid": "r1", "namespace": namespace}})
+    metadata = {"uid": "r1", "namespace": namespace, "name": "run"}
+    cache.put_resource(resource.Resource({"metadata": metadata}))
     cache.put_job(key, Job("run-train-1", "j1", "train", 1, "", "r1"))
 
     async def check():
@@ -28,7 +29,7 @@ def test_the_last_resource_is_deleted_without_an_event(cluster, namespace):
 
 
 def test_another_program_s_pod_with_our_label_holds_nothing_up(cluster, namespace, tmp_path):
-    """An operator begins once its cache has all that bears the label: strange things, too."""
+    """An operator starts once its cache has every object with the label, whatever it is."""
     path = f"/api/v1/namespaces/{namespace}"
     eventually(lambda: exists(cluster.admin, f"{path}/serviceaccounts/default"))
     for name, labels in (("a", {}), ("b", {"video2world.dev/attempt": "x"})):

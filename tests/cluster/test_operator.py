@@ -596,7 +596,7 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
         "run: suspending: saving a checkpoint, then releasing GPUs\n",
     )
     run.reaches(phase="Suspended")
-    assert v2w("v2w", "suspend", "run")[1] == "run: is suspended\n"
+    assert v2w("v2w", "suspend", "run")[1] == "run: already suspended\n"
     assert v2w("v2w", "resume", "run")[1] == "run: resuming\n"
     run.running("train", 2)
     assert "no checkpoint yet" in v2w("v2w", "checkpoints", "run")[1]
