@@ -22,7 +22,7 @@ SLOTS = 2
 
 
 class _OffloadedBlocks:
-    """Run blocks as their runner, with the weights of each copied to one of two buffers before."""
+    """The blocks' runner: copy a block's weights into one of two buffers, then run the block."""
 
     def __init__(self, net: VideoDiT, device: torch.device) -> None:
         self._run: dict[Block, Callable[..., Tensor]] = {}
