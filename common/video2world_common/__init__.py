@@ -1,1 +1,1 @@
-"""Share what the operator and the workers must agree on; standard library only."""
+"""Define what the operator and the workers must agree on; standard library only."""

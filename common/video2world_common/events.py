@@ -1,7 +1,7 @@
-"""Progress lines: how a worker tells whoever reads its log what it is doing.
+"""Write progress events: one JSON object per line on stdout, between lines of plain text.
 
-One JSON object a line on stdout, in between plain text for people; on a terminal a bar is drawn
-on stderr instead of the frequent ``progress`` lines.
+On a terminal, a progress bar on stderr replaces the frequent ``progress`` events. The operator
+reads the events with :mod:`video2world_common.progress_events`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-__all__ = ["Progress", "emit", "say"]
+__all__ = ["ProgressReporter", "emit", "say"]
 
 
 def emit(event: str, stage: str, **fields: Any) -> None:
@@ -21,14 +21,14 @@ def emit(event: str, stage: str, **fields: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print one plain line for people."""
+    """Print one line of plain text."""
     print(text, flush=True)
 
 
-class Progress:
-    """Counts items of a stage: a bar on a terminal, a ``progress`` line every few seconds else.
+class ProgressReporter:
+    """Report the finished items of a stage: as a bar on a terminal, otherwise as events.
 
-    ``done`` and ``total`` count ``unit`` (windows, captions, bytes, denoising steps, ...).
+    ``done`` and ``total`` are in ``unit`` (windows, captions, bytes, denoising steps, ...).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Progress:
         self._bar = self._terminal.isatty()
 
     def advance(self, count: int = 1) -> None:
-        """Count ``count`` more items done and show it if it is time to."""
+        """Count ``count`` more finished items, and report them if a report is due."""
         self.done += count
         now = time.monotonic()
         finished = self.done >= self.total

@@ -5,9 +5,9 @@ from __future__ import annotations
 __all__ = ["EXIT_FAILURE", "EXIT_PREEMPTED", "EXIT_USER_ERROR", "UserError"]
 
 
-EXIT_FAILURE = 1  # a defect or the machine's fault: worth another attempt
-EXIT_USER_ERROR = 2  # the input's fault: another attempt would end the same way
-EXIT_PREEMPTED = 143  # SIGTERM: state saved, to be continued without charge
+EXIT_FAILURE = 1  # a defect or a fault of the machine: another attempt may succeed
+EXIT_USER_ERROR = 2  # bad input: another attempt would fail the same way
+EXIT_PREEMPTED = 143  # SIGTERM: state saved; not counted against the backoff limit
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are whole."""
+"""Write files atomically: they appear under their final names only when they are complete."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ __all__ = [
     "write_text",
 ]
 
-PARTIAL_PREFIX = ".partial-"  # leftovers of a killed writer are recognised by it and ignored
-_UMASK = os.umask(0)  # there is no asking without setting: once, before there are threads
+PARTIAL_PREFIX = ".partial-"  # marks leftovers of a killed writer, which are ignored
+_UMASK = os.umask(0)  # can only be read by setting it: once, before there are threads
 os.umask(_UMASK)
-NAME_BYTES = 255  # the longest name of a file, in bytes, on Linux file systems
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # there is no room for the file
+NAME_BYTES = 255  # longest file name on Linux file systems, in bytes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space for the file
 
 
 def name_bytes(name: str) -> int:
-    """Return how long ``name`` is to the file system, which counts bytes."""
+    """Return the length of ``name`` in bytes, as the file system counts it."""
     return len(os.fsencode(name))
 
 
 def cut_name(name: str, most: int) -> str:
-    """Return the longest beginning of ``name`` of ``most`` bytes, as complete characters."""
+    """Return the longest prefix of ``name`` of at most ``most`` bytes and complete characters."""
     return os.fsencode(name)[:most].decode("utf-8", "ignore")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -55,21 +55,21 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the files that killed writers left in ``folder``; none may be at work there."""
+    """Delete the files that killed writers left in ``folder``; no writer may be running there."""
     for path in folder.glob(f"{PARTIAL_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``final``; rename it into place if the block succeeds.
+    """Yield a temporary path next to ``final``, and rename it into place if the block succeeds.
 
-    The temporary file keeps the suffix of ``final`` (encoders choose the format by it). On an
-    exception it is removed and ``final`` is left as it was.
+    The temporary file keeps the suffix of ``final``, by which encoders choose the format. On an
+    exception it is removed, and ``final`` is left unchanged.
 
     Raises:
-        OSError: what the block or the rename raised (disk full, read-only volume, ...); where
-            there was no room it names ``final``, which a failing write does not.
+        OSError: the block or the rename failed (disk full, read-only volume, ...); if there was no
+            space, the error names ``final``, which that of a failed write does not.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes private files; the volume's other readers are other users of the group
+        # mkstemp creates private files; other readers of the volume are other users of the group
         partial.chmod(0o666 & ~_UMASK)
         partial.replace(final)
     except BaseException as error:
@@ -95,23 +95,23 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def atomic_write(final: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call ``write`` with a binary stream whose content becomes ``final`` at once."""
+    """Call ``write`` with a binary stream, whose content atomically becomes ``final``."""
     with atomic_path(final) as partial, partial.open("wb") as stream:
         write(stream)
 
 
 def write_text(final: Path, text: str) -> None:
-    """Write UTF-8 text to ``final`` at once."""
+    """Write UTF-8 text to ``final`` atomically."""
     atomic_write(final, lambda stream: stream.write(text.encode()))
 
 
 def write_json(final: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``final`` at once."""
+    """Write ``value`` as indented JSON to ``final`` atomically."""
     write_text(final, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in ``path``, or None where there is no such file.
+    """Read the JSON value in ``path``; return None if there is no such file.
 
     Raises:
         ValueError: the file is not JSON.

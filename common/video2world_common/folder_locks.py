@@ -1,6 +1,7 @@
-"""Whose a folder on the volume is: two resources neither write it at once nor undo each other.
+"""Own folders on the volume, so that two resources neither write one at the same time nor undo each
+other's work.
 
-The lock is the kernel's (``flock``): it ends with the process that holds it, however that ends.
+The lock is the kernel's (``flock``), which releases it whenever the owning process ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import remove_leftovers, write_json
 from video2world_common.markers import MADE_FOR, difference, read_owner
 
-__all__ = ["claimed", "claimed_in_splits", "locked"]
+__all__ = ["locked", "owned_folder", "owned_in_splits"]
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _is_free(descriptor: int) -> bool:
-    """Take the lock alone if nobody holds it."""
+    """Take the exclusive lock if it is free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -45,16 +46,16 @@ def _is_free(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path`` alone; waits while another process holds it."""
+    """Hold the exclusive lock on the file ``path``; wait while another process holds it."""
     with _opened(path) as descriptor:
         if not _is_free(descriptor):
-            say(f"waiting for another run that is at work on {path.parent}")
+            say(f"waiting for another run that uses {path.parent}")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
-def claimed(
+def owned_folder(
     folder: Path,
     settings: Mapping[str, Any],
     remedy: str,
@@ -62,23 +63,29 @@ def claimed(
     leftovers: Iterable[Path] = (),
     shared: bool = False,
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Work on ``folder`` as the resource of this process, with these ``settings``.
+    """Own ``folder`` for the resource of this process, with these ``settings``.
 
-    Yields the folder's owner record. Its ``work`` is new when the settings are, or no stage's are
-    known: what was recorded as done before does not hold any longer then (see :mod:`.marks`).
-    Another resource with equal settings waits, and then finds the work done; one with others is
-    refused, as it would undo this one's. By hand, without a resource, everything is allowed.
-    ``shared``: pods of one resource that share the work hold the folder together. ``leftovers``
-    are the folders in which partial files of killed runs are deleted, if nobody else is at work.
+    Yields the owner record of the folder. Its ``work`` is new if the settings are new, or if no
+    stage is known: earlier records of finished stages are then invalid (see :mod:`.markers`).
+    Another resource with equal settings waits, and then finds the work complete; one with other
+    settings is refused, since it would undo this one's work. Without a resource, run by hand,
+    everything is allowed.
+
+    Args:
+        folder: the folder to own.
+        settings: settings of the work in it.
+        remedy: what a refused user can do.
+        leftovers: folders in which partial files of killed runs are deleted, if no one else runs.
+        shared: pods of one resource that divide the work own the folder together.
 
     Raises:
-        UserError: the folder is another resource's; ``remedy`` says how to get one's own.
+        UserError: the folder belongs to another resource with other settings.
     """
     with _opened(folder / ".lock") as descriptor:
         alone = _is_free(descriptor)
         if not alone:
             if not shared:
-                say(f"waiting for another run that is at work on {folder}")
+                say(f"waiting for another run that uses {folder}")
             fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         owner = _sign(folder, settings, remedy)
         if alone or not shared:
@@ -90,16 +97,18 @@ def claimed(
 
 
 @contextlib.contextmanager
-def claimed_in_splits(
+def owned_in_splits(
     splits: Iterable[Path], made_from: str, made: str, settings: Mapping[str, Any], remedy: str
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """:func:`claimed` for the folder ``made`` of every split that has the folder ``made_from``."""
+    """Own the folder ``made`` of every split that has the folder ``made_from``."""
     owned: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         for split in splits:
             if (split / made_from).is_dir():
                 folder = split / made
-                owned |= stack.enter_context(claimed(folder, settings, remedy, leftovers=[folder]))
+                owned |= stack.enter_context(
+                    owned_folder(folder, settings, remedy, leftovers=[folder])
+                )
         yield owned
 
 

@@ -1,8 +1,9 @@
-"""The record of a finished stage: what it is bound to on the volume, and whether that still holds.
+"""Record finished stages on the volume, and check whether a record is still valid.
 
-Names, sizes and modification times are compared, never contents, so that a check costs one stat
-call a file. ``python -m video2world_common.markers STAGE=HASH ...``, in the volume's root, prints
-the verdict on each stage as a line of JSON.
+A record lists the files that a stage read and wrote. Names, sizes and modification times are
+compared, never contents, so a check costs one stat call per file. ``python -m
+video2world_common.markers STAGE=HASH ...``, in the volume's root, prints the verdict on each stage
+as a line of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from video2world_common.files import PARTIAL_PREFIX, read_json, write_json
 __all__ = [
     "MADE_FOR",
     "NOT_DONE",
-    "STATE_FOLDER",
     "Listing",
     "Listings",
     "Marker",
@@ -37,10 +37,10 @@ __all__ = [
     "reader",
 ]
 
-STATE_FOLDER = Path(".video2world")  # our own files on the volume, beside the guide's folders
-MADE_FOR = ".made-for.json"  # in each folder that stages write: for whom, with which settings
+STATE_FOLDER = Path(".video2world")  # our own files on the volume, alongside the guide's folders
+MADE_FOR = ".made-for.json"  # in each folder that stages write: its resource and settings
 NOT_DONE = "not done yet with these settings"
-NAMED = 3  # so many changed files are named
+NAMED = 3  # changed files to name
 _NOUNS = {
     ".pickle": "embedding",
     ".safetensors": "latents file",
@@ -48,7 +48,7 @@ _NOUNS = {
     ".txt": "caption",
 } | dict.fromkeys((".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"), "video")
 
-# By name: "SIZE MTIME_NS", "SIZE" where the time does not matter, "" where existence suffices.
+# By name: "SIZE MTIME_NS", "SIZE" if the time does not matter, "" if existence suffices.
 Listing = dict[str, str]
 Listings = dict[str, Listing]  # by folder
 
@@ -64,7 +64,7 @@ def _stamp(file: Path | os.DirEntry[str]) -> str | None:
 
 
 def _readable(status: os.stat_result) -> bool:
-    """Whether the file's mode lets this process read it; asking the system is one call more."""
+    """Return whether the mode lets this process read the file, without another system call."""
     user = os.geteuid()
     if user in (0, status.st_uid):
         return user == 0 or bool(status.st_mode & stat.S_IRUSR)
@@ -75,14 +75,14 @@ def _readable(status: os.stat_result) -> bool:
 
 
 def _counts(name: str) -> bool:
-    """Whether a file or folder of this name matters: our own and the system's hidden ones do not"""
+    """Return whether a file counts: hidden files of ours and of the system do not."""
     if name.startswith((PARTIAL_PREFIX, ".nfs")):
         return False
     return not name.startswith(".") or Path(name).suffix.lower() in _NOUNS
 
 
 def list_files(folder: str | os.PathLike[str]) -> Listing:
-    """List what is in ``folder``: files with size and time, subfolders by name."""
+    """List ``folder``: files with size and time, subfolders by name."""
     found: Listing = {}
     try:
         with os.scandir(folder) as entries:
@@ -99,12 +99,12 @@ def list_files(folder: str | os.PathLike[str]) -> Listing:
 
 
 def file_stamps(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str | None]:
-    """Size and time of each file; None where there is none."""
+    """Return size and time of each file; None if it does not exist."""
     return {str(path): _stamp(Path(path)) for path in paths}
 
 
 def read_owner(folder: Path) -> dict[str, Any]:
-    """Read for whom and with which settings ``folder`` was made; empty where that is unknown."""
+    """Read the owner record of ``folder`` (resource and settings); empty if there is none."""
     try:
         record = read_json(folder / MADE_FOR)
     except (OSError, ValueError):
@@ -114,13 +114,13 @@ def read_owner(folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Provenance:
-    """What a stage was made from and what it left.
+    """Files that a stage read and wrote.
 
-    ``inputs`` are folders of which every file counts, ``files`` single files or their absence,
-    both as they were before the work; ``outputs`` are files that must still be there; ``owned``
-    holds the owner record of each folder that the stage wrote. A change in ``noted``, folders as in
-    ``inputs``, does not undo the work: it is only reported. ``failed`` are items to try again, as
-    their failure was not their own.
+    ``inputs`` are folders of which every file counts, ``files`` single files or their absence, both
+    from before the work; ``outputs`` are files that must still exist; ``owned`` has the owner
+    record of each folder that the stage wrote. ``noted`` are folders as in ``inputs``, but a change
+    is only reported and does not invalidate the work. ``failed`` are items to try again, because
+    their failure had another cause.
     """
 
     inputs: Listings = field(default_factory=dict)
@@ -132,12 +132,12 @@ class Provenance:
 
     @classmethod
     def of(cls, *folders: str | os.PathLike[str]) -> Provenance:
-        """What is made from all that is in ``folders`` now."""
+        """Return the provenance of work whose inputs are all current files in ``folders``."""
         listed = reader()
         return cls({str(folder): listed(str(folder)) for folder in folders})
 
     def left(self, paths: Iterable[str | os.PathLike[str]], *, timed: bool = False) -> Provenance:
-        """Add ``paths``, files that were made, to the outputs; ``timed``: with their times."""
+        """Add files that were written to the outputs; if ``timed``, with their times."""
         for path in map(Path, paths):
             size, *time = (_stamp(path) or "").split() or [""]
             stamp = " ".join([size, *time]) if timed else size
@@ -151,17 +151,17 @@ def _noun(name: str, count: int) -> str:
 
 
 def _shown(name: str) -> str:
-    """A file's name without what a terminal would obey or cannot print."""
+    """Replace characters of a file name that a terminal interprets or cannot print."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 def _matches(recorded: str, now: str) -> bool:
-    """Whether a file is as recorded, as far as its record says."""
+    """Return whether a file matches its record, as far as that goes."""
     return recorded in ("", now) or now.startswith(f"{recorded} ")
 
 
 def _compare(recorded: Mapping[str, str], now: Mapping[str, str], *, complete: bool) -> Listings:
-    """Names by what became of them; ``complete``: one that is not recorded counts as well."""
+    """Group names by change; if ``complete``, files that are not recorded are new."""
     found: Listings = {"new": {}, "changed": {}, "missing": {}}
     for name, stamp in recorded.items():
         if name not in now:
@@ -174,17 +174,17 @@ def _compare(recorded: Mapping[str, str], now: Mapping[str, str], *, complete: b
 
 
 def changes(recorded: Listings, now: Listings, *, complete: bool = True) -> str:
-    """Say how folders differ from their record, such as ``1 new video: b.mp4``; or nothing."""
+    """Describe how folders differ from their record, such as ``1 new video: b.mp4``."""
     groups: dict[tuple[str, str], list[str]] = {}
     for folder, listing in recorded.items():
         found = _compare(listing, now.get(folder, {}), complete=complete)
         for verb, changed in found.items():
             for name in sorted(changed):
                 groups.setdefault((verb, _noun(name, 1)), []).append(name)
-    said = []
+    parts = []
     for (verb, _), names in groups.items():
-        said.append(_listed(f"{len(names)} {verb} {_noun(names[0], len(names))}", names))
-    return "; ".join(said)
+        parts.append(_listed(f"{len(names)} {verb} {_noun(names[0], len(names))}", names))
+    return "; ".join(parts)
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
@@ -193,7 +193,7 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say in which settings two runs differ."""
+    """Describe the settings in which two runs differ."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key} {before.get(key)}, here {now.get(key)}" for key in sorted(keys))
 
@@ -202,9 +202,9 @@ Reader = Callable[[str], Listing]
 
 
 def reader() -> Reader:
-    """Return a :func:`list_files` that reads each folder once, for stages judged together.
+    """Return a :func:`list_files` that reads each folder once, to check several stages.
 
-    In a pod it reads the volume only: anyone who shares the volume can write records.
+    In a pod it reads the volume only, because any user of the volume can write records.
     """
 
     def read(folder: str) -> Listing:
@@ -219,7 +219,7 @@ def reader() -> Reader:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a stage is done, and why it is or is not; ``note`` is what its user should know."""
+    """Whether a stage is complete, and why or why not; ``note`` is information for the user."""
 
     stage: str
     done: bool
@@ -229,23 +229,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Marker:
-    """The record that a stage's work, named by a hash of its settings, is done on this volume."""
+    """Record on the volume that a stage, with a hash of its settings, is complete."""
 
     stage: str
     inputs_hash: str
 
     @property
     def path(self) -> Path:
-        """Where the record lies, relative to the volume's root."""
+        """Path of the record, relative to the volume's root."""
         return STATE_FOLDER / "stages" / f"{self.stage}-{self.inputs_hash}.json"
 
     def read(self) -> dict[str, Any] | None:
-        """The record, or None while the stage is not finished or what it is bound to changed."""
+        """Return the record; None if the stage is not complete or its files changed."""
         record, why = self._checked(reader())
         return None if why else record
 
     def judge(self, listed: Reader | None = None) -> Verdict:
-        """Compare the record with the volume, whose folders ``listed`` reads, as it is now."""
+        """Compare the record with the current files, whose folders ``listed`` reads."""
         listed = listed or reader()
         record, why = self._checked(listed)
         if why or record is None:
@@ -256,21 +256,21 @@ class Marker:
         return Verdict(self.stage, True, why, note)
 
     def _checked(self, listed: Reader) -> tuple[dict[str, Any] | None, str]:
-        """The record, and why it does not hold."""
+        """Return the record, and why it is not valid."""
         try:
             record = read_json(self.path)
             if record is None:
                 return None, NOT_DONE
             return record, _broken(record, listed)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None, f"its record {self.path} is damaged or of an older version"
+            return None, f"its record {self.path} is damaged"
 
     def remove(self) -> None:
-        """Forget that the stage is finished."""
+        """Delete the record."""
         self.path.unlink(missing_ok=True)
 
     def write(self, made: Provenance, summary: Mapping[str, Any]) -> None:
-        """Record that the stage is finished."""
+        """Write the record of a finished stage."""
         write_json(
             self.path,
             {
@@ -285,7 +285,7 @@ class Marker:
 
 
 def _broken(record: Mapping[str, Any], listed: Reader) -> str:
-    """Say why ``record`` does not hold any longer; empty if it does."""
+    """Explain why ``record`` is no longer valid; empty if it is."""
     if record["failed"]:
         return _listed(f"{len(record['failed'])} failed before", record["failed"])
     for folder, owner in record["owned"].items():
@@ -308,7 +308,7 @@ def _broken(record: Mapping[str, Any], listed: Reader) -> str:
 
 
 def _by_folder(files: Mapping[str, str | None]) -> Listings:
-    """Single files that are there, as listings."""
+    """Convert existing single files to listings."""
     found: Listings = {}
     for path in map(Path, files):
         listing = found.setdefault(str(path.parent), {})
@@ -318,7 +318,7 @@ def _by_folder(files: Mapping[str, str | None]) -> Listings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Judge the stages that are named as STAGE=HASH; returns the exit code."""
+    """Print the verdict on each stage, named as STAGE=HASH, and return the exit code."""
     listed = reader()
     for entry in sys.argv[1:] if argv is None else argv:
         stage, _, inputs_hash = entry.partition("=")

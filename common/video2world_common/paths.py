@@ -1,4 +1,4 @@
-"""Links on the volume: a stage reads no file that one of them puts outside of it."""
+"""Refuse symbolic links that lead out of the volume."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["on_volume"]
 
 
 def on_volume(path: Path) -> Path:
-    """``path``, which a stage's pod is about to read, as it is.
+    """Return ``path`` unchanged, if a stage's pod may read it.
 
-    Who shares a volume can put a link there whose target is the pod's own: its environment, say,
-    as somebody's caption. A command run by hand, which is no stage's, follows every link.
+    Another user of the volume could link a caption, for example, to a file of the pod such as its
+    environment. A command run by hand, which is not a stage, follows every link.
 
     Raises:
-        UserError: links followed, it lies outside of the volume, the working directory.
+        UserError: with links resolved, the path is outside the volume (the working directory).
     """
     if os.environ.get("V2W_STAGE"):
         volume, real = os.path.realpath("."), os.path.realpath(path)
         if os.path.commonpath((volume, real)) != volume:
             raise UserError(
-                f"{path}: a link leads out of the volume, to {real}; put it there itself, or mount "
-                "its folder on the volume"
+                f"{path}: a link leads out of the volume, to {real}; copy the file to the "
+                "volume, or mount its folder there"
             )
     return path

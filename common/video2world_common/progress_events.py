@@ -1,7 +1,7 @@
-"""A worker's progress lines, read as typed events and folded into a resource's status.
+"""Parse a worker's progress events, which :mod:`video2world_common.events` writes, into types.
 
-The lines come out of a container's log, so nothing in them is trusted: what is no event of a known
-kind with fields of the right type and size is plain text, never an error.
+The lines come from a container's log and are treated as untrusted: a line that is not an event of a
+known kind, with fields of the right types and sizes, is plain text, never an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_COUNT = 1 << 62  # fits the API server's int64
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Training stands at ``iteration`` of ``iterations``; times in seconds, unknown ones None."""
+    """Training has reached ``iteration`` of ``iterations``; times in seconds, None if unknown."""
 
     stage: str
     iteration: int
@@ -47,12 +47,12 @@ class TrainProgress:
     seconds_per_iteration: float | None = None
     eta_seconds: float | None = None
     checkpoint: int | None = None  # the last saved iteration
-    warning: str = ""  # for people: that the loss has diverged
+    warning: str = ""  # human-readable, such as a diverged loss
 
 
 @dataclass(frozen=True)
 class ItemProgress:
-    """A stage has worked off ``done`` of ``total`` of its ``unit`` (windows, bytes, ...)."""
+    """A stage has finished ``done`` of ``total`` items, in ``unit`` (windows, bytes, ...)."""
 
     stage: str
     done: int
@@ -63,7 +63,7 @@ class ItemProgress:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A whole checkpoint of ``iteration`` lies at ``path`` (relative to the volume)."""
+    """A complete checkpoint of ``iteration`` is at ``path`` (relative to the volume)."""
 
     stage: str
     iteration: int
@@ -72,7 +72,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """Checkpoints of a diverged training were deleted; ``iteration`` is left, or none (0)."""
+    """Checkpoints of a diverged run were deleted; the newest left is ``iteration`` (0: none)."""
 
     stage: str
     iteration: int
@@ -81,7 +81,7 @@ class Withdrawn:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on from the checkpoint of ``iteration``."""
+    """Training resumes from the checkpoint of ``iteration``."""
 
     stage: str
     iteration: int
@@ -89,7 +89,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class SamplesMade:
-    """Of a checkpoint's ``total`` samples, ``done`` are made; ``message``: why there are no more"""
+    """``done`` of a checkpoint's ``total`` samples exist; ``message`` says why not all."""
 
     stage: str
     checkpoint: str
@@ -101,9 +101,9 @@ class SamplesMade:
 
 @dataclass(frozen=True)
 class Skipped:
-    """The work of the stage was on the volume already; a worker may tell so of a later stage.
+    """The stage, possibly a later one than the worker's own, is complete on the volume already.
 
-    ``message`` is what its user should know, such as that the data changed since.
+    ``message`` is information for the user, such as that the data changed since.
     """
 
     stage: str
@@ -113,7 +113,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The stage has done its work; ``summary`` holds its plain numbers and short texts."""
+    """The stage is complete; ``summary`` has numbers and short texts."""
 
     stage: str
     summary: tuple[tuple[str, int | float | str], ...] = ()
@@ -121,7 +121,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The stage gave up; reason ``UserError`` means that another attempt would end the same."""
+    """The stage failed; with reason ``UserError``, another attempt would fail the same way."""
 
     stage: str
     reason: str
@@ -130,7 +130,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class VolumeSeen:
-    """The worker is on the volume of this identity; ``expected`` is the one it was given."""
+    """The worker found a volume of this identity; ``expected`` is the one it was told."""
 
     stage: str
     identity: str
@@ -151,24 +151,24 @@ Event: TypeAlias = (
 )
 
 
-class _Refused(Exception):
-    """A field that an event of this kind cannot have."""
+class _InvalidField(Exception):
+    """A field has the wrong type or size."""
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Refused
+        raise _InvalidField
     return "".join(c if c.isprintable() else " " for c in value[:MAX_TEXT]).strip()
 
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
-        raise _Refused
+        raise _InvalidField
     return value
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, else None: a diverged loss must not cost the rest of the line."""
+    """Return a finite number, otherwise None: a diverged loss must not lose the whole event."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -200,7 +200,7 @@ def _samples(stage: str, line: Mapping[str, Any]) -> Event:
     iteration = line.get("iteration")
     checkpoint = _text(line.get("checkpoint"))
     if not checkpoint:
-        raise _Refused
+        raise _InvalidField
     return SamplesMade(
         stage,
         checkpoint,
@@ -249,7 +249,7 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
 
 
 def parse(line: bytes | str) -> Event | None:
-    """The event on ``line``, or None where it is anything else (plain text, damage, an attack)."""
+    """Return the event on ``line``; None for anything else (plain text, damage, an attack)."""
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
     text = text.strip()
     if not text.startswith("{") or len(text) > MAX_LINE:
@@ -261,33 +261,33 @@ def parse(line: bytes | str) -> Event | None:
         kind, stage = value.get("event"), _text(value.get("stage"))
         make = _KINDS.get(kind) if isinstance(kind, str) else None
         return make(stage, value) if make is not None and stage else None
-    except (ValueError, RecursionError, _Refused):
+    except (ValueError, RecursionError, _InvalidField):
         return None
 
 
 class Lines:
-    """Cuts a stream of bytes into lines; one longer than ``MAX_LINE`` comes in pieces."""
+    """Split a stream of bytes into lines; lines longer than ``MAX_LINE`` come in pieces."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The lines that ``data`` completes, without their line ends."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        yield from whole
+        """Yield the lines that ``data`` completes, without line ends."""
+        *complete, self._rest = (self._rest + data).split(b"\n")
+        yield from complete
         if len(self._rest) > MAX_LINE:
             rest, self._rest = self._rest, b""
             yield rest
 
     def end(self) -> Iterator[bytes]:
-        """What is left when the stream has ended without a line end."""
+        """Yield the last line if the stream ended without a line end."""
         if self._rest:
             rest, self._rest = self._rest, b""
             yield rest
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42s, 3m12s, 5h07m, 2d03h."""
+    """Format seconds as 42s, 3m12s, 5h07m or 2d03h."""
     whole = max(0, round(seconds))
     for unit, below, small in ((86400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
         if whole >= unit:
@@ -297,5 +297,5 @@ def duration(seconds: float) -> str:
 
 
 def with_warning(message: str, warning: str) -> str:
-    """Add to a status message the ``warning`` of training, unless it is empty or in it already."""
+    """Append the ``warning`` of training to a message, unless the message contains it."""
     return message if not warning or warning in message else f"{message} {warning}".strip()

@@ -13,7 +13,7 @@ __all__ = ["end_with_parent", "stop_on_sigterm"]
 
 
 def stop_on_sigterm() -> None:
-    """Turn SIGTERM into SystemExit(143), so that ``finally`` blocks run and partial files go."""
+    """Turn SIGTERM into SystemExit(143), so that ``finally`` blocks delete partial files."""
 
     def stop(signum: int, frame: object) -> None:
         raise SystemExit(EXIT_PREEMPTED)
@@ -22,10 +22,10 @@ def stop_on_sigterm() -> None:
 
 
 def end_with_parent() -> None:
-    """Make this process, a worker's helper, end when its parent does; interrupts are the parent's.
+    """End this helper process when its parent ends, and leave interrupts to the parent.
 
-    However the parent ends: a helper that lived on would write to a volume that others hold. (The
-    kernel's own signal for it, PR_SET_PDEATHSIG, already comes when the starting thread ends.)
+    A helper that outlived its parent would write to a volume that others own by then. (The signal
+    of PR_SET_PDEATHSIG is no alternative: it is sent when the thread that started us ends.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Read text that people write: captions and JSON in UTF-8, with or without a byte order mark."""
+"""Read captions and JSON that users write: UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 __all__ = ["caption_in", "checked_caption", "decode", "parse_json"]
 
-OTHER_ENCODINGS = {  # the marks of UTF-32 begin like those of UTF-16
+OTHER_ENCODINGS = {  # UTF-32 first, whose marks start like those of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs that are drawn as nothing
-EDGES = "\ufeff\u200b\u2060\0 \t\r\n\v\f"  # invisible and without meaning around a text
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols without a visible glyph
+EDGES = "\ufeff\u200b\u2060\0 \t\r\n\v\f"  # invisible characters to strip around a text
 
 
 def decode(data: bytes) -> str:
@@ -33,22 +33,22 @@ def decode(data: bytes) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text; save it as UTF-8 (byte {error.start})") from None
     if "\0" in text:
-        raise ValueError("is not UTF-8 text but holds NUL bytes, as UTF-16 does; save it as UTF-8")
+        raise ValueError("is not UTF-8 text but has NUL bytes, as UTF-16 does; save it as UTF-8")
     return text
 
 
 def checked_caption(value: object) -> str:
-    """Return ``value`` as a caption, without what is invisible around it.
+    """Return ``value`` as a caption, without invisible characters around it.
 
     Raises:
-        ValueError: no text, or one that shows nothing; the message completes "the caption ...".
+        ValueError: not a text, or nothing visible in it; the message completes "the caption ...".
     """
     if not isinstance(value, str):
         raise ValueError(f"is not a text but {_kind(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair, which no text can hold") from None
+        raise ValueError("has half of a surrogate pair, which is not valid text") from None
     text = value.strip().strip(EDGES).strip()
     if not any(unicodedata.category(c)[0] in "LNPS" and c not in BLANK for c in text):
         raise ValueError("is empty" if not text else "is empty (it has invisible characters only)")
@@ -56,10 +56,10 @@ def checked_caption(value: object) -> str:
 
 
 def caption_in(data: bytes) -> str:
-    """Return the caption that a caption file with content ``data`` holds.
+    """Return the caption in a caption file with the content ``data``.
 
     Raises:
-        ValueError: none; the message completes "the file ...".
+        ValueError: there is none; the message completes "the file ...".
     """
     try:
         return checked_caption(decode(data))
@@ -73,11 +73,11 @@ def parse_json(text: str | bytes) -> Any:
     """Parse one JSON value.
 
     Raises:
-        ValueError: it is none; JSON Lines are named as such.
+        ValueError: not JSON; the message recognizes JSON Lines.
     """
     text = decode(text) if isinstance(text, bytes) else text
     try:
-        # a number of thousands of digits is an error of int(), which would cost the whole file
+        # int() fails for numbers of thousands of digits, for which the whole file would be refused
         return json.loads(text, parse_int=lambda s: int(s) if len(s) < 1000 else float(s))
     except RecursionError:
         raise ValueError("is not valid JSON: it is nested too deeply") from None
@@ -86,7 +86,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _lines_hint(text: str) -> str:
-    """Explain where a file of JSON Lines was given in place of one value."""
+    """Explain how to fix a file of JSON Lines."""
     lines = [line for line in text.split("\n") if line.strip()][:2]
     try:
         values = [json.loads(line) for line in lines]
@@ -95,7 +95,7 @@ def _lines_hint(text: str) -> str:
     if len(values) < 2 or not all(isinstance(value, dict | list) for value in values):
         return ""
     return (
-        "; it has one JSON value a line (JSON Lines): put [ before the first, ] after the last, "
+        "; it has one JSON value per line (JSON Lines): put [ before the first, ] after the last, "
         "and commas between them"
     )
 

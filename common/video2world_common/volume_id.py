@@ -1,8 +1,8 @@
-"""The identity of a volume: a random name written on it, by which the loss of its content shows.
+"""Give a volume an identity: a random ID written to it, which reveals the loss of its content.
 
-The first worker that sees a volume writes the name. Every worker reports it in its log, receives
-the name that was reported first (``V2W_VOLUME_ID``), and does nothing on a volume that has
-another: what earlier stages left is not there.
+The first worker on a volume writes the ID. Each worker reports it in its log, receives the ID that
+was reported first (``V2W_VOLUME_ID``), and stops on a volume with another ID, on which the results
+of earlier stages are missing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class VolumeLost(Exception):
 
 
 def check(stage: str) -> None:
-    """Tell the identity of the volume that is the working directory; it gets one if it has none.
+    """Report the identity of the volume (the working directory), which gets one if it has none.
 
     Raises:
-        VolumeLost: it is not the one that was expected.
+        VolumeLost: it is not the expected one.
     """
     if "V2W_STAGE" not in os.environ:
         return  # run by hand
@@ -40,14 +40,14 @@ def check(stage: str) -> None:
         emit("volume", stage, id=found, expected=expected)
     if expected and before != expected:
         raise VolumeLost(
-            "the volume has lost what earlier stages left on it (it "
-            + ("is another volume" if before else "bears no .video2world/volume-id")
+            "the volume has lost the results of earlier stages (it "
+            + ("is another volume" if before else "has no .video2world/volume-id")
             + "): they have to run again"
         )
 
 
 def _read() -> str:
-    """The identity; empty where there is none."""
+    """Return the identity; empty if there is none."""
     try:
         text = FILE.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -56,8 +56,8 @@ def _read() -> str:
 
 
 def _make() -> str:
-    """Write an identity unless another worker is quicker; empty where nothing can be written."""
-    with contextlib.suppress(OSError):  # a full or read-only volume: the stage says so if it minds
+    """Write an identity unless another worker is faster; empty if nothing can be written."""
+    with contextlib.suppress(OSError):  # full or read-only: the stage reports it
         FILE.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".partial-", dir=FILE.parent)
         partial = Path(name)
@@ -69,7 +69,7 @@ def _make() -> str:
             partial.chmod(0o644)
             with contextlib.suppress(FileExistsError):
                 _link(partial)
-            if not _read():  # what is there is no identity
+            if not _read():  # the file holds no identity
                 partial.replace(FILE)
         finally:
             partial.unlink(missing_ok=True)
@@ -80,7 +80,7 @@ def _link(partial: Path) -> None:
     """Give ``partial`` the final name, unless another process has taken it.
 
     Raises:
-        FileExistsError: somebody has.
+        FileExistsError: another process has.
     """
     try:
         os.link(partial, FILE)

@@ -18,8 +18,8 @@ from typing import Any
 from video2world_common.exit_codes import UserError
 from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
-from video2world_common.sharding import share_flags, share_of
-from video2world_common.stage import run_stage
+from video2world_common.sharding import shard_flags, shard_of
+from video2world_common.stage_runner import run_stage
 from video2world_preprocess.dataset.agibot_dataset import DEFAULT_CAMERA, AgiBotDataset
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout
 from video2world_preprocess.dataset.agibot_modes import extract, prepare, split
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[cut_flags(), share_flags()],
+        parents=[cut_flags(), shard_flags()],
     )
     flags.add_argument(
         "--task_ids",
@@ -155,7 +155,7 @@ def _dataset(args: argparse.Namespace) -> AgiBotDataset:
         raise UserError(f"--camera {args.camera}: give a name such as {DEFAULT_CAMERA}")
     for path in (args.data_dir, args.caption_file):
         on_volume(Path(path or "."))
-    share = share_of(args)
+    share = shard_of(args)
     for episode in args.val_episode_ids:
         if not (episode.isascii() and episode.isdigit()):
             raise UserError(f"--val_episode_ids {episode}: give episode numbers")

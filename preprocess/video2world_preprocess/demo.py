@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from video2world_common.events import Progress, say
+from video2world_common.events import ProgressReporter, say
 from video2world_common.files import atomic_write, write_text
 from video2world_common.markers import Provenance
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_preprocess.video.writer import write_video
 
 __all__ = ["Scene", "draw_episode", "main", "make_task", "scene"]
@@ -200,7 +200,7 @@ def make_task(data_dir: Path, *, episodes: int = 12, seed: int = 0) -> list[Path
     scenes = {number: scene(number, seed) for number in numbers}
     half = (len(numbers) + 1) // 2
     archives = []
-    progress = Progress("demo data", len(numbers), "episodes")
+    progress = ProgressReporter("demo data", len(numbers), "episodes")
     for part in (numbers[:half], numbers[half:]):
         if not part:
             continue

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video2world_common.events import Progress, emit, say
+from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json, write_json
 from video2world_common.folder_locks import locked
 from video2world_common.markers import Provenance
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_preprocess.flags import note_unused_flags
 from video2world_preprocess.hub.client import Hub, digest_of, digest_of_file, explained
 from video2world_preprocess.stage_report import Report, write_report
@@ -252,7 +252,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     if args.dry_run:
         emit("dryrun", "download", repositories=[r.repo_id for r in wanted], tiny=tiny)
         return Provenance(), {"repositories": 0, "dryRun": True}
-    progress = Progress("download", len(wanted) + tiny, "repositories")
+    progress = ProgressReporter("download", len(wanted) + tiny, "repositories")
     report = Report("download", {"repositories": len(folders) + 2 * tiny})
     report.counts["bytes_kept"] = 0
     made = Provenance()

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from video2world_common.events import Progress, say
+from video2world_common.events import ProgressReporter, say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import NAME_BYTES, name_bytes, read_json, write_json
-from video2world_common.folder_locks import claimed_in_splits
+from video2world_common.folder_locks import owned_in_splits
 from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
 from video2world_preprocess.device_pool import devices, process_items
 from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
@@ -220,7 +220,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
     remedy = "give the dataset another name (spec.dataset), or use the same model size"
     made = Provenance.of(*(split / "metas" for split in args.dataset_path))
-    with claimed_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
+    with owned_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
         embeddings, report = _embed(args, made_by)
         made.failed = failed_items(report)
         return made.left(embeddings), report.summary()
@@ -258,7 +258,7 @@ def _embed(args: argparse.Namespace, made_by: dict[str, Any]) -> tuple[list[Path
             _Batch(tuple(batch), tuple(tuple(by_caption[text]) for text in batch))
             for batch in batches(tokenizer, texts, args.max_length)
         ]
-        progress = Progress("embeddings", made, "captions")
+        progress = ProgressReporter("embeddings", made, "captions")
         load = functools.partial(_load, str(args.cache_dir), args.max_length)
         folder = args.dataset_path[0].parent
         processes = devices(args.device, args.processes)

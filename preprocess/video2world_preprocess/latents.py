@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from video2world_common.events import Progress, emit, say
+from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import NAME_BYTES, atomic_write, name_bytes
-from video2world_common.folder_locks import claimed_in_splits
+from video2world_common.folder_locks import owned_in_splits
 from video2world_common.markers import Provenance
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_preprocess.device_pool import devices, process_items
 from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
 from video2world_preprocess.stage_report import Report, write_report
@@ -240,7 +240,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     settings = {name: getattr(args, name) for name in names}
     settings |= {"size": list(args.video_size), "vae": vae.name}
     remedy = "give the dataset another name (spec.dataset), or use the same settings"
-    with claimed_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
+    with owned_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
         files, report = _encode_all(args, vae.name)
         made.failed = failed_items(report)
         return made.left(files), report.summary()
@@ -258,7 +258,7 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
     todo = [w for windows in splits.values() for w in windows if not _is_done(w)]
     gpu = str(args.device).startswith("cuda")
     _check_space(todo, args, 2 if gpu else 4)
-    progress = Progress("latents", len(todo), "windows")
+    progress = ProgressReporter("latents", len(todo), "windows")
     failed: set[Path] = set()
     load = functools.partial(_load, args)
     folder = args.dataset_path[0].parent

@@ -14,7 +14,7 @@ from typing import Any
 from video2world_common.exit_codes import UserError
 from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
 from video2world_preprocess.dataset.records import SPLITS
 from video2world_preprocess.item_faults import reason_for

@@ -13,11 +13,11 @@ from typing import Any
 
 from video2world_common.exit_codes import UserError
 from video2world_common.files import NAME_BYTES, name_bytes
-from video2world_common.folder_locks import claimed
+from video2world_common.folder_locks import owned_folder
 from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
-from video2world_common.sharding import share_flags, share_of
-from video2world_common.stage import run_stage
+from video2world_common.sharding import shard_flags, shard_of
+from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
 from video2world_preprocess.dataset.records import leftover_folders
 from video2world_preprocess.dataset.source import OneCaption, Source, cut_flags, cut_settings
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python -m video2world_preprocess.videos --videos_dir my_videos "
         "--dataset_dir datasets/mine --val_names last_take",
-        parents=[cut_flags(), share_flags()],
+        parents=[cut_flags(), shard_flags()],
     )
     flags.add_argument(
         "--videos_dir",
@@ -210,7 +210,7 @@ class _VideoFolder:
 
 
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
-    settings, share = cut_settings(args), share_of(args)
+    settings, share = cut_settings(args), shard_of(args)
     made = Provenance.of(args.videos_dir)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
@@ -234,7 +234,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         sources.append(Source(path.stem, "video", path, split, caption, origin))
     videos.report_unused_captions()
     folder = args.dataset_dir
-    with claimed(
+    with owned_folder(
         folder,
         {"videos": str(args.videos_dir), "val_names": val_stems, **asdict(settings)},
         "give another dataset.videos.name (--dataset_dir)",

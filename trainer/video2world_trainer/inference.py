@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from video2world_common.events import Progress, emit, say
+from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import EXIT_USER_ERROR, UserError
 from video2world_common.markers import Marker, Provenance
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 from video2world_trainer import launch
 from video2world_trainer.distributed.process_group import World, join
 from video2world_trainer.generation.batch_file import NUMBERS, check_number
@@ -207,7 +207,7 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
         say(f"attention: {pipeline.attention}{offloaded}")
         runs = BENCHMARK_RUNS if args.benchmark else 1
         ends = list(itertools.accumulate(runs * (one.num_steps + 1) for one in requests))
-        progress = Progress("inference", ends[-1], "steps")
+        progress = ProgressReporter("inference", ends[-1], "steps")
         outputs: list[str] = []
         failures: list[str] = []
         quality: dict[str, Any] = {}

@@ -25,8 +25,8 @@ from video2world_common.events import emit, say
 from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from video2world_common.files import cut_name
 from video2world_common.markers import Marker, Provenance, file_stamps
-from video2world_common.sharding import share_flags, share_of
-from video2world_common.stage import run_stage
+from video2world_common.sharding import shard_flags, shard_of
+from video2world_common.stage_runner import run_stage
 from video2world_trainer.checkpoint.folder import CheckpointFolder, held
 from video2world_trainer.generation.batch_file import read_batch
 from video2world_trainer.results.page import write_page
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m video2world_trainer.sweep",
         description=__doc__,
-        parents=[share_flags()],
+        parents=[shard_flags()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -214,7 +214,7 @@ class _Sweep:
     def __init__(self, args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> None:
         self.args = args
         self.items = _items(args, checkpoints)
-        self.mine = share_of(args).of(self.items)
+        self.mine = shard_of(args).of(self.items)
         self.passing: bool = args.pass_over_missing
         self.stage = os.environ.get("V2W_STAGE", "inference")
         self.refused: list[str] = []

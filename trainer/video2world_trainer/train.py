@@ -20,7 +20,7 @@ import torch
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import EXIT_FAILURE, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
 from video2world_common.markers import Marker, Provenance
-from video2world_common.stage import explain
+from video2world_common.stage_runner import explain_os_error
 from video2world_trainer.distributed.process_group import World, join, peer_lost
 from video2world_trainer.results.page import write_page
 from video2world_trainer.training.config import TrainConfig, read_config, settings_text
@@ -212,7 +212,7 @@ def _failed(reason: str, message: str, code: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code (see :mod:`video2world_common.stage`)."""
+    """Run the command and return its exit code (see :mod:`video2world_common.stage_runner`)."""
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
         print(f"{__doc__}\n{USAGE}\n{settings_text()}")
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError as error:
         return _failed("OutOfMemory", f"the GPU's memory is full: {KNOBS} ({error})", EXIT_FAILURE)
     except OSError as error:
-        return _failed("IOError", explain(error), EXIT_FAILURE)
+        return _failed("IOError", explain_os_error(error), EXIT_FAILURE)
     except RuntimeError as error:
         if not peer_lost(error):
             raise

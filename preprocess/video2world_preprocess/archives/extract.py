@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from video2world_common.events import Progress, say
+from video2world_common.events import ProgressReporter, say
 from video2world_common.files import atomic_path
 from video2world_common.folder_locks import locked
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import Archive
 from video2world_preprocess.archives.piece_index import PieceIndex
 from video2world_preprocess.archives.tar_scan import Member, Piece, misaligned_piece, walk
@@ -48,7 +48,7 @@ class Extraction:
         camera: str,
         target: Callable[[Member], Path],
         wanted: Callable[[Archive, Member], bool],
-        share: Share,
+        share: Shard,
         on_extracted: Callable[[Archive, Member], None] = lambda *_: None,
         acquire_slot: Callable[[], None] = lambda: None,
         release_slot: Callable[[], None] = lambda: None,
@@ -71,7 +71,7 @@ class Extraction:
         """
         units = [(index, start) for index in self._indexes for start in index.archive.pieces]
         known = {id(index): index.pieces() for index in self._indexes}
-        progress = Progress(stage, max(len(self._share.of(units)), 1), "pieces of archives")
+        progress = ProgressReporter(stage, max(len(self._share.of(units)), 1), "pieces of archives")
         waiting: queue.SimpleQueue[tuple[PieceIndex, int]] = queue.SimpleQueue()
         done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         mine = self._share.of(units)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from video2world_common.files import cut_name, name_bytes, read_json, write_json
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import Archive
 from video2world_preprocess.archives.tar_scan import Member, Piece
 
@@ -26,7 +26,7 @@ class PieceIndex:
     Each share writes a file of its own; once all pieces are known, one file replaces these.
     """
 
-    def __init__(self, archive: Archive, folder: Path, camera: str, share: Share) -> None:
+    def __init__(self, archive: Archive, folder: Path, camera: str, share: Shard) -> None:
         self.archive = archive
         stem = f"{archive.name.replace('/', '-')}.{camera}"
         if name_bytes(stem) > LONGEST_STEM:

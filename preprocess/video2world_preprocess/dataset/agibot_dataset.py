@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from video2world_common.exit_codes import UserError
-from video2world_common.folder_locks import claimed
+from video2world_common.folder_locks import owned_folder
 from video2world_common.markers import Provenance, file_stamps
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import Archive
 from video2world_preprocess.archives.tar_scan import Member
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout, clip_prefix
@@ -42,7 +42,7 @@ class AgiBotDataset:
     folder: Path
     settings: CutSettings
     workers: int
-    share: Share
+    share: Shard
     report: Report
 
     @property
@@ -84,7 +84,7 @@ class AgiBotDataset:
         }
         if self.repository.local:
             settings["path"] = str(self.layout.data_dir)
-        return claimed(
+        return owned_folder(
             self.folder,
             settings,
             "give another dataset.agibot.name (--dataset_dir)",

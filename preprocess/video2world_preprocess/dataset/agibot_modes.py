@@ -8,7 +8,7 @@ from typing import Any
 
 from video2world_common.files import remove_leftovers
 from video2world_common.markers import Listings, Provenance
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import Archive, find_archives
 from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.archives.tar_scan import Member
@@ -166,7 +166,7 @@ def extract(data: AgiBotDataset) -> None:
 
         archives = data.repository.archives(task)
         extraction = Extraction(
-            archives, index_folder, data.layout.camera, target, wanted, share=Share()
+            archives, index_folder, data.layout.camera, target, wanted, share=Shard()
         )
         extraction.run(data.report.stage)
         if not extraction.members(data.report):

@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from video2world_common.events import Progress
+from video2world_common.events import ProgressReporter
 from video2world_common.markers import Listings
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.dataset.clips import (
     Tally,
     process_source,
@@ -145,7 +145,7 @@ def split_all(
     sources: Sequence[Source],
     settings: CutSettings,
     workers: int,
-    share: Share,
+    share: Shard,
     report: Report,
 ) -> tuple[Listings, dict[str, Any]] | None:
     """Cut this process's share of ``sources``, which are all sources of the dataset.
@@ -159,7 +159,7 @@ def split_all(
     """
     mine = share.of(sources)
     with Splitter(folder, settings, min(workers, max(len(mine), 1))) as splitter:
-        progress = Progress(report.stage, len(mine), "videos")
+        progress = ProgressReporter(report.stage, len(mine), "videos")
         for source in mine:
             if splitter.needs(source):
                 splitter.acquire_slot()

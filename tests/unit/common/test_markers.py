@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from video2world_common.folder_locks import claimed
+from video2world_common.folder_locks import owned_folder
 from video2world_common.markers import NOT_DONE, Marker, Provenance, file_stamps
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 
 MARKER = Marker("dataset", "h")
 
@@ -42,13 +42,13 @@ def volume(tmp_path, monkeypatch):
     made.left(["out/w0.mp4", "out/w1.mp4"])
     made.outputs["out"]["w0.txt"] = ""
     made.noted = Provenance.of("data").inputs
-    with claimed(Path("out"), {"window": 5}, "") as made.owned:
+    with owned_folder(Path("out"), {"window": 5}, "") as made.owned:
         MARKER.write(made, {"windows": 2})
     return tmp_path
 
 
 def work_with(window):
-    with claimed(Path("out"), {"window": window}, ""):
+    with owned_folder(Path("out"), {"window": window}, ""):
         pass
 
 
@@ -136,7 +136,7 @@ def test_a_record_of_an_older_version_or_a_damaged_one_does_not_hold(volume, tex
     verdict = MARKER.judge()
     assert not verdict.done
     assert verdict.why in (
-        f"its record {MARKER.path} is damaged or of an older version",
+        f"its record {MARKER.path} is damaged",
         NOT_DONE,
     )
 

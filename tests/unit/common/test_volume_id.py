@@ -15,7 +15,7 @@ WORK = """
 import sys
 from pathlib import Path
 from video2world_common.markers import Provenance
-from video2world_common.stage import run_stage
+from video2world_common.stage_runner import run_stage
 def work():
     Path("made").touch()
     return Provenance().left(["made"]), {}

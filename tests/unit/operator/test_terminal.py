@@ -23,8 +23,8 @@ for done in range(1, 41):
 display.end("latents", "done")
 """
 WORKER = """
-from video2world_common.events import Progress
-progress = Progress("latents", 40, "windows")
+from video2world_common.events import ProgressReporter
+progress = ProgressReporter("latents", 40, "windows")
 for _ in range(40):
     progress.advance()
 """

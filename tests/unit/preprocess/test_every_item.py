@@ -224,7 +224,7 @@ CAPTIONS: dict[str, tuple[bytes, str | None]] = {
     "mark": ("\ufeffThe arm picks.".encode(), None),
     "mark and spaces": ("\ufeff \u200b The arm picks. \u2060\n\ufeff".encode(), None),
     "utf-16": ("The arm picks.".encode("utf-16"), "is not UTF-8 text but UTF-16; save it as UTF-8"),
-    "utf-16 without a mark": ("The arm".encode("utf-16-be"), "holds NUL bytes, as UTF-16 does"),
+    "utf-16 without a mark": ("The arm".encode("utf-16-be"), "has NUL bytes, as UTF-16 does"),
     "utf-32": ("The arm picks.".encode("utf-32"), "is not UTF-8 text but UTF-32; save it as UTF-8"),
     "latin": (b"caf\xe9", "is not UTF-8 text; save it as UTF-8"),
     "empty": (b"", "is empty"),

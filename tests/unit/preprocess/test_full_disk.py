@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from video2world_common.files import write_text
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess import latents
 from video2world_preprocess.archives.archive import local_archive
 from video2world_preprocess.archives.extract import Extraction
@@ -44,7 +44,7 @@ def extract(folder, episode):
         "head",
         lambda member: folder / f"{member.episode}.mp4",
         lambda *_: True,
-        Share(),
+        Shard(),
     ).run("dataset")
 
 

@@ -18,7 +18,7 @@ import pytest
 import hostile_items
 from hostile_items import Hostile
 from video2world_common.exit_codes import UserError
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.dataset.source import CutSettings, OneCaption, Source
 from video2world_preprocess.dataset.splitter import Splitter, split_all
 from video2world_preprocess.device_pool import process_items
@@ -44,7 +44,7 @@ def source(video: Path, name: str, captions: object, origin: str = "1") -> Sourc
 
 def split(folder: Path, sources: list[Source], workers: int) -> dict:
     """The report of one run."""
-    split_all(folder, sources, RULE, workers, Share(), Report("dataset"))
+    split_all(folder, sources, RULE, workers, Shard(), Report("dataset"))
     return json.loads((folder / "report.json").read_text())
 
 
@@ -135,7 +135,7 @@ def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
         "    hostile_items.parent_process = lambda: 1\n"
         "    split_all(*pickle.load(sys.stdin.buffer))\n"
     )
-    given = pickle.dumps((tmp_path / "out", sources, RULE, 1, Share(), Report("dataset")))
+    given = pickle.dumps((tmp_path / "out", sources, RULE, 1, Shard(), Report("dataset")))
     (tmp_path / "main.py").write_text(code)
     paths = os.pathsep.join(path for path in sys.path if path)
     done = [

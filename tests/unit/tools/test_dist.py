@@ -75,7 +75,7 @@ def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
         inside = opened.namelist()
     for name in (
         "video2world_operator/plan/plan.py",
-        "video2world_common/stage.py",
+        "video2world_common/stage_runner.py",
         "video2world_trainer/train.py",
         "video2world_trainer/py.typed",
         "video2world_trainer/results/templates/page.html.jinja",

@@ -21,7 +21,7 @@ import pytest
 from agibot_archives import TASK, make_archives
 from hub_server import Faults, HubServer, Repository, folder_files, serving
 from video2world_common.exit_codes import UserError
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import local_archive
 from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.hub import range_reader
@@ -393,7 +393,7 @@ def test_a_damaged_video_in_the_index_does_not_hide_others(alpha: Path, tmp_path
             CAMERA,
             lambda m: target / f"{m.episode}.mp4",
             lambda _, m: not (target / f"{m.episode}.mp4").exists(),
-            Share(),
+            Shard(),
             lambda _, m: arrived.append(m.episode),
         )
         run.run("dataset")

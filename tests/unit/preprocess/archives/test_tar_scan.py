@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import find_archives, local_archive
 from video2world_preprocess.archives.extract import Extraction
 from video2world_preprocess.archives.tar_scan import Member, Piece, misaligned_piece, walk
@@ -274,7 +274,7 @@ def test_a_video_between_depth_images_is_found_in_the_end(
         CAMERA,
         lambda m: there / f"{m.episode}.mp4",
         lambda _, m: not (there / f"{m.episode}.mp4").exists(),
-        Share(),
+        Shard(),
     )
     fetch.run("dataset")
     assert not (there / "1.mp4").exists()

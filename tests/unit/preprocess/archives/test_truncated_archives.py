@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer, Repository, serving
-from video2world_common.sharding import Share
+from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import (
     Archive,
     find_archives,
@@ -54,7 +54,7 @@ def taken(archive: Archive, folder: Path, min_skip: int = 0) -> tuple[set[int], 
         CAMERA,
         lambda m: videos / f"{m.episode}.mp4",
         lambda _, m: not (videos / f"{m.episode}.mp4").exists(),
-        Share(),
+        Shard(),
     )
     run.run("dataset")
     run.members(report)
@@ -207,7 +207,7 @@ def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> 
             CAMERA,
             lambda m: videos / f"{m.episode}.mp4",
             lambda *_: False,
-            Share(index, 2),
+            Shard(index, 2),
         )
         run.run("dataset")
         members = run.members(Report("dataset"))

@@ -282,7 +282,7 @@ def test_a_caption_file_of_another_form_is_named_as_such(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b'{"a": 1}\n{"a": 2}\n', r"one JSON value a line \(JSON Lines\): put \["),
+        (b'{"a": 1}\n{"a": 2}\n', r"one JSON value per line \(JSON Lines\): put \["),
         (b"[" * 100_000, "nested too deeply"),
         ("[]".encode("utf-16"), "is not UTF-8 text but UTF-16"),
         (b"[\xff]", "is not UTF-8 text"),

@@ -1,7 +1,7 @@
-"""The frame every worker command runs in: skip what is done, mark what is finished, explain errors.
+"""Run a worker command as a stage: skip it if it is complete, record the result, explain errors.
 
-A stage pod has ``V2W_STAGE``, ``V2W_RESOURCE`` and ``V2W_INPUTS_HASH`` in its environment and the
-volume's root as its working directory. Run by hand, without them, a command simply does its work.
+A stage's pod has ``V2W_STAGE``, ``V2W_RESOURCE`` and ``V2W_INPUTS_HASH`` in its environment and the
+volume's root as its working directory. Without these, run by hand, a command just does its work.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from typing import Any
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from video2world_common.files import FULL
-from video2world_common.markers import NOT_DONE, STATE_FOLDER, Marker, Provenance, reader
+from video2world_common.markers import NOT_DONE, Marker, Provenance, reader
 from video2world_common.subprocesses import stop_on_sigterm
 from video2world_common.volume_id import VolumeLost, check
 
-__all__ = ["STATE_FOLDER", "Marker", "explain", "run_stage"]
+__all__ = ["explain_os_error", "run_stage"]
 
 
-def explain(error: OSError) -> str:
-    """What a failed read or write means to the volume's owner, and what to do."""
+def explain_os_error(error: OSError) -> str:
+    """Explain a failed read or write to the user, with the remedy."""
     if error.errno in FULL:
         return (
             f"the volume is full while writing {error.filename or 'a file'} ({error.strerror}): "
-            "enlarge spec.storage.size or delete what is not needed; finished files are kept"
+            "raise spec.storage.size or delete unneeded files; finished files are kept"
         )
     if error.errno == errno.EROFS:
         return f"the volume is mounted read-only ({error.filename}): mount it writable"
     return str(error)
 
 
-def _tell_later() -> None:
-    """Report which of the stages that follow are on the volume already: they need no pod.
+def _report_later_stages() -> None:
+    """Report which of the following stages are complete on the volume already: they need no pod.
 
-    It ends at the first that is not done: what follows is judged once that one has run.
+    Stop at the first that is not: later ones are checked once it has run.
     """
     listed = reader()
     for entry in filter(None, os.environ.get("V2W_LATER_STAGES", "").split(",")):
@@ -53,12 +53,12 @@ Work = Callable[[], tuple[Provenance, Mapping[str, Any]] | None]
 
 
 def run_stage(work: Work, *, stage: str) -> int:
-    """Run ``work`` unless it is done already and return the exit code of the command.
+    """Run ``work`` unless the stage is complete, and return the exit code of the command.
 
-    ``work`` returns what its result is bound to and a summary for the log, or None if its share is
-    done but others' are not: the last of them returns what the whole is. A :class:`UserError` or an
-    ``OSError`` becomes one clear line on stderr instead of a traceback; any other exception is a
-    defect and is raised.
+    ``work`` returns the provenance of its result and a summary for the log, or None if other shards
+    are still missing; the last shard returns those of the complete result. A :class:`UserError` or
+    ``OSError`` becomes one line on stderr instead of a traceback; any other exception is a defect
+    and is raised.
     """
     stop_on_sigterm()
     stage = os.environ.get("V2W_STAGE", stage)
@@ -72,19 +72,19 @@ def run_stage(work: Work, *, stage: str) -> int:
                 note = f"; {verdict.note}" if verdict.note else ""
                 say(f"{stage}: nothing to do, {verdict.why}{note}")
                 emit("skipped", stage, inputsHash=inputs_hash, message=verdict.note)
-                _tell_later()
+                _report_later_stages()
                 return 0
             if verdict.why != NOT_DONE:
                 say(f"{stage}: run again: {verdict.why}")
-            marker.remove()  # work that is broken off leaves the volume in no recorded state
+            marker.remove()  # interrupted work leaves the volume in no recorded state
         if (made := work()) is None:
-            say(f"{stage}: this share is done, others are not")
+            say(f"{stage}: this shard is complete, others are not")
             return 0
         provenance, summary = made
         if marker is not None:
             marker.write(provenance, summary)
         emit("finished", stage, **summary)
-        _tell_later()
+        _report_later_stages()
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -95,9 +95,9 @@ def run_stage(work: Work, *, stage: str) -> int:
         emit("failed", stage, reason="VolumeLost", message=str(error))
         return EXIT_FAILURE
     except OSError as error:
-        print(f"error: {explain(error)}", file=sys.stderr, flush=True)
-        emit("failed", stage, reason="IOError", message=explain(error))
+        print(f"error: {explain_os_error(error)}", file=sys.stderr, flush=True)
+        emit("failed", stage, reason="IOError", message=explain_os_error(error))
         return EXIT_FAILURE
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; run it again to go on", file=sys.stderr, flush=True)
+        print(f"{stage}: interrupted; run it again to resume", file=sys.stderr, flush=True)
         return 128 + signal.SIGINT
