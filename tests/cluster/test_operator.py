@@ -586,7 +586,7 @@ def test_v2w_and_kubectl_v2w_against_the_cluster(run, gpu_cluster, tmp_path):
     eventually(lambda: run.status.get("progress"))
     code, shown, _ = v2w("kubectl", "v2w", "status", "run")
     assert code == 0
-    assert "run: Running  Stage train runs (attempt 1)." in shown
+    assert "run: Running  Stage train is running (attempt 1)." in shown
     assert "7/100  loss 0.5000" in shown
     assert "hello from rank 0" in v2w("v2w", "logs", "run", "--stage", "train")[1]
     code, _, error = v2w("v2w", "logs", "run", "--rank", "9")
@@ -616,7 +616,7 @@ def test_deleting_the_pvc_of_a_run_makes_all_stages_run_again(run, gpu_cluster):
         lambda: run.condition("VolumeReady").get("reason") == "ClaimDeleted",
         what=lambda: run.status,
     )
-    assert "Claim run-data is being deleted and its data goes" in run.status["message"]
+    assert "Claim run-data is being deleted, and its data too" in run.status["message"]
     assert "then delete the finished Jobs" in run.status["message"]
     assert [j["metadata"]["name"] for j in run.children("jobs")] == [
         "run-dataset-1",

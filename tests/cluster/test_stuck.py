@@ -174,14 +174,14 @@ CASES = {
     ),
     "limit-range-defaults": Case(
         (NO_POD, "must be less than or equal to memory limit", MEMORY),
-        ("a LimitRange of the namespace sets one", MEMORY),
+        ("a LimitRange of the namespace sets a default", MEMORY),
         before=lambda place: place.limit_range(
             default={"memory": "512Mi"}, defaultRequest={"memory": "256Mi"}
         ),
     ),
     "quota": Case(
-        (NO_POD, "exceeded quota: few", "have the quota raised"),
-        ("quota few has no room: asked for pods=1",),
+        (NO_POD, "exceeded quota: few", "ask for a higher quota"),
+        ("quota few is exceeded: requested pods=1",),
         before=lambda place: set_quota(place.cluster, place.name, {"pods": "0"}),
     ),
     "quota-of-limits": Case(
@@ -211,7 +211,7 @@ CASES = {
         before=Place.admission_policy,
     ),
     "not-our-job": Case(
-        ("Job r-download-1 has no pod: it is left to the controller kueue.x-k8s.io/multikueue",),
+        ("Job r-download-1 has no pod: it is managed by the controller kueue.x-k8s.io/multikueue",),
         ("spec.managedBy", "no progress for"),
         before=lambda place: place.mutate(
             "batch", "jobs", "Object{spec: Object.spec{managedBy: 'kueue.x-k8s.io/multikueue'}}"
@@ -219,11 +219,11 @@ CASES = {
     ),
     "no-such-scheduler": Case(
         (
-            "No scheduler has looked at pod r-download-1-",
-            "schedulerName is my-scheduler. Is it installed?",
+            "No scheduler has considered pod r-download-1-",
+            "schedulerName is my-scheduler. Install my-scheduler",
             "No progress since",
         ),
-        ("schedulerName is my-scheduler; no progress for", "Is it installed?"),
+        ("schedulerName is my-scheduler; no progress for", "Install my-scheduler"),
         spec={"scheduling": {"schedulerName": "my-scheduler"}},
     ),
     "suspended-by-hand": Case(

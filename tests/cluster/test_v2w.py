@@ -92,7 +92,7 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
 
     set_quota(gpu_cluster, gpu_namespace, {"pods": "0"})
     make("refused")
-    says(v2w, "refused", "quota few has no room: asked for pods=1", "have the quota raised")
+    says(v2w, "refused", "quota few has no room: asked for pods=1", "ask for a higher quota")
 
 
 def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
-"""Every condition type, reason and message of a resource in one place; the phase comes from them.
+"""Define every condition type, reason and message of a resource, and derive the phase from them.
 
-Conditions have the form of Kubernetes' ``metav1.Condition``: machines wait on their ``type`` and
+Conditions have the form of Kubernetes' ``metav1.Condition``: programs wait on ``type`` and
 ``reason``; people read ``message`` and the phase.
 """
 
@@ -22,41 +22,41 @@ __all__ = [
     "set_condition",
 ]
 
-STATUS_REFUSED = "StatusRefused"  # reason of the operator's event at a resource
+STATUS_REFUSED = "StatusRefused"  # reason of the Event if the API server refuses a status
 
 
 class Type(StrEnum):
-    """What can be true, false or unknown of a resource; ``meaning`` says what, for people."""
+    """Type of a condition; ``meaning`` tells people what it means if it is true."""
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Type:
-        """The API's word with its meaning."""
+        """Create a member from its name in the API and its meaning."""
         made = str.__new__(cls, value)
         made._value_, made.meaning = value, meaning
         return made
 
-    ACCEPTED = "Accepted", "the spec is valid and the name is free on the volume"
-    AUTHORIZED = "OperatorAuthorized", "the operator has the rights that it needs"
-    DEFINITION = "DefinitionCurrent", "the CRD in the cluster has the fields that are written"
-    VOLUME_READY = "VolumeReady", "the claim is there and can be shared as the pods need it"
-    CONTENT = "ContentKept", "what finished stages left on the volume is still there"
-    PREFLIGHT = "PreflightPassed", "what can be seen of nodes and claim is enough for training"
-    CHILDREN_APPLIED = "ChildrenApplied", "the API server took every object that was made"
-    PODS_STARTED = "PodsStarted", "the pods of the stage at work run"
-    GANG = "GangScheduled", "the train group starts together or not at all"
+    ACCEPTED = "Accepted", "the spec is valid and no other run on the volume uses its folder"
+    AUTHORIZED = "OperatorAuthorized", "the operator has the permissions it needs"
+    DEFINITION = "DefinitionCurrent", "the CRD in the cluster has every field the operator writes"
+    VOLUME_READY = "VolumeReady", "the claim exists and all pods can mount it"
+    CONTENT = "ContentKept", "the results of finished stages are still on the volume"
+    PREFLIGHT = "PreflightPassed", "nodes and claim suffice for training, as far as visible"
+    CHILDREN_APPLIED = "ChildrenApplied", "the API server accepted every object"
+    PODS_STARTED = "PodsStarted", "the pods of the current stage are running"
+    GANG = "GangScheduled", "the train group starts as a whole or not at all"
     SAMPLES = (
         "SamplesMade",
-        "the samples of the newest checkpoint taken up beside training are made",
+        "the samples of the newest checkpoint sampled during training are complete",
     )
-    PROGRESSING = "Progressing", "a stage runs, or will without anybody's doing"
+    PROGRESSING = "Progressing", "a stage is running, or will start without intervention"
     SUSPENDED = "Suspended", "stopped on request; nothing is lost"
-    SUCCEEDED = "Succeeded", "every stage is finished"
-    FAILED = "Failed", "a stage gave up; somebody has to look"
+    SUCCEEDED = "Succeeded", "every stage is done"
+    FAILED = "Failed", "a stage failed and needs attention"
 
 
 class Reason(StrEnum):
-    """Why a condition has its status. The value is the API's word; ``text`` is for people."""
+    """Reason of a condition's status; :meth:`text` is the message for people."""
 
     VALID = "Valid"
     INVALID = "Invalid"
@@ -77,7 +77,6 @@ class Reason(StrEnum):
     CONTENT_LOST_AGAIN = "ContentLostAgain"
     APPLIED = "Applied"
     REFUSED = "Refused"
-    NAME_TAKEN = "NameTaken"
     PODS_RUNNING = "PodsRunning"
     PODS_STARTING = "PodsStarting"
     UNSCHEDULABLE = "Unschedulable"
@@ -117,11 +116,11 @@ class Reason(StrEnum):
 
     @property
     def template(self) -> str:
-        """The message before facts are filled in."""
+        """The message, with placeholders."""
         return _MESSAGES[self]
 
     def text(self, **facts: Any) -> str:
-        """The message, with ``facts`` filled in, of at most ``MAX_MESSAGE`` characters."""
+        """Return the message with ``facts`` filled in, at most ``MAX_MESSAGE`` characters."""
         text = _MESSAGES[self].format(**facts)
         return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
@@ -130,42 +129,42 @@ _MESSAGES: dict[Reason, str] = {
     Reason.VALID: "The resource is valid.",
     Reason.INVALID: "{problem}",
     Reason.NAME_IN_USE: "{problem}",
-    Reason.ALLOWED: "The operator has the rights it needs.",
+    Reason.ALLOWED: "The operator has the permissions it needs.",
     Reason.FORBIDDEN: "The operator may not {missing}: apply manifests/rbac.yaml, or install the "
     "chart with rbac.create=true.",
     Reason.CURRENT: "The CRD has every field that the operator writes.",
     Reason.OUTDATED: "{problem}",
-    Reason.CHECKS_PASSED: "Nodes and claim, as far as they can be seen, are enough.",
+    Reason.CHECKS_PASSED: "Nodes and claim suffice, as far as visible.",
     Reason.CHECKS_FAILED: "{problem}",
-    Reason.CLAIM_FOUND: "The claim {claim} is there.",
-    Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or leave out "
-    "spec.storage.claimName to have one made.",
-    Reason.CLAIM_LOST: "The claim {claim} has lost its volume: restore it from a backup.",
-    Reason.CLAIM_DELETED: "Claim {claim} is being deleted and its data goes once no pod uses it. "
-    "Copy what you need, then delete the finished Jobs; all stages will run again.",
-    Reason.CONTENT_KEPT: "Every stage has found on the volume what it needs.",
-    Reason.CONTENT_LOST: "The volume has lost what stages left on it ({why}): all stages run "
-    "again.",
-    Reason.CONTENT_LOST_AGAIN: "The volume has lost what stages left on it, once more ({why}), and "
-    "spec.training.maxRestarts ({limit}) is reached: use a claim whose storage keeps its data.",
-    Reason.CLAIM_NOT_SHARED: "The claim {claim} is {modes}, but {nodes} nodes share it: use a "
-    "claim with ReadWriteMany; or, where all pods run on one machine, write "
-    "spec.storage.accessMode: ReadWriteOnce.",
-    Reason.APPLIED: "Every object was applied.",
+    Reason.CLAIM_FOUND: "Claim {claim} exists.",
+    Reason.CLAIM_MISSING: "There is no claim {claim} in this namespace: create it, or omit "
+    "spec.storage.claimName to have one created.",
+    Reason.CLAIM_LOST: "Claim {claim} has lost its volume: restore it from a backup.",
+    Reason.CLAIM_DELETED: "Claim {claim} is being deleted, and its data too once no pod uses "
+    "it. Copy what you need, then delete the finished Jobs; all stages will run again.",
+    Reason.CONTENT_KEPT: "Every stage has found what it needs on the volume.",
+    Reason.CONTENT_LOST: "The volume has lost the results of earlier stages ({why}): all stages "
+    "run again.",
+    Reason.CONTENT_LOST_AGAIN: "The volume has lost the results of earlier stages again ({why}), "
+    "and spec.training.maxRestarts ({limit}) is reached: use a claim with persistent storage.",
+    Reason.CLAIM_NOT_SHARED: "Claim {claim} is {modes}, but {nodes} nodes share it: use a claim "
+    "with ReadWriteMany, or set spec.storage.accessMode: ReadWriteOnce if all pods run on one "
+    "machine.",
+    Reason.APPLIED: "All objects were applied.",
     Reason.REFUSED: "{problem}",
-    Reason.NAME_TAKEN: "{problem}",
-    Reason.PODS_RUNNING: "{ready} of {desired} pods of stage {stage} run.",
-    Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} run, the others start.",
+    Reason.PODS_RUNNING: "{ready} of {desired} pods of stage {stage} are running.",
+    Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} are running, the rest are "
+    "starting.",
     Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
     Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
     Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
     Reason.NO_PROGRESS: "{problem}",
-    Reason.JOB_SUSPENDED: "Stage {stage} does not run. Its Job was suspended by someone else: "
+    Reason.JOB_SUSPENDED: "Stage {stage} is not running. Its Job was suspended by someone else: "
     "kubectl describe job {job} -n {namespace}",
     Reason.EARLIER_PODS: "Waiting for pod {pod} of an earlier resource of this name: kubectl "
     "delete {object} -n {namespace}",
     Reason.PODS_ENDING: "Waiting for pod {pod} to end.",
-    Reason.NO_PODS: "No stage is at work.",
+    Reason.NO_PODS: "No stage is running.",
     Reason.GANG_NATIVE: "Kubernetes' own PodGroup ({version}) starts the {nodes} nodes "
     "together. {evidence}",
     Reason.GANG_VOLCANO: "Volcano's PodGroup starts the {nodes} nodes together. {evidence}",
@@ -173,24 +172,25 @@ _MESSAGES: dict[Reason, str] = {
     "{evidence}",
     Reason.GANG_KUEUE: "Kueue admits the {nodes} nodes together (queue {queue}). {evidence}",
     Reason.GANG_OFF: "spec.scheduling.gang is None: nodes start one by one.",
-    Reason.GANG_NOT_NEEDED: "One node has nobody to wait for.",
+    Reason.GANG_NOT_NEEDED: "A single node needs no gang scheduling.",
     Reason.GANG_UNAVAILABLE: "{problem}",
     Reason.GANG_UNATTENDED: "No scheduler has acted on {what} within {seconds} s: is "
-    "{scheduler} running? That its API is served starts nothing.",
+    "{scheduler} running? Its API is served, but that alone schedules nothing.",
     Reason.SAMPLING: "Samples of iteration {iteration} are being made.",
-    Reason.SAMPLED: "No samples are being made beside training; those taken up are made.",
-    Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training goes on, "
-    "and the next checkpoint is tried: {message}",
-    Reason.STAGE_RUNNING: "Stage {stage} runs (attempt {attempt}).",
+    Reason.SAMPLED: "No samples are being made; those of the checkpoints sampled so far are "
+    "complete.",
+    Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training "
+    "continues, and the next checkpoint is tried: {message}",
+    Reason.STAGE_RUNNING: "Stage {stage} is running (attempt {attempt}).",
     Reason.RESTARTING: "Stage {stage} failed (exit code {code}); attempt {attempt} follows "
     "(restart {restart} of {limit}).",
-    Reason.STOPPING: "Stage {stage}, attempt {attempt} follows once the last one's pods are gone. "
-    "It ended: {message}",
+    Reason.STOPPING: "Stage {stage}: attempt {attempt} starts once the pods of the previous one "
+    "are gone. That one ended: {message}",
     Reason.WAITING: "Stage {stage} waits for {peer}, which does the same work on this volume.",
     Reason.WAITING_FOR_SAMPLES: "Stage {stage} waits for the samples of iteration {iteration}, "
-    "which were begun beside training.",
+    "which were started during training.",
     Reason.INTERRUPTED: "Stopped in stage {stage}; run the same command to resume.",
-    Reason.SUSPENDING: "Stage {stage} saves its work and ends its pods.",
+    Reason.SUSPENDING: "Stage {stage} is saving its work and stopping its pods.",
     Reason.SUSPENDED: "Suspended in stage {stage}.",
     Reason.RESUMED: "Resumed.",
     Reason.FINISHED: "All stages are finished.",
@@ -199,10 +199,10 @@ _MESSAGES: dict[Reason, str] = {
     Reason.RESTARTS_EXHAUSTED: "Stage {stage} failed (exit code {code}) after {restarts} restarts: "
     "{message}",
     Reason.DEADLINE_EXCEEDED: "Not finished within {seconds} seconds "
-    "(spec.activeDeadlineSeconds): raise it, and the work goes on where it was.",
+    "(spec.activeDeadlineSeconds): raise it to resume.",
     Reason.ENGINE_ERROR: "Stage {stage} could not be run: {message}",
 }
-MAX_MESSAGE = 1024  # characters of a message; what the API server or a worker says can be long
+MAX_MESSAGE = 1024  # characters of a message; errors of API server and workers can be long
 
 
 def find(conditions: Sequence[Condition], kind: Type) -> Condition | None:
@@ -229,8 +229,8 @@ def set_condition(
     """Return ``conditions`` with ``kind`` set.
 
     ``lastTransitionTime`` changes only with the status. A ``status`` of None is Unknown. ``now`` is
-    RFC 3339; ``facts`` fill in the reason's message. Condition types that are not ours are dropped:
-    they are left to whoever writes them.
+    RFC 3339; ``facts`` fill in the reason's message. Conditions of unknown types are dropped:
+    other controllers own them.
     """
     old = find(conditions, kind)
     value: Literal["True", "False", "Unknown"] = "Unknown"

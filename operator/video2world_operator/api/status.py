@@ -1,4 +1,4 @@
-"""Define the status of a resource as typed fields, and read and write it as JSON."""
+"""Define the status of a resource as typed fields, and convert it from and to JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class Phase(StrEnum):
-    """Summary of the conditions in one word."""
+    """Summary of the conditions."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -61,26 +61,30 @@ class _StatusModel(ApiModel):
 
 
 class StageStatus(_StatusModel):
-    """How far one stage is."""
+    """Progress of one stage."""
 
     name: StageName = Field(description="Name of the stage.")
-    state: State = Field(default="Pending", description="Where the stage stands.")
-    attempt: int = Field(default=0, ge=0, description="Number of the running or last attempt.")
-    inputs_hash: str = Field(default="", description="Hash of what the stage's result depends on.")
-    start_time: Time | None = Field(default=None, description="When its first pod started.")
-    completion_time: Time | None = Field(default=None, description="When it ended.")
-    desired: int = Field(default=0, ge=0, description="Pods wanted.")
-    active: int = Field(default=0, ge=0, description="Pods that run or start.")
-    ready: int = Field(default=0, ge=0, description="Pods that are ready.")
-    succeeded: int = Field(default=0, ge=0, description="Pods that ended well.")
-    failed: int = Field(default=0, ge=0, description="Pods that failed.")
-    done: int | None = Field(default=None, ge=0, description="Items worked off.")
-    total: int | None = Field(default=None, ge=0, description="Items to work off.")
-    unit: str = Field(default="", description="What is counted: windows, captions, steps, ...")
-    message: str = Field(default="", description="For people: what is going on, or why it failed.")
+    state: State = Field(default="Pending", description="State of the stage.")
+    attempt: int = Field(default=0, ge=0, description="Number of the current or last attempt.")
+    inputs_hash: str = Field(
+        default="", description="Hash of everything the stage's result depends on."
+    )
+    start_time: Time | None = Field(default=None, description="Time at which it started.")
+    completion_time: Time | None = Field(default=None, description="Time at which it ended.")
+    desired: int = Field(default=0, ge=0, description="Number of pods the stage should have.")
+    active: int = Field(default=0, ge=0, description="Number of pods that have not ended.")
+    ready: int = Field(default=0, ge=0, description="Number of pods that are ready.")
+    succeeded: int = Field(default=0, ge=0, description="Number of pods that succeeded.")
+    failed: int = Field(default=0, ge=0, description="Number of pods that failed.")
+    done: int | None = Field(default=None, ge=0, description="Number of items processed.")
+    total: int | None = Field(default=None, ge=0, description="Number of items to process.")
+    unit: str = Field(default="", description="Kind of the items: windows, captions, ...")
+    message: str = Field(
+        default="", description="Human-readable state, or the reason of a failure."
+    )
     job_uid: str = Field(default="", alias="jobUID", description="UID of the attempt's Job.")
     log_tail: str = Field(
-        default="", description="Last lines of the log of the pod that failed first."
+        default="", description="Last lines of the log of the first pod that failed."
     )
 
     @property
@@ -94,65 +98,67 @@ class StageStatus(_StatusModel):
 
 
 class AttemptStatus(_StatusModel):
-    """One attempt at training, for people who ask why it was restarted."""
+    """One attempt at training, and why it ended."""
 
     number: int = Field(ge=1, description="Number of the attempt.")
-    start_time: Time | None = Field(default=None, description="When its first pod started.")
-    end_time: Time | None = Field(default=None, description="When it ended.")
-    reason: str = Field(default="", description="Why it ended, as one CamelCase word.")
-    message: str = Field(default="", description="Why it ended, for people.")
+    start_time: Time | None = Field(default=None, description="Time at which it started.")
+    end_time: Time | None = Field(default=None, description="Time at which it ended.")
+    reason: str = Field(default="", description="Reason of its end, in CamelCase.")
+    message: str = Field(default="", description="Human-readable reason of its end.")
     charged: bool = Field(
         default=False, description="Whether its end counts against spec.training.maxRestarts."
     )
-    start_iteration: int = Field(default=0, ge=0, description="Iteration it went on from.")
-    end_iteration: int = Field(default=0, ge=0, description="Iteration it came to.")
+    start_iteration: int = Field(default=0, ge=0, description="Iteration it resumed from.")
+    end_iteration: int = Field(default=0, ge=0, description="Last iteration it reached.")
     held_gpu_seconds: float = Field(
-        default=0, ge=0, alias="heldGPUSeconds", description="GPU seconds that its pods held."
+        default=0, ge=0, alias="heldGPUSeconds", description="GPU seconds its pods held."
     )
 
 
 class SamplesStatus(_StatusModel):
-    """How far the samples of one checkpoint are."""
+    """Progress of the samples of one checkpoint."""
 
-    checkpoint: str = Field(description="Name of the checkpoint, and of its folder of results.")
+    checkpoint: str = Field(description="Name of the checkpoint, and of the folder of its samples.")
     iteration: int | None = Field(default=None, ge=0, description="Iteration of the checkpoint.")
-    state: State = Field(default="Pending", description="Where its samples stand.")
-    done: int = Field(default=0, ge=0, description="Samples that are made.")
-    total: int = Field(default=0, ge=0, description="Samples to make.")
-    message: str = Field(default="", description="For people: why some are not made.")
+    state: State = Field(default="Pending", description="State of its samples.")
+    done: int = Field(default=0, ge=0, description="Number of samples made.")
+    total: int = Field(default=0, ge=0, description="Number of samples to make.")
+    message: str = Field(default="", description="Human-readable reason why samples are missing.")
 
 
 class ProgressStatus(_StatusModel):
-    """How far training is."""
+    """Progress of training."""
 
-    iteration: int = Field(default=0, ge=0, description="Iterations done.")
-    iterations: int = Field(default=0, ge=0, description="Iterations wanted.")
+    iteration: int = Field(default=0, ge=0, description="Number of iterations done.")
+    iterations: int = Field(default=0, ge=0, description="Number of iterations to do.")
     loss: float | None = Field(
-        default=None, description="Training loss, the mean since the last report."
+        default=None, description="Training loss, averaged since the last report."
     )
     seconds_per_iteration: float | None = Field(
         default=None, ge=0, description="Seconds per iteration."
     )
     eta_seconds: float | None = Field(
-        default=None, ge=0, description="Seconds until training ends."
+        default=None, ge=0, description="Estimated seconds until training ends."
     )
     warning: str = Field(
-        default="", description="For people: that and since when the loss has diverged."
+        default="", description="Warning that the loss has diverged, and since when."
     )
-    text: str = Field(default="", description="For people: iteration/iterations.")
-    eta: str = Field(default="", description="For people: time until training ends.")
+    text: str = Field(default="", description="Human-readable: iteration/iterations.")
+    eta: str = Field(default="", description="Human-readable time until training ends.")
 
 
 class CheckpointStatus(_StatusModel):
-    """The newest whole checkpoint."""
+    """The latest complete checkpoint."""
 
     iteration: int = Field(default=0, ge=0, description="Iteration at which it was saved.")
-    path: str = Field(default="", description="Its model file, relative to the volume's root.")
-    time: Time | None = Field(default=None, description="When it was saved.")
+    path: str = Field(
+        default="", description="Path of its model file, relative to the volume's root."
+    )
+    time: Time | None = Field(default=None, description="Time at which it was saved.")
 
 
 class GPUSeconds(_StatusModel):
-    """What became of the GPU time, in GPU seconds."""
+    """Use of the GPU time, in GPU seconds."""
 
     useful: float = Field(default=0, ge=0, description="Spent on iterations that were kept.")
     lost: float = Field(default=0, ge=0, description="Spent on iterations that a restart repeated.")
@@ -160,77 +166,85 @@ class GPUSeconds(_StatusModel):
 
 
 class Condition(_StatusModel):
-    """A state as machines read it (metav1.Condition)."""
+    """A condition, like metav1.Condition."""
 
     type: Annotated[str, StringConstraints(min_length=1, max_length=316)] = Field(
-        description="Name of the condition."
+        description="Type of the condition."
     )
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Status of the condition.")
     reason: Annotated[
         str,
         StringConstraints(
             min_length=1, max_length=1024, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
         ),
-    ] = Field(description="Why, as one CamelCase word.")
+    ] = Field(description="Reason of the status, in CamelCase.")
     message: Annotated[str, StringConstraints(max_length=32768)] = Field(
-        default="", description="Why, for people."
+        default="", description="Human-readable details."
     )
-    last_transition_time: Time = Field(description="When the status last changed.")
+    last_transition_time: Time = Field(description="Time at which the status last changed.")
     observed_generation: int | None = Field(
-        default=None, ge=0, description="Generation of the spec that it speaks of."
+        default=None, ge=0, description="Generation of the spec it refers to."
     )
 
 
 class Status(_StatusModel):
-    """What is."""
+    """Observed state of a resource."""
 
-    phase: Phase = Field(
-        default=Phase.PENDING, description="For people: a summary of the conditions."
+    phase: Phase = Field(default=Phase.PENDING, description="Summary of the conditions.")
+    stage: str = Field(default="", description="Current stage.")
+    message: str = Field(
+        default="", description="Human-readable state, or the reason of a failure."
     )
-    stage: str = Field(default="", description="The stage at work.")
-    message: str = Field(default="", description="For people: what is going on, or why it failed.")
     observed_generation: int = Field(
-        default=0, ge=0, description="Generation of the spec acted on."
+        default=0, ge=0, description="Generation of the spec that was last reconciled."
     )
     conditions: list[Condition] = Field(
-        default=[], max_length=32, description="States, for machines."
+        default=[], max_length=32, description="Conditions of the resource."
     )
-    stages: list[StageStatus] = Field(default=[], max_length=16, description="Every stage.")
-    progress: ProgressStatus | None = Field(default=None, description="How far training is.")
-    checkpoint: CheckpointStatus | None = Field(default=None, description="The newest checkpoint.")
+    stages: list[StageStatus] = Field(
+        default=[], max_length=16, description="State of every stage."
+    )
+    progress: ProgressStatus | None = Field(default=None, description="Progress of training.")
+    checkpoint: CheckpointStatus | None = Field(
+        default=None, description="Latest complete checkpoint."
+    )
     samples: list[SamplesStatus] = Field(
-        default=[], max_length=64, description="Samples by checkpoint, those of the newest last."
+        default=[], max_length=64, description="Samples by checkpoint, in order of iterations."
     )
-    attempt: int = Field(default=0, ge=0, description="Number of the train group's attempt.")
-    restarts: int = Field(default=0, ge=0, description="Restarts of the train group.")
+    attempt: int = Field(default=0, ge=0, description="Number of the current attempt at training.")
+    restarts: int = Field(default=0, ge=0, description="Number of restarts.")
     charged_restarts: int = Field(
-        default=0, ge=0, description="Restarts that count against spec.training.maxRestarts."
+        default=0,
+        ge=0,
+        description="Number of restarts that count against spec.training.maxRestarts.",
     )
     attempts: list[AttemptStatus] = Field(
-        default=[], max_length=16, description="The newest attempts at training, oldest first."
+        default=[], max_length=16, description="Latest attempts at training, oldest first."
     )
     next_attempt_time: Time | None = Field(
-        default=None, description="Before this time the next attempt does not start."
+        default=None, description="Earliest time at which the next attempt starts."
     )
     gpu_seconds: GPUSeconds | None = Field(
-        default=None, alias="gpuSeconds", description="Where the GPU time of training went."
+        default=None, alias="gpuSeconds", description="Use of the GPU time of training."
     )
     closed_gpu_seconds: GPUSeconds | None = Field(
         default=None,
         alias="closedGPUSeconds",
-        description="The same of the attempts that have ended.",
+        description="Use of the GPU time of attempts that have ended.",
     )
     volume_id: str = Field(
         default="",
         alias="volumeID",
-        description="Identity of the volume, which its first worker wrote to "
+        description="Identity of the volume: what its first worker wrote to "
         ".video2world/volume-id.",
     )
-    start_time: Time | None = Field(default=None, description="When work began.")
+    start_time: Time | None = Field(default=None, description="Time at which work started.")
     active_since: Time | None = Field(
-        default=None, description="When work began or was last resumed."
+        default=None, description="Time at which work started or was last resumed."
     )
-    completion_time: Time | None = Field(default=None, description="When all was done or failed.")
+    completion_time: Time | None = Field(
+        default=None, description="Time at which the resource succeeded or failed."
+    )
 
     @property
     def is_empty(self) -> bool:

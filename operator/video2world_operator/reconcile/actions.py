@@ -1,4 +1,4 @@
-"""What a reconciliation wants done, as values; the controller carries them out in order."""
+"""Define the result of a reconciliation; the controller runs its actions in order."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ __all__ = ["Action", "Apply", "Decision", "Delete", "Policy"]
 
 @dataclass(frozen=True)
 class Policy:
-    """Bounds of the operator's own, in seconds."""
+    """Time limits of the operator, in seconds."""
 
-    termination_bound: float = 60  # a pod that outlives its grace by so long is force-deleted
-    look_again: float = 15  # while something outside must change that cannot be watched
-    seldom: float = 300  # the longest time between two such looks: a tenth of the time waited
-    longest_backoff: float = 600
-    unattended: float = 30  # a gang of which no scheduler has taken notice for so long has none
-    stuck_after: float = stuck_stages.BOUND  # without progress a stage counts as stuck
-    short_life: float = 60  # an attempt that ended sooner is followed after a pause, if uncharged
+    termination_bound: float = 60  # beyond its grace period, before a pod is force-deleted
+    min_requeue: float = 15  # while waiting for something that is not watched
+    max_requeue: float = 300  # then a tenth of the time waited so far, at most this
+    max_backoff: float = 600
+    gang_timeout: float = 30  # for a scheduler to act on a gang
+    stuck_after: float = stuck_stages.BOUND  # without progress
+    short_lived: float = 60  # attempts shorter than this are not restarted at once
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Create the object ``manifest``, unless an object of that name is there already."""
+    """Create the object ``manifest``, unless an object of that name exists."""
 
     manifest: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete this very object (by UID); ``force`` does not wait for its node. ``why`` is for the
-    event that tells people, if there is something to tell."""
+    """Delete the object with this UID; ``force`` does not wait for its node.
+
+    If ``why`` is not empty, an Event reports it.
+    """
 
     kind: str
     name: str
@@ -50,12 +52,12 @@ Action = Apply | Delete
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome: ``status`` is written first, then the actions are carried out; only what does
-    nothing by itself (a Service, a PodGroup) may be made while it is written.
+    """The result: ``status`` is written first, then the actions are run.
 
-    ``status`` None leaves it as it is. At ``wake`` the resource is looked at again, also if
-    nothing happens until then. ``stuck`` are the UIDs of objects that make no progress: the events
-    about them say why.
+    Only objects that do nothing by themselves (a Service, a PodGroup) may be created while the
+    status is written. A ``status`` of None leaves it unchanged. The resource is reconciled again at
+    ``wake``, even if nothing happens until then. ``stuck`` are the UIDs of objects that make no
+    progress; the Events about them tell why.
     """
 
     status: Status | None

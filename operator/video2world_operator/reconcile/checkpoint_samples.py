@@ -1,8 +1,8 @@
-"""Samples while training goes on (``inference.everyCheckpoint``): pure functions of a status.
+"""Decide which checkpoints are sampled during training (``inference.everyCheckpoint``).
 
-One Job at a time makes the samples of the newest checkpoint; a checkpoint that is overtaken before
-its Job has started a pod is passed over, so that nothing queues up. Training knows nothing of it,
-and what fails here fails nothing else. ``status.samples`` has a row for each checkpoint.
+One Job at a time makes the samples of the newest checkpoint. A checkpoint is skipped if a newer one
+appears before its Job has started a pod, so that Jobs do not queue up. Training does not depend on
+the samples, and a failure here fails nothing else. ``status.samples`` has one row per checkpoint.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ __all__ = [
     "end",
     "label",
     "made",
-    "take_in",
+    "record_ended_jobs",
 ]
 
 ENDED = ("Succeeded", "Failed", "Skipped")
-OVERTAKEN = "passed over: a newer checkpoint was there before its pods could start"
-LATE = "passed over: training ended before its pods could start"
+OVERTAKEN = "skipped: a newer checkpoint was saved before its pods could start"
+LATE = "skipped: training ended before its pods could start"
 GONE = "interrupted"
 
 
 def label(iteration: int) -> str:
-    """Return a checkpoint's name, which its files have too."""
+    """Return the name of a checkpoint, which its files have too."""
     return f"iter_{iteration:09d}"
 
 
@@ -91,23 +91,23 @@ def _row(status: Status, iteration: int) -> SamplesStatus | None:
 
 @dataclass(frozen=True)
 class Step:
-    """What follows: the iteration whose Job is applied, Jobs to delete, and what goes on."""
+    """The next step: Jobs to apply and delete, and the state to report."""
 
-    apply: int | None = None
+    apply: int | None = None  # iteration whose Job is applied
     delete: tuple[Job, ...] = ()
     running: int | None = None  # iteration whose samples are being made
-    failed: tuple[int, str] | None = None  # the newest that failed, and why
+    failed: tuple[int, str] | None = None  # the newest iteration that failed, and why
 
 
 def decide(
     status: Status, jobs: Sequence[Job], pods: Sequence[Pod], *, training: bool, total: int
 ) -> Step:
-    """Bring the rows of ``status`` up to date with ``jobs`` and ``pods``, and say what follows.
+    """Update the rows of ``status`` from ``jobs`` and ``pods``, and return the next step.
 
-    ``training``: the train stage is at work, so that further checkpoints count; ``total``: samples
-    of each checkpoint.
+    ``training``: the train stage is running, so that new checkpoints are sampled. ``total``:
+    samples of each checkpoint.
     """
-    take_in(status, jobs, pods)
+    record_ended_jobs(status, jobs, pods)
     ours = [job for job in jobs if job.stage == SAMPLING and not job.deleting]
     newest = status.checkpoint.iteration if training and status.checkpoint else 0
     row = _row(status, newest)
@@ -134,8 +134,8 @@ def decide(
     return Step(failed=failed[-1] if failed else None)
 
 
-def take_in(status: Status, jobs: Sequence[Job], pods: Sequence[Pod]) -> None:
-    """Note how those of the Jobs ended that have."""
+def record_ended_jobs(status: Status, jobs: Sequence[Job], pods: Sequence[Pod]) -> None:
+    """Record how Jobs ended."""
     for job in jobs:
         row = _row(status, job.attempt)
         if job.stage != SAMPLING or not job.finished or (row and row.state in ENDED):

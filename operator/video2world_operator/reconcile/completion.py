@@ -41,7 +41,7 @@ def clean_up(draft: Draft) -> None:
     draft.actions.clear()
     failed = find(status.conditions, Type.FAILED)
     overdue = failed is not None and failed.reason == Reason.DEADLINE_EXCEEDED
-    grace = timedelta(seconds=draft.policy.look_again)
+    grace = timedelta(seconds=draft.policy.min_requeue)
     for job in draft.jobs:
         # The Job controller itself ends a Job whose pod has failed: leave it a moment to do so.
         ending = not overdue and not draft.is_due(ended + grace)

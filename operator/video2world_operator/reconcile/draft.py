@@ -134,9 +134,9 @@ class Draft:
 
     def requeue(self, seconds: float = 0.0) -> None:
         """Reconcile again after ``seconds``, but not sooner than the policy allows."""
-        self.is_due(self.now + timedelta(seconds=max(seconds, self.policy.look_again)))
+        self.is_due(self.now + timedelta(seconds=max(seconds, self.policy.min_requeue)))
 
     def requeue_rarely(self, since: datetime) -> None:
         """Reconcile again after a tenth of the time that has passed since then."""
         waited = (self.now - since).total_seconds()
-        self.requeue(min(waited / 10, self.policy.seldom))
+        self.requeue(min(waited / 10, self.policy.max_requeue))

@@ -54,8 +54,8 @@ def fail_attempt(draft: Draft, stage: Stage, entry: StageStatus, failure: Failur
     counted = status.charged_restarts
     entry.log_tail = failure.tail
     if stage.name == "train":
-        draft.close_attempt(failure.reason, failure.message, counted=failure.charged)
-    if failure.final or (failure.charged and counted >= training.max_restarts):
+        draft.close_attempt(failure.reason, failure.message, counted=failure.counted)
+    if failure.final or (failure.counted and counted >= training.max_restarts):
         reason = Reason.RESTARTS_EXHAUSTED
         if failure.final:
             user_error = failure.reason == "UserError"
@@ -64,7 +64,7 @@ def fail_attempt(draft: Draft, stage: Stage, entry: StageStatus, failure: Failur
         fail_resource(draft, entry, reason, code=failure.exit_code, **facts)
         return
     pause = float(training.restart_backoff_seconds) if _is_short_lived(draft, entry) else 0.0
-    if failure.charged:
+    if failure.counted:
         status.charged_restarts = counted + 1
         pause = _backoff(draft, counted)
     status.restarts += 1
@@ -149,11 +149,11 @@ def report_restart(draft: Draft, stage: Stage, entry: StageStatus) -> None:
 def _backoff(draft: Draft, counted: int) -> float:
     """Return the seconds before the next attempt after so many counted restarts."""
     base = draft.resource.spec.training.restart_backoff_seconds
-    return min(base * 2.0**counted, draft.policy.longest_backoff)
+    return min(base * 2.0**counted, draft.policy.max_backoff)
 
 
 def _is_short_lived(draft: Draft, entry: StageStatus) -> bool:
     """Return whether the attempt ended soon after its start: many of them must not spin."""
     started = [pod.started for pod in draft.pods_of(entry) if pod.started]
-    bound = timedelta(seconds=draft.policy.short_life)
+    bound = timedelta(seconds=draft.policy.short_lived)
     return not started or draft.now - min(started) < bound

@@ -1,4 +1,4 @@
-"""Why an attempt at training ended, and whether that counts against ``maxRestarts``."""
+"""Diagnose why an attempt ended, and whether that counts against the backoff limit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from video2world_operator.reconcile.observed_state import Job, Pod
 
 __all__ = ["REASONS", "Failure", "diagnose", "tail_of"]
 
-EXIT_SAVED = 143  # as the workers have it: SIGTERM came, state is saved
+EXIT_SAVED = 143  # of a worker that has saved its state on SIGTERM
 MAX_TAIL = 2048
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 # Reasons of the pod condition DisruptionTarget (kubernetes.io/docs/concepts/workloads/pods/
-# disruptions): what the platform did, for which the trainer is not charged.
+# disruptions): the platform ended the pod, so that a restart does not count.
 _DISRUPTIONS = {
     "PreemptionByScheduler": ("Preempted", "preempted by a pod of higher priority"),
     "DeletionByTaintManager": ("NodeLost", "its node was lost or tainted"),
@@ -47,32 +47,35 @@ REASONS = frozenset(
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt's end. ``reason`` is one CamelCase word of a fixed set; ``message`` has the
-    evidence; only a ``charged`` one counts; after a ``final`` one another attempt is no use."""
+    """Why an attempt ended.
+
+    ``reason`` is one of :data:`REASONS`; ``message`` has the evidence. After a ``final`` failure
+    another attempt is pointless.
+    """
 
     reason: str
     message: str
-    charged: bool = False
+    counted: bool = False  # against the backoff limit
     final: bool = False
     exit_code: int | None = None
     tail: str = ""
 
 
 def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
-    """Why the attempt with this Job and these pods cannot go on; None while it can.
+    """Return why the attempt with this Job and these pods cannot continue; None while it can.
 
-    The user's error outweighs all; then what the platform did, as the other pods crash when they
-    lose a peer; then an end with saved state; a crash comes last.
+    A user error takes precedence, then disruptions by the platform, since the other pods crash
+    when they lose a peer, then an end with saved state, and a crash comes last.
     """
     if job is not None and job.complete:
         return None
     failed = sorted(
         (p for p in pods if p.exit_code not in (None, 0) or p.phase == "Failed"),
-        key=lambda p: (p.ended or _NEVER, p.index),  # the first to fail knows the cause
+        key=lambda p: (p.ended or _NEVER, p.index),  # the first failure is the cause
     )
     for pod in failed:
         if pod.exit_code == EXIT_USER_ERROR:
-            said = _said(pod) or f"pod {pod.name} refused its input (exit code {EXIT_USER_ERROR})"
+            said = _said(pod) or f"pod {pod.name} rejected its input (exit code {EXIT_USER_ERROR})"
             return Failure("UserError", said, final=True, exit_code=2, tail=tail_of(pod))
     for pod in pods:
         if (disruption := _disruption(pod)) is not None:
@@ -87,28 +90,28 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
         pod = failed[0]
         return Failure(
             "Terminated",
-            f"pod {pod.name} was ended from outside; its state is saved",
+            f"pod {pod.name} was stopped from outside; its state is saved",
             exit_code=EXIT_SAVED,
         )
     if crashed:
         return _crash(crashed[0])
-    if job.failed:  # a pod that crashed would be there: it was deleted before anybody looked
+    if job.failed:  # the pod that crashed was deleted before it was seen
         return Failure("JobFailed", job.message or job.failed)
     return None
 
 
 def _after_a_crash(pod: Pod, failed: Sequence[Pod]) -> bool:
-    """Whether a pod was asked to go when another had crashed already, as the Job controller does.
+    """Return whether a pod was deleted after another had crashed, as the Job controller does.
 
-    Times have seconds: a crash of the same second counts as the cause, as a pod that is deleted by
-    hand takes longer to bring the others down.
+    Times are in whole seconds. A crash in the same second counts as the cause: after a manual
+    deletion the other pods take longer to crash.
     """
     return any(
         other.deleted is None
         and other.exit_code not in (None, EXIT_SAVED)
         and other.ended is not None
-        and pod.asked is not None
-        and other.ended <= pod.asked
+        and pod.deletion_requested is not None
+        and other.ended <= pod.deletion_requested
         for other in failed
     )
 
@@ -135,18 +138,18 @@ def _crash(pod: Pod) -> Failure:
     code = pod.exit_code
     if pod.reason == "OOMKilled":
         message = (
-            f"pod {pod.name} was killed for want of memory: raise "
+            f"pod {pod.name} ran out of memory: raise "
             f"spec.stages.{pod.container}.resources.limits.memory, or lower spec.training.batchSize"
         )
-        return Failure("OutOfMemory", message, charged=True, exit_code=code, tail=tail_of(pod))
+        return Failure("OutOfMemory", message, counted=True, exit_code=code, tail=tail_of(pod))
     said = _said(pod)
     ended = f"ended with exit code {code}" if code is not None else f"failed ({pod.reason})"
     message = f"pod {pod.name} {ended}" + (f": {said}" if said else "")
-    return Failure("Crashed", message, charged=True, exit_code=code, tail=tail_of(pod))
+    return Failure("Crashed", message, counted=True, exit_code=code, tail=tail_of(pod))
 
 
 def _said(pod: Pod) -> str:
-    """What the worker itself gave as its reason, in its log's last lines."""
+    """Return the reason that the worker itself gives in the last lines of its log."""
     lines = pod.tail.splitlines()
     for line in reversed(lines):
         if isinstance(event := parse(line), Failed) and event.message:
@@ -158,6 +161,6 @@ def _said(pod: Pod) -> str:
 
 
 def tail_of(pod: Pod) -> str:
-    """The last plain lines of a failed pod's log; events are for machines."""
+    """Return the last lines of a failed pod's log without the event lines."""
     lines = [line for line in pod.tail.splitlines() if parse(line) is None]
     return "\n".join(lines)[-MAX_TAIL:]

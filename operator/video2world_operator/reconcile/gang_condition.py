@@ -47,13 +47,13 @@ def watch_gang(draft: Draft, job: Job, pods: Sequence[Pod]) -> None:
     if condition.status != "Unknown":
         return
     since = parse_time(condition.last_transition_time) or draft.now
-    if draft.is_due(since + timedelta(seconds=draft.policy.unattended)):
+    if draft.is_due(since + timedelta(seconds=draft.policy.gang_timeout)):
         draft.set_condition(
             Type.GANG,
             False,
             Reason.GANG_UNATTENDED,
             what=f"PodGroup {job.name}" if chosen.version else f"Job {job.name}",
-            seconds=f"{draft.policy.unattended:.0f}",
+            seconds=f"{draft.policy.gang_timeout:.0f}",
             scheduler=chosen.scheduler,
         )
 

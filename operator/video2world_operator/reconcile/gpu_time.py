@@ -9,15 +9,15 @@ from video2world_operator.api.status import AttemptStatus, GPUSeconds, Status
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.observed_state import Pod
 
-__all__ = ["close_attempt", "observe", "open_attempt", "restart_was_not_charged", "resumed"]
+__all__ = ["close_attempt", "observe", "open_attempt", "resumed", "uncount_last_restart"]
 
-KEPT = 10  # attempts that the status lists
+KEPT = 10  # attempts listed in the status
 
 
 def _split(
     held: float, seconds_per_iteration: float, gpus: int, done: int, kept: int
 ) -> GPUSeconds:
-    """Split GPU seconds by use: of ``done`` iterations, ``kept`` are in a checkpoint."""
+    """Split GPU seconds by use: ``kept`` of ``done`` iterations are in a checkpoint."""
     cost = seconds_per_iteration * gpus
     useful = min(held, max(kept, 0) * cost)
     lost = min(held - useful, max(done - max(kept, 0), 0) * cost)
@@ -86,7 +86,7 @@ def _live(status: Status, record: AttemptStatus, gpus: int, kept: int) -> GPUSec
 
 
 def close_attempt(
-    status: Status, gpus: int, now: datetime, reason: str, message: str, charged: bool
+    status: Status, gpus: int, now: datetime, reason: str, message: str, counted: bool
 ) -> None:
     """End the open attempt's record; iterations beyond the newest checkpoint become lost.
 
@@ -96,7 +96,7 @@ def close_attempt(
     if record is None:
         return
     record.end_time = format_time(now)
-    record.reason, record.message, record.charged = reason, message, charged
+    record.reason, record.message, record.charged = reason, message, counted
     if gpus:
         kept = record.end_iteration if reason == "Succeeded" else _saved(status)
         part = _live(status, record, gpus, min(kept, record.end_iteration))
@@ -126,8 +126,8 @@ def resumed(status: Status, iteration: int, gpus: int) -> None:
         status.closed_gpu_seconds = status.gpu_seconds = _plus(spent, moved, -moved)
 
 
-def restart_was_not_charged(status: Status, reason: str, message: str) -> None:
-    """No longer count the last restart: the platform turns out to have caused it."""
+def uncount_last_restart(status: Status, reason: str, message: str) -> None:
+    """Stop counting the last restart: the platform turned out to have caused it."""
     closed = [record for record in status.attempts if record.end_time]
     if closed and closed[-1].charged:
         last = closed[-1]

@@ -1,4 +1,4 @@
-"""What the cluster shows of a resource's children, as typed values made of the API's objects."""
+"""Define the observed state of a resource's children, read from the API's objects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Claim", "Job", "KubeEvent", "Observed", "Peer", "Pod"]
 
 Object = Mapping[str, Any]
 JOB_CONTROLLER = "kubernetes.io/job-controller"  # spec.managedBy of a Job that Kubernetes runs
-_STARTING = (None, "ContainerCreating", "PodInitializing")  # a container that waits for its turn
+_STARTING = (None, "ContainerCreating", "PodInitializing")  # normal reasons to wait
 
 
 def _note(condition: Object) -> str:
@@ -50,10 +50,10 @@ class Job:
     attempt: int
     inputs_hash: str
     owner: str  # UID of its controller
-    pods_hash: str = ""  # see plan.pods_hash
+    pods_hash: str = ""  # see plan.manifests.pods_hash
     deleting: bool = False
-    suspended: bool = False  # by a queue or by someone else: we never set it
-    queued: bool = False  # it is suspended, or was: Kueue has taken it up
+    suspended: bool = False  # by a queue or by someone else: the operator never suspends it
+    queued: bool = False  # it is suspended or has been: Kueue manages it
     complete: bool = False
     failed: str = ""  # the Failed condition's reason
     message: str = ""
@@ -61,15 +61,15 @@ class Job:
     ended: datetime | None = None  # when it became complete or failed
     completions: int = 1
     queue: str = ""  # Kueue's queue, from its label
-    managed_by: str = ""  # another controller than Kubernetes' own, which then ignores it
-    notes: tuple[str, ...] = ()  # its true conditions, as text, and what keeps it idle
+    managed_by: str = ""  # another controller than that of Kubernetes, which then ignores it
+    notes: tuple[str, ...] = ()  # its true conditions, as text, and why it is idle
 
     @classmethod
     def of(cls, body: Object) -> Job:
-        """The Job in an object of the API."""
+        """Read a Job from its API object."""
         metadata, status = body["metadata"], body.get("status") or {}
-        told = status.get("conditions") or []
-        conditions = {c["type"]: c for c in told if c["status"] == "True"}
+        reported = status.get("conditions") or []
+        conditions = {c["type"]: c for c in reported if c["status"] == "True"}
         failed = conditions.get("Failed") or conditions.get("FailureTarget") or {}
         owners = [o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")]
         labels, spec = metadata.get("labels") or {}, body.get("spec") or {}
@@ -86,7 +86,7 @@ class Job:
             pods_hash=(metadata.get("annotations") or {}).get(PODS_ANNOTATION, ""),
             deleting="deletionTimestamp" in metadata,
             suspended=suspended,
-            queued=suspended or any(c["type"] == "Suspended" for c in told),
+            queued=suspended or any(c["type"] == "Suspended" for c in reported),
             complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
             failed=failed.get("reason", "Failed") if failed else "",
             message=failed.get("message", ""),
@@ -109,7 +109,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of a stage, with what a diagnosis needs of its worker's container and the others."""
+    """A pod of a stage, with the state of its worker's container and of the others."""
 
     name: str
     uid: str
@@ -121,27 +121,27 @@ class Pod:
     ready: bool = False
     started: datetime | None = None
     ended: datetime | None = None
-    deleted: datetime | None = None  # when its grace ends, once somebody asked it to go
-    asked: datetime | None = None  # when that was
+    deleted: datetime | None = None  # when its grace period ends, if it is being deleted
+    deletion_requested: datetime | None = None
     exit_code: int | None = None
     reason: str = ""  # why container or pod ended: OOMKilled, Evicted, ...
-    tail: str = ""  # last lines of its log, where it failed
+    tail: str = ""  # last lines of its log, if it failed
     waits: str = ""  # why its container does not start: ImagePullBackOff: ...
     unschedulable: str = ""
     disruption: str = ""  # reason of its DisruptionTarget condition
     disruption_message: str = ""
     created: datetime | None = None
-    scheduler: str = ""  # that it names
-    scheduled: bool = True  # whether a scheduler has seen it: it is placed, or told why it is not
-    not_ready: datetime | None = None  # since when, once it has been started
-    states: tuple[str, ...] = ()  # containers that do not run as they should, as text
+    scheduler: str = ""  # its schedulerName
+    scheduled: bool = True  # a scheduler has considered it, and placed it or reported why not
+    not_ready: datetime | None = None  # since when it is not ready, after it has started
+    states: tuple[str, ...] = ()  # containers that are not running normally, as text
     still_running: tuple[
         str, ...
     ] = ()  # other containers that run; the kubelet ends native sidecars
 
     @classmethod
     def of(cls, body: Object) -> Pod:
-        """The pod in an object of the API."""
+        """Read a pod from its API object."""
         metadata, status = body["metadata"], body.get("status") or {}
         spec = body.get("spec") or {}
         labels = metadata.get("labels") or {}
@@ -173,7 +173,7 @@ class Pod:
             started=parse_time(status.get("startTime")),
             ended=parse_time(ended.get("finishedAt")),
             deleted=deleted,
-            asked=deleted - grace if deleted else None,
+            deletion_requested=deleted - grace if deleted else None,
             exit_code=ended.get("exitCode"),
             reason=ended.get("reason") or status.get("reason", ""),
             tail=ended.get("message", "") if ended.get("exitCode") else "",
@@ -203,7 +203,7 @@ class Pod:
 
     @property
     def container(self) -> str:
-        """Name of its worker's container."""
+        """Name of the worker's container."""
         return container_of(self.stage)
 
     @property
@@ -213,7 +213,7 @@ class Pod:
 
 
 def _states(spec: Object, status: Object) -> list[str]:
-    """What the containers that do not run as they should are doing, init containers first."""
+    """Describe the containers that are not running normally, init containers first."""
     sidecars = {
         c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"
     }
@@ -224,19 +224,19 @@ def _states(spec: Object, status: Object) -> list[str]:
             waiting, ended = state.get("waiting"), state.get("terminated")
             if waiting is not None:
                 said = ": ".join(filter(None, (waiting.get("reason"), waiting.get("message"))))
-                found.append(f"container {name} waits: {said or 'for its start'}")
+                found.append(f"container {name} waits: {said or 'to start'}")
             elif ended is not None and ended.get("exitCode"):
                 found.append(f"container {name} ended with exit code {ended['exitCode']}")
             elif "running" in state and kind == "initContainerStatuses" and name not in sidecars:
                 found.append(f"init container {name} is still running")
             elif "running" in state and not container.get("ready"):
-                found.append(f"container {name} runs, but is not ready")
+                found.append(f"container {name} is running, but not ready")
     return found
 
 
 @dataclass(frozen=True)
 class KubeEvent:
-    """A core/v1 Event about an object, which is known by its UID: names are used again."""
+    """A core/v1 Event about an object, identified by its UID: names are reused."""
 
     uid: str
     kind: str
@@ -247,7 +247,7 @@ class KubeEvent:
 
     @classmethod
     def of(cls, body: Object) -> KubeEvent:
-        """The event in an object of the API, as of its last occurrence."""
+        """Read an Event from its API object, as of its last occurrence."""
         about = body.get("involvedObject") or {}
         times = (
             (body.get("series") or {}).get("lastObservedTime"),
@@ -269,18 +269,18 @@ class KubeEvent:
 
 @dataclass(frozen=True)
 class Claim:
-    """The PersistentVolumeClaim; ``modes`` is empty and ``found`` False where there is none."""
+    """The PersistentVolumeClaim; ``found`` is False if it does not exist."""
 
     name: str
     found: bool = True
     lost: bool = False
     modes: tuple[str, ...] = ()
-    deleting: bool = False  # it goes, and its data too, once no pod uses it
-    size: str = ""  # what it holds, or asks for while it is not bound
+    deleting: bool = False  # it is deleted with its data once no pod uses it
+    size: str = ""  # its capacity, or its request while it is not bound
 
     @classmethod
     def of(cls, name: str, body: Object | None) -> Claim:
-        """The claim in an object of the API, or its absence."""
+        """Read a claim from its API object; ``body`` is None if it does not exist."""
         if body is None:
             return cls(name, found=False)
         spec, status = body["spec"], body.get("status") or {}
@@ -293,20 +293,20 @@ class Claim:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another resource on the same volume, older than ours and not at its end."""
+    """An older resource on the same volume that has not ended."""
 
     name: str
     run_folder: str
-    hashes: Mapping[str, str]  # inputs hash of every stage that it has still to do
+    hashes: Mapping[str, str]  # inputs hash of every stage that is not done
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything a reconciliation sees besides the resource itself.
+    """Everything a reconciliation knows besides the resource itself.
 
-    ``claim`` is None while nobody looked; ``events`` are the worker's, in order, from the log of
-    the stage's first pod; ``problems`` are the API server's refusals of the last round;
-    ``kube_events`` are about objects that are stuck, None while they have not been read.
+    ``claim`` is None if it has not been read. ``events`` are those of the workers, in order.
+    ``problems`` are the API server's errors of the last reconciliation. ``kube_events`` are about
+    objects that are stuck; None if they have not been read.
     """
 
     jobs: Sequence[Job] = ()
@@ -316,11 +316,11 @@ class Observed:
     capabilities: Capabilities = field(default_factory=Capabilities)
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()
-    pod_group: Object | None = None  # that of the attempt at training, where it was asked for
+    pod_group: Object | None = None  # that of the attempt at training, if it was read
     kube_events: Sequence[KubeEvent] | None = None
-    preflight: Sequence[str] | None = None  # what the checks before training found; None: not made
+    preflight: Sequence[str] | None = None  # problems found before training; None: not checked
 
 
 def resource_of(body: Object) -> str:
-    """Name of the resource that a child belongs to, by its label; empty if it bears none."""
+    """Return the name of the resource that a child belongs to, by its label; empty without one."""
     return _label(body["metadata"].get("labels") or {}, RESOURCE_LABEL)

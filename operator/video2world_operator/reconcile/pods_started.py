@@ -59,8 +59,8 @@ def report_stuck(draft: Draft, kind: Type, job: Job, pods: Sequence[Pod], desire
     judged = stuck_stages.judge(
         job, pods, desired, draft.observed.kube_events, draft.now, draft.policy.stuck_after
     )
-    if judged.again is not None:
-        draft.is_due(judged.again)
+    if judged.check_at is not None:
+        draft.is_due(judged.check_at)
     if not judged.findings:
         return False
     first = judged.findings[0]

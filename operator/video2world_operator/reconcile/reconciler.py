@@ -150,7 +150,7 @@ class Reconciler:
                 if entry and entry.state == "Pending" and event.inputs_hash == entry.inputs_hash:
                     note = f"; {event.message}" if event.message else ""
                     entry.state, entry.message = "Skipped", f"done before on this volume{note}"
-        checkpoint_samples.take_in(status, draft.jobs, draft.observed.pods)
+        checkpoint_samples.record_ended_jobs(status, draft.jobs, draft.observed.pods)
 
     def _run_stages(self) -> None:
         draft = self._draft
@@ -172,5 +172,5 @@ class Reconciler:
         draft = self._draft
         deleted = {action.uid for action in draft.actions if isinstance(action, Delete)}
         draft.actions += [action for action in self._judged.actions if action.uid not in deleted]
-        if self._judged.again is not None:
-            draft.is_due(self._judged.again)
+        if self._judged.check_at is not None:
+            draft.is_due(self._judged.check_at)

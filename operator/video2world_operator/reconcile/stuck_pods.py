@@ -56,7 +56,7 @@ def force_delete_stuck_pods(draft: Draft) -> None:
         if pod.disruption == "DeletionByTaintManager":
             reasons.setdefault(pod.uid, f"pod {pod.name} was on {pod.node}, which was lost")
         if pod.uid in reasons:
-            gpu_time.restart_was_not_charged(draft.status, "NodeLost", reasons[pod.uid])
+            gpu_time.uncount_last_restart(draft.status, "NodeLost", reasons[pod.uid])
 
 
 def _replace(draft: Draft, pod: Pod, why: str) -> None:

@@ -1,9 +1,9 @@
-"""Judge whether a stage's Job makes progress, and collect what is known if it does not.
+"""Judge whether a stage's Job makes progress, and collect the evidence if it does not.
 
-One judgement for the status, which the reconciler writes, and for ``v2w explain``: pure functions
-of the Job, its pods, the events about them and the time. What Kubernetes reports is free text;
-:mod:`video2world_operator.reconcile.known_errors` knows the usual texts, and any other is shown
-verbatim.
+The reconciler and ``v2w explain`` share this judgement: pure functions of the Job, its pods, the
+Events about them and the time. Kubernetes reports free text;
+:mod:`video2world_operator.reconcile.known_errors` explains the usual texts, and all others are
+shown verbatim.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 BOUND = 30.0  # seconds without progress after which a stage counts as stuck
-MAX_REPORT = 500  # characters of a report in a message: the remedy follows it
-LATEST = 3  # reports that are shown of one object
+MAX_REPORT = 500  # characters of a quoted Event in a message, which the remedy follows
+LATEST = 3  # Events shown per object
 NATIVE = "or use a native sidecar (an init container with restartPolicy: Always)"
-_SLACK = timedelta(seconds=BOUND)  # a warning this much older than a normal event still counts
+_SLACK = timedelta(seconds=BOUND)  # warnings older than the newest normal Event by this count
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that makes no progress: ``what``, ``since`` when, and what was reported of it.
+    """Something that makes no progress: ``what``, ``since`` when, and the evidence.
 
-    ``uid`` is the object's whose events say more; ``remedy`` is a template.
+    ``uid`` is that of the object whose Events tell more; ``remedy`` is a template.
     """
 
     what: str
@@ -54,10 +54,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is stuck, the objects whose events tell why, and when to judge again at the latest."""
+    """What is stuck, the objects whose Events tell why, and when to judge again at the latest."""
 
     findings: list[Finding]
-    again: datetime | None
+    check_at: datetime | None
     uids: tuple[str, ...] = ()
 
 
@@ -77,36 +77,36 @@ def judge(
     now: datetime,
     bound: float = BOUND,
 ) -> Judgement:
-    """Judge a Job by the pods of its attempt, of which it should have ``desired``.
+    """Judge a Job by the ``desired`` number of pods of its attempt.
 
-    ``events`` are about the Job and its pods; None while they have not been read. Pods that say
-    themselves why they wait (:attr:`Pod.waits`, :attr:`Pod.unschedulable`) and those that are
-    being deleted are the caller's to report.
+    ``events`` are about the Job and its pods; None if they have not been read. The caller reports
+    pods whose own status tells why they wait (:attr:`Pod.waits`, :attr:`Pod.unschedulable`) and
+    pods that are being deleted.
     """
     if job.finished or job.suspended or job.deleting:
         return Judgement([], None)
     found: dict[object, Finding] = {}
     more: dict[object, int] = {}
     uids: list[str] = []
-    again: datetime | None = None
+    check_at: datetime | None = None
     for finding in (*_missing(job, pods, desired, events), *_waiting(job, pods, events)):
         due = finding.since + timedelta(seconds=bound)
         if due > now:
-            again = due if again is None else min(again, due)
+            check_at = due if check_at is None else min(check_at, due)
             continue
         uids.append(finding.uid)
-        same = finding.evidence or finding.uid  # as of the pods of a group
+        same = finding.evidence or finding.uid  # the pods of a group have the same
         more[same] = more.get(same, -1) + 1
         found.setdefault(same, finding)
     findings = [
         replace(one, what=f"{one.what} (and {more[same]} more pods)") if more[same] else one
         for same, one in found.items()
     ]
-    return Judgement(findings, again, tuple(dict.fromkeys(uids))[:LATEST])
+    return Judgement(findings, check_at, tuple(dict.fromkeys(uids))[:LATEST])
 
 
 def message(finding: Finding, facts: Mapping[str, str]) -> str:
-    """Word a finding for the status; the text changes only when what is known changes."""
+    """Return the message for a finding; it changes only if the evidence changes."""
     if finding.pod is not None:
         facts = {**facts, "pod": finding.pod.name}
     rule = known(finding.evidence, facts)
@@ -123,7 +123,7 @@ def message(finding: Finding, facts: Mapping[str, str]) -> str:
 
 
 def orphan(jobs: Sequence[Job], pods: Sequence[Pod], owner: str) -> Orphan | None:
-    """Find a live pod that no Job of the resource ``owner`` made and no one has asked to end."""
+    """Find a live pod that belongs to no Job of ``owner`` and that nothing is ending."""
     ours = {(job.stage, job.attempt) for job in jobs if job.owner == owner}
     theirs = {(job.stage, job.attempt): job for job in jobs if job.owner != owner}
     for pod in sorted(pods, key=lambda p: p.name):
@@ -141,8 +141,10 @@ def orphan(jobs: Sequence[Job], pods: Sequence[Pod], owner: str) -> Orphan | Non
 def reports(
     events: Sequence[KubeEvent] | None, uid: str, since: datetime | None = None
 ) -> list[KubeEvent]:
-    """What was reported of an object since then, the newest of each reason, newest first: its
-    warnings, or only the newest event where a normal one is much newer than they are."""
+    """Return the Events about an object since then, the newest of each reason, newest first.
+
+    These are its warnings, or only the newest Event if a normal one is much newer than they are.
+    """
     oldest = datetime.min.replace(tzinfo=UTC)
     mine = [
         e
@@ -164,7 +166,7 @@ def reports(
 def _missing(
     job: Job, pods: Sequence[Pod], desired: int, events: Sequence[KubeEvent] | None
 ) -> Iterator[Finding]:
-    """A Job that has fewer pods than it should."""
+    """Find a Job that has fewer pods than desired."""
     done = {p.index for p in pods if p.phase == "Succeeded"}
     there = sum(not p.over for p in pods)
     if there + len(done) >= desired or job.created is None:
@@ -177,10 +179,10 @@ def _missing(
     describe = f"kubectl describe job {job.name} -n {{namespace}} shows more"
     if job.managed_by:
         yield Finding(
-            f"Job {job.name} has no pod: it is left to the controller {job.managed_by} "
+            f"Job {job.name} has no pod: it is managed by the controller {job.managed_by} "
             "(spec.managedBy)",
-            f"Check that {job.managed_by} runs, or find the webhook or admission policy that sets "
-            "spec.managedBy on Jobs and exclude this namespace",
+            f"Check that {job.managed_by} is running, or find the webhook or admission policy "
+            "that sets spec.managedBy on Jobs and exclude this namespace",
             since,
             job.uid,
             texts or job.notes,
@@ -192,7 +194,7 @@ def _missing(
         last = max(ended, key=lambda p: (p.ended is not None, p.ended, p.name))
         code = "failed" if last.exit_code is None else f"ended with exit code {last.exit_code}"
         yield Finding(
-            f"Pod {last.name} {code}; Job {job.name} starts another one after a pause",
+            f"Pod {last.name} {code}; Job {job.name} starts another after a pause",
             LOGS,
             since,
             job.uid,
@@ -205,8 +207,8 @@ def _missing(
             texts or job.notes,
         )
         if not reported:
-            what += "" if events is None else ", and no event says why"
-            describe = f"Check that kube-controller-manager runs; {describe}"
+            what += "" if events is None else ", and no Event tells why"
+            describe = f"Check that kube-controller-manager is running; {describe}"
         yield Finding(what, describe, since, job.uid, reported)
 
 
@@ -216,7 +218,7 @@ def _missing(
 def _waiting(
     job: Job, pods: Sequence[Pod], events: Sequence[KubeEvent] | None
 ) -> Iterator[Finding]:
-    """Pods that do not start, are not ready, or do not end."""
+    """Find pods that do not start, do not become ready, or do not end."""
     for pod in sorted(pods, key=lambda p: p.index):
         if pod.over or pod.deleted is not None or pod.waits or pod.unschedulable:
             continue
@@ -233,7 +235,7 @@ def _waiting(
             reported = (*_texts(pod, events), *pod.states)
             what = f"Pod {pod.name} on node {pod.node or '?'} has not started"
             if pod.phase != "Pending":
-                what = f"Pod {pod.name} on node {pod.node or '?'} runs, but is not ready"
+                what = f"Pod {pod.name} on node {pod.node or '?'} is running, but not ready"
             yield Finding(
                 what,
                 f"kubectl describe pod {pod.name} -n {{namespace}} shows more",
@@ -245,7 +247,7 @@ def _waiting(
 
 
 def _texts(pod: Pod, events: Sequence[KubeEvent] | None) -> tuple[str, ...]:
-    """What was reported of a pod; of one that has its node not why it had none."""
+    """Return the Events about a pod; once it has a node, without those about scheduling."""
     texts = (e.text for e in reports(events, pod.uid, pod.created))
     return tuple(t for t in texts if not (pod.node and t.startswith("FailedScheduling:")))
 
@@ -265,12 +267,12 @@ def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) ->
 
 
 def injected(pod: Pod) -> str:
-    """What to do about a sidecar that outlives the worker of ``pod``."""
+    """Return the remedy for a sidecar that outlives the worker of ``pod``."""
     return f"Disable its injection with spec.stages.{pod.container}.podTemplate, {NATIVE}"
 
 
 def sidecar(pod: Pod) -> str:
-    """Say that containers of ``pod`` outlive its worker, or failed where it did not."""
+    """Describe containers of ``pod`` that outlive its worker, or failed although it did not."""
     verb = "containers {} are" if len(pod.still_running) > 1 else "container {} is"
     others = f"{verb.format(' and '.join(pod.still_running))} still running"
     if not pod.still_running:
@@ -280,11 +282,11 @@ def sidecar(pod: Pod) -> str:
 
 def _not_scheduled(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:
     name = pod.scheduler or "default-scheduler"
-    remedy = "Check that kube-scheduler runs"
+    remedy = "Check that kube-scheduler is running"
     if name != "default-scheduler":
-        remedy = f"Is it installed? Install {name}, or change spec.scheduling (schedulerName, gang)"
+        remedy = f"Install {name}, or change spec.scheduling (schedulerName, gang)"
     return Finding(
-        f"No scheduler has looked at pod {pod.name}: schedulerName is {name}",
+        f"No scheduler has considered pod {pod.name}: its schedulerName is {name}",
         remedy,
         since,
         pod.uid,

@@ -57,20 +57,20 @@ PODS = {
             "waits": "ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack "
             'image "x.example/a:1": x.example/a:1: not found'
         },
-        "no such image",
+        "does not exist",
         "spec.images",
     ),
     "no access to the image": (
         {"waits": "ImagePullBackOff: failed to authorize: failed to fetch oauth token: denied"},
-        "registry does not give the image",
+        "registry refuses the image",
         "pullSecrets",
     ),
     "registry away": (
         {"waits": "ErrImagePull: dial tcp: lookup x.example: no such host"},
         "cannot be pulled",
-        "reaches the registry",
+        "can reach the registry",
     ),
-    "bad image name": ({"waits": "InvalidImageName: couldn't"}, "no valid one", "spec.images"),
+    "bad image name": ({"waits": "InvalidImageName: couldn't"}, "is not valid", "spec.images"),
     "no Secret": (
         {"waits": 'CreateContainerConfigError: secret "hf" not found'},
         "no Secret hf in namespace ns",
@@ -88,12 +88,12 @@ PODS = {
     ),
     "cpu": (
         {"unschedulable": "0/4 nodes are available: 4 Insufficient cpu."},
-        "No node has enough cpu free for stage train",
+        "No node has enough free cpu for stage train",
         "spec.stages.train.resources.requests",
     ),
     "network cards": (
         {"unschedulable": "0/1 nodes are available: 1 Insufficient rdma/hca_shared."},
-        "enough rdma/hca_shared free",
+        "enough free rdma/hca_shared",
         "resources.requests",
     ),
     "taint": (
@@ -114,7 +114,7 @@ PODS = {
     ),
     "zone": (
         {"unschedulable": "0/4 nodes are available: 4 node(s) had volume node affinity conflict."},
-        "tied to another node or zone",
+        "bound to another node or zone",
         "ReadWriteMany",
     ),
     "unbound": (
@@ -122,7 +122,7 @@ PODS = {
             "unschedulable": "0/4 nodes are available: pod has unbound immediate "
             "PersistentVolumeClaims."
         },
-        "claim run-data has no volume yet",
+        "Claim run-data has no volume yet",
         "kubectl describe pvc",
     ),
     "cordoned": (
@@ -208,7 +208,7 @@ ENDS = {
     "GPU memory": (
         2,
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",
-        "GPU's memory is too small",
+        "GPU has too little memory",
         "batchSize",
     ),
     "disk": (2, "OSError: [Errno 28] No space left on device", "volume is full", "run-data"),
@@ -234,7 +234,7 @@ def test_out_of_memory_restarts_and_says_which_limit(world):
     (first, *_) = causes(world)
     assert "failed and restarts" in first.what
     assert "spec.stages.train.resources.limits.memory" in first.remedy
-    assert "OutOfMemory: pod run-train-1-0 was killed" in first.evidence
+    assert "OutOfMemory: pod run-train-1-0 ran out of memory" in first.evidence
     assert "train-2" not in str(first)  # the next attempt has no pod yet
 
 
@@ -270,7 +270,7 @@ def test_a_quota_lets_a_job_make_no_pods():
     )
     old = event("run-download-1", "SuccessfulCreate", "Created pod", at="2026-11-24T11:00:00Z")
     (cause,) = causes(world, [old, event("run-download-1", "FailedCreate", said)])
-    assert "quota gpus has no room: asked for pods=1, in use pods=3, at most pods=3" in cause.what
+    assert "quota gpus is exceeded: requested pods=1, used pods=3, limited to pods=3" in cause.what
     world.start_pods()
     assert causes(world, [event("run-download-1", "FailedCreate", said)]) == []
 
@@ -412,7 +412,7 @@ def test_a_local_run_that_failed_is_run_again():
     seen = Snapshot("run", status)
     (cause,) = explain(seen, ClusterObjects(), NOW)
     assert cause.what == "no videos"
-    assert "then run the same `v2w run` again; `v2w logs run --stage dataset`" in cause.remedy
+    assert "then run the same `v2w run` command again; `v2w logs run --stage dataset`" in cause.remedy
     assert "resume" not in cause.remedy
 
 
@@ -439,7 +439,7 @@ def test_failed_preflight_checks_are_reported_until_training_begins():
     world.round()
     (cause,) = causes(world)
     assert cause.what == told
-    assert "before training begins" in cause.remedy
+    assert "before training starts" in cause.remedy
     later = World()
     later.to_training()
     later.round(preflight=[told])

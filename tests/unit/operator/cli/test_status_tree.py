@@ -20,7 +20,7 @@ from video2world_operator.reconcile.observed_state import Pod
 AT = "2026-11-24T12:00:00Z"
 STATUS = {
     "phase": "Running",
-    "message": "Stage train runs (attempt 3).",
+    "message": "Stage train is running (attempt 3).",
     "restarts": 2,
     "chargedRestarts": 1,
     "stages": [
@@ -94,7 +94,7 @@ def test_the_complete_tree():
         pod(0, 2, exit_code=1),
     ]
     assert shown(pods=pods, losses=[4, 3, 2, 1]) == [
-        "run: Running  Stage train runs (attempt 3).",
+        "run: Running  Stage train is running (attempt 3).",
         "├─ dataset     Succeeded   812/812 windows  14m02s",
         "├─ train       Running     10m00s  1/2 pods ready",
         "│  ├─ progress    ██████████░░░░░░░░░░░░░░ 400/1000  loss 0.1234  8.31 s/iteration  "

@@ -230,7 +230,7 @@ def test_a_failed_sampling_fails_nothing_else():
     world.settle()
     condition = world.condition("SamplesMade")
     assert (condition["status"], condition["reason"]) == ("False", "SamplesFailed")
-    assert "iteration 500 could not be made; training goes on" in condition["message"]
+    assert "iteration 500 could not be made; training continues" in condition["message"]
     assert "it broke" in condition["message"]
     assert world.status["phase"] == "Running"
     for one in pods:

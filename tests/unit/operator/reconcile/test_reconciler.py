@@ -202,7 +202,7 @@ def test_a_crash_counts_though_the_job_controller_has_deleted_the_others(asked, 
     first, second = world.to_training()
     world.pod(second, phase="Failed", exit_code=1, ended=world.now)
     moment = None if asked is None else world.now + timedelta(seconds=asked)
-    world.pod(first, deleted=world.now + timedelta(seconds=600), asked=moment)
+    world.pod(first, deleted=world.now + timedelta(seconds=600), deletion_requested=moment)
     world.round()
     assert world.status["attempts"][0]["reason"] == reason
     assert world.status.get("chargedRestarts", 0) == (reason == "Crashed")
@@ -373,7 +373,7 @@ def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
     if reason:
         assert (ready["status"], ready["reason"]) == ("False", reason)
         assert not decision.actions
-        assert decision.wake == NOW + timedelta(seconds=Policy().look_again)
+        assert decision.wake == NOW + timedelta(seconds=Policy().min_requeue)
         assert world.status["message"] == ready["message"]
     else:
         assert decision.actions
@@ -1057,7 +1057,7 @@ def test_no_stage_begins_on_a_claim_that_is_being_deleted(claim_name):
     world.round()
     assert world.stage("latents")["state"] == "Running"  # what runs goes on
     assert world.condition("VolumeReady")["reason"] == "ClaimDeleted"
-    assert world.status["message"].startswith("Claim run-data is being deleted and its data goes")
+    assert world.status["message"].startswith("Claim run-data is being deleted, and its data too")
     world.finish("latents")
     world.settle()
     assert world.stage("train")["state"] == "Pending"

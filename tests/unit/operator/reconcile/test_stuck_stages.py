@@ -39,7 +39,7 @@ CASES = {
         [QUOTA],
         "Job r-train-1 cannot create 2 of its 2 pods: FailedCreate",
         "exceeded quota: few",
-        "have the quota raised",
+        "ask for a higher quota",
         "No progress since 2026-11-24T11:59:29Z.",
     ),
     "unknown refusal": (
@@ -53,7 +53,7 @@ CASES = {
         {},
         [OTHER],
         [event("j1", "FailedCreate: of old", 900), event("j9", "FailedCreate: no")],
-        "Job r-train-1 has created 1 of 2 pods, and no event says why",
+        "Job r-train-1 has created 1 of 2 pods, and no Event tells why",
         "kube-controller-manager",
     ),
     "nothing read yet": ({}, [OTHER], None, "Job r-train-1 has created 1 of 2 pods."),
@@ -67,13 +67,13 @@ CASES = {
         {"managed_by": "example.com/else"},
         [],
         [],
-        "it is left to the controller example.com/else (spec.managedBy)",
+        "it is managed by the controller example.com/else (spec.managedBy)",
     ),
     "pod that failed": (
         {},
         [OTHER, replace(PENDING, phase="Failed", exit_code=1, ended=AGO, tail="boom")],
         [],
-        "Pod r-train-1-0-x ended with exit code 1; Job r-train-1 starts another one after a pause: "
+        "Pod r-train-1-0-x ended with exit code 1; Job r-train-1 starts another after a pause: "
         "boom",
         "`v2w logs r --stage train`",
     ),
@@ -81,13 +81,13 @@ CASES = {
         {},
         [replace(PENDING, scheduled=False, scheduler="mine"), OTHER],
         [],
-        "No scheduler has looked at pod r-train-1-0-x: schedulerName is mine. Is it installed?",
+        "No scheduler has considered pod r-train-1-0-x: its schedulerName is mine. Install mine",
     ),
     "scheduler of the cluster": (
         {},
         [replace(PENDING, scheduled=False, scheduler="default-scheduler"), OTHER],
         [],
-        "schedulerName is default-scheduler. Check that kube-scheduler runs.",
+        "schedulerName is default-scheduler. Check that kube-scheduler is running.",
     ),
     "unknown trouble of a pod": (
         {},
@@ -124,7 +124,7 @@ CASES = {
             replace(OTHER, index=0, name="a"),
         ],
         [],
-        "Pod r-train-1-1-y on node n2 runs, but is not ready: container proxy waits: Crash",
+        "Pod r-train-1-1-y on node n2 is running, but not ready: container proxy waits: Crash",
     ),
     "sidecar": (
         {},
@@ -158,7 +158,7 @@ def test_what_is_known_is_said(case):
     # the same a moment ago: not yet, but it is known when
     early = judge(replace(JOB, **changes), pods, 2, events, NOW - timedelta(seconds=2))
     assert first.what not in [one.what for one in early.findings]
-    assert early.again == first.since + timedelta(seconds=BOUND)
+    assert early.check_at == first.since + timedelta(seconds=BOUND)
 
 
 # What Kubernetes 1.37 says where a Job's pods are refused, and words of what and of remedy.
@@ -173,7 +173,7 @@ REFUSALS = {
         "limits.memory",
     ),
     'pods "a" is forbidden: memory max limit to request ratio per Container is 2, '
-    "but provided ratio is 4.000000": ("limit to request of memory to 2", "requests.memory"),
+    "but provided ratio is 4.000000": ("limit to request of memory of at most 2", "requests.memory"),
     'Error creating: Pod "a" is invalid: spec.containers[0].resources.requests: Invalid value: '
     '"2Gi": must be less than or equal to memory limit of 512Mi': (
         "requests 2Gi of memory, above its limit of 512Mi",
@@ -287,7 +287,7 @@ def stuck(world, events=None):
 
 def test_the_status_says_so_after_the_bound_and_the_events_are_asked_for(world):
     decision = world.round()
-    assert world.status["message"] == "Stage download runs (attempt 1)."
+    assert world.status["message"] == "Stage download is running (attempt 1)."
     assert decision.wake == world.now + timedelta(seconds=BOUND)
     decision = stuck(world)
     job = world.jobs["run-download-1"]
@@ -305,7 +305,7 @@ def test_the_status_says_so_after_the_bound_and_the_events_are_asked_for(world):
     assert world.status["message"] == said  # no write for time alone
     world.start_pods()
     world.round()
-    assert world.status["message"] == "Stage download runs (attempt 1)."
+    assert world.status["message"] == "Stage download is running (attempt 1)."
 
 
 def test_explain_agrees_and_tells_the_age(world):
@@ -313,7 +313,7 @@ def test_explain_agrees_and_tells_the_age(world):
     world.tick(BOUND + 60)
     (cause,) = causes(world)
     assert cause.what == (
-        "Job run-download-1 has created 0 of 1 pods, and no event says why; no progress for 1m30s."
+        "Job run-download-1 has created 0 of 1 pods, and no Event tells why; no progress for 1m30s."
     )
     world.start_pods()
     assert causes(world) == []
@@ -390,7 +390,7 @@ def test_pods_of_the_attempt_before_are_waited_for_by_name():
     assert cause.what == f"Waiting for pod {first} to end."
     world.pods.clear()
     world.settle()
-    assert world.status["message"] == "Stage train runs (attempt 2)."
+    assert world.status["message"] == "Stage train is running (attempt 2)."
 
 
 def test_a_restart_that_waits_for_an_orphan_says_so():
@@ -583,7 +583,7 @@ ENDED = {"exitCode": 0, "finishedAt": "2026-11-24T12:00:00Z"}
             },
             {
                 "states": (
-                    "container mesh runs, but is not ready",
+                    "container mesh is running, but not ready",
                     "init container setup is still running",
                 )
             },
