@@ -412,7 +412,9 @@ def test_a_local_run_that_failed_is_run_again():
     seen = Snapshot("run", status)
     (cause,) = explain(seen, ClusterObjects(), NOW)
     assert cause.what == "no videos"
-    assert "then run the same `v2w run` command again; `v2w logs run --stage dataset`" in cause.remedy
+    assert (
+        "then run the same `v2w run` command again; `v2w logs run --stage dataset`" in cause.remedy
+    )
     assert "resume" not in cause.remedy
 
 

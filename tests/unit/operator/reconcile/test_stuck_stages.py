@@ -173,7 +173,10 @@ REFUSALS = {
         "limits.memory",
     ),
     'pods "a" is forbidden: memory max limit to request ratio per Container is 2, '
-    "but provided ratio is 4.000000": ("limit to request of memory of at most 2", "requests.memory"),
+    "but provided ratio is 4.000000": (
+        "limit to request of memory of at most 2",
+        "requests.memory",
+    ),
     'Error creating: Pod "a" is invalid: spec.containers[0].resources.requests: Invalid value: '
     '"2Gi": must be less than or equal to memory limit of 512Mi': (
         "requests 2Gi of memory, above its limit of 512Mi",
