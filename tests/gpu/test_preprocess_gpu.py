@@ -1,4 +1,4 @@
-"""On a GPU: what the preparing stages compute there in another way than the libraries do."""
+"""Tests for computations of the preprocess package that differ from the libraries' on a GPU."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_relu_within_the_product_is_relu_after_it(rows):
 
 
 def test_attention_with_t5s_bias_is_fused():
-    """Not the fall-back in float32, that a bias with its keys elsewhere than last would get."""
+    """Not the fallback in float32, which a bias without the keys last in memory would get."""
     config = T5Config(d_model=64, d_kv=128, num_heads=8, d_ff=128, num_layers=2, vocab_size=99)
     encoder = TextEncoder(T5EncoderModel(config).to(CUDA, torch.bfloat16), None, CUDA)
     ids = torch.arange(1, 65, device=CUDA)[None].expand(4, -1)

@@ -1,4 +1,4 @@
-"""Work that goes wrong in every way; the processes that spawn imports need it in a module."""
+"""Work that fails in every way, in a module of its own for spawned processes to import."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _fail(error: Exception) -> None:
 
 
 def go_wrong(how: str) -> None:
-    """Go wrong, if ``how`` names a way; crashes happen to helper processes only."""
+    """Fail in the way ``how``, if it is one; crash only worker processes."""
     if how in CRASHES:
         if parent_process() is not None:
             CRASHES[how]()
@@ -73,14 +73,14 @@ def go_wrong(how: str) -> None:
 
 @dataclass(frozen=True)
 class Hostile:
-    """Captions that go wrong; with ``once``, a path, for the first time only."""
+    """Captions that fail; if ``once``, a path, is set, only the first time."""
 
     how: str = ""
     once: str = ""
     missing: str = "none"
 
     def text(self, name: str, window: Window, fps: Fraction) -> str | None:
-        """Go wrong, or return a caption."""
+        """Fail, or return a caption."""
         if not self.once or (parent_process() is not None and not Path(self.once).exists()):
             if self.once:
                 Path(self.once).touch()
@@ -89,7 +89,7 @@ class Hostile:
 
 
 def load(device: str) -> Callable[[str], str]:
-    """Return work on an item that names a way to go wrong, or none."""
+    """Return work on items that name a way to fail, or none."""
 
     def work(item: str) -> str:
         if item == "pid":
@@ -103,6 +103,6 @@ def load(device: str) -> Callable[[str], str]:
 
 
 def load_badly(how: str, device: str) -> Callable[[str], str]:
-    """Go wrong at the start."""
+    """Fail while loading."""
     go_wrong(how)
     return load(device)

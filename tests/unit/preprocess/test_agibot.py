@@ -1,4 +1,4 @@
-"""AgiBot's layout in, the guide's folders and names out; every kind of bad input named and counted.
+"""Tests for the agibot command: the guide's folders and names, and reports of bad input.
 
 The videos are 10 frames/s and tiny, so a window of 5 s has 50 frames.
 """
@@ -30,14 +30,14 @@ LOCAL = ("--prepare", "--local", "--min_frames", "30", "--workers", "1")
 
 @pytest.fixture(autouse=True)
 def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory is an empty volume, as a worker finds it."""
+    """Make an empty volume the working directory, as for a worker."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @cache
 def clip_bytes(frames: int) -> bytes:
-    """An mp4 whose frame number i has the grey level i."""
+    """Return an mp4 whose frame number i has the gray level i."""
     path = Path(f"clip-{frames}.mp4")
     levels = np.arange(frames).astype(np.uint8)
     pixels = np.broadcast_to(levels[:, None, None, None], (frames, 32, 32, 3))
@@ -150,7 +150,7 @@ def test_second_run_does_nothing_again_and_mends_what_is_gone() -> None:
     before = written()
     victim = OUT / "val" / "videos" / f"task_327_episode_{VAL[0]}.mp4"
     content = victim.read_bytes()
-    victim.write_bytes(content[:100])  # torn by something else than us
+    victim.write_bytes(content[:100])  # damaged by another program
     assert run(*LOCAL, "--val_episode_ids", "102") == 0
     after = written()
     assert {p for p in before if before[p] != after[p]} == {victim}
@@ -206,7 +206,7 @@ def content() -> dict[str, bytes]:
 
 
 def stage(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
-    """Run as the stage does: once for equal flags, until what it was made from changes."""
+    """Run as a stage: once for equal flags, until an input changes."""
     monkeypatch.setenv("V2W_STAGE", "dataset")
     monkeypatch.setenv("V2W_RESOURCE", "run")
     monkeypatch.setenv("V2W_INPUTS_HASH", str(zlib.crc32(repr(flags).encode())))
@@ -355,7 +355,7 @@ def test_one_null_in_task_info_costs_its_action_only() -> None:
 
 
 def test_video_that_ends_before_its_header_says_keeps_its_whole_windows() -> None:
-    # moov first, then the tail of the frames cut off: what an interrupted copy looks like
+    # moov first, and the last frames are cut off, as in an interrupted copy
     import av
 
     Path("slow.mp4").write_bytes(clip_bytes(200))
@@ -375,7 +375,7 @@ def test_video_that_ends_before_its_header_says_keeps_its_whole_windows() -> Non
     assert run(*LOCAL) == 0
     kept = [s for s in stems("train") if s.startswith("102")]
     lost = [item for kind, item in dropped() if kind == "window"]
-    # how far the decoder gets is the codec's affair; what it got and what it lost is all there is
+    # how far decoding gets depends on the codec; kept and lost windows add up to all
     assert kept[0] == "102_window_0_frame_0-49"
     assert lost[-1] == "task_327_episode_102_window_3_frame_150-199"
     assert len(kept) + len(lost) == 4
@@ -450,7 +450,7 @@ def test_delete_only_removes_what_the_camera_does_not_need() -> None:
 
 
 def test_full_volume_keeps_what_is_finished_and_goes_on_later(volume: Path) -> None:
-    """The write that does not fit fails in the kernel: a file size limit, or a full tmpfs."""
+    """A write fails in the kernel because of a file size limit."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (120, 96, 96, 3), dtype=np.uint8)
     write_video("noise.mp4", noise, 10)

@@ -1,8 +1,8 @@
-"""Whatever is edited between runs, the data set is that of a fresh run on the same inputs.
+"""Tests that after any edits and runs, the dataset equals that of a fresh run on the same inputs.
 
-The three stages that make a data set run in this process, as in their pods: skipped by their
-records, in one folder through random edits, broken off now and then; and once for each state of
-the inputs in a folder of its own.
+The three stages that create a dataset run in this process as in their pods: in one folder, skipped
+according to their records, with random edits and interruptions; and in a new folder for each state
+of the inputs, for comparison.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LENGTHS = [20, 43, 64]
 
 @functools.cache
 def stock() -> Path:
-    """Videos of several lengths, and weights."""
+    """Create videos of several lengths, and weights."""
     folder = Path(tempfile.mkdtemp())
     y, x = np.mgrid[0:32, 0:32]
     for frames in LENGTHS:
@@ -118,7 +118,7 @@ def at(folder: Path, **env: str) -> Iterator[None]:
 
 
 def run(folder: Path, chosen: dict, stages: dict = STAGES) -> int:
-    """Run the stages as an engine does, with hashes as the plan makes them."""
+    """Run the stages as an engine does, with hashes of their settings as in the plan."""
     needs = ""
     for stage, command in stages.items():
         flags = argv(stage, chosen)
@@ -131,14 +131,14 @@ def run(folder: Path, chosen: dict, stages: dict = STAGES) -> int:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Everything that others read of a data set; embeddings up to rounding."""
+    """Return all that others read of a dataset; embeddings are rounded."""
     found: dict[str, object] = {}
     for path in sorted(folder.glob("data/*/*/[!.]*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".pickle":
             embedding = read_embedding(path).astype(np.float32)
             found[name] = (embedding.shape, round(float(np.abs(embedding).mean()), 2))
-        elif path.suffix == ".safetensors":  # whose metadata are in no order
+        elif path.suffix == ".safetensors":  # its metadata are unordered
             with safe_open(path, "pt") as file:
                 tensors = [file.get_tensor(key).numpy().tobytes() for key in ("latents", "starts")]
                 found[name] = (file.metadata(), hashlib.sha256(b"".join(tensors)).hexdigest())
@@ -149,7 +149,7 @@ def content(folder: Path) -> dict[str, object]:
 
 @functools.cache
 def fresh(inputs: str, chosen: str) -> tuple[int, dict[str, object]]:
-    """Exit code and content of a first run on these inputs with these settings."""
+    """Return exit code and content of a first run on these inputs with these settings."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(stock() / "vae", folder / "vae")
@@ -165,7 +165,7 @@ def put(folder: Path, inputs: dict[str, list]) -> None:
 
 
 STEMS, KNOBS = st.sampled_from("abc"), [(name, v) for name, vs in SETTINGS.items() for v in vs]
-WRITES = st.integers(0, 25)  # files that appear before a run is broken off
+WRITES = st.integers(0, 25)  # files that are written before a run is interrupted
 EDITS = st.one_of(
     st.tuples(st.just("video"), STEMS, st.sampled_from(LENGTHS)),
     st.tuples(st.just("remove"), STEMS),
@@ -178,7 +178,7 @@ EDITS = st.one_of(
 
 
 class Edited:
-    """One folder through edits and runs."""
+    """A folder that is edited and processed in any order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -213,7 +213,7 @@ class Edited:
         self.break_off(writes, self.chosen | dict([knob]))
 
     def break_off(self, writes: int, chosen: dict | None = None) -> None:
-        """End a run as by SIGTERM, once so many files have appeared."""
+        """End a run as SIGTERM does, after so many files have been written."""
         real, left = files.sync_folder, iter(range(writes))
 
         def sync(folder: Path) -> None:

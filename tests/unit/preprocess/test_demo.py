@@ -1,4 +1,4 @@
-"""The drawn AgiBotWorld-Alpha task: true layout, repeatable, and worth learning."""
+"""Tests for the generated AgiBotWorld-Alpha task: layout, reproducibility, learnable content."""
 
 import itertools
 import json

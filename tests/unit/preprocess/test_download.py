@@ -1,4 +1,4 @@
-"""The download stage against a server that speaks the Hub's protocol, on this machine."""
+"""Tests for the download stage against a local server with the Hub's protocol."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def fetch(cwd: Path, endpoint: str, *flags: str, **env: str) -> subprocess.Compl
 
 
 def tree(folder: Path):
-    """The files, our own (hidden ones and reports) excepted."""
+    """Return the files except our own (hidden ones and reports)."""
     files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return {str(p) for p in files if not any(x.startswith((".", "report-")) for x in p.parts)}
 
@@ -88,7 +88,7 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     weights = root / PREDICT / "model-720p-16fps.pt"
     assert weights.read_bytes() == FILES[PREDICT][weights.name]
     sent = [entry for entry in hub.seen if entry[1].startswith("/cdn/")]
-    assert {token for *_, token in sent} == {None}  # the token is the Hub's alone
+    assert {token for *_, token in sent} == {None}  # only the Hub receives the token
     asked = [e for e in hub.seen if e not in sent and ("/nvidia/" in e[1] or "/google-t5/" in e[1])]
     paths = [path for _, path, _ in asked]
     assert any("f50c09f5d8ab133a90cac3f4886a6471e9ba3f18" in path for path in paths)
@@ -96,7 +96,7 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
     assert {token for _, _, token in asked} == {"Bearer hf_secret"}
     assert "hf_secret" not in done.stdout + done.stderr
 
-    hub.seen.clear()  # a second run asks nothing, and mends what is lost or damaged
+    hub.seen.clear()  # a second run sends no request, and restores lost or damaged files
     assert fetch(tmp_path, hub.endpoint).returncode == 0
     assert hub.seen == []
     (root / T5 / "spiece.model").unlink()
@@ -113,7 +113,7 @@ def test_downloads_the_pinned_files_once_then_resumes_and_explains(tmp_path, hub
         if f"{repo}/{name}" in tree(root)
     )
 
-    # everything there: no network needed; something missing: said by name
+    # offline: complete files suffice, a missing file is named
     assert fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1").returncode == 0
     (root / T5 / "config.json").unlink()
     offline = fetch(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1")

@@ -1,4 +1,4 @@
-"""Every item in a folder of users' files is used, or named in the report with its reason."""
+"""Tests that every item in a folder of users' files is used, or reported with a reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = ("--min_frames", "17", "--workers", "1")
 
 @pytest.fixture(scope="module")
 def take(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of one window."""
+    """Write a video of one window."""
     path = tmp_path_factory.mktemp("take") / "take.mp4"
     write_video(path, np.full((20, 32, 32, 3), 90, np.uint8), 10)
     return path
@@ -44,7 +44,7 @@ def cut(folder: Path, out: Path, *flags: str) -> tuple[int, dict]:
 
 
 def reasons(report: dict) -> dict[str, str]:
-    """By name: what was dropped or noted, and why; a name twice is an error."""
+    """Return why items were dropped or noted, by name; each name must be unique."""
     problems = report["dropped"] + report["notes"]
     found = {problem["item"]: problem["reason"] for problem in problems}
     assert len(found) == len(problems)
@@ -133,7 +133,7 @@ def test_each_entry_is_used_or_named_once(
         else:  # used
             assert path.stem in made if is_video else same and path.suffix.lower() == ".txt", path
     names = {printable(path.name) for path in folder.iterdir()}
-    # some notes are about what is used: a name that later files cannot have, an unusual rate
+    # some notes are about used items: a name too long for later files, an unusual frame rate
     assert set(left_out) <= names
 
 
@@ -180,7 +180,7 @@ def test_a_wrong_name_for_validation_gets_the_one_that_is_meant(
 
 
 def test_a_name_is_no_address(tmp_path: Path, take: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ffmpeg takes what begins with a word and a colon."""
+    """ffmpeg treats a name that begins with a word and a colon as a URL."""
     names = ["a:b", "http:x", "concat:a|b", "file:x", "pipe:0", "-i", "%d"]
     for name in (f"{name}.mp4" for name in names):
         put(tmp_path / "in", take, name)
@@ -238,7 +238,7 @@ CAPTIONS: dict[str, tuple[bytes, str | None]] = {
 def test_captions_of_every_encoding(
     tmp_path: Path, take: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Alike in a folder of videos, in a prepared data set, and where embeddings are made."""
+    """In a folder of videos, in a prepared dataset and in the embeddings stage alike."""
     data, reason = CAPTIONS[kind]
     put(tmp_path / "in", take, "sure.mp4")
     put(tmp_path / "in", take, "a.mp4", data)

@@ -1,6 +1,6 @@
-"""A disk that is full in the middle of a write, for every kind of file a run leaves on the volume.
+"""Tests for a disk that fills up in the middle of a write, for every kind of file on the volume.
 
-Full for real: a small file system, or a size limit that the kernel enforces on the process.
+The disk is really full: a small file system, or a file size limit that the kernel enforces.
 """
 
 import errno
@@ -87,7 +87,7 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
         write_video(f"D/train/videos/w{number}.mp4", NOISE, 16)
     (disk / "fill").write_bytes(b"x" * 150_000)
     (disk.parent / "D/train/latents").symlink_to(disk)
-    # the stage's own look at the free room is right only while nothing else writes
+    # the stage's own check of free space is not sufficient if something else writes
     monkeypatch.setattr(latents, "_check_space", lambda *_: None)
     command = [
         "--dataset_path",
@@ -193,7 +193,7 @@ def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(small
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    """The writers above, with room: so that their failure is the disk's."""
+    """The writers above succeed with enough space, so that their failure is due to the disk."""
     for write in WRITERS.values():
         write(tmp_path)
     assert read_frames(tmp_path / "a.mp4").shape == NOISE.shape
@@ -225,5 +225,5 @@ def test_the_local_engine_reports_it_as_worth_another_attempt(small_disk):
     small_disk(100_000)
     second = run()
     assert "download    done" in second.stdout
-    assert second.returncode == 2  # the next stage's turn: there are no videos
+    assert second.returncode == 2  # the next stage runs, and finds no videos
     assert "my-videos" in second.stdout

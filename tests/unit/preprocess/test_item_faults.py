@@ -1,4 +1,4 @@
-"""No item's fault ends a stage: not an error of any type, not the end of a helper process."""
+"""Tests that no item ends a stage, neither with an error nor by crashing a worker process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULE = CutSettings(window_seconds=2.0, min_last_seconds=2.5, min_frames=17)
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two windows."""
+    """Write a video of two windows."""
     path = tmp_path_factory.mktemp("video") / "v.mp4"
     write_video(path, np.full((40, 32, 32, 3), 90, np.uint8), 10)
     return path
@@ -43,13 +43,13 @@ def source(video: Path, name: str, captions: object, origin: str = "1") -> Sourc
 
 
 def split(folder: Path, sources: list[Source], workers: int) -> dict:
-    """The report of one run."""
+    """Return the report of one run."""
     split_all(folder, sources, RULE, workers, Shard(), Report("dataset"))
     return json.loads((folder / "report.json").read_text())
 
 
 def test_errors_of_every_type_cost_the_item_only(tmp_path: Path, video: Path) -> None:
-    """In this process and in helpers alike; another run tries again what may pass."""
+    """In this process as in workers; another run retries failures that may be temporary."""
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         bad = [source(video, f"bad {how}", Hostile(how)) for how in hostile_items.FAULTS]
@@ -125,7 +125,7 @@ def test_crashes_cost_the_item_only_and_nothing_that_is_finished(
 def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
     tmp_path: Path, video: Path
 ) -> None:
-    """As where one worker cuts: it ended with the item, which another process tries now."""
+    """With one worker: the item ended the process, so the next run isolates it."""
     sources = [source(video, n, Hostile("exit" if n == "b" else "")) for n in "abc"]
     code = (
         "import multiprocessing, pickle, sys\n"

@@ -1,4 +1,4 @@
-"""The latents stage: which clips, what is kept, removed, skipped and refused."""
+"""Tests for the latents stage: which clips it encodes, keeps, removes, skips and refuses."""
 
 import av
 import numpy as np
@@ -130,7 +130,7 @@ def test_a_window_replaced_by_one_of_the_same_size_is_encoded_anew(dataset):
         path.write_bytes(data + rest.to_bytes(4, "big") + b"free" + bytes(rest - 8))
     assert run(dataset) == 0
     before = times(dataset)
-    first.touch()  # newer, but as it was
+    first.touch()  # newer, but unchanged
     assert run(dataset) == 0
     assert times(dataset) == before
     second.replace(first)
@@ -161,7 +161,7 @@ def test_a_video_that_ends_early_loses_only_itself(dataset, capsys):
     video = dataset / "train/videos/w0.mp4"
     write_video(video, scene(20, 0, 128, 128), 16)
     whole = video.read_bytes()
-    # the index stays whole (it lies first or last), the pictures at the end are destroyed
+    # the index, first or last, stays intact; the pictures at the end are destroyed
     at = whole.index(b"mdat") + 4
     end = whole.index(b"moov") - 4 if whole.index(b"moov") > at else len(whole)
     middle = (at + end) // 2
@@ -237,4 +237,4 @@ def test_another_resource_with_other_settings_is_refused(dataset, monkeypatch, c
     assert "was made for resource a with other settings (seed 0, here 1)" in capsys.readouterr().err
     assert times(dataset) == first
     monkeypatch.setenv("V2W_RESOURCE", "a")
-    assert run(dataset, "--seed", "1") == 0  # its own are the owner's to change
+    assert run(dataset, "--seed", "1") == 0  # the owner may change them

@@ -1,4 +1,4 @@
-"""A link that somebody put on the volume shows a stage nothing of its own pod."""
+"""Tests that a link on the volume gives a stage no access to files of its own pod."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "hf_of_the_pod"  # pragma: allowlist secret
 
 @pytest.fixture
 def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stage's working directory; beside it lies what only its pod may see."""
+    """A stage's working directory, next to files that only its pod may read."""
     made = tmp_path / "volume"
     made.mkdir()
     (tmp_path / "pod").mkdir()
@@ -123,7 +123,7 @@ def test_links_within_the_volume_and_commands_run_by_hand_go_on(
     for out in ("/etc/passwd", "../pod/environ.txt", f"/proc/{os.getpid()}/environ"):
         with pytest.raises(UserError, match="out of the volume"):
             on_volume(Path(out))
-    with pytest.raises(UserError):  # a neighbour of the volume, whose name begins alike
+    with pytest.raises(UserError):  # next to the volume, with the same prefix
         on_volume(volume.parent / "volume-2" / "a")
     monkeypatch.delenv("V2W_STAGE")
     assert on_volume(Path("/etc/passwd")) == Path("/etc/passwd")

@@ -1,4 +1,4 @@
-"""A prepared dataset folder is checked, never changed."""
+"""Tests that a prepared dataset folder is checked and never changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own videos: recorded footage cut and captioned, bad items named, good ones kept."""
+"""Tests for the videos command: recorded footage is cut and captioned, bad items are reported."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
     (source / "latin.txt").write_bytes(b"caf\xe9")
     shutil.copy(source / "good.mp4", source / "good.mov.mp4".replace(".mov.mp4", ".mov"))
     assert run(tmp_path, "--val_names", "held out.mkv.mp4") == 0
-    # .mov sorts before .mp4: the first of two videos of one name is the one taken
+    # .mov sorts before .mp4: of two videos with one name, the first is used
     assert stems(tmp_path, "train") == ["good_window_0_frame_0-49", "good_window_1_frame_50-119"]
     assert (
         stems(tmp_path, "val")
@@ -161,7 +161,7 @@ def test_shards_of_own_videos(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_costs_nothing_but_a_second_attempt(tmp_path: Path) -> None:
-    """As where the kernel ends one for want of memory that others took."""
+    """As if the kernel had killed one because others used up the memory."""
     for name in "abcd":
         clip(tmp_path / "in" / f"{name}.mp4", 400)
     code = (
@@ -206,7 +206,7 @@ def test_a_killed_worker_costs_nothing_but_a_second_attempt(tmp_path: Path) -> N
 
 
 def test_workers_end_with_their_parent_but_not_with_a_thread_of_it(tmp_path: Path) -> None:
-    """Those that were started by a thread work on when it has ended."""
+    """Processes that a thread started continue after it has ended."""
     code = (
         "import os, sys, threading, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"

@@ -1,6 +1,6 @@
-"""Archives on a Hub become windows here: read by ranges, resumed after anything, shared by pods.
+"""Tests for archives on a Hub: read by ranges, resumed after interruptions, shared by pods.
 
-The server (tools/hub_server.py) speaks the Hub's protocol, so the real client is what is tested.
+The server (tools/hub_server.py) has the Hub's protocol, so that the real client is tested.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def run(hub: HubServer, volume: Path, *flags: str, **more: str) -> tuple[int, st
 
 
 def made(volume: Path) -> dict[str, str]:
-    """The data set's files, by name, with digests."""
+    """Return the digests of the dataset's files by name."""
     root = volume / "datasets" / f"agibot_{CAMERA}"
     return {
         str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -93,7 +93,7 @@ def made(volume: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def expected(alpha: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a run without any trouble makes."""
+    """The result of a run without faults."""
     volume = tmp_path_factory.mktemp("expected")
     with serving(HubServer({REPO: Repository(folder_files(alpha), gated=True)})) as server:
         code, _, err = run(server, volume)
@@ -123,11 +123,11 @@ def test_only_what_is_wanted_is_transferred_and_kept(
     page = (tmp_path / f"datasets/agibot_{CAMERA}/report.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert "The robot is in front of shelf 648642." in page
-    # again: nothing is read of the archives
+    # again: nothing of the archives is read
     hub.sent.clear()
     assert run(hub, tmp_path)[0] == 0
     assert not any(name.endswith(".tar") for name in hub.sent)
-    # one lost window: only its own video is fetched
+    # one lost window: only its own video is read
     victim = next(p for p in (tmp_path / "datasets").rglob("train/videos/*.mp4"))
     victim.unlink()
     assert run(hub, tmp_path)[0] == 0
@@ -272,7 +272,7 @@ def test_keep_source_keeps_the_archives_whole_and_checked(
     for archive in alpha.rglob("*.tar"):
         kept = tmp_path / "datasets/agibot" / archive.relative_to(alpha)
         assert kept.read_bytes() == archive.read_bytes()
-    # the Hub's checksum is another: what came is not kept
+    # with another checksum on the Hub, the download is not kept
     kept.unlink()
     name = str(archive.relative_to(alpha))
     hub.repositories[REPO].digests[name] = "0" * 64
@@ -342,7 +342,7 @@ def test_what_cannot_be_mended_is_named(
 
 
 def test_a_length_that_was_a_lie_is_noticed(cdn: HubServer) -> None:
-    cdn.faults = Faults(longer=5000)  # announced and in every answer, but not there
+    cdn.faults = Faults(longer=5000)  # in every response's headers, but not sent
     with (
         RangeReader(remote(cdn, len(CONTENT) + 5000)) as reader,
         pytest.raises(ConnectionError, match=r"does not send the bytes from \d+ on"),
@@ -359,7 +359,7 @@ def test_a_file_that_changes_while_it_is_read(cdn: HubServer) -> None:
 
 
 def test_skipping_transfers_little(cdn: HubServer) -> None:
-    content = os.urandom(12_000_000)  # its jumps are longer than what is read over
+    content = os.urandom(12_000_000)  # skipped parts are longer than those read through
     cdn.repositories["a/b"].files["x.tar"] = content
     with RangeReader(remote(cdn, len(content))) as reader:
         for at in (0, 6_000_000, 11_600_000):
@@ -370,7 +370,7 @@ def test_skipping_transfers_little(cdn: HubServer) -> None:
 
 def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServer) -> None:
     with RangeReader(remote(cdn)) as reader:
-        for at in range(0, len(CONTENT) - 90_000, 90_000):  # as the headers of depth images
+        for at in range(0, len(CONTENT) - 90_000, 90_000):  # like the headers of depth images
             reader.seek(at)
             assert reader.read(512) == CONTENT[at : at + 512]
     assert sum(path.startswith("/cdn/") for _, path, _ in cdn.seen) <= 7

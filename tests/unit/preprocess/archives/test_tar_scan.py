@@ -1,4 +1,4 @@
-"""Only the wanted camera leaves an archive, whatever the archive says; damage costs only itself."""
+"""Tests that only one camera's videos are extracted from any archive, damaged or hostile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def episode(number: str, size: int = 5000) -> list[tuple]:
 
 
 def read(archive: Path, **limits: int) -> tuple[Piece, dict[int, bytes]]:
-    """What one walk through ``archive`` (or from start to stop of it) finds."""
+    """Walk through ``archive``, or a part of it; return the piece and the videos."""
     found: dict[int, bytes] = {}
 
     def take(member: Member, content: Any) -> None:
@@ -121,7 +121,7 @@ def test_damaged_header_in_the_middle_is_noticed_and_costs_what_is_near(tmp_path
     assert list(found) == [2]
     assert (
         misaligned_piece([replace(piece, stop=at + 1), rest]) is None
-    )  # known damage is no mistake
+    )  # after damage there is nothing to compare
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_size_that_would_fill_the_memory_or_go_back_is_damage(
 
 
 def pieces(archive: Path, size: int) -> tuple[list[Piece], dict[int, bytes]]:
-    """The archive read in pieces of ``size`` bytes, none knowing of the others."""
+    """Read the archive in independent pieces of ``size`` bytes."""
     total, made, found = archive.stat().st_size, [], {}
     for start in range(0, total, size):
         stop = min(start + size, total)
@@ -164,7 +164,7 @@ def pieces(archive: Path, size: int) -> tuple[list[Piece], dict[int, bytes]]:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_pieces_find_what_one_walk_finds(tmp_path_factory: Any, data: Any) -> None:
-    """Wherever an archive is begun; long names and archives within archives do not mislead."""
+    """From any position; long names and archives within archives do not mislead."""
     folder = tmp_path_factory.mktemp("archive")
     inner = write_tar(folder / "inner", episode("77", 300)).read_bytes()
     content = []
@@ -195,10 +195,12 @@ def test_pieces_find_what_one_walk_finds(tmp_path_factory: Any, data: Any) -> No
 
 
 def depth(number: str, images: range, pax: bool = False) -> list[tuple]:
-    """Depth images of an episode, of which no two are of one size."""
+    """Return depth images of an episode, all of different sizes."""
     made = [member(f"{number}/depth/{i:06d}.png", os.urandom(700 + 37 * i)) for i in images]
     for info, _ in made if pax else ():
-        info.pax_headers = {"mtime": "1.5"}  # as of tar --format=posix: before every header another
+        info.pax_headers = {
+            "mtime": "1.5"
+        }  # an extended header per member, as from tar --format=posix
     return made
 
 
@@ -207,7 +209,7 @@ def video(number: str) -> tuple:
 
 
 class Counting(io.BufferedReader):
-    """A file that counts the bytes it is asked for."""
+    """A file that counts the requested bytes."""
 
     asked = 0
 

@@ -1,4 +1,4 @@
-"""An archive that ends too early, or is none, is named; what it has is used."""
+"""Tests that truncated or foreign archives are reported, and that their content is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER = "hand_left_color"
 
 
 def packed(*episodes: int, camera: str = CAMERA, size: int = 700) -> tuple[bytes, dict[int, int]]:
-    """A tar, and where the content of each wanted video ends in it."""
+    """Return a tar, and where the content of each of the camera's videos ends in it."""
     ends = {}
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -46,7 +46,7 @@ def packed(*episodes: int, camera: str = CAMERA, size: int = 700) -> tuple[bytes
 
 
 def taken(archive: Archive, folder: Path, min_skip: int = 0) -> tuple[set[int], Report, Extraction]:
-    """The episodes of which the video came, complete."""
+    """Return the episodes whose complete videos were extracted."""
     videos, report = folder / "videos", Report("dataset")
     run = Extraction(
         [replace(archive, min_skip=min_skip)],
@@ -75,7 +75,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture
 def opened(hub: HubServer, tmp_path: Path) -> Callable[[str, bytes], Archive]:
-    """An archive with given bytes: on this volume, or on a server."""
+    """Return a function that puts an archive on the volume or on a server."""
 
     def make(kind: str, data: bytes) -> Archive:
         if kind == "remote":
@@ -133,7 +133,7 @@ def test_wherever_a_compressed_tar_is_cut(
     found, report, _ = taken(opened("tar.gz", whole), tmp_path / "whole")
     assert found == set(ENDS)
     assert not report.dropped
-    for kept in CUTS:  # a tar that was cut, and then compressed
+    for kept in CUTS:  # truncated before it was compressed
         data = gzip.compress(DATA[:kept], 1)
         found, report, _ = taken(opened("tgz", data), tmp_path / f"tgz {kept}")
         assert found == {episode for episode, end in ENDS.items() if end <= kept}
@@ -188,14 +188,14 @@ def test_episodes_without_the_camera_are_known(
     assert run.without_camera == {7: "x.tar", 8: "x.tar"}
     assert run.cameras == {CAMERA, OTHER, "head_color"}
     assert not report.dropped
-    # in a truncated archive they may have had it
+    # in a truncated archive, the missing part may have had it
     _, report, run = taken(opened("tar", both[: MARK + 2048]), tmp_path / "cut")
     assert run.without_camera == {}
     assert "those of episodes 7 could not" in report.dropped[0].reason
 
 
 def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> None:
-    """Each of two pods reads one archive; the second finds what the first has found."""
+    """Each of two pods reads one archive; the second one uses the index of the first."""
     for name in ("y" * 251 + ".tar", "1-3[a]*.tar"):
         (tmp_path / name).write_bytes(DATA)
     archives = [local_archive(p, f"observations/327/{p.name}") for p in find_archives(tmp_path)]

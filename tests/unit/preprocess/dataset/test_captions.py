@@ -1,4 +1,4 @@
-"""Captions from a file, or composed from task_info; unusable entries named and left out."""
+"""Tests for captions from a file or from task_info, and reports of unusable entries."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_bad_lines_are_named_and_the_good_ones_kept(tmp_path: Path) -> None:
         return lines.text(name, Window(0, start, stop), Fraction(30))
 
     assert found("task_327_episode_7_window_0_frame_0-149", 0, 150) == "A robot picks."
-    # merged and other windows get the line that covers most of them, half at least
+    # merged and other windows get the line that overlaps most of them, at least half
     assert found("other", 130, 300) == "It places."
     assert found("other", 250, 400) is None
     assert captions.of(327, 8) is None
@@ -87,7 +87,7 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
     path.write_text(json.dumps(entries))
     report = Report("dataset")
     infos = read_task_info(path, report)
-    assert sorted(infos) == [7, 8, 9]  # an unusable action costs itself only
+    assert sorted(infos) == [7, 8, 9]  # an unusable action affects nothing else
     assert [p.item for p in report.dropped] == [f"{path}[{n}]" for n in (2, 3, 4)]
 
     def caption(episode: int, start: int, stop: int, fps: int) -> str | None:
@@ -95,7 +95,7 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
 
     assert caption(7, 0, 150, 30) == "A table. Pick the cup."
     assert caption(7, 149, 151, 30) == "A table. Pick the cup. Place the cup."
-    # frame numbers of task_info count at 30 frames/s whatever the video's rate is
+    # task_info counts at 30 frames/s, regardless of the video's frame rate
     assert caption(7, 50, 100, 10) == "A table. Place the cup."
     assert caption(7, 400, 500, 30) == "A table."
     assert caption(8, 0, 10, 30) is None
@@ -194,7 +194,7 @@ WRONG = st.sampled_from([*NO_TEXT, *NO_NUMBER, *NO_OBJECT]) | JSON
 
 @st.composite
 def damaged(draw: st.DrawFn) -> list[object]:
-    """A task_info with some values replaced; its first and its last entry are good."""
+    """Return a task_info with some values replaced; its first and last entries are good."""
     entries: list[object] = [entry(n) for n in range(2, 2 + draw(st.integers(0, 3)))]
     for number, one in enumerate(entries):
         assert isinstance(one, dict)

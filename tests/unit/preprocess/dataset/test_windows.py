@@ -1,4 +1,4 @@
-"""The guide's window rule, and no window that is too short."""
+"""Tests for the guide's window rule, and that no window is too short."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def test_windows_without_a_frame_are_refused(seconds: float) -> None:
 def test_names_are_those_of_the_guides_script(
     frames: int, fps: Fraction, lengths: tuple[float, float], names: list[str]
 ) -> None:
-    """The names that prepare_agibot_fisheye_data.py gives, computed with its own code."""
+    """The expected names were computed with prepare_agibot_fisheye_data.py's own code."""
     windows = guide_windows(frames, fps, *lengths)
     assert [
         window_name("x", w).removeprefix(f"x_window_{w.index}_frame_") for w in windows
     ] == names
-    assert windows[-1].stop == frames  # though the name may say one less
+    assert windows[-1].stop == frames  # although the name may have one less
 
 
 def test_a_merged_window_has_the_name_of_its_last_part() -> None:

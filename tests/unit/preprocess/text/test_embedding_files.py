@@ -1,4 +1,4 @@
-"""The embedding pickle: upstream's loader reads ours, ours reads upstream's and nothing else."""
+"""Tests for embedding files: exchanged with upstream's loader, and no other pickle is read."""
 
 import contextlib
 import os
@@ -109,7 +109,7 @@ def test_anything_but_one_array_of_numbers_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     "data",
     [
-        b"]r" + (1 << 26).to_bytes(4, "little") + b".",  # the memo as far as this: 1 GiB
+        b"]r" + (1 << 26).to_bytes(4, "little") + b".",  # a memo of this size takes 1 GiB
         b"]p67108864\n.",
         b"\x96" + (1 << 30).to_bytes(8, "little") + b"ab.",  # a byte array
         b"]" * (16 << 20) + b".",  # 0.9 GiB of empty lists

@@ -1,4 +1,4 @@
-"""The T5 encoder, the tiny stand-in for it, and the embeddings stage."""
+"""Tests for the T5 encoder, its small replacement, and the embeddings stage."""
 
 import copy
 import pickle
@@ -52,7 +52,7 @@ def test_any_text_tokenizes_and_comes_back(encoder, text):
 
 
 def test_encoding_equals_the_padded_model(encoder):
-    """As upstream computes it: every caption padded to 512, rows beyond its length cut off."""
+    """Embed as upstream does: pad every caption to 512 tokens and drop the padding's rows."""
     captions = ["the robot", "a much longer caption about a shelf with mushrooms", "", "the robot"]
     arrays = encoder.encode(captions, max_length=512)
     assert arrays[0] is arrays[3]
@@ -82,7 +82,7 @@ def test_relu_within_the_product_is_the_same(encoder):
 
 
 def test_attention_gets_its_bias_with_the_keys_last(encoder, monkeypatch):
-    """The layout that PyTorch's fused attention asks of a mask on a GPU; else it takes another."""
+    """PyTorch's fused attention on a GPU requires this layout; otherwise it falls back."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
     def watched(*args, attn_mask, **kwargs):
@@ -93,7 +93,7 @@ def test_attention_gets_its_bias_with_the_keys_last(encoder, monkeypatch):
     encoder.encode(["the robot", "a caption of another length"])
     assert seen
     assert all(mask.stride(-1) == 1 for mask in seen)
-    # some versions of torch give the mask that layout by themselves; the hook does in each
+    # some versions of torch produce that layout by themselves, the hook in all of them
     bias = encoder.model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     found = bias(torch.zeros(3, 5, dtype=torch.long))
     assert found.shape[:2] == (3, 5)
@@ -149,7 +149,7 @@ def dataset(tmp_path, monkeypatch):
 
 
 def assert_same(array: np.ndarray, expected: np.ndarray) -> None:
-    """Equal up to float16 rounding, which the company in a batch may tip."""
+    """Equal up to float16 rounding, which may depend on the rest of a batch."""
     np.testing.assert_allclose(array, expected, rtol=2e-3, atol=2e-3, strict=True)
 
 
@@ -272,7 +272,7 @@ def test_another_resource_with_another_encoder_is_refused(
 
 
 def test_the_published_weights_become_safetensors_once(t5, encoder, tmp_path, capsys):
-    """As google-t5/t5-11b has them: one file with encoder and decoder, in float32."""
+    """One file with encoder and decoder in float32, as in google-t5/t5-11b."""
     folder = tmp_path / "t5"
     folder.mkdir()
     for path in t5.iterdir():
@@ -302,7 +302,7 @@ def test_a_cpu_is_warned_of_and_estimated(dataset, t5, capsys):
 
 
 def test_a_caption_whose_file_cannot_be_written_costs_no_other(dataset, t5, capsys):
-    """Batches are tried again caption by caption."""
+    """Failed batches are tried again caption by caption."""
     (dataset / "train/t5_xxl/w1.pickle").mkdir(parents=True)
     (dataset / "train/metas" / f"{'y' * 250}.txt").write_text("A long name.")
     (dataset / "train/metas/w0.txt").write_text("The first.")

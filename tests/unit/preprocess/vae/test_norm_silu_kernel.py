@@ -1,4 +1,4 @@
-"""The VAE's norm and SiLU in one Triton kernel equals float64; no GPU is needed for that."""
+"""Tests that the Triton kernel of norm and SiLU equals float64, without a GPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The VAE loader and the analytic stand-in: shapes, causality, reconstruction, bad folders."""
+"""Tests for the VAE loader and our small VAE: shapes, causality, reconstruction, bad folders."""
 
 import json
 
@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 
 def moving_arm(frames=17, height=96, width=128, seed=0):
-    """An anti-aliased arm of two segments swinging before a shaded wall: [1, 3, T, H, W]."""
+    """Draw an anti-aliased arm swinging in front of a shaded wall: [1, 3, T, H, W]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(float)
     wall = np.stack([150 + 40 * np.sin(x / 40), 140 + 30 * y / height, 120 + 20 * np.cos(y / 30)])
@@ -55,7 +55,7 @@ def test_lapped_transform_is_orthonormal_and_reaches_over_blocks():
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(96, dtype=torch.float64))
     basis = lapped_dct(96)[5, 0]
     assert (basis.abs() > 1e-9).nonzero().flatten().tolist() == list(range(36, 52))
-    assert basis[36].abs() < 0.2 * basis.max()  # it fades out instead of ending in a step
+    assert basis[36].abs() < 0.2 * basis.max()  # it fades out instead of ending abruptly
 
 
 def test_reconstructs_a_moving_arm(codec):
@@ -129,7 +129,7 @@ def small_wan():
 
 @pytest.mark.parametrize("frames", [1, 5, 17, 45])
 def test_more_frames_in_a_pass_encode_the_same(small_wan, tmp_path, frames):
-    """The causal encoder's caches hold the same whatever the number of frames in a pass."""
+    """The causal encoder's caches do not depend on the number of frames per pass."""
     small_wan.save_pretrained(tmp_path)
     vae = load_vae(tmp_path)
     video = torch.rand(2, 3, frames, 16, 24) * 2 - 1
@@ -153,11 +153,11 @@ def test_decoding_in_larger_passes_is_diffusers_decoding(small_wan, tmp_path, fr
         assert max(one.shape[2] for one in parts) == max(1, min(later, vae.frames_per_pass))
         torch.testing.assert_close(torch.cat(parts, 2).clamp(-1, 1), expected, atol=2e-5, rtol=1e-4)
     vae.model.decoder.conv_out.weight.mul_(50)
-    assert vae.decode_latents(latents).abs().max() > 1  # upstream does not clamp, nor do we
+    assert vae.decode_latents(latents).abs().max() > 1  # not clamped, as in upstream
 
 
 def wan_names(model):
-    """The model's state under Wan's own names: diffusers' conversion, turned round by position."""
+    """Return the model's state under Wan's own names, by inverting diffusers' conversion."""
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
     state = model.state_dict()
@@ -191,7 +191,7 @@ def _residual(prefix):
 
 def test_wan_checkpoint_equals_the_diffusers_folder(tmp_path, small_wan):
     state = wan_names(small_wan)
-    assert len(state) == 194  # as the published tokenizer.pth
+    assert len(state) == 194  # as in the published tokenizer.pth
     (tmp_path / "wan").mkdir()
     torch.save(state, tmp_path / "wan" / "tokenizer.pth")
     small_wan.save_pretrained(tmp_path / "diffusers")
@@ -201,7 +201,7 @@ def test_wan_checkpoint_equals_the_diffusers_folder(tmp_path, small_wan):
     latents = from_wan.encode_latents(video)
     assert latents.shape == (1, 16, 2, 2, 2)
     torch.testing.assert_close(latents, from_folder.encode_latents(video), atol=0, rtol=0)
-    # the posterior's mean, normalised with the constants of facts sheet 5.4
+    # the posterior's mean, normalized with the constants of the Wan 2.1 VAE
     mean = small_wan.encode(video).latent_dist.mean
     torch.testing.assert_close(latents[:, 0], (mean[:, 0] + 0.7571) / 2.8184)
     torch.testing.assert_close(latents[:, 15], (mean[:, 15] + 0.2921) / 1.9160)

@@ -1,4 +1,4 @@
-"""Damaged videos: what ffmpeg still shows is kept under its right number, the rest is named."""
+"""Tests that of damaged videos all frames that ffmpeg shows keep their numbers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ffmpeg(*arguments: object) -> bytes:
 
 
 def texture(count: int = COUNT) -> np.ndarray:
-    """A picture that moves, so that no frame is like another."""
+    """Draw a moving picture, so that all frames differ."""
     base = np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8)
     large = base.repeat(4, 0).repeat(4, 1)
     return np.stack([np.roll(large, 2 * number, 1) for number in range(count)])
@@ -101,7 +101,7 @@ def damage(path: Path, number: int, change: Callable[[bytes], bytes]) -> tuple[P
 
 
 def clean_runs(known: Survey) -> list[tuple[int, int]]:
-    """The longest runs of frames without a fault, as first frame and frame after the last."""
+    """Return the longest runs of usable frames, as first frame and frame after the last."""
     good = [number for number in range(known.info.frames) if number not in known.faults]
     runs = itertools.groupby(enumerate(good), key=lambda item: item[1] - item[0])
     spans = [[number for _, number in run] for _, run in runs]
@@ -124,7 +124,7 @@ def test_an_unreadable_packet_costs_what_depends_on_it_and_no_more(
         damaged, lost, group = damage(whole, packet, lambda content: bytes(len(content)))
         known = survey(damaged)
         assert known.info.frames == COUNT
-        if kind != "av1.mp4":  # of whose frames ffmpeg's several threads lose more
+        if kind != "av1.mp4":  # of which ffmpeg's threads lose more frames
             assert len(known.numbers) == shown_by_ffmpeg(damaged)
         assert lost in known.faults
         assert set(known.faults) <= set(group)
@@ -143,7 +143,7 @@ def test_windows_beside_a_gap_are_cut_exactly(tmp_path: Path, source: Path) -> N
     original = read_frames(whole).astype(int)
     for packet in (13, 14, 17):
         damaged, lost, _ = damage(whole, packet, lambda content: bytes(len(content)))
-        # one beginning at a key frame, which is copied, and one that is not
+        # one that begins at a key frame and is copied, and one that is encoded
         parts = [(s, e, tmp_path / f"{s}.mp4") for s, e in ((0, 10), (10, 20), (20, 30), (33, 40))]
         made: dict[str, bool] = {}
         cutting = cut(damaged, parts)
@@ -167,7 +167,7 @@ def flip(content: bytes) -> bytes:
 def test_changed_bytes_touch_no_other_group_of_pictures(
     tmp_path: Path, source: Path, kind: str
 ) -> None:
-    """Whether the decoder notices is its affair; the frames around are right and kept."""
+    """Whether or not the decoder notices, the frames around are correct and kept."""
     whole = encode(source, tmp_path / kind)
     original = read_frames(whole)
     for packet in (12, 15, 20):
@@ -211,7 +211,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, source: Path, kind: str) -> No
     (start, stop), *_ = clean_runs(known)
     assert start == 0
     np.testing.assert_array_equal(read_frames(path, 0, stop), original[:stop])
-    if kind.endswith("mp4"):  # whose index says what is missing
+    if kind.endswith("mp4"):  # its index shows what is missing
         assert known.info.frames == COUNT
         assert known.faults[COUNT - 1] == "is beyond the end of the file"
         with pytest.raises(UserError, match=r"is beyond the end|cannot be decoded"):

@@ -1,4 +1,4 @@
-"""Videos and pictures are read, and cut, as ffmpeg shows them: picture by picture."""
+"""Tests that videos and pictures are read and cut as ffmpeg shows them, frame by frame."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def ffmpeg(*arguments: object) -> bytes:
 
 
 def shown(path: Path, height: int, width: int) -> np.ndarray:
-    """All frames as ffmpeg shows them by itself."""
+    """Return all frames as ffmpeg shows them by default."""
     raw = ffmpeg("-i", path, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
 def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """Four colours, so that no two orientations look alike, and the number as a level of grey."""
+    """Draw four colors, which differ in all orientations, and the number as a gray level."""
     pixels = np.zeros((height, width, 3), np.uint8)
     middle, centre = height // 2, width // 2
     pixels[:middle, :centre], pixels[:middle, centre:] = (220, 30, 30), (30, 200, 30)
@@ -46,7 +46,7 @@ def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures, losslessly, to be encoded by ffmpeg."""
+    """Store the pictures losslessly, to be encoded by ffmpeg."""
     path = tmp_path_factory.mktemp("source") / "source.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
@@ -59,7 +59,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def differences(path: Path) -> list[str]:
-    """What of a file is not read or cut as ffmpeg shows it."""
+    """Return how reading or cutting a file differs from ffmpeg."""
     found, frames = [], read_frames(path)
     height, width = frames.shape[1:3]
     expected = shown(path, height, width)
@@ -118,7 +118,7 @@ MATRICES = {
 
 
 def with_matrix(path: Path, name: str, matrix: tuple[float, ...]) -> Path:
-    """A copy of an MP4 or MOV file with another display matrix."""
+    """Copy an MP4 or MOV file with another display matrix."""
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 44
     a, b, c, d = (round(value * 65536) for value in matrix)
@@ -298,8 +298,8 @@ def test_edit_lists(tmp_path: Path, source: Path) -> None:
     check(paths)
     with av.open(str(paths[0])) as container:
         hidden = sum(packet.is_discard for packet in container.demux(video=0))
-    assert hidden  # else this tests nothing
-    assert survey(paths[3]).info.fps == 10  # which the header says otherwise
+    assert hidden  # otherwise nothing is tested
+    assert survey(paths[3]).info.fps == 10  # the header says otherwise
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
@@ -323,11 +323,11 @@ def test_a_start_that_depends_on_frames_before_it(tmp_path: Path, source: Path, 
     check(paths)
     with av.open(str(paths[0])) as container:
         packets = sum(packet.size > 0 for packet in container.demux(video=0))
-    assert probe(paths[0]).frames < packets  # else this tests nothing
+    assert probe(paths[0]).frames < packets  # otherwise nothing is tested
 
 
 def test_a_size_that_changes(tmp_path: Path, source: Path) -> None:
-    """As ffmpeg does it, all frames have the size of the first."""
+    """As in ffmpeg, all frames have the size of the first."""
     parts = [tmp_path / "a.ts", tmp_path / "b.ts"]
     for path, size in zip(parts, ("64:48", "96:60"), strict=True):
         ffmpeg("-i", source, "-vf", f"scale={size}", *H264, "-bf", 0, path)
@@ -339,7 +339,7 @@ def test_a_size_that_changes(tmp_path: Path, source: Path) -> None:
 
 
 def stills() -> dict[str, tuple[Image.Image, dict[str, object]]]:
-    """Pictures of all modes by file name, each with what it is saved with."""
+    """Return pictures of all modes by file name, each with its options for saving."""
     plain = Image.fromarray(picture(3))
     clear = plain.convert("RGBA")
     ramp = np.tile(np.arange(WIDTH, dtype=np.uint16) * 4, (HEIGHT, 1))

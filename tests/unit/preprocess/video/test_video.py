@@ -1,4 +1,4 @@
-"""Video files written and read back, cut to the frame, and refused by name when broken."""
+"""Tests that videos are written, read and cut exactly, and that broken ones are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from video2world_preprocess.video.frame_survey import survey
 
 
 def ramp(frames: int = 40, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frame number i has the grey level 6 i, so that each frame is recognised."""
+    """Return frames that are recognizable: number i has the gray level 6 i."""
     levels = (6 * np.arange(frames)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
@@ -129,7 +129,7 @@ def test_write_limit_leaves_nothing_and_is_an_os_error(tmp_path: Path) -> None:
 
 def test_fit_crop_keeps_shapes_and_stretch_does_not() -> None:
     frames = np.zeros((2, 40, 80, 3), np.uint8)
-    frames[:, :, 20:60] = 200  # the centre square is bright
+    frames[:, :, 20:60] = 200  # a bright square in the center
     crop = resize.fit(frames, (20, 20), "crop")
     assert crop.shape == (2, 20, 20, 3)
     assert crop[:, :, 2:-2].min() >= 195
@@ -156,7 +156,7 @@ def test_umask_applies_to_outputs(tmp_path: Path) -> None:
 
 
 def encode(path: Path, frames: np.ndarray, pts: list[int] | None = None, **options: str) -> None:
-    """A video as other encoders make them: with x264's ``options``, shown at ``pts`` (1/600 s)."""
+    """Write a video as other encoders do: with x264's ``options``, shown at ``pts`` (1/600 s)."""
     rotate = options.pop("rotate", None)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options=options)
@@ -217,7 +217,7 @@ def test_a_damaged_part_is_not_copied(tmp_path: Path) -> None:
     source.write_bytes(data)
     parts = [(s, s + 20, tmp_path / f"{s}.mp4") for s in (0, 20, 40)]
     made = {}
-    with contextlib.suppress(UserError):  # whether the decoder bears it is the codec's affair
+    with contextlib.suppress(UserError):  # depending on the codec, it may still decode
         for path, copied in cut.cut(source, parts):
             made[path.stem] = copied
     assert made.get("0") is True
