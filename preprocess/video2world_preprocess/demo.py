@@ -77,10 +77,10 @@ def scene(episode: int, seed: int = 0) -> Scene:
     )
 
 
-def _on_loop(what: Scene, phase: np.ndarray) -> np.ndarray:
+def _on_loop(drawn: Scene, phase: np.ndarray) -> np.ndarray:
     """Return the gripper's position [..., 2]: at the shelf at 0.25, over the basket at 0.75."""
     angle = 2 * np.pi * phase
-    place: np.ndarray = what.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
+    place: np.ndarray = drawn.centre + np.stack([-30 * np.sin(angle), 20 * np.cos(angle)], axis=-1)
     return place
 
 
@@ -103,16 +103,16 @@ def _paint(image: np.ndarray, distance: np.ndarray, radius: float, colour: np.nd
     image[touched] += share * (colour.astype(np.float32) - image[touched])
 
 
-def draw_episode(what: Scene) -> np.ndarray:
+def draw_episode(drawn: Scene) -> np.ndarray:
     """Return the frames of a scene, uint8 RGB [T, 96, 128, 3], as the head camera sees it."""
-    time = np.arange(what.frames)
-    phase = (what.phase + time / PERIOD) % 1.0
+    time = np.arange(drawn.frames)
+    phase = (drawn.phase + time / PERIOD) % 1.0
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     grid = np.stack([x, y], axis=-1)
 
-    image = np.empty((what.frames, HEIGHT, WIDTH, 3), np.float32)
+    image = np.empty((drawn.frames, HEIGHT, WIDTH, 3), np.float32)
     shade = 1.15 - 0.35 * (y / HEIGHT)
-    image[:] = what.wall_colour * shade[..., None]
+    image[:] = drawn.wall_colour * shade[..., None]
     for centre, half, colour in (
         ((26, 58), (26, 5), np.array([0.55, 0.4, 0.25])),  # the shelf
         ((98, 70), (18, 12), np.array([0.75, 0.2, 0.2])),  # the basket
@@ -120,8 +120,8 @@ def draw_episode(what: Scene) -> np.ndarray:
         outside = np.maximum(np.abs(grid - centre) - half, 0)
         _paint(image, np.linalg.norm(outside, axis=-1)[None], 2.0, colour)
 
-    hand = _on_loop(what, phase)
-    shelf = _on_loop(what, np.array(GRASPED[0]))
+    hand = _on_loop(drawn, phase)
+    shelf = _on_loop(drawn, np.array(GRASPED[0]))
     held = (phase >= GRASPED[0]) & (phase < GRASPED[1])
     good = np.where(held[:, None], hand, shelf) + np.array([0.0, 6.0])
 
@@ -132,43 +132,43 @@ def draw_episode(what: Scene) -> np.ndarray:
     bend = np.sqrt(np.maximum(62.0**2 - (length / 2) ** 2, 0.0))
     normal = np.stack([-reach[:, 1], reach[:, 0]], axis=-1) / length
     elbow = shoulder + reach / 2 + normal * bend
-    _paint(image, _segment(grid, shoulder, elbow), 9.0, what.arm_colour * 0.8)
-    _paint(image, _segment(grid, elbow, hand), 7.0, what.arm_colour)
-    _paint(image, _segment(grid, good, good), 8.0, what.good_colour)
+    _paint(image, _segment(grid, shoulder, elbow), 9.0, drawn.arm_colour * 0.8)
+    _paint(image, _segment(grid, elbow, hand), 7.0, drawn.arm_colour)
+    _paint(image, _segment(grid, good, good), 8.0, drawn.good_colour)
     _paint(image, _segment(grid, hand, hand), 6.0, np.array([0.15, 0.15, 0.18]))
 
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _actions(what: Scene) -> list[dict[str, Any]]:
+def _actions(drawn: Scene) -> list[dict[str, Any]]:
     """Return the loop's actions as in task_info, with frames at 30 frames/s."""
     edges = sorted(
-        (int(np.ceil((lap + at - what.phase) * PERIOD)), text, skill)
+        (int(np.ceil((lap + at - drawn.phase) * PERIOD)), text, skill)
         for at, text, skill in ACTIONS
-        for lap in range(-1, what.frames // PERIOD + 3)
+        for lap in range(-1, drawn.frames // PERIOD + 3)
     )
     actions = []
     for (start, text, skill), (end, _, _) in itertools.pairwise(edges):
-        first, last = max(start, 0), min(end, what.frames)
+        first, last = max(start, 0), min(end, drawn.frames)
         if first < last:
             actions.append(
                 {
                     "start_frame": first,
                     "end_frame": last,
-                    "action_text": text.format(what.good),
+                    "action_text": text.format(drawn.good),
                     "skill": skill,
                 }
             )
     return actions
 
 
-def _info(episode: int, what: Scene) -> dict[str, Any]:
+def _info(episode: int, drawn: Scene) -> dict[str, Any]:
     return {
         "episode_id": episode,
         "task_id": TASK,
         "task_name": "Picking items in Supermarket",
-        "init_scene_text": f"The robot is in front of a supermarket shelf with a {what.good}.",
-        "label_info": {"action_config": _actions(what)},
+        "init_scene_text": f"The robot is in front of a supermarket shelf with a {drawn.good}.",
+        "label_info": {"action_config": _actions(drawn)},
     }
 
 
@@ -178,13 +178,13 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def _add_episode(archive: tarfile.TarFile, episode: int, what: Scene) -> None:
-    for number in range(0, what.frames, 100):
+def _add_episode(archive: tarfile.TarFile, episode: int, drawn: Scene) -> None:
+    for number in range(0, drawn.frames, 100):
         picture = io.BytesIO()
         Image.new("I;16", (WIDTH // 4, HEIGHT // 4), 1000 + number).save(picture, "png")
         _add(archive, f"{episode}/depth/head_depth_{number:06d}.png", picture.getvalue())
     with tempfile.TemporaryDirectory() as folder:
-        frames = draw_episode(what)
+        frames = draw_episode(drawn)
         for camera in CAMERAS:
             path = Path(folder) / f"{camera}.mp4"
             write_video(path, frames if camera == CAMERAS[0] else frames[:, ::2, ::-2], FPS)
