@@ -149,7 +149,7 @@ def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys
     capsys.readouterr()
     assert run(dataset) == 0
     out = capsys.readouterr().out
-    assert "short.mp4: has 5 frames, a clip needs 9" in out
+    assert "short.mp4: has 5 frames, but a clip has 9" in out
     assert "broken.mp4" in out
     assert "empty.mp4" in out
     assert '"dropped": {"window": 3}' in out
@@ -206,7 +206,7 @@ def test_nothing_usable_is_the_users_error(dataset, capsys):
         (["--num_frames", "10"], "--num_frames 10"),
         (["--video_size", "30", "32"], "--video_size 30 32"),
         (["--clips_per_window", "0"], "--clips_per_window 0"),
-        (["--vae_path", "nowhere"], "nowhere holds no VAE"),
+        (["--vae_path", "nowhere"], "nowhere has no VAE"),
         (["--dataset_path", "nowhere"], "nowhere: the folder videos/ is missing"),
     ],
 )
