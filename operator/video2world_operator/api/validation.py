@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def _parsed(document: Document) -> Video2WorldPostTrain:
         resource = None
     if resource is not None:
         problems += _contradictions(resource)
+    problems += _unknown_fields(raw.get("status"), ["status"])
     if resource is None or problems:
         by_path: dict[str, Problem] = {}
         for one in problems:
@@ -141,13 +142,12 @@ def _parsed(document: Document) -> Video2WorldPostTrain:
 def _validated(raw: dict[str, Any]) -> Video2WorldPostTrain:
     """Return the typed resource; types are strict, as those of the API server.
 
-    The server drops the status of a new object, but only after refusing unknown fields in it.
+    The server drops the status of a new object, so wrong values in it are ignored.
     """
     try:
         return _typed(raw)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        if any(d["loc"][:1] != ("status",) or d["type"] == "extra_forbidden" for d in details):
+        if any(detail["loc"][:1] != ("status",) for detail in error.errors(include_url=False)):
             raise
         return _typed({key: value for key, value in raw.items() if key != "status"})
 
@@ -157,6 +157,22 @@ def _typed(raw: dict[str, Any]) -> Video2WorldPostTrain:
     return Video2WorldPostTrain.model_validate_json(
         json.dumps(raw), strict=True, by_name=False, by_alias=True
     )
+
+
+def _unknown_fields(value: Any, location: list[str | int]) -> Iterator[Problem]:
+    """Report unknown fields of a status: its models keep them, but the API server refuses them."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _unknown_fields(item, [*location, number])
+    if not isinstance(value, dict):
+        return
+    known = {name for node in wording.at(location) for name in node.get("properties", {})}
+    for name, inner in value.items():
+        here = [*location, name]
+        if known and name not in known:
+            yield Problem(_path(here), wording.unknown(here))
+        else:
+            yield from _unknown_fields(inner, here)
 
 
 def _line(path: str, lines: Mapping[str, int]) -> int:
@@ -174,9 +190,7 @@ def _explained(
         kind = detail["type"]
         if kind == "missing":
             location.append(detail["loc"][-1])
-        path = ""
-        for part in location:
-            path = join(path, part)
+        path = _path(location)
         if kind == "extra_forbidden":
             yield Problem(path, wording.unknown(location))
         elif kind == "missing":
@@ -185,6 +199,13 @@ def _explained(
             yield Problem(path, wording.message([*location, "[key]"], value))
         else:
             yield Problem(path, wording.message(location, value, sources.get(path)))
+
+
+def _path(location: Iterable[str | int]) -> str:
+    path = ""
+    for part in location:
+        path = join(path, part)
+    return path
 
 
 def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], Any]:

@@ -374,3 +374,21 @@ def test_importing_needs_neither_yaml_nor_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"fase": "x"}, "status.fase: unknown field; use one of activeSince"),
+        ({"phase": 3, "fase": "x"}, "status.fase: unknown field"),
+        ({"stages": [{"name": "train", "stat": 1}]}, "status.stages[0].stat: unknown field; did"),
+    ],
+)
+def test_unknown_fields_of_a_status_are_refused(status, expected):
+    with pytest.raises(InvalidResource) as caught:
+        parse(document() | {"status": status})
+    assert str(caught.value).startswith(expected)
+
+
+def test_wrong_values_in_a_status_are_dropped():
+    assert parse(document() | {"status": {"phase": 3}}).status is None
