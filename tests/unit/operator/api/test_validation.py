@@ -379,7 +379,7 @@ def test_importing_needs_neither_yaml_nor_torch():
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        ({"fase": "x"}, "status.fase: unknown field; use one of activeSince"),
+        ({"fase": "x"}, "status.fase: unknown field; did you mean phase?"),
         ({"phase": 3, "fase": "x"}, "status.fase: unknown field"),
         ({"stages": [{"name": "train", "stat": 1}]}, "status.stages[0].stat: unknown field; did"),
     ],
