@@ -1,4 +1,4 @@
-"""A proxy before an API server that answers, drops or delays what a test says it should."""
+"""Proxy an API server, and drop, delay or replace the answers that a test chooses."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Judge = Callable[[str, str], str | None]
 
 
 class Proxy:
-    """Forwards to the server of ``api``. Use as a context manager.
+    """Forward requests to the server of ``api``. Use as a context manager.
 
-    ``judge(method, path)`` names the fault that a request (``WATCH`` is a method of its own) meets:
-    an HTTP status that is answered without asking the server, ``cut`` (the connection ends before
-    the server was asked) or ``lost`` (it ends after); None forwards. ``after_write`` is called when
-    the server has carried out a write and nobody has been told yet. The path of what is created is
-    the one it will have. Watches end every ``watch_seconds``.
+    ``judge(method, path)`` returns the fault of a request (``WATCH`` is a method of its own): an
+    HTTP status to answer without asking the server, ``cut`` (end the connection before asking the
+    server) or ``lost`` (end it afterwards); None forwards the request. ``after_write`` is called
+    after a write, before its answer is forwarded. The path of a created object includes its name.
+    Watches end every ``watch_seconds``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(lambda: [one.abort() for one in tuple(self._watches)])
 
     def kubeconfig(self) -> dict[str, Any]:
-        """A kubeconfig of the user of ``api`` that leads through here."""
+        """Return a kubeconfig of the user of ``api`` with the proxy as its server."""
         config = self._api.kubeconfig()
         config["clusters"][0]["cluster"] = {"server": self.url}
         return config
@@ -154,7 +154,7 @@ class Proxy:
 
 
 class _Cut(web.HTTPException):
-    """Ends the connection without an answer."""
+    """End the connection without an answer."""
 
     status_code = 500
 
@@ -165,7 +165,7 @@ class _Cut(web.HTTPException):
 
 
 def _name(body: bytes) -> str:
-    """The last part of the path of what is created; empty for what gets no name."""
+    """Return the last part of a created object's path; empty if it has no name."""
     name = json.loads(body).get("metadata", {}).get("name")
     return f"/{name}" if name else ""
 

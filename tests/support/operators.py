@@ -1,4 +1,4 @@
-"""The operator as a process of its own against a test cluster, and a resource as a test sees it."""
+"""Run the operator as a process against a test cluster, and drive its resources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PLACES = {
 
 
 def eventually(probe: Callable[[], Any], seconds: float = 60, what: Callable[[], Any] = str) -> Any:
-    """The first truthy result of ``probe``; fails with the last one when time is over."""
+    """Return the first truthy result of ``probe``; fail with the last one after ``seconds``."""
     until = time.monotonic() + seconds
     while not (seen := probe()):
         assert time.monotonic() < until, f"not within {seconds} s; last seen: {seen} {what()}"
@@ -44,7 +44,7 @@ def eventually(probe: Callable[[], Any], seconds: float = 60, what: Callable[[],
 
 
 def exists(api: Api, path: str) -> bool:
-    """Whether there is an object at ``path``."""
+    """Return whether there is an object at ``path``."""
     try:
         api.get(path)
     except ApiError as error:
@@ -62,7 +62,7 @@ def apply(api: Api, manifest: dict[str, Any]) -> None:
 
 
 def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
-    """The operator's account with exactly the rights of manifests/rbac.yaml."""
+    """Create the operator's account with exactly the rights of manifests/rbac.yaml."""
     if not exists(cluster.admin, f"/api/v1/namespaces/{own}"):
         cluster.admin.post("/api/v1/namespaces", {"metadata": {"name": own}})
     for manifest in manifests(own, served):
@@ -71,7 +71,7 @@ def grant(cluster: Cluster, own: str, served: Sequence[str] = ()) -> Api:
 
 
 def connection(api: Api) -> Callable[[], Awaitable[Connection]]:
-    """Return a way to log in as this user."""
+    """Return a function that logs in as the user of ``api``."""
 
     async def connect() -> Connection:
         return await from_kubeconfig(api.kubeconfig())
@@ -82,9 +82,9 @@ def connection(api: Api) -> Callable[[], Awaitable[Connection]]:
 class Operator:
     """``python -m video2world_operator`` with a kubeconfig. Use as a context manager.
 
-    ``module`` is what runs it; ``environment`` is laid over this process's. With ``kept`` it is
-    started again when it ended because it lost its lease, as its pod would be: on a busy machine
-    that happens. Any other end is left for the test to see.
+    ``module`` runs instead of it; ``environment`` extends that of this process. With ``kept`` it is
+    restarted like its pod when it has lost its lease, as happens on a busy machine. Any other exit
+    is left for the test to see.
     """
 
     def __init__(
@@ -146,26 +146,26 @@ class Operator:
 
     @property
     def crashed(self) -> bool:
-        """Whether the process ended though nobody ended it and its lease was not lost."""
+        """Whether the process ended by itself, for another reason than a lost lease."""
         said = self.log.read_bytes()[self._launched_at :]
         return self._wanted and not self.alive and b"the process ends" not in said
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill it with SIGKILL."""
         self._wanted = False
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM; the exit code."""
+        """Stop it with SIGTERM, and return its exit code."""
         assert self.process is not None
         self._wanted = False
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
     def probe(self, name: str) -> tuple[int, str]:
-        """Status and text of a health probe; status 0 while nobody answers."""
+        """Return status and text of a health probe; status 0 without an answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/{name}", timeout=5) as got:
                 return got.status, got.read().decode()
@@ -175,12 +175,12 @@ class Operator:
             return 0, ""
 
     def tail(self) -> str:
-        """The last of its log."""
+        """Return the end of its log."""
         return self.log.read_text()[-4000:]
 
 
 def set_quota(cluster: Cluster, namespace: str, hard: dict[str, str]) -> str:
-    """Make a quota and wait until it is counted; the path of it."""
+    """Create a quota, wait until it is in effect, and return its path."""
     quotas = f"/api/v1/namespaces/{namespace}/resourcequotas"
     cluster.admin.post(quotas, {"metadata": {"name": "few"}, "spec": {"hard": hard}})
     path = f"{quotas}/few"
@@ -197,7 +197,7 @@ class Resource:
 
     @staticmethod
     def body(name: str = "run", **spec: Any) -> dict[str, Any]:
-        """A Tiny run of two nodes with one sample; ``spec`` is laid over it, one level deep."""
+        """Return a Tiny run of two nodes with one sample; ``spec`` overrides it, one level deep."""
         base = {
             "model": {"size": "Tiny"},
             "dataset": {"agibot": {"path": "datasets/agibot"}},
@@ -216,7 +216,7 @@ class Resource:
         }
 
     def create(self, **spec: Any) -> Self:
-        """Make it."""
+        """Create it."""
         self.cluster.admin.post(self.path, self.body(self.name, **spec))
         return self
 
@@ -230,7 +230,7 @@ class Resource:
 
     @property
     def object(self) -> dict[str, Any]:
-        """As the API server has it."""
+        """The object at the API server."""
         return self.cluster.admin.get(f"{self.path}/{self.name}")
 
     @property
@@ -239,15 +239,15 @@ class Resource:
         return self.object.get("status") or {}
 
     def condition(self, kind: str) -> dict[str, Any]:
-        """One condition; empty if there is none."""
+        """Return one condition; empty if there is none."""
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
     def stage(self, name: str) -> dict[str, Any]:
-        """One stage of its status; empty if there is none yet."""
+        """Return one stage of its status; empty if there is none yet."""
         return next((e for e in self.status.get("stages", []) if e["name"] == name), {})
 
     def children(self, kind: str) -> list[dict[str, Any]]:
-        """Objects of a kind (jobs, pods, services, ...) with its label."""
+        """Return the objects of a kind (jobs, pods, services, ...) with its label."""
         group = "/apis/batch/v1" if kind == "jobs" else "/api/v1"
         path = f"{group}/namespaces/{self.namespace}/{kind}"
         return self.cluster.admin.get(f"{path}?labelSelector={RESOURCE_LABEL}%3D{self.name}")[
@@ -255,7 +255,7 @@ class Resource:
         ]
 
     def pods(self, stage: str, attempt: int = 1, phase: str = "Running") -> list[dict[str, Any]]:
-        """Pods of an attempt that are in a phase and not on their way out, by index."""
+        """Return the pods of an attempt that are in a phase and not being deleted, by index."""
         found = [
             pod
             for pod in self.children("pods")
@@ -267,7 +267,7 @@ class Resource:
         return sorted(found, key=lambda pod: pod["metadata"]["name"])
 
     def running(self, stage: str, attempt: int = 1) -> list[str]:
-        """Names of the pods of an attempt, once all of them run."""
+        """Wait until all pods of an attempt run, and return their names."""
         count = 2 if stage == "train" else 1
 
         def all_run() -> list[str] | None:
@@ -277,12 +277,12 @@ class Resource:
         return eventually(all_run, what=lambda: self.status)
 
     def finish(self, stage: str, attempt: int = 1, exit_code: int = 0) -> None:
-        """Let the stage's pods run and then end."""
+        """Wait until the stage's pods run, then end them."""
         for pod in self.running(stage, attempt):
             self.cluster.finish_pod(self.namespace, pod, exit_code)
 
     def to_training(self) -> list[str]:
-        """Finish every stage before training; names of the training pods, which run."""
+        """Finish every stage before training, and return the names of the running training pods."""
         for stage in ("download", "dataset", "embeddings", "latents"):
             self.finish(stage)
         return self.running("train")

@@ -13,7 +13,7 @@ from video2world_operator.kube.workqueue import WorkQueue
 
 
 def tool(name):
-    """The path of a program of Prometheus, built where it is missing."""
+    """Return the path of a program of Prometheus, built if it is missing."""
     try:
         return str(binaries.find(name)[name])
     except Unavailable as error:
@@ -23,7 +23,7 @@ def tool(name):
 
 
 class Scraped:
-    """The figures of a process that has seen what happens in one world."""
+    """The metrics of a process that has observed one simulated cluster."""
 
     def __init__(self, world=None):
         self.world, self.metrics, self.resources = world or World(), Metrics(), {}
@@ -46,7 +46,7 @@ class Scraped:
         return self.metrics.expose(accept)[0].decode()
 
     def value(self, name, **labels):
-        """One figure as it is scraped; None if there is none."""
+        """Return one value as it is scraped; None if there is none."""
         for family in classic(self.text()):
             for sample in family.samples:
                 if sample.name == f"video2world_{name}" and sample.labels == labels:
@@ -55,7 +55,7 @@ class Scraped:
 
 
 def lived(scraped):
-    """A whole life with one restart, looked at after every step."""
+    """Run a resource with one restart to its end, observed after every step."""
     world = scraped.world
     scraped.look()
     world.settle()
