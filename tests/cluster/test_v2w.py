@@ -1,4 +1,4 @@
-"""v2w status, v2w explain and the metrics on a real control plane, and in its own words."""
+"""v2w status, v2w explain, v2w preflight and the metrics on a real control plane."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     gpu_cluster.finish_pod(gpu_namespace, pod)
 
     says(v2w, "nowhere", "No node has the labels", "nodeSelector", "didn't match Pod's node")
-    says(v2w, "hungry", "No node has enough cpu free for stage download", "resources.requests")
+    says(v2w, "hungry", "No node has enough free cpu for stage download", "resources.requests")
     says(v2w, "unbound", "There is no storage class fast", "storageClassName")
     says(v2w, "resting", "Suspended in stage download", "`v2w resume resting`")
-    says(v2w, "big", "asks for 16 GPUs, but the largest node has 8", "spec.training.gpusPerNode")
+    says(v2w, "big", "requests 16 GPUs, but the largest node has 8", "spec.training.gpusPerNode")
 
     set_quota(gpu_cluster, gpu_namespace, {"pods": "0"})
     make("refused")
-    says(v2w, "refused", "quota few has no room: asked for pods=1", "ask for a higher quota")
+    says(v2w, "refused", "quota few is exceeded: requested pods=1", "ask for a higher quota")
 
 
 def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tmp_path):
@@ -169,7 +169,7 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     binding = {"metadata": {"name": "guest"}, "roleRef": to, "subjects": who}
     gpu_cluster.admin.post(f"{base}/rolebindings", binding)
     guest = gpu_cluster.user("guest")
-    eventually(lambda: "may not list pods" in v2w("status", "run", user=guest), 20)
+    eventually(lambda: "you may not list them" in v2w("status", "run", user=guest), 20)
     assert "no problems found" in v2w("explain", "run", user=guest)
 
 
@@ -256,7 +256,7 @@ def test_watching_survives_an_api_server_that_is_away(v2w, gpu_cluster, gpu_name
     assert notes[0] is False
     assert True in notes
     assert notes[-1] is False
-    assert all(snapshot.status["phase"] == "Suspended" for snapshot in seen)
+    assert all(snapshot.status.phase == "Suspended" for snapshot in seen)
 
 
 # ---------------------------------------------------------------- ten mistakes
@@ -342,7 +342,7 @@ MISTAKES = {
         {"training": EIGHT | {"contextParallelSize": 4}},
     ),
     "a file that is not there": Mistake(
-        VALIDATE, "give the path of a YAML file", {}, {}, file=("per.yaml", "pre.yaml")
+        VALIDATE, "pass the path of a YAML file", {}, {}, file=("per.yaml", "pre.yaml")
     ),
     "a licence that was not accepted": Mistake(
         CLUSTER,
@@ -354,7 +354,7 @@ MISTAKES = {
     ),
     "a Secret without the key": Mistake(
         CLUSTER,
-        "put the token there under token; it has TOKEN",
+        "add the token under the key token; it has TOKEN",
         TOKEN,
         TOKEN,
         lambda place: place.secret("TOKEN"),
