@@ -10,7 +10,7 @@ from video2world_operator.cli.explain import explain
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.controller.observer import needs_live_read
 from video2world_operator.reconcile.actions import Apply
-from video2world_operator.reconcile.observed_state import Job, Observed, Pod
+from video2world_operator.reconcile.observed_state import Job, ObservedState, Pod
 from video2world_operator.reconcile.reconciler import plan_of, reconcile
 
 __all__ = ["NOW", "STAGES", "World", "causes", "resource"]
@@ -76,7 +76,7 @@ class World:
 
     def _decide(self, cache, extra):
         jobs, pods = cache
-        seen = Observed(jobs=jobs, pods=pods, **self.extra | extra)
+        seen = ObservedState(jobs=jobs, pods=pods, **self.extra | extra)
         return reconcile(self.body, plan_of(self.body), seen, self.now, self.policy)
 
     def _do(self, action, before, lagging):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from video2world_operator.cli.snapshot import ClusterObjects, KubeObject
 from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.stage import container_of
-from video2world_operator.reconcile.known_errors import BUSY_GPUS, facts, known
+from video2world_operator.reconcile.known_errors import BUSY_GPUS, explain_error, remedy_facts
 from video2world_operator.reconcile.observed_state import Pod
 
 __all__ = ["Cause", "Remedies"]
@@ -29,7 +29,7 @@ class Remedies:
     def __init__(self, resource: str, stage: str, job: str, objects: ClusterObjects) -> None:
         metadata, storage = objects.metadata, objects.spec.get("storage") or {}
         self.namespace = str(metadata.get("namespace", "default"))
-        self._facts = facts(
+        self._facts = remedy_facts(
             name=resource,
             namespace=self.namespace,
             job=job,
@@ -42,9 +42,9 @@ class Remedies:
 
     def known(self, *texts: str, pod: Pod | None = None) -> Cause | None:
         """Return the cause for the first of ``texts`` that is known, if one is."""
-        if (rule := known(texts, self._facts_of(pod))) is None:
+        if (error := explain_error(texts, self._facts_of(pod))) is None:
             return None
-        return Cause(rule.what, rule.remedy, rule.pattern)
+        return Cause(error.what, error.remedy, error.text)
 
     def fill(self, template: str, pod: Pod | None = None) -> str:
         """Fill the facts into a remedy."""

@@ -293,7 +293,7 @@ def _messages() -> str:
         f"In `status.attempts[].reason`: {', '.join(f'`{r}`' for r in sorted(REASONS | ended))}.\n"
     )
     text += "\n## Causes that v2w explain recognizes\n\n"
-    rules = ((_named(rule.what), _named(rule.remedy)) for rule in known_errors.RULES)
+    rules = ((_named(rule.what), _named(rule.remedy)) for rule in known_errors.KNOWN_ERRORS)
     text += table(("cause", "remedy"), (row for row in rules if row[0]))
     return text
 
@@ -301,7 +301,7 @@ def _messages() -> str:
 def _named(text: str) -> str:
     if text == "{gpu_trouble}":
         return "Not enough GPUs are free, no node has so many, or the cluster has none."
-    if text == "{gpu_named}":
+    if text == "{gpu_remedy}":
         return "Wait, change spec.training.gpusPerNode and nodes, or add nodes."
     text = text.replace("{again}", known_errors.AGAIN_CLUSTER)
     text = text.replace("{{", "{").replace("}}", "}")

@@ -27,9 +27,10 @@ from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.crd_version import Definition, without
 from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.reconcile.actions import Decision, Policy
-from video2world_operator.reconcile.observed_state import Job, Observed, Pod
-from video2world_operator.reconcile.reconciler import outdated, plan_of, reconcile
-from video2world_operator.reconcile.stuck_pods import outlived
+from video2world_operator.reconcile.blocked_status import outdated
+from video2world_operator.reconcile.observed_state import Job, ObservedState, Pod
+from video2world_operator.reconcile.reconciler import plan_of, reconcile
+from video2world_operator.reconcile.stuck_pods import find_stuck_pods
 
 __all__ = ["Controller", "is_high_priority"]
 
@@ -112,7 +113,7 @@ class Controller:
 
     async def _decide(
         self, resource: Resource, state: KeyState, just_accepted: bool
-    ) -> tuple[Decision, Observed]:
+    ) -> tuple[Decision, ObservedState]:
         """Decide by the cache, and again if the decision needs live Jobs and pods, or Events."""
         key, plan = resource.key, self._plan_of(resource.body)
         observed = await self.observer.observe(resource, plan)
@@ -138,7 +139,7 @@ class Controller:
         return decision, observed
 
     def _reconcile(
-        self, resource: Resource, plan: Plan | InvalidResource, observed: Observed
+        self, resource: Resource, plan: Plan | InvalidResource, observed: ObservedState
     ) -> Decision:
         return reconcile(resource.body, plan, observed, self.api.clock.now(), self.policy)
 
@@ -196,7 +197,7 @@ class Controller:
 
         Kubernetes itself waits for such a node forever.
         """
-        forced, again = outlived(self.cache.pods(key), self.api.clock.now(), self.policy)
+        forced, again = find_stuck_pods(self.cache.pods(key), self.api.clock.now(), self.policy)
         for action in forced:
             log.warning("%s/%s is gone; %s", *key, action.why)
             await self._applier.delete(key[0], action)

@@ -8,6 +8,7 @@ import logging
 from video2world_operator.api.conditions import Reason, Type, find, is_true
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.status import Status
+from video2world_operator.api.timestamps import format_time
 from video2world_operator.controller.resource import Resource
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
@@ -53,7 +54,7 @@ class EventRecorder:
         """Create one Event, whose name follows from its ``occasion`` so that it is created once."""
         namespace, name = resource.key
         digest = hashlib.sha256(f"{resource.uid} {reason} {occasion}".encode()).hexdigest()
-        now = self._api.clock.now().isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = format_time(self._api.clock.now())
         event = {
             "apiVersion": "v1",
             "kind": "Event",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from video2world_common.progress_events import Event
 from video2world_operator.controller.resource import Resource
-from video2world_operator.reconcile.observed_state import Claim, Peer
+from video2world_operator.reconcile.observed_state import Claim, VolumePeer
 
 __all__ = ["KeyState", "LogPosition", "RefusedStatus", "StatusWrite"]
 
@@ -67,7 +67,7 @@ class KeyState:
     logs: dict[str, LogPosition] = field(default_factory=dict)  # by UID of the pod
     events: list[Event] = field(default_factory=list)  # of workers, not in a written status yet
     # what the resource does on a shared volume, for a UID and generation
-    volume_use: tuple[tuple[str, int], Peer | None] | None = None
+    volume_use: tuple[tuple[str, int], VolumePeer | None] | None = None
 
     def note_created(self, path: str) -> None:
         """Remember that the object at ``path`` was created, for :data:`UNSEEN` seconds."""

@@ -30,7 +30,7 @@ from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.kube.leader_election import LeaderElector, LostLease
 from video2world_operator.preflight.discovery import discover
-from video2world_operator.reconcile.summary import unauthorized
+from video2world_operator.reconcile.blocked_status import unauthorized
 
 __all__ = ["main", "run"]
 

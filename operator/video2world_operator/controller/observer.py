@@ -20,7 +20,7 @@ from video2world_operator.plan.gang import Capabilities
 from video2world_operator.plan.labels import ATTEMPT_LABEL, RESOURCE_LABEL, STAGE_LABEL
 from video2world_operator.plan.plan import Plan
 from video2world_operator.reconcile.actions import Apply, Decision
-from video2world_operator.reconcile.observed_state import Claim, Job, Observed, Peer, Pod
+from video2world_operator.reconcile.observed_state import Claim, Job, ObservedState, Pod, VolumePeer
 
 __all__ = ["Observer", "needs_live_read"]
 
@@ -44,10 +44,10 @@ class Observer:
         self._logs = WorkerLogs(api, interval)
         self.capabilities = Capabilities()
 
-    async def observe(self, resource: Resource, plan: Plan | InvalidResource) -> Observed:
+    async def observe(self, resource: Resource, plan: Plan | InvalidResource) -> ObservedState:
         """Return what is known, with Jobs and pods from the cache."""
         state, pods = self._states[resource.key], self._cache.pods(resource.key)
-        observed = Observed(
+        observed = ObservedState(
             jobs=self._cache.jobs(resource.key),
             pods=pods,
             capabilities=self.capabilities,
@@ -63,7 +63,7 @@ class Observer:
             pod_group=await self._pod_group(resource, plan),
         )
 
-    async def read_live(self, resource: Resource, observed: Observed) -> Observed:
+    async def read_live(self, resource: Resource, observed: ObservedState) -> ObservedState:
         """Return ``observed`` with Jobs and pods from the API server: watches may lag behind."""
         namespace, name = resource.key
         label = {"labelSelector": f"{RESOURCE_LABEL}={name}"}
@@ -110,7 +110,7 @@ class Observer:
         name = f"{plan.name}-train-{entry.attempt}"
         return await self._api.get(path_of(chosen.version, "PodGroup", plan.namespace, name))
 
-    def _peers(self, resource: Resource, plan: Plan) -> list[Peer]:
+    def _peers(self, resource: Resource, plan: Plan) -> list[VolumePeer]:
         """Return older resources on the same volume that have not ended."""
         if not plan.resource.spec.storage.claim_name:
             return []  # the PVC is its own
@@ -123,10 +123,10 @@ class Observer:
                 continue
             done = {entry.name for entry in other.status.stages if entry.is_done}
             hashes = {name: h for name, h in use.hashes.items() if name not in done}
-            peers.append(Peer(use.name, use.run_folder, hashes))
+            peers.append(VolumePeer(use.name, use.run_folder, hashes))
         return peers
 
-    def _volume_use(self, resource: Resource) -> Peer | None:
+    def _volume_use(self, resource: Resource) -> VolumePeer | None:
         """Return what all stages of a resource do on its volume; None if they do nothing."""
         state, version = self._states[resource.key], (resource.uid, resource.generation)
         if state.volume_use is None or state.volume_use[0] != version:
@@ -156,8 +156,8 @@ def needs_live_read(
     return bool(started & running) or any(attempt != "1" for _, attempt in started)
 
 
-def _peer(plan: Plan | InvalidResource) -> Peer | None:
+def _peer(plan: Plan | InvalidResource) -> VolumePeer | None:
     if isinstance(plan, InvalidResource) or plan.resource.spec.suspend:
         return None
     hashes = {stage.name: stage.inputs_hash for stage in plan.stages}
-    return Peer(plan.name, run_folder(plan.resource), hashes)
+    return VolumePeer(plan.name, run_folder(plan.resource), hashes)

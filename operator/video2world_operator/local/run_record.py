@@ -164,7 +164,7 @@ class RunRecord:
 
     def is_sampled(self, iteration: int) -> bool:
         """Whether all samples of a checkpoint exist."""
-        return checkpoint_samples.made(self._status, iteration)
+        return checkpoint_samples.is_sampled(self._status, iteration)
 
     def begin_samples(self, iteration: int) -> None:
         """Record that a checkpoint is being sampled."""

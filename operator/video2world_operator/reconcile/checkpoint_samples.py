@@ -24,8 +24,8 @@ __all__ = [
     "conclude",
     "decide",
     "end",
+    "is_sampled",
     "label",
-    "made",
     "record_ended_jobs",
 ]
 
@@ -65,7 +65,7 @@ def end(status: Status, iteration: int, state: State, message: str = "") -> None
     )
 
 
-def made(status: Status, iteration: int) -> bool:
+def is_sampled(status: Status, iteration: int) -> bool:
     """Return whether all samples of a checkpoint are made."""
     row = _row(status, iteration)
     return row is not None and row.state == "Succeeded"

@@ -17,7 +17,7 @@ from video2world_operator.plan.plan import Plan, with_env
 from video2world_operator.plan.stage import Manifest, Stage
 from video2world_operator.reconcile import gpu_time
 from video2world_operator.reconcile.actions import Action, Apply, Decision, Delete, Policy
-from video2world_operator.reconcile.observed_state import Job, Observed, Pod
+from video2world_operator.reconcile.observed_state import Job, ObservedState, Pod
 
 __all__ = ["Draft"]
 
@@ -28,7 +28,7 @@ class Draft:
 
     plan: Plan
     status: Status
-    observed: Observed
+    observed: ObservedState
     now: datetime
     policy: Policy
     actions: list[Action] = field(default_factory=list)

@@ -9,7 +9,7 @@ from video2world_operator.api.status import AttemptStatus, GPUSeconds, Status
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.observed_state import Pod
 
-__all__ = ["close_attempt", "observe", "open_attempt", "resumed", "uncount_last_restart"]
+__all__ = ["close_attempt", "correct_start", "observe", "open_attempt", "uncount_last_restart"]
 
 KEPT = 10  # attempts listed in the status
 
@@ -104,7 +104,7 @@ def close_attempt(
         status.closed_gpu_seconds = status.gpu_seconds = closed
 
 
-def resumed(status: Status, iteration: int, gpus: int) -> None:
+def correct_start(status: Status, iteration: int, gpus: int) -> None:
     """Correct the iteration at which the open attempt began.
 
     It is later than assumed if the last lines of the previous attempt's log were lost with their

@@ -13,17 +13,17 @@ __all__ = [
     "AGAIN_LOCAL",
     "BUSY_GPUS",
     "BY_REASON",
+    "KNOWN_ERRORS",
     "LOGS",
-    "RULES",
-    "Rule",
-    "facts",
-    "known",
-    "matching",
+    "Explanation",
+    "KnownError",
+    "explain_error",
+    "remedy_facts",
 ]
 
 
 @dataclass(frozen=True)
-class Rule:
+class KnownError:
     """A known error: a text that matches ``pattern`` means ``what``.
 
     ``what`` and ``remedy`` are templates for the facts and the named groups of the pattern.
@@ -34,11 +34,20 @@ class Rule:
     remedy: str
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """What ``text`` means, and what to do."""
+
+    text: str
+    what: str
+    remedy: str
+
+
 AGAIN = "{again}"
 AGAIN_CLUSTER = "then `v2w suspend {name}` and `v2w resume {name}` (or any change of the spec)"
 AGAIN_LOCAL = "then run the same `v2w run` command again"
 LOGS = "`v2w logs {name} --stage {stage}` shows the whole log"
-BUSY_GPUS = Rule(
+BUSY_GPUS = KnownError(
     "",
     "Not enough GPUs are free for stage {stage}.",
     "Wait until other runs end (this one then starts by itself), add nodes, or suspend another "
@@ -46,115 +55,115 @@ BUSY_GPUS = Rule(
 )
 
 # The first match counts: specific patterns come before general ones.
-RULES: tuple[Rule, ...] = (
+KNOWN_ERRORS: tuple[KnownError, ...] = (
     # -------------------------------------------------- errors of the workers
-    Rule(
+    KnownError(
         r"(?P<repo>[\w.-]+/[\w.-]+)[^\n]*?(?:is gated|access refused|Cannot access gated)",
         "The licence of {repo} is not accepted for the Hugging Face account whose token is used.",
         "Accept it at https://huggingface.co/{repo}, put a read token of that account into the "
         "Secret that spec.credentials.huggingFaceTokenSecret names (locally: HF_TOKEN), " + AGAIN,
     ),
-    Rule(
+    KnownError(
         r"the data set is gated|is gated",
         "The licence of the data set is not accepted for the Hugging Face account in use.",
         "Accept it on the data set's page, and use a token of that account, " + AGAIN,
     ),
-    Rule(
+    KnownError(
         r"refused the request \(401\)",
         "The Hugging Face token is wrong or has expired.",
         "Create a read token at https://huggingface.co/settings/tokens, put it into the Secret "
         "that spec.credentials.huggingFaceTokenSecret names (locally: HF_TOKEN), " + AGAIN,
     ),
-    Rule(
+    KnownError(
         r"CUDA out of memory|OutOfMemoryError",
         "The GPU has too little memory for this training.",
         "Lower spec.training.batchSize, raise contextParallelSize or gpusPerNode, or use "
         "architecture: LoRA; " + AGAIN,
     ),
-    Rule(
+    KnownError(
         r"pod (?P<pod>\S+) ran out of memory",
         "Pod {pod} used more memory than its limit allows (OOM).",
         "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize",
     ),
-    Rule(
+    KnownError(
         r"OOMKilled|OutOfMemory",
         "The container used more memory than its limit allows (OOM).",
         "Raise spec.stages.{stage}.resources.limits.memory, or lower spec.training.batchSize",
     ),
-    Rule(
+    KnownError(
         r"No space left on device|[Dd]isk is full|volume is full",
         "The volume is full.",
         "Increase the size of claim {claim} (its spec.resources.requests.storage), or free space: "
         "delete older checkpoints or downloaded archives; " + AGAIN,
     ),
-    Rule(
+    KnownError(
         r"NCCL|ProcessGroup|RendezvousTimeout|Connection (?:refused|reset)[^\n]*2950",
         "The training pods cannot reach each other.",
         "Check for a NetworkPolicy or firewall between them, and check spec.training.interconnect; "
         + LOGS,
     ),
     # -------------------------------------------------- images
-    Rule(
+    KnownError(
         r"(?:ErrImagePull|ImagePullBackOff)[^\n]*(?:unauthorized|authentication required|denied)",
         "The registry refuses the image of stage {stage} to this cluster.",
         "Create a pull Secret (kubectl create secret docker-registry) and name it in "
         "spec.images.pullSecrets; check the image's name in spec.images",
     ),
-    Rule(
+    KnownError(
         r"(?:ErrImagePull|ImagePullBackOff|ErrImageNeverPull)[^\n]*"
         r"(?:not found|manifest unknown|not present)",
         "The image of stage {stage} does not exist.",
         "Set spec.images (or spec.stages.{stage}.image) to an image that exists",
     ),
-    Rule(
+    KnownError(
         r"ErrImagePull|ImagePullBackOff|ErrImageNeverPull",
         "The image of stage {stage} cannot be pulled.",
         "Check spec.images (or spec.stages.{stage}.image), spec.images.pullSecrets, and whether "
         "the node can reach the registry",
     ),
-    Rule(
+    KnownError(
         r"InvalidImageName",
         "The image name of stage {stage} is not valid.",
         "Correct spec.images or spec.stages.{stage}.image",
     ),
-    Rule(
+    KnownError(
         r"^Pulling: Pulling image",
         "The node is still pulling the image of stage {stage}.",
         "Wait: pulling a large image to a node for the first time takes minutes; `kubectl describe "
         "pod {pod} -n {namespace}` shows when it is done",
     ),
     # -------------------------------------------------- Secrets
-    Rule(
+    KnownError(
         r"""secret "(?P<secret>[^"]+)" not found""",
         "There is no Secret {secret} in namespace {namespace}.",
         "kubectl create secret generic {secret} -n {namespace} --from-literal=token=...; the pod "
         "then starts by itself",
     ),
-    Rule(
+    KnownError(
         r"couldn't find key (?P<key>\S+) in Secret (?P<secret>\S+)",
         "The Secret {secret} has no key {key}.",
         "Put the token under that key, or name the right one in "
         "spec.credentials.huggingFaceTokenSecret.key",
     ),
-    Rule(
+    KnownError(
         r"CreateContainerConfigError|CreateContainerError|RunContainerError|StartError",
         "The node cannot start the container of stage {stage}.",
         "`kubectl describe pod {pod} -n {namespace}` shows more; usually a Secret or a mount is "
         "missing, or the image lacks the stage's command",
     ),
-    Rule(
+    KnownError(
         r"""configmap "(?P<configmap>[^"]+)" not found""",
         "There is no ConfigMap {configmap} in namespace {namespace}.",
         "Create it, or change the reference to it in spec.stages.{stage}.podTemplate",
     ),
-    Rule(
+    KnownError(
         r"FailedCreatePodSandBox",
         "The node cannot set up the pod's sandbox: its network or its container runtime fails.",
         "Check the node's network plugin (CNI) and runtime: kubectl describe pod {pod} "
         "-n {namespace} names the node",
     ),
     # -------------------------------------------------- refused by the API server
-    Rule(
+    KnownError(
         r"exceeded quota: (?P<quota>[^,]+), requested: (?P<asked>.+?), used: (?P<used>.+?), "
         r"limited: (?P<limit>\S+)",
         "The namespace's quota {quota} is exceeded: requested {asked}, used {used}, "
@@ -162,12 +171,12 @@ RULES: tuple[Rule, ...] = (
         "Free some of it, request less (spec.training, spec.stages.{stage}.resources), or ask for "
         "a higher quota; the stage then starts by itself",
     ),
-    Rule(
+    KnownError(
         r"failed quota: (?P<quota>[^:]+): must specify (?P<asked>[^\n]+)",
         "The namespace's quota {quota} only admits pods that specify {asked}.",
         "Set it in spec.stages.{stage}.resources (limits.cpu as resources.limits.cpu)",
     ),
-    Rule(
+    KnownError(
         r"(?P<bound>maximum|minimum) (?P<lacking>[\w./-]+) usage per (?P<per>Container|Pod) is "
         r"(?P<limit>[^\s,]+?)[.,]\s+(?P<said>but (?:limit|request) is [^\s\],]+"
         r"|No (?:limit|request) is specified)",
@@ -175,14 +184,14 @@ RULES: tuple[Rule, ...] = (
         "Set spec.stages.{stage}.resources.limits.{lacking} and requests.{lacking} to what it "
         "allows, or ask for it to be changed: kubectl describe limitrange -n {namespace}",
     ),
-    Rule(
+    KnownError(
         r"(?P<lacking>[\w./-]+) max limit to request ratio per \w+ is (?P<limit>[^\s,]+)",
         "A LimitRange of the namespace allows a ratio of limit to request of {lacking} of at most "
         "{limit}.",
         "Set spec.stages.{stage}.resources.limits.{lacking} and requests.{lacking} accordingly, or "
         "ask for it to be changed: kubectl describe limitrange -n {namespace}",
     ),
-    Rule(
+    KnownError(
         r"""Invalid value: "?(?P<asked>[^\s":]+)"?: must be less than or equal to """
         r"(?P<lacking>\S+) limit of (?P<limit>[^\s,\]]+)",
         "Stage {stage} requests {asked} of {lacking}, above its limit of {limit}: a LimitRange of "
@@ -190,131 +199,131 @@ RULES: tuple[Rule, ...] = (
         "Set spec.stages.{stage}.resources.limits.{lacking} to at least {asked}, or lower "
         "requests.{lacking}; kubectl describe limitrange -n {namespace} shows what is allowed",
     ),
-    Rule(
+    KnownError(
         r"ValidatingAdmissionPolicy '(?P<policy>[^']+)' with binding '[^']+' denied request: "
         r"(?P<said>[^\n]+)",
         "The cluster's admission policy {policy} refuses it: {said}",
         "Satisfy it with spec.stages.{stage}.podTemplate or resources, or ask for it to be "
         "changed: kubectl describe validatingadmissionpolicy {policy}",
     ),
-    Rule(
+    KnownError(
         r"policy '(?P<policy>[^']+)' with binding '[^']+' denied request: ",
         "The cluster's mutating admission policy {policy} fails for it.",
         "Satisfy it with spec.stages.{stage}.podTemplate, or ask for it to be changed: kubectl "
         "describe mutatingadmissionpolicy {policy}",
     ),
-    Rule(
+    KnownError(
         r"violates PodSecurity",
         "The namespace's Pod Security level does not allow the pod.",
         "Remove what spec.stages.{stage}.podTemplate or a webhook adds (the pods themselves meet "
         "the restricted level), or use another namespace",
     ),
-    Rule(
+    KnownError(
         r"""admission webhook "(?P<webhook>[^"]+)" denied""",
         "The cluster's admission webhook {webhook} refuses the objects.",
         "Satisfy it with spec.stages.{stage}.podTemplate or resources, or ask the administrator "
         "of {webhook} for an exception",
     ),
-    Rule(
+    KnownError(
         r"""failed calling webhook "(?P<webhook>[^"]+)\"""",
         "The cluster's admission webhook {webhook} does not answer.",
         "Check the Service behind it, or ask for its failurePolicy to be changed: kubectl get "
         "mutatingwebhookconfigurations,validatingwebhookconfigurations",
     ),
-    Rule(
+    KnownError(
         r"error looking up service account (?P<account>[^\s:]+)",
         "There is no service account {account}.",
         "Create it, or change serviceAccountName in spec.stages.{stage}.podTemplate",
     ),
-    Rule(
+    KnownError(
         r"""RuntimeClass\S* "(?P<runtime>[^"]+)" not found""",
         "There is no runtime class {runtime}.",
         "Change runtimeClassName in spec.stages.{stage}.podTemplate; kubectl get runtimeclasses "
         "lists them",
     ),
-    Rule(
+    KnownError(
         r"no PriorityClass with name (?P<priority>\S+)",
         "There is no priority class {priority}.",
         "Correct spec.scheduling.priorityClassName; kubectl get priorityclasses lists them",
     ),
-    Rule(
+    KnownError(
         r"not this resource's",
         "An object of the required name belongs to someone else.",
         "Delete it, or give this resource another name",
     ),
     # -------------------------------------------------- queues
-    Rule(
+    KnownError(
         r"LocalQueue[^\n]*(?:doesn't exist|not found)",
         "The Kueue queue in spec.scheduling.queueName does not exist in this namespace.",
         "kubectl get localqueues -n {namespace} lists them",
     ),
-    Rule(
+    KnownError(
         r"(?:couldn't assign flavors|insufficient (?:unused )?quota)",
         "The stage waits in its queue: the queue's quota is in use.",
         "Wait, or request less; kubectl get workloads -n {namespace} shows what is ahead of it",
     ),
     # -------------------------------------------------- the nodes are full or do not fit
-    Rule(
+    KnownError(
         r"non-empty scheduling gates",
         "Pod {pod} has scheduling gates, which prevent it from being scheduled.",
         "The controller that set them has to remove them: `kubectl get pod {pod} -n {namespace} "
         "-o yaml` names them (spec.schedulingGates)",
     ),
-    Rule(
+    KnownError(
         r"minCount \((?P<wanted>\d+)\) cannot be satisfied: (?P<room>\d+) scheduled",
         "The {wanted} training pods start together or not at all, and only {room} of them fit.",
         "{gpu_remedy}",
     ),
-    Rule(
+    KnownError(
         r"[Ii]nsufficient nvidia\.com/gpu|Insufficient GPUs",
         "{gpu_trouble}",
         "{gpu_remedy}",
     ),
-    Rule(
+    KnownError(
         r"[Ii]nsufficient (?P<lacking>[a-z][\w./-]*\w)",
         "No node has enough free {lacking} for stage {stage}.",
         "Lower spec.stages.{stage}.resources.requests, or wait for a node or add one",
     ),
-    Rule(
+    KnownError(
         r"untolerated taint\(?s?\)? ?\{(?P<taint>[^}]*)\}",
         "The nodes with enough room have a taint ({taint}) that the pod does not tolerate.",
         "Add a toleration to spec.stages.{stage}.tolerations, if you may use those nodes",
     ),
-    Rule(
+    KnownError(
         r"volume node affinity conflict",
         "The volume is bound to another node or zone than the nodes with enough room.",
         "Use a claim that every node can mount (ReadWriteMany), or select nodes of its zone with "
         "spec.stages.{stage}.nodeSelector",
     ),
-    Rule(
+    KnownError(
         r"didn't match Pod's node affinity/selector",
         "No node has the labels that spec.stages.{stage} requires.",
         "Correct its nodeSelector or affinity; kubectl get nodes --show-labels lists the labels",
     ),
-    Rule(
+    KnownError(
         r"""storageclass[^"]* "(?P<storage>[^"]+)" not found""",
         "There is no storage class {storage}.",
         "Correct spec.storage.storageClassName (in a new resource: it cannot be changed later); "
         "kubectl get storageclasses lists them",
     ),
-    Rule(
+    KnownError(
         r"no persistent volumes available for this claim and no storage class is set",
         "Claim {claim} has no volume: the cluster has no default storage class.",
         "Name one in spec.storage.storageClassName, or an existing claim in "
         "spec.storage.claimName, or ask for a PersistentVolume",
     ),
-    Rule(
+    KnownError(
         r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim \"[^\"]+\" not found",
         "Claim {claim} has no volume yet.",
         "`kubectl describe pvc {claim} -n {namespace}` shows why; check spec.storage "
         "(storageClassName, accessMode, size)",
     ),
-    Rule(
+    KnownError(
         r"node\(s\) were unschedulable",
         "The nodes that would fit are cordoned.",
         "Uncordon them (kubectl uncordon), or wait until their maintenance is over",
     ),
-    Rule(
+    KnownError(
         r"FailedMount|FailedAttachVolume|Unable to attach or mount",
         "The node cannot mount a volume of stage {stage}, such as that of claim {claim}.",
         "Release it if another node holds it (accessMode ReadWriteOnce: kubectl get "
@@ -367,15 +376,15 @@ BY_REASON: Mapping[str, str] = {
 }
 
 
-def matching(text: str) -> tuple[Rule, dict[str, str]] | None:
+def _match(text: str) -> tuple[KnownError, dict[str, str]] | None:
     """Return the first known error that matches ``text``, with the matches of its named groups."""
-    for rule in RULES if text else ():
-        if match := re.search(rule.pattern, text):
-            return rule, {k: v for k, v in match.groupdict().items() if v}
+    for error in KNOWN_ERRORS if text else ():
+        if match := re.search(error.pattern, text):
+            return error, {k: v for k, v in match.groupdict().items() if v}
     return None
 
 
-def facts(
+def remedy_facts(
     *, name: str, namespace: str, stage: str, claim: str, job: str, local: bool = False
 ) -> dict[str, str]:
     """Return the facts that every template may use; callers add what else they know.
@@ -396,14 +405,11 @@ def facts(
     }
 
 
-def known(texts: Sequence[str], facts: Mapping[str, str]) -> Rule | None:
-    """Return the known error for the first of ``texts`` that matches one, filled in.
-
-    Its ``pattern`` is that text.
-    """
+def explain_error(texts: Sequence[str], facts: Mapping[str, str]) -> Explanation | None:
+    """Return the explanation of the first of ``texts`` that matches a known error."""
     for text in texts:
-        if (found := matching(text)) is not None:
-            rule, words = found
+        if (found := _match(text)) is not None:
+            error, words = found
             filled = {**facts, **words}
-            return Rule(text, rule.what.format_map(filled), rule.remedy.format_map(filled))
+            return Explanation(text, error.what.format_map(filled), error.remedy.format_map(filled))
     return None

@@ -20,7 +20,7 @@ from video2world_operator.plan.labels import (
 )
 from video2world_operator.plan.stage import container_of
 
-__all__ = ["Claim", "Job", "KubeEvent", "Observed", "Peer", "Pod"]
+__all__ = ["Claim", "Job", "KubeEvent", "ObservedState", "Pod", "VolumePeer"]
 
 Object = Mapping[str, Any]
 JOB_CONTROLLER = "kubernetes.io/job-controller"  # spec.managedBy of a Job that Kubernetes runs
@@ -292,7 +292,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Peer:
+class VolumePeer:
     """An older resource on the same volume that has not ended."""
 
     name: str
@@ -301,7 +301,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedState:
     """Everything a reconciliation knows besides the resource itself.
 
     ``claim`` is None if it has not been read. ``events`` are those of the workers, in order.
@@ -312,7 +312,7 @@ class Observed:
     jobs: Sequence[Job] = ()
     pods: Sequence[Pod] = ()
     claim: Claim | None = None
-    peers: Sequence[Peer] = ()
+    peers: Sequence[VolumePeer] = ()
     capabilities: Capabilities = field(default_factory=Capabilities)
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()

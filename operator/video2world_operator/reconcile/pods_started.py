@@ -8,7 +8,7 @@ from video2world_operator.api.conditions import Reason, Type
 from video2world_operator.plan.stage import Stage, container_of
 from video2world_operator.reconcile import stuck_stages
 from video2world_operator.reconcile.draft import Draft
-from video2world_operator.reconcile.known_errors import facts, known
+from video2world_operator.reconcile.known_errors import explain_error, remedy_facts
 from video2world_operator.reconcile.observed_state import Job, Pod
 
 __all__ = ["desired_pods", "report_pods", "report_stuck", "reset"]
@@ -28,7 +28,7 @@ def report_pods(draft: Draft, stage: Stage, job: Job | None, pods: Sequence[Pod]
     """Report how many pods are ready, or the first reason why one is not."""
     for pod in pods:
         if pod.waits:
-            error = known([pod.waits], _facts(draft, pod.stage, job) | {"pod": pod.name})
+            error = explain_error([pod.waits], _facts(draft, pod.stage, job) | {"pod": pod.name})
             todo = error.remedy if error else f"`kubectl describe pod {pod.name}` shows more"
             draft.set_condition(
                 Type.PODS_STARTED,
@@ -87,7 +87,7 @@ def _set(draft: Draft, stage: Stage, *, ready: int) -> None:
 def _facts(draft: Draft, stage: str, job: Job | None) -> dict[str, str]:
     """Return what remedies may name."""
     name = draft.resource.name
-    return facts(
+    return remedy_facts(
         name=name,
         namespace=draft.plan.namespace,
         claim=draft.resource.spec.storage.claim_name or f"{name}-data",

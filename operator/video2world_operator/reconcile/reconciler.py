@@ -29,16 +29,17 @@ from video2world_operator.reconcile import (
     volume_loss,
 )
 from video2world_operator.reconcile.actions import Decision, Delete, Policy
+from video2world_operator.reconcile.blocked_status import invalid
 from video2world_operator.reconcile.draft import Draft
-from video2world_operator.reconcile.observed_state import Observed
+from video2world_operator.reconcile.observed_state import ObservedState
 from video2world_operator.reconcile.progress import update_status
 from video2world_operator.reconcile.sampling_jobs import run_sampling
 from video2world_operator.reconcile.sidecars import judge_by_workers
 from video2world_operator.reconcile.stage_runner import advance
 from video2world_operator.reconcile.stuck_pods import force_delete_stuck_pods
-from video2world_operator.reconcile.summary import hold, invalid, summarize
+from video2world_operator.reconcile.summary import summarize
 
-__all__ = ["outdated", "plan_of", "reconcile"]
+__all__ = ["plan_of", "reconcile"]
 
 Object = Mapping[str, Any]
 
@@ -46,7 +47,7 @@ Object = Mapping[str, Any]
 def reconcile(
     body: Object,
     plan: Plan | InvalidResource,
-    observed: Observed,
+    observed: ObservedState,
     now: datetime,
     policy: Policy | None = None,
 ) -> Decision:
@@ -79,16 +80,11 @@ def plan_of(body: Object) -> Plan | InvalidResource:
         return error
 
 
-def outdated(body: Object, problem: str, now: datetime) -> Status:
-    """Return the status of ``body`` while the CRD lacks fields that the operator writes."""
-    return hold(body, Type.DEFINITION, Reason.OUTDATED, now, problem=problem)
-
-
 class Reconciler:
     """One reconciliation of a valid resource: its outline."""
 
     def __init__(
-        self, plan: Plan, status: Status, observed: Observed, now: datetime, policy: Policy
+        self, plan: Plan, status: Status, observed: ObservedState, now: datetime, policy: Policy
     ) -> None:
         uid = plan.resource.metadata.uid or ""
         self._judged = judge_by_workers(observed.jobs, observed.pods, uid, now, policy.stuck_after)
@@ -144,7 +140,7 @@ class Reconciler:
         for event in draft.observed.events:
             update_status(status, event, format_time(draft.now))
             if isinstance(event, Resumed):
-                gpu_time.resumed(status, event.iteration, draft.resource.spec.gpus)
+                gpu_time.correct_start(status, event.iteration, draft.resource.spec.gpus)
             if isinstance(event, Skipped):
                 entry = status.stage_status(event.stage)
                 if entry and entry.state == "Pending" and event.inputs_hash == entry.inputs_hash:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from video2world_common.exit_codes import EXIT_USER_ERROR
 from video2world_operator.reconcile.actions import Delete
 from video2world_operator.reconcile.observed_state import Job, Pod
-from video2world_operator.reconcile.stuck_stages import injected, sidecar
+from video2world_operator.reconcile.stuck_stages import describe_sidecar, sidecar_remedy
 
 __all__ = ["Judged", "judge_by_workers"]
 
@@ -65,7 +65,8 @@ def judge_by_workers(
 
 def _judge(job: Job, pods: list[Pod], ended: dict[str, Pod]) -> tuple[Job, list[Delete]]:
     running_on = [p for p in pods if p.uid in ended]
-    why = f"{sidecar(running_on[0])}: the worker's exit code counts. {injected(running_on[0])}."
+    first = running_on[0]
+    why = f"{describe_sidecar(first)}: the worker's exit code counts. {sidecar_remedy(first)}."
     if len({p.index for p in pods if p.phase == "Succeeded"}) >= job.completions:
         gone = [] if job.failed else [Delete("Job", job.name, job.uid, why=why)]
         return replace(job, complete=True), gone

@@ -16,10 +16,10 @@ from video2world_operator.reconcile.failure_policy import fail_attempt
 from video2world_operator.reconcile.failures import Failure
 from video2world_operator.reconcile.observed_state import Pod
 
-__all__ = ["force_delete_stuck_pods", "outlived"]
+__all__ = ["find_stuck_pods", "force_delete_stuck_pods"]
 
 
-def outlived(
+def find_stuck_pods(
     pods: Iterable[Pod], now: datetime, policy: Policy
 ) -> tuple[list[Delete], datetime | None]:
     """Return the deletions of pods that outlive their grace period, and when to check again.
@@ -41,7 +41,7 @@ def outlived(
 
 def force_delete_stuck_pods(draft: Draft) -> None:
     """Force-delete stuck pods; a restart that their node has caused is not counted."""
-    deletions, check_at = outlived(draft.observed.pods, draft.now, draft.policy)
+    deletions, check_at = find_stuck_pods(draft.observed.pods, draft.now, draft.policy)
     draft.actions += deletions
     if check_at is not None:
         draft.is_due(check_at)

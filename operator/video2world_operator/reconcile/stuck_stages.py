@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.failures import tail_of
-from video2world_operator.reconcile.known_errors import LOGS, known
+from video2world_operator.reconcile.known_errors import LOGS, explain_error
 from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
 
 __all__ = [
@@ -22,12 +22,12 @@ __all__ = [
     "Finding",
     "Judgement",
     "Orphan",
-    "injected",
+    "describe_sidecar",
+    "find_orphan",
     "judge",
     "message",
-    "orphan",
     "reports",
-    "sidecar",
+    "sidecar_remedy",
 ]
 
 BOUND = 30.0  # seconds without progress after which a stage counts as stuck
@@ -109,10 +109,10 @@ def message(finding: Finding, facts: Mapping[str, str]) -> str:
     """Return the message for a finding; it changes only if the evidence changes."""
     if finding.pod is not None:
         facts = {**facts, "pod": finding.pod.name}
-    rule = known(finding.evidence, facts)
+    error = explain_error(finding.evidence, facts)
     todo = finding.remedy.format_map(facts)
-    if rule is not None:
-        todo = f"{rule.what.rstrip('. ')}. {rule.remedy}"
+    if error is not None:
+        todo = f"{error.what.rstrip('. ')}. {error.remedy}"
     quoted = [text[:MAX_REPORT] for text in finding.evidence[:1]]
     parts = (
         ": ".join((finding.what, *quoted)),
@@ -122,7 +122,7 @@ def message(finding: Finding, facts: Mapping[str, str]) -> str:
     return " ".join(f"{part.rstrip('. ')}." for part in parts)
 
 
-def orphan(jobs: Sequence[Job], pods: Sequence[Pod], owner: str) -> Orphan | None:
+def find_orphan(jobs: Sequence[Job], pods: Sequence[Pod], owner: str) -> Orphan | None:
     """Find a live pod that belongs to no Job of ``owner`` and that nothing is ending."""
     ours = {(job.stage, job.attempt) for job in jobs if job.owner == owner}
     theirs = {(job.stage, job.attempt): job for job in jobs if job.owner != owner}
@@ -254,7 +254,7 @@ def _texts(pod: Pod, events: Sequence[KubeEvent] | None) -> tuple[str, ...]:
 
 def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) -> Finding:
     if pod.still_running:
-        return Finding(sidecar(pod), injected(pod), since, pod.uid, (), pod)
+        return Finding(describe_sidecar(pod), sidecar_remedy(pod), since, pod.uid, (), pod)
     return Finding(
         f"The worker of pod {pod.name} has ended (exit code {pod.exit_code}), but its node "
         f"{pod.node} has not ended the pod",
@@ -266,12 +266,12 @@ def _not_ended(pod: Pod, since: datetime, events: Sequence[KubeEvent] | None) ->
     )
 
 
-def injected(pod: Pod) -> str:
+def sidecar_remedy(pod: Pod) -> str:
     """Return the remedy for a sidecar that outlives the worker of ``pod``."""
     return f"Disable its injection with spec.stages.{pod.container}.podTemplate, {NATIVE}"
 
 
-def sidecar(pod: Pod) -> str:
+def describe_sidecar(pod: Pod) -> str:
     """Describe containers of ``pod`` that outlive its worker, or failed although it did not."""
     verb = "containers {} are" if len(pod.still_running) > 1 else "container {} is"
     others = f"{verb.format(' and '.join(pod.still_running))} still running"

@@ -80,7 +80,7 @@ def report_remaining_pods(
 
 def report_orphan(draft: Draft) -> bool:
     """Report a pod that nothing will end, if there is one; return whether there is."""
-    found = stuck_stages.orphan(draft.observed.jobs, draft.observed.pods, draft.uid)
+    found = stuck_stages.find_orphan(draft.observed.jobs, draft.observed.pods, draft.uid)
     if found is not None:
         _report_earlier_pod(draft, found.pod, found.object)
     return found is not None

@@ -11,8 +11,8 @@ from reconcile_world import NOW, World, causes
 from video2world_operator.api.status import parse_status
 from video2world_operator.cli.explain import explain
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
-from video2world_operator.reconcile.known_errors import RULES
-from video2world_operator.reconcile.observed_state import Claim, Peer
+from video2world_operator.reconcile.known_errors import KNOWN_ERRORS
+from video2world_operator.reconcile.observed_state import Claim, VolumePeer
 
 FEW = "0/4 nodes are available: 4 Insufficient nvidia.com/gpu. preemption: 0/4 nodes are available."
 
@@ -350,7 +350,7 @@ def test_waiting_for_a_peer():
     world.round()
     hashes = {e["name"]: e["inputsHash"] for e in world.status["stages"]}
     world = World()
-    world.round(peers=[Peer("older", "x", hashes)])
+    world.round(peers=[VolumePeer("older", "x", hashes)])
     (cause,) = causes(world)
     assert "waits for older" in cause.what
 
@@ -424,7 +424,7 @@ def test_a_local_run_whose_process_is_gone(world):
     assert "same `v2w run` command" in cause.remedy
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.pattern[:30])
+@pytest.mark.parametrize("rule", KNOWN_ERRORS, ids=lambda rule: rule.pattern[:30])
 def test_every_placeholder_of_the_rules_is_filled_in(rule):
     known = {"again", "name", "namespace", "stage", "pod", "claim", "gpu_trouble", "gpu_remedy"}
     known |= set(re.compile(rule.pattern).groupindex)

@@ -17,7 +17,7 @@ from video2world_common.progress_events import (
 from video2world_operator.plan.gang import Capabilities
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.reconcile.actions import Apply, Delete, Policy
-from video2world_operator.reconcile.observed_state import Claim, Peer, Pod
+from video2world_operator.reconcile.observed_state import Claim, Pod, VolumePeer
 from video2world_operator.reconcile.reconciler import plan_of
 
 
@@ -392,7 +392,7 @@ def test_a_claim_that_stays_away_is_looked_for_less_and_less_often():
 def test_what_an_older_resource_does_is_waited_for():
     world = World(resource(storage={"claimName": "c"}))
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
-    peer = Peer("elder", "elsewhere", {"dataset": hashes["dataset"]})
+    peer = VolumePeer("elder", "elsewhere", {"dataset": hashes["dataset"]})
     world.round(peers=[peer])
     assert list(world.jobs) == ["run-download-1"]  # that one is not the elder's
     world.finish("download")
@@ -408,7 +408,7 @@ def test_two_runs_never_share_a_folder():
     world = World(resource(storage={"claimName": "c"}))
     world.through(STAGES[:3])
     folder = "checkpoints/posttraining/video2world/run/checkpoints"
-    peer = Peer("elder", folder, {"train": "another"})
+    peer = VolumePeer("elder", folder, {"train": "another"})
     world.finish("latents")
     world.round(peers=[peer])
     world.tick(5)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from reconcile_world import NOW, World, causes, resource
 from video2world_operator.reconcile.actions import Apply, Delete
-from video2world_operator.reconcile.known_errors import BY_REASON, facts, known
+from video2world_operator.reconcile.known_errors import BY_REASON, explain_error, remedy_facts
 from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
-from video2world_operator.reconcile.stuck_stages import BOUND, judge, message, orphan, reports
+from video2world_operator.reconcile.stuck_stages import BOUND, find_orphan, judge, message, reports
 
 AGO = NOW - timedelta(seconds=BOUND + 1)
-FACTS = facts(name="r", namespace="ns", stage="train", claim="r-data", job="r-train-1")
+FACTS = remedy_facts(name="r", namespace="ns", stage="train", claim="r-data", job="r-train-1")
 JOB = Job("r-train-1", "j1", "train", 1, "h", "u1", created=AGO, completions=2)
 PENDING = Pod("r-train-1-0-x", "p0", "train", 1, 0, "Pending", created=AGO)
 OTHER = Pod("r-train-1-1-y", "p1", "train", 1, 1, "Running", "n2", ready=True, created=AGO)
@@ -209,7 +209,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("text", "words"), REFUSALS.items())
 def test_what_refuses_pods_is_known(text, words):
-    rule = known([text], FACTS)
+    rule = explain_error([text], FACTS)
     assert words[0] in rule.what
     assert words[1] in rule.remedy
 
@@ -263,12 +263,12 @@ def test_reports_are_the_newest_of_each_reason_of_the_very_object():
 def test_orphans():
     mine, theirs = JOB, replace(JOB, name="r-train-2", attempt=2, owner="", uid="j2")
     late = replace(OTHER, attempt=2)
-    assert orphan([mine], [OTHER], "u1") is None
-    assert orphan([mine, theirs], [OTHER, late], "u1").object == "job r-train-2"
-    assert orphan([mine], [late], "u1").object == "pod r-train-1-1-y"
+    assert find_orphan([mine], [OTHER], "u1") is None
+    assert find_orphan([mine, theirs], [OTHER, late], "u1").object == "job r-train-2"
+    assert find_orphan([mine], [late], "u1").object == "pod r-train-1-1-y"
     for gone in (replace(late, phase="Failed"), replace(late, deleted=NOW)):
-        assert orphan([mine, theirs], [gone], "u1") is None
-    assert orphan([mine, replace(theirs, deleting=True)], [late], "u1") is None
+        assert find_orphan([mine, theirs], [gone], "u1") is None
+    assert find_orphan([mine, replace(theirs, deleting=True)], [late], "u1") is None
 
 
 # ---------------------------------------------------------------- the status and explain
