@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def _forget_peak() -> None:
 def _network(dit: DiTConfig, *, exact_rope: bool = False, dtype: torch.dtype = DTYPE) -> VideoDiT:
     with DEVICE:
         net = VideoDiT(dit, exact_rope=exact_rope).to(dtype)
-    return randomised(net).eval().requires_grad_(False)
+    randomised(net)
+    return net.eval().requires_grad_(False)
 
 
 def _prepared(net: VideoDiT) -> str:
@@ -233,7 +235,8 @@ def vae_decode(tiny: bool = False) -> dict[str, Any]:
     def theirs() -> Tensor:
         with torch.no_grad():
             plain = latents.to(DTYPE) / vae._inverse_std + vae._mean
-            return vae.model.decode(plain).sample
+            frames: Tensor = vae.model.decode(plain).sample
+            return frames
 
     result["diffusers"] = _timing(_timed(theirs, count=2)) | _peak()
     expected = theirs().float()
@@ -283,7 +286,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
         for name in dict.fromkeys((kernel, "flex")):
             try:
                 attend = sparse_attention([pattern], size.grid, DEVICE, name, dense)[0]
-                row[name] = _timing(_timed(lambda attend=attend: attend(*qkv), count=3))
+                row[name] = _timing(_timed(partial(attend, *qkv), count=3))
                 row[name]["relative_error"] = _sampled_error(attend(*qkv), qkv, pattern, size)
             except Exception as error:  # the other kernel may work
                 row[name] = {"error": f"{type(error).__name__}: {error}"[:300]}

@@ -153,7 +153,7 @@ def layout(bench: Bench, gpus: int, context: int) -> dict[str, Any]:
     )
 
     def enough(seen: list[dict[str, Any]]) -> bool:  # writing the last checkpoint takes minutes
-        return sum(one["event"] == "progress" for one in seen) >= ITERATIONS
+        return len([one for one in seen if one["event"] == "progress"]) >= ITERATIONS
 
     seen = bench.killed_when(process, enough)
     steps = [one for one in seen if one["event"] == "progress"]
@@ -263,7 +263,7 @@ def resume(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
 
 def faults(bench: Bench, before: dict[str, Any]) -> dict[str, Any]:
     """Send SIGTERM to the launcher (saves, exits with 143) and kill a rank (all end soon)."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, number in (("sigterm", signal.SIGTERM), ("killed_rank", signal.SIGKILL)):
         process = bench.start(
             name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 import torch
 
@@ -19,12 +18,12 @@ def main() -> int:
     """Train; rank 0 reports device time by kernel kind for iteration ``BENCHMARK_PROFILE``."""
     plain, profiled = Run.step, int(os.environ["BENCHMARK_PROFILE"])
 
-    def step(run: Run, *args: Any) -> Any:
+    def step(run: Run) -> None:
         on_gpu = run.world.device.type == "cuda"
         if not on_gpu or run.progress.iteration != profiled - 1:
-            return plain(run, *args)
+            return plain(run)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            outcome = plain(run, *args)
+            plain(run)
             torch.cuda.synchronize()
         if run.world.leads:
             emit(
@@ -33,9 +32,8 @@ def main() -> int:
                 seconds=kinds_of(profiler),
                 attention=run.attention.name,
             )
-        return outcome
 
-    Run.step = step  # type: ignore[method-assign]
+    Run.step = step  # type: ignore[assignment, method-assign]
     return train.main()
 
 

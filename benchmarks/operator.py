@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def groups(cluster: Cluster, count: int) -> dict[str, Any]:
     runs = []
     for number in range(count):
         # separate data, so that none waits for another
-        own = {"dataset": {"agibot": {"path": f"data-{number}", "name": f"set-{number}"}}}
+        own: dict[str, Any] = {
+            "dataset": {"agibot": {"path": f"data-{number}", "name": f"set-{number}"}}
+        }
         own["model"] = {"size": "Tiny", "weights": f"w-{number}.pt"}
         own["storage"] = {"claimName": "shared", "subPath": f"team-{number}"}
         runs.append(Resource(cluster, NAMESPACE, f"group-{number}").create(**spec | own))
@@ -130,6 +133,10 @@ def groups(cluster: Cluster, count: int) -> dict[str, Any]:
     }
 
 
+def _has_pods(run: Resource, attempt: int, count: int) -> bool:
+    return len(run.pods("train", attempt)) == count
+
+
 def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
     """Fail one pod of four; measure until the group is deleted and the next attempt applied."""
     run = Resource(cluster, NAMESPACE, "restarts").create(
@@ -140,11 +147,11 @@ def restart(cluster: Cluster, rounds: int) -> dict[str, Any]:
     cluster.add_volumes(1)
     deleted, created = [], []
     for attempt in range(1, rounds + 1):
-        _wait(lambda attempt=attempt: len(run.pods("train", attempt)) == 4)
+        _wait(partial(_has_pods, run, attempt, 4))
         victim = run.pods("train", attempt)[1]["metadata"]["name"]
         began = time.time()
         cluster.finish_pod(NAMESPACE, victim, 1)
-        _wait(lambda attempt=attempt: len(run.pods("train", attempt + 1)) == 4)
+        _wait(partial(_has_pods, run, attempt + 1, 4))
         for event in _audited(cluster, began):
             about = event.get("objectRef", {})
             moment = _time(event["stageTimestamp"]) - began

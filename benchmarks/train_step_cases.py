@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.distributed.activation_checkpoint import Keep, prepare_blocks
 from video2world_trainer.distributed.parallelize import frame_slice
 from video2world_trainer.distributed.ulysses import ulysses
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
-from video2world_trainer.model.dit import VideoDiT
+from video2world_trainer.model.dit import Block, VideoDiT
 from video2world_trainer.model.flops import step_flops
 from video2world_trainer.model.lora import inject
 from video2world_trainer.model.presets import PRESETS, DiTConfig
@@ -107,7 +107,7 @@ def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
 
 
 def step_2b(
-    keep: str = "narrow",
+    keep: Keep = "narrow",
     backend: str = "auto",
     compiled: bool = True,
     count: int = 5,
@@ -219,7 +219,7 @@ def peer_diffusers(count: int = 2) -> dict[str, Any]:
 
 
 def rank_14b(
-    keep: str = "products", ranks: int = 8, shards: int = 32, count: int = 3, profile: bool = True
+    keep: Keep = "products", ranks: int = 8, shards: int = 32, count: int = 3, profile: bool = True
 ) -> dict[str, Any]:
     """Measure one rank's share of 14B at context parallel 8 and FSDP over 32, without transfers.
 
@@ -233,7 +233,8 @@ def rank_14b(
     with torch.device("meta"):
         parameters = sum(one.numel() for one in VideoDiT(preset.dit).parameters())
     net = network(replace(preset.dit, num_blocks=2))
-    net.blocks = nn.ModuleList(net.blocks[i % 2] for i in range(preset.dit.num_blocks))
+    repeated = nn.ModuleList(net.blocks[i % 2] for i in range(preset.dit.num_blocks))
+    net.blocks = cast("Sequence[Block]", repeated)
     choice = select_for("auto", torch.device("cuda"), BF16)
     sizes = [tokens // ranks] * ranks
     net.set_attention(choice.to_caption, ulysses(choice.attend, sizes, lambda x, *_: x, 0))
@@ -272,7 +273,7 @@ def rank_14b(
     return result
 
 
-def lora_14b(keep: str = "attention", count: int = 2) -> dict[str, Any]:
+def lora_14b(keep: Keep = "attention", count: int = 2) -> dict[str, Any]:
     """Measure the complete 14B step with rank-16 adapters on one GPU: 93 frames of 432x768."""
     preset, latents = PRESETS["14B"], LATENTS["480p"]
     net = network(preset.dit)

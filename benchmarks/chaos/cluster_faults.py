@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 from .schedule import Body, Fault
 from .target import Target, choose, for_each, retry
@@ -110,7 +111,7 @@ def _lose_nodes(target: Target, fault: Fault, rng: random.Random) -> str:
             target.api.patch(path, {"spec": {"taints": [LOST]}}, "strategic")
     time.sleep(fault.seconds)
     for name in set(names) - set(for_good):
-        retry(lambda name=name: restore_node(target, name))
+        retry(partial(restore_node, target, name))
     return f"{len(names)}, {len(for_good)} for good"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from . import cluster_faults, operator_faults, user_actions
 from .schedule import Fault
@@ -45,4 +46,4 @@ class FaultInjector:
         """Bring back the lost nodes for the next trial."""
         while self.target.lost_nodes:
             name = self.target.lost_nodes.pop()
-            retry(lambda name=name: cluster_faults.restore_node(self.target, name))
+            retry(partial(cluster_faults.restore_node, self.target, name))

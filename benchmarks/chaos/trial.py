@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,15 @@ def _apply_and_disturb(
     with ThreadPoolExecutor(len(schedule) + 1) as pool:
         waiting = [pool.submit(_create_all, target, bodies)]
         for fault in schedule:
-            needed = fault.at * jobs
-            watcher.wait(lambda c, needed=needed: c.history.finished >= needed, patience)
+            watcher.wait(partial(_has_finished, fault.at * jobs), patience)
             waiting.append(pool.submit(inject, fault))
         for one in waiting:
             one.result()
     return sorted(log)
+
+
+def _has_finished(jobs: float, checker: Checker) -> bool:
+    return checker.history.finished >= jobs
 
 
 def _create_all(target: Target, bodies: Sequence[Body]) -> None:

@@ -53,9 +53,9 @@ def main() -> int:
     flags.add_argument("--dry", action="store_true", help="write neither record nor document")
     args = flags.parse_args()
     if args.document:
-        record = json.loads(RESULTS.read_text())
-        record["goals"] = goals(record)
-        DOCUMENT.write_text(document(record))
+        existing = json.loads(RESULTS.read_text())
+        existing["goals"] = goals(existing)
+        DOCUMENT.write_text(document(existing))
         return 0
     chosen = [name for name in args.only.split(",") if name]
     if unknown := set(chosen) - set(PARTS):

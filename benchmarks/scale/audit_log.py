@@ -49,7 +49,9 @@ RULES: list[dict[str, Any]] = [
 class Naming(Protocol):
     """How a system labels and names its pods."""
 
-    accounts: Collection[str]
+    @property
+    def accounts(self) -> Collection[str]:
+        """User names of its service accounts."""
 
     def group(self, labels: Mapping[str, str]) -> tuple[str, str] | None:
         """Return resource and attempt of a training pod; None for another pod."""

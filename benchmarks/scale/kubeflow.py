@@ -8,6 +8,7 @@ import ssl
 import urllib.request
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class _Peer(System):
     def ready(self) -> None:
         for name in self.tools:
             url = f"http://127.0.0.1:{self.probes[name]}/readyz"
-            eventually(lambda url=url: _get(url), 120, self._last_lines)
+            eventually(partial(_get, url), 120, self._last_lines)
 
     def _last_lines(self) -> str:
         return "\n".join(f"{one.name}: {one.log_tail()}" for one in self.started)
@@ -225,7 +226,7 @@ class Trainer(_Peer):
         path = "manifests/base/webhook/manifests.yaml"
         self._install_webhooks("trainer-controller-manager", path, "validator.trainer.kubeflow.org")
         common = {"kind": "Configuration", "leaderElection": {"leaderElect": False}}
-        files = {
+        files: dict[str, dict[str, Any]] = {
             "jobset": {
                 "apiVersion": "config.jobset.x-k8s.io/v1alpha1",
                 "internalCertManagement": {"enable": False},
@@ -237,7 +238,7 @@ class Trainer(_Peer):
             },
         }
         for name, own in files.items():
-            config = common | own
+            config: dict[str, Any] = common | own
             config["clientConnection"] = {"qps": RATE[0], "burst": RATE[1]}
             config["webhook"] = {"port": self.hooks[name], "host": "127.0.0.1"}
             config["health"] = {"healthProbeBindAddress": f"127.0.0.1:{self.probes[name]}"}

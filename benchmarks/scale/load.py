@@ -124,8 +124,8 @@ class Load:
         """Return the names of the running training pods by resource, sorted."""
         path = f"/api/v1/namespaces/{NAMESPACE}/pods"
         found: dict[str, list[str]] = {}
-        running = {"fieldSelector": "status.phase=Running"}
-        async for item in self.client.list_objects(path, accept=_NAMES, **running):
+        selector = "status.phase=Running"
+        async for item in self.client.list_objects(path, accept=_NAMES, fieldSelector=selector):
             name = item["metadata"]["name"]
             resource = self.system.resource_of(name)
             if resource and "deletionTimestamp" not in item["metadata"]:

@@ -34,7 +34,7 @@ async def measure(system: System, scale: Scale, folder: Path) -> dict[str, Any]:
                 await asyncio.to_thread(system.ready)
                 load.refresh()
                 sampler = asyncio.create_task(load.sample())
-                results = {"title": system.title, "versions": system.versions}
+                results: dict[str, Any] = {"title": system.title, "versions": system.versions}
                 results["at_rest_mib"] = usage(system.pids())["mib"]
                 for name, part in (
                     ("large", _large),

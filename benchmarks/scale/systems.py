@@ -145,14 +145,9 @@ class Video2WorldOperator(System):
         wanted = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         cluster.admin.post(claims, {"metadata": {"name": "shared"}, "spec": wanted})
         flags = (
-            "--own-namespace",
-            OPERATOR_NAMESPACE,
-            "--poll-seconds",
-            "10",
-            "--pod-uid",
-            "bench",
+            *("--own-namespace", OPERATOR_NAMESPACE, "--poll-seconds", "10", "--pod-uid", "bench"),
+            *("--lease-seconds", "120"),  # must outlast a busy machine; the peers have no lease
         )
-        flags += ("--lease-seconds", "120")  # must outlast a busy machine; the peers have no lease
         kubeconfig = cluster.write_kubeconfig(grant(cluster, OPERATOR_NAMESPACE))
         # restarted, as its pod would be, when it loses its lease on a busy machine
         self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log", kept=True)
@@ -190,7 +185,11 @@ class Video2WorldOperator(System):
         stages = ("download", "dataset", "embeddings", "latents", "inference")
         tiny = work.gpus < 8
         size = "Tiny" if tiny else "2B"
-        training = {"nodes": work.nodes, "gpusPerNode": work.gpus, "iterations": 1000}
+        training: dict[str, Any] = {
+            "nodes": work.nodes,
+            "gpusPerNode": work.gpus,
+            "iterations": 1000,
+        }
         training |= {"maxRestarts": 100, "restartBackoffSeconds": 0}
         if tiny:
             training["device"] = "GPU"

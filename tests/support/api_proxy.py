@@ -62,7 +62,12 @@ class Proxy:
 
     def cut_watches(self) -> None:
         """End every watch that is open."""
-        self._loop.call_soon_threadsafe(lambda: [one.abort() for one in tuple(self._watches)])
+
+        def abort() -> None:
+            for one in tuple(self._watches):
+                one.abort()
+
+        self._loop.call_soon_threadsafe(abort)
 
     def kubeconfig(self) -> dict[str, Any]:
         """Return a kubeconfig of the user of ``api`` with the proxy as its server."""

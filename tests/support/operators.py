@@ -102,7 +102,7 @@ class Operator:
             *(sys.executable, "-m", module),
             *("--port", str(self._port), "--poll-seconds", "1", *flags),
         ]
-        self._env = os.environ | {"KUBECONFIG": str(kubeconfig)} | (environment or {})
+        self._env = {**os.environ, "KUBECONFIG": str(kubeconfig), **(environment or {})}
         self.log, self._launched_at = log, 0  # so many bytes into the log
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -198,7 +198,7 @@ class Resource:
     @staticmethod
     def body(name: str = "run", **spec: Any) -> dict[str, Any]:
         """Return a Tiny run of two nodes with one sample; ``spec`` overrides it, one level deep."""
-        base = {
+        base: dict[str, Any] = {
             "model": {"size": "Tiny"},
             "dataset": {"agibot": {"path": "datasets/agibot"}},
             "training": {"iterations": 100, "nodes": 2, "restartBackoffSeconds": 1},
@@ -231,7 +231,8 @@ class Resource:
     @property
     def object(self) -> dict[str, Any]:
         """The object at the API server."""
-        return self.cluster.admin.get(f"{self.path}/{self.name}")
+        found: dict[str, Any] = self.cluster.admin.get(f"{self.path}/{self.name}")
+        return found
 
     @property
     def status(self) -> dict[str, Any]:
@@ -249,10 +250,10 @@ class Resource:
     def children(self, kind: str) -> list[dict[str, Any]]:
         """Return the objects of a kind (jobs, pods, services, ...) with its label."""
         group = "/apis/batch/v1" if kind == "jobs" else "/api/v1"
-        path = f"{group}/namespaces/{self.namespace}/{kind}"
-        return self.cluster.admin.get(f"{path}?labelSelector={RESOURCE_LABEL}%3D{self.name}")[
-            "items"
-        ]
+        selector = f"labelSelector={RESOURCE_LABEL}%3D{self.name}"
+        path = f"{group}/namespaces/{self.namespace}/{kind}?{selector}"
+        items: list[dict[str, Any]] = self.cluster.admin.get(path)["items"]
+        return items
 
     def pods(self, stage: str, attempt: int = 1, phase: str = "Running") -> list[dict[str, Any]]:
         """Return the pods of an attempt that are in a phase and not being deleted, by index."""
@@ -274,7 +275,8 @@ class Resource:
             pods = self.pods(stage, attempt)
             return [p["metadata"]["name"] for p in pods] if len(pods) == count else None
 
-        return eventually(all_run, what=lambda: self.status)
+        names: list[str] = eventually(all_run, what=lambda: self.status)
+        return names
 
     def finish(self, stage: str, attempt: int = 1, exit_code: int = 0) -> None:
         """Wait until the stage's pods run, then end them."""
@@ -294,4 +296,5 @@ class Resource:
             status = self.status
             return status if all(status.get(k) == v for k, v in fields.items()) else None
 
-        return eventually(there, seconds, lambda: self.status)
+        found: dict[str, Any] = eventually(there, seconds, lambda: self.status)
+        return found
