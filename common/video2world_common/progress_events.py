@@ -288,12 +288,12 @@ class Lines:
 
 def duration(seconds: float) -> str:
     """Format seconds as 42s, 3m12s, 5h07m or 2d03h."""
-    whole = max(0, round(seconds))
+    rounded = max(0, round(seconds))
     for unit, below, small in ((86400, "d", 3600), (3600, "h", 60), (60, "m", 1)):
-        if whole >= unit:
+        if rounded >= unit:
             under = {3600: "h", 60: "m", 1: "s"}[small]
-            return f"{whole // unit}{below}{whole % unit // small:02d}{under}"
-    return f"{whole}s"
+            return f"{rounded // unit}{below}{rounded % unit // small:02d}{under}"
+    return f"{rounded}s"
 
 
 def with_warning(message: str, warning: str) -> str:

@@ -1,12 +1,23 @@
-"""Name the API group, its kind and the limits that several modules need."""
+"""Define the API group and kind, the stages, and limits that several modules use."""
 
 from __future__ import annotations
 
-__all__ = ["API_VERSION", "GROUP", "KIND", "PLURAL", "STAGES"]
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "MAX_NAME",
+    "MAX_PROMPTS",
+    "PLURAL",
+    "RESERVED_ENV",
+    "STAGES",
+    "VERSION",
+]
 
 GROUP, VERSION = "video2world.dev", "v1alpha1"
 API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
-MAX_PROMPTS = 100_000  # characters of all samples: they travel in an annotation of the pod
+MAX_PROMPTS = 100_000  # characters of all prompts together, which an annotation of the pod holds
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
+# Environment variables that the operator or torchrun sets; a trailing _ marks a prefix.
 RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -200,7 +200,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
         return Problem(path, why) if why else None
     override = OVERRIDES[name]
     try:
-        meant = override.read(value)
+        parsed = override.read(value)
     except (ValueError, KeyError):
         return Problem(path, f"{value!r} is not valid for {name}; use {override.expected}")
     *folders, field = override.field.split(".")
@@ -209,7 +209,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
         place = place.setdefault(folder, {})
         if not isinstance(place, dict):
             return None  # malformed here, which the schema reports
-    if place.setdefault(field, meant) != meant:
+    if place.setdefault(field, parsed) != parsed:
         return Problem(
             path,
             f"{name}={value} contradicts spec.{override.field}: {place[field]}; keep one of them",

@@ -17,7 +17,6 @@ from video2world_operator.api.constants import (
     GROUP,
     KIND,
     MAX_PROMPTS,
-    PLURAL,
     RESERVED_ENV,
     STAGES,
 )
@@ -25,7 +24,6 @@ from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.experiments import expand
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
-from video2world_operator.api.status import Condition, Status
 from video2world_operator.api.wording import without_nulls
 from video2world_operator.api.yaml_reader import (
     Document,
@@ -36,22 +34,7 @@ from video2world_operator.api.yaml_reader import (
     to_json,
 )
 
-__all__ = [
-    "API_VERSION",
-    "GROUP",
-    "KIND",
-    "PLURAL",
-    "SIZES",
-    "STAGES",
-    "Condition",
-    "InvalidResource",
-    "Spec",
-    "Status",
-    "Video2WorldPostTrain",
-    "load_manifest",
-    "load_resource",
-    "parse",
-]
+__all__ = ["load_manifest", "load_resource", "parse"]
 
 
 def load_manifest(source: str | Path) -> dict[str, Any]:

@@ -114,10 +114,10 @@ def _meta(job: Manifest) -> Manifest:
     return {"name": own["name"], "namespace": own["namespace"], "labels": kept}
 
 
-Made = tuple[Manifest, Mapping[str, Mapping[str, str]], Mapping[str, Any]]
+GroupParts = tuple[Manifest, Mapping[str, Mapping[str, str]], Mapping[str, Any]]
 
 
-def _native(job: Manifest, version: str) -> Made:
+def _native(job: Manifest, version: str) -> GroupParts:
     """Use KEP-4671: pods wait until the PodGroup and ``minCount`` of its pods exist."""
     policy = {"gang": {"minCount": job["spec"]["completions"]}}
     group = {"apiVersion": version, "kind": "PodGroup", "metadata": _meta(job)}
@@ -125,7 +125,7 @@ def _native(job: Manifest, version: str) -> Made:
     return group, {}, {"schedulingGroup": {"podGroupName": job["metadata"]["name"]}}
 
 
-def _volcano(job: Manifest, version: str) -> Made:
+def _volcano(job: Manifest, version: str) -> GroupParts:
     name, nodes = job["metadata"]["name"], job["spec"]["completions"]
     group = {"apiVersion": version, "kind": "PodGroup"}
     container = job["spec"]["template"]["spec"]["containers"][0]
@@ -139,7 +139,7 @@ def _volcano(job: Manifest, version: str) -> Made:
     return made, {"annotations": annotations}, {"schedulerName": scheduler}
 
 
-def _coscheduling(job: Manifest, version: str) -> Made:
+def _coscheduling(job: Manifest, version: str) -> GroupParts:
     group = {"apiVersion": version, "kind": "PodGroup"}
     spec = {"minMember": job["spec"]["completions"], "scheduleTimeoutSeconds": 60}
     labels = {"scheduling.x-k8s.io/pod-group": job["metadata"]["name"]}
@@ -152,7 +152,7 @@ _SCHEDULERS: Mapping[Reason, str] = {
     Reason.GANG_COSCHEDULING: "a scheduler with the coscheduling plugin, and its controller",
     Reason.GANG_KUEUE: "Kueue",
 }
-_GROUPS: Mapping[Reason, Callable[[Manifest, str], Made]] = {
+_GROUPS: Mapping[Reason, Callable[[Manifest, str], GroupParts]] = {
     Reason.GANG_NATIVE: _native,
     Reason.GANG_VOLCANO: _volcano,
     Reason.GANG_COSCHEDULING: _coscheduling,

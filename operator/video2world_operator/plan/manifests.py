@@ -352,9 +352,9 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
 
 
 def _env(
-    resource: Video2WorldPostTrain, stage: str, given: Mapping[str, str]
+    resource: Video2WorldPostTrain, stage: str, variables: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    values = dict(given)
+    values = dict(variables)
     if resource.spec.device == "CPU":
         values["CUDA_VISIBLE_DEVICES"] = ""
     env: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]

@@ -55,13 +55,13 @@ def check_nodes(
         return
     for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", parallel_pods(stage)
-        asked = _requested(stage)
+        requested = _requested(stage)
         kinds = [
-            (node, count, _misfit(stage, asked, node))
+            (node, count, _misfit(stage, requested, node))
             for node, count in _distinct_nodes(facts.nodes, stage)
         ]
         fitting = [(node, count) for node, count, misfit in kinds if not misfit]
-        room = sum(count * _capacity(asked, node) for node, count in fitting)
+        room = sum(count * _capacity(requested, node) for node, count in fitting)
         if room < wanted:
             counts: Counter[str] = Counter()
             for _, count, misfit in kinds:
@@ -113,16 +113,22 @@ def _distinct_nodes(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Objec
 
 def _check_samplers(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
     """Check that the sampler's pods fit while all pods of the training group run."""
-    asked, beside = _requested(train), _requested(sampler)
+    requested, sampler_requested = _requested(train), _requested(sampler)
     kinds = _distinct_nodes(nodes, train, sampler)
-    rooms = [0 if _misfit(train, asked, node) else _capacity(asked, node) for node, _ in kinds]
+    rooms = [
+        0 if _misfit(train, requested, node) else _capacity(requested, node) for node, _ in kinds
+    ]
 
     @cache
     def left(kind: int, pods: int) -> int:
         """Return how many sampler pods fit on a node next to so many training pods."""
-        taken = {name: pods * amount for name, amount in (asked | {"pods": 1}).items()}
+        taken = {name: pods * amount for name, amount in (requested | {"pods": 1}).items()}
         node, _ = kinds[kind]
-        return 0 if _misfit(sampler, beside, node) else _capacity(beside, node, taken)
+        return (
+            0
+            if _misfit(sampler, sampler_requested, node)
+            else _capacity(sampler_requested, node, taken)
+        )
 
     # number of nodes, by kind and by training pods on them
     placed = Counter({(kind, 0): count for kind, (_, count) in enumerate(kinds)})
@@ -149,21 +155,21 @@ def parallel_pods(stage: Stage) -> int:
 
 
 def _capacity(
-    asked: Mapping[str, float], node: Object, taken: Mapping[str, float] | None = None
+    requested: Mapping[str, float], node: Object, taken: Mapping[str, float] | None = None
 ) -> int:
-    """Return how many pods that request ``asked`` fit on a node, besides what is ``taken``."""
+    """Return how many pods that request ``requested`` fit on a node, besides what is ``taken``."""
     room, used = (node.get("status") or {}).get("allocatable") or {}, taken or {}
     free = {"pods": "110"} | dict(room)
     return int(
         min(
             (quantity(free.get(n, "0")) - used.get(n, 0)) / amount
-            for n, amount in {"pods": 1.0, **asked}.items()
+            for n, amount in {"pods": 1.0, **requested}.items()
             if amount
         )
     )
 
 
-def _misfit(stage: Stage, asked: Mapping[str, float], node: Object) -> str:
+def _misfit(stage: Stage, requested: Mapping[str, float], node: Object) -> str:
     """Explain why a pod of the stage could never run on the node; empty if it could."""
     pod = stage.job["spec"]["template"]["spec"]
     spec, metadata = node.get("spec") or {}, node["metadata"]
@@ -179,7 +185,7 @@ def _misfit(stage: Stage, asked: Mapping[str, float], node: Object) -> str:
         ):
             return f"with the taint {taint['key']}"
     room = (node.get("status") or {}).get("allocatable") or {}
-    for name, amount in asked.items():
+    for name, amount in requested.items():
         if quantity(room.get(name, "0")) < amount:
             return f"with too little {name} ({room.get(name, 0)})"
     return ""
@@ -196,8 +202,8 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
 
 def _requested(stage: Stage) -> dict[str, float]:
     """Return what one pod of the stage requests, by resource name."""
-    asked = container_resources(stage)
-    named = {**asked.get("limits", {}), **asked.get("requests", {})}
+    requested = container_resources(stage)
+    named = {**requested.get("limits", {}), **requested.get("requests", {})}
     return {name: quantity(value) for name, value in named.items()}
 
 
