@@ -1,4 +1,4 @@
-"""A resource and a cluster that does just what a test says, for the tests of reconciling."""
+"""A resource in a simulated cluster, for tests of the reconciler."""
 
 import copy
 import json
@@ -43,13 +43,13 @@ def resource(**spec):
 
 
 class World:
-    """A cluster that does just what a test says, and carries the decisions out."""
+    """A simulated cluster that does what a test tells it, and applies decisions."""
 
     def __init__(self, body=None, policy=None):
         self.body, self.policy = body or resource(), policy
         self.now = NOW
         self.jobs, self.pods, self.applied = {}, {}, []
-        self._forced = set()  # pods that only their Job's finalizer keeps
+        self._forced = set()  # pods kept only by the finalizer of their Job
         self.extra = {}
 
     @property
@@ -57,8 +57,11 @@ class World:
         return self.body.get("status", {})
 
     def round(self, cache=None, **extra):
-        """Reconcile once, or as often as the controller would with a ``cache`` that lags behind:
-        Jobs and pods as they were (see :meth:`snapshot`)."""
+        """Reconcile once, as the controller does.
+
+        ``cache`` holds Jobs and pods of an earlier :meth:`snapshot`; the controller then reads
+        them live where a decision needs it.
+        """
         decision = self._decide(cache or self.snapshot(), extra)
         if cache and needs_live_read(parse_status(self.status), decision):
             decision = self._decide(self.snapshot(), extra)
@@ -71,7 +74,7 @@ class World:
         return decision
 
     def snapshot(self):
-        """Jobs and pods as they are."""
+        """Return the current Jobs and pods."""
         return list(self.jobs.values()), list(self.pods.values())
 
     def _decide(self, cache, extra):
@@ -89,7 +92,7 @@ class World:
                 assert lagging or job.name not in self.jobs, "two Jobs of one name"
                 self.jobs.setdefault(job.name, job)
         elif action.uid not in self._uids() and (lagging or action.uid in before):
-            pass  # gone by now, for example with its Job
+            pass  # already gone, for example with its Job
         elif action.kind == "Job":
             job = self.jobs.pop(action.name)
             for pod in [
@@ -115,7 +118,7 @@ class World:
         return f"j{len(self.applied)}"
 
     def settle(self):
-        """Look again until nothing is left to do."""
+        """Reconcile until nothing changes."""
         before = None
         for _ in range(100):
             actions = self.round().actions
@@ -125,12 +128,12 @@ class World:
         raise AssertionError(f"it never settles: {actions}")
 
     def finish(self, stage):
-        """The stage's Job succeeds."""
+        """Let the stage's Job succeed."""
         (name,) = [n for n, j in self.jobs.items() if j.stage == stage and not j.finished]
         self.jobs[name] = replace(self.jobs[name], complete=True)
 
     def start_pods(self, **fields):
-        """The Job under way gets its pods."""
+        """Create the pods of the unfinished Job."""
         (job,) = [j for j in self.jobs.values() if not j.finished and j.stage != "samples"]
         count = 2 if job.stage == "train" else 1
         for index in range(count):
@@ -153,7 +156,7 @@ class World:
         self.pods[name] = replace(self.pods[name], **fields)
 
     def through(self, stages=STAGES):
-        """One stage after the other succeeds."""
+        """Let one stage after the other succeed."""
         self.settle()
         for stage in stages:
             self.finish(stage)
@@ -174,7 +177,7 @@ class World:
 
 
 def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
-    """What v2w explain finds; ``events`` are about the objects of their names that are there."""
+    """Return what v2w explain finds; ``events`` are matched to existing objects by name."""
     metadata = world.body["metadata"]
     uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
     for told in events:

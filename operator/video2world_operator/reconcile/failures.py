@@ -14,17 +14,17 @@ from video2world_operator.reconcile.observed_state import Job, Pod
 __all__ = ["REASONS", "Failure", "diagnose", "tail_of"]
 
 EXIT_SAVED = 143  # of a worker that has saved its state on SIGTERM
-MAX_TAIL = 2048
+MAX_TAIL = 2048  # characters
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 # Reasons of the pod condition DisruptionTarget (kubernetes.io/docs/concepts/workloads/pods/
 # disruptions): the platform ended the pod, so that a restart does not count.
 _DISRUPTIONS = {
     "PreemptionByScheduler": ("Preempted", "preempted by a pod of higher priority"),
-    "DeletionByTaintManager": ("NodeLost", "its node was lost or tainted"),
-    "EvictionByEvictionAPI": ("Evicted", "evicted, as a drained node's pods are"),
-    "DeletionByPodGC": ("NodeLost", "its node is gone"),
-    "TerminationByKubelet": ("Evicted", "ended by its node (pressure or shutdown)"),
+    "DeletionByTaintManager": ("NodeLost", "deleted because its node was lost or tainted"),
+    "EvictionByEvictionAPI": ("Evicted", "evicted, for example because its node is being drained"),
+    "DeletionByPodGC": ("NodeLost", "deleted because its node no longer exists"),
+    "TerminationByKubelet": ("Evicted", "stopped by its node (resource pressure or shutdown)"),
 }
 _POD_REASONS = {
     "NodeLost": "NodeLost",
@@ -75,7 +75,10 @@ def diagnose(job: Job | None, pods: Sequence[Pod]) -> Failure | None:
     )
     for pod in failed:
         if pod.exit_code == EXIT_USER_ERROR:
-            said = _said(pod) or f"pod {pod.name} rejected its input (exit code {EXIT_USER_ERROR})"
+            said = (
+                _worker_error(pod)
+                or f"pod {pod.name} rejected its input (exit code {EXIT_USER_ERROR})"
+            )
             return Failure("UserError", said, final=True, exit_code=2, tail=tail_of(pod))
     for pod in pods:
         if (disruption := _disruption(pod)) is not None:
@@ -118,20 +121,16 @@ def _after_a_crash(pod: Pod, failed: Sequence[Pod]) -> bool:
 
 def _disruption(pod: Pod) -> Failure | None:
     if pod.disruption:
-        reason, words = _DISRUPTIONS.get(pod.disruption, ("Disrupted", pod.disruption))
-        more = f": {pod.disruption_message}" if pod.disruption_message else ""
-        where = f" on {pod.node}" if pod.node else ""
-        return Failure(
-            reason, f"pod {pod.name}{where} was {_passive(words)}{more}", exit_code=pod.exit_code
-        )
+        unknown = ("Disrupted", f"disrupted ({pod.disruption})")
+        reason, what = _DISRUPTIONS.get(pod.disruption, unknown)
+        details = f": {pod.disruption_message}" if pod.disruption_message else ""
+        node = f" on {pod.node}" if pod.node else ""
+        message = f"pod {pod.name}{node} was {what}{details}"
+        return Failure(reason, message, exit_code=pod.exit_code)
     if pod.phase == "Failed" and pod.reason in _POD_REASONS:
-        word = _POD_REASONS[pod.reason]
-        return Failure(word, f"pod {pod.name} on {pod.node} failed: {pod.reason}")
+        reason = _POD_REASONS[pod.reason]
+        return Failure(reason, f"pod {pod.name} on {pod.node} failed: {pod.reason}")
     return None
-
-
-def _passive(words: str) -> str:
-    return f"lost, {words}" if words.startswith("its") else words
 
 
 def _crash(pod: Pod) -> Failure:
@@ -142,13 +141,13 @@ def _crash(pod: Pod) -> Failure:
             f"spec.stages.{pod.container}.resources.limits.memory, or lower spec.training.batchSize"
         )
         return Failure("OutOfMemory", message, counted=True, exit_code=code, tail=tail_of(pod))
-    said = _said(pod)
+    said = _worker_error(pod)
     ended = f"ended with exit code {code}" if code is not None else f"failed ({pod.reason})"
     message = f"pod {pod.name} {ended}" + (f": {said}" if said else "")
     return Failure("Crashed", message, counted=True, exit_code=code, tail=tail_of(pod))
 
 
-def _said(pod: Pod) -> str:
+def _worker_error(pod: Pod) -> str:
     """Return the reason that the worker itself gives in the last lines of its log."""
     lines = pod.tail.splitlines()
     for line in reversed(lines):

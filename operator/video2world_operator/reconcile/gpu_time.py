@@ -24,7 +24,7 @@ def _split(
     return GPUSeconds(useful=useful, lost=lost, idle=held - useful - lost)
 
 
-def _plus(a: GPUSeconds | None, useful: float, lost: float, idle: float = 0.0) -> GPUSeconds:
+def _add(a: GPUSeconds | None, useful: float, lost: float, idle: float = 0.0) -> GPUSeconds:
     a = a or GPUSeconds()
     return GPUSeconds(
         useful=round(a.useful + useful, 1),
@@ -71,7 +71,7 @@ def observe(status: Status, pods: Sequence[Pod], gpus: int, nodes: int, now: dat
     record.end_iteration = max(record.end_iteration, iteration)
     if gpus:
         live = _live(status, record, gpus, record.end_iteration)
-        status.gpu_seconds = _plus(status.closed_gpu_seconds, live.useful, live.lost, live.idle)
+        status.gpu_seconds = _add(status.closed_gpu_seconds, live.useful, live.lost, live.idle)
 
 
 def _pace(status: Status) -> float:
@@ -100,7 +100,7 @@ def close_attempt(
     if gpus:
         kept = record.end_iteration if reason == "Succeeded" else _saved(status)
         part = _live(status, record, gpus, min(kept, record.end_iteration))
-        closed = _plus(status.closed_gpu_seconds, part.useful, part.lost, part.idle)
+        closed = _add(status.closed_gpu_seconds, part.useful, part.lost, part.idle)
         status.closed_gpu_seconds = status.gpu_seconds = closed
 
 
@@ -123,7 +123,7 @@ def correct_start(status: Status, iteration: int, gpus: int) -> None:
     spent = status.closed_gpu_seconds
     if gpus and spent and saved > 0:
         moved = min(spent.lost, saved * _pace(status) * gpus)
-        status.closed_gpu_seconds = status.gpu_seconds = _plus(spent, moved, -moved)
+        status.closed_gpu_seconds = status.gpu_seconds = _add(spent, moved, -moved)
 
 
 def uncount_last_restart(status: Status, reason: str, message: str) -> None:

@@ -27,7 +27,7 @@ JOB_CONTROLLER = "kubernetes.io/job-controller"  # spec.managedBy of a Job that 
 _STARTING = (None, "ContainerCreating", "PodInitializing")  # normal reasons to wait
 
 
-def _note(condition: Object) -> str:
+def _describe(condition: Object) -> str:
     said = ": ".join(filter(None, (condition.get("reason"), condition.get("message"))))
     return f"{condition['type']} ({said})" if said else str(condition["type"])
 
@@ -97,7 +97,7 @@ class Job:
             managed_by="" if manager == JOB_CONTROLLER else manager,
             notes=(
                 *(["spec.parallelism is 0"] if spec.get("parallelism") == 0 else []),
-                *(_note(c) for c in conditions.values()),
+                *(_describe(c) for c in conditions.values()),
             ),
         )
 

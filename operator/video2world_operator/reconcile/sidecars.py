@@ -74,7 +74,6 @@ def _judge(job: Job, pods: list[Pod], ended: dict[str, Pod]) -> tuple[Job, list[
         return job, []  # a failure ends the group and its Job
     if any(p.exit_code == EXIT_USER_ERROR for p in running_on):
         job = replace(job, failed="PodFailurePolicy")
-    failed = [
-        p for p in running_on if p.exit_code and p.deleted is None
-    ]  # their Job judges them then
+    # once these are deleted, the Job replaces them or fails
+    failed = [p for p in running_on if p.exit_code and p.deleted is None]
     return job, [Delete("Pod", p.name, p.uid, why=why) for p in failed]

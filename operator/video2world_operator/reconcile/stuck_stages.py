@@ -99,10 +99,14 @@ def judge(
         more[same] = more.get(same, -1) + 1
         found.setdefault(same, finding)
     findings = [
-        replace(one, what=f"{one.what} (and {more[same]} more pods)") if more[same] else one
+        replace(one, what=f"{one.what} (and {_more_pods(more[same])})") if more[same] else one
         for same, one in found.items()
     ]
     return Judgement(findings, check_at, tuple(dict.fromkeys(uids))[:LATEST])
+
+
+def _more_pods(count: int) -> str:
+    return "1 more pod" if count == 1 else f"{count} more pods"
 
 
 def message(finding: Finding, facts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Reconciling under any order of events: invariants that hold in every state, and an end."""
+"""Reconcile under any order of events: invariants hold in every state, and every run ends."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,7 @@ FAILURES = [
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """The world does what it likes; the operator may look as often or as seldom as it likes."""
+    """Events occur in any order; the operator reconciles as often as it happens to."""
 
     @initialize(sampled=st.booleans())
     def begin(self, sampled):
@@ -57,7 +57,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([-3600, -30, 1, 15, 700]))
     def time_passes(self, seconds):
         self.world.tick(seconds)
-        for pod in list(self.world.pods.values()):  # kubelets end what was asked to go
+        for pod in list(self.world.pods.values()):  # kubelets remove deleted pods
             if pod.deleted and pod.deleted <= self.world.now and not pod.node.endswith("dead"):
                 del self.world.pods[pod.name]
 
@@ -131,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
         job = self.samplers[0]
         self.world.pods.pop(job.name, None)
         if how is None:
-            del self.world.jobs[job.name]  # somebody deletes it
+            del self.world.jobs[job.name]  # a user deletes it
         else:
             self.world.jobs[job.name] = replace(job, **how)
 
@@ -187,7 +187,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert entry["state"] != "Restarting" or entry["name"] == self.world.status["stage"]
 
     def teardown(self):
-        """Left alone, with a well-behaved cluster, every resource comes to its end."""
+        """In a cluster without further faults every resource ends."""
         world = self.world
         world.body["spec"]["suspend"] = False
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""Samples beside training: which checkpoint's are made, and what becomes of the others."""
+"""Sampling during training: which checkpoints are sampled, and which are skipped."""
 
 from dataclasses import replace
 
@@ -84,7 +84,7 @@ TABLE = {
         (1000, [500], 1000),
         {500: "Failed", 1000: "Running"},
     ),
-    "its Job was deleted by somebody: again": (
+    "its Job was deleted by a user: again": (
         500,
         [row(500)],
         [],
@@ -102,7 +102,7 @@ TABLE = {
         (1000, [], 1000),
         {500: "Skipped", 1000: "Running"},
     ),
-    "training is over: what runs goes on": (
+    "training is over: what runs continues": (
         1000,
         [row(500)],
         [job(500)],
@@ -133,7 +133,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_what_follows(name):
+def test_next_step(name):
     saved, rows, jobs, pods, training, expected, states = TABLE[name]
     raw = {"samples": rows} | ({"checkpoint": {"iteration": saved}} if saved else {})
     status = parse_status(raw)
@@ -146,7 +146,7 @@ def test_what_follows(name):
     assert not again.delete
 
 
-def test_a_failure_is_told_with_its_evidence():
+def test_a_failure_is_reported_with_its_evidence():
     tail = '{"event": "failed", "stage": "samples", "reason": "UserError", "message": "no clip"}'
     status = parse_status({"samples": [row(500)], "checkpoint": {"iteration": 500}})
     step = decide(
@@ -160,7 +160,7 @@ def test_a_failure_is_told_with_its_evidence():
     assert status.samples[0].message == "no clip"
 
 
-def test_a_worker_that_found_its_checkpoint_deleted_is_believed():
+def test_a_worker_may_report_that_its_checkpoint_was_deleted():
     status = Status()
     begin(status, 500, 2)
     line = (
@@ -189,7 +189,7 @@ def train_saves(world, iteration):
     world.settle()
 
 
-def test_beside_training_and_without_touching_it():
+def test_sampling_runs_alongside_training_without_affecting_it():
     world = World(resource(inference=ON))
     pods = world.to_training()
     train_saves(world, 500)
@@ -201,7 +201,7 @@ def test_beside_training_and_without_touching_it():
     train_saves(world, 1000)
     train_saves(world, 1500)
     assert sampling(world) == ["run-samples-500"]  # one at a time
-    # training crashes and starts again: what makes samples goes on
+    # training crashes and restarts: sampling continues
     world.pod(pods[0], phase="Failed", exit_code=1)
     world.settle()
     world.tick(60)
@@ -210,7 +210,7 @@ def test_beside_training_and_without_touching_it():
     world.settle()
     assert "run-train-2" in world.jobs
     assert sampling(world) == ["run-samples-500"]
-    # it ends: the newest follows, those between are passed over
+    # it ends: the newest follows, those in between are skipped
     del world.pods["s"]
     world.jobs["run-samples-500"] = replace(world.jobs["run-samples-500"], complete=True)
     world.settle()
@@ -221,7 +221,7 @@ def test_beside_training_and_without_touching_it():
     ]
 
 
-def test_a_failed_sampling_fails_nothing_else():
+def test_failed_sampling_fails_nothing_else():
     world = World(resource(inference=ON))
     pods = world.to_training()
     train_saves(world, 500)
@@ -243,7 +243,7 @@ def test_a_failed_sampling_fails_nothing_else():
 
 
 @pytest.mark.parametrize("runs", [True, False])
-def test_the_inference_stage_waits_for_what_runs_only(runs):
+def test_the_inference_stage_waits_only_for_running_samples(runs):
     world = World(resource(inference=ON))
     pods = world.to_training()
     train_saves(world, 500)
@@ -267,11 +267,11 @@ def test_the_inference_stage_waits_for_what_runs_only(runs):
     world.round(events=[event])
     world.finish("inference")
     world.settle()
-    assert world.status["samples"][-1]["done"] == 2  # its pods had no time to tell
+    assert world.status["samples"][-1]["done"] == 2  # its pods had no time to report
     assert world.status["phase"] == "Succeeded"
 
 
-def test_suspending_ends_it_and_resuming_makes_what_is_left():
+def test_suspending_stops_sampling_and_resuming_continues_it():
     world = World(resource(inference=ON))
     pods = world.to_training()
     train_saves(world, 500)
@@ -287,7 +287,7 @@ def test_suspending_ends_it_and_resuming_makes_what_is_left():
     assert sampling(world) == ["run-samples-500"]
 
 
-def test_without_the_field_there_is_none():
+def test_nothing_is_sampled_without_every_checkpoint():
     world = World()
     world.to_training()
     train_saves(world, 500)

@@ -1,4 +1,4 @@
-"""Reconciling, as tables: what is there, and what has to follow."""
+"""The decisions of the reconciler for a given status, cluster and time."""
 
 import copy
 from dataclasses import replace
@@ -21,7 +21,7 @@ from video2world_operator.reconcile.observed_state import Claim, Pod, VolumePeer
 from video2world_operator.reconcile.reconciler import plan_of
 
 
-def test_the_whole_life_in_order_with_seven_status_writes():
+def test_stages_run_in_order_with_seven_status_writes():
     world = World()
     order, writes = [], 0
     for _ in range(len(STAGES)):
@@ -42,7 +42,7 @@ def test_the_whole_life_in_order_with_seven_status_writes():
     assert writes == 7
 
 
-def test_children_have_the_resource_as_their_controller_and_the_claim_stays():
+def test_children_are_owned_by_the_resource_except_the_claim():
     world = World()
     world.to_training()
     for manifest in world.applied:
@@ -53,7 +53,7 @@ def test_children_have_the_resource_as_their_controller_and_the_claim_stays():
             assert [o["uid"] for o in owners] == ["u1"]
 
 
-def test_doing_it_again_changes_nothing():
+def test_reconciling_again_changes_nothing():
     world = World()
     world.to_training()
     world.round()
@@ -107,7 +107,7 @@ def test_one_pod_down_restarts_the_whole_group(what, reason, charged, exit_code)
     assert (record["reason"], record["charged"]) == (reason, charged)
     assert record["endIteration"] == 300
     assert world.status["attempts"][1]["startIteration"] == 250
-    # nothing starts while a pod of the last attempt lives, nor before its time
+    # nothing starts while a pod of the last attempt is alive, nor before the pause is over
     world.tick(3600)
     assert not [a for a in world.round().actions if isinstance(a, Apply)]
     world.pods.clear()
@@ -131,7 +131,7 @@ def test_backoff_doubles_and_survives():
         while world.status["phase"] == "Restarting":
             decision = world.round()
             if decision.wake and world.status["phase"] == "Restarting":
-                world.now = decision.wake  # all it needs is in the status
+                world.now = decision.wake  # the status has all it needs
         waits.append((world.now - began).total_seconds())
         world.settle()
         world.start_pods()
@@ -146,7 +146,7 @@ def test_backoff_doubles_and_survives():
     assert world.status["phase"] == "Failed"
 
 
-def test_the_users_error_ends_it_with_the_workers_own_words():
+def test_a_user_error_fails_the_resource_with_the_workers_message():
     world = World()
     first, second = world.to_training()
     line = '{"event": "failed", "stage": "train", "reason": "UserError", "message": "no clips"}'
@@ -157,13 +157,13 @@ def test_the_users_error_ends_it_with_the_workers_own_words():
     assert world.condition("Failed")["reason"] == "UserError"
     assert world.stage("train")["logTail"] == "error: no clips"
     assert world.status.get("restarts") == 0
-    # the Job controller gets its moment; then whatever still runs is ended
+    # the Job controller gets a moment; then everything that still runs is ended
     assert not world.round().actions
     world.tick(20)
     assert [a.name for a in world.round().actions] == ["run-train-1"]
 
 
-def test_a_changed_spec_gives_a_failed_resource_another_try():
+def test_a_spec_change_restarts_a_failed_resource():
     world = World()
     first, _ = world.to_training()
     world.pod(first, phase="Failed", exit_code=2)
@@ -178,12 +178,12 @@ def test_a_changed_spec_gives_a_failed_resource_another_try():
     assert world.condition("Failed")["status"] == "False"
 
 
-def test_a_stage_job_that_gave_up_fails_the_resource():
+def test_a_failed_job_of_a_stage_fails_the_resource():
     world = World()
     world.settle()
     world.start_pods(phase="Failed", ready=False, exit_code=1, tail="error: disk on fire")
     world.round()
-    assert world.status["phase"] == "Running"  # the Job controller tries again by itself
+    assert world.status["phase"] == "Running"  # the Job controller retries
     world.jobs["run-download-1"] = replace(
         world.jobs["run-download-1"], failed="BackoffLimitExceeded", message="too many"
     )
@@ -197,7 +197,7 @@ def test_a_stage_job_that_gave_up_fails_the_resource():
     [(-1, "PodDeleted"), (0, "Crashed"), (2, "Crashed"), (None, "PodDeleted")],
 )
 def test_a_crash_counts_though_the_job_controller_has_deleted_the_others(asked, reason):
-    """It ends the group by itself, often before the operator has seen the crash."""
+    """The Job controller ends the group, often before the operator has seen the crash."""
     world = World()
     first, second = world.to_training()
     world.pod(second, phase="Failed", exit_code=1, ended=world.now)
@@ -208,7 +208,7 @@ def test_a_crash_counts_though_the_job_controller_has_deleted_the_others(asked, 
     assert world.status.get("chargedRestarts", 0) == (reason == "Crashed")
 
 
-def test_a_job_deleted_by_hand_starts_again_as_a_new_attempt():
+def test_a_manually_deleted_job_is_replaced_by_a_new_attempt():
     world = World()
     world.to_training()
     world.round()
@@ -222,7 +222,7 @@ def test_a_job_deleted_by_hand_starts_again_as_a_new_attempt():
     assert world.status.get("chargedRestarts", 0) == 0
 
 
-def test_suspend_saves_first_and_resume_goes_on():
+def test_suspending_saves_first_and_resuming_continues():
     world = World()
     world.to_training()
     world.round()
@@ -244,7 +244,7 @@ def test_suspend_saves_first_and_resume_goes_on():
     assert (world.status["restarts"], world.status["phase"]) == (0, "Running")
 
 
-def test_nothing_starts_while_suspended_from_the_beginning():
+def test_nothing_starts_while_suspended():
     body = resource()
     body["spec"]["suspend"] = True
     world = World(body)
@@ -255,7 +255,7 @@ def test_nothing_starts_while_suspended_from_the_beginning():
     assert list(world.jobs) == ["run-download-1"]
 
 
-def test_a_pod_on_a_dead_node_is_forced_out_after_a_bound_and_costs_nothing():
+def test_a_pod_on_a_dead_node_is_force_deleted_and_not_counted():
     world = World()
     first, second = world.to_training()
     world.pod(first, phase="Failed", exit_code=1)  # its peer went silent
@@ -276,7 +276,7 @@ def test_a_pod_on_a_dead_node_is_forced_out_after_a_bound_and_costs_nothing():
     assert world.status["attempts"][0]["reason"] == "NodeLost"
 
 
-def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
+def test_stages_already_done_on_the_volume_need_no_pod():
     world = World()
     world.settle()
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
@@ -307,7 +307,7 @@ def test_stages_whose_hash_stands_on_the_volume_need_no_pod():
     assert (train["state"], train["message"]) == ("Skipped", note)
 
 
-def test_more_iterations_train_on_after_success():
+def test_training_continues_after_success_if_iterations_are_raised():
     world = World()
     world.through()
     assert world.status["phase"] == "Succeeded"
@@ -327,10 +327,10 @@ def test_deadline():
     world.tick(101)
     decision = world.round()
     assert world.condition("Failed")["reason"] == "DeadlineExceeded"
-    assert [a.name for a in decision.actions] == ["run-train-1"]  # no GPU stays held
+    assert [a.name for a in decision.actions] == ["run-train-1"]  # no GPU is held
 
 
-def test_ttl_and_cleanup_come_after_the_end_is_written():
+def test_ttl_and_cleanup_follow_the_written_end():
     world = World(resource(ttlSecondsAfterFinished=60, cleanupPolicy="All"))
     world.settle()
     for stage in STAGES:
@@ -366,7 +366,7 @@ def test_finished_jobs_stay_for_their_logs_by_default():
         (Claim("run-data", found=False), {}, None),
     ],
 )
-def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
+def test_the_volume_is_checked_before_anything_starts(claim, storage, reason):
     world = World(resource(storage=storage))
     decision = world.round(claim=claim)
     ready = world.condition("VolumeReady")
@@ -379,7 +379,7 @@ def test_the_volume_is_looked_at_before_anything_starts(claim, storage, reason):
         assert decision.actions
 
 
-def test_a_claim_that_stays_away_is_looked_for_less_and_less_often():
+def test_a_missing_claim_is_checked_less_and_less_often():
     world = World(resource(storage={"claimName": "c"}))
     waits = []
     for waited in (0, 60, 1000, 10_000):
@@ -389,18 +389,18 @@ def test_a_claim_that_stays_away_is_looked_for_less_and_less_often():
     assert waits == [15, 15, 100, 300]
 
 
-def test_what_an_older_resource_does_is_waited_for():
+def test_the_same_work_of_an_older_resource_is_awaited():
     world = World(resource(storage={"claimName": "c"}))
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
     peer = VolumePeer("elder", "elsewhere", {"dataset": hashes["dataset"]})
     world.round(peers=[peer])
-    assert list(world.jobs) == ["run-download-1"]  # that one is not the elder's
+    assert list(world.jobs) == ["run-download-1"]  # the older resource does not do that stage
     world.finish("download")
     decision = world.round(peers=[peer])
     assert not decision.actions
     assert world.condition("Progressing")["reason"] == "Waiting"
     assert "elder" in world.status["message"]
-    world.settle()  # the elder is done
+    world.settle()  # the older resource is done
     assert "run-dataset-1" in world.jobs
 
 
@@ -415,13 +415,13 @@ def test_two_runs_never_share_a_folder():
     world.round(peers=[peer])
     accepted = world.condition("Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "NameInUse")
-    assert accepted["lastTransitionTime"] == "2026-11-24T12:00:00Z"  # said once
+    assert accepted["lastTransitionTime"] == "2026-11-24T12:00:00Z"  # set once
     world.settle()
     assert world.condition("Accepted")["status"] == "True"
     assert "run-train-1" in world.jobs
 
 
-def test_refusals_of_the_api_server_show_and_clear():
+def test_errors_of_the_api_server_are_reported_and_cleared():
     world = World()
     world.round(problems=["Job run-download-1: exceeded quota: gpus"])
     applied = world.condition("ChildrenApplied")
@@ -431,7 +431,7 @@ def test_refusals_of_the_api_server_show_and_clear():
     assert world.condition("ChildrenApplied")["status"] == "True"
 
 
-def test_an_invalid_spec_is_told_and_nothing_is_touched():
+def test_an_invalid_spec_is_reported_and_nothing_is_changed():
     body = resource(training={"iterations": 5, "contextParallelSize": 3})
     decision = World(body).round()
     (accepted,) = decision.status.conditions
@@ -440,7 +440,7 @@ def test_an_invalid_spec_is_told_and_nothing_is_touched():
     assert not decision.actions
 
 
-def test_waiting_pods_say_why():
+def test_waiting_pods_are_reported_with_the_reason():
     world = World()
     world.settle()
     (pod,) = world.start_pods(phase="Pending", ready=False, waits="ErrImagePull: no such image")
@@ -455,7 +455,7 @@ def test_waiting_pods_say_why():
     assert world.condition("PodsStarted")["status"] == "True"
 
 
-def test_kueue_may_end_and_start_the_group_without_a_restart():
+def test_kueue_may_stop_and_start_the_group_without_a_restart():
     world = World(resource(scheduling={"queueName": "q"}))
     first, _ = world.to_training()
     world.round()
@@ -467,7 +467,7 @@ def test_kueue_may_end_and_start_the_group_without_a_restart():
     assert world.condition("GangScheduled")["reason"] == "Kueue"
 
 
-def test_gang_by_what_the_cluster_serves():
+def test_the_gang_depends_on_what_the_cluster_serves():
     def kinds(capabilities, **scheduling):
         world = World(resource(scheduling=scheduling))
         world.extra = {"capabilities": capabilities}
@@ -493,7 +493,7 @@ def test_gang_by_what_the_cluster_serves():
     assert condition["reason"] == "Coscheduling"
     assert template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == "run-train-1"
     assert group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
-    condition, (group,), _ = kinds(Capabilities(volcano="v2"))  # a version that is yet to come
+    condition, (group,), _ = kinds(Capabilities(volcano="v2"))  # a future version
     assert group["apiVersion"] == "scheduling.volcano.sh/v2"
     condition, groups, _ = kinds(Capabilities())
     assert (condition["status"], condition["reason"], groups) == ("False", "Unavailable", [])
@@ -501,7 +501,7 @@ def test_gang_by_what_the_cluster_serves():
     assert (condition["reason"], groups) == ("Off", [])
 
 
-ACTS = {  # what shows that a scheduler acts: of the PodGroup, the pods and the Job
+ACTS = {  # evidence that a scheduler acts: in the PodGroup, the pods or the Job
     "Native": (
         Capabilities(native="v1"),
         {"conditions": [{"type": "PodGroupInitiallyScheduled"}]},
@@ -555,7 +555,7 @@ def test_pods_that_the_default_scheduler_places_are_no_sign_of_a_gang(way):
     assert world.condition("GangScheduled")["reason"] == "SchedulerMissing"
 
 
-def test_where_the_gpu_time_went():
+def test_gpu_time_is_accounted_for():
     world = World()
     first, _ = world.to_training()
     world.round()
@@ -578,8 +578,8 @@ def test_where_the_gpu_time_went():
     assert all(v >= 0 for v in total.values())
 
 
-def test_a_checkpoint_whose_news_went_with_its_pod():
-    """The next attempt tells where it began; what was taken for lost had been saved."""
+def test_a_checkpoint_whose_event_was_lost_with_its_pod():
+    """The next attempt reports where it began; iterations counted as lost had been saved."""
     world = World()
     first, _ = world.to_training()
     world.round()
@@ -609,7 +609,7 @@ def test_a_checkpoint_whose_news_went_with_its_pod():
         ("Odd: never heard of", "kubectl describe pod"),
     ],
 )
-def test_a_pod_that_cannot_start_says_what_to_do(waits, todo):
+def test_a_pod_that_cannot_start_is_reported_with_a_remedy(waits, todo):
     world = World()
     first, _ = world.to_training()
     world.pod(first, phase="Pending", ready=False, waits=waits)
@@ -647,7 +647,7 @@ def test_train_manifests_are_the_plans_own():
     assert applied["spec"] == rendered["spec"]
 
 
-def test_an_uncharged_restart_is_at_once_unless_the_attempt_was_short():
+def test_an_uncounted_restart_is_immediate_unless_the_attempt_was_short():
     world = World()
     first, _ = world.to_training()
     world.tick(59)
@@ -679,7 +679,7 @@ def test_a_changed_run_closes_the_attempt_it_interrupts():
     assert next(j for j in world.jobs.values() if j.stage == "train").attempt == 2
 
 
-def test_a_job_seen_to_succeed_is_not_ended_because_the_cache_steps_back():
+def test_a_succeeded_job_is_not_deleted_if_the_cache_goes_back():
     world = World()
     world.settle()
     before = world.jobs["run-download-1"]
@@ -695,7 +695,7 @@ def test_a_job_seen_to_succeed_is_not_ended_because_the_cache_steps_back():
 
 
 def crashed_an_hour_ahead(**training):
-    """A world whose clock was an hour ahead when a training pod crashed, and is right again."""
+    """A world whose clock was an hour ahead when a training pod crashed, and was corrected."""
     world = World(resource(training=training))
     first, _ = world.to_training()
     world.tick(3600)
@@ -705,17 +705,17 @@ def crashed_an_hour_ahead(**training):
     return world
 
 
-def test_a_clock_that_was_ahead_does_not_put_the_next_attempt_off():
+def test_a_clock_that_was_ahead_does_not_delay_the_next_attempt():
     world = crashed_an_hour_ahead()
     world.pods.clear()
     world.settle()
     assert "run-train-2" not in world.jobs
-    world.tick(10)  # the pause that it would have had
+    world.tick(10)  # the pause it would have had
     world.settle()
     assert "run-train-2" in world.jobs
 
 
-def test_a_clock_that_was_ahead_does_not_let_a_failed_resource_hold_its_gpus():
+def test_a_clock_that_was_ahead_does_not_keep_the_gpus_of_a_failed_resource():
     world = crashed_an_hour_ahead(maxRestarts=0)
     assert world.status["phase"] == "Failed"
     world.settle()
@@ -725,7 +725,7 @@ def test_a_clock_that_was_ahead_does_not_let_a_failed_resource_hold_its_gpus():
     assert "run-train-1" not in world.jobs
 
 
-def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
+def test_a_pod_on_a_dead_node_is_force_deleted_in_every_stage():
     world = World()
     world.settle()
     (pod,) = world.start_pods()
@@ -746,7 +746,7 @@ def test_a_pod_on_a_dead_node_is_forced_out_in_every_stage():
     assert (world.status["restarts"], world.status.get("chargedRestarts", 0)) == (1, 0)
 
 
-def test_a_pod_of_an_earlier_resource_on_a_dead_node_is_forced_out_and_is_no_restart():
+def test_a_pod_of_an_earlier_resource_on_a_dead_node_is_force_deleted_without_a_restart():
     world = World()
     world.settle()
     (pod,) = world.start_pods()
@@ -762,10 +762,10 @@ def test_a_pod_of_an_earlier_resource_on_a_dead_node_is_forced_out_and_is_no_res
     assert world.status["restarts"] == 0
 
 
-def test_a_job_deleted_before_it_was_noted_down_is_made_again_once_its_pods_are_gone():
+def test_a_job_deleted_before_it_was_recorded_is_recreated_once_its_pods_are_gone():
     world = World()
     first, second = world.to_training()
-    world.stage("train").pop("jobUID", None)  # as it was written before there was a Job
+    world.stage("train").pop("jobUID", None)  # as written before the Job existed
     del world.jobs["run-train-1"]  # by a user
     for pod in (first, second):
         world.pod(pod, deleted=world.now + timedelta(seconds=600))
@@ -781,32 +781,32 @@ def test_a_job_deleted_before_it_was_noted_down_is_made_again_once_its_pods_are_
     assert world.status["restarts"] == 0
 
 
-def test_what_an_earlier_resource_left_with_its_pods_is_met_by_the_job_that_replaces_it():
+def test_pods_of_an_earlier_resource_delay_the_job_of_the_same_name():
     world = World()
     world.settle()
     (pod,) = world.start_pods()
     world.body = resource()
-    world.body["metadata"]["uid"] = "u2"  # and the first one's Job was not collected
+    world.body["metadata"]["uid"] = "u2"  # and the Job of the first one was not garbage-collected
     decision = world.round(cache=world.snapshot())
     assert pod in world.pods
     made = [a.manifest for a in decision.actions if isinstance(a, Apply)]
     assert "run-download-1" in [m["metadata"]["name"] for m in made if m["kind"] == "Job"]
 
 
-def test_a_job_that_ought_to_be_there_is_not_made_again_for_a_watch_that_lags():
+def test_a_recorded_job_is_not_recreated_if_the_watch_lags():
     world = World()
     world.to_training()
     world.stage("train").pop("jobUID", None)
     job = world.jobs.pop("run-train-1")
     of_the_stage_before = [j for j in world.snapshot()[0] if j.stage != "train"], []
     pods = dict(world.pods)
-    decision = world.round(cache=of_the_stage_before)  # neither Job nor pods have been brought
+    decision = world.round(cache=of_the_stage_before)  # the cache has neither Job nor pods yet
     assert not [a for a in decision.actions if isinstance(a, Apply)]
     assert world.pods == pods
     assert job.name not in world.jobs
 
 
-def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
+def test_samples_whose_pod_is_on_a_dead_node_are_restarted():
     world = World(resource(inference={"everyCheckpoint": True}))
     world.to_training()
     world.round(events=[CheckpointSaved("train", 100)])
@@ -824,12 +824,12 @@ def test_samples_whose_pod_is_on_a_dead_node_are_begun_again():
     assert world.status["restarts"] == 0
 
 
-def test_what_was_suspended_after_its_spec_asked_for_more_has_not_succeeded():
+def test_a_resource_suspended_after_its_spec_was_extended_has_not_succeeded():
     world = World()
     world.through()
     assert world.status["phase"] == "Succeeded"
     world.body["spec"]["training"]["iterations"] = 2000
-    world.body["spec"]["suspend"] = True  # both before the operator has looked again
+    world.body["spec"]["suspend"] = True  # both before the operator reconciles again
     world.body["metadata"]["generation"] = 3
     world.settle()
     assert world.stage("train")["state"] == "Pending"
@@ -838,7 +838,7 @@ def test_what_was_suspended_after_its_spec_asked_for_more_has_not_succeeded():
     assert "completionTime" not in world.status
 
 
-def test_a_pod_that_ended_while_its_node_fell_silent_is_taken_off_it_and_costs_what_it_did():
+def test_an_ended_pod_on_a_silent_node_is_force_deleted_and_counts_by_its_exit_code():
     world = World()
     first, second = world.to_training()
     world.pod(first, phase="Failed", exit_code=1)
@@ -852,7 +852,7 @@ def test_a_pod_that_ended_while_its_node_fell_silent_is_taken_off_it_and_costs_w
     assert world.status["chargedRestarts"] == 1
 
 
-def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
+def test_samples_removed_and_added_again_get_a_new_job():
     world = World()
     world.through()
     for samples in ([], [{"input": "val/videos/b.mp4"}]):
@@ -863,7 +863,7 @@ def test_samples_taken_out_and_given_again_are_made_by_a_job_of_their_own():
     assert not world.jobs["run-inference-2"].finished
 
 
-def test_success_is_told_when_nothing_runs_any_more():
+def test_success_is_reported_once_nothing_runs():
     world = World()
     world.through(STAGES[:5])
     (pod,) = world.start_pods()
@@ -877,8 +877,8 @@ def test_success_is_told_when_nothing_runs_any_more():
     assert world.status["phase"] == "Succeeded"
 
 
-def test_a_failed_job_whose_pod_is_gone_costs_nothing():
-    """A pod deleted by hand while no operator led: what crashes leaves its pod."""
+def test_a_failed_job_whose_pod_is_gone_is_not_counted():
+    """A pod was deleted manually while no operator was leading; a crash would leave its pod."""
     world = World()
     world.to_training()
     world.pods.clear()
@@ -889,7 +889,7 @@ def test_a_failed_job_whose_pod_is_gone_costs_nothing():
     assert world.status.get("chargedRestarts", 0) == 0
 
 
-def test_the_counts_of_an_attempt_go_with_it():
+def test_pod_counts_are_reset_with_their_attempt():
     world = World()
     first, _ = world.to_training()
     world.round()
@@ -904,14 +904,14 @@ def test_the_counts_of_an_attempt_go_with_it():
     assert world.stage("train").get("ready", 0) == 0
 
 
-def test_what_the_preflight_found_is_a_condition_and_holds_nothing_up():
+def test_preflight_problems_are_a_condition_and_delay_nothing():
     world = World()
     world.round(preflight=["nodes for train: there is room for 0 of 2 pods; add nodes"])
     found = world.condition("PreflightPassed")
     assert (found["status"], found["reason"]) == ("False", "ChecksFailed")
     assert "room for 0 of 2" in found["message"]
     assert world.jobs
-    world.round()  # not looked at: as it was
+    world.round()  # not read: unchanged
     assert world.condition("PreflightPassed") == found
     world.round(preflight=[])
     assert world.condition("PreflightPassed")["status"] == "True"
@@ -928,7 +928,7 @@ def told(stage, identity, expected=""):
 
 
 def to_latents(world, identity="a"):
-    """The first worker tells what volume it is on; two more stages are done on it."""
+    """The first worker reports its volume; two more stages are done on it."""
     world.extra = {"claim": OWN}
     world.settle()
     world.round(events=told("download", identity))
@@ -939,7 +939,7 @@ def to_latents(world, identity="a"):
 
 
 def given(world, name):
-    """The identity that the worker of a Job is told."""
+    """The volume ID that the worker of a Job gets."""
     job = next(
         m for m in reversed(world.applied) if m["metadata"]["name"] == name and m["kind"] == "Job"
     )
@@ -947,7 +947,7 @@ def given(world, name):
     return next((e["value"] for e in env if e["name"] == "V2W_VOLUME_ID"), None)
 
 
-def test_later_workers_are_told_the_volume_of_the_first():
+def test_later_workers_get_the_volume_id_of_the_first():
     world = World()
     to_latents(world)
     assert given(world, "run-download-1") is None
@@ -972,7 +972,7 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
     world.pods.clear()
     world.settle()
     assert given(world, "run-download-2") == "b"
-    world.round(events=told("latents", "b", "a"))  # the same lines, read once more
+    world.round(events=told("latents", "b", "a"))  # the same lines, read again
     world.round(events=told("latents", "b", "b"))
     assert world.status["restarts"] == 1
     for stage in STAGES:
@@ -987,12 +987,12 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
     [
         told("latents", "a", "a"),
         told("latents", "a"),
-        told("latents", "b"),  # of a worker that was told nothing
-        told("latents", "b", "c"),  # of an attempt before the volume was known by this name
+        told("latents", "b"),  # of a worker without a volume ID
+        told("latents", "b", "c"),  # of an attempt with an older volume ID
     ],
     ids=str,
 )
-def test_what_is_no_loss(events):
+def test_events_that_are_not_a_loss(events):
     world = World()
     to_latents(world)
     world.round(events=events)
@@ -1001,7 +1001,7 @@ def test_what_is_no_loss(events):
     assert world.status["volumeID"] == "a"
 
 
-def test_two_resources_on_one_volume_know_it_by_one_name():
+def test_two_resources_on_one_volume_use_one_volume_id():
     one, other = (
         World(resource(storage={"claimName": "run-data"})),
         World(resource(storage={"claimName": "run-data"})),
@@ -1012,7 +1012,7 @@ def test_two_resources_on_one_volume_know_it_by_one_name():
         assert world.condition("ContentKept") is None
 
 
-def test_an_own_claim_that_is_gone_is_a_loss_without_a_worker():
+def test_a_deleted_claim_of_our_own_is_a_loss():
     world = World()
     to_latents(world)
     world.finish("latents")
@@ -1027,7 +1027,7 @@ def test_an_own_claim_that_is_gone_is_a_loss_without_a_worker():
     assert "run-download-2" in world.jobs
 
 
-def test_a_claim_that_is_not_made_yet_is_no_loss():
+def test_a_claim_that_was_never_created_is_not_a_loss():
     world = World()
     world.extra = {"claim": GONE}
     world.settle()
@@ -1035,7 +1035,7 @@ def test_a_claim_that_is_not_made_yet_is_no_loss():
     assert world.condition("ContentKept") is None
 
 
-def test_a_users_claim_that_is_gone_is_waited_for():
+def test_a_deleted_claim_of_the_user_is_awaited():
     world = World(resource(storage={"claimName": "run-data"}))
     to_latents(world)
     world.finish("latents")
@@ -1050,12 +1050,12 @@ def test_a_users_claim_that_is_gone_is_waited_for():
 
 
 @pytest.mark.parametrize("claim_name", ["", "run-data"])
-def test_no_stage_begins_on_a_claim_that_is_being_deleted(claim_name):
+def test_no_stage_starts_on_a_claim_that_is_being_deleted(claim_name):
     world = World(resource(storage={"claimName": claim_name} if claim_name else {}))
     to_latents(world)
     world.extra = {"claim": replace(OWN, deleting=True)}
     world.round()
-    assert world.stage("latents")["state"] == "Running"  # what runs goes on
+    assert world.stage("latents")["state"] == "Running"  # running pods continue
     assert world.condition("VolumeReady")["reason"] == "ClaimDeleted"
     assert world.status["message"].startswith("Claim run-data is being deleted, and its data too")
     world.finish("latents")
@@ -1064,7 +1064,7 @@ def test_no_stage_begins_on_a_claim_that_is_being_deleted(claim_name):
     assert not [j for j in world.jobs.values() if j.stage == "train"]
 
 
-def test_a_volume_that_keeps_nothing_ends_the_resource():
+def test_a_volume_that_keeps_nothing_fails_the_resource():
     world = World(resource(training={"maxRestarts": 2}))
     world.extra = {"claim": OWN}
     world.settle()
@@ -1085,7 +1085,7 @@ def test_a_volume_that_keeps_nothing_ends_the_resource():
 
 
 def changed(world, **spec):
-    """Another spec, as a user's edit makes it."""
+    """Change the spec, as a user would."""
     body = world.body
     metadata = body["metadata"] | {"generation": body["metadata"]["generation"] + 1}
     world.body = body | {"metadata": metadata, "spec": body["spec"] | spec}
@@ -1095,7 +1095,7 @@ IMAGES = {"images": {"trainer": "t:2", "preprocess": "p:2"}}
 
 
 @pytest.mark.parametrize("phase", ["Pending", "no pod"])
-def test_an_attempt_that_has_not_started_is_made_of_the_new_spec(phase):
+def test_an_attempt_that_has_not_started_is_replaced_after_a_spec_change(phase):
     world = World()
     world.settle()
     if phase == "Pending":
@@ -1114,7 +1114,7 @@ def test_an_attempt_that_has_not_started_is_made_of_the_new_spec(phase):
     assert list(world.jobs) == ["run-download-2"]
 
 
-def test_what_runs_goes_on_and_the_next_attempt_is_of_the_new_spec():
+def test_running_pods_continue_and_the_next_attempt_uses_the_new_spec():
     world = World()
     first, _ = world.to_training()
     changed(world, **IMAGES, stages={"train": {"nodeSelector": {"a": "b"}}})
@@ -1132,7 +1132,7 @@ def test_what_runs_goes_on_and_the_next_attempt_is_of_the_new_spec():
     assert template["nodeSelector"] == {"a": "b"}
 
 
-def test_a_change_of_another_stage_begins_nothing_anew():
+def test_a_change_of_another_stage_restarts_nothing():
     world = World()
     world.settle()
     changed(world, stages={"train": {"nodeSelector": {"a": "b"}}}, ttlSecondsAfterFinished=7)

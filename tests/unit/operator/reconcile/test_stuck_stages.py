@@ -1,4 +1,4 @@
-"""Whether a Job makes progress, as tables: what is there, and what must be said of it."""
+"""Jobs and pods that make no progress: how they are found, reported and explained."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,7 @@ OTHER = Pod("r-train-1-1-y", "p1", "train", 1, 1, "Running", "n2", ready=True, c
 
 
 def event(uid, text, seconds=0, warning=True):
-    """One that occurred so many seconds before now."""
+    """An Event that occurred so many seconds before now."""
     return KubeEvent(uid, "Pod", "x", text, warning, NOW - timedelta(seconds=seconds))
 
 
@@ -31,7 +31,7 @@ QUOTA = event(
     "quota: few, requested: pods=1, used: pods=3, limited: pods=3",
 )
 NEVER_HEARD = event("j1", "FailedCreate: Error creating: something new")
-# What is there (changes of the Job, pods, events), and what the message must have.
+# Changes of the Job, pods and Events, and what the message must contain.
 CASES = {
     "known refusal": (
         {},
@@ -141,13 +141,13 @@ CASES = {
         {},
         [replace(p, phase="Pending", node="n", ready=False) for p in (PENDING, OTHER)],
         [event(uid, "FailedMount: MountVolume failed") for uid in ("p0", "p1")],
-        "Pod r-train-1-0-x on node n has not started (and 1 more pods): FailedMount",
+        "Pod r-train-1-0-x on node n has not started (and 1 more pod): FailedMount",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_is_known_is_said(case):
+def test_evidence_is_in_the_message(case):
     changes, pods, events, *words = case
     judged = judge(replace(JOB, **changes), pods, 2, events, NOW)
     (first, *_) = judged.findings
@@ -155,13 +155,13 @@ def test_what_is_known_is_said(case):
     for expected in words:
         assert expected in text
     assert judged.uids
-    # the same a moment ago: not yet, but it is known when
+    # a moment earlier: not yet, but the time is known
     early = judge(replace(JOB, **changes), pods, 2, events, NOW - timedelta(seconds=2))
     assert first.what not in [one.what for one in early.findings]
     assert early.check_at == first.since + timedelta(seconds=BOUND)
 
 
-# What Kubernetes 1.37 says where a Job's pods are refused, and words of what and of remedy.
+# Messages of Kubernetes 1.37 if a Job's pods are refused, and parts of what and remedy.
 REFUSALS = {
     'pods "a" is forbidden: [maximum cpu usage per Container is 1, but limit is 4, '
     "maximum memory usage per Container is 1Gi, but limit is 8Gi]": (
@@ -208,7 +208,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("text", "words"), REFUSALS.items())
-def test_what_refuses_pods_is_known(text, words):
+def test_known_rejections_of_pods_are_explained(text, words):
     rule = explain_error([text], FACTS)
     assert words[0] in rule.what
     assert words[1] in rule.remedy
@@ -217,7 +217,7 @@ def test_what_refuses_pods_is_known(text, words):
 @pytest.mark.parametrize(
     "changes", [{"complete": True}, {"failed": "x"}, {"suspended": True}, {"deleting": True}]
 )
-def test_a_job_at_rest_is_not_stuck(changes):
+def test_an_idle_job_is_not_stuck(changes):
     assert judge(replace(JOB, **changes), [], 2, [], NOW).findings == []
 
 
@@ -242,7 +242,7 @@ PODS = st.builds(
 
 
 @given(pods=st.lists(PODS, max_size=2), events=st.sampled_from([None, [], [QUOTA]]))
-def test_what_does_not_run_is_never_fine(pods, events):
+def test_pods_that_do_not_run_are_always_found(pods, events):
     pods = [replace(pod, index=n, name=f"p{n}") for n, pod in enumerate(pods)]
     running = [p for p in pods if p.ready and p.exit_code is None and not p.over]
     judged = judge(JOB, pods, 2, events, NOW)
@@ -251,7 +251,7 @@ def test_what_does_not_run_is_never_fine(pods, events):
         assert message(finding, FACTS)
 
 
-def test_reports_are_the_newest_of_each_reason_of_the_very_object():
+def test_reports_are_the_newest_of_each_reason_of_the_same_object():
     told = [event("a", "X: 1", 9), event("a", "X: 2", 5), event("a", "Y: 3", 7), event("b", "Z: 4")]
     assert [e.text for e in reports(told, "a")] == ["X: 2", "Y: 3"]
     assert [e.text for e in reports(told, "a", NOW - timedelta(seconds=6))] == ["X: 2"]
@@ -276,19 +276,19 @@ def test_orphans():
 
 @pytest.fixture
 def world():
-    """A resource whose download Job is there, without pods."""
+    """A resource whose download Job exists, without pods."""
     made = World()
     made.settle()
     return made
 
 
 def stuck(world, events=None):
-    """Look again after the bound; the decision."""
+    """Reconcile again after the bound; returns the decision."""
     world.tick(BOUND + 1)
     return world.round(kube_events=events)
 
 
-def test_the_status_says_so_after_the_bound_and_the_events_are_asked_for(world):
+def test_the_status_reports_it_after_the_bound_and_asks_for_events(world):
     decision = world.round()
     assert world.status["message"] == "Stage download is running (attempt 1)."
     assert decision.wake == world.now + timedelta(seconds=BOUND)
@@ -305,13 +305,13 @@ def test_the_status_says_so_after_the_bound_and_the_events_are_asked_for(world):
     )
     world.tick(300)
     world.round(kube_events=told)
-    assert world.status["message"] == said  # no write for time alone
+    assert world.status["message"] == said  # no write only because time passes
     world.start_pods()
     world.round()
     assert world.status["message"] == "Stage download is running (attempt 1)."
 
 
-def test_explain_agrees_and_tells_the_age(world):
+def test_explain_agrees_and_shows_the_age(world):
     assert causes(world) == []
     world.tick(BOUND + 60)
     (cause,) = causes(world)
@@ -322,7 +322,7 @@ def test_explain_agrees_and_tells_the_age(world):
     assert causes(world) == []
 
 
-def test_an_operator_that_does_nothing_more_is_noticed(world):
+def test_an_operator_that_stops_acting_is_noticed(world):
     world.start_pods()
     world.round()
     job = world.jobs["run-download-1"]
@@ -333,7 +333,7 @@ def test_an_operator_that_does_nothing_more_is_noticed(world):
     assert cause.what == "No operator is managing this resource."
 
 
-def test_a_job_suspended_by_hand_is_in_no_queue(world):
+def test_a_manually_suspended_job_is_not_queued(world):
     world.jobs["run-download-1"] = replace(world.jobs["run-download-1"], suspended=True)
     world.round()
     expected = "Its Job was suspended by someone else: kubectl describe job run-download-1"
@@ -358,7 +358,7 @@ def test_an_orphan_is_named_until_it_is_gone():
     assert world.condition("PodsStarted")["reason"] == "EarlierPods"
     (cause,) = causes(world)
     assert cause.what == expected
-    world.body["spec"]["suspend"] = True  # nor does it end
+    world.body["spec"]["suspend"] = True  # and it does not end
     world.round()
     assert expected in world.condition("PodsStarted")["message"]
     world.body["spec"]["suspend"] = False
@@ -368,7 +368,7 @@ def test_an_orphan_is_named_until_it_is_gone():
     assert "EarlierPods" not in str(world.status)
 
 
-def test_an_orphan_that_has_ended_bears_the_name_of_the_attempt():
+def test_an_ended_orphan_with_the_attempts_name_is_reported():
     world = World()
     world.pods["run-download-1-a"] = Pod("run-download-1-a", "p", "download", 1, 0, "Succeeded")
     world.round()
@@ -379,10 +379,10 @@ def test_an_orphan_that_has_ended_bears_the_name_of_the_attempt():
     assert world.jobs == {}
 
 
-def test_pods_of_the_attempt_before_are_waited_for_by_name():
+def test_pods_of_the_previous_attempt_are_awaited_by_name():
     world = World()
     first, _ = world.to_training()
-    for value in (True, False):  # suspended, and resumed while the pods save their work
+    for value in (True, False):  # suspended and resumed while the pods save their work
         world.body["spec"]["suspend"] = value
         world.body["metadata"]["generation"] += 1
         world.round()
@@ -396,7 +396,7 @@ def test_pods_of_the_attempt_before_are_waited_for_by_name():
     assert world.status["message"] == "Stage train is running (attempt 2)."
 
 
-def test_a_restart_that_waits_for_an_orphan_says_so():
+def test_a_restart_reports_the_orphan_it_waits_for():
     world = World()
     first, second = world.to_training()
     orphaned = replace(world.pods[second], name="x", uid="x", attempt=9)
@@ -409,7 +409,7 @@ def test_a_restart_that_waits_for_an_orphan_says_so():
     assert any("Waiting for pod x of an earlier" in cause.what for cause in causes(world))
 
 
-def test_samples_that_are_stuck_are_shown_while_training_goes_on():
+def test_stuck_samples_are_shown_during_training():
     spec = {"samples": [{"input": "a.mp4"}], "everyCheckpoint": True}
     world = World(resource(inference=spec))
     world.to_training()
@@ -426,7 +426,7 @@ def test_samples_that_are_stuck_are_shown_while_training_goes_on():
 
 
 def beside(world, stage="download", code=0, **fields):
-    """The worker of every pod has ended, and a proxy runs on."""
+    """The worker of every pod has ended, and a proxy still runs."""
     for name, pod in world.pods.items():
         if pod.stage == stage:
             world.pod(
@@ -439,11 +439,11 @@ def beside(world, stage="download", code=0, **fields):
             )
 
 
-def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
+def test_a_sidecar_that_outlives_a_successful_worker(world):
     world.start_pods()
     beside(world)
     decision = world.round()
-    assert world.stage("download")["state"] == "Running"  # it may have something to send yet
+    assert world.stage("download")["state"] == "Running"  # it may still have something to send
     assert decision.wake == world.now + timedelta(seconds=BOUND)
     decision = stuck(world)
     assert world.stage("download")["state"] == "Succeeded"
@@ -455,7 +455,7 @@ def test_a_sidecar_that_outlives_a_worker_that_did_its_work(world):
     ] == "run-dataset-1"
 
 
-def test_a_worker_whose_end_bears_no_time_has_ended_long_ago(world):
+def test_a_worker_without_an_end_time_has_ended_long_ago(world):
     world.start_pods()
     beside(world)
     for name in world.pods:
@@ -464,17 +464,17 @@ def test_a_worker_whose_end_bears_no_time_has_ended_long_ago(world):
     assert world.stage("download")["state"] == "Succeeded"
 
 
-def test_a_deletion_that_was_lost_is_made_again(world):
+def test_a_lost_deletion_is_repeated(world):
     world.start_pods()
     beside(world)
     world.tick(BOUND + 1)
     jobs = dict(world.jobs)
     world.round()
-    world.jobs |= jobs  # the operator ended between the write and the deletion
+    world.jobs |= jobs  # the operator stopped between the write and the deletion
     assert "run-download-1" in [a.name for a in world.round().actions if isinstance(a, Delete)]
 
 
-def test_the_users_error_beside_a_sidecar_is_judged_at_once(world):
+def test_a_user_error_next_to_a_sidecar_is_acted_on_at_once(world):
     (name,) = world.start_pods()
     beside(world, code=2, tail="error: no videos")
     decision = world.round()
@@ -483,7 +483,7 @@ def test_the_users_error_beside_a_sidecar_is_judged_at_once(world):
     assert ("Pod", name) in [(a.kind, a.name) for a in decision.actions]
 
 
-def test_a_crash_beside_a_sidecar_is_the_jobs_to_repeat(world):
+def test_a_crash_next_to_a_sidecar_is_retried_by_the_job(world):
     (name,) = world.start_pods()
     beside(world, code=1)
     decision = stuck(world)
@@ -492,7 +492,7 @@ def test_a_crash_beside_a_sidecar_is_the_jobs_to_repeat(world):
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_training_beside_sidecars(code):
+def test_training_next_to_sidecars(code):
     world = World()
     world.to_training()
     beside(world, "train", code)
@@ -501,7 +501,7 @@ def test_training_beside_sidecars(code):
     assert world.stage("train")["state"] == state
 
 
-def test_a_job_that_failed_by_its_sidecars_alone_is_complete(world):
+def test_a_job_that_failed_only_by_its_sidecars_is_complete(world):
     job = world.jobs["run-download-1"]
     world.jobs[job.name] = replace(job, failed="BackoffLimitExceeded")
     world.pods["p"] = Pod("p", "p", "download", 1, 0, "Failed", exit_code=0)
@@ -509,7 +509,7 @@ def test_a_job_that_failed_by_its_sidecars_alone_is_complete(world):
     assert world.stage("download")["state"] == "Succeeded"
 
 
-def test_a_sidecar_that_fails_beside_a_worker_that_did_its_work(world):
+def test_a_sidecar_that_fails_next_to_a_successful_worker(world):
     (name,) = world.start_pods()
     states = ("container istio-proxy ended with exit code 1",)
     world.pod(name, phase="Failed", exit_code=0, ended=world.now, ready=False, states=states)
@@ -521,7 +521,7 @@ def test_a_sidecar_that_fails_beside_a_worker_that_did_its_work(world):
     )
 
 
-def test_one_worker_of_two_is_not_the_end():
+def test_one_of_two_workers_does_not_end_the_job():
     world = World()
     first, _ = world.to_training()
     world.pod(first, exit_code=0, ended=world.now, ready=False, still_running=("istio-proxy",))
@@ -593,12 +593,12 @@ ENDED = {"exitCode": 0, "finishedAt": "2026-11-24T12:00:00Z"}
         ),
     ],
 )
-def test_a_pod_as_the_api_server_has_it(status, fields):
+def test_reading_a_pod(status, fields):
     pod = Pod.of(pod_body(**status))
     assert {name: getattr(pod, name) for name in fields} == fields
 
 
-def test_an_event_as_the_api_server_has_it():
+def test_reading_an_event():
     about = {"kind": "Job", "name": "j", "uid": "u"}
     body = {
         "involvedObject": about,
@@ -612,6 +612,6 @@ def test_an_event_as_the_api_server_has_it():
     assert KubeEvent.of(body) == KubeEvent("u", "Job", "j", "R: m", True, NOW)
 
 
-def test_no_remedy_says_only_that_something_else_says_what_to_do():
+def test_remedies_do_more_than_point_elsewhere():
     for remedy in BY_REASON.values():
         assert "own words" not in remedy
