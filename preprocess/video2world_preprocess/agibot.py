@@ -155,7 +155,7 @@ def _dataset(args: argparse.Namespace) -> AgiBotDataset:
         raise UserError(f"--camera {args.camera}: give a name such as {DEFAULT_CAMERA}")
     for path in (args.data_dir, args.caption_file):
         on_volume(Path(path or "."))
-    share = shard_of(args)
+    shard = shard_of(args)
     for episode in args.val_episode_ids:
         if not (episode.isascii() and episode.isdigit()):
             raise UserError(f"--val_episode_ids {episode}: give episode numbers")
@@ -171,7 +171,7 @@ def _dataset(args: argparse.Namespace) -> AgiBotDataset:
         folder=args.dataset_dir or args.data_dir.parent / f"agibot_{args.camera}",
         settings=settings,
         workers=args.workers,
-        share=share,
+        shard=shard,
         report=report,
     )
 

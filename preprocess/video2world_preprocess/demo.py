@@ -89,9 +89,9 @@ def _segment(grid: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray
     along = (end - start)[:, None, None].astype(np.float32)
     offset = grid - start[:, None, None].astype(np.float32)
     x, y = along[..., 0], along[..., 1]
-    share = (offset[..., 0] * x + offset[..., 1] * y) / np.maximum(x * x + y * y, 1e-6)
-    share = np.clip(share, 0, 1)
-    distance: np.ndarray = np.hypot(offset[..., 0] - share * x, offset[..., 1] - share * y)
+    fraction = (offset[..., 0] * x + offset[..., 1] * y) / np.maximum(x * x + y * y, 1e-6)
+    fraction = np.clip(fraction, 0, 1)
+    distance: np.ndarray = np.hypot(offset[..., 0] - fraction * x, offset[..., 1] - fraction * y)
     return distance
 
 
@@ -99,8 +99,8 @@ def _paint(image: np.ndarray, distance: np.ndarray, radius: float, colour: np.nd
     """Paint pixels closer than ``radius`` with ``colour``, with a soft edge of two pixels."""
     cover = np.broadcast_to(np.clip((radius - distance) / 2 + 0.5, 0, 1), image.shape[:3])
     touched = cover > 0  # a small part of the picture, which saves time
-    share = cover[touched][:, None].astype(np.float32)
-    image[touched] += share * (colour.astype(np.float32) - image[touched])
+    fraction = cover[touched][:, None].astype(np.float32)
+    image[touched] += fraction * (colour.astype(np.float32) - image[touched])
 
 
 def draw_episode(drawn: Scene) -> np.ndarray:

@@ -210,7 +210,7 @@ class _VideoFolder:
 
 
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
-    settings, share = cut_settings(args), shard_of(args)
+    settings, shard = cut_settings(args), shard_of(args)
     made = Provenance.of(args.videos_dir)
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
@@ -239,9 +239,9 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         {"videos": str(args.videos_dir), "val_names": val_stems, **asdict(settings)},
         "give another dataset.videos.name (--dataset_dir)",
         leftovers=leftover_folders(folder),
-        shared=share.count > 1,
+        shared=shard.count > 1,
     ) as made.owned:
-        done = split_all(folder, sources, settings, args.workers, share, report)
+        done = split_all(folder, sources, settings, args.workers, shard, report)
     if done is None:
         return None
     made.outputs, summary = done

@@ -48,22 +48,22 @@ class Extraction:
         camera: str,
         target: Callable[[Member], Path],
         wanted: Callable[[Archive, Member], bool],
-        share: Shard,
+        shard: Shard,
         on_extracted: Callable[[Archive, Member], None] = lambda *_: None,
         acquire_slot: Callable[[], None] = lambda: None,
         release_slot: Callable[[], None] = lambda: None,
     ) -> None:
-        self._folder, self._camera, self._share = folder, camera, share
+        self._folder, self._camera, self._shard = folder, camera, shard
         self._target, self._wanted = target, wanted
         self._on_extracted = on_extracted
         self._acquire_slot, self._release_slot = acquire_slot, release_slot
-        self._indexes = [PieceIndex(archive, folder, camera, share) for archive in archives]
+        self._indexes = [PieceIndex(archive, folder, camera, shard) for archive in archives]
         self._stop = threading.Event()
         self._without_camera: dict[int, str] = {}
         self.cameras: set[str] = set()  # all that the archives have
 
     def run(self, stage: str) -> None:
-        """Read this share of the archives.
+        """Read this shard of the archives.
 
         Raises:
             OSError: an archive cannot be read, or a video cannot be written. Complete videos are
@@ -71,10 +71,10 @@ class Extraction:
         """
         units = [(index, start) for index in self._indexes for start in index.archive.pieces]
         known = {id(index): index.pieces() for index in self._indexes}
-        progress = ProgressReporter(stage, max(len(self._share.of(units)), 1), "pieces of archives")
+        progress = ProgressReporter(stage, max(len(self._shard.of(units)), 1), "pieces of archives")
         waiting: queue.SimpleQueue[tuple[PieceIndex, int]] = queue.SimpleQueue()
         done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        mine = self._share.of(units)
+        mine = self._shard.of(units)
         for unit in mine:
             waiting.put(unit)
 
@@ -144,7 +144,7 @@ class Extraction:
                 raise EOFError(f"{output.tell()} of {member.size} bytes are there")
 
     def members(self, report: Report) -> list[tuple[Archive, Member]] | None:
-        """Return the camera's videos in all archives; None until all shares have read theirs.
+        """Return the camera's videos in all archives; None until all shards have read theirs.
 
         Pieces that turn out to have been read from a wrong position are read again. ``report``
         receives what is wrong with each archive.

@@ -23,10 +23,10 @@ LONGEST_STEM = 200  # bytes of an index's file name
 class PieceIndex:
     """What is known about the pieces of one archive. Thread-safe.
 
-    Each share writes a file of its own; once all pieces are known, one file replaces these.
+    Each shard writes a file of its own; once all pieces are known, one file replaces these.
     """
 
-    def __init__(self, archive: Archive, folder: Path, camera: str, share: Shard) -> None:
+    def __init__(self, archive: Archive, folder: Path, camera: str, shard: Shard) -> None:
         self.archive = archive
         stem = f"{archive.name.replace('/', '-')}.{camera}"
         if name_bytes(stem) > LONGEST_STEM:
@@ -40,8 +40,8 @@ class PieceIndex:
             "form": FORMAT,
         }
         self._complete = folder / f"{stem}.index.json"
-        self._own = folder / f"{stem}.{share}.json"
-        self._shares = f"{glob.escape(stem)}.*-of-*.json"
+        self._own = folder / f"{stem}.{shard}.json"
+        self._shard_files = f"{glob.escape(stem)}.*-of-*.json"
         self._own_pieces: dict[int, Piece] = self._load(self._own)
 
     def _load(self, path: Path) -> dict[int, Piece]:
@@ -66,24 +66,24 @@ class PieceIndex:
         write_json(path, {**self._header, "pieces": listed})
 
     def pieces(self) -> dict[int, Piece]:
-        """Return the known pieces of all shares by their start."""
+        """Return the known pieces of all shards by their start."""
         with self._lock:
             known = self._load(self._complete)
             if known:
                 return known
-            for path in self._own.parent.glob(self._shares):
+            for path in self._own.parent.glob(self._shard_files):
                 known |= self._load(path)
             return known | self._own_pieces
 
     def add(self, piece: Piece) -> None:
-        """Add a piece that this share has read."""
+        """Add a piece that this shard has read."""
         with self._lock:
             self._own_pieces[piece.start] = piece
             self._save(self._own, self._own_pieces)
 
     def complete(self, pieces: dict[int, Piece]) -> None:
-        """Replace the files of all shares by one with ``pieces``, which are all pieces."""
+        """Replace the files of all shards by one with ``pieces``, which are all pieces."""
         with self._lock:
             self._save(self._complete, pieces)
-            for path in self._own.parent.glob(self._shares):
+            for path in self._own.parent.glob(self._shard_files):
                 path.unlink(missing_ok=True)

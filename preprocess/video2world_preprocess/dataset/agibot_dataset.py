@@ -31,7 +31,7 @@ DEFAULT_CAMERA = "head_center_fisheye_color"
 class AgiBotDataset:
     """The windows of one camera's videos of AgiBot tasks, in ``folder``.
 
-    ``share`` is this process's part of the work. The other fields are flags of
+    ``shard`` is this process's part of the work. The other fields are flags of
     :mod:`video2world_preprocess.agibot`.
     """
 
@@ -42,7 +42,7 @@ class AgiBotDataset:
     folder: Path
     settings: CutSettings
     workers: int
-    share: Shard
+    shard: Shard
     report: Report
 
     @property
@@ -89,7 +89,7 @@ class AgiBotDataset:
             settings,
             "give another dataset.agibot.name (--dataset_dir)",
             leftovers=[*leftover_folders(self.folder), self.index_folder, self.temporary_folder],
-            shared=self.share.count > 1,
+            shared=self.shard.count > 1,
         )
 
     @property
@@ -99,8 +99,8 @@ class AgiBotDataset:
 
     @property
     def temporary_folder(self) -> Path:
-        """The folder in which this share's extracted videos wait to be cut."""
-        return self.folder / ".passing" / str(self.share)
+        """The folder in which this shard's extracted videos wait to be cut."""
+        return self.folder / ".passing" / str(self.shard)
 
     def temporary_path(self, task: int, member: Member) -> Path:
         """Return where a video of an archive waits to be cut."""

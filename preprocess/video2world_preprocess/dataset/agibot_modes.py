@@ -24,7 +24,7 @@ def prepare(data: AgiBotDataset, made: Provenance) -> tuple[Listings, dict[str, 
     """Cut every video as soon as it has been read from its archive.
 
     Returns:
-        The result of :func:`.merge.merge_records`, or None while other shares are not finished.
+        The result of :func:`.merge.merge_records`, or None while other shards are not finished.
 
     Raises:
         UserError: no video of the camera, unknown validation episodes, or no training window.
@@ -78,7 +78,7 @@ def _extraction(
         data.layout.camera,
         target=lambda member: data.temporary_path(task, member),
         wanted=lambda archive, m: splitter.needs(data.archived_source(task, archive, m)),
-        share=data.share,
+        shard=data.shard,
         on_extracted=lambda archive, m: splitter.submit(data.archived_source(task, archive, m)),
         acquire_slot=splitter.acquire_slot,
         release_slot=splitter.release_slot,
@@ -88,7 +88,7 @@ def _extraction(
 def _finished_episodes(
     data: AgiBotDataset, task: int, members: list[tuple[Archive, Member]], splitter: Splitter
 ) -> list[str] | None:
-    """Return the names of a task's episodes that were cut; None while another share cuts one."""
+    """Return the names of a task's episodes that were cut; None while another shard cuts one."""
     names = []
     for episode in sorted({member.episode for _, member in members}):
         copies = [
@@ -104,7 +104,7 @@ def _finished_episodes(
         elif any(splitter.is_done(copy) for copy in copies if copy):
             names.append(clip_prefix(task, episode))
         else:
-            return None  # the share that finishes it merges the records
+            return None  # the shard that finishes it merges the records
     return names
 
 
@@ -143,7 +143,7 @@ def split(data: AgiBotDataset, made: Provenance) -> tuple[Listings, dict[str, An
         else:
             sources.append(source)
     with data.lock() as made.owned:
-        return split_all(data.folder, sources, data.settings, data.workers, data.share, data.report)
+        return split_all(data.folder, sources, data.settings, data.workers, data.shard, data.report)
 
 
 def extract(data: AgiBotDataset) -> None:
@@ -166,7 +166,7 @@ def extract(data: AgiBotDataset) -> None:
 
         archives = data.repository.archives(task)
         extraction = Extraction(
-            archives, index_folder, data.layout.camera, target, wanted, share=Shard()
+            archives, index_folder, data.layout.camera, target, wanted, shard=Shard()
         )
         extraction.run(data.report.stage)
         if not extraction.members(data.report):

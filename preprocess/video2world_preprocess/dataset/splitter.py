@@ -145,19 +145,19 @@ def split_all(
     sources: Sequence[Source],
     settings: CutSettings,
     workers: int,
-    share: Shard,
+    shard: Shard,
     report: Report,
 ) -> tuple[Listings, dict[str, Any]] | None:
-    """Cut this process's share of ``sources``, which are all sources of the dataset.
+    """Cut this process's shard of ``sources``, which are all sources of the dataset.
 
     Returns:
-        The result of :func:`.merge.merge_records`, or None while other shares are not finished.
+        The result of :func:`.merge.merge_records`, or None while other shards are not finished.
 
     Raises:
         UserError: no window is left to train on.
         OSError: the volume failed, for example because it is full. Finished clips are kept.
     """
-    mine = share.of(sources)
+    mine = shard.of(sources)
     with Splitter(folder, settings, min(workers, max(len(mine), 1))) as splitter:
         progress = ProgressReporter(report.stage, len(mine), "videos")
         for source in mine:
