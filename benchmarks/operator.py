@@ -238,6 +238,17 @@ _WHAT = {
 }
 
 
+_LABELS = {  # of the record's names that do not read well
+    "seconds_from_failure_told_to_group_deleted": "seconds from reported failure to group deleted",
+    "seconds_from_failure_told_to_next_attempt_applied": (
+        "seconds from reported failure to next attempt applied"
+    ),
+    "seconds_from_job_applied_to_its_pods_created_whole_seconds": (
+        "seconds from Job applied to its pods created (resolution 1 s)"
+    ),
+}
+
+
 def document(results: dict[str, Any]) -> str:
     """Return docs/operator.md: the results as tables."""
     machine = results["machine"]
@@ -257,7 +268,7 @@ def document(results: dict[str, Any]) -> str:
             shown = value
             if isinstance(value, dict):
                 shown = ", ".join(f"{k} {v}" for k, v in value.items())
-            lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+            lines.append(f"| {_LABELS.get(name, name.replace('_', ' '))} | {shown} |")
     return "\n".join(lines) + "\n"
 
 

@@ -102,6 +102,20 @@ _FIGURES = (
 )
 
 
+_NOISE_LABELS = {  # of the record's names that do not read well
+    "start_alone": "start delay alone, s",
+    "start_beside": "start delay while bad resources are created, s",
+    "delay_p99": "additional delay, p99, s",
+    "mib_at_rest": "MiB without resources",
+    "mib_before": "MiB before the bad resources",
+    "mib_with_the_bad": "MiB with the bad resources",
+    "kib_per_bad_resource": "KiB per bad resource",
+    "mib_after_their_deletion": "MiB after they are deleted",
+    "mib_with_as_many_again": "MiB with as many created again",
+    "mib_after_those_were_deleted": "MiB after those are deleted",
+}
+
+
 def document(record: dict[str, Any]) -> str:
     """Return docs/scale.md for the record."""
     machine, found = record["machine"], record["systems"]
@@ -155,7 +169,8 @@ def document(record: dict[str, Any]) -> str:
             "| --- | --- |",
         ]
         for name, value in record["noise"].items():
-            lines.append(f"| {name.replace('_', ' ')} | {_shown(value)} |")
+            label = _NOISE_LABELS.get(name, name.replace("_", " "))
+            lines.append(f"| {label} | {_shown(value)} |")
     return "\n".join(lines) + "\n"
 
 
