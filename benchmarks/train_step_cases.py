@@ -223,10 +223,10 @@ def rank_14b(
 ) -> dict[str, Any]:
     """Measure one rank's share of 14B at context parallel 8 and FSDP over 32, without transfers.
 
-    The rank's 3 of 24 latent frames go through all 36 blocks, its 5 of 40 heads attend over the
-    whole clip, and it steps and averages its 1/32 of all parameters. What FSDP would gather into
-    and scatter from is stood for by two blocks' weights and gradients, used in turn; packing for
-    the all-to-all is done, sending is not.
+    The rank's 3 of 24 latent frames pass through all 36 blocks, its 5 of 40 heads attend over the
+    complete clip, and it updates and averages its 1/32 of all parameters. Two blocks' weights and
+    gradients, used in turn, stand in for what FSDP would gather and scatter; packing for the
+    all-to-all is included, sending is not.
     """
     preset, latents = PRESETS["14B"], LATENTS["720p"]
     tokens = tokens_of(latents)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--trace", action="store_true", help="with --seed: keep the trace of a passing trial, too"
     )
     flags.add_argument(
-        "--anew",
+        "--new-record",
         action="store_true",
         help="start a new record instead of adding to it",
     )
@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_in_parallel(command: list[str], jobs: int) -> int:
     """Start ``jobs`` processes that divide the seeds and share the record."""
-    if "--anew" in command:
-        command = [one for one in command if one != "--anew"]
+    if "--new-record" in command:
+        command = [one for one in command if one != "--new-record"]
         CHAOS.unlink(missing_ok=True)
     shares = [
         subprocess.Popen(
@@ -123,13 +123,13 @@ def _cluster() -> Cluster:
 
 
 @contextlib.contextmanager
-def _record(size: dict[str, int], anew: bool = False) -> Iterator[dict[str, Any]]:
+def _record(size: dict[str, int], start_new: bool = False) -> Iterator[dict[str, Any]]:
     """Lock the record, yield it, and write it back."""
     CHAOS.touch()
     with CHAOS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         record: dict[str, Any] = json.loads(stream.read() or "{}")
-        if anew or any(record.get(name) != value for name, value in size.items()):
+        if start_new or any(record.get(name) != value for name, value in size.items()):
             record = {**size, "trials": []}  # trials of another size are another series
         yield record
         stream.seek(0)
@@ -166,7 +166,7 @@ class _Series:
         machine = facts(command)
         version = self._testbed.cluster.admin.get("/version")["gitVersion"]
         size = {"resources": args.resources, "faults": args.faults}
-        with _record(size, args.anew) as record:
+        with _record(size, args.new_record) as record:
             recorded = {one["seed"] for one in record["trials"]}
         for seed in range(1 + (args.share or 0), args.seeds + 1, args.jobs):
             if seed in recorded:

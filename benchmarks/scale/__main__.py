@@ -66,12 +66,12 @@ def main() -> int:
     for name in systems:  # build before anything is measured
         for tool in getattr(SYSTEMS[name], "tools", ()):
             binaries.ready(TOOLS[tool])
-    asked = {**vars(scale), "cluster_nodes": scale.cluster_nodes}
+    size = {**vars(scale), "cluster_nodes": scale.cluster_nodes}
     record: dict[str, Any] = {
         "machine": facts(" ".join(["python -m benchmarks.scale", *sys.argv[1:]])),
         "control_plane": f"v{binaries.ALL['kube-apiserver'].version}",
-        "scale": asked,
-        **_others(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, asked, chosen),
+        "scale": size,
+        **_others(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}, size, chosen),
     }
     measured = f"{record['machine']['date'][:16]}, {record['machine']['commit']}"
     for name in systems:
@@ -87,9 +87,9 @@ def main() -> int:
     return 0
 
 
-def _others(before: dict[str, Any], asked: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
+def _others(before: dict[str, Any], size: dict[str, Any], chosen: list[str]) -> dict[str, Any]:
     """Return what a record of the same scale has of the parts that are not ``chosen``."""
-    same = before.get("scale") == asked
+    same = before.get("scale") == size
     systems = before["systems"] if same else {}
     kept: dict[str, Any] = {"systems": {n: systems[n] for n in systems if n not in chosen}}
     if same and NOISE not in chosen and "noise" in before:

@@ -40,7 +40,7 @@ def pods(cluster: Cluster, namespace: str, phase: str | None = None) -> list[dic
     return [one for one in every if phase in (None, one["status"].get("phase"))]
 
 
-def test_it_says_its_true_version(cluster):
+def test_the_server_reports_its_version(cluster):
     if "KUBEBUILDER_ASSETS" in os.environ:
         pytest.skip("KUBEBUILDER_ASSETS may hold any version")
     version = binaries.ALL["kube-apiserver"].version
@@ -49,7 +49,7 @@ def test_it_says_its_true_version(cluster):
     assert told["clientVersion"]["gitVersion"] == told["serverVersion"]["gitVersion"]
 
 
-def test_what_an_object_owns_goes_with_it(cluster, namespace):
+def test_owned_objects_are_garbage_collected(cluster, namespace):
     maps = f"/api/v1/namespaces/{namespace}/configmaps"
     owner = cluster.admin.post(maps, {"metadata": {"name": "owner"}})
     reference = {
@@ -65,7 +65,7 @@ def test_what_an_object_owns_goes_with_it(cluster, namespace):
     assert exists(cluster.admin, f"{maps}/free")
 
 
-def test_rbac_grants_what_it_says_and_no_more(cluster, namespace):
+def test_rbac_grants_only_what_it_lists(cluster, namespace):
     jane = cluster.user("jane", "trainers")
     maps = f"/api/v1/namespaces/{namespace}/configmaps"
     with pytest.raises(ApiError, match='User "jane" cannot list') as refused:
@@ -100,7 +100,7 @@ def test_rbac_grants_what_it_says_and_no_more(cluster, namespace):
     assert {("list", 403), ("list", 200), ("create", 403)} <= used
 
 
-def test_a_kubeconfig_is_of_its_user(cluster, namespace):
+def test_a_kubeconfig_authenticates_its_user(cluster, namespace):
     kubeconfig = cluster.write_kubeconfig(cluster.user("jane"), namespace)
     assert cluster.kubectl("auth", "whoami", kubeconfig=kubeconfig).stdout.count("jane") == 1
     refused = cluster.kubectl("get", "pods", kubeconfig=kubeconfig, check=False)
@@ -124,7 +124,7 @@ def test_pod_security_is_enforced(cluster, namespace):
     eventually(refused)
 
 
-def test_jobs_get_gpus_run_and_end_as_told(gpu_cluster, gpu_namespace):
+def test_jobs_get_gpus_run_and_exit_with_the_requested_code(gpu_cluster, gpu_namespace):
     jobs = f"/apis/batch/v1/namespaces/{gpu_namespace}/jobs"
     for index in range(5):
         gpu_cluster.admin.post(jobs, job(f"job-{index}"))
@@ -151,7 +151,7 @@ def test_jobs_get_gpus_run_and_end_as_told(gpu_cluster, gpu_namespace):
     eventually(lambda: not pods(gpu_cluster, gpu_namespace, "Pending"))
 
 
-def test_a_pods_log_is_what_was_written(gpu_cluster, gpu_namespace):
+def test_a_pod_log_returns_what_was_written(gpu_cluster, gpu_namespace):
     spec = {"containers": [{"name": "a", "image": "none"}]}
     path = f"/api/v1/namespaces/{gpu_namespace}/pods"
     gpu_cluster.admin.post(path, {"metadata": {"name": "talks"}, "spec": spec})
@@ -181,7 +181,7 @@ def test_a_claim_is_bound_and_its_pod_runs(gpu_cluster, gpu_namespace):
     eventually(lambda: pods(gpu_cluster, gpu_namespace, "Running"))
 
 
-def test_a_native_gang_starts_whole_or_not_at_all(gpu_cluster, gpu_namespace):
+def test_a_native_gang_starts_completely_or_not_at_all(gpu_cluster, gpu_namespace):
     groups = f"/apis/scheduling.k8s.io/v1beta1/namespaces/{gpu_namespace}/podgroups"
     gang = {"schedulingPolicy": {"gang": {"minCount": 2}}}
     gpu_cluster.admin.post(groups, {"metadata": {"name": "gang"}, "spec": gang})
@@ -197,7 +197,7 @@ def test_a_native_gang_starts_whole_or_not_at_all(gpu_cluster, gpu_namespace):
     eventually(lambda: len(pods(gpu_cluster, gpu_namespace, "Running")) == 2)
 
 
-def test_a_pod_that_hangs_stays_until_forced(gpu_cluster, gpu_namespace):
+def test_a_hanging_pod_stays_until_force_deleted(gpu_cluster, gpu_namespace):
     path = f"/api/v1/namespaces/{gpu_namespace}/pods"
     spec = {
         "containers": [{"name": "a", "image": "none"}],
@@ -219,7 +219,7 @@ def test_a_pod_that_hangs_stays_until_forced(gpu_cluster, gpu_namespace):
 
 
 @pytest.mark.slow
-def test_a_lost_node_is_seen_to_be_lost(gpu_cluster):
+def test_a_lost_node_becomes_not_ready(gpu_cluster):
     gpu_cluster.add_node("lost", gpus=0, labels={"test": "lost"})
 
     def ready() -> str:
@@ -234,7 +234,7 @@ def test_a_lost_node_is_seen_to_be_lost(gpu_cluster):
     gpu_cluster.admin.delete("/api/v1/nodes/lost")
 
 
-def test_the_api_server_comes_back_with_all_it_knew(cluster, namespace):
+def test_the_api_server_keeps_its_data_over_a_restart(cluster, namespace):
     maps = f"/api/v1/namespaces/{namespace}/configmaps"
     cluster.admin.post(maps, {"metadata": {"name": "kept"}})
     cluster.stop_api_server(grace=0)
@@ -279,7 +279,7 @@ def test_nothing_outlives_a_killed_owner(cluster):
 
 
 @pytest.mark.slow
-def test_make_cluster_gives_a_cluster_and_takes_it_away():
+def test_make_cluster_starts_a_cluster_and_removes_it():
     running = subprocess.Popen(
         [sys.executable, "-m", "control_plane"],
         env={**os.environ, "PYTHONPATH": str(TOOLS)},

@@ -122,7 +122,7 @@ def stages(job_seconds: float | None) -> str:
         _stage("node-ready", "Node", [_expression(unready, "NotIn", "True")], _status(_NODE)),
         _pod_stage("starts", [live, unstarted], _status(_READY)),
         _pod_stage(
-            "ends-as-told",
+            "ends-with-exit-code",
             [live, running, has_code],
             _end(f'index .metadata.annotations "{EXIT_CODE}"'),
         ),

@@ -27,7 +27,7 @@ def cases(**changes):
     return {name: one | {"machine": PLACE} for name, one in found.items()}
 
 
-def test_every_goal_of_the_issue_is_held_against_its_own_figure():
+def test_every_goal_is_compared_with_its_own_figure():
     assert [one["met"] for one in goals(cases())] == [True] * 8
     slow = goals(cases(full_16fps={"seconds": 215.0, "peak_GiB": 33.0}, sparse={"of_dense": 0.6}))
     missed = [one["goal"].split(" <=")[0] for one in slow if not one["met"]]
@@ -42,11 +42,11 @@ def test_every_goal_of_the_issue_is_held_against_its_own_figure():
     assert "**missed**" in documented("a" + MARKS[0] + "old" + MARKS[1] + "b", record)
 
 
-def test_every_case_is_run_in_the_order():
+def test_every_case_is_in_the_order():
     assert set(ORDER) == set(CASES)
 
 
-def test_the_document_tells_the_committed_record():
+def test_the_document_matches_the_committed_record():
     text = DOCUMENT.read_text()
     assert all(mark in text for mark in MARKS)
     assert text == documented(text, json.loads(RESULTS.read_text()))

@@ -9,7 +9,7 @@ def row(gpus, context, seconds, **more):
     return {"gpus": gpus, "context_parallel": context, "seconds": seconds, "peak_GiB": 40} | more
 
 
-def test_a_goal_is_held_against_its_own_layout():
+def test_a_goal_is_compared_with_its_own_layout():
     layouts = {"a": row(8, 2, 5.9), "b": row(8, 1, 9.0), "c": {"error": "exit code 1"}}
     (met,) = goals("2B", {"layouts": layouts})
     assert (met["measured"], met["met"]) == (5.9, True)
@@ -23,7 +23,7 @@ def test_the_difference_is_the_largest_of_the_iterations():
     assert _difference([1.0, 2.0], [1.0, 2.0]) == 0
 
 
-def test_a_failed_layout_is_said_and_only_events_are_read():
+def test_a_failed_layout_is_reported_and_only_events_are_read():
     text = table(
         {"layouts": {"a": row(2, 2, 5.75, efficiency=0.95), "b": {"error": "exit code 1"}}}
     )
@@ -34,7 +34,7 @@ def test_a_failed_layout_is_said_and_only_events_are_read():
     ]
 
 
-def test_the_document_tells_layouts_and_samples():
+def test_the_document_shows_layouts_and_samples():
     place = {"nvidia_smi": "A, 1\nA, 1", "torch": "2", "date": "d", "commit": "c", "command": "x"}
     layouts = {
         "a": row(2, 2, 5.754, data_parallel=1, loss_difference=2e-6, norm_difference=3e-5),

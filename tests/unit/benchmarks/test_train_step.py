@@ -27,7 +27,7 @@ def cases(**changes):
     return found | changes
 
 
-def test_every_goal_is_held_against_its_own_figure():
+def test_every_goal_is_compared_with_its_own_figure():
     assert all(one["met"] for one in goals(cases()))
     assert len(goals(cases())) == 8
     slow = cases(step_2b={"seconds": 11.2, "useful_tflops": 590.0, "peak_GiB": 77.0})
@@ -38,7 +38,7 @@ def test_every_goal_is_held_against_its_own_figure():
     assert len(goals({"matrix_rate": {"tflops": 1.0}, "step_2b": {"error": "no GPU"}})) == 0
 
 
-def test_a_missed_goal_is_said():
+def test_a_missed_goal_is_reported():
     record = {"machine": {"device": "X", "torch": "2"}, "cases": cases()}
     record["cases"]["rank_14b"] = {"seconds": 6.0}
     record["goals"] = goals(record["cases"])
@@ -46,7 +46,7 @@ def test_a_missed_goal_is_said():
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="nothing measured yet")
-def test_the_document_tells_the_committed_record():
+def test_the_document_matches_the_committed_record():
     text = DOCUMENT.read_text()
     assert all(mark in text for mark in MARKS)
     assert text == documented(text, json.loads(RESULTS.read_text()))

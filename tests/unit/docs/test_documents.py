@@ -33,7 +33,7 @@ def imports(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_contributings_table_is_what_is_imported(folder):
+def test_contributing_lists_the_packages_that_are_imported(folder):
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith(f"| `{folder}/`"))
     _, _, package, allowed, _ = row.split("|")
@@ -62,7 +62,7 @@ def test_readme_lists_every_condition():
     assert set(re.findall(r"`([A-Z][A-Za-z]+)`", text)) == {str(one) for one in Type}
 
 
-def test_readme_and_data_name_the_endings_that_are_read():
+def test_readme_and_data_list_the_file_types_that_are_read():
     wanted = " ".join(sorted(VIDEO_SUFFIXES))
     for text in (README, (ROOT / "docs/data.md").read_text()):
         (named,) = re.findall(r"`(\.mp4 [.\w ]+)` are read", text.replace("\n", " "))
@@ -110,7 +110,7 @@ def test_defaults_are_the_guides_but_for_geometry_and_rope(size):
         assert (guide.rope_ratios, plain.rope_ratios) == ((2.0, 2.0, 1.0), (3.0, 3.0, 1.0))
 
 
-def test_the_batchs_keys_are_in_its_page():
+def test_the_inference_page_lists_the_batch_keys():
     page = (ROOT / "docs/inference.md").read_text()
     table = page[page.index("## Many samples at once") : page.index("Another key is named")]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -118,7 +118,7 @@ def test_the_batchs_keys_are_in_its_page():
     assert named == {*batch_file.NUMBERS, *batch_file._TEXTS}
 
 
-def test_the_page_of_the_original_names_settings_that_there_are():
+def test_settings_named_on_the_page_of_the_original_exist():
     settings = TrainConfig().as_overrides()
     for name in re.findall(r"`((?:scheduler|optimizer|model\.config)\.[\w.]+)", ORIGINAL):
         assert name in settings, name

@@ -52,13 +52,13 @@ def test_each_row_has_a_symptom_a_cause_and_a_remedy():
 
 
 @pytest.mark.parametrize("symptom", symptoms())
-def test_the_symptom_is_what_is_said(symptom):
+def test_each_symptom_quotes_a_message_of_the_code(symptom):
     parts = [re.escape(part.strip()) for part in symptom.split(ANY) if part.strip()]
     assert max(map(len, parts)) > 8, "too short to be told from other texts"
     pattern = re.compile(".*".join(parts), re.DOTALL | re.IGNORECASE)
     assert any(pattern.search(text) for text in said()), f"nothing says: {symptom}"
 
 
-def test_what_nothing_says_is_noticed():
+def test_a_symptom_without_a_message_is_detected():
     assert not any("this text is in no program" in text for text in said())
     assert any("The CRD in this cluster is older" in text for text in said())

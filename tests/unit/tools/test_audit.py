@@ -55,7 +55,7 @@ def pinned(folder: Path, *lines: str) -> Path:
     return made
 
 
-def test_a_known_hole_is_found_and_no_other(tmp_path: Path, service: list[str]) -> None:
+def test_only_known_vulnerabilities_are_found(tmp_path: Path, service: list[str]) -> None:
     both = pinned(tmp_path, "sound==1.0", "holey==1.1")
     found, remarks = audit.vulnerabilities(both, *service)
     assert remarks == []
@@ -66,14 +66,14 @@ def test_a_known_hole_is_found_and_no_other(tmp_path: Path, service: list[str]) 
     assert audit.vulnerabilities(pinned(tmp_path, "sound==1.0"), *service) == ([], [])
 
 
-def test_a_service_that_cannot_be_reached_is_said_and_fails_nothing(tmp_path: Path) -> None:
+def test_an_unreachable_service_is_reported_and_does_not_fail(tmp_path: Path) -> None:
     nobody = ["--vulnerability-service=osv", "--osv-url=http://127.0.0.1:9/q"]
     found, remarks = audit.vulnerabilities(pinned(tmp_path, "holey==1.1"), *nobody)
     assert found == []
     assert "was not audited" in remarks[0]
 
 
-def test_a_list_that_is_none_is_no_clean_one(tmp_path: Path) -> None:
+def test_an_invalid_list_is_not_called_clean(tmp_path: Path) -> None:
     found, remarks = audit.vulnerabilities(tmp_path / "missing.txt")
     assert found or "was not audited" in remarks[0]
 

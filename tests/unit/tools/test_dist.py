@@ -41,13 +41,13 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
     return work / "first", first, made(work / "second", 0o077, "Asia/Tokyo")
 
 
-def test_two_builds_give_the_same_bytes(twice) -> None:
+def test_two_builds_are_identical(twice) -> None:
     _, first, second = twice
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
 
 
-def test_all_of_it_is_there_and_the_sums_hold(twice) -> None:
+def test_all_files_exist_and_match_their_checksums(twice) -> None:
     folder, first, _ = twice
     version = images.version()
     assert set(first) == {
@@ -68,7 +68,7 @@ def test_all_of_it_is_there_and_the_sums_hold(twice) -> None:
     assert [p for p in pins if p[:1] != "#" and listed[p.split("==")[0]] != p.split("==")[1]] == []
 
 
-def test_wheel_source_and_chart_hold_what_they_should(twice) -> None:
+def test_wheel_source_archive_and_chart_have_the_expected_files(twice) -> None:
     folder, _, _ = twice
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:

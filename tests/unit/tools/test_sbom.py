@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_lists_what_is_installed(root: Path) -> None:
+def test_the_bill_lists_installed_packages(root: Path) -> None:
     bill = json.loads(sbom.bill(root, "registry/operator", "0.1.0", WHEN))
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["name"] == "registry/operator"
@@ -57,7 +57,7 @@ def test_it_lists_what_is_installed(root: Path) -> None:
     assert sorted(graph["dependsOn"]) == sorted(found)
 
 
-def test_the_same_content_gives_the_same_bytes(root: Path) -> None:
+def test_equal_content_gives_equal_bills(root: Path) -> None:
     command = [sys.executable, sbom.__file__, "a/b:1", f"--root={root}"]
     first, second = (sbom.bill(root, "a/b", "1", WHEN) for _ in range(2))
     assert first == second
@@ -73,7 +73,7 @@ def test_an_empty_file_system_has_no_bill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("component", ["operator", "preprocess", "trainer"])
-def test_images_start_from_a_digest_or_from_one_made_here(component: str) -> None:
+def test_base_images_are_pinned_by_digest_or_built_here(component: str) -> None:
     """Every FROM names a stage, or an argument whose default is pinned to the byte or is ours."""
     lines = (images.ROOT / "images" / component / "Dockerfile").read_text().splitlines()
     defaults = dict(
