@@ -1,4 +1,4 @@
-"""The test cluster itself: it is a real one, it can be hurt, and it leaves nothing behind."""
+"""The test cluster is a real one, accepts fault injection, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_rbac_grants_only_what_it_lists(cluster, namespace):
         },
     )
 
-    def allowed() -> bool:  # the authorizer hears of the binding by a watch
+    def allowed() -> bool:  # the authorizer learns of the binding through a watch
         try:
             return bool(jane.get(maps)["items"])
         except ApiError:
@@ -131,7 +131,7 @@ def test_jobs_get_gpus_run_and_exit_with_the_requested_code(gpu_cluster, gpu_nam
     running = eventually(
         lambda: len(found := pods(gpu_cluster, gpu_namespace, "Running")) == 4 and found
     )
-    assert len({one["spec"]["nodeName"] for one in running}) == 4  # eight GPUs a node, all taken
+    assert len({one["spec"]["nodeName"] for one in running}) == 4  # eight GPUs per node, all in use
     (waiting,) = eventually(lambda: pods(gpu_cluster, gpu_namespace, "Pending"))
     path = f"/api/v1/namespaces/{gpu_namespace}/pods/{waiting['metadata']['name']}"
     refused = eventually(lambda: gpu_cluster.admin.get(path)["status"].get("conditions"))
@@ -191,7 +191,7 @@ def test_a_native_gang_starts_completely_or_not_at_all(gpu_cluster, gpu_namespac
     }
     path = f"/api/v1/namespaces/{gpu_namespace}/pods"
     gpu_cluster.admin.post(path, {"metadata": {"name": "first"}, "spec": spec})
-    time.sleep(2)  # a pod alone would run by now: those above take less
+    time.sleep(2)  # a single pod would run by now: those above take less
     assert not pods(gpu_cluster, gpu_namespace, "Running")
     gpu_cluster.admin.post(path, {"metadata": {"name": "second"}, "spec": spec})
     eventually(lambda: len(pods(gpu_cluster, gpu_namespace, "Running")) == 2)

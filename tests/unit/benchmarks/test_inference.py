@@ -1,4 +1,4 @@
-"""The record of inference: what is held against which goal, and where it is told."""
+"""The record of the inference benchmark: goals, tables and document."""
 
 import json
 

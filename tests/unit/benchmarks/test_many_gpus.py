@@ -1,4 +1,4 @@
-"""The record of several GPUs: goals by layout, agreement with one GPU, what is told."""
+"""The record of several GPUs: goals by layout, differences from one GPU, document."""
 
 from benchmarks.many_gpus import _difference
 from benchmarks.many_gpus_report import goals, markdown, table

@@ -94,8 +94,10 @@ def test_useful_gpu_time_is_that_of_complete_groups_that_succeed():
 
 
 def test_a_pod_may_run_before_the_scheduler_gets_its_response():
-    """Seen once in a thousand: the kubelet was told, and told back, while the answer was written.
-    A later pod may bear the name of an earlier one."""
+    """Seen once in a thousand: the kubelet reports before the scheduler gets its response.
+
+    A later pod may have the name of an earlier one.
+    """
     timeline, scheduler = Timeline(TrainingOperator()), "system:kube-scheduler"
     timeline.record(event(5.1, "kwok", "patch", "pods/status", "run-worker-0"))
     timeline.record(event(5.2, scheduler, "create", "pods/binding", "run-worker-0", asked=5.0))

@@ -1,4 +1,4 @@
-"""The record of the training step: what is held against which goal, and where it is told."""
+"""The record of the training step benchmark: goals, tables and document."""
 
 import json
 

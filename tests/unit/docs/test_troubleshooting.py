@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md quotes what the programs really say."""
+"""docs/troubleshooting.md quotes messages of the code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from repository import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 PACKAGES = ("common", "operator", "preprocess", "trainer")
-ANY = "…"  # stands for what is filled in, on the page and in the texts
+ANY = "…"  # placeholder for names and numbers, on the page and in the messages
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """The rows of the page's tables."""
+    """Yield the rows of the page's tables."""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) == 3 and cells[0] != "symptom" and not set(cells[0]) <= set("-: "):
@@ -25,13 +25,13 @@ def rows() -> Iterator[tuple[str, str, str]]:
 
 
 def symptoms() -> list[str]:
-    """Every quoted symptom."""
+    """Return every quoted symptom."""
     return [quoted for first, *_ in rows() for quoted in re.findall(r"`([^`]+)`", first)]
 
 
 @cache
-def said() -> tuple[str, ...]:
-    """Every text in the sources, with what is filled in as an ellipsis."""
+def messages() -> tuple[str, ...]:
+    """Return every string in the sources, with an ellipsis for its placeholders."""
     texts: set[str] = set()
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -54,11 +54,11 @@ def test_each_row_has_a_symptom_a_cause_and_a_remedy():
 @pytest.mark.parametrize("symptom", symptoms())
 def test_each_symptom_quotes_a_message_of_the_code(symptom):
     parts = [re.escape(part.strip()) for part in symptom.split(ANY) if part.strip()]
-    assert max(map(len, parts)) > 8, "too short to be told from other texts"
+    assert max(map(len, parts)) > 8, "too short to be unique"
     pattern = re.compile(".*".join(parts), re.DOTALL | re.IGNORECASE)
-    assert any(pattern.search(text) for text in said()), f"nothing says: {symptom}"
+    assert any(pattern.search(text) for text in messages()), f"nothing says: {symptom}"
 
 
 def test_a_symptom_without_a_message_is_detected():
-    assert not any("this text is in no program" in text for text in said())
-    assert any("The CRD in this cluster is older" in text for text in said())
+    assert not any("this text is in no program" in text for text in messages())
+    assert any("The CRD in this cluster is older" in text for text in messages())

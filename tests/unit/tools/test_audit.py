@@ -1,4 +1,4 @@
-"""What `make lint` says of vulnerable packages and of secrets, by the real tools."""
+"""`make lint` reports vulnerable packages and secrets, checked with the real tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOLE = {
 
 @pytest.fixture
 def service() -> Iterator[list[str]]:
-    """Flags for a service of the kind of osv.dev that knows one hole."""
+    """Flags for a service like osv.dev that knows one vulnerability."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

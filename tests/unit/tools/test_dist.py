@@ -1,4 +1,4 @@
-"""A release: whole, checkable, and the same bytes from the same commit."""
+"""A release is complete, verifiable and reproducible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made(folder: Path, umask: int, zone: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, dict]:
-    """A folder with a release, and the content of two, made under other circumstances."""
+    """A folder with a release, and the content of two built in different environments."""
     if not (images.ROOT / ".git").exists():
         pytest.skip("a release is made of a git checkout")
     work = tmp_path_factory.mktemp("dist")

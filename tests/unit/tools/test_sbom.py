@@ -1,4 +1,4 @@
-"""The bill of materials of a file system: what dpkg and pip say is there, and no more."""
+"""The bill of materials of a file system lists what dpkg and pip report, and no more."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_an_empty_file_system_has_no_bill(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("component", ["operator", "preprocess", "trainer"])
 def test_base_images_are_pinned_by_digest_or_built_here(component: str) -> None:
-    """Every FROM names a stage, or an argument whose default is pinned to the byte or is ours."""
+    """Every FROM names a stage, or an argument whose default is pinned by digest or is ours."""
     lines = (images.ROOT / "images" / component / "Dockerfile").read_text().splitlines()
     defaults = dict(
         line.removeprefix("ARG ").split("=", 1)

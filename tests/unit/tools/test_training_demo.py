@@ -39,7 +39,7 @@ def test_learning_is_3_db_and_better_than_a_still_picture(
 
 
 def test_the_untrained_run_leaves_the_demos_results_page_alone(demo, tmp_path, monkeypatch):
-    """A training writes results/<its name>/index.html, and the demo's is the one to look at."""
+    """Each training writes results/<its name>/index.html; the demo's own must stay."""
     monkeypatch.setattr(demo, "VOLUME", tmp_path)
     for path in (demo.SAMPLE.with_suffix(".json"), demo.BASELINE / "sample-0.json"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def test_the_meter_sees_what_children_hold(demo):
     assert 300 << 10 < meter.peak_kib < 6 << 20
 
 
-# The child saves for longer than subprocess.run would wait for it after a Ctrl-C.
+# The child takes longer to save than subprocess.run would wait for it after a Ctrl-C.
 CHILD = """
 import os, signal, sys, time
 def stop(number, frame):
