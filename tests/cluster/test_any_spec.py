@@ -335,7 +335,7 @@ def places(value, path=()):
 
 
 def changed(value, path, change):
-    """``value`` with what lies at ``path`` replaced, removed, or given a sister."""
+    """``value`` with the part at ``path`` replaced, removed, or extended."""
     if not path:
         return change(value)
     copy = dict(value) if isinstance(value, dict) else list(value)

@@ -110,7 +110,7 @@ def test_install_use_upgrade_and_uninstall(cluster, namespace, helm, tmp_path):
         assert not exists(cluster.admin, path), path
 
 
-def test_namespaced_mode_makes_roles_only(cluster, namespace, helm, tmp_path):
+def test_namespaced_mode_creates_roles_only(cluster, namespace, helm, tmp_path):
     served = f"watchNamespaces={{{namespace}}}"
     install(helm, CHART, "--set", served, "--set", "networkPolicy.enabled=true")
     roles = "/apis/rbac.authorization.k8s.io/v1"
@@ -189,7 +189,7 @@ def nested(path, value):
 
 
 @pytest.mark.parametrize("path", BARE)
-def test_a_hostile_value_of_bare_text_is_refused(helm, helm_binary, path, tmp_path):
+def test_a_hostile_value_of_unquoted_text_is_refused(helm, helm_binary, path, tmp_path):
     if "helm4" in str(helm_binary):
         pytest.skip("the schema is the same for both: once is enough")
     on = {"networkPolicy": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
@@ -242,7 +242,7 @@ def flows(policy):
     return found
 
 
-def test_the_network_policy_lets_through_what_docs_security_md_lists(helm, tmp_path):
+def test_the_network_policy_allows_what_docs_security_md_lists(helm, tmp_path):
     def policy(**more):
         made = rendered(helm, {"networkPolicy": {"enabled": True, **more}}, tmp_path)
         (one,) = [one for one in made if one["kind"] == "NetworkPolicy"]
@@ -254,7 +254,7 @@ def test_the_network_policy_lets_through_what_docs_security_md_lists(helm, tmp_p
     dns = {("egress", ANY, "UDP", 53), ("egress", ANY, "TCP", 53)}
     server = {("egress", ANY, "TCP", port) for port in (443, 6443)}
     assert flows(policy()) == dns | server
-    # told where they are, nothing else is left
+    # with their addresses, nothing else is allowed
     api = {"ipBlock": {"cidr": "10.0.0.1/32"}}
     names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
     prometheus = {"podSelector": {"matchLabels": {"app": "prometheus"}}}
@@ -272,7 +272,7 @@ def test_the_network_policy_lets_through_what_docs_security_md_lists(helm, tmp_p
         assert f"networkPolicy.{value}" in told
 
 
-def test_monitoring_comes_on_request(helm):
+def test_monitoring_is_optional(helm):
     def kinds(*flags):
         done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *flags)
         return [one for one in yaml.safe_load_all(done.stdout) if one]

@@ -1,4 +1,4 @@
-"""An operator whose definition in the cluster is older or newer than itself."""
+"""An operator with a CRD in the cluster that is older or newer than itself."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def newer(definition):
 
 @pytest.fixture
 def define(cluster):
-    """Puts a changed definition into the cluster; the right one comes back at the end."""
+    """Install a changed CRD; the original one is restored at the end."""
 
     def put(change=lambda definition: None):
         definition = copy.deepcopy(build())
@@ -97,7 +97,7 @@ SAID = "The CRD in this cluster is older than the operator (status."
 UNKNOWN = ("status.activeSince", "status.stages[].jobUID")
 
 
-def test_an_older_definition_is_told_everywhere(cluster, namespace, define, operator, v2w):
+def test_an_older_crd_is_reported_everywhere(cluster, namespace, define, operator, v2w):
     define(older)
     run = Resource(cluster, namespace)
     # the documents of OpenAPI follow the definition
@@ -128,7 +128,7 @@ def test_an_older_definition_is_told_everywhere(cluster, namespace, define, oper
     assert run.condition("DefinitionCurrent")["status"] == "True"
 
 
-def test_a_definition_that_is_put_back_under_a_running_operator(
+def test_a_crd_that_is_downgraded_under_a_running_operator(
     cluster, namespace, define, operator, v2w
 ):
     operator.start()
@@ -145,7 +145,7 @@ def test_a_definition_that_is_put_back_under_a_running_operator(
     eventually(lambda: run.children("jobs"), what=operator.tail)
 
 
-def test_a_definition_that_comes_after_the_operator(cluster, namespace, define, operator):
+def test_a_crd_that_is_installed_after_the_operator(cluster, namespace, define, operator):
     cluster.admin.delete(PATH)
     try:
         eventually(lambda: "deletionTimestamp" not in _found(cluster))
@@ -180,7 +180,7 @@ def _made(run):
         return None
 
 
-def test_a_newer_definition_is_served_as_well(cluster, namespace, define, operator, v2w):
+def test_a_newer_crd_is_served_as_well(cluster, namespace, define, operator, v2w):
     define(newer)
     run = Resource(cluster, namespace)
     eventually(lambda: _has_default(run))

@@ -1,4 +1,4 @@
-"""`v2w validate` and kubectl with the API server: one judgement of the same file, always."""
+"""`v2w validate` and kubectl with the API server agree on every file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def overrides(text: str) -> str:
 
 
 def pods(checkpoints: str, samples: int) -> str:
-    """Two pods that generate from a volume for one."""
+    """Two pods that generate from a volume with ReadWriteOncePod."""
     listed = ", ".join(["{input: a}"] * samples)
     inference = f"{{parallelism: 2, {checkpoints}, samples: [{listed}]}}"
     return f"{TRAINING}  storage: {{accessMode: ReadWriteOncePod}}\n  inference: {inference}\n"
 
 
-# What stands below HEAD, and whether both take it.
+# Text below HEAD, and whether both accept it.
 SPECS = {
     # numbers
     "quoted": ('  training: {iterations: "1000"}\n', False),
@@ -243,7 +243,7 @@ def heads(name: str) -> dict[str, str]:
 
 
 def spec_of(name: str, text: str) -> str:
-    """A file with ``text`` below its spec, instead of what HEAD has of the same fields."""
+    """A file with ``text`` in its spec, which replaces the same fields of HEAD."""
     lines = HEAD.format(name=name).splitlines(keepends=True)
     given = {line.partition(":")[0] for line in text.splitlines()}
     return "".join(x for x in lines if x.partition(":")[0] not in given) + text
@@ -278,7 +278,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server_takes(cluster, folder):
-    """The names that kubectl's create with a dry run on the server takes, and all it says."""
+    """The names that kubectl create accepts in a server-side dry run, and its errors."""
     asked = ("create", "--dry-run=server", "--validate=strict", "-o", "name", "-f", folder)
     done = cluster.kubectl(*asked, check=False)
     return {line.rpartition("/")[2] for line in done.stdout.splitlines()}, done.stderr
@@ -292,7 +292,7 @@ WANTED = (
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_kubectl_and_validate_are_of_one_mind(folder, server_takes, name):
+def test_kubectl_and_validate_agree(folder, server_takes, name):
     accepted, said = server_takes
     (path,) = folder.glob(f"{name}.*")
     refusal = ours(path)
@@ -301,7 +301,7 @@ def test_kubectl_and_validate_are_of_one_mind(folder, server_takes, name):
     assert (refusal is None) == WANTED[name], refusal
 
 
-def test_preflight_submits_the_file_and_not_what_was_made_of_it(cluster, namespace, monkeypatch):
+def test_preflight_submits_the_file_as_written(cluster, namespace, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
     manifest = load_manifest(HEAD.format(name="submitted") + TRAINING)
     plan = make_plan(parse(manifest))

@@ -20,7 +20,7 @@ def spec(**changes):
 
 
 def refused(cluster, namespace, body):
-    """What the API server says against ``body``; None if it takes it."""
+    """The API server's error for ``body``; None if it accepts it."""
     path = Resource(cluster, namespace).path
     try:
         cluster.admin.post(f"{path}?dryRun=All&fieldValidation=Strict", body)
@@ -208,14 +208,14 @@ def messages(node):
 
 
 def test_every_rule_has_a_case():
-    """A rule that is added in CEL only is noticed: each case is judged by the operator too."""
+    """A rule that is added in CEL only fails here, since the operator judges each case too."""
     elsewhere = ("metadata.name", "once work has begun", "only while spec.suspend is true")
     words = [*elsewhere, *(words for _, _, words in CASES.values())]
     assert [m for m in set(messages(build())) if not any(w in m for w in words)] == []
 
 
 def cleaned(value):
-    """Without what is None: so that a case can take a field of the base away."""
+    """``value`` without None, so that a case can remove a field of the base."""
     if isinstance(value, dict):
         return {k: cleaned(v) for k, v in value.items() if v is not None}
     return value
@@ -226,7 +226,7 @@ def test_rule(cluster, namespace, name):
     good, bad, words = CASES[name]
     accepted = cleaned(Resource.body(**good))
     assert refused(cluster, namespace, accepted) is None
-    parse(accepted)  # the operator is of the same mind
+    parse(accepted)  # the operator agrees
     told = refused(cluster, namespace, cleaned(Resource.body(**bad)))
     assert told is not None
     assert words in told
@@ -357,7 +357,7 @@ def test_before_work_has_begun_every_field_can_be_changed(cluster, fresh, name):
     assert "only while spec.suspend" not in said
 
 
-def test_annotations_at_their_limit_do_no_harm(cluster, namespace):
+def test_annotations_at_their_size_limit_are_accepted(cluster, namespace):
     body = Resource.body()
     body["metadata"]["annotations"] = {"big": "x" * 262_000}
     run = Resource(cluster, namespace)

@@ -131,7 +131,7 @@ def test_items_that_failed_are_tried_again(volume):
         '{"outputs": ["out/w0.mp4"], "finished": "now", "resource": "r", "summary": {}}',
     ],
 )
-def test_a_record_of_an_older_version_or_a_damaged_one_does_not_hold(volume, text):
+def test_a_damaged_or_incomplete_record_is_not_valid(volume, text):
     MARKER.path.write_text(text, encoding="latin-1")
     verdict = MARKER.judge()
     assert not verdict.done
@@ -163,7 +163,7 @@ def test_a_file_that_became_readable_is_seen(volume):
             os.seteuid(0)
 
 
-def test_the_command_judges_several_stages(volume):
+def test_the_command_prints_verdicts_on_several_stages(volume):
     argv = [sys.executable, "-m", "video2world_common.markers", "dataset=h", "latents=g"]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     first, second = map(json.loads, said.splitlines())
@@ -203,7 +203,7 @@ def test_later_stages_are_reported_up_to_the_first_that_is_not_done(volume, monk
     assert skipped == []
 
 
-def test_work_that_is_broken_off_leaves_no_record(volume):
+def test_interrupted_work_leaves_no_record(volume):
     put("in/c.mp4")
 
     def work():

@@ -68,7 +68,7 @@ def test_workers_that_begin_together_agree(tmp_path):
 
 @pytest.mark.parametrize("left", ["nothing", "another", "garbage"])
 @pytest.mark.parametrize("code", [WORK, LAUNCH], ids=["stage", "launch"])
-def test_nothing_is_done_on_another_volume(tmp_path, left, code):
+def test_a_worker_stops_on_another_volume(tmp_path, left, code):
     state = tmp_path / ".video2world"
     state.mkdir()
     if left != "nothing":
@@ -85,12 +85,12 @@ def test_nothing_is_done_on_another_volume(tmp_path, left, code):
     assert work(tmp_path, now)[0] == 0
 
 
-def test_a_group_begins_on_the_volume_it_is_told(tmp_path):
+def test_a_group_starts_on_the_expected_volume_only(tmp_path):
     _, first = work(tmp_path)
     assert work(tmp_path, first["volume"]["id"], LAUNCH)[0] == 0
 
 
-def test_by_hand_a_command_simply_does_its_work(tmp_path):
+def test_a_command_run_by_hand_just_does_its_work(tmp_path):
     code, events = work(tmp_path, stage=None)
     assert (code, "volume" in events) == (0, False)
     assert not (tmp_path / ".video2world" / "volume-id").exists()

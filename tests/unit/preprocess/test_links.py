@@ -63,7 +63,7 @@ def test_a_caption_or_video_that_is_a_link_out_is_named_and_left_out(volume: Pat
     assert SECRET not in said(volume)
 
 
-def test_a_named_folder_that_is_a_link_out_is_the_input_s_fault(
+def test_a_named_folder_that_is_a_link_out_is_a_user_error(
     volume: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (volume / "in").symlink_to(volume.parent / "pod")
@@ -109,7 +109,7 @@ def test_a_link_in_a_result_s_place_is_replaced_not_followed(volume: Path) -> No
     assert SECRET in (volume.parent / "pod" / "environ.txt").read_text()
 
 
-def test_links_within_the_volume_and_commands_run_by_hand_go_on(
+def test_links_within_the_volume_and_commands_run_by_hand_work(
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (volume / "real").mkdir()

@@ -1,4 +1,4 @@
-"""The guide's experiments and overrides mean the same fields here."""
+"""The guide's experiments and overrides set the corresponding fields."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_named_experiments(size, suffix, parallel, frames, height):
     assert NAME.format(size, suffix) in EXPERIMENTS
 
 
-def test_there_are_ten():
+def test_the_guide_has_ten_experiments():
     assert len(EXPERIMENTS) == 10
 
 
@@ -67,7 +67,7 @@ def test_fields_override_the_experiment():
     assert made.spec.model.rope_ratio == 2.0
 
 
-def test_without_an_experiment_the_base_weights_decide():
+def test_without_an_experiment_the_base_weights_set_the_rope_ratios():
     assert resource({"iterations": 1}, model={"size": "2B"}).spec.rope_ratios == (3.0, 3.0, 1.0)
 
 
@@ -129,7 +129,7 @@ def test_an_override_overrides_the_experiment():
         ({"overrides": ["experiment=x"]}, "set the experiment in spec.training.experiment"),
     ],
 )
-def test_refused(training, expected):
+def test_invalid_experiments_and_overrides_are_refused(training, expected):
     with pytest.raises(InvalidResource) as caught:
         resource(
             {"iterations": 5} | training if "overrides" in training else training,
@@ -138,12 +138,12 @@ def test_refused(training, expected):
     assert expected in str(caught.value).splitlines()[0]
 
 
-def test_size_against_experiment():
+def test_a_size_that_contradicts_the_experiment_is_refused():
     with pytest.raises(InvalidResource, match=r"spec\.model\.size: 14B contradicts"):
         resource({"experiment": NAME.format("2b", "")}, model={"size": "14B"})
 
 
-def test_expanding_twice_changes_nothing_and_leaves_the_source_alone():
+def test_expanding_is_idempotent_and_does_not_change_its_source():
     source = {
         "training": {
             "experiment": NAME.format("14b", ""),

@@ -1,4 +1,4 @@
-"""Hostile text in a resource's fields, or in what pods say, stays text wherever it is written."""
+"""Hostile text in a resource's fields or in a pod's output stays text wherever it is written."""
 
 from __future__ import annotations
 
@@ -155,8 +155,8 @@ def _below(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 TEXTS = list(places())
-# What must stand beside a field for its spec to be valid.
-BESIDE = {
+# Fields that another field needs for its spec to be valid.
+NEEDED_WITH = {
     "prepared": {"path": "datasets/mine"},
     "videos": {"path": "videos"},
     "huggingFaceTokenSecret": {"name": "hf"},
@@ -181,7 +181,7 @@ def put(here: dict[str, Any], path: tuple[str, ...], value: str) -> dict[str, An
     key, *rest = path
     if not rest:
         return here | {key: value}
-    below = here.get(key) or BESIDE.get(key, {})
+    below = here.get(key) or NEEDED_WITH.get(key, {})
     if rest[0] != "*":
         return here | {key: put(below, tuple(rest), value)}
     if key in MAPS:
@@ -216,7 +216,7 @@ def manifests(plan) -> list[Any]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys and scalars of a document, each with where it stands."""
+    """All keys and scalars of a document, each with its path."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield f"{path}/(key)", key
@@ -261,14 +261,14 @@ def test_a_hostile_value_changes_nothing_but_its_own_place(path, value):
     assert path not in REFUSED
     made = manifests(plan)
 
-    # YAML: what is written is read back as it was, and there is no document more
+    # YAML: what is written is read back unchanged, without another document
     assert list(yaml.load_all(to_yaml(plan), LOADER)) == [
         *plan.shared,
         *(m for s in plan.stages for m in s.manifests),
     ]
 
-    # Manifests: beside a harmless value's they have the same shape, and differ by the value alone,
-    # which becomes no flag of a command
+    # Manifests: as those for a harmless value, they differ by the value only, and it never
+    # becomes a flag of a command
     before, after = harmless(path), list(leaves(made))
     assert [where for where, _ in before] == [where for where, _ in after]
     for (where, old), (_, new) in zip(before, after, strict=True):
@@ -327,7 +327,7 @@ FIXED = re.compile(r"[A-Za-z0-9_./+-]*")
 
 @settings(max_examples=60, deadline=None)
 @given(hostile, hostile, hostile)
-def test_no_text_of_a_resource_gets_into_the_figures(name, said, unit):
+def test_no_text_of_a_resource_gets_into_metrics(name, said, unit):
     world, metrics = World(), Metrics()
     world.settle()
     world.body["metadata"] |= {"name": name, "namespace": said}
@@ -394,7 +394,7 @@ def test_what_a_pod_prints_is_a_bounded_event_or_plain_text(event, fields, other
 
 
 @given(hostile)
-def test_a_pods_words_are_no_commands_to_a_terminal(said):
+def test_text_of_a_pod_does_not_control_the_terminal(said):
     out = io.StringIO()
     Screen(out).show([f"why {said}"])
     assert "\x1b" not in out.getvalue()

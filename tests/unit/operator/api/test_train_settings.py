@@ -71,7 +71,7 @@ def test_the_files_are_up_to_date(path):
         ("nonsense=1", False),
     ],
 )
-def test_both_sides_agree(override, taken):
+def test_operator_and_trainer_agree_on_each_override(override, taken):
     name, _, value = override.partition("=")
     assert (objection(name, value) is None) == taken
     if taken:

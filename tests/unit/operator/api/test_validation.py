@@ -59,7 +59,7 @@ def test_the_samples_are_known():
     ("size", "nodes", "processes", "parallel", "device"),
     [("Tiny", 1, 1, 1, "CPU"), ("2B", 1, 8, 2, "GPU"), ("14B", 4, 8, 8, "GPU")],
 )
-def test_size_decides_the_defaults(size, nodes, processes, parallel, device):
+def test_defaults_follow_from_the_size(size, nodes, processes, parallel, device):
     spec = parse(document(model={"size": size})).spec
     assert (spec.nodes, spec.processes_per_node, spec.context_parallel) == (
         nodes,
@@ -83,7 +83,7 @@ def test_clip(model, frames, picture):
     assert (spec.num_frames, spec.video_size) == (frames, picture)
 
 
-def test_context_parallel_names_what_would_do():
+def test_an_invalid_context_parallel_size_lists_the_valid_ones():
     assert mistakes(
         model={"size": "14B"}, training={"iterations": 1, "contextParallelSize": 3}
     ) == [
@@ -218,13 +218,13 @@ TEXT = """
 """
 
 
-def test_other_documents_are_passed_over():
+def test_other_documents_are_ignored():
     text = textwrap.dedent(TEXT) + "---\nkind: Secret\napiVersion: v1\n---\n"
     resource = load_resource(text)
     assert resource.dataset_dir == "datasets/mine"
 
 
-def test_file_and_text_are_the_same(tmp_path):
+def test_a_file_and_its_text_are_equivalent(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(textwrap.dedent(TEXT))
     assert load_resource(path) == load_resource(str(path)) == load_resource(textwrap.dedent(TEXT))
@@ -303,7 +303,7 @@ def test_files_of_other_forms(tmp_path, kind):
         ),
     ],
 )
-def test_files_that_cannot_be_read_name_the_place(tmp_path, text, expected):
+def test_errors_in_a_file_name_line_and_column(tmp_path, text, expected):
     with pytest.raises(InvalidResource, match=expected):
         load_resource(written(tmp_path / "x.yaml", text))
 
@@ -332,7 +332,7 @@ def test_any_shape_is_refused_without_a_traceback(spec, training):
         parse(raw)
 
 
-def test_tuples_and_whole_floats_are_what_json_makes_of_them():
+def test_tuples_and_integral_floats_are_converted_as_by_json():
     made = parse(document(dataset={"agibot": {"taskIDs": (1, 2)}}, training={"iterations": 5.0}))
     assert made.spec.dataset.agibot.task_ids == [1, 2]
     assert made.spec.iterations == 5
@@ -350,7 +350,7 @@ def test_yaml_cannot_execute(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_what_the_api_server_adds_passes():
+def test_fields_of_the_api_server_are_accepted():
     raw = document()
     raw["metadata"] |= {"uid": "u", "managedFields": [{}], "resourceVersion": "1", "generation": 2}
     raw["status"] = {"phase": "Running"}

@@ -1,4 +1,4 @@
-"""Every field refuses wrong values in the user's words, with a right value that is accepted."""
+"""Every field refuses wrong values in plain words, and suggests a valid value."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ BASE = {
         "training": {"iterations": 5},
     },
 }
-# What only a validator or a programmer says.
+# Words of validators and programmers.
 FOREIGN = re.compile(
     r"Input should|should (be|have|match)|instance of|dictionary|must match|pattern|valid string|"
     r"valid integer|valid number|Extra inputs|pydantic|NoneType|\bdict\b|\bstr\b|\bNone\b|\bTrue\b|"
@@ -120,7 +120,7 @@ def test_a_wrong_value_is_refused_in_plain_words(location):
 
 
 @pytest.mark.parametrize("location", LOCATIONS, ids=lambda one: ".".join(map(str, one)))
-def test_the_example_is_right(location):
+def test_the_example_of_each_field_is_valid(location):
     path = ""
     for part in location:
         path = wording_path(path, part)
@@ -134,7 +134,7 @@ def wording_path(path, part):
     return f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
 
 
-def test_every_form_has_words_and_an_example():
+def test_every_pattern_has_a_description_and_an_example():
     for location in LOCATIONS:
         for node in wording.at(location):
             if "pattern" in node:
@@ -250,7 +250,7 @@ spec:
 """
 
 
-def test_what_yaml_takes_for_a_number_is_shown_as_written():
+def test_a_value_that_yaml_reads_as_a_number_is_shown_as_written():
     with pytest.raises(InvalidResource) as caught:
         load_resource(TEXT)
     assert [(p.line, p.path, p.message.rpartition("; ")[2]) for p in caught.value.problems] == [

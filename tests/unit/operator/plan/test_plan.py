@@ -149,7 +149,7 @@ def test_pods_fit_the_restricted_profile(path):
         assert mounts == {v["name"] for v in spec["volumes"]}
 
 
-def test_every_worker_gets_its_place_and_its_hash():
+def test_every_worker_gets_its_working_directory_and_hash():
     for stage in plan().stages:
         values = env(stage)
         assert values["V2W_STAGE"] == stage.name
@@ -174,7 +174,7 @@ def test_user_errors_are_not_retried():
         assert pod(stage)["restartPolicy"] == "Never"  # the policy requires it
 
 
-def test_the_token_is_a_reference_and_only_where_it_is_needed():
+def test_the_token_is_a_reference_and_only_in_stages_that_need_it():
     token = {"huggingFaceTokenSecret": {"name": "hf", "key": "t"}}
     made = plan(credentials=token, dataset={"agibot": {}})
     holders = []
@@ -192,7 +192,7 @@ def test_the_token_is_a_reference_and_only_where_it_is_needed():
     [{"videos": {"path": "v"}}, {"prepared": {"path": "p"}}, {"agibot": {"path": "a"}}],
     ids=lambda given: next(iter(given)),
 )
-def test_a_stage_that_fetches_nothing_gets_no_token(dataset):
+def test_a_stage_that_downloads_nothing_gets_no_token(dataset):
     made = plan(
         credentials={"huggingFaceTokenSecret": {"name": "hf"}}, dataset={"agibot": None} | dataset
     )
@@ -223,7 +223,7 @@ def test_gpus_are_held_by_the_stages_that_use_them():
     assert all(env(s)["CUDA_VISIBLE_DEVICES"] == "" for s in plan().stages)
 
 
-def test_a_stage_may_do_without_its_gpu():
+def test_a_stage_can_give_up_its_gpu():
     made = plan(
         model={"size": "2B"},
         training={"nodes": 1},
@@ -278,7 +278,7 @@ def test_checkpoints_for_inference(given, named, by_checkpoint):
     assert "--load_ema" in plan(inference=given | {"weights": "EMA"}).stage("inference").argv
 
 
-def test_samples_are_shared_between_pods_and_no_more_than_there_are():
+def test_samples_are_divided_between_at_most_as_many_pods():
     two = [{"input": "a.mp4"}, {"input": "b.mp4"}]
     for fields, pods in (
         ({"parallelism": 8}, 2),
@@ -291,18 +291,18 @@ def test_samples_are_shared_between_pods_and_no_more_than_there_are():
         assert (spec["completionMode"], spec["completions"]) == ("Indexed", pods)
         assert spec["parallelism"] == pods
         assert f"--shards={pods}" in stage.argv
-    assert changed(inference={"parallelism": 8}) == []  # how the work is shared decides nothing
+    assert changed(inference={"parallelism": 8}) == []  # how the work is divided does not matter
     alone = plan(inference={"samples": two}).stage("inference")
     assert "completionMode" not in alone.job["spec"]
     one_node = {"nodes": 1}
     claim = plan(inference={"samples": two, "parallelism": 2}, training=one_node).shared[0]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     claim = plan(inference={"everyCheckpoint": True}, training=one_node).shared[0]
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]  # sampling runs beside training
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]  # sampling runs during training
     assert plan(training=one_node).shared[0]["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
-def test_the_job_of_one_checkpoint_beside_training():
+def test_the_sampling_job_of_one_checkpoint_during_training():
     patch = {
         "inference": {
             "podTemplate": {"spec": {"containers": [{"name": "inference", "tty": True}]}},
@@ -346,7 +346,7 @@ def test_claim():
     assert spec["containers"][0]["volumeMounts"][0]["subPath"] == "a/b"
 
 
-def test_shards_are_an_indexed_job_and_make_the_same():
+def test_shards_are_an_indexed_job_with_the_same_hash():
     data = {"shards": 4}
     made = plan(dataset=data, training={"nodes": 1}).stage("dataset").job["spec"]
     given = {name: made.get(name) for name in ("completionMode", "completions", "parallelism")}
@@ -358,7 +358,7 @@ def test_shards_are_an_indexed_job_and_make_the_same():
     assert env(plan(model={"size": "2B"}).stage("dataset"))["V2W_WORKERS"] == "4"
     resources = {"dataset": {"resources": {"requests": {"cpu": "2500m"}}}}
     assert env(plan(stages=resources).stage("dataset"))["V2W_WORKERS"] == "2"
-    assert changed(dataset=data) == []  # how the work is shared decides nothing
+    assert changed(dataset=data) == []  # how the work is divided does not matter
     claim = plan(dataset=data, training={"nodes": 1}).shared[0]["spec"]
     assert claim["accessModes"] == ["ReadWriteMany"]
 
@@ -435,7 +435,7 @@ def test_a_change_runs_again_only_what_depends_on_it(spec, stages):
         assert changed(**spec) == stages
 
 
-def test_the_resource_name_alone_does_not_prepare_again():
+def test_another_resource_name_does_not_repeat_the_preparation():
     a, b = plan("one"), plan("two")
     same = [
         x.name for x, y in zip(a.stages, b.stages, strict=True) if x.inputs_hash == y.inputs_hash
@@ -443,7 +443,7 @@ def test_the_resource_name_alone_does_not_prepare_again():
     assert same == ["download", "dataset", "embeddings", "latents"]
 
 
-def test_a_longer_run_goes_on_from_the_same_checkpoints():
+def test_a_longer_run_resumes_from_the_same_checkpoints():
     def run_hash(**training):
         return env(plan(training=training).stage("train"))["V2W_RUN_HASH"]
 
@@ -457,7 +457,7 @@ def test_a_longer_run_goes_on_from_the_same_checkpoints():
     st.integers(1, 64),
     st.integers(1, 99_999),
 )
-def test_names_stay_within_what_dns_allows(name, nodes, attempt):
+def test_names_stay_within_the_limits_of_dns(name, nodes, attempt):
     made = plan(name, training={"nodes": nodes})
     for manifest in [*made.shared, *(m for s in made.stages for m in s.manifests)]:
         assert len(manifest["metadata"]["name"]) <= 63
@@ -481,10 +481,10 @@ def test_every_worker_knows_the_stages_that_follow():
         assert env(stage)["V2W_LATER_STAGES"] == later
 
 
-def test_the_train_group_leaves_a_lost_node_soon():
+def test_the_training_group_leaves_a_lost_node_soon():
     mine = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
     spec = pod(plan(stages={"train": {"tolerations": [mine]}}).stage("train"))
-    assert mine in spec["tolerations"]  # the user's own stands
+    assert mine in spec["tolerations"]  # the user's own is kept
     (ours,) = [t for t in spec["tolerations"] if t != mine]
     assert ours["key"] == "node.kubernetes.io/not-ready"
     assert ours["tolerationSeconds"] == 30
@@ -508,7 +508,7 @@ def test_interconnect(interconnect, name, value):
     assert not any(n.startswith("NCCL") for n in env(plan(model={"size": "2B"}).stage("train")))
 
 
-def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise():
+def test_the_resource_owns_all_but_the_pvc_unless_retention_is_delete():
     def owners(**storage):
         made = plan(storage=storage)
         made.resource.metadata.uid = "u1"
@@ -545,7 +545,7 @@ def test_the_owner_is_the_resource_and_the_claim_is_kept_unless_told_otherwise()
         ({"metadata": {"labels": "a"}}, "podTemplate.metadata.labels: write a mapping"),
     ],
 )
-def test_a_pod_template_that_is_none_is_refused_before_anything_starts(template, expected):
+def test_an_invalid_pod_template_is_refused_before_anything_starts(template, expected):
     with pytest.raises(InvalidResource) as caught:
         plan(stages={"train": {"podTemplate": template}})
     assert "spec.stages.train.podTemplate" in str(caught.value)

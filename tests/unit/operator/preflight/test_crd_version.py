@@ -1,4 +1,4 @@
-"""A definition that is older or newer than the program, by its schema."""
+"""A CRD that is older or newer than this version, by its schema."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def paths(schema, path=""):
 FIELDS = [path for path, *_ in paths(OWN) if path.partition(".")[0] in ("spec", "status")]
 
 
-def test_ones_own_is_complete():
+def test_the_own_crd_lacks_nothing():
     assert len(FIELDS) > 200
     assert list(unknown_fields(OWN, OWN)) == []
     assert list(added_defaults(OWN, OWN)) == []
 
 
-def test_each_field_is_missed_by_name():
+def test_each_missing_field_is_named():
     older = copy.deepcopy(OWN)
     for path, holder, name in list(paths(older)):
         if path in FIELDS:
@@ -39,7 +39,7 @@ def test_each_field_is_missed_by_name():
             holder[name] = field
 
 
-def test_words_that_a_status_may_not_have_yet():
+def test_status_values_that_an_older_crd_refuses():
     older = copy.deepcopy(OWN)
     state = older["properties"]["status"]["properties"]["stages"]["items"]["properties"]["state"]
     state["enum"].remove("Skipped")
@@ -65,7 +65,7 @@ def newer():
     return schema
 
 
-def test_what_a_newer_one_fills_in_is_left_out():
+def test_defaults_of_a_newer_crd_are_removed():
     added = dict(added_defaults(newer(), OWN))
     assert added == {
         ("spec", "quality"): "Good",
@@ -86,6 +86,6 @@ def test_what_a_newer_one_fills_in_is_left_out():
         {"training": {"distillation": {"rounds": 3, "teacher": "x"}}},
     ],
 )
-def test_what_a_user_has_set_stays(spec):
+def test_values_that_a_user_has_set_are_kept(spec):
     """So that it is refused as unknown, not ignored."""
     assert without({"spec": spec}, dict(added_defaults(newer(), OWN))) == {"spec": spec}

@@ -49,7 +49,7 @@ def resource(size="2B", *, model=None, training=None, **spec):
 
 
 @pytest.mark.parametrize(
-    ("made", "measured"),  # docs/performance.md; the last two are not what the formula is made of
+    ("made", "measured"),  # docs/performance.md; the constants come from others than the last two
     [
         (resource(training={"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}), 68.62),
         (resource(training={"nodes": 1, "gpusPerNode": 2, "contextParallelSize": 2}), 34.7),
@@ -69,7 +69,7 @@ def resource(size="2B", *, model=None, training=None, **spec):
     ],
     ids=["2B", "2B on two", "14B LoRA 480p"],
 )
-def test_gpu_memory_is_what_was_measured(made, measured):
+def test_estimated_gpu_memory_matches_measured_runs(made, measured):
     assert estimate(made).gpu / GIB == pytest.approx(measured, rel=0.02)
 
 
@@ -156,7 +156,7 @@ def test_a_cpu_needs_no_gpu():
     assert set(here(resource("Tiny"), gpus=None)) == {"disk", "host memory"}
 
 
-def test_the_kernels_table_is_the_trainers():
+def test_the_table_of_attention_backends_is_the_trainers():
     from video2world_trainer.model.attention_backends import BACKENDS
 
     ours = {
@@ -175,7 +175,7 @@ def test_nvidia_smi_is_read():
     ]
 
 
-def test_this_very_machine(tmp_path):
+def test_facts_of_this_machine(tmp_path):
     before = machine(tmp_path / "not" / "made").disk
     (tmp_path / "used").write_bytes(b"x" * 10_000_000)
     assert machine(tmp_path).disk == pytest.approx(before, rel=0.05)  # what is used counts too
@@ -593,13 +593,13 @@ def test_the_parts_of_an_image_s_name(image, found):
     assert parts(image) == found
 
 
-def test_images_are_asked_for_at_their_registries(registry):
+def test_each_image_is_requested_from_its_registry(registry):
     images = [f"{registry}/{name}:1" for name in ("open/a", "secret/b", "missing/c")]
     answers = pullable([*images, "127.0.0.1:9/a:1"])
     assert list(answers.values()) == ["allowed", "refused", "missing", "unreachable"]
 
 
-def test_what_an_image_s_answer_means():
+def test_verdicts_for_the_answers_of_a_registry():
     def of(answer, **images):
         (check,) = check_images(make_plan(resource(images=images)), {"a": answer})
         return str(check.verdict), check.text
@@ -661,7 +661,7 @@ EVERY = {"inference": {"everyCheckpoint": True, "samples": [{"input": "a.mp4"}]}
         (2, {"stages": {"inference": {"nodeSelector": {"a": "b"}}}}, "warn", "room for 0 of 1"),
     ],
 )
-def test_the_sampler_needs_a_gpu_beside_training(nodes, more, verdict, text):
+def test_the_sampler_needs_a_gpu_alongside_training(nodes, more, verdict, text):
     made = resource(storage={"accessMode": "ReadWriteMany"}, **{**EVERY, **more})
     found = there(made, nodes=[node(labels=KIND)] * nodes)["nodes for samples"]
     assert found[0] == verdict
