@@ -55,7 +55,7 @@ class Authority:
     def issue(
         self, common_name: str, organizations: Iterable[str] = (), hosts: Iterable[str] = ()
     ) -> Pair:
-        """A certificate for a user of these groups or, with ``hosts``, for a server.
+        """Issue a certificate for a user of these groups or, with ``hosts``, for a server.
 
         Kubernetes takes the common name as the user's name and the organizations as its groups.
         """
