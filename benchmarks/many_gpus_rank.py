@@ -9,31 +9,31 @@ import torch
 
 from video2world_common.events import emit
 from video2world_trainer import train
-from video2world_trainer.training.trainer import Run
+from video2world_trainer.training.trainer import Trainer
 
 from .train_step_cases import kinds_of
 
 
 def main() -> int:
     """Train; rank 0 reports device time by kernel kind for iteration ``BENCHMARK_PROFILE``."""
-    plain, profiled = Run.step, int(os.environ["BENCHMARK_PROFILE"])
+    plain, profiled = Trainer.step, int(os.environ["BENCHMARK_PROFILE"])
 
-    def step(run: Run) -> None:
-        on_gpu = run.world.device.type == "cuda"
-        if not on_gpu or run.progress.iteration != profiled - 1:
-            return plain(run)
+    def step(trainer: Trainer) -> None:
+        on_gpu = trainer.world.device.type == "cuda"
+        if not on_gpu or trainer.progress.iteration != profiled - 1:
+            return plain(trainer)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            plain(run)
+            plain(trainer)
             torch.cuda.synchronize()
-        if run.world.leads:
+        if trainer.world.is_main_rank:
             emit(
                 "benchmark_profile",
                 "train",
                 seconds=kinds_of(profiler),
-                attention=run.attention.name,
+                attention=trainer.attention.name,
             )
 
-    Run.step = step  # type: ignore[assignment, method-assign]
+    Trainer.step = step  # type: ignore[assignment, method-assign]
     return train.main()
 
 

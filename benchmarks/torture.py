@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.checkpoint.folder import CheckpointFolder, newest_whole
+from video2world_trainer.checkpoint.folder import CheckpointFolder
 
 from . import reliability
 from .host import facts
@@ -154,7 +154,7 @@ def _check(volume: Path, reference: dict[int, dict[str, torch.Tensor]]) -> int:
         Broken: their weights differ.
     """
     folder = _folder(volume)
-    iteration = newest_whole(folder.folder)
+    iteration = folder.latest_complete()
     if iteration is None:
         return 0
     found, expected = _weights(folder, iteration), reference[iteration]
@@ -265,7 +265,7 @@ def full_volume(volume: Path) -> dict[str, Any]:
         group = Group(folder, iterations=ITERATIONS)
         codes = group.end(180)
         failed = [one for one in group.reported() if one["event"] == "failed"]
-        before = newest_whole(_folder(folder).folder)
+        before = _folder(folder).latest_complete()
         subprocess.run(["mount", "-o", "remount,size=2g", folder], check=True)
         again = Group(folder, iterations=ITERATIONS)
         after = again.end(180)
@@ -274,7 +274,7 @@ def full_volume(volume: Path) -> dict[str, Any]:
             "said": [one.get("message") for one in failed][:1],
             "whole_before": before,
             "exit_codes_with_room": after,
-            "whole_after": newest_whole(_folder(folder).folder),
+            "whole_after": _folder(folder).latest_complete(),
         }
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
@@ -288,11 +288,11 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
         write_data(folder, TINY)
         first = Group(folder, iterations=2 * EVERY, logs=volume).end(180)
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
-        before = newest_whole(_folder(folder).folder)
+        before = _folder(folder).latest_complete()
         group = Group(folder, iterations=4 * EVERY, logs=volume)
         codes = group.end(180)
         failed = [one for one in group.reported() if one["event"] == "failed"]
-        after = newest_whole(_folder(folder).folder)
+        after = _folder(folder).latest_complete()
         subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
         again = Group(folder, iterations=4 * EVERY, logs=volume).end(180)
         return {
@@ -302,7 +302,7 @@ def read_only_volume(volume: Path) -> dict[str, Any]:
             "said": [one.get("message") for one in failed][:1],
             "whole_after": after,
             "exit_codes_writable": again,
-            "whole_at_the_end": newest_whole(_folder(folder).folder),
+            "whole_at_the_end": _folder(folder).latest_complete(),
         }
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)

@@ -21,7 +21,7 @@ from video2world_trainer.model.flops import step_flops
 from video2world_trainer.model.lora import inject
 from video2world_trainer.model.presets import PRESETS, DiTConfig
 from video2world_trainer.training.ema import Ema
-from video2world_trainer.training.loss import draw, training_loss
+from video2world_trainer.training.loss import sample_noise, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.step import TrainStep
 
@@ -100,7 +100,7 @@ def attention_rate(backend: str = "auto") -> dict[str, Any]:
 
 def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
     generator = torch.Generator().manual_seed(0)
-    randomness = draw(latents, generator)
+    randomness = sample_noise(latents, generator)
     randomness = replace(randomness, **{name: one.cuda() for name, one in vars(randomness).items()})
     clean = torch.randn(1, *latents, generator=generator).cuda()
     return clean, torch.randn(1, 512, 1024, generator=generator).cuda(), randomness

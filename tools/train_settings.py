@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.codegen.reference import HEAD, table
 from video2world_operator.codegen.write import generate
-from video2world_trainer.training.config import TrainConfig, defaults_by_size, shown
+from video2world_trainer.training.config import SETTINGS, value_kind
+from video2world_trainer.training.config_defaults import defaults_by_size
+from video2world_trainer.training.config_help import format_value
 from video2world_trainer.training.fixed_settings import FIXED
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +29,10 @@ def files() -> dict[Path, str]:
     """Return both files' content by path."""
     settings = {
         one.metadata["key"]: {
-            "kind": str(one.type),
+            "kind": value_kind(one),
             **{name: one.metadata[name] for name in ("low", "high", "choices")},
         }
-        for one in fields(TrainConfig)
+        for one in SETTINGS.values()
     }
     fixed = {name: {"reason": one.reason, "values": one.values} for name, one in FIXED.items()}
     data = {"settings": settings, "fixed": fixed}
@@ -44,7 +45,7 @@ def _page() -> str:
     text += "Names are those of the original's configuration, where it has them. In a resource, a "
     text += "setting with a field means that field.\n\n"
     rows = []
-    for one in fields(TrainConfig):
+    for one in SETTINGS.values():
         key = one.metadata["key"]
         field = f"`spec.{OVERRIDES[key].field}`" if key in OVERRIDES else ""
         rows.append((f"`{key}`", one.metadata["help"], _defaults(one), DECIDED.get(key, field)))
@@ -63,8 +64,8 @@ def _page() -> str:
 
 def _defaults(one: Any) -> str:
     values = defaults_by_size(one)
-    rest = [f"{size}: {shown(v)}" for size, v in values.items() if v != values["2B"]]
-    return "; ".join([shown(values["2B"]), *rest])
+    rest = [f"{size}: {format_value(v)}" for size, v in values.items() if v != values["2B"]]
+    return "; ".join([format_value(values["2B"]), *rest])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -104,7 +104,7 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
     out = run(file, volume)
     assert out.count("skipped") == 4  # download, dataset, embeddings, latents
     log = max((volume / ".video2world/line/logs").glob("train-*-0.log"))
-    assert f"going on from iteration {saved} to {saved + 5}" in log.read_text()
+    assert f"resuming from iteration {saved} to {saved + 5}" in log.read_text()
     folder = volume / "datasets/agibot_head_center_fisheye_color"
     assert window in check_split(folder / "val")
     assert not any("685393" in name for name in check_split(folder / "train"))

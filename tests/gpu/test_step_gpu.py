@@ -17,7 +17,7 @@ from video2world_trainer.model.presets import DiTConfig
 from video2world_trainer.model.sparse_attention import patterns_for
 from video2world_trainer.model.sparse_kernels import sparse_attention
 from video2world_trainer.training.ema import Ema
-from video2world_trainer.training.loss import draw
+from video2world_trainer.training.loss import sample_noise
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.step import TrainStep
 
@@ -75,7 +75,7 @@ def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)
     generator = torch.Generator().manual_seed(1)
-    randomness = draw(CLIP, generator)
+    randomness = sample_noise(CLIP, generator)
     randomness = replace(randomness, **{n: one.cuda() for n, one in vars(randomness).items()})
     latents = torch.randn(1, *CLIP, generator=generator).cuda()
     text = torch.randn(1, 32, 1024, generator=generator).cuda()
@@ -106,7 +106,7 @@ def test_a_step_does_not_wait_for_the_gpu():
     before = {name: one.detach().clone() for name, one in net.named_parameters()}
     averages = {name: one.clone() for name, one in step.ema.average.items()}
     generator = torch.Generator().manual_seed(1)
-    randomness = draw(CLIP, generator)
+    randomness = sample_noise(CLIP, generator)
     randomness = replace(randomness, **{n: one.cuda() for n, one in vars(randomness).items()})
     latents = torch.full((1, *CLIP), float("nan"), device="cuda")
     text = torch.zeros(1, 32, 1024, device="cuda")

@@ -7,10 +7,19 @@ import torch
 
 from small_network import network
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
-from video2world_trainer.distributed.parallelize import lay_out, shard, share_frames
+from video2world_trainer.distributed.parallelize import (
+    apply_context_parallel,
+    apply_fsdp,
+    build_mesh,
+)
 from video2world_trainer.distributed.process_group import join
 from video2world_trainer.model.attention import sdpa
-from video2world_trainer.training.loss import Draw, collate_draws, draw, training_loss
+from video2world_trainer.training.loss import (
+    NoiseSample,
+    collate_noise,
+    sample_noise,
+    training_loss,
+)
 from video2world_trainer.training.optimizer import MasterAdamW
 
 torch.set_num_threads(1)
@@ -21,9 +30,9 @@ def clips(numbers, device):
     generators = [torch.Generator().manual_seed(100 + n) for n in numbers]
     latents = torch.stack([torch.randn(CLIP, generator=one) for one in generators])
     text = torch.stack([torch.randn(5, 32, generator=one) for one in generators])
-    randomness = collate_draws([draw(CLIP, one) for one in generators])
+    randomness = collate_noise([sample_noise(CLIP, one) for one in generators])
     moved = {name: one.to(device) for name, one in vars(randomness).items()}
-    return latents.to(device), text.to(device), Draw(**moved)
+    return latents.to(device), text.to(device), NoiseSample(**moved)
 
 
 def whole(tensor):
@@ -31,7 +40,7 @@ def whole(tensor):
 
 
 def check(world, context, shard_size):
-    layout = lay_out(world, context=context, shard_size=shard_size, frames=CLIP[1], heads=4)
+    layout = build_mesh(world, context=context, shard_size=shard_size, frames=CLIP[1], heads=4)
     device = world.device
     alone = network().to(device)
     expected = training_loss(alone, *clips(range(layout.data_size), device))
@@ -39,9 +48,9 @@ def check(world, context, shard_size):
     wanted = {name: one.grad for name, one in alone.named_parameters()}
 
     net = network().to(device)
-    share_frames(net, sdpa, sdpa, layout, CLIP[1])
+    apply_context_parallel(net, sdpa, sdpa, layout, CLIP[1])
     prepare_blocks(net, keep="attention")
-    shard(net, layout)
+    apply_fsdp(net, layout)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
     latents, text, randomness = clips([layout.data_rank], device)
     own = layout.frames(CLIP[1])
@@ -68,7 +77,7 @@ def check(world, context, shard_size):
         large = wanted[name].abs() > 1e-3  # Adam's first step is the sign of what is rounding else
         found = whole(dict(net.named_parameters())[name].detach())
         torch.testing.assert_close(found[large], parameter[large], rtol=1e-5, atol=1e-5)
-    if world.leads:
+    if world.is_main_rank:
         print(f"equal: {world.size} ranks, context {context}, shard {shard_size}", flush=True)
 
 

@@ -46,7 +46,7 @@ def check(world: World, branches: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     same = world.gather(found.double().sum().item())
     assert len(set(same)) == 1, same
-    if world.leads:
+    if world.is_main_rank:
         print(f"equal: {world.size} ranks, {branches} branches", flush=True)
 
 

@@ -229,7 +229,7 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
     if failures:
         raise UserError(f"{len(failures)} of {len(requests)} samples failed: {'; '.join(failures)}")
     facts = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
-    return Provenance().left(outputs if world.leads else ()), facts
+    return Provenance().left(outputs if world.is_main_rank else ()), facts
 
 
 def _quality(metrics: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""torchrun, but with the exit code of the worker that ended first, and time for workers to save.
+"""Run torchrun with the workers' own exit codes, and with time for workers to save.
 
-``python -m video2world_trainer.launch`` takes torchrun's flags and ``PET_*`` environment. torchrun
-ends with 1 whatever its workers say, so that nobody could tell the user's mistake (2) and a saved
-preemption (143) from a crash; and it gives workers 30 s to end, whether it was asked to stop or one
-of them is gone. In a pod of an Indexed Job the node's rank is the pod's index.
+``python -m video2world_trainer.launch`` takes torchrun's flags and ``PET_*`` environment variables.
+torchrun itself exits with 1 whatever its workers' exit codes are, so that a user error (2) or a
+preemption with saved state (143) would look like a crash. In a pod of an Indexed Job the node rank
+is the pod's completion index.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from video2world_common.volume_id import VolumeLost, check
 
 __all__ = ["main"]
 
-GRACE_SECONDS = 600  # for saving, after SIGTERM: at 2B that takes a minute
-LEFT_SECONDS = 10  # for those whose peer is gone to say so; they can compute nothing any more
+STOP_SECONDS = 600  # for workers to save after SIGTERM; the 2B model takes about a minute
+FAILURE_SECONDS = 10  # for workers to report that they lost a rank; they cannot continue
 
-
-_plain_close = PContext.close
+_torch_close = PContext.close
 
 
 def _close(self: PContext, death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
-    """End the workers; torchrun comes here while it handles the signal, if it was sent one.
+    """End the workers, with more time to exit if torchrun has received a signal.
 
-    A later torch takes the time for the first from the environment, and for the second the same.
+    This replaces ``PContext.close``, because torch has no setting for both times: 2.11 has none and
+    always waits 30 s. The ``--shutdown-timeout`` of 2.12 applies to signals only, and raises the
+    minimum version; after a failure, ``PContext.wait`` still closes with 30 s.
     """
-    asked = isinstance(sys.exception(), SignalException)
-    _plain_close(self, death_sig, GRACE_SECONDS if asked else LEFT_SECONDS)
+    signalled = isinstance(sys.exception(), SignalException)
+    _torch_close(self, death_sig, STOP_SECONDS if signalled else FAILURE_SECONDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Launch the workers and return the exit code of the whole."""
+    """Launch the workers and return the exit code of the one that ended first."""
     if (index := os.environ.get("JOB_COMPLETION_INDEX")) is not None:
-        # pod 0 holds rank 0, whose log tells of the run and whose name the others wait for
+        # pod 0 must have rank 0: the operator reads its log, and the other pods connect to its name
         os.environ.setdefault("PET_NODE_RANK", index)
     stage = os.environ.get("V2W_STAGE", "train")
     try:
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         emit("failed", stage, reason="VolumeLost", message=str(error))
         return EXIT_FAILURE
-    PContext.close = _close  # type: ignore[method-assign]
-    # the workers explain themselves; torchrun's tables would bury what they say
+    PContext.close = _close  # type: ignore[method-assign]  # see _close
+    # workers report their own errors, which torchrun's tables would bury
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         run(parse_args(list(sys.argv[1:] if argv is None else argv)))

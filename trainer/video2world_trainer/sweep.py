@@ -1,9 +1,9 @@
-"""The inference stage: every sample from every checkpoint asked for, shared between pods.
+"""The inference stage: generate samples from several checkpoints, sharded over pods.
 
-``python -m video2world_trainer.sweep ... -- FLAGS`` makes each checkpoint's samples with one
-``python -m video2world_trainer.inference FLAGS`` of its own, so that nothing of one checkpoint
-stays in memory for the next. A sample that was finished with the same settings is not made again.
-At the end the results page is written.
+``python -m video2world_trainer.sweep ... -- FLAGS`` runs one process of
+``python -m video2world_trainer.inference FLAGS`` per checkpoint, so that memory is released in
+between. Samples that were already generated with the same settings are kept. Finally the results
+page is written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from video2world_common.files import cut_name
 from video2world_common.markers import Marker, Provenance, file_stamps
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
-from video2world_trainer.checkpoint.folder import CheckpointFolder, held
+from video2world_trainer.checkpoint.folder import CheckpointFolder, pin_checkpoint
 from video2world_trainer.generation.batch_file import read_batch
 from video2world_trainer.results.page import write_page
 
@@ -35,12 +35,12 @@ __all__ = ["main", "parser"]
 
 INFERENCE = (sys.executable, "-m", "video2world_trainer.inference")
 FIELD = "spec.inference.checkpoints"
-OURS = ("--dit_path", "--batch_input_json", "--input_path", "--save_path", "--prompt")
-GRACE = 30  # seconds that an inference gets to end after SIGTERM
+RESERVED_FLAGS = ("--dit_path", "--batch_input_json", "--input_path", "--save_path", "--prompt")
+GRACE_SECONDS = 30  # for an inference process to exit after SIGTERM
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags; what stands behind ``--`` goes to every inference."""
+    """Return the parser of the flags; arguments after ``--`` go to every inference process."""
     flags = argparse.ArgumentParser(
         prog="python -m video2world_trainer.sweep",
         description=__doc__,
@@ -66,18 +66,18 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--by_checkpoint",
         action="store_true",
-        help="put samples into a folder for each checkpoint beside output_video, such as "
-        "iter_000000500/; without it there can be one checkpoint only",
+        help="write samples to a folder per checkpoint next to output_video, such as "
+        "iter_000000500/; required for several checkpoints",
     )
     add(
         "--pass_over_missing",
         action="store_true",
-        help="a checkpoint that has been deleted is told of, not an error",
+        help="report deleted checkpoints instead of failing",
     )
     add(
         "--lora_alpha",
         type=float,
-        help="of LoRA adapters in weights files that do not say it; the run's own do",
+        help="alpha of LoRA adapters in weights files that do not record it (a run's own do)",
     )
     add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
     return flags
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """``label`` names its folder under the results."""
+    """A checkpoint; ``label`` is the name of its folder of results."""
 
     label: str
     path: Path
@@ -93,12 +93,12 @@ class _Checkpoint:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One sample from one checkpoint; ``wanted`` stands for all that decides its content."""
+class _SampleTask:
+    """A sample to generate from a checkpoint; ``digest`` identifies its inputs and settings."""
 
     checkpoint: _Checkpoint
     entry: dict[str, Any]
-    wanted: str
+    digest: str
 
     @property
     def output(self) -> Path:
@@ -106,7 +106,7 @@ class _Item:
 
     @property
     def outputs(self) -> tuple[Path, Path]:
-        """The video and its description."""
+        """The video and its JSON description."""
         return self.output, self.output.with_suffix(".json")
 
     @property
@@ -115,13 +115,13 @@ class _Item:
 
     @property
     def done(self) -> bool:
-        """Whether the video is there and was made with these very settings."""
+        """Whether the video exists and was generated from the same inputs and settings."""
         record = self._marker.read()
-        return record is not None and record["summary"].get("wanted") == self.wanted
+        return record is not None and record["summary"].get("wanted") == self.digest
 
     def finish(self) -> None:
-        """Remember that the sample is whole."""
-        self._marker.write(Provenance().left(self.outputs, timed=True), {"wanted": self.wanted})
+        """Record that the sample is complete."""
+        self._marker.write(Provenance().left(self.outputs, timed=True), {"wanted": self.digest})
 
 
 def _digest(*values: object) -> str:
@@ -129,37 +129,38 @@ def _digest(*values: object) -> str:
 
 
 def _checkpoints(args: argparse.Namespace) -> list[_Checkpoint]:
-    """The checkpoints that are meant, each once.
+    """Return the selected checkpoints without duplicates.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: a checkpoint does not exist.
     """
     folder = CheckpointFolder(args.run_folder)
-    there = sorted(i for i in folder.iterations() if folder.path("model", i).is_file())
+    existing = sorted(i for i in folder.iterations() if folder.path("model", i).is_file())
     found: dict[str, _Checkpoint] = {}
     for name in args.checkpoints:
-        for one in _meant(name, folder, there, passing=args.pass_over_missing):
+        for one in _selected(name, folder, existing, allow_missing=args.pass_over_missing):
             found.setdefault(one.label, one)
     if len(found) > 1 and not args.by_checkpoint:
         raise UserError("--checkpoints: several need --by_checkpoint, as they share file names")
     return list(found.values())
 
 
-def _meant(
-    name: str, folder: CheckpointFolder, there: list[int], *, passing: bool
+def _selected(
+    name: str, folder: CheckpointFolder, existing: list[int], *, allow_missing: bool
 ) -> list[_Checkpoint]:
+    """Return the checkpoints that one value of ``--checkpoints`` selects."""
     if name == "all":
-        if not there:
+        if not existing:
             raise UserError(f"{FIELD}: all: there is no checkpoint in {folder.folder}")
-        return [_of_run(folder, iteration) for iteration in there]
+        return [_of_run(folder, iteration) for iteration in existing]
     if name == "latest":
-        newest = folder.newest_whole(("model",))
+        newest = folder.latest_complete(("model",))
         if newest is None:
             raise UserError(f"{FIELD}: latest: there is no checkpoint in {folder.folder}")
         return [_of_run(folder, newest)]
     if re.fullmatch("[0-9]+", name):
-        if int(name) not in there and not passing:
-            listed = ", ".join(map(str, there)) or "none"
+        if int(name) not in existing and not allow_missing:
+            listed = ", ".join(map(str, existing)) or "none"
             raise UserError(
                 f"{FIELD}: {name}: there is no checkpoint of this iteration in {folder.folder} "
                 f"(there is {listed}); name another, or raise spec.training.checkpoint.keep"
@@ -176,89 +177,95 @@ def _of_run(folder: CheckpointFolder, iteration: int) -> _Checkpoint:
     return _Checkpoint(path.stem, path, iteration)
 
 
-def _items(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list[_Item]:
+def _tasks(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list[_SampleTask]:
     entries = read_batch(args.batch_input_json)
     for number, entry in enumerate(entries):
         if not entry.get("output_video"):
             raise UserError(f"{args.batch_input_json}: entry {number}: output_video is missing")
-    items = []
+    tasks = []
     for checkpoint in checkpoints:
         for entry in entries:
             output = Path(entry["output_video"])
             if args.by_checkpoint:
                 output = output.parent / checkpoint.label / output.name
-            made = entry | {"output_video": str(output)}
+            output_entry = entry | {"output_video": str(output)}
             flags = [*args.flags, *_lora_flags(args, checkpoint)]
             read = file_stamps(_files_read(checkpoint, entry))
-            facts = (made, flags, str(checkpoint.path), list(read.values()))
-            items.append(_Item(checkpoint, made, _digest(*facts)))
-    return items
+            inputs = (output_entry, flags, str(checkpoint.path), list(read.values()))
+            tasks.append(_SampleTask(checkpoint, output_entry, _digest(*inputs)))
+    return tasks
 
 
 def _lora_flags(args: argparse.Namespace, checkpoint: _Checkpoint) -> list[str]:
-    """What an inference needs to know of a weights file's adapters."""
+    """Return the flags that describe the adapters of a weights file."""
     if args.lora_alpha is None or checkpoint.iteration is not None:
         return []
     return ["--lora_alpha", f"{args.lora_alpha:g}"]
 
 
 def _files_read(checkpoint: _Checkpoint, entry: dict[str, str]) -> list[Path]:
-    """What a sample is made of: checkpoint, input, and the input's caption, where it has one."""
+    """Return the files that a sample depends on: checkpoint, input, and the input's caption."""
     source = Path(entry["input_video"])
     return [checkpoint.path, source, source.parent.parent / "metas" / f"{source.stem}.txt"]
 
 
 class _Sweep:
-    """One pod's part of the work, and what it tells of the whole."""
+    """Generate one pod's share of the samples, and report the progress of all.
+
+    Args:
+        args: the parsed flags.
+        checkpoints: the selected checkpoints.
+    """
 
     def __init__(self, args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> None:
         self.args = args
-        self.items = _items(args, checkpoints)
-        self.mine = shard_of(args).of(self.items)
-        self.passing: bool = args.pass_over_missing
+        self.tasks = _tasks(args, checkpoints)
+        self.own_tasks = shard_of(args).of(self.tasks)
+        self.allow_missing: bool = args.pass_over_missing
         self.stage = os.environ.get("V2W_STAGE", "inference")
         self.refused: list[str] = []
         self.missing: set[str] = set()
 
-    def tell(self, checkpoint: _Checkpoint) -> None:
-        """How many samples of a checkpoint there are, whoever made them."""
-        of_it = [item for item in self.items if item.checkpoint == checkpoint]
+    def report(self, checkpoint: _Checkpoint) -> None:
+        """Report how many samples of a checkpoint exist, including those of other pods."""
+        tasks = [task for task in self.tasks if task.checkpoint == checkpoint]
         fields: dict[str, Any] = {"checkpoint": checkpoint.label}
         if checkpoint.iteration is not None:
             fields["iteration"] = checkpoint.iteration
         if checkpoint.label in self.missing:
-            fields["message"] = "the checkpoint was deleted before its samples were made"
-        done = sum(item.done for item in of_it)
-        emit("samples", self.stage, done=done, total=len(of_it), **fields)
+            fields["message"] = "the checkpoint was deleted before its samples were generated"
+        done = sum(task.done for task in tasks)
+        emit("samples", self.stage, done=done, total=len(tasks), **fields)
 
     def run(self) -> None:
-        """Make what is not made yet of this pod's share; user errors are collected."""
-        for checkpoint in dict.fromkeys(item.checkpoint for item in self.items):
-            self.tell(checkpoint)
-        for checkpoint in dict.fromkeys(item.checkpoint for item in self.mine):
-            todo = [i for i in self.mine if i.checkpoint == checkpoint and not i.done]
+        """Generate the missing samples of this pod's share; user errors are collected."""
+        for checkpoint in dict.fromkeys(task.checkpoint for task in self.tasks):
+            self.report(checkpoint)
+        for checkpoint in dict.fromkeys(task.checkpoint for task in self.own_tasks):
+            todo = [one for one in self.own_tasks if one.checkpoint == checkpoint and not one.done]
             if not todo:
-                say(f"{checkpoint.label}: nothing to do, this share's samples are made")
+                say(f"{checkpoint.label}: nothing to do, all samples of this share exist")
                 continue
-            with held(checkpoint.path) as there:
-                if there:
+            with pin_checkpoint(checkpoint.path) as exists:
+                if exists:
                     self._infer(checkpoint, todo)
-                elif self.passing:
+                elif self.allow_missing:
                     self.missing.add(checkpoint.label)
                     say(
-                        f"{checkpoint.label} was deleted before its samples were made: raise "
-                        "spec.training.checkpoint.keep to have them"
+                        f"{checkpoint.label} was deleted before its samples were generated: raise "
+                        "spec.training.checkpoint.keep to get them"
                     )
-                    self.tell(checkpoint)
+                    self.report(checkpoint)
                 else:
-                    raise UserError(f"{FIELD}: {checkpoint.path} was deleted meanwhile")
+                    raise UserError(f"{FIELD}: {checkpoint.path} was deleted in the meantime")
 
-    def _infer(self, checkpoint: _Checkpoint, todo: Sequence[_Item]) -> None:
+    def _infer(self, checkpoint: _Checkpoint, todo: Sequence[_SampleTask]) -> None:
         say(f"{checkpoint.label}: {len(todo)} samples")
-        hidden = ("V2W_INPUTS_HASH", "V2W_LATER_STAGES")  # of the stage, which is this process
+        # variables of the stage, which is this process and not its children
+        hidden = ("V2W_INPUTS_HASH", "V2W_LATER_STAGES")
         env = {name: value for name, value in os.environ.items() if name not in hidden}
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as batch:
-            json.dump([item.entry for item in todo], batch)
+            json.dump([task.entry for task in todo], batch)
             batch.flush()
             argv = [
                 *INFERENCE,
@@ -270,13 +277,13 @@ class _Sweep:
             argv += [*self.args.flags, *_lora_flags(self.args, checkpoint)]
             child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
             try:
-                refusal = self._follow(child, checkpoint, {str(i.output): i for i in todo})
+                refusal = self._follow(child, checkpoint, {str(one.output): one for one in todo})
                 code = child.wait()
             finally:
                 if child.poll() is None:
                     child.terminate()
                     try:
-                        child.wait(GRACE)
+                        child.wait(GRACE_SECONDS)
                     except subprocess.TimeoutExpired:
                         child.kill()
         if code == EXIT_USER_ERROR:
@@ -285,9 +292,9 @@ class _Sweep:
             raise SystemExit(code if code > 0 else EXIT_FAILURE)
 
     def _follow(
-        self, child: subprocess.Popen[bytes], checkpoint: _Checkpoint, todo: dict[str, _Item]
+        self, child: subprocess.Popen[bytes], checkpoint: _Checkpoint, todo: dict[str, _SampleTask]
     ) -> str:
-        """Pass on what an inference prints, under this stage's name; why it refused, if it did."""
+        """Forward the output of an inference process; return the message of its failure, if any."""
         refusal = ""
         assert child.stdout is not None
         for raw in child.stdout:
@@ -297,11 +304,11 @@ class _Sweep:
                 case None:
                     say(line)
                 case "sample":
-                    if (item := todo.get(str(event.get("path")))) is not None:
-                        item.finish()
+                    if (task := todo.get(str(event.get("path")))) is not None:
+                        task.finish()
                     event.pop("stage", None)
                     emit("sample", self.stage, checkpoint=checkpoint.label, **event)
-                    self.tell(checkpoint)
+                    self.report(checkpoint)
                 case "failed":
                     refusal = str(event.get("message", ""))
                 case "finished" | "skipped":
@@ -323,37 +330,37 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
-    for flag in OURS:
+    for flag in RESERVED_FLAGS:
         if any(one.partition("=")[0] == flag for one in args.flags):
             raise UserError(f"{flag} after --: it is set for each checkpoint; leave it out")
     checkpoints = _checkpoints(args)
     if args.lora_alpha is not None and all(one.iteration is not None for one in checkpoints):
-        say("note: --lora_alpha has no effect: it is for weights files, and the run's own say it")
+        say("note: --lora_alpha has no effect: it is for weights files; a run's own record it")
     sweep = _Sweep(args, checkpoints)
-    read = {path for item in sweep.items for path in _files_read(item.checkpoint, item.entry)}
-    made = Provenance(files=file_stamps(sorted(read)))
-    results = _results(sweep.items, by_checkpoint=args.by_checkpoint)
+    read = {path for task in sweep.tasks for path in _files_read(task.checkpoint, task.entry)}
+    provenance = Provenance(files=file_stamps(sorted(read)))
+    results = _results(sweep.tasks, by_checkpoint=args.by_checkpoint)
     try:
         sweep.run()
     finally:
         write_page(results, args.run_folder.parent)
     if sweep.refused:
         raise UserError("; ".join(sweep.refused))
-    wanted = [item for item in sweep.items if item.checkpoint.label not in sweep.missing]
-    if not all(item.done for item in wanted):
+    wanted = [task for task in sweep.tasks if task.checkpoint.label not in sweep.missing]
+    if not all(task.done for task in wanted):
         return None
-    summary = {"samples": len(wanted), "checkpoints": len({i.checkpoint.label for i in wanted})}
-    return made.left((path for item in wanted for path in item.outputs), timed=True), summary
+    summary = {"samples": len(wanted), "checkpoints": len({one.checkpoint.label for one in wanted})}
+    return provenance.left((path for task in wanted for path in task.outputs), timed=True), summary
 
 
-def _results(items: Sequence[_Item], *, by_checkpoint: bool) -> Path:
-    """The resource's folder of results, in which the page lies."""
-    folder = items[0].output.parent
+def _results(tasks: Sequence[_SampleTask], *, by_checkpoint: bool) -> Path:
+    """Return the resource's results folder, which contains the page."""
+    folder = tasks[0].output.parent
     return folder.parent if by_checkpoint else folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     return run_stage(lambda: _work(args), stage="inference")
 

@@ -8,7 +8,7 @@ from video2world_operator.api.experiments import fields_of
 from video2world_operator.api.validation import parse
 from video2world_operator.plan.commands import commands
 from video2world_trainer.model.presets import PRESETS
-from video2world_trainer.training.config import read_config
+from video2world_trainer.training.config_parser import read_config
 
 DECIDED_BY_THE_RESOURCE = {"dit_path", "keep"}
 

@@ -13,7 +13,8 @@ from video2world_operator.api.validation import parse
 from video2world_preprocess.videos import VIDEO_SUFFIXES
 from video2world_trainer.generation import batch_file
 from video2world_trainer.model.presets import PRESETS
-from video2world_trainer.training.config import TrainConfig, read_config
+from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.config_parser import read_config
 
 README = (ROOT / "README.md").read_text()
 ORIGINAL = (ROOT / "docs/original.md").read_text()

@@ -138,7 +138,7 @@ def test_checkpoint_at_the_file_size_limit(tmp_path):
     )
     assert result.stdout.split() == [str(errno.EFBIG), str(tmp_path / "optim/iter_000000002.pt")]
     folder = CheckpointFolder(tmp_path)
-    assert folder.newest_whole() == 1
+    assert folder.latest_complete() == 1
     assert not list(tmp_path.rglob(".partial-*"))
 
 
@@ -182,14 +182,14 @@ def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(small
     failed = json.loads(first.stdout.splitlines()[-1])
     assert (failed["event"], failed["reason"]) == ("failed", "IOError")
     run = CheckpointFolder(next(disk.glob("*/*/full/checkpoints")))
-    saved = run.newest_whole()
+    saved = run.latest_complete()
     assert 1 <= saved < 4
     assert read_latest(run.folder) == saved
     small_disk(400_000)
     second = train()
     assert second.returncode == 0, second.stderr
-    assert f"going on from iteration {saved} to 4" in second.stdout
-    assert run.newest_whole() == 4
+    assert f"resuming from iteration {saved} to 4" in second.stdout
+    assert run.latest_complete() == 4
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -198,7 +198,7 @@ def test_what_is_written_is_read_back(tmp_path):
         write(tmp_path)
     assert read_frames(tmp_path / "a.mp4").shape == NOISE.shape
     assert read_embedding(tmp_path / "a.pickle").shape == (400, 1024)
-    assert CheckpointFolder(tmp_path).newest_whole() == 7
+    assert CheckpointFolder(tmp_path).latest_complete() == 7
 
 
 @pytest.mark.slow

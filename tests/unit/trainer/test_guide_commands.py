@@ -9,7 +9,7 @@ from torch.distributed.run import parse_args
 from video2world_preprocess import agibot, download, embeddings
 from video2world_trainer import inference, train
 from video2world_trainer.generation import requests
-from video2world_trainer.training.config import read_config
+from video2world_trainer.training.config_parser import read_config
 
 DATASET = "agibot_head_center_fisheye_color"
 
@@ -74,7 +74,7 @@ def test_training(launch, size, more, wanted):
     )
     torchrun = parse_args(words(line))
     assert torchrun.training_script == "video2world_trainer.train"
-    overrides, dry = train._parse(torchrun.training_script_args)
+    overrides, dry = train.parse_arguments(torchrun.training_script_args)
     assert not dry
     config = read_config(overrides)
     assert (config.size, config.name) == (size.upper(), f"{size}_{DATASET}")

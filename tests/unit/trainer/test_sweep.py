@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from video2world_trainer import sweep
-from video2world_trainer.checkpoint.folder import CheckpointFolder, held
+from video2world_trainer.checkpoint.folder import CheckpointFolder, pin_checkpoint
 
 # Stands in for the generator, which has its own tests: writes what behave.json says of an input.
 INFERENCE = """
@@ -266,15 +266,15 @@ def test_a_checkpoint_that_was_deleted_is_passed_over_where_that_is_meant(capsys
     assert code == 0
     assert made() == []
     (_, told) = [e for e in events if e["event"] == "samples"]
-    assert told["message"] == "the checkpoint was deleted before its samples were made"
+    assert told["message"] == "the checkpoint was deleted before its samples were generated"
     assert "raise spec.training.checkpoint.keep" in text
 
 
 def test_held_says_whether_a_file_is_there(tmp_path):
     (tmp_path / "w.pt").write_text("x")
-    with held(tmp_path / "w.pt") as there:
+    with pin_checkpoint(tmp_path / "w.pt") as there:
         assert there
-    with held(tmp_path / "none.pt") as there:
+    with pin_checkpoint(tmp_path / "none.pt") as there:
         assert not there
-    with held(tmp_path) as there:
+    with pin_checkpoint(tmp_path) as there:
         assert there

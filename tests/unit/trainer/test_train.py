@@ -30,7 +30,7 @@ from video2world_preprocess import latents
 from video2world_preprocess.text.embedding_files import write_embedding
 from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.writer import write_video
-from video2world_trainer.checkpoint.dcp import read_whole
+from video2world_trainer.checkpoint.dcp import read_full_tensors
 from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def final(volume):
     folder = CheckpointFolder(volume / JOB)
     files = {part: folder.load(part, 40) for part in ("model", "optim", "trainer")}
-    return files | {"state": read_whole(folder.shards(40))}
+    return files | {"state": read_full_tensors(folder.shards(40))}
 
 
 def same(one, two):
@@ -79,7 +79,7 @@ def test_40_iterations_equal_20_kill_9_and_resume(volume, ranks):
     assert read_latest(other / JOB) == 20
     code, second = run(other, ranks=ranks)
     assert code == 0, second
-    assert "going on from iteration 20" in second
+    assert "resuming from iteration 20" in second
     assert [one["iteration"] for one in events(second, "resumed")] == [20]
     assert losses(first) | losses(second) == whole
     assert list(losses(second)) == list(range(21, 41))
@@ -109,7 +109,7 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
     assert "net.pos_embedder.dim_spatial_range" in model
     optim = torch.load(job / "optim/iter_000000003.pt", weights_only=True)
     assert weight in optim["param_groups"][0]["params"]
-    state = read_whole(job / "optim/iter_000000003")
+    state = read_full_tensors(job / "optim/iter_000000003")
     assert torch.equal(state[f"master.{weight}"].bfloat16(), model[f"net.{weight}"])
     assert torch.equal(state[f"ema.{weight}"], model[f"net_ema.{weight}"])
     trainer = torch.load(job / "trainer/iter_000000003.pt", weights_only=True)
@@ -307,7 +307,7 @@ def test_fewer_windows_than_ranks(volume):
 
 def test_nan_latents_skip_the_step_and_then_stop_with_the_batch_named(here, volume):
     here(volume, "trainer.max_iter=2", "checkpoint.save_iter=1")
-    kept = read_whole(CheckpointFolder(volume / JOB).shards(2))
+    kept = read_full_tensors(CheckpointFolder(volume / JOB).shards(2))
     add_window(volume, "w3", torch.full((2, *SHAPE), float("nan")))
     code, out = here(volume)
     assert code == 1, out
@@ -317,7 +317,7 @@ def test_nan_latents_skip_the_step_and_then_stop_with_the_batch_named(here, volu
     assert events(out, "failed")[0]["reason"] == "NonFinite"
     assert "Traceback" not in out
     latest = read_latest(volume / JOB)
-    saved = read_whole(CheckpointFolder(volume / JOB).shards(latest))
+    saved = read_full_tensors(CheckpointFolder(volume / JOB).shards(latest))
     assert saved.keys() == kept.keys()
     assert all(one.isfinite().all() for one in saved.values())
 
@@ -327,7 +327,7 @@ def test_one_bad_window_among_many_is_skipped_and_training_goes_on(here, volume)
     code, out = here(volume, "trainer.max_iter=6")
     assert code == 0, out
     assert 1 <= len(events(out, "skipped_step")) <= 2
-    state = read_whole(CheckpointFolder(volume / JOB).shards(6))
+    state = read_full_tensors(CheckpointFolder(volume / JOB).shards(6))
     assert all(one.isfinite().all() for one in state.values())
 
 
@@ -384,7 +384,7 @@ def test_two_ranks_resume_what_one_rank_saved_and_the_reverse(here, volume, cont
     files = [path.name for path in (other / JOB / "optim/iter_000000003").iterdir()]
     assert len(files) >= 2
     _, second = here(other, "trainer.max_iter=6", *one)
-    assert "going on from iteration 3" in second
+    assert "resuming from iteration 3" in second
     code, third = run(other, "trainer.max_iter=9", *two, ranks=2)
     assert code == 0, third
     found = losses(first) | losses(second) | losses(third)
@@ -429,7 +429,7 @@ def test_lora_trains_adapters_only_and_saves_pefts_names_and_a_merged_file(here,
         path.unlink()  # as if killed while saving iteration 4
     code, out = here(volume, "trainer.max_iter=4", "checkpoint.save_iter=2", *lora)
     assert code == 0, out
-    assert "going on from iteration 2" in out
+    assert "resuming from iteration 2" in out
     assert losses(out) == {n: four[n] for n in (3, 4)}
     again = torch.load(volume / JOB / "model/iter_000000004.pt", weights_only=True)
     assert all(torch.equal(again[key], value) for key, value in model.items())
@@ -491,7 +491,7 @@ def test_a_full_gpu_says_what_to_turn(here, volume, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("video2world_trainer.training.trainer.Run.step", full)
+    monkeypatch.setattr("video2world_trainer.training.trainer.Trainer.step", full)
     code, out = here(volume)
     assert code == 1
     assert "model.config.keep_activations=attention" in out
@@ -537,10 +537,10 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     folder = CheckpointFolder(volume / JOB)
     latest = read_latest(volume / JOB)
     assert latest >= 2
-    assert folder.fault(latest) is None
+    assert folder.find_damage(latest) is None
     code, out = run(volume, f"trainer.max_iter={latest + 1}")  # by one rank
     assert code == 0, out
-    assert f"going on from iteration {latest}" in out
+    assert f"resuming from iteration {latest}" in out
     assert not list((volume / JOB).rglob(".partial-*"))
 
 

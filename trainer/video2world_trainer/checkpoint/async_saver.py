@@ -1,93 +1,113 @@
-"""Saving a run while it goes on: state is copied at once and written in the background."""
+"""Save checkpoints in the background while training continues.
+
+The state is first copied to host memory; the copies are then written by a thread.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from video2world_common.events import emit
 from video2world_trainer.checkpoint.dcp import (
-    Made,
-    Staging,
-    finish_shards,
-    write_model,
+    ModelEntry,
+    StagingBuffers,
+    publish_shards,
+    write_model_file,
     write_shards,
 )
-from video2world_trainer.checkpoint.folder import CheckpointFolder, entry
-from video2world_trainer.distributed.process_group import World
+from video2world_trainer.checkpoint.folder import CheckpointFolder, file_record
+from video2world_trainer.distributed.process_group import World, new_group
 
-__all__ = ["Saver"]
+__all__ = ["AsyncSaver", "CheckpointContent"]
 
 
-class Saver:
-    """Writes a run's checkpoints, one at a time.
+@dataclass(frozen=True)
+class CheckpointContent:
+    """What a checkpoint holds.
 
-    Every rank writes its part of the state; rank 0 then makes the model file of all parts, piece
-    by piece, and publishes the checkpoint.
+    Attributes:
+        tensors: the training state by name, with this rank's shards.
+        model: the entries of the model file.
+        merged: the entries of the model file with adapters merged; empty without adapters.
+        parts: contents of the small files ``optim``, ``scheduler`` and ``trainer``.
+    """
+
+    tensors: Mapping[str, Tensor]
+    model: Mapping[str, ModelEntry]
+    merged: Mapping[str, ModelEntry]
+    parts: Mapping[str, Mapping[str, Any]]
+
+
+class AsyncSaver:
+    """Write a run's checkpoints, one at a time.
+
+    Every rank writes its shards of the state; the main rank then builds the model file from all
+    shards, piece by piece, and publishes the checkpoint.
+
+    Args:
+        folder: where checkpoints are written.
+        world: all ranks.
+        staging: buffers for copies of the state.
+        keep: number of newest checkpoints to keep; 0 keeps all.
+        asynchronous: write in the background instead of within :meth:`save`.
     """
 
     def __init__(
         self,
         folder: CheckpointFolder,
         world: World,
-        staging: Staging,
+        staging: StagingBuffers,
         *,
         keep: int,
         asynchronous: bool,
     ) -> None:
         self.folder, self.world, self.keep = folder, world, keep
         self._staging = staging
-        self.saved = 0  # iteration of the newest checkpoint
+        self.last_saved = 0  # iteration of the newest checkpoint
         self._asynchronous = asynchronous
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        # of its own, as its exchanges come between the training's at any time
-        self.group = dist.new_group(backend="gloo") if world.size > 1 else None
+        # a group of its own: its collectives run concurrently with those of training
+        self.group = new_group(backend="gloo") if world.size > 1 else None
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make ready in the background for what :meth:`save` will be given as ``tensors``."""
+        """Allocate staging buffers for ``tensors`` in the background."""
         if self._asynchronous:
             self._staging.reserve(tensors)
 
-    def save(
-        self,
-        iteration: int,
-        tensors: Mapping[str, Tensor],
-        model: Mapping[str, Made],
-        merged: Mapping[str, Made],
-        parts: Mapping[str, Mapping[str, Any]],
-        sound: int,
-    ) -> None:
-        """Write a checkpoint.
+    def save(self, iteration: int, content: CheckpointContent, *, healthy: int) -> None:
+        """Write a checkpoint; its tensors are copied before this returns.
 
         Args:
-            iteration: optimizer steps done.
-            tensors: the state; copied before this returns.
-            model: the entries of the model file.
-            merged: the entries of the file with adapters folded in; empty for none.
-            parts: contents of the small files, ``optim``, ``scheduler`` and ``trainer``.
-            sound: the iteration whose checkpoint, or the last one before it, must not be pruned.
+            iteration: iterations done.
+            content: what to write.
+            healthy: newest iteration with a sound loss; the last checkpoint up to it is not pruned.
 
         Raises:
-            OSError: this or the last checkpoint could not be written.
+            OSError: this or the previous checkpoint could not be written.
         """
         self.wait()
-        work = (iteration, self._staging(tensors), model, merged, parts, sound)
+        staged = CheckpointContent(
+            self._staging(content.tensors), content.model, content.merged, content.parts
+        )
         if self._asynchronous:
-            self._thread = threading.Thread(target=self._guarded, args=work, name="saver")
+            self._thread = threading.Thread(
+                target=self._write_in_background, args=(iteration, staged, healthy), name="saver"
+            )
             self._thread.start()
         else:
-            self._write(*work)
+            self._write(iteration, staged, healthy)
 
     def wait(self) -> None:
-        """Return when nothing is being written.
+        """Wait until the last checkpoint is written.
 
         Raises:
-            OSError: the last checkpoint could not be written.
+            OSError: it could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -95,36 +115,32 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did."""
+        """Raise the error of the background thread, if it failed."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
-    def _guarded(self, *work: Any) -> None:
+    def _write_in_background(
+        self, iteration: int, content: CheckpointContent, healthy: int
+    ) -> None:
         try:
-            self._write(*work)
-        except Exception as error:  # raised where the run waits for it
+            self._write(iteration, content, healthy)
+        except Exception as error:  # raised again by check() in the main thread
             self._error = error
 
-    def _write(
-        self,
-        iteration: int,
-        tensors: Mapping[str, Tensor],
-        model: Mapping[str, Made],
-        merged: Mapping[str, Made],
-        parts: Mapping[str, Mapping[str, Any]],
-        sound: int,
-    ) -> None:
+    def _write(self, iteration: int, content: CheckpointContent, healthy: int) -> None:
         folder, shards = self.folder, self.folder.shards(iteration)
-        write_shards(shards, tensors, self.group)
-        if self.world.leads:
-            files = finish_shards(shards)
-            write_model(folder.path("model", iteration), shards, model)
-            if merged:
-                write_model(folder.merged(iteration), shards, merged)
-            record: dict[str, Any] = {"model": entry(folder.path("model", iteration))}
-            record |= {part: folder.write(part, iteration, parts[part]) for part in parts}
-            record["shards"] = {path.name: entry(path) for path in files}
-            path = folder.publish(iteration, record, keep=self.keep, sound=sound)
+        write_shards(shards, content.tensors, self.group)
+        if self.world.is_main_rank:
+            files = publish_shards(shards)
+            model = folder.path("model", iteration)
+            write_model_file(model, shards, content.model)
+            if content.merged:
+                write_model_file(folder.merged(iteration), shards, content.merged)
+            record: dict[str, Any] = {"model": file_record(model)}
+            for part, values in content.parts.items():
+                record[part] = folder.write(part, iteration, values)
+            record["shards"] = {path.name: file_record(path) for path in files}
+            path = folder.publish(iteration, record, keep=self.keep, healthy=healthy)
             emit("checkpoint", "train", iteration=iteration, path=str(path))
-        self.saved = iteration
+        self.last_saved = iteration

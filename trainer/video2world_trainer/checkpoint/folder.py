@@ -1,11 +1,11 @@
-"""Checkpoints in the guide's tree that are either whole or not there, and say whose they are.
+"""Publish checkpoints in the guide's folder tree so that each is either complete or absent.
 
-``<job>/checkpoints/{model,optim,scheduler,trainer}/iter_%09d.pt`` are written aside, flushed and
-renamed; so is ``optim/iter_%09d/``, where each rank put its part of the state. Then
-``trainer/iter_%09d.json`` records size and CRC-32 of all these files, and
-``latest_checkpoint.txt`` moves last. ``model/config.json`` describes the run: what it trains, and
-what inference must know. Old checkpoints are deleted, but not while somebody holds them
-(:func:`held`).
+``<job>/checkpoints/{model,optim,scheduler,trainer}/iter_%09d.pt`` and ``optim/iter_%09d/``, with
+each rank's shards, are written under temporary names, flushed and renamed. Then
+``trainer/iter_%09d.json`` records the sizes and CRC-32 checksums of all these files, and finally
+``latest_checkpoint.txt`` is updated. ``model/config.json`` describes the run: what it trains, and
+what inference needs to know. Old checkpoints are pruned, except while a process reads them
+(:func:`pin_checkpoint`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -26,7 +26,14 @@ from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import atomic_write, read_json, write_json, write_text
 
-__all__ = ["PARTS", "CheckpointFolder", "crc32", "entry", "held", "newest_whole", "read_latest"]
+__all__ = [
+    "PARTS",
+    "CheckpointFolder",
+    "crc32",
+    "file_record",
+    "pin_checkpoint",
+    "read_latest",
+]
 
 PARTS = ("model", "optim", "scheduler", "trainer")
 _NAME = re.compile(r"iter_(\d{9})\.pt")
@@ -34,7 +41,7 @@ _CHUNK = 1 << 22
 
 
 class _Checksum:
-    """A write-only stream that counts and sums what passes through it."""
+    """Write to a stream, counting bytes and updating a checksum."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -56,7 +63,7 @@ class _Checksum:
 
 
 def read_latest(folder: Path) -> int | None:
-    """The iteration that ``latest_checkpoint.txt`` names; None if it is missing or garbled."""
+    """Return the iteration in ``latest_checkpoint.txt``; None if it is missing or malformed."""
     try:
         text = (folder / "latest_checkpoint.txt").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -65,24 +72,14 @@ def read_latest(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def newest_whole(folder: Path, parts: tuple[str, ...] = PARTS) -> int | None:
-    """The iteration to go on from: the one that latest_checkpoint.txt names if it is whole, else
-    the newest whole one (saying so); None where there is no checkpoint.
-
-    Raises:
-        UserError: there are checkpoints, one was published, and none is whole.
-    """
-    return CheckpointFolder(folder).newest_whole(parts)
-
-
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The ``checkpoints`` folder of a run. One process writes, any may read."""
+    """The ``checkpoints`` folder of a run: one process writes it, any number may read it."""
 
     folder: Path
 
     def path(self, part: str, iteration: int) -> Path:
-        """The file of one part of a checkpoint."""
+        """Return the file of one of a checkpoint's :data:`PARTS`."""
         return self.folder / part / f"iter_{iteration:09d}.pt"
 
     def _manifest(self, iteration: int) -> Path:
@@ -90,11 +87,11 @@ class CheckpointFolder:
 
     @property
     def config_path(self) -> Path:
-        """The description of the run."""
+        """The file that describes the run."""
         return self.folder / "model" / "config.json"
 
     def iterations(self) -> list[int]:
-        """Iterations of which any part is there, newest first."""
+        """Return the iterations of which any part exists, newest first."""
         found = {
             int(match[1])
             for part in PARTS
@@ -106,32 +103,32 @@ class CheckpointFolder:
     def save(
         self, iteration: int, contents: Mapping[str, Mapping[str, Any]], *, keep: int = 0
     ) -> Path:
-        """Write ``contents`` (one dictionary a part, see :data:`PARTS`) and publish it.
+        """Write and publish a checkpoint without shards.
 
         Args:
-            iteration: optimizer steps done.
-            contents: what each part's file holds.
-            keep: how many of the newest checkpoints stay; 0 keeps all.
+            iteration: iterations done.
+            contents: the content of each of the :data:`PARTS`.
+            keep: number of newest checkpoints to keep; 0 keeps all.
 
         Returns:
             The model file.
 
         Raises:
-            OSError: it could not be written; what was published before stays published.
+            OSError: it could not be written; earlier checkpoints stay published.
         """
         record = {part: self.write(part, iteration, contents[part]) for part in PARTS}
         return self.publish(iteration, record, keep=keep)
 
     def write(self, part: str, iteration: int, content: Mapping[str, Any]) -> dict[str, int]:
-        """Write one part's file, unpublished; its entry in the record."""
+        """Write the file of one part without publishing it, and return its record."""
         sums: list[_Checksum] = []
 
         def write(stream: IO[bytes]) -> None:
             sums.append(_Checksum(stream))
-            # the zip is written front to back, so that its sum can be taken on the way
+            # torch writes the zip archive sequentially, so the checksum needs no second pass
             try:
-                torch.save(dict(content), sums[0])
-            except RuntimeError:  # torch, on a full disk, complains of a file position
+                torch.save(dict(content), cast(IO[bytes], sums[0]))  # only write and flush are used
+            except RuntimeError:  # on a full disk torch reports an unexpected file position
                 if sums[0].error is not None:
                     raise sums[0].error from None
                 raise
@@ -140,60 +137,72 @@ class CheckpointFolder:
         return {"bytes": sums[0].bytes, "crc32": sums[0].crc32}
 
     def publish(
-        self, iteration: int, record: Mapping[str, Any], *, keep: int = 0, sound: int | None = None
+        self,
+        iteration: int,
+        record: Mapping[str, Any],
+        *,
+        keep: int = 0,
+        healthy: int | None = None,
     ) -> Path:
-        """Declare a checkpoint whole whose files lie there, each with its entry in ``record``.
+        """Mark a checkpoint as complete, and prune older ones.
 
-        Of older ones ``keep`` stay (0: all), and the newest that is not after ``sound``.
+        Args:
+            iteration: the checkpoint's iteration, whose files are all written.
+            record: size and checksum of each file, by part.
+            keep: number of newest checkpoints to keep; 0 keeps all.
+            healthy: also keep the newest checkpoint up to this iteration (default: ``iteration``).
+
+        Returns:
+            The model file.
         """
         write_json(self._manifest(iteration), record)
         write_text(self.folder / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
         if keep:
-            self._prune(keep, iteration, iteration if sound is None else sound)
+            self._prune(keep, iteration, iteration if healthy is None else healthy)
         return self.path("model", iteration)
 
     def shards(self, iteration: int) -> Path:
-        """The folder beside optim's file with each rank's part of the state."""
+        """Return the folder of the checkpoint's shards, alongside the ``optim`` file."""
         return self.folder / "optim" / f"iter_{iteration:09d}"
 
     def merged(self, iteration: int) -> Path:
-        """The model file of a LoRA run with its adapters folded in."""
+        """Return the model file of a LoRA run with adapters merged into the weights."""
         return self.folder / "model" / f"iter_{iteration:09d}_merged.pt"
 
-    def _prune(self, keep: int, latest: int, sound: int) -> None:
-        there = self.iterations()
-        last_sound = next((one for one in there if one <= sound), None)
-        for iteration in [one for one in there if one != latest][max(keep - 1, 0) :]:
-            if iteration == last_sound:
+    def _prune(self, keep: int, latest: int, healthy: int) -> None:
+        existing = self.iterations()
+        last_healthy = next((one for one in existing if one <= healthy), None)
+        for iteration in [one for one in existing if one != latest][max(keep - 1, 0) :]:
+            if iteration == last_healthy:
                 continue
-            with _given_up(self.path("model", iteration)) as free:
-                if free:
-                    self._remove(iteration)
+            with _exclusive_lock(self.path("model", iteration)) as locked:
+                if locked:
+                    self._delete(iteration)
                 else:
-                    say(f"checkpoint {iteration} stays while its samples are made")
+                    say(f"checkpoint {iteration} is kept while its samples are being generated")
 
-    def withdraw(self, after: int) -> int | None:
-        """Delete all checkpoints after an iteration; returns the newest that is left."""
-        gone = [one for one in self.iterations() if one > after]
-        left = next((one for one in self.iterations() if one <= after), None)
-        if left is None:
+    def delete_after(self, iteration: int) -> int | None:
+        """Delete all checkpoints after ``iteration``; return the newest remaining one."""
+        later = [one for one in self.iterations() if one > iteration]
+        newest = next((one for one in self.iterations() if one <= iteration), None)
+        if newest is None:
             (self.folder / "latest_checkpoint.txt").unlink(missing_ok=True)
-        elif gone:
-            write_text(self.folder / "latest_checkpoint.txt", f"iter_{left:09d}.pt\n")
-        for iteration in gone:
-            self._remove(iteration)
-        return left
+        elif later:
+            write_text(self.folder / "latest_checkpoint.txt", f"iter_{newest:09d}.pt\n")
+        for one in later:
+            self._delete(one)
+        return newest
 
-    def _remove(self, iteration: int) -> None:
-        # trainer first: a half-pruned checkpoint must not look whole
+    def _delete(self, iteration: int) -> None:
+        # trainer first: a partly deleted checkpoint must not look complete
         for path in [self.path(part, iteration) for part in reversed(PARTS)]:
             path.unlink(missing_ok=True)
         self.merged(iteration).unlink(missing_ok=True)
         shutil.rmtree(self.shards(iteration), ignore_errors=True)
         self._manifest(iteration).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Remove what killed writers left; only the writing process may call it."""
+    def delete_partial_files(self) -> None:
+        """Delete what killed writers left behind; only the writing process may call this."""
         for part in (".", *PARTS):
             for path in (self.folder / part).glob(".partial-*"):
                 if path.is_dir():
@@ -201,11 +210,11 @@ class CheckpointFolder:
                 else:
                     path.unlink(missing_ok=True)
 
-    def fault(self, iteration: int, parts: tuple[str, ...] = PARTS) -> str | None:
-        """What is wrong with a checkpoint's files, or None if they are whole.
+    def find_damage(self, iteration: int, parts: tuple[str, ...] = PARTS) -> str | None:
+        """Describe what is wrong with a checkpoint's files; None if they are complete.
 
-        Sizes and sums are compared with the record; without one (upstream's files) each file must
-        load.
+        Sizes and checksums are compared with the record. Without a record, as in checkpoints of
+        Cosmos-Predict2's own trainer, each file must load.
         """
         try:
             record = read_json(self._manifest(iteration))
@@ -233,44 +242,51 @@ class CheckpointFolder:
                 return f"{path} is damaged (its checksum is not the recorded one)"
         return None
 
-    def newest_whole(self, parts: tuple[str, ...] = PARTS) -> int | None:
-        """See :func:`newest_whole`."""
+    def latest_complete(self, parts: tuple[str, ...] = PARTS) -> int | None:
+        """Return the iteration to resume from; None if there is no checkpoint.
+
+        This is the one that ``latest_checkpoint.txt`` names if it is complete, otherwise the newest
+        complete one, with a message.
+
+        Raises:
+            UserError: a checkpoint was published, but none is complete.
+        """
         latest = read_latest(self.folder)
         published = (self.folder / "latest_checkpoint.txt").exists()
         others = [one for one in self.iterations() if one != latest]
         if published and latest is None:
             say(
                 f"{self.folder / 'latest_checkpoint.txt'} is damaged: looking for the newest "
-                "whole checkpoint"
+                "complete checkpoint"
             )
         for iteration in ([latest] if latest is not None else []) + others:
-            fault = self.fault(iteration, parts)
-            if fault is None:
+            damage = self.find_damage(iteration, parts)
+            if damage is None:
                 if published and iteration != latest:
-                    say(f"going on from iteration {iteration}, the newest whole checkpoint")
+                    say(f"resuming from iteration {iteration}, the newest complete checkpoint")
                 return iteration
-            say(f"checkpoint {iteration} is not whole: {fault}")
+            say(f"checkpoint {iteration} is not complete: {damage}")
         if published:
             raise UserError(
-                f"no checkpoint in {self.folder} is whole: restore one, or move this folder aside "
-                "to train from the start"
+                f"no checkpoint in {self.folder} is complete: restore one, or move this folder "
+                "aside to train from the start"
             )
         return None
 
     def load(self, part: str, iteration: int) -> dict[str, Any]:
-        """The content of one part, tensors on the CPU (memory-mapped)."""
+        """Load one part, with tensors memory-mapped on the CPU."""
         content = torch.load(
             self.path(part, iteration), map_location="cpu", weights_only=True, mmap=True
         )
         return dict(content)
 
-    def claim(self, description: Mapping[str, Any]) -> None:
-        """Put the run's description here, or refuse if another run's checkpoints lie here.
+    def set_description(self, description: Mapping[str, Any]) -> None:
+        """Write the run's description, unless the folder holds another run's checkpoints.
 
-        ``description["run"]`` (flat) is what must be equal for training to go on.
+        The flat ``description["run"]`` must be equal for a run to resume.
 
         Raises:
-            UserError: the folder belongs to another run; every difference is named.
+            UserError: the folder belongs to another run; the message names every difference.
         """
         before = None
         with contextlib.suppress(ValueError):
@@ -292,11 +308,11 @@ class CheckpointFolder:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Keep a model file from being pruned while it is read; yields whether it is there.
+def pin_checkpoint(path: Path) -> Iterator[bool]:
+    """Protect a model file from pruning while it is read; yield whether it exists.
 
-    The lock is the kernel's (``flock``) and ends with the process. Where a file system has none,
-    pruning goes ahead, and who reads the file has to bear that.
+    This is a shared ``flock``, which the kernel releases when the process ends. On file systems
+    without locks the file may be pruned while it is read.
     """
     if path.is_dir():
         yield True
@@ -309,35 +325,35 @@ def held(path: Path) -> Iterator[bool]:
     with stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_SH)
-        yield path.exists()  # whoever pruned it may have been a moment quicker
+        yield path.exists()  # it may have been deleted between open and flock
 
 
 @contextlib.contextmanager
-def _given_up(path: Path) -> Iterator[bool]:
-    """Whether nobody holds ``path``; nobody can while the block runs."""
+def _exclusive_lock(path: Path) -> Iterator[bool]:
+    """Lock a model file against readers; yield False if a reader has pinned it."""
     try:
         stream = path.open("r+b")
     except OSError:
         yield True
         return
     with stream:
-        free = True
+        locked = True
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            free = False
-        except OSError:  # no locks on this file system
+            locked = False
+        except OSError:  # the file system has no locks
             pass
-        yield free
+        yield locked
 
 
-def entry(path: Path) -> dict[str, int]:
-    """A written file's entry in the record."""
+def file_record(path: Path) -> dict[str, int]:
+    """Return the size and checksum of a file, for a checkpoint's record."""
     return {"bytes": path.stat().st_size, "crc32": crc32(path)}
 
 
 def crc32(path: Path) -> int:
-    """The checksum of a file."""
+    """Return the CRC-32 checksum of a file."""
     value = 0
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training (``model/config.json``), so that inference obeys it."""
+"""Read from ``model/config.json`` how a checkpoint was trained, for inference to follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["RunConfig"]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The facts of a run that its weights depend on; None where the file does not say."""
+    """Settings of a training run that its weights depend on; None where they are not recorded."""
 
     size: str | None = None
     geometry: str | None = None
@@ -28,7 +28,7 @@ class RunConfig:
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
-        """The facts in ``path``; none for a checkpoint that was not made here.
+        """Read ``path``; all fields are None for checkpoints that this trainer did not write.
 
         Raises:
             UserError: the file is damaged.

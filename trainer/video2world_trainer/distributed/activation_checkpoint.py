@@ -1,7 +1,8 @@
-"""What a block keeps from its forward pass and what it computes again, and its compilation.
+"""Recompute activations of blocks in the backward pass, and compile blocks.
 
-A block's input is always kept. Attention is most of a step's work, so what it gave is kept too;
-the rest is cheap to compute again, and is kept level by level where there is room.
+A block's input is always saved. Attention takes most of a step's time, so its output is saved too,
+under all policies but ``nothing``; the rest is cheap to recompute, and is saved as far as memory
+allows.
 """
 
 from __future__ import annotations
@@ -19,17 +20,28 @@ from torch.utils.checkpoint import (
 
 from video2world_preprocess.vae.triton_cache import take_prepared_modules
 from video2world_trainer.distributed.activation_offload import offloaded
-from video2world_trainer.model.dit import Block, VideoDiT
+from video2world_trainer.model.dit import Block, Runner, VideoDiT
 from video2world_trainer.model.presets import DiTConfig
 
-__all__ = ["LEVELS", "Keep", "block_bytes", "prepare_blocks"]
+__all__ = [
+    "RECOMPUTE_POLICIES",
+    "RecomputePolicy",
+    "largest_fitting_policy",
+    "prepare_blocks",
+    "saved_bytes_per_block",
+]
 
-Keep = Literal["all", "products", "square", "narrow", "attention", "nothing"]
-LEVELS: tuple[Keep, ...] = get_args(Keep)
-"""From most memory to least: everything; all products with large matrices; of these all but the one
-that widens (the MLP's first, which takes four times the memory of another); only the one that
-narrows (its second, which takes four times the work for its memory); attention's output only;
-nothing but the block's input."""
+RecomputePolicy = Literal["all", "products", "square", "narrow", "attention", "nothing"]
+RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
+"""What blocks save for the backward pass, from most memory to least:
+
+- ``all``: everything;
+- ``products``: the outputs of all products with large matrices, and of attention;
+- ``square``: of these all but the MLP's first, which is four times as wide as the others;
+- ``narrow``: the MLP's second, which takes four times the work for its memory, and attention;
+- ``attention``: the output of self-attention only;
+- ``nothing``: the block's input only.
+"""
 
 _ATTENTION = {
     "video2world::flash_attention_4",
@@ -41,29 +53,30 @@ _ATTENTION = {
     "aten::_scaled_dot_product_flash_attention_for_cpu",
 }
 _PRODUCT = {"aten::mm", "aten::addmm"}
-_WIDEST = {"products": 99.0, "square": 1.0, "narrow": 0.5}  # outputs for each input, at most
+_MOST_OUTPUTS = {"products": 99.0, "square": 1.0, "narrow": 0.5}  # per input of a saved product
 
 
-def _kept(keep: Keep, width: int, name: str, args: tuple[Any, ...]) -> bool:
+def _is_saved(keep: RecomputePolicy, width: int, name: str, args: tuple[Any, ...]) -> bool:
+    """Return whether to save the output of operator ``name``; ``width`` is the model's."""
     if name in _ATTENTION:
         query, key = args[:2]
-        # attention to a caption, with its few keys, is cheap
+        # cross-attention has few keys and is cheap to recompute
         return keep != "nothing" and bool(query.numel() == key.numel())
-    if name in _PRODUCT and keep in _WIDEST:
+    if name in _PRODUCT and keep in _MOST_OUTPUTS:
         inputs, outputs = args[-1].shape
-        # modulations of frames, keys of captions and adapters are narrower, and cheap
-        return bool(min(inputs, outputs) >= width and outputs <= _WIDEST[keep] * inputs)
+        # modulations, keys of captions and adapters are narrower than the model, and cheap
+        return bool(min(inputs, outputs) >= width and outputs <= _MOST_OUTPUTS[keep] * inputs)
     return False
 
 
-def _runner(keep: Keep, width: int) -> Callable[..., Tensor]:
-    """What runs a block (see :class:`video2world_trainer.model.dit.Block`)."""
+def _recomputing(keep: RecomputePolicy, width: int) -> Callable[..., Tensor]:
+    """Return a runner of blocks (see :class:`~video2world_trainer.model.dit.Block`)."""
 
     def policy(ctx: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        kept = isinstance(function, torch._ops.OpOverload) and _kept(
+        saved = isinstance(function, torch._ops.OpOverload) and _is_saved(
             keep, width, function._schema.name, args
         )
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     def contexts() -> Any:
         return create_selective_checkpoint_contexts(policy)
@@ -84,27 +97,51 @@ def _runner(keep: Keep, width: int) -> Callable[..., Tensor]:
 
 
 def prepare_blocks(
-    net: VideoDiT, *, keep: Keep = "all", compiled: bool = False, offload: bool = False
+    net: VideoDiT, *, keep: RecomputePolicy = "all", compiled: bool = False, offload: bool = False
 ) -> None:
-    """Let the blocks of ``net`` keep what ``keep`` says, and compile them.
+    """Set what the blocks of ``net`` save for the backward pass, and compile them.
 
-    All blocks share one compilation: their weights are its inputs. ``offload`` keeps the blocks'
-    inputs in host memory; it sees them in compiled blocks only.
+    Args:
+        net: the network, already sharded if FSDP is used.
+        keep: what blocks save.
+        compiled: compile the blocks; all share one compilation, as weights are its inputs.
+        offload: save the blocks' inputs in host memory; takes effect in compiled blocks only.
     """
-    run: Callable[..., Tensor] = Block.compute
+    runner: Runner = Block.compute
     if keep != "all":
-        run = _runner(keep, net.config.model_channels)
+        runner = _recomputing(keep, net.config.model_channels)
     if compiled:
         take_prepared_modules()
-        run = torch.compile(run, dynamic=False)
+        runner = torch.compile(runner, dynamic=False)
     if offload:
-        run = offloaded(run)
+        runner = offloaded(runner)
     for block in net.blocks:
-        block.runner = run
+        assert isinstance(block, Block)
+        block.runner = runner
 
 
-def block_bytes(dit: DiTConfig, tokens: int, keep: Keep, *, element: int = 2) -> int:
-    """Bytes that a block keeps of ``tokens`` tokens (of this rank)."""
+def largest_fitting_policy(dit: DiTConfig, tokens: int, budget: int) -> RecomputePolicy:
+    """Return the policy that saves the most within ``budget`` bytes, short of ``all``.
+
+    ``attention`` is returned even if it does not fit: less would cost far more time.
+    """
+    for keep in RECOMPUTE_POLICIES[1:-1]:
+        if saved_bytes_per_block(dit, tokens, keep) * dit.num_blocks <= budget:
+            return keep
+    return "attention"
+
+
+def saved_bytes_per_block(
+    dit: DiTConfig, tokens: int, keep: RecomputePolicy, *, element: int = 2
+) -> int:
+    """Return the bytes that a block saves for ``tokens`` tokens of this rank.
+
+    Args:
+        dit: shape of the network.
+        tokens: tokens that this rank processes.
+        keep: what the block saves.
+        element: bytes of an element.
+    """
     width = tokens * dit.model_channels * element
     wide = 1 + dit.mlp_ratio  # the MLP's inner activations count mlp_ratio times
     units = {

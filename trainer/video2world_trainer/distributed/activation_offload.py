@@ -1,7 +1,7 @@
-"""Block inputs kept in host memory between forward and backward, moved while the GPU computes.
+"""Offload block inputs to host memory between the forward and the backward pass.
 
-It makes room for 2 * width * tokens bytes a block at the price of as much traffic over the bus each
-way, which a block's attention outlasts many times over.
+This frees 2 * width * tokens bytes of GPU memory per block, for as much PCIe traffic in each
+direction. Copies overlap with computation, and a block's attention takes many times as long.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["offloaded"]
 
 
 @dataclass
-class _Kept:
-    """One input: in host memory, and again on its device once it is fetched."""
+class _OffloadedInput:
+    """One block's input in host memory, and on its device again once it is fetched."""
 
     host: Tensor
     device: torch.device
-    before: _Kept | None  # of the block before, which the backward pass needs next
-    moved: torch.cuda.Event | None = None
+    previous: _OffloadedInput | None  # of the preceding block, which the backward pass needs next
+    copied: torch.cuda.Event | None = None
     fetched: Tensor | None = None
 
     def fetch(self, side: torch.cuda.Stream | None) -> None:
-        """Start moving it back."""
+        """Start copying it back to its device."""
         if self.fetched is not None:
             return
         if side is None:
@@ -35,15 +35,17 @@ class _Kept:
             return
         with torch.cuda.stream(side):
             self.fetched = self.host.to(self.device, non_blocking=True)
-            self.moved = torch.cuda.Event()
-            self.moved.record(side)
+            self.copied = torch.cuda.Event()
+            self.copied.record(side)
 
 
 class _Offload:
+    """Run blocks and keep their inputs on the host; one object serves all blocks of a network."""
+
     def __init__(self, run: Callable[..., Tensor]) -> None:
         self._run = run
-        self._newest: _Kept | None = None
-        self._free: list[Tensor] = []  # pinned memory to use again
+        self._newest: _OffloadedInput | None = None
+        self._free_buffers: list[Tensor] = []  # pinned buffers for reuse
         self._side: torch.cuda.Stream | None = None
 
     def __call__(self, block: Any, x: Tensor, *rest: Any) -> Tensor:
@@ -52,19 +54,21 @@ class _Offload:
         if x.is_cuda and self._side is None:
             self._side = torch.cuda.Stream(x.device)
 
-        def pack(saved: Tensor) -> Tensor | _Kept:
-            same = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
-            return self._move(saved) if same else saved
+        def pack(saved: Tensor) -> Tensor | _OffloadedInput:
+            is_input = saved.data_ptr() == x.data_ptr() and saved.numel() == x.numel()
+            return self._to_host(saved) if is_input else saved
 
         with torch.autograd.graph.saved_tensors_hooks(pack, self._unpack):
             return self._run(block, x, *rest)
 
-    def _move(self, x: Tensor) -> _Kept:
+    def _to_host(self, x: Tensor) -> _OffloadedInput:
         x = x.detach()
-        fitting = [one for one in self._free if one.shape == x.shape and one.dtype == x.dtype]
+        fitting = [
+            one for one in self._free_buffers if one.shape == x.shape and one.dtype == x.dtype
+        ]
         if fitting:
             host = fitting[0]
-            self._free = [one for one in self._free if one is not host]
+            self._free_buffers = [one for one in self._free_buffers if one is not host]
         else:
             host = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
         if self._side is None:
@@ -74,27 +78,27 @@ class _Offload:
             with torch.cuda.stream(self._side):
                 host.copy_(x, non_blocking=True)
             x.record_stream(self._side)
-        self._newest = _Kept(host, x.device, self._newest)
+        self._newest = _OffloadedInput(host, x.device, self._newest)
         return self._newest
 
-    def _unpack(self, kept: Tensor | _Kept) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        kept.fetch(self._side)
-        if kept.before is not None:
-            kept.before.fetch(self._side)
-        x = kept.fetched
+    def _unpack(self, saved: Tensor | _OffloadedInput) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        saved.fetch(self._side)
+        if saved.previous is not None:
+            saved.previous.fetch(self._side)
+        x = saved.fetched
         assert x is not None
-        if kept.moved is not None:
-            current = torch.cuda.current_stream(kept.device)
-            current.wait_event(kept.moved)
+        if saved.copied is not None:
+            current = torch.cuda.current_stream(saved.device)
+            current.wait_event(saved.copied)
             x.record_stream(current)
-        # the side stream has read the host's copy before it writes it again
-        self._free.append(kept.host)
-        self._newest, kept.before, kept.fetched = kept.before, None, None
+        # reuse is safe: the side stream runs this read before the next write
+        self._free_buffers.append(saved.host)
+        self._newest, saved.previous, saved.fetched = saved.previous, None, None
         return x
 
 
 def offloaded(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``run`` (a compiled runner of blocks), with its block's input kept on the host."""
+    """Return ``run``, a compiled runner of blocks, with block inputs saved in host memory."""
     return _Offload(run)

@@ -1,10 +1,11 @@
-"""Many GPUs: the mesh of ranks, FSDP2, and context parallelism.
+"""Distribute a model and its clips over ranks: device mesh, FSDP2 and context parallelism.
 
-Ranks are laid out data parallel x context parallel, the ranks of one context group side by side
-(on one node, where links are fast). A context group trains on one clip together, each rank on its
-latent frames. In self-attention the ranks trade tokens for heads (Ulysses, facts 1.9); everything
-else is local to a token. FSDP cuts parameters, gradients and optimizer state over a group of ranks
-whatever they train on.
+Ranks form a data-parallel x context-parallel mesh. The ranks of a context-parallel group have
+consecutive numbers, so that they share a node and its fast links. They train on the same clip, each
+on some of its latent frames, and exchange heads for tokens in self-attention (see
+:mod:`video2world_trainer.distributed.ulysses`); all other layers work on each token separately.
+FSDP shards parameters, gradients and optimizer state over a group of ranks, independently of the
+clips that they train on.
 """
 
 from __future__ import annotations
@@ -21,58 +22,65 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.local_tensors import total_norm
-from video2world_trainer.distributed.process_group import World
+from video2world_trainer.distributed.process_group import World, new_group
 from video2world_trainer.distributed.ulysses import all_to_all, ulysses
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.dit import VideoDiT
 
-__all__ = ["Layout", "frame_slice", "lay_out", "shard", "share_frames"]
+__all__ = ["ParallelMesh", "apply_context_parallel", "apply_fsdp", "build_mesh", "frame_slice"]
 
 
 def frame_slice(frames: int, parts: int, index: int) -> slice:
-    """The latent frames of one of ``parts`` ranks; the first ranks take what does not divide."""
-    size, more = divmod(frames, parts)
-    first = index * size + min(index, more)
-    return slice(first, first + size + (index < more))
+    """Return rank ``index``'s latent frames; the first ranks take one more if they are uneven."""
+    size, remainder = divmod(frames, parts)
+    first = index * size + min(index, remainder)
+    return slice(first, first + size + (index < remainder))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where this rank stands among the others."""
+class ParallelMesh:
+    """This rank's place in the data-parallel x context-parallel mesh, and its groups.
+
+    ``shard_mesh`` is FSDP's mesh, whose last dimension parameters are sharded over. ``host_mesh``
+    has the same ranks on their CPUs, for copies of sharded tensors. Both are None without FSDP.
+    """
 
     world: World
     context_size: int = 1
     context_group: dist.ProcessGroup | None = None
-    shard_mesh: DeviceMesh | None = None  # of FSDP; its last dimension is cut over
-    host_mesh: DeviceMesh | None = None  # the same ranks' CPUs, for copies of sharded tensors
+    shard_mesh: DeviceMesh | None = None
+    host_mesh: DeviceMesh | None = None
 
     @property
     def context_rank(self) -> int:
-        """Place within the context group."""
+        """Rank within the context-parallel group."""
         return self.world.rank % self.context_size
 
     @property
     def data_rank(self) -> int:
-        """Which clips of a global batch this rank works on."""
+        """Rank in the data-parallel dimension."""
         return self.world.rank // self.context_size
 
     @property
     def data_size(self) -> int:
-        """How many different clips are trained on at once, for one a rank."""
+        """Size of the data-parallel dimension: the number of distinct clips at batch size 1."""
         return self.world.size // self.context_size
 
     def frames(self, count: int) -> slice:
-        """This rank's part of a clip's latent frames."""
+        """Return this rank's slice of a clip's ``count`` latent frames."""
         return frame_slice(count, self.context_size, self.context_rank)
 
     def weight(self, count: int) -> float:
-        """What the mean over this rank's frames counts, so that the mean over all ranks is the
-        mean over all frames of all clips."""
+        """Return the weight of this rank's loss for clips of ``count`` latent frames.
+
+        With it the mean over all ranks equals the mean over all frames of all clips.
+        """
         own = self.frames(count)
-        return (own.stop - own.start) * self.context_size / count
+        own_count: int = own.stop - own.start
+        return own_count * self.context_size / count
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """The norm of all gradients, of which FSDP leaves each rank a part."""
+        """Return the norm of all gradients, given this rank's shards of them."""
         norm = total_norm(gradients)
         if self.shard_mesh is None:
             return norm
@@ -81,7 +89,7 @@ class Layout:
         return square.sqrt()
 
 
-def lay_out(
+def build_mesh(
     world: World,
     *,
     context: int,
@@ -89,19 +97,19 @@ def lay_out(
     frames: int,
     heads: int,
     setting: str | None = None,
-) -> Layout:
-    """Arrange the ranks.
+) -> ParallelMesh:
+    """Arrange the ranks into a mesh and create its process groups (a collective call).
 
     Args:
         world: all ranks.
         context: ranks that share a clip.
-        shard_size: ranks that FSDP cuts over at most; 1 is no FSDP, -1 all ranks.
+        shard_size: the most ranks to shard over with FSDP; 1 disables FSDP, -1 means all ranks.
         frames: latent frames of a clip.
         heads: attention heads of the network.
-        setting: what the user said that decides ``context``, for messages.
+        setting: the user's setting that determines ``context``, for messages.
 
     Raises:
-        UserError: the ranks, frames or heads cannot be shared so.
+        UserError: the ranks, frames or heads cannot be divided in this way.
     """
     key = setting or f"model_parallel.context_parallel_size={context}"
     if world.size % context:
@@ -117,67 +125,70 @@ def lay_out(
         )
     limit = world.size if shard_size == -1 else min(shard_size, world.size)
     size = max(n for n in range(1, limit + 1) if world.size % n == 0)
-    group = None
+    context_group = None
     if context > 1:
-        for first in range(0, world.size, context):  # every rank must take part in making each
-            made = dist.new_group(list(range(first, first + context)))
-            if first <= world.rank < first + context:
-                group = made
+        for first in range(0, world.size, context):  # every rank must create every group
+            group = new_group(range(first, first + context))
+            if group is not None:
+                context_group = group
     if size == 1:
-        return Layout(world, context, group)
+        return ParallelMesh(world, context, context_group)
     shape: tuple[int, ...] = (size,)
     names: tuple[str, ...] = ("shard",)
     if size < world.size:
         shape, names = (world.size // size, size), ("replicate", "shard")
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    host = mesh
+    host_mesh = mesh
     if world.device.type != "cpu":
-        host = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return Layout(world, context, group, mesh, host)
+        host_mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return ParallelMesh(world, context, context_group, mesh, host_mesh)
 
 
-def shard(net: VideoDiT, layout: Layout) -> None:
-    """Cut the parameters of ``net``, block by block; gradients are averaged in float32."""
-    if layout.shard_mesh is None:
+def apply_fsdp(net: VideoDiT, mesh: ParallelMesh) -> None:
+    """Shard the parameters of ``net`` block by block; gradients are averaged in float32."""
+    if mesh.shard_mesh is None:
         return
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in net.blocks:
-        fully_shard(block, mesh=layout.shard_mesh, mp_policy=policy)
-    fully_shard(net, mesh=layout.shard_mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh.shard_mesh, mp_policy=policy)
+    fully_shard(net, mesh=mesh.shard_mesh, mp_policy=policy)
 
 
-def share_frames(
+def apply_context_parallel(
     net: VideoDiT,
     attend: Attend | Sequence[Attend],
     to_caption: Attend,
-    layout: Layout,
+    mesh: ParallelMesh,
     frames: int,
 ) -> None:
-    """Let ``net`` work on this rank's of ``frames`` latent frames, and attend over them all.
+    """Let ``net`` process this rank's latent frames only, with self-attention over all frames.
 
-    ``attend`` is one rank's self-attention, of all blocks or of each; ``to_caption`` its
-    cross-attention.
+    Args:
+        net: the network.
+        attend: self-attention of a single rank, for all blocks or one for each.
+        to_caption: cross-attention to the caption.
+        mesh: the ranks; without a context-parallel group, attention is set as it is.
+        frames: latent frames of a clip.
     """
-    group = layout.context_group
+    group = mesh.context_group
     if group is None:
         net.set_attention(to_caption, attend)
         return
-    own = layout.frames(frames)
+    own = mesh.frames(frames)
     net.first_frame, net.all_frames = own.start, frames
-    counts = [
-        (one.stop - one.start)
-        for one in (frame_slice(frames, layout.context_size, i) for i in range(layout.context_size))
-    ]
+    slices = [frame_slice(frames, mesh.context_size, i) for i in range(mesh.context_size)]
+    counts = [one.stop - one.start for one in slices]
     transfer = partial(all_to_all, group=group)
 
-    def over_all(one: Attend) -> Attend:
-        def over_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            cells = query.shape[1] // counts[layout.context_rank]
-            sizes = [count * cells for count in counts]
-            return ulysses(one, sizes, transfer, layout.context_rank)(query, key, value)
+    def over_all_ranks(attend_locally: Attend) -> Attend:
+        def attend_over_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            tokens_per_frame = query.shape[1] // counts[mesh.context_rank]
+            sizes = [count * tokens_per_frame for count in counts]
+            sharded = ulysses(attend_locally, sizes, transfer, mesh.context_rank)
+            return sharded(query, key, value)
 
-        return over_tokens
+        return attend_over_tokens
 
-    every = list(attend) if isinstance(attend, Sequence) else [attend] * len(net.blocks)
-    made = {one: over_all(one) for one in every}
-    net.set_attention(to_caption, [made[one] for one in every])
+    per_block = list(attend) if isinstance(attend, Sequence) else [attend] * len(net.blocks)
+    wrapped = {one: over_all_ranks(one) for one in per_block}
+    net.set_attention(to_caption, [wrapped[one] for one in per_block])

@@ -1,7 +1,7 @@
-"""The ranks of a training group: joining, agreeing, averaging gradients.
+"""Join the process group, and let its ranks agree, share values and average gradients.
 
-Without torchrun's environment there is one rank and nothing is communicated. What ranks hold of a
-model, and how they share a clip, is :mod:`video2world_trainer.distributed.parallelize`.
+Without torchrun's environment there is one rank and no communication. How ranks share a model and a
+clip is defined in :mod:`video2world_trainer.distributed.parallelize`.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from torch import Tensor
 
 from video2world_common.exit_codes import UserError
 
-__all__ = ["World", "join", "peer_lost"]
+__all__ = ["World", "join", "new_group", "peer_lost"]
 
 T = TypeVar("T")
-BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of float32 on the wire at a time
+BUCKET_ELEMENTS = 16 * 1024 * 1024  # 64 MiB of float32 per all-reduce
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the ranks."""
+    """This process's rank, the world size and the rank's device."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
+    def is_main_rank(self) -> bool:
         """Whether this rank writes files and log lines."""
         return self.rank == 0
 
     def average(self, tensor: Tensor) -> Tensor:
-        """The mean of ``tensor`` over all ranks, in place."""
+        """Replace ``tensor`` by its mean over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
             tensor /= self.size
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is set on any rank; the GPUs are not waited for."""
+        """Return whether ``flag`` is set on any rank, without waiting for the GPUs."""
         if self.size == 1:
             return flag
         shared = torch.tensor(int(flag))
@@ -53,13 +53,13 @@ class World:
         return bool(shared)
 
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the ranks, summed in float32, in fixed order."""
+        """Replace each gradient by its mean over the ranks, summed in float32 in a fixed order."""
         if self.size == 1:
             return
         bucket: list[torch.nn.Parameter] = []
         elements = 0
         for parameter in parameters:
-            if parameter.grad is None:  # every rank must send the same layout
+            if parameter.grad is None:  # all ranks must send the same shapes
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter)
             elements += parameter.numel()
@@ -76,52 +76,67 @@ class World:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's ``value`` (plain Python data), in rank order."""
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's ``value`` (plain Python data), in rank order."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.size  # filled in place, with no type of its own
         dist.all_gather_object(values, value)
         return values
 
-    def leader_does(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on rank 0 (plain Python data), on every rank.
+    def on_main_rank(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the main rank and return its result (plain Python data) on every rank.
 
         Raises:
             UserError: on every rank, if ``work`` raised it.
         """
         if self.size == 1:
             return work()
-        box: list[Any] = [None, None]
-        if self.leads:
+        shared: list[Any] = [None, None]  # the result, or the message of a UserError
+        if self.is_main_rank:
             try:
-                box[0] = work()
+                shared[0] = work()
             except UserError as error:
-                box[1] = str(error)
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        if box[1] is not None:
-            raise UserError(box[1])
-        result: T = box[0]
+                shared[1] = str(error)
+        dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+        if shared[1] is not None:
+            raise UserError(shared[1])
+        result: T = shared[0]
         return result
 
     def leave(self) -> None:
-        """Close the group, if there is one."""
+        """Destroy the process group, if there is one."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+def new_group(
+    ranks: Sequence[int] | None = None, *, backend: str | None = None
+) -> dist.ProcessGroup | None:
+    """Create a process group of ``ranks`` (default: all); None on ranks outside of it.
+
+    All ranks must call this in the same order.
+    """
+    group = dist.new_group(None if ranks is None else list(ranks), backend=backend)
+    return group if isinstance(group, dist.ProcessGroup) else None
+
+
 def peer_lost(error: RuntimeError) -> bool:
-    """Whether ``error`` is a collective's that lost another rank; gloo has no class for it."""
+    """Return whether ``error`` is a collective's that lost a rank; gloo has no class for it."""
     text = str(error)
     return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
 
 
 def join(timeout: float = 1800.0, *, on_cpu: bool = False) -> World:
-    """Join the group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs.
+    """Join the process group that torchrun's environment describes: NCCL on GPUs, gloo on CPUs.
 
-    Tensors of a GPU run that lie on the CPU, flags and counts, go through gloo as well: what the
-    hosts agree on does not wait for the GPUs. ``timeout`` (seconds) is when the watchdog acts; a
-    collective gives up by itself somewhat later. ``on_cpu`` leaves the GPUs alone.
+    In a GPU run, CPU tensors such as flags and counts go through gloo, so that agreement between
+    hosts does not wait for the GPUs.
+
+    Args:
+        timeout: seconds after which the watchdog ends the process; collectives time out a minute
+            later.
+        on_cpu: do not use GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))

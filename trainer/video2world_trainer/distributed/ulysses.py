@@ -1,4 +1,7 @@
-"""Exchange heads for tokens between ranks (DeepSpeed-Ulysses context parallelism)."""
+"""Exchange heads for tokens between ranks (DeepSpeed-Ulysses context parallelism).
+
+Source: Jacobs et al., "DeepSpeed Ulysses", https://arxiv.org/abs/2309.14509.
+"""
 
 from __future__ import annotations
 
@@ -10,44 +13,45 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 from video2world_trainer.model.attention import Attend
 
-__all__ = ["ulysses"]
+__all__ = ["all_to_all", "ulysses"]
 
-# [as sent, sizes received from each rank, sizes sent to each rank] -> as received
+# (tensor to send, sizes to receive from each rank, sizes to send to each rank) -> received tensor
 Transfer = Callable[[Tensor, list[int], list[int]], Tensor]
 
 
 def ulysses(attend: Attend, sizes: Sequence[int], transfer: Transfer, rank: int) -> Attend:
-    """Self-attention over the tokens of all ranks, each with its part of the heads.
+    """Return self-attention over the tokens of all ranks, with the heads split between ranks.
 
     Args:
-        attend: attention of one rank.
-        sizes: tokens of each rank; they need not be equal.
-        transfer: the all-to-all, rows being cut and joined along the first axis.
-        rank: this rank's place in the group.
+        attend: self-attention of a single rank, on ``[B, tokens, heads, head_dim]``.
+        sizes: number of tokens of each rank; they may differ.
+        transfer: the all-to-all, which splits and concatenates along the first axis.
+        rank: this rank's index in the context-parallel group.
     """
-    parts, mine, everyone = len(sizes), sizes[rank], sum(sizes)
+    parts, own, total = len(sizes), sizes[rank], sum(sizes)
 
     def to_heads(x: Tensor) -> Tensor:
-        # [B, mine, parts * h, d] -> [parts * mine, B, h, d] -> [everyone, B, h, d]
+        # [B, own, parts * h, d] -> [parts * own, B, h, d] -> [total, B, h, d]
         x = x.unflatten(2, (parts, -1)).permute(2, 1, 0, 3, 4).flatten(0, 1)
-        return transfer(x.contiguous(), list(sizes), [mine] * parts).transpose(0, 1)
+        return transfer(x.contiguous(), list(sizes), [own] * parts).transpose(0, 1)
 
     def to_tokens(x: Tensor) -> Tensor:
-        # [B, everyone, h, d] -> [parts * mine, B, h, d] -> [B, mine, parts * h, d]
-        x = transfer(x.transpose(0, 1).contiguous(), [mine] * parts, list(sizes))
-        return x.unflatten(0, (parts, mine)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+        # [B, total, h, d] -> [parts * own, B, h, d] -> [B, own, parts * h, d]
+        x = transfer(x.transpose(0, 1).contiguous(), [own] * parts, list(sizes))
+        heads: Tensor = x.unflatten(0, (parts, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
+        return heads
 
-    def over_all_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        assert query.shape[1] == mine, (query.shape, sizes)
+    def attend_over_all_tokens(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert query.shape[1] == own, (query.shape, sizes)
         query, key, value = to_heads(query), to_heads(key), to_heads(value)
-        assert query.shape[1] == everyone
+        assert query.shape[1] == total
         return to_tokens(attend(query, key, value))
 
-    return over_all_tokens
+    return attend_over_all_tokens
 
 
 def all_to_all(
     x: Tensor, received: list[int], sent: list[int], *, group: dist.ProcessGroup
 ) -> Tensor:
-    """The transfer between the ranks of ``group``, with its gradient."""
+    """Exchange rows of ``x`` between the ranks of ``group``, differentiably."""
     return all_to_all_single_autograd(x, received, sent, group)

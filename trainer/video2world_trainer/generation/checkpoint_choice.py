@@ -32,7 +32,7 @@ def choose_checkpoint(args: argparse.Namespace, preset: Preset) -> tuple[Path, R
             path = path.with_name(f"{path.stem}-natten{path.suffix}")
     path = existing_path(path)
     if path.is_dir() and (path / "model").is_dir():
-        iteration = CheckpointFolder(path).newest_whole(("model",))
+        iteration = CheckpointFolder(path).latest_complete(("model",))
         if iteration is None:
             raise UserError(f"--dit_path {path}: there is no checkpoint in this folder")
         path = CheckpointFolder(path).path("model", iteration)

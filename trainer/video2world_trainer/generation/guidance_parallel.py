@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from video2world_trainer.distributed.parallelize import (
-    Layout,
+    ParallelMesh,
+    apply_context_parallel,
+    build_mesh,
     frame_slice,
-    lay_out,
-    share_frames,
 )
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.denoise import Velocity, network_velocity
@@ -39,7 +39,7 @@ def shard_sample(
     world: World,
     branches: int,
     frames: int,
-) -> Layout:
+) -> ParallelMesh:
     """Prepare ``net`` for this rank's part of a sample.
 
     Args:
@@ -54,7 +54,7 @@ def shard_sample(
         UserError: the heads or frames cannot be divided by the ranks.
     """
     context = world.size // 2 if splits_branches(world, branches) else world.size
-    mesh = lay_out(
+    mesh = build_mesh(
         world,
         context=context,
         shard_size=1,
@@ -62,12 +62,12 @@ def shard_sample(
         heads=net.config.num_heads,
         setting=f"--num_gpus {world.size}",
     )
-    share_frames(net, attend, to_caption, mesh, frames)
+    apply_context_parallel(net, attend, to_caption, mesh, frames)
     return mesh
 
 
 def parallel_velocity(
-    net: VideoDiT, text: Tensor, mask: Tensor, mesh: Layout, *, batch_branches: bool = True
+    net: VideoDiT, text: Tensor, mask: Tensor, mesh: ParallelMesh, *, batch_branches: bool = True
 ) -> Velocity:
     """Evaluate the network on all ranks; every rank gets all branches and frames.
 

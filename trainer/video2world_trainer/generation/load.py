@@ -68,7 +68,7 @@ def load_pipeline(
         adapted=args.use_lora,
     )
     encoders = None
-    if world.leads:  # T5 first: it and the network are never on the GPU together
+    if world.is_main_rank:  # T5 first: it and the network are never on the GPU together
         encoders = Encoders(
             _embed_prompts(args, requests, chosen, run, world.device),
             load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device),

@@ -40,7 +40,7 @@ def needs_offload(
     available = torch.cuda.get_device_properties(world.device).total_memory
     if needed <= 0.9 * available:
         return False
-    if world.leads:
+    if world.is_main_rank:
         say(
             f"note: about {needed / 2**30:.0f} GiB are needed and this GPU has "
             f"{available / 2**30:.0f}: --offload is on"

@@ -17,7 +17,7 @@ from torch import Tensor
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import VideoVAE
 from video2world_preprocess.video.resize import Geometry
-from video2world_trainer.distributed.parallelize import Layout
+from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.clip_format import ClipFormat
 from video2world_trainer.generation.conditioning import Conditioning, read_conditioning
@@ -60,7 +60,7 @@ class Pipeline:
     attention: str  # name of the kernel
     offload: bool
     net: VideoDiT
-    mesh: Layout
+    mesh: ParallelMesh
     encoders: Encoders | None
 
     def generate(
@@ -90,7 +90,7 @@ class Pipeline:
             condition, latents, text = self._encode_inputs(request)
             return latents.cpu(), text
 
-        given, text = self.world.leader_does(encode_inputs)
+        given, text = self.world.on_main_rank(encode_inputs)
         given = given.to(device)
         given_frames = 1 + (request.num_conditional_frames - 1) // 4
         velocity = parallel_velocity(

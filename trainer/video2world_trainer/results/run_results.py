@@ -12,7 +12,7 @@ from video2world_common.files import cut_name, read_json
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.folder import CheckpointFolder
 from video2world_trainer.generation.conditioning import read_conditioning
-from video2world_trainer.training.history import is_number, read_records
+from video2world_trainer.training.history import is_number, read_history
 
 __all__ = ["METRICS", "GeneratedSample", "RunResults", "collect"]
 
@@ -107,7 +107,7 @@ def collect(results: Path, job_folder: Path) -> RunResults:
         reports = {title: report for title, report in found.items() if report}
     return RunResults(
         name=results.name,
-        records=read_records(job_folder),
+        records=read_history(job_folder),
         samples=_samples(results, settings),
         reports=reports,
         settings=settings,

@@ -1,7 +1,7 @@
-"""Training samples: cached latents with their text embeddings, in an order that can be resumed.
+"""Read training samples, latents or videos with text embeddings, in a resumable order.
 
-What sample stands at which position of the run is a pure function of the seed and the position, so
-a resumed run, or one on another number of ranks, sees what the first would have seen.
+The sample at a position of the run is a pure function of seed and position, so a resumed run, or
+one with another world size, sees the same samples.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.text.embedding_files import read_embedding
 from video2world_preprocess.video.reader import probe, read_fitted
+from video2world_preprocess.video.resize import Geometry
 
 __all__ = [
     "Batch",
     "LatentDataset",
-    "Sample",
+    "TrainingSample",
     "VideoDataset",
     "collate",
     "generator_for",
@@ -36,25 +37,25 @@ TEXT_WIDTH = 1024
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One clip."""
+class TrainingSample:
+    """One clip with its caption's embedding."""
 
-    name: str  # "<stem>, clip k": what messages call it
-    latents: Tensor  # [16, T, h, w] float32, normalised; of VideoDataset uint8 [3, T', H, W]
+    name: str  # "<stem>, clip k", for messages
+    latents: Tensor  # [16, T, h, w] float32, normalised; VideoDataset: uint8 [3, T', H, W]
     text: Tensor  # [N, 1024] float32, zeros beyond the caption
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips that are trained on together by one rank."""
+    """Clips of one rank and iteration."""
 
     names: tuple[str, ...]
-    latents: Tensor  # [B, 16, T, h, w], or pixels (see Sample)
+    latents: Tensor  # [B, 16, T, h, w], or pixels (see TrainingSample)
     text: Tensor  # [B, N, 1024]
 
 
 def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """Return a CPU generator whose state depends on the arguments only."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -66,13 +67,13 @@ def _permutation(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def sample_at(position: int, count: int, seed: int) -> int:
-    """Which of ``count`` windows stands at ``position`` of the run: each once an epoch."""
+    """Return which of ``count`` windows is at ``position`` of the run: each once per epoch."""
     epoch, place = divmod(position, count)
     return _permutation(count, seed, epoch)[place]
 
 
 def positions(consumed: int, rank: int, batch_size: int) -> range:
-    """A data-parallel rank's slice of the global batch that begins at ``consumed`` samples."""
+    """Return a data-parallel rank's positions in the global batch that starts at ``consumed``."""
     first = consumed + rank * batch_size
     return range(first, first + batch_size)
 
@@ -81,15 +82,15 @@ class LatentDataset:
     """The windows of a split folder that have both latents and a text embedding.
 
     Args:
-        folder: ``.../train`` (or the data set's folder, whose ``train`` is then meant).
-        shape: latents of one clip ``(16, T, h, w)``, as the run's settings have it.
-        geometry: how pictures were brought to size; checked against the files' record.
-        text_length: tokens to pad to (longer captions are cut).
-        cache: keep what was read in memory.
-        frames: read only these latent frames of each clip; None is all.
+        folder: the split's folder, ``.../train``, or the data set's folder that contains it.
+        shape: shape of one clip's latents, ``(16, T, h, w)``, from the run's settings.
+        geometry: how videos were fitted to the frame size; checked against the files.
+        text_length: tokens to pad or truncate captions to.
+        cache: cache samples in memory.
+        frames: latent frames to read of each clip; None for all.
 
     Raises:
-        UserError: there is nothing to train on, or it was encoded for another clip size.
+        UserError: there is no window to train on, or latents have another shape or geometry.
     """
 
     part, pattern = "latents", "[!.]*.safetensors"
@@ -100,7 +101,7 @@ class LatentDataset:
         folder: Path,
         *,
         shape: Sequence[int],
-        geometry: str,
+        geometry: Geometry,
         text_length: int = 512,
         cache: bool = False,
         frames: slice | None = None,
@@ -111,10 +112,10 @@ class LatentDataset:
             folder = folder / "train"
         self.folder, self.text_length = folder, text_length
         self._shape, self._geometry = tuple(shape), geometry
-        self._cache: dict[tuple[str, int], Sample] | None = {} if cache else None
+        self._cache: dict[tuple[str, int], TrainingSample] | None = {} if cache else None
         self.stems: list[str] = []
         self._clips: list[int] = []
-        self.problems: list[str] = []  # windows left out, each with the reason
+        self.problems: list[str] = []  # left-out windows with their reasons
         for path in sorted((folder / self.part).glob(self.pattern)):
             self._add(path)
         if not self.stems:
@@ -161,7 +162,7 @@ class LatentDataset:
         return len(self.stems)
 
     def report(self) -> None:
-        """Say what is trained on and, by name, what was left out."""
+        """Log the number of windows, and which were left out and why."""
         say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder}")
         if self.problems:
             say(f"{len(self.problems)} windows left out:")
@@ -171,7 +172,11 @@ class LatentDataset:
                 say(f"  and {len(self.problems) - 20} more")
 
     def require(self, ranks: int) -> None:
-        """Refuse to share fewer windows than there are ranks."""
+        """Check that there are at least as many windows as data-parallel ranks.
+
+        Raises:
+            UserError: there are fewer.
+        """
         if len(self) < ranks:
             raise UserError(
                 f"dataloader_train.dataset.dataset_dir={self.folder}: {len(self)} windows are "
@@ -179,8 +184,8 @@ class LatentDataset:
                 "processes"
             )
 
-    def sample(self, position: int, seed: int) -> Sample:
-        """The sample at ``position`` of a run: a window, and one of its clips by chance."""
+    def sample(self, position: int, seed: int) -> TrainingSample:
+        """Return the sample at ``position`` of a run: a random clip of a window."""
         window = sample_at(position, len(self), seed)
         generator = generator_for(seed, "clip", position)
         clip = int(torch.randint(self._clips[window], (1,), generator=generator))
@@ -192,8 +197,8 @@ class LatentDataset:
             part: Tensor = file.get_slice("latents")[clip, :, self._frames]
             return part.float().contiguous()
 
-    def read(self, window: int, clip: int) -> Sample:
-        """One clip of one window; the latents come through a memory map.
+    def read(self, window: int, clip: int) -> TrainingSample:
+        """Read one clip of one window; latents are memory-mapped.
 
         Raises:
             UserError: the embedding is damaged.
@@ -211,7 +216,7 @@ class LatentDataset:
         text = torch.zeros(self.text_length, TEXT_WIDTH)
         kept = embedding[: self.text_length]
         text[: len(kept)] = kept.float()
-        sample = Sample(f"{stem}, clip {clip}", latents, text)
+        sample = TrainingSample(f"{stem}, clip {clip}", latents, text)
         if self._cache is not None:
             self._cache[stem, clip] = sample
         return sample
@@ -222,10 +227,10 @@ class _UnreadableClip(UserError):
 
 
 class VideoDataset(LatentDataset):
-    """The windows of a split folder as videos, of which a clip is cut at any frame.
+    """The windows of a split folder as videos, for training that encodes them in its step.
 
-    For training that encodes in its step; samples hold pixels, uint8 ``[3, frames, H, W]``, and a
-    window has as many clips as there are frames that one can begin at.
+    A clip may start at any frame, so a window has as many clips as possible first frames. Samples
+    hold pixels, uint8 ``[3, frames, H, W]``.
     """
 
     part, pattern = "videos", "[!.]*.mp4"
@@ -243,11 +248,11 @@ class VideoDataset(LatentDataset):
             return
         self._keep(path, max(frames - self._clip_frames + 1, 0))
 
-    def sample(self, position: int, seed: int) -> Sample:
-        """As of :class:`LatentDataset`; for a clip that cannot be read one of the next window.
+    def sample(self, position: int, seed: int) -> TrainingSample:
+        """Return the sample at ``position``; a clip of the next window if it is unreadable.
 
         Raises:
-            UserError: none can be read, or an embedding is damaged.
+            UserError: no window is readable, or an embedding is damaged.
         """
         for other in range(len(self)):
             try:
@@ -269,8 +274,8 @@ class VideoDataset(LatentDataset):
         return torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous()
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch."""
+def collate(samples: Sequence[TrainingSample]) -> Batch:
+    """Stack samples into a batch."""
     return Batch(
         tuple(one.name for one in samples),
         torch.stack([one.latents for one in samples]),

@@ -1,14 +1,14 @@
-"""Tell from the reported losses whether a training has diverged, and since when.
+"""Detect from the reported losses whether and when training has diverged.
 
-A single loss says little: it depends on the noise level that was drawn, by a factor of twenty. So
-reports are gathered into points of at least :data:`CLIPS` clips. A training has diverged
+A single loss says little: it depends on the drawn noise level, by a factor of twenty. Reports are
+therefore combined into points of at least :data:`CLIPS` clips. Training has diverged
 
-* if it is far worse than predicting nothing (:data:`FAR` times that loss) for :data:`REPORTS`
-  reports; no network that learns is, whatever its data; or
-* if :data:`POINTS` points each are :data:`RISE` times the lowest mean of as many points before, and
-  at least half as bad as predicting nothing: what was learned is lost.
+* if its loss is :data:`FAR` times that of predicting zero for :data:`REPORTS` reports, which no
+  network that learns exceeds, whatever its data; or
+* if :data:`POINTS` points in a row are each :data:`RISE` times the lowest mean of as many earlier
+  points, and at least half as bad as predicting zero: what was learned is lost.
 
-Everything is plain data, so that a resumed training judges as one that was never stopped.
+The state is plain data, so that a resumed run comes to the same results as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,60 +17,64 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Divergence"]
+__all__ = ["REMEDY", "Divergence"]
 
-CLIPS = 32  # of a point
+REMEDY = (
+    "Lower optimizer.lr (spec.training.learningRate) or raise scheduler.warm_up_steps "
+    "(spec.training.warmupIterations)."
+)
+CLIPS = 32  # per point
 POINTS = 3
 RISE = 4.0
 FAR = 10.0
-REPORTS, ITERATIONS = 3, 10  # at least so many reports over so many iterations
+REPORTS, ITERATIONS = 3, 10  # at least this many reports over this many iterations
 
 
 @dataclass
 class Divergence:
-    """What is known of a training's losses; iterations count from 1."""
+    """State of the detection, saved under these names; iterations count from 1."""
 
-    nothing: float = 0.0  # loss of a network that predicts zero; 0 while it is not known
-    lowest: float | None = None  # mean of POINTS points
+    nothing: float = 0.0  # loss of a network that predicts zero; 0 if not known yet
+    lowest: float | None = None  # lowest mean of POINTS points
     lowest_at: int = 0
-    healthy: int = 0  # iteration up to which the loss is known to be sound
-    since: int | None = None  # the last sound iteration before it diverged; None: it has not
-    loss: float | None = None  # the newest that was bad
-    _reported: int = 0
-    _start: int = 0  # of the point being gathered
-    _clips: int = 0
-    _sum: float = 0.0
-    _points: list[float] = field(default_factory=list)  # the newest sound ones
-    _bad: list[int] = field(default_factory=list)  # starts of the newest points that rose
-    _far: list[int] = field(default_factory=list)  # starts of the newest reports that are far off
-    _sound: int = 0  # points since the last that was bad
+    healthy: int = 0  # newest iteration with a sound loss
+    since: int | None = None  # the last sound iteration before training diverged; None: it has not
+    loss: float | None = None  # the newest bad loss
+    _reported: int = 0  # iteration of the last report
+    _start: int = 0  # first iteration of the incomplete point
+    _clips: int = 0  # of the incomplete point
+    _sum: float = 0.0  # of the incomplete point's losses
+    _points: list[float] = field(default_factory=list)  # the newest sound points
+    _bad: list[int] = field(default_factory=list)  # starts of the newest consecutive bad points
+    _far: list[int] = field(default_factory=list)  # starts of the newest reports far above zero's
+    _sound: int = 0  # points since the last bad one
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Divergence:
-        """Continue from :meth:`state`."""
+        """Restore a :meth:`state`."""
         known = {name: value for name, value in state.items() if name in cls.__dataclass_fields__}
         return cls(**known)
 
     def state(self) -> dict[str, Any]:
-        """Return everything as plain data."""
+        """Return the state as plain data."""
         return asdict(self)
 
     @property
     def limit(self) -> float:
-        """The loss from which on a point is bad."""
+        """The loss above which a point is bad."""
         limits = [FAR * self.nothing] if self.nothing else []
         if self.lowest is not None:
             limits.append(max(RISE * self.lowest, 0.5 * self.nothing))
         return min(limits, default=math.inf)
 
     def report(self, iteration: int, loss: float | None, clips: int, *, last: bool = False) -> None:
-        """Take in the mean ``loss`` of ``clips`` clips up to ``iteration``.
+        """Evaluate a progress report.
 
         Args:
             iteration: iterations done.
-            loss: None where every step was skipped: that is counted elsewhere.
-            clips: since the report before.
-            last: no report will follow; a loss that is far off then counts at once.
+            loss: mean loss since the last report; None if all steps were skipped.
+            clips: number of clips since the last report.
+            last: no report will follow, so a single one far above zero's loss is enough.
         """
         begin, self._reported = self._reported, iteration
         if loss is None or clips <= 0:
@@ -107,7 +111,7 @@ class Divergence:
             if self.lowest is None or newest < self.lowest:
                 self.lowest, self.lowest_at = newest, iteration
         if self._sound >= POINTS:
-            self.since = self.loss = None  # it has recovered
+            self.since = self.loss = None  # training has recovered
 
     def _diverged(self, begin: int, loss: float) -> None:
         if self.since is None:
@@ -115,7 +119,7 @@ class Divergence:
         self.loss = loss
 
     def warning(self) -> str:
-        """Say it for people; empty if there is nothing to say."""
+        """Describe the divergence for the log; empty if there is none."""
         if self.since is None or self.loss is None:
             return ""
         before = "" if self.lowest is None else f", the lowest was {self.lowest:.3g}"

@@ -1,40 +1,40 @@
-"""Settings of the original's configuration that are fixed here: the value they have, and why."""
+"""List the settings of Cosmos-Predict2's configuration that are fixed here, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["FIXED", "Fixed", "fixed"]
+__all__ = ["FIXED", "Fixed", "why_fixed"]
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Why a setting cannot be changed; ``values`` are what may be written, as it is so anyway."""
+    """The reason why a setting is fixed, and the ``values`` that are accepted: the fixed one."""
 
     reason: str
     values: tuple[str, ...] = ()
 
 
 _NO_VALIDATION = (
-    "training does not validate: generate samples of its checkpoints instead "
+    "training does not validate: generate samples from its checkpoints instead "
     "(spec.inference.everyCheckpoint, or video2world_trainer.sweep)"
 )
-_READER = "latents are small files that are read ahead by one thread"
-_SIZE = "the network's shape belongs to the weights: choose model.size"
+_READER = "latents are small files, which one thread reads ahead"
+_SIZE = "the network's shape must match the weights: set model.size"
 _NO_T5 = "training reads the embeddings stage's files and loads no text encoder"
 _NO_WANDB = (
     "curves are in progress.jsonl, on the results page, at Prometheus and in TensorBoard "
     "(trainer.tensorboard)"
 )
-_SAMPLER = "training does not sample: see --num_steps of video2world_trainer.inference"
+_SAMPLER = "training generates no samples: see --num_steps of video2world_trainer.inference"
 
 FIXED: Mapping[str, Fixed] = {
     # groups
     "model": Fixed("name an experiment, or set model.size and the data set's size and frames"),
     "optimizer": Fixed("AdamW with float32 masters is the only optimizer", ("fusedadamw",)),
-    "scheduler": Fixed("the only schedule is the guide's", ("lambdalinear",)),
-    "ckpt_type": Fixed("checkpoints have one format", ("standard",)),
+    "scheduler": Fixed("the guide's schedule is the only one", ("lambdalinear",)),
+    "ckpt_type": Fixed("there is only one checkpoint format", ("standard",)),
     # trainer, checkpoint, job
     "trainer.distributed_parallelism": Fixed(
         "set model.config.fsdp_shard_size (1 for none)", ("fsdp",)
@@ -51,12 +51,12 @@ FIXED: Mapping[str, Fixed] = {
     "trainer.grad_scaler_args.": Fixed("bfloat16 needs no loss scaling"),
     "trainer.memory_format": Fixed("the layout in memory is fixed", ("preserve_format",)),
     "trainer.callbacks.grad_clip.": Fixed(
-        "set optimizer.clip_norm: the original's clipping has no effect, so the default is none"
+        "set optimizer.clip_norm: Cosmos-Predict2's clipping has no effect, so it is off by default"
     ),
     "trainer.callbacks.wandb.": Fixed(_NO_WANDB),
     "trainer.callbacks.": Fixed("there are no callbacks: set trainer.logging_iter"),
     "checkpoint.load_path": Fixed(
-        "a run resumes from its own folder by itself; to start from other weights set "
+        "a run resumes from its own folder automatically; to start from other weights set "
         "model.config.model_manager_config.dit_path"
     ),
     "checkpoint.load_training_state": Fixed("a run always resumes with its complete state"),
@@ -75,45 +75,47 @@ FIXED: Mapping[str, Fixed] = {
     "dataloader_train.num_workers": Fixed(_READER),
     "dataloader_train.pin_memory": Fixed(_READER),
     "dataloader_train.drop_last": Fixed("epochs follow each other without a gap", ("true",)),
-    "dataloader_train.sampler.": Fixed("order follows from trainer.seed"),
+    "dataloader_train.sampler.": Fixed("the order is determined by trainer.seed"),
     "dataloader_val": Fixed(_NO_VALIDATION),
     "dataloader_val.": Fixed(_NO_VALIDATION),
     # optimizer, scheduler
     "optimizer.optim_type": Fixed("AdamW is the only optimizer", ("fusedadam",)),
     "optimizer.master_weights": Fixed("masters are always float32", ("true",)),
-    "optimizer.capturable": Fixed("the step never waits for the device", ("true",)),
-    "optimizer.bias_correction": Fixed("AdamW corrects its moments", ("true",)),
-    "scheduler.verbosity_interval": Fixed("each report has the learning rate"),
+    "optimizer.capturable": Fixed("steps never synchronize with the device", ("true",)),
+    "optimizer.bias_correction": Fixed("AdamW corrects the bias of its moments", ("true",)),
+    "scheduler.verbosity_interval": Fixed("every progress report has the learning rate"),
     # model
-    "model.config.precision": Fixed("training on GPUs is in bfloat16", ("bfloat16",)),
+    "model.config.precision": Fixed("training on GPUs uses bfloat16", ("bfloat16",)),
     "model.config.loss_reduce": Fixed(
-        "the mean: for a sum multiply model.config.loss_scale", ("mean",)
+        "the loss is a mean: multiply model.config.loss_scale to get a sum", ("mean",)
     ),
     "model.config.init_lora_weights": Fixed("adapters start at zero, as in PEFT", ("true",)),
-    "model.config.input_video_key": Fixed("the data set's layout is the guide's", ("video",)),
+    "model.config.input_video_key": Fixed("data sets have the guide's layout", ("video",)),
     "model.config.input_image_key": Fixed("training is on videos only", ("images",)),
-    "model.config.debug_without_randomness": Fixed("noise follows from trainer.seed", ("false",)),
+    "model.config.debug_without_randomness": Fixed(
+        "noise is determined by trainer.seed", ("false",)
+    ),
     "model.config.model_manager_config.text_encoder_path": Fixed(_NO_T5, ("",)),
     "model.config.pipe_config.state_t": Fixed(
         "set dataloader_train.dataset.num_frames, to 4 (state_t - 1) + 1"
     ),
     "model.config.pipe_config.state_ch": Fixed("the VAE has 16 channels", ("16",)),
     "model.config.pipe_config.resolution": Fixed("set dataloader_train.dataset.video_size"),
-    "model.config.pipe_config.resize_online": Fixed("clips are cut when latents are made"),
+    "model.config.pipe_config.resize_online": Fixed("videos are resized when latents are computed"),
     "model.config.pipe_config.adjust_video_noise": Fixed("set model.config.adjust_video_noise"),
     "model.config.pipe_config.conditioning_strategy": Fixed(
-        "conditioned frames are replaced, as in the published weights", ("frame_replace",)
+        "conditional frames are replaced, as the published weights expect", ("frame_replace",)
     ),
     "model.config.pipe_config.sigma_conditional": Fixed(
-        "inference, the original's too, tells the network 0.0001", ("0.0001", "1e-4")
+        "inference passes 0.0001 to the network, as in Cosmos-Predict2", ("0.0001", "1e-4")
     ),
     "model.config.pipe_config.sigma_data": Fixed("latents have unit variance", ("1.0", "1")),
-    "model.config.pipe_config.precision": Fixed("training on GPUs is in bfloat16", ("bfloat16",)),
+    "model.config.pipe_config.precision": Fixed("training on GPUs uses bfloat16", ("bfloat16",)),
     "model.config.pipe_config.rectified_flow_t_scaling_factor": Fixed(
-        "the published weights know times from 0 to 1", ("1.0", "1")
+        "the published weights expect times from 0 to 1", ("1.0", "1")
     ),
     "model.config.pipe_config.rectified_flow_loss_weight_uniform": Fixed(
-        "the original does not read it: set model.config.loss_weight"
+        "Cosmos-Predict2 does not read it: set model.config.loss_weight"
     ),
     "model.config.pipe_config.ema.iteration_shift": Fixed(
         "the average starts with the run", ("0",)
@@ -129,19 +131,19 @@ FIXED: Mapping[str, Fixed] = {
     "model.config.pipe_config.tokenizer.": Fixed("set model.config.vae_path"),
     "model.config.pipe_config.timestamps.": Fixed(_SAMPLER),
     "model.config.pipe_config.conditioner.": Fixed(
-        "only the text is dropped: set model.config.pipe_config.conditioner.text.dropout_rate"
+        "dropout applies to text only: set model.config.pipe_config.conditioner.text.dropout_rate"
     ),
     "model.config.pipe_config.net.sac_config.": Fixed("set model.config.keep_activations"),
     "model.config.pipe_config.net.natten_parameters": Fixed(
-        "training has full attention; sparse attention is for inference (--natten)"
+        "training uses full attention; sparse attention is for inference (--natten)"
     ),
     "model.config.pipe_config.net.": Fixed(_SIZE),
 }
-"""Dotted name, or the beginning of several where it ends in a dot; values in lower case."""
+"""By dotted name, or by a common prefix that ends in a dot; values are in lower case."""
 
 
-def fixed(key: str, value: str) -> str | None:
-    """Return why ``key`` cannot be ``value``; empty if it is so anyway, None for unknown keys."""
+def why_fixed(key: str, value: str) -> str | None:
+    """Return why ``key`` cannot be ``value``: empty if that is its value, None for unknown keys."""
     names = [name for name in FIXED if key == name or (name[-1] == "." and key.startswith(name))]
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""The curves of a run on the volume: one JSON object a report in ``<job>/progress.jsonl``."""
+"""Keep a run's progress reports on the volume: one JSON object per line of ``progress.jsonl``."""
 
 from __future__ import annotations
 
@@ -9,45 +9,51 @@ from typing import Any
 
 from video2world_common.events import say
 
-__all__ = ["Records", "is_number", "read_records"]
+__all__ = ["HistoryWriter", "is_number", "read_history"]
 
 NAME = "progress.jsonl"
 
 
-class Records:
-    """Appends a run's reports; one process of a run writes."""
+class HistoryWriter:
+    """Append reports to ``<job>/progress.jsonl``; only one process of a run writes."""
 
     def __init__(self, job_folder: Path) -> None:
         self.path = job_folder / NAME
-        self._silent = False  # it has been said that they cannot be written
+        self._failure_reported = False
 
     def append(
         self, iteration: int, *, loss: float | None, seconds: float, **numbers: float | None
     ) -> None:
-        """Add a report: the mean loss since the last one, seconds per iteration, and what else.
+        """Append a report.
 
-        Training goes on where this cannot be written: a full disk shows at the next checkpoint.
+        A write error is logged once and does not end training; the next checkpoint will.
+
+        Args:
+            iteration: iterations done.
+            loss: mean loss since the last report; None if all steps were skipped.
+            seconds: seconds per iteration.
+            numbers: other metrics.
         """
         record = {"iteration": iteration, "loss": loss, "seconds_per_iteration": round(seconds, 4)}
         line = json.dumps(record | numbers, allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # a killed writer may have left half a line: it must not spoil this one
+            # start a new line after an incomplete one of a killed writer
             with self.path.open("ab+") as stream:
                 if stream.tell():
                     stream.seek(-1, 2)
                     line = line if stream.read(1) == b"\n" else f"\n{line}"
                 stream.write(line.encode())
         except OSError as error:
-            if not self._silent:
-                say(f"note: {self.path} cannot be written ({error.strerror}): no curves are kept")
-                self._silent = True
+            if not self._failure_reported:
+                say(f"note: {self.path} cannot be written ({error.strerror}): no progress is kept")
+                self._failure_reported = True
 
 
-def read_records(job_folder: Path) -> list[dict[str, Any]]:
-    """The reports of a run in order of iterations; empty where there are none.
+def read_history(job_folder: Path) -> list[dict[str, Any]]:
+    """Return a run's reports in order of iterations; empty if there are none.
 
-    What a restart repeated counts as it was the last time. Damaged lines are passed over.
+    Of iterations that a restart has repeated, the newest reports count. Damaged lines are skipped.
     """
     try:
         text = (job_folder / NAME).read_text(encoding="utf-8", errors="replace")
@@ -68,5 +74,5 @@ def read_records(job_folder: Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value``, read from a JSON file, is a finite number."""
+    """Return whether ``value`` from a JSON file is a finite number; booleans are not."""
     return type(value) in (int, float) and math.isfinite(value)

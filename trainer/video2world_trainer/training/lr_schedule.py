@@ -1,4 +1,4 @@
-"""Define the linear learning-rate schedule with warm-up."""
+"""Scale the learning rate: linear warm-up, then linear decay."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ __all__ = ["LinearSchedule"]
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    """Upstream's ``lambdalinear``: linear warm-up, linear decay over one cycle, then its floor.
+    """Cosmos-Predict2's ``lambdalinear``: warm-up, decay over one cycle, then a constant floor.
 
-    Upstream raises TypeError once the cycle is over; here the last value, ``f_min``, holds.
-    Steps are counted from 0; factors multiply the base learning rate.
+    Steps count from 0; factors multiply the base learning rate. Source:
+    cosmos_predict2/functional/lr_scheduler.py in https://github.com/nvidia-cosmos/cosmos-predict2,
+    which raises TypeError after the cycle; here ``f_min`` holds from then on.
     """
 
     warm_up_steps: int
@@ -22,7 +23,7 @@ class LinearSchedule:
     f_start: float = 1e-6
 
     def factor(self, step: int) -> float:
-        """What the base learning rate is multiplied with at ``step``."""
+        """Return the factor of the base learning rate at ``step``."""
         if step < self.warm_up_steps:
             return (self.f_max - self.f_start) / self.warm_up_steps * step + self.f_start
         if step >= self.cycle_length:

@@ -1,125 +1,166 @@
-"""What a run says of its progress: a line for people, one for machines, curves on the volume."""
+"""Report a run's progress to the log, as event lines, to Prometheus and to files."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
+from video2world_trainer.distributed.parallelize import ParallelMesh
+from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import peak_flops, step_flops
-from video2world_trainer.training.history import Records
-from video2world_trainer.training.prometheus import Exporter
-from video2world_trainer.training.trainer import STAGE, Run
+from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.divergence import REMEDY, Divergence
+from video2world_trainer.training.history import HistoryWriter
+from video2world_trainer.training.progress import STAGE, Progress
+from video2world_trainer.training.prometheus import PrometheusExporter
 
-__all__ = ["REMEDY", "Report"]
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-REMEDY = (
-    "Lower optimizer.lr (spec.training.learningRate) or raise scheduler.warm_up_steps "
-    "(spec.training.warmupIterations)."
-)
+__all__ = ["MetricsLogger"]
 
 
-class Report:
-    """Measures and reports the iterations since the last report; rank 0 prints."""
+class MetricsLogger:
+    """Measure the iterations since the last report and report them; only the main rank writes.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._since, self._counted = time.monotonic(), run.progress.iteration
-        config, layout = run.config, run.layout
-        self._tokens = run.tokens_per_clip * config.batch_size * layout.data_size  # an iteration's
-        count = sum(one.numel() for one in run.net.parameters())
+    Args:
+        config: the run's settings.
+        mesh: all ranks.
+        net: the network, for the floating-point operations of a step.
+        iteration: iterations done so far.
+
+    Raises:
+        UserError: TensorBoard is requested but not installed.
+    """
+
+    def __init__(
+        self, config: TrainConfig, mesh: ParallelMesh, net: VideoDiT, *, iteration: int
+    ) -> None:
+        self._config, self._world = config, mesh.world
+        self._last_time, self._last_iteration = time.monotonic(), iteration
+        clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
+        self._tokens = config.tokens_per_clip * clips
+        parameters = sum(one.numel() for one in net.parameters())
         lora = config.architecture == "lora"
-        clip = step_flops(run.net.config, count, run.tokens_per_clip, lora=lora)
-        self._flops = clip * config.batch_size * layout.data_size
-        self._records = Records(config.job_folder) if run.world.leads else None
-        self._exporter = Exporter() if run.world.leads else None
-        self._writer: Any = None
-        if config.tensorboard and run.world.leads:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "trainer.tensorboard=true: the package tensorboard is not installed "
-                    "(pip install tensorboard), or leave it out"
-                ) from error
-            self._writer = SummaryWriter(str(config.job_folder / "tensorboard"))
+        self._flops = step_flops(net.config, parameters, config.tokens_per_clip, lora=lora) * clips
+        self._history: HistoryWriter | None = None
+        self._exporter: PrometheusExporter | None = None
+        self._tensorboard: SummaryWriter | None = None
+        if mesh.world.is_main_rank:
+            self._history = HistoryWriter(config.job_folder)
+            self._exporter = PrometheusExporter()
+            if config.tensorboard:
+                self._tensorboard = _tensorboard_writer(config)
 
-    def __call__(self) -> None:
-        """Report; the loss is the mean since the last report."""
-        run = self._run
-        run.settle()
-        progress, config = run.progress, run.config
-        loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
-        clips = progress.loss_count * config.batch_size * run.layout.data_size
-        last = progress.iteration >= config.max_iter
-        before = run.divergence.since
-        run.divergence.report(progress.iteration, loss, clips, last=last)
-        progress.loss_sum, progress.loss_count = 0.0, 0
+    def log(
+        self,
+        progress: Progress,
+        divergence: Divergence,
+        *,
+        loss: float | None,
+        learning_rate: float,
+        gradient_norm: float | None,
+        checkpoint: int,
+        newly_diverged: bool,
+    ) -> None:
+        """Report the iterations since the last call.
+
+        Args:
+            progress: the run's progress.
+            divergence: whether training has diverged.
+            loss: mean loss since the last report; None if all steps were skipped.
+            learning_rate: learning rate of the next step.
+            gradient_norm: norm of the newest gradients.
+            checkpoint: iteration of the newest checkpoint.
+            newly_diverged: training had not diverged at the last report.
+        """
+        iteration, config = progress.iteration, self._config
         now = time.monotonic()
-        seconds = (now - self._since) / max(progress.iteration - self._counted, 1)
-        self._since, self._counted = now, progress.iteration
-        if not run.world.leads:
+        seconds = (now - self._last_time) / max(iteration - self._last_iteration, 1)
+        self._last_time, self._last_iteration = now, iteration
+        if not self._world.is_main_rank:
             return
-        eta = (config.max_iter - progress.iteration) * seconds
+        eta = (config.max_iter - iteration) * seconds
+        if gradient_norm is not None and not math.isfinite(gradient_norm):
+            gradient_norm = None
         numbers: dict[str, float | None] = {
-            "learning_rate": run.learning_rate,
-            "gradient_norm": run.norm if run.norm is not None and math.isfinite(run.norm) else None,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
             "tokens_per_second": round(self._tokens / seconds),
+            **self._gpu_numbers(seconds),
         }
-        if run.world.device.type == "cuda":
-            rate = peak_flops(torch.cuda.get_device_name(run.world.device))
-            if rate is not None:
-                used = self._flops / seconds / run.world.size / rate
-                numbers["model_flops_utilisation"] = round(used, 4)
-            peak = torch.cuda.max_memory_allocated(run.world.device) / 2**30
-            numbers["peak_memory_gib"] = round(peak, 2)
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4g}"
             for name, value in numbers.items()
             if value is not None and name != "learning_rate"
         )
         if self._exporter is not None:
-            self._exporter.told(
-                iteration=progress.iteration,
+            self._exporter.update(
+                iteration=iteration,
                 iterations=config.max_iter,
                 loss=loss,
                 seconds_per_iteration=seconds,
-                checkpoint_iteration=run.saver.saved,
+                checkpoint_iteration=checkpoint,
                 skipped_steps=len(progress.skipped),
                 **numbers,
             )
         say(
-            f"iteration {progress.iteration}/{config.max_iter}  "
-            f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {run.learning_rate:.3e}  "
+            f"iteration {iteration}/{config.max_iter}  "
+            f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {learning_rate:.3e}  "
             f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left"
         )
-        diverged = run.divergence.since
-        told: dict[str, str] = {}
-        if diverged is not None:
-            told["warning"] = run.divergence.warning()
-            numbers["diverged_after"] = diverged
-            if before is None:
-                say(f"warning: {told['warning']} {REMEDY}")
+        warnings: dict[str, str] = {}
+        if divergence.since is not None:
+            warnings["warning"] = divergence.warning()
+            numbers["diverged_after"] = divergence.since
+            if newly_diverged:
+                say(f"warning: {divergence.warning()} {REMEDY}")
         emit(
             "progress",
             STAGE,
-            iteration=progress.iteration,
+            iteration=iteration,
             iterations=config.max_iter,
             loss=loss,
             seconds_per_iteration=round(seconds, 4),
             eta_seconds=round(eta, 1),
-            checkpoint=run.saver.saved,
+            checkpoint=checkpoint,
             **numbers,
-            **told,
+            **warnings,
         )
-        if self._records is not None:
-            self._records.append(progress.iteration, loss=loss, seconds=seconds, **numbers)
-        if self._writer is not None:
+        if self._history is not None:
+            self._history.append(iteration, loss=loss, seconds=seconds, **numbers)
+        if self._tensorboard is not None:
             for name, value in {"loss": loss, "seconds_per_iteration": seconds, **numbers}.items():
                 if value is not None:
-                    self._writer.add_scalar(name, value, progress.iteration)
-            self._writer.flush()
+                    self._tensorboard.add_scalar(name, value, iteration)
+            self._tensorboard.flush()
+
+    def _gpu_numbers(self, seconds: float) -> dict[str, float | None]:
+        """Return the GPU's utilisation and peak memory, given the seconds per iteration."""
+        device = self._world.device
+        if device.type != "cuda":
+            return {}
+        numbers: dict[str, float | None] = {}
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        if peak is not None:
+            used = self._flops / seconds / self._world.size / peak
+            numbers["model_flops_utilisation"] = round(used, 4)
+        memory = torch.cuda.max_memory_allocated(device) / 2**30
+        numbers["peak_memory_gib"] = round(memory, 2)
+        return numbers
+
+
+def _tensorboard_writer(config: TrainConfig) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "trainer.tensorboard=true: the package tensorboard is not installed "
+            "(pip install tensorboard), or leave it out"
+        ) from error
+    return SummaryWriter(str(config.job_folder / "tensorboard"))

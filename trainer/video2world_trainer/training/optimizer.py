@@ -1,4 +1,8 @@
-"""How parameters move: AdamW with float32 masters, learning-rate schedule, power-law EMA."""
+"""Update parameters with AdamW, with float32 master weights.
+
+Hyper-parameters are Cosmos-Predict2's, from cosmos_predict2/configs/base/defaults/optimizer.py in
+https://github.com/nvidia-cosmos/cosmos-predict2.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video2world_trainer.distributed.local_tensors import like, local
+from video2world_trainer.distributed.local_tensors import as_sharded_like, to_local
 
-__all__ = ["MasterAdamW"]
+__all__ = ["MasterAdamW", "to_float32"]
 
 
-def _float(tensors: list[Tensor]) -> list[Tensor]:
-    """``tensors`` in float32, converted by few kernels; those that are so already themselves."""
-    made = [
+def to_float32(tensors: list[Tensor]) -> list[Tensor]:
+    """Convert tensors to float32 with few kernels; float32 tensors are returned as they are."""
+    converted = [
         one if one.dtype == torch.float32 else torch.empty_like(one, dtype=torch.float32)
         for one in tensors
     ]
-    pairs = [(a, b) for a, b in zip(made, tensors, strict=True) if a is not b]
+    pairs = [(a, b) for a, b in zip(converted, tensors, strict=True) if a is not b]
     if pairs:
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs])
-    return made
+    return converted
 
 
 class MasterAdamW:
-    """AdamW on every trainable parameter, norms included, as upstream does.
+    """AdamW with weight decay on every trainable parameter, including norms.
 
-    Low-precision parameters get a float32 master that is updated in their place and rounded back
-    after each step; float32 parameters are their own masters. State is kept by parameter name, of
-    sharded parameters this rank's part. Nothing here waits for the device.
+    Low-precision parameters have a float32 master weight, which is updated instead of the
+    parameter and rounded to it after each step; float32 parameters are their own masters. State is
+    kept by parameter name; for sharded parameters it is this rank's shard. No method synchronizes
+    with the device.
+
+    Args:
+        parameters: the network's parameters by name.
+        weight_decay: decoupled weight decay, relative to the learning rate.
+        betas: decay rates of the first and second moments.
+        eps: term added to the denominator.
     """
 
     def __init__(
@@ -43,7 +54,7 @@ class MasterAdamW:
     ) -> None:
         self.parameters = {name: one for name, one in parameters if one.requires_grad}
         self.masters: dict[str, Tensor] = {
-            name: local(one.detach()).float() for name, one in self.parameters.items()
+            name: to_local(one.detach()).float() for name, one in self.parameters.items()
         }
         self._adam = torch.optim.AdamW(
             list(self.masters.values()),
@@ -62,84 +73,85 @@ class MasterAdamW:
 
     @property
     def _steps(self) -> Tensor:
-        return self._adam.state[next(iter(self.masters.values()))]["step"]
+        steps: Tensor = self._adam.state[next(iter(self.masters.values()))]["step"]
+        return steps
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
 
     def gradients_like(self) -> list[Tensor]:
-        """Tensors of the sizes and types that :meth:`gradients` will have."""
-        return [local(one.detach()) for one in self.parameters.values()]
+        """Return tensors with the shapes and dtypes that :meth:`gradients` will have."""
+        return [to_local(one.detach()) for one in self.parameters.values()]
 
     def gradients(self) -> list[Tensor]:
-        """This rank's gradients; zeros where a parameter took no part."""
+        """Return this rank's gradients, with zeros for parameters that have none."""
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [local(one.grad) for one in self.parameters.values() if one.grad is not None]
+        return [to_local(one.grad) for one in self.parameters.values() if one.grad is not None]
 
     @torch.no_grad()
     def step(
         self, learning_rate: float, *, skip: Tensor | None = None, divisor: Tensor | None = None
     ) -> None:
-        """Apply the gradients that lie on the parameters.
+        """Apply the gradients of the parameters.
 
         Args:
-            learning_rate: the step's rate.
-            skip: float32 on the device, 1 to change nothing at all (the decision stays there).
-            divisor: float32 on the device, what gradients are divided by.
+            learning_rate: learning rate of this step.
+            skip: float32 scalar on the device; 1 skips the step without telling the host.
+            divisor: float32 scalar on the device to divide the gradients by.
         """
         self._adam.param_groups[0]["lr"] = learning_rate
-        self._adam.found_inf = (
-            skip if skip is not None or divisor is None else divisor.new_zeros(())
-        )
-        self._adam.grad_scale = (
-            divisor if divisor is not None or skip is None else skip.new_ones(())
-        )
+        if skip is None and divisor is not None:
+            skip = divisor.new_zeros(())
+        if divisor is None and skip is not None:
+            divisor = skip.new_ones(())
+        # the fused kernel reads these attributes, which torch.amp.GradScaler sets in the same way
+        vars(self._adam).update(found_inf=skip, grad_scale=divisor)
         masters = list(self.masters.values())
-        for master, gradient in zip(masters, _float(self.gradients()), strict=True):
+        for master, gradient in zip(masters, to_float32(self.gradients()), strict=True):
             master.grad = gradient
         self.zero_grad()
         self._adam.step()
         for master in masters:
             master.grad = None
-        own = [local(one.detach()) for one in self.parameters.values()]
-        lowered = [
+        own = [to_local(one.detach()) for one in self.parameters.values()]
+        rounded = [
             pair
             for pair in zip(own, masters, strict=True)
             if pair[0].data_ptr() != pair[1].data_ptr()
         ]
-        if lowered:
-            torch._foreach_copy_([one for one, _ in lowered], [one for _, one in lowered])
+        if rounded:
+            torch._foreach_copy_([one for one, _ in rounded], [one for _, one in rounded])
 
     def state(self) -> dict[str, Tensor]:
-        """All that training on needs, by name; not copies: what is loaded into them counts.
+        """Return the tensors to save, by name: the state itself, not copies.
 
-        ``master.*``, ``exp_avg.*`` and ``exp_avg_sq.*`` as sharded as the parameters, and ``step``.
-        After loading call :meth:`restored`.
+        ``master.*``, ``exp_avg.*`` and ``exp_avg_sq.*`` are sharded like the parameters; ``step``
+        is a scalar. To restore, load into these tensors and call :meth:`restored`.
         """
-        found: dict[str, Tensor] = {"step": self._steps}
+        state: dict[str, Tensor] = {"step": self._steps}
         for name, master in self.masters.items():
             parts = {"master": master} | {
                 key: self._adam.state[master][key] for key in ("exp_avg", "exp_avg_sq")
             }
             for key, part in parts.items():
-                found[f"{key}.{name}"] = like(self.parameters[name], part)
-        return found
+                state[f"{key}.{name}"] = as_sharded_like(self.parameters[name], part)
+        return state
 
     @torch.no_grad()
     def restored(self) -> None:
-        """Take over what was loaded into :meth:`state`."""
+        """Update step counters and parameters after loading into :meth:`state`."""
         for name, master in self.masters.items():
             self._adam.state[master]["step"].copy_(self._steps)
-            own = local(self.parameters[name].detach())
+            own = to_local(self.parameters[name].detach())
             if own.data_ptr() != master.data_ptr():
                 own.copy_(master)
 
     def settings(self) -> dict[str, Any]:
-        """The parameter group, as optimizers' state dicts have it."""
+        """Return the parameter group in the format of an optimizer's state dict."""
         group = self._adam.param_groups[0]
         return {
             "lr": group["lr"],

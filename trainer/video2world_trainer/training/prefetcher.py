@@ -1,4 +1,4 @@
-"""Batches for one rank, read, drawn and copied to its device ahead of their use."""
+"""Read batches, draw their noise and copy both to the device ahead of their use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from video2world_trainer.distributed.parallelize import Layout
+from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.training.dataset import (
     Batch,
     LatentDataset,
@@ -18,123 +18,133 @@ from video2world_trainer.training.dataset import (
     generator_for,
     positions,
 )
-from video2world_trainer.training.loss import Draw, NoiseLaw, collate_draws, draw
+from video2world_trainer.training.loss import (
+    NoiseDistribution,
+    NoiseSample,
+    collate_noise,
+    sample_noise,
+)
 
-__all__ = ["Feed", "Item"]
+__all__ = ["PrefetchedBatch", "Prefetcher"]
 
-AHEAD = 2  # batches that wait in host memory
+AHEAD = 2  # batches to prepare in host memory
 
 
 @dataclass(frozen=True)
-class Item:
-    """A batch: on the host, and its tensors on the device."""
+class PrefetchedBatch:
+    """A batch on the host, and its tensors on the device.
+
+    ``latents`` are this rank's latent frames ``[B, 16, T, h, w]``, also if ``batch`` has pixels.
+    """
 
     batch: Batch
     latents: Tensor
     text: Tensor
-    randomness: Draw
+    noise: NoiseSample
 
 
-class Feed(Iterator[Item]):
-    """The batches of one rank from a data position on.
+class Prefetcher(Iterator[PrefetchedBatch]):
+    """Iterate over one rank's batches, starting at a data position.
 
     Args:
-        dataset: where they come from.
-        layout: which of them, and which of their frames, are this rank's.
-        consumed: samples that all ranks have taken before.
-        shape: latents of a whole clip.
-        law: how noise, given frames and dropped captions are distributed.
-        batch_size, seed: as the run's settings have them.
-        encode: turns pixels on the device into latents, where the data set has none.
+        dataset: the samples.
+        mesh: determines this rank's samples and latent frames.
+        consumed: number of samples that all ranks together have consumed before.
+        batch_size: clips per rank and iteration.
+        shape: shape of a complete clip's latents, ``(16, T, h, w)``.
+        distribution: distribution of noise, conditional frames and text dropout.
+        seed: the run's seed.
+        encode: computes latents from pixels on the device, for data sets without latents.
     """
 
     def __init__(
         self,
         dataset: LatentDataset,
-        layout: Layout,
+        mesh: ParallelMesh,
         *,
         consumed: int,
         batch_size: int,
         shape: tuple[int, int, int, int],
-        law: NoiseLaw,
+        distribution: NoiseDistribution,
         seed: int,
         encode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._encode = encode
-        self._dataset, self._layout, self._consumed = dataset, layout, consumed
+        self._dataset, self._mesh, self._consumed = dataset, mesh, consumed
         self._batch_size, self._shape = batch_size, shape
-        self._law, self._seed = law, seed
-        self._device = layout.world.device
-        self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._ready: queue.Queue[tuple[Batch, Draw] | BaseException] = queue.Queue(AHEAD)
+        self._distribution, self._seed = distribution, seed
+        self._device = mesh.world.device
+        self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._ready: queue.Queue[tuple[Batch, NoiseSample] | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prefetcher", daemon=True)
         self._thread.start()
 
-    def _make(self) -> tuple[Batch, Draw]:
-        layout = self._layout
-        places = positions(self._consumed, layout.data_rank, self._batch_size)
-        self._consumed += layout.data_size * self._batch_size
+    def _prepare(self) -> tuple[Batch, NoiseSample]:
+        """Read the next batch and draw its noise, in host memory."""
+        mesh = self._mesh
+        places = positions(self._consumed, mesh.data_rank, self._batch_size)
+        self._consumed += mesh.data_size * self._batch_size
         batch = collate([self._dataset.sample(place, self._seed) for place in places])
-        draws = [
-            draw(self._shape, generator_for(self._seed, "noise", place), self._law)
+        samples = [
+            sample_noise(self._shape, generator_for(self._seed, "noise", place), self._distribution)
             for place in places
         ]
-        randomness = collate_draws(draws)
-        own = layout.frames(self._shape[1])
-        randomness = replace(randomness, noise=randomness.noise[:, :, own])
-        if self._side is not None:
+        noise = collate_noise(samples)
+        own = mesh.frames(self._shape[1])
+        noise = replace(noise, noise=noise.noise[:, :, own])
+        if self._copy_stream is not None:
             batch = replace(batch, latents=batch.latents.pin_memory(), text=batch.text.pin_memory())
-            randomness = Draw(**{name: one.pin_memory() for name, one in vars(randomness).items()})
-        return batch, randomness
+            noise = NoiseSample(**{name: one.pin_memory() for name, one in vars(noise).items()})
+        return batch, noise
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while not self._closed.is_set():
-            made: tuple[Batch, Draw] | BaseException
+            prepared: tuple[Batch, NoiseSample] | BaseException
             try:
-                made = self._make()
-            except BaseException as error:  # raised where the batch is asked for
-                made = error
+                prepared = self._prepare()
+            except BaseException as error:  # raised by __next__ in the main thread
+                prepared = error
             while not self._closed.is_set():
                 try:
-                    self._ready.put(made, timeout=0.1)
+                    self._ready.put(prepared, timeout=0.1)
                     break
                 except queue.Full:
                     continue
-            if isinstance(made, BaseException):
+            if isinstance(prepared, BaseException):
                 return
 
-    def __next__(self) -> Item:
-        """The next batch.
+    def __next__(self) -> PrefetchedBatch:
+        """Return the next batch.
 
         Raises:
-            UserError: a file of it is damaged.
+            UserError: one of its files is damaged.
         """
-        made = self._ready.get()
-        if isinstance(made, BaseException):
-            raise made
-        batch, randomness = made
-        if self._side is None:
-            return Item(batch, self._latents(batch.latents), batch.text, randomness)
-        with torch.cuda.stream(self._side):
-            moved = [
+        prepared = self._ready.get()
+        if isinstance(prepared, BaseException):
+            raise prepared
+        batch, noise = prepared
+        if self._copy_stream is None:
+            return PrefetchedBatch(batch, self._own_latents(batch.latents), batch.text, noise)
+        with torch.cuda.stream(self._copy_stream):
+            latents, text, *rest = (
                 one.to(self._device, non_blocking=True)
-                for one in (batch.latents, batch.text, *vars(randomness).values())
-            ]
+                for one in (batch.latents, batch.text, *vars(noise).values())
+            )
         current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._side)
-        for one in moved:
+        current.wait_stream(self._copy_stream)
+        for one in (latents, text, *rest):
             one.record_stream(current)
-        return Item(batch, self._latents(moved[0]), moved[1], Draw(*moved[2:]))
+        return PrefetchedBatch(batch, self._own_latents(latents), text, NoiseSample(*rest))
 
-    def _latents(self, given: Tensor) -> Tensor:
-        """This rank's latents, encoded if the data set gave pixels."""
+    def _own_latents(self, content: Tensor) -> Tensor:
+        """Return this rank's latent frames, encoding them if the data set has pixels."""
         if self._encode is None:
-            return given
-        latents = self._encode(given.float() / 127.5 - 1).float()
-        return latents[:, :, self._layout.frames(self._shape[1])]
+            return content
+        latents = self._encode(content.float() / 127.5 - 1).float()
+        return latents[:, :, self._mesh.frames(self._shape[1])]
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading ahead."""
         self._closed.set()
         self._thread.join()

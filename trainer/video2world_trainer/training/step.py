@@ -1,4 +1,4 @@
-"""One training step: forward, backward, norm, clip, AdamW, EMA, without waiting for the device."""
+"""Run one training step, from forward pass to EMA, without synchronizing with the device."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from torch import Tensor, nn
 
 from video2world_trainer.distributed.local_tensors import total_norm
 from video2world_trainer.training.ema import Ema
-from video2world_trainer.training.loss import Draw, training_loss
+from video2world_trainer.training.loss import NoiseSample, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 
-__all__ = ["Outcome", "TrainStep"]
+__all__ = ["StepResult", "TrainStep"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a step gave, still on the device."""
+class StepResult:
+    """Scalars of a step, still on the device."""
 
-    loss: Tensor  # float32
-    norm: Tensor  # float32, of the gradients before clipping
-    skipped: Tensor  # float32, 1 if loss or gradients were not finite and nothing was changed
+    loss: Tensor  # float32, mean over all ranks
+    gradient_norm: Tensor  # float32, before clipping
+    skipped: Tensor  # float32; 1 if loss or gradients were not finite and the step was not applied
 
 
 class TrainStep:
-    """A network with its optimizer and average.
+    """Compute the loss, its gradients and the update of a network's parameters.
 
     Args:
-        net: the network; ``dtype`` is what it computes in.
-        optimizer, ema: what its parameters are moved by, and averaged by if at all.
-        clip: largest norm of the gradients; 0 leaves them, as upstream in effect does.
-        reduce: makes gradients the mean over all ranks, where the network does not do so itself.
-        norm: the norm of gradients of which each rank holds a part.
-        mean: the mean of a loss over all ranks.
+        net: the network.
+        optimizer: updates the network's parameters.
+        ema: averages the parameters; None for no average.
+        dtype: what the network computes in.
+        clip: largest norm of the gradients; 0 disables clipping.
+        loss: computes the loss; called like :func:`training_loss`.
+        reduce: averages gradients over all ranks, unless FSDP already does.
+        norm: computes the norm of gradients from this rank's shards.
+        mean: averages the loss over all ranks.
     """
 
     def __init__(
@@ -54,20 +57,20 @@ class TrainStep:
         self.dtype, self.clip = dtype, clip
         self._loss, self._reduce, self._norm, self._mean = loss, reduce, norm or total_norm, mean
         device = next(iter(optimizer.masters.values())).device
-        # optimizer steps applied, skipped ones left out: the EMA's clock
+        # optimizer steps applied, not counting skipped ones; the EMA's step counter
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
 
     def __call__(
-        self, latents: Tensor, text: Tensor, randomness: Draw, learning_rate: float
-    ) -> Outcome:
-        """Train on one batch, all of whose tensors lie on the device."""
-        loss = self._loss(self.net, latents, text, randomness, dtype=self.dtype)
+        self, latents: Tensor, text: Tensor, noise: NoiseSample, learning_rate: float
+    ) -> StepResult:
+        """Train on one batch, whose tensors are all on the device."""
+        loss = self._loss(self.net, latents, text, noise, dtype=self.dtype)
         loss.backward()
         return self.apply(loss.detach(), learning_rate)
 
     @torch.no_grad()
-    def apply(self, loss: Tensor, learning_rate: float) -> Outcome:
-        """Move the parameters by the gradients that lie on them."""
+    def apply(self, loss: Tensor, learning_rate: float) -> StepResult:
+        """Update the parameters from their gradients."""
         self._reduce(list(self.optimizer.parameters.values()))
         loss = self._mean(loss)
         norm = self._norm(self.optimizer.gradients())
@@ -78,4 +81,4 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(torch.where(finite, self.updates, -1.0))
         self.updates += finite
-        return Outcome(loss, norm, skip)
+        return StepResult(loss, norm, skip)

@@ -1,4 +1,7 @@
-"""Which files a run was trained on: a finished run is not repeated for new data, but says so."""
+"""Record the files that a run is trained on, to report when they have changed.
+
+A finished run is not repeated for new data.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,16 @@ from video2world_common.files import read_json, write_json
 from video2world_common.markers import Listings, Provenance, changes
 from video2world_trainer.training.dataset import LatentDataset
 
-__all__ = ["TrainedOn"]
+__all__ = ["TrainingDataRecord"]
 
 
-class TrainedOn:
-    """The record beside a run's checkpoints of the data set's files, with sizes and times."""
+class TrainingDataRecord:
+    """Sizes and times of the data set's files, recorded alongside a run's checkpoints.
+
+    Args:
+        checkpoints: the run's checkpoints folder.
+        dataset: the data set as it is now.
+    """
 
     def __init__(self, checkpoints: Path, dataset: LatentDataset) -> None:
         self._path = checkpoints / "trained_on.json"
@@ -26,15 +34,15 @@ class TrainedOn:
 
     @property
     def recorded(self) -> Listings:
-        """The files that the run was trained on, as far as that is known."""
+        """The recorded files of the run; the current ones if there is no record."""
         return self._before or self.now
 
     def changed(self) -> str:
-        """Say what is different since; empty if nothing is."""
+        """Describe what has changed since; empty if nothing has."""
         return changes(self.recorded, self.now)
 
     def record(self) -> None:
-        """Remember that the run trains on what is there now."""
+        """Record the current files as those that the run is trained on."""
         if self._before != self.now:
             write_json(self._path, self.now)
             self._before = self.now

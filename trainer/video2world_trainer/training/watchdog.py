@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, with evidence, instead of letting its GPUs idle."""
+"""End a process that makes no progress, after printing the stacks of its threads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Watchdog"]
 
 
 class Watchdog:
-    """Watches, while entered, that :meth:`beat` is called at least every ``seconds``.
+    """Require, within a ``with`` block, a call of :meth:`beat` at least every ``seconds``.
 
-    A collective that waits for a dead or stuck rank cannot be interrupted; so after that time
-    every thread's stack is printed and the process ends with the code for another attempt.
+    A collective that waits for a dead or stuck rank cannot be interrupted. After ``seconds``
+    without a call, all stacks are printed and the process exits with the code for another attempt.
     """
 
     def __init__(self, seconds: float, rank: int) -> None:
@@ -29,7 +29,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, doing: str) -> None:
-        """There is progress; ``doing`` is what comes next, for the message."""
+        """Report progress; ``doing`` describes what comes next, for the message."""
         self._last, self._doing = time.monotonic(), doing
 
     def __enter__(self) -> Watchdog:

@@ -11,7 +11,7 @@ from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.train_settings import SETTINGS, objection
 from video2world_operator.api.validation import parse
 from video2world_operator.plan.commands import commands
-from video2world_trainer.training.config import read_config
+from video2world_trainer.training.config_parser import read_config
 
 sys.path.insert(0, str(ROOT / "tools"))
 import train_settings

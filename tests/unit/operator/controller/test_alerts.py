@@ -18,7 +18,7 @@ import yaml
 
 from repository import ROOT
 from scraped_metrics import Scraped, lived, tool
-from video2world_trainer.training.prometheus import FIGURES
+from video2world_trainer.training.prometheus import METRICS
 
 FILES = ROOT / "charts" / "video2world-operator" / "files"
 RULES = FILES / "alerts.yaml"
@@ -132,7 +132,7 @@ def prometheus(tmp_path: Path) -> Iterator[str]:
     lived(scraped)
     scraped.metrics.count_request("GET", "/api/v1/pods", 200, 0.1)
     scraped.metrics.count_reconciliation(0.01, True)
-    training = "".join(f"video2world_training_{name} 1\n" for name in FIGURES)
+    training = "".join(f"video2world_training_{name} 1\n" for name in METRICS)
 
     class Figures(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.checkpoint.dcp import Staging
-from video2world_trainer.checkpoint.folder import PARTS, CheckpointFolder, newest_whole, read_latest
+from video2world_trainer.checkpoint.dcp import StagingBuffers
+from video2world_trainer.checkpoint.folder import (
+    PARTS,
+    CheckpointFolder,
+    read_latest,
+)
 
 
 def contents(value):
@@ -39,11 +43,11 @@ def test_the_guides_tree(folder):
         assert folder.load(part, 30).keys() == contents(30)[part].keys()
     assert folder.load("model", 20)["net.w"].eq(20).all()
     assert torch.load(folder.path("optim", 20), weights_only=True)["masters"]["w"].eq(20).all()
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
 
 
 def test_nothing_there(tmp_path):
-    assert newest_whole(tmp_path / "none") is None
+    assert CheckpointFolder(tmp_path / "none").latest_complete() is None
     assert read_latest(tmp_path) is None
 
 
@@ -57,33 +61,33 @@ def test_a_torn_file_falls_back_to_the_newest_whole_one(folder, part, harm, caps
     else:
         data[len(data) // 2] ^= 0xFF
         path.write_bytes({"cut": data[:-7], "flip": data, "empty": b""}[harm])
-    assert newest_whole(folder.folder) == 20
+    assert folder.latest_complete() == 20
     out = capsys.readouterr().out
     assert str(path) in out
-    assert "going on from iteration 20" in out
+    assert "resuming from iteration 20" in out
 
 
 @pytest.mark.parametrize("text", ["", "iter_9.pt", "../../../etc/passwd", "\x00\xff", "30"])
 def test_a_damaged_latest_falls_back(folder, text, capsys):
     latest_file(folder).write_text(text)
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
     assert "is damaged" in capsys.readouterr().out
 
 
 def test_latest_that_names_a_missing_checkpoint(folder, capsys):
     latest_file(folder).write_text("iter_000000040.pt\n")
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
     assert "iter_000000040.pt is missing" in capsys.readouterr().out
 
 
 def test_latest_chooses_an_older_one(folder):
     latest_file(folder).write_text("iter_000000010.pt\n")
-    assert newest_whole(folder.folder) == 10
+    assert folder.latest_complete() == 10
 
 
 def test_a_missing_latest_takes_the_newest_whole_one(folder):
     latest_file(folder).unlink()
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
 
 
 def test_a_first_save_that_was_torn_starts_anew(tmp_path):
@@ -91,23 +95,23 @@ def test_a_first_save_that_was_torn_starts_anew(tmp_path):
     folder.save(5, contents(5))
     latest_file(folder).unlink()
     folder.path("trainer", 5).unlink()
-    assert newest_whole(tmp_path) is None
+    assert CheckpointFolder(tmp_path).latest_complete() is None
 
 
 def test_published_but_none_whole_is_an_error(folder):
     for iteration in (10, 20, 30):
         folder.path("optim", iteration).write_bytes(b"torn")
     with pytest.raises(UserError, match="move this folder aside"):
-        newest_whole(folder.folder)
+        folder.latest_complete()
 
 
 def test_files_without_a_record_are_whole_if_they_load(folder):
     for path in (folder.folder / "trainer").glob("*.json"):
         path.unlink()
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
     path = folder.path("model", 30)
     path.write_bytes(path.read_bytes()[:-40])
-    assert newest_whole(folder.folder) == 20
+    assert folder.latest_complete() == 20
 
 
 def test_a_pickle_that_would_run_code_is_not_whole(folder, tmp_path):
@@ -117,7 +121,7 @@ def test_a_pickle_that_would_run_code_is_not_whole(folder, tmp_path):
 
     torch.save({"x": Evil()}, folder.path("optim", 30))
     (folder.folder / "trainer" / "iter_000000030.json").unlink()
-    assert newest_whole(folder.folder) == 20
+    assert folder.latest_complete() == 20
     assert not (tmp_path / "made").exists()
 
 
@@ -125,22 +129,22 @@ def test_a_pickle_that_would_run_code_is_not_whole(folder, tmp_path):
 def test_pruning_keeps_the_newest(folder, keep):
     folder.save(40, contents(40), keep=keep)
     assert folder.iterations() == [40, 30, 20, 10][:keep]
-    assert newest_whole(folder.folder) == 40
+    assert folder.latest_complete() == 40
     assert len(list((folder.folder / "trainer").glob("*.json"))) == min(keep, 4)
 
 
 def test_pruning_never_takes_the_latest_even_if_older_numbers_are_higher(folder):
     folder.save(15, contents(15), keep=1)  # trained again after going back
     assert folder.iterations() == [15]
-    assert newest_whole(folder.folder) == 15
+    assert folder.latest_complete() == 15
 
 
 def test_sweep_removes_what_killed_writers_left(folder):
     left = folder.folder / "model" / ".partial-iter-x.pt"
     left.write_bytes(b"half")
-    folder.sweep()
+    folder.delete_partial_files()
     assert not left.exists()
-    assert newest_whole(folder.folder) == 30
+    assert folder.latest_complete() == 30
 
 
 def description(**changes):
@@ -149,18 +153,18 @@ def description(**changes):
 
 
 def test_another_runs_folder_is_refused_with_every_difference(folder):
-    folder.claim(description())
-    folder.claim(description())
+    folder.set_description(description())
+    folder.set_description(description())
     with pytest.raises(UserError) as error:
-        folder.claim(description(size="2B", dataset_dir="datasets/b/train"))
+        folder.set_description(description(size="2B", dataset_dir="datasets/b/train"))
     for text in ("size is 'Tiny' there and '2B' here", "datasets/b/train", "job.name"):
         assert text in str(error.value)
 
 
 def test_a_folder_without_checkpoints_can_be_claimed_anew(tmp_path):
     folder = CheckpointFolder(tmp_path)
-    folder.claim(description())
-    folder.claim(description(size="2B"))
+    folder.set_description(description())
+    folder.set_description(description(size="2B"))
     assert '"2B"' in folder.config_path.read_text()
 
 
@@ -192,8 +196,8 @@ def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, cap
         folder = CheckpointFolder(tmp_path)
         latest = read_latest(tmp_path)
         if latest is not None:
-            assert folder.fault(latest) is None
-            assert newest_whole(tmp_path) == latest
+            assert folder.find_damage(latest) is None
+            assert CheckpointFolder(tmp_path).latest_complete() == latest
             for part in PARTS:
                 assert folder.load(part, latest)["t"].eq(latest).all()
             assert latest >= reached
@@ -202,7 +206,7 @@ def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, cap
 
 
 def test_memory_reserved_in_the_background_is_what_copies_are_made_in():
-    staging = Staging()
+    staging = StagingBuffers()
     state = {"a": torch.randn(3, 4), "b": torch.randn(5)}
     staging.reserve(state)
     first = staging(state)

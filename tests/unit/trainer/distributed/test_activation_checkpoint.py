@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from video2world_trainer.distributed import activation_offload
 from video2world_trainer.distributed.activation_checkpoint import (
-    LEVELS,
-    block_bytes,
+    RECOMPUTE_POLICIES,
     prepare_blocks,
+    saved_bytes_per_block,
 )
 from video2world_trainer.model.attention import sdpa
 from video2world_trainer.model.dit import VideoDiT
@@ -84,7 +84,7 @@ def test_every_level_gives_the_same_gradients_and_computes_as_much_again_as_it_s
     expected, all_kept = gradients("all")
     forward = "aten::_scaled_dot_product_flash_attention_for_cpu"
     products = {}
-    for keep in LEVELS:
+    for keep in RECOMPUTE_POLICIES:
         found, counts = gradients(keep)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), keep
         products[keep] = counts["aten::mm"]
@@ -177,6 +177,6 @@ COMPILE, BACKEND = torch.compile, "aot_eager_decomp_partition"
 def test_memory_of_the_2b_step():
     """28 blocks that keep their input and attention's output: 2 x 346 MB each."""
     dit, tokens = PRESETS["2B"].dit, 84_480
-    assert block_bytes(dit, tokens, "attention") == 2 * tokens * 2048 * 2
-    sizes = [block_bytes(dit, tokens, keep) for keep in LEVELS]
+    assert saved_bytes_per_block(dit, tokens, "attention") == 2 * tokens * 2048 * 2
+    sizes = [saved_bytes_per_block(dit, tokens, keep) for keep in RECOMPUTE_POLICIES]
     assert sizes == sorted(sizes, reverse=True)

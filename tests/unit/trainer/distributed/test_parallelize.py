@@ -8,7 +8,7 @@ import pytest
 
 from repository import ROOT
 from video2world_common.exit_codes import UserError
-from video2world_trainer.distributed.parallelize import Layout, frame_slice, lay_out
+from video2world_trainer.distributed.parallelize import ParallelMesh, build_mesh, frame_slice
 from video2world_trainer.distributed.process_group import World
 
 
@@ -40,7 +40,7 @@ def test_frames_are_shared_without_gap(frames, parts):
 
 
 def test_the_weights_of_a_group_make_the_mean_over_all_frames():
-    layouts = [Layout(World(rank, 6), context_size=3) for rank in range(6)]
+    layouts = [ParallelMesh(World(rank, 6), context_size=3) for rank in range(6)]
     assert sum(one.weight(7) for one in layouts) == pytest.approx(6)
     assert [(one.data_rank, one.context_rank) for one in layouts[2:4]] == [(0, 2), (1, 0)]
 
@@ -56,4 +56,4 @@ def test_the_weights_of_a_group_make_the_mean_over_all_frames():
 )
 def test_what_cannot_be_shared_is_refused(ranks, context, message):
     with pytest.raises(UserError, match=message):
-        lay_out(World(0, ranks), context=context, shard_size=1, frames=24, heads=16)
+        build_mesh(World(0, ranks), context=context, shard_size=1, frames=24, heads=16)

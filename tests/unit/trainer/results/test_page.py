@@ -15,7 +15,7 @@ from video2world_preprocess.video.writer import write_video
 from video2world_trainer.results.line_chart import line_chart
 from video2world_trainer.results.page import render_page, write_page
 from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
-from video2world_trainer.training.history import Records, read_records
+from video2world_trainer.training.history import HistoryWriter, read_history
 
 HOSTILE = st.one_of(
     st.text(),
@@ -206,7 +206,7 @@ def volume(tmp_path, monkeypatch):
                 },
             },
         )
-    records = Records(job)
+    records = HistoryWriter(job)
     for iteration in range(10, 110, 10):
         records.append(iteration, loss=1 / iteration, seconds=0.5)
     return results, job
@@ -282,15 +282,15 @@ def test_a_page_that_cannot_be_written_is_logged(tmp_path, capsys):
 
 
 def test_repeated_iterations_of_a_restart_count_once(tmp_path):
-    records = Records(tmp_path)
+    records = HistoryWriter(tmp_path)
     for iteration, loss in ((10, 3.0), (20, 2.0), (30, 1.0)):
         records.append(iteration, loss=loss, seconds=1.0)
     with records.path.open("a") as stream:
         stream.write('{"iteration": 40, "lo')  # killed while writing
-    again = Records(tmp_path)
+    again = HistoryWriter(tmp_path)
     again.append(20, loss=2.5, seconds=1.0)
     again.append(30, loss=None, seconds=1.0, gradient_norm=4.0)
-    assert [(r["iteration"], r.get("loss")) for r in read_records(tmp_path)] == [
+    assert [(r["iteration"], r.get("loss")) for r in read_history(tmp_path)] == [
         (10, 3.0),
         (20, 2.5),
         (30, None),

@@ -6,9 +6,10 @@ import pytest
 from video2world_common.exit_codes import UserError
 from video2world_common.experiments import EXPERIMENTS
 from video2world_trainer.train import main
-from video2world_trainer.training.config import TrainConfig, read_config
+from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.fixed_settings import FIXED
-from video2world_trainer.training.loss import NoiseLaw
+from video2world_trainer.training.loss import NoiseDistribution
 
 NAME = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 
@@ -95,13 +96,13 @@ def test_tiny():
         ("model.config.pipe_config.min_num_conditional_frames=2", "is above max_num_conditional"),
         ("model.config.loss_weight=uniform", "one of flow, edm"),
         ("model.config.pipe_config.ema.rate=0.5", "at most 0.28"),
-        ("model.config.model_manager_config.lora_alpha=4", "name that file"),
+        ("model.config.model_manager_config.lora_alpha=4", "set that too"),
         ("model.config.atten_backend=torch", "did you mean model.config.pipe_config.net.atten_"),
         ("optimizer.beta=[0.9,0.99]", "did you mean optimizer.betas?"),
         ("trainer.foo=3", "is not a setting; python -m video2world_trainer.train --help lists"),
         ("trainer.grad_accum_iter=4", "cannot be set here: raise dataloader_train.batch_size"),
-        ("dataloader_train.num_workers=8", "latents are small files that are read ahead"),
-        ("model.config.pipe_config.net.num_blocks=2", "belongs to the weights: choose model.size"),
+        ("dataloader_train.num_workers=8", "latents are small files, which one thread reads"),
+        ("model.config.pipe_config.net.num_blocks=2", "must match the weights: set model.size"),
         ("model.config.pipe_config.net.atten_backnd=torch", "did you mean model.config.pipe_"),
     ],
 )
@@ -130,9 +131,9 @@ def test_upstreams_settings_of_the_objective_and_the_optimizer():
         ]
     )
     assert (config.betas, config.eps, config.ema_rate) == ((0.9, 0.95), 1e-6, 0.05)
-    assert config.noise_law == NoiseLaw((1, 2), 0.1, 0.0, False)
+    assert config.noise_distribution == NoiseDistribution((1, 2), 0.1, 0.0, False)
     assert (config.loss_scale, config.loss_weight, config.f_min) == (1.0, "edm", 0.4)
-    assert read_config(["job.name=x"]).noise_law == NoiseLaw()
+    assert read_config(["job.name=x"]).noise_distribution == NoiseDistribution()
 
 
 @pytest.mark.parametrize("name", FIXED)

@@ -199,7 +199,7 @@ def test_a_run_that_is_to_stop_keeps_its_last_sound_checkpoint_and_goes_on_from_
     assert CheckpointFolder(volume / JOB).iterations() == [10]
     code, out = here(volume, "trainer.max_iter=15", *settings, stop)
     assert code == 0, out
-    assert "going on from iteration 10" in out
+    assert "resuming from iteration 10" in out
     assert losses(out)[15] < 2 * max(before.values())
 
 

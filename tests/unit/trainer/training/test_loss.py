@@ -5,12 +5,12 @@ import torch
 
 from video2world_trainer.training.loss import (
     CONDITION_SIGMA,
-    NoiseLaw,
-    collate_draws,
+    NoiseDistribution,
+    collate_noise,
     condition_mask,
-    draw,
     edm_weight,
     interpolate,
+    sample_noise,
     sample_sigma,
     sigma_to_time,
     training_loss,
@@ -57,8 +57,8 @@ def test_conditioned_frames_are_clean_and_told_so():
         return torch.zeros_like(x)
 
     shape = (16, 3, 4, 4)
-    draws = [draw(shape, torch.Generator().manual_seed(seed)) for seed in range(8)]
-    randomness = collate_draws(draws)
+    draws = [sample_noise(shape, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    randomness = collate_noise(draws)
     latents, text = torch.randn(8, *shape), torch.randn(8, 6, 1024)
     training_loss(net, latents, text, randomness)
     assert torch.equal(seen["x"][:, :, 0], latents[:, :, 0])
@@ -77,19 +77,24 @@ def test_conditioned_frames_are_clean_and_told_so():
 
 def test_a_fifth_of_the_captions_is_dropped():
     kept = [
-        draw((1, 1, 1, 1), torch.Generator().manual_seed(seed)).keep_text for seed in range(5000)
+        sample_noise((1, 1, 1, 1), torch.Generator().manual_seed(seed)).keep_text
+        for seed in range(5000)
     ]
     assert torch.cat(kept).float().mean() == pytest.approx(0.8, abs=0.02)
 
 
 def test_one_to_two_frames_are_drawn_evenly_and_none_from_a_picture():
     counts = [
-        int(draw((1, 3, 1, 1), torch.Generator().manual_seed(seed), NoiseLaw((1, 2))).conditional)
+        int(
+            sample_noise(
+                (1, 3, 1, 1), torch.Generator().manual_seed(seed), NoiseDistribution((1, 2))
+            ).conditional
+        )
         for seed in range(1000)
     ]
     assert set(counts) == {1, 2}
     assert counts.count(1) == pytest.approx(500, abs=60)
-    assert int(draw((1, 1, 2, 2), torch.Generator()).conditional) == 0
+    assert int(sample_noise((1, 1, 2, 2), torch.Generator()).conditional) == 0
 
 
 def test_flow_loss_is_upstreams_weighted_x0_loss(generator):
@@ -120,9 +125,13 @@ def test_the_weight_of_the_guides_own_commit():
     shape = (4, 16, 3, 4, 4)
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(shape, generator=generator)
-    randomness = collate_draws(
+    randomness = collate_noise(
         [
-            draw(shape[1:], torch.Generator().manual_seed(seed), NoiseLaw(high_sigma_ratio=0.3))
+            sample_noise(
+                shape[1:],
+                torch.Generator().manual_seed(seed),
+                NoiseDistribution(high_sigma_ratio=0.3),
+            )
             for seed in range(4)
         ]
     )
@@ -151,13 +160,15 @@ def test_what_the_noise_law_can_be_changed_to():
     def sigmas(law):
         return sample_sigma(20_000, 16, torch.Generator().manual_seed(1), law)
 
-    assert not (sigmas(NoiseLaw(high_sigma_ratio=0.0)) > 1e3).any()
-    assert (sigmas(NoiseLaw(high_sigma_ratio=1.0)) >= 200).all()
-    plain = sigmas(NoiseLaw(high_sigma_ratio=0.0, adjusted=False))
-    assert torch.allclose(4 * plain, sigmas(NoiseLaw(high_sigma_ratio=0.0)))
+    assert not (sigmas(NoiseDistribution(high_sigma_ratio=0.0)) > 1e3).any()
+    assert (sigmas(NoiseDistribution(high_sigma_ratio=1.0)) >= 200).all()
+    plain = sigmas(NoiseDistribution(high_sigma_ratio=0.0, adjusted=False))
+    assert torch.allclose(4 * plain, sigmas(NoiseDistribution(high_sigma_ratio=0.0)))
     for rate, kept in ((0.0, 200), (1.0, 0)):
-        law = NoiseLaw(text_dropout=rate)
-        drawn = [draw((1, 1, 1, 1), torch.Generator().manual_seed(n), law) for n in range(200)]
+        law = NoiseDistribution(text_dropout=rate)
+        drawn = [
+            sample_noise((1, 1, 1, 1), torch.Generator().manual_seed(n), law) for n in range(200)
+        ]
         assert sum(bool(one.keep_text) for one in drawn) == kept
 
 
@@ -170,7 +181,7 @@ def test_conditioned_elements_count_in_the_denominator():
 
 def test_a_draw_depends_on_its_generator_only():
     first, again, other = (
-        draw((16, 2, 4, 4), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+        sample_noise((16, 2, 4, 4), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
     )
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.sigma, again.sigma)

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from repository import ROOT
-from video2world_trainer.training.prometheus import FIGURES, Exporter
+from video2world_trainer.training.prometheus import METRICS, PrometheusExporter
 
 
-def scraped(exporter: Exporter) -> dict[str, float]:
+def scraped(exporter: PrometheusExporter) -> dict[str, float]:
     url = f"http://127.0.0.1:{exporter.port}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
@@ -29,23 +29,23 @@ def scraped(exporter: Exporter) -> dict[str, float]:
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    made = Exporter("0")
+    made = PrometheusExporter("0")
     yield made
     made.close()
 
 
-def test_it_serves_what_it_is_told(exporter: Exporter) -> None:
-    exporter.told(iteration=7, loss=None, tokens_per_second=3.5, unheard_of=1)
+def test_it_serves_what_it_is_told(exporter: PrometheusExporter) -> None:
+    exporter.update(iteration=7, loss=None, tokens_per_second=3.5, unheard_of=1)
     found = scraped(exporter)
-    assert found.keys() == FIGURES.keys()
+    assert found.keys() == METRICS.keys()
     assert (found["iteration"], found["tokens_per_second"]) == (7, 3.5)
     assert math.isnan(found["loss"])
-    exporter.told(iteration=8, loss=0.25)
+    exporter.update(iteration=8, loss=0.25)
     assert scraped(exporter)["loss"] == 0.25
     assert scraped(exporter)["report_time_seconds"] > 1.7e9
 
 
-def test_a_local_run_is_seen_on_loopback_alone(exporter: Exporter) -> None:
+def test_a_local_run_is_seen_on_loopback_alone(exporter: PrometheusExporter) -> None:
     assert exporter._server.server_address[0] == "127.0.0.1"
 
 
@@ -53,22 +53,22 @@ def test_without_a_port_or_with_one_that_is_taken_the_run_goes_on(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("V2W_METRICS_PORT", raising=False)
-    Exporter().told(iteration=1)
+    PrometheusExporter().update(iteration=1)
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        Exporter(str(taken.getsockname()[1])).told(iteration=1)
-    Exporter("70000").told(iteration=1)
-    Exporter("x").told(iteration=1)
-    assert capsys.readouterr().out.count("note: no metrics at port") == 3
+        PrometheusExporter(str(taken.getsockname()[1])).update(iteration=1)
+    PrometheusExporter("70000").update(iteration=1)
+    PrometheusExporter("x").update(iteration=1)
+    assert capsys.readouterr().out.count("note: no metrics on port") == 3
 
 
 def test_the_page_lists_every_figure_and_rules_and_boards_ask_for_no_other() -> None:
     page = (ROOT / "docs" / "watching.md").read_text()
     listed = set(re.findall(r"`video2world_training_(\w+)`", page))
-    assert listed == set(FIGURES)
+    assert listed == set(METRICS)
     files = ROOT / "charts" / "video2world-operator" / "files"
     for path in (files / "alerts.yaml", files / "dashboards" / "video2world.json"):
         asked = set(re.findall(r"video2world_training_(\w+)", path.read_text()))
         assert asked
-        assert asked <= set(FIGURES)
+        assert asked <= set(METRICS)

@@ -1,0 +1,28 @@
+"""Hold the progress of a run: what resuming needs besides weights and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["STAGE", "Progress"]
+
+STAGE = "train"  # the stage's name in event lines
+
+
+@dataclass
+class Progress:
+    """Counters of a run; plain data, saved in checkpoints under these names."""
+
+    iteration: int = 0
+    consumed: int = 0  # samples consumed by all ranks together: the data position
+    updates: int = 0  # optimizer steps applied, not counting skipped ones: the EMA's step counter
+    loss_sum: float = 0.0  # since the last report
+    loss_count: int = 0
+    skipped: list[int] = field(default_factory=list)  # iterations whose step was not applied
+    divergence: dict[str, Any] = field(default_factory=dict)  # state of a Divergence
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over the counters of a checkpoint."""
+        vars(self).update(vars(Progress(**saved)))
