@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.distributed.activation_checkpoint import Keep, prepare_blocks
+from video2world_trainer.distributed.activation_checkpoint import RecomputePolicy, prepare_blocks
 from video2world_trainer.distributed.parallelize import frame_slice
 from video2world_trainer.distributed.ulysses import ulysses
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
@@ -107,7 +107,7 @@ def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
 
 
 def step_2b(
-    keep: Keep = "narrow",
+    keep: RecomputePolicy = "narrow",
     backend: str = "auto",
     compiled: bool = True,
     count: int = 5,
@@ -141,7 +141,7 @@ def step_2b(
         "useful_tflops": round(flops / median / 1e12, 1),
         "tokens_per_second": round(tokens / median),
         "loss": float(outcome.loss),
-        "norm": float(outcome.norm),
+        "norm": float(outcome.gradient_norm),
         "skipped": float(outcome.skipped),
     }
     if profile:
@@ -219,7 +219,11 @@ def peer_diffusers(count: int = 2) -> dict[str, Any]:
 
 
 def rank_14b(
-    keep: Keep = "products", ranks: int = 8, shards: int = 32, count: int = 3, profile: bool = True
+    keep: RecomputePolicy = "products",
+    ranks: int = 8,
+    shards: int = 32,
+    count: int = 3,
+    profile: bool = True,
 ) -> dict[str, Any]:
     """Measure one rank's share of 14B at context parallel 8 and FSDP over 32, without transfers.
 
@@ -273,7 +277,7 @@ def rank_14b(
     return result
 
 
-def lora_14b(keep: Keep = "attention", count: int = 2) -> dict[str, Any]:
+def lora_14b(keep: RecomputePolicy = "attention", count: int = 2) -> dict[str, Any]:
     """Measure the complete 14B step with rank-16 adapters on one GPU: 93 frames of 432x768."""
     preset, latents = PRESETS["14B"], LATENTS["480p"]
     net = network(preset.dit)

@@ -80,7 +80,7 @@ def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
     latents = torch.randn(1, *CLIP, generator=generator).cuda()
     text = torch.randn(1, 32, 1024, generator=generator).cuda()
     outcomes = [step(latents, text, randomness, 1e-4) for _ in range(steps)]
-    return net, step, [(float(one.loss), float(one.norm)) for one in outcomes]
+    return net, step, [(float(one.loss), float(one.gradient_norm)) for one in outcomes]
 
 
 @pytest.mark.parametrize("keep", ["products", "narrow"])

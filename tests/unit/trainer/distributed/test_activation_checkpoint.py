@@ -161,9 +161,9 @@ def test_flash_attention_4_is_an_operator_that_is_kept(package, compiled, monkey
 def test_inputs_on_the_host_give_the_same_gradients(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **kw: COMPILE(f, backend=BACKEND, **kw))
     moved = []
-    move = activation_offload._Offload._move
+    move = activation_offload._Offload._to_host
     monkeypatch.setattr(
-        activation_offload._Offload, "_move", lambda *a: moved.append(a[1]) or move(*a)
+        activation_offload._Offload, "_to_host", lambda *a: moved.append(a[1]) or move(*a)
     )
     expected, _ = gradients("attention", compiled=True)
     found, _ = gradients("attention", compiled=True, offload=True)
