@@ -19,6 +19,7 @@ from video2world_operator.api.conditions import Reason, Type
 from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.mutability import CHANGEABLE, fixed
 from video2world_operator.api.validation import parse
+from video2world_operator.api.wording import Schema
 from video2world_operator.cli import parser
 from video2world_operator.codegen.write import generate
 from video2world_operator.controller.flags import FLAGS
@@ -32,7 +33,6 @@ __all__ = ["ENVIRONMENT", "FOLDER", "HEAD", "Variable", "main", "pages", "table"
 
 FOLDER = Path(__file__).parents[3] / "docs" / "reference"
 HEAD = "<!-- Generated from the code by `make generate`; do not edit. -->\n"
-Schema = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

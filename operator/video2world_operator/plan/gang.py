@@ -9,6 +9,7 @@ from typing import Any
 from video2world_operator.api.conditions import Reason
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.plan.manifests import GPU
+from video2world_operator.plan.stage import Manifest
 
 __all__ = ["WAYS", "Capabilities", "Gang", "choose"]
 
@@ -37,7 +38,6 @@ class Capabilities:
         return frozenset(group for group, version in names.items() if version)
 
 
-Manifest = dict[str, Any]
 WAYS = (Reason.GANG_NATIVE, Reason.GANG_VOLCANO, Reason.GANG_COSCHEDULING, Reason.GANG_KUEUE)
 
 

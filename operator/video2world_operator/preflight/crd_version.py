@@ -8,12 +8,12 @@ from typing import Any
 
 from video2world_operator.api.constants import GROUP, KIND, VERSION
 from video2world_operator.api.crd_schema import build
+from video2world_operator.api.wording import Schema
 from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 
 __all__ = ["Definition", "added_defaults", "problem_of", "unknown_fields", "without"]
 
-Schema = Mapping[str, Any]
 Path = tuple[str, ...]
 
 _GROUP_VERSION = f"apis/{GROUP}/{VERSION}"
