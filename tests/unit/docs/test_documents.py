@@ -58,6 +58,15 @@ def test_every_path_of_the_map_exists(page):
     assert missing == []
 
 
+def test_every_path_of_the_repository_that_a_page_names_exists():
+    tops = "benchmarks|charts|common|docs|manifests|operator|preprocess|tests|tools|trainer"
+    pattern = re.compile(rf"`((?:{tops})/[\w./-]+)`")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {(page.name, one) for page in pages for one in pattern.findall(page.read_text())}
+    assert len(named) > 40
+    assert {one for one in named if not (ROOT / one[1]).exists()} == set()
+
+
 def test_readme_lists_every_condition():
     text = README[README.index("Conditions, for `kubectl wait`") : README.index("## Limits")]
     assert set(re.findall(r"`([A-Z][A-Za-z]+)`", text)) == {str(one) for one in Type}
