@@ -252,8 +252,8 @@ class Status(_StatusModel):
         return not self.model_fields_set
 
     @property
-    def tells_charged_restarts(self) -> bool:
-        """Whether restarts are told apart by their cause; a local run does not do so."""
+    def records_charged_restarts(self) -> bool:
+        """Whether counted restarts are recorded; a local run does not record them."""
         return "charged_restarts" in self.model_fields_set
 
     def stage_status(self, name: str) -> StageStatus | None:

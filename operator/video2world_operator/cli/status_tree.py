@@ -160,7 +160,7 @@ def _attempt(attempt: AttemptStatus) -> str:
 
 
 def _restarts(status: Status) -> str:
-    shown = status.restarts and status.tells_charged_restarts
+    shown = status.restarts and status.records_charged_restarts
     return f"{status.restarts}" + (f" ({status.charged_restarts} counted)" if shown else "")
 
 

@@ -135,9 +135,7 @@ class Pod:
     scheduled: bool = True  # a scheduler has considered it, and placed it or reported why not
     not_ready: datetime | None = None  # since when it is not ready, after it has started
     states: tuple[str, ...] = ()  # containers that are not running normally, as text
-    still_running: tuple[
-        str, ...
-    ] = ()  # other containers that run; the kubelet ends native sidecars
+    still_running: tuple[str, ...] = ()  # other containers, except native sidecars
 
     @classmethod
     def of(cls, body: Object) -> Pod:
