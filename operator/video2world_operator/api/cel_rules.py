@@ -16,7 +16,7 @@ from video2world_operator.api.mutability import adjustable, fixed
 from video2world_operator.api.train_settings import ALLOWED, SETTINGS
 
 __all__ = [
-    "Rule",
+    "CELRule",
     "change_rules",
     "env_name_rule",
     "minimum_rule",
@@ -27,17 +27,17 @@ __all__ = [
     "spec_rules",
 ]
 
-Rule = dict[str, str]
+CELRule = dict[str, str]
 
 
-def _rule(rule: str, message: str) -> Rule:
+def _rule(rule: str, message: str) -> CELRule:
     return {"rule": rule, "message": message}
 
 
 # --------------------------------------------------------------------- rules of single fields
 
 
-def name_rule() -> Rule:
+def name_rule() -> CELRule:
     """Restrict the resource's name, which the names of pods and Services start with."""
     return _rule(
         f"size(self.metadata.name) <= {MAX_NAME} && "
@@ -47,7 +47,7 @@ def name_rule() -> Rule:
     )
 
 
-def path_rule() -> Rule:
+def path_rule() -> CELRule:
     """Keep a path inside the volume."""
     return _rule(
         "!self.split('/').exists(part, part == '..')",
@@ -55,12 +55,12 @@ def path_rule() -> Rule:
     )
 
 
-def minimum_rule(low: float, high: float) -> Rule:
+def minimum_rule(low: float, high: float) -> CELRule:
     """Bound a number from below by a fraction, which the schema's own minimum rounds to 0."""
     return _rule(f"self >= {low}", f"write a number from {low} to {high:g}")
 
 
-def env_name_rule() -> Rule:
+def env_name_rule() -> CELRule:
     """Refuse environment variables that the operator sets itself."""
     prefixes = [name for name in RESERVED_ENV if name.endswith("_")]
     words = [name for name in RESERVED_ENV if not name.endswith("_")]
@@ -71,7 +71,7 @@ def env_name_rule() -> Rule:
     )
 
 
-def samples_rules() -> list[Rule]:
+def samples_rules() -> list[CELRule]:
     """Require distinct outputs, and prompts that fit into an annotation."""
     return [
         _rule(
@@ -94,7 +94,7 @@ _VALUE = """o.substring(o.indexOf('=') + 1).replace('"', ' ').replace("'", ' ').
 _NOT_EMPTY = """o.matches('(?s)=.*[^\\\\s"\\']')"""
 
 
-def overrides_rule() -> Rule:
+def overrides_rule() -> CELRule:
     """Accept overrides that set a field or a setting of the train command."""
     names = {*OVERRIDES, *SETTINGS} - {*DECIDED}
     texts = {
@@ -121,7 +121,7 @@ def _overridden(name: str) -> str:
 # --------------------------------------------------------------------- rules between fields
 
 
-def spec_rules() -> list[Rule]:
+def spec_rules() -> list[CELRule]:
     """Return the rules between fields of the spec.
 
     What an experiment or an override sets is checked by the operator only, which resolves them.
@@ -234,7 +234,7 @@ def _shares_volume(sized: str) -> str:
 # --------------------------------------------------------------------- changes
 
 
-def change_rules() -> list[Rule]:
+def change_rules() -> list[CELRule]:
     """Return the rules about changes once work has begun, from the table of mutability."""
     started = "has(oldSelf.status) && has(oldSelf.status.startTime)"
     of_spec, of_training = fixed()
