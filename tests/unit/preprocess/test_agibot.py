@@ -145,7 +145,7 @@ def written() -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in files}
 
 
-def test_second_run_does_nothing_again_and_mends_what_is_gone() -> None:
+def test_a_second_run_restores_only_what_is_missing() -> None:
     prepare_two()
     before = written()
     victim = OUT / "val" / "videos" / f"task_327_episode_{VAL[0]}.mp4"
@@ -225,7 +225,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     ],
     ids=lambda flags: flags[0],
 )
-def test_settings_there_and_back_make_what_they_made_first(
+def test_changing_settings_and_back_restores_the_first_result(
     other: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     for data, task in ((DATA, 327), (DATA, 400), (Path("more"), 327)):
@@ -342,7 +342,7 @@ def test_an_episode_without_the_camera_is_named(capfd: pytest.CaptureFixture) ->
     assert f"check --camera (there are hand_left_color, {CAMERA}, head_color)" in error
 
 
-def test_one_null_in_task_info_costs_its_action_only() -> None:
+def test_a_null_in_task_info_affects_only_its_action() -> None:
     tar("a.tar", {101: clip_bytes(120)})
     task_info(101)
     info = DATA / "task_info" / "task_327.json"
@@ -354,7 +354,7 @@ def test_one_null_in_task_info_costs_its_action_only() -> None:
     assert "start_frame is null" in str(report()["dropped"])
 
 
-def test_video_that_ends_before_its_header_says_keeps_its_whole_windows() -> None:
+def test_a_truncated_video_keeps_its_complete_windows() -> None:
     # moov first, and the last frames are cut off, as in an interrupted copy
     import av
 
@@ -449,7 +449,7 @@ def test_delete_only_removes_what_the_camera_does_not_need() -> None:
     assert (outside / "precious").exists()
 
 
-def test_full_volume_keeps_what_is_finished_and_goes_on_later(volume: Path) -> None:
+def test_a_full_volume_keeps_finished_windows_and_the_next_run_resumes(volume: Path) -> None:
     """A write fails in the kernel because of a file size limit."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 255, (120, 96, 96, 3), dtype=np.uint8)

@@ -246,7 +246,7 @@ class Edited:
 @example(rounds=[[("video", "c", 43), ("break_off", 3), ("remove", "c")]])
 @example(rounds=[[("setting", ("seed", seed))] for seed in (1, 0)])
 @example(rounds=[[("try_and_break_off", ("held", "a"), 5)]])
-def test_a_run_after_any_edits_is_as_a_fresh_one(rounds: list[list[tuple]]) -> None:
+def test_a_run_after_any_edits_equals_a_fresh_one(rounds: list[list[tuple]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         edited = Edited(Path(name))
         edited.check()

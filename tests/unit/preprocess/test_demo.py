@@ -44,7 +44,7 @@ def test_videos_in_the_archive_show_the_scene(task, tmp_path):
     assert psnr(frames, drawn) > 30
 
 
-def test_the_same_seed_gives_the_same_bytes_and_what_is_there_is_kept(task, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_existing_files_are_kept(task, tmp_path):
     make_task(tmp_path, episodes=2)
     for path in task.rglob("*.*"):
         assert (tmp_path / path.relative_to(task)).read_bytes() == path.read_bytes()

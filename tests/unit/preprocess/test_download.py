@@ -143,7 +143,7 @@ def test_refusals_are_explained(tmp_path, hub, status, code, message):
     assert "Traceback" not in done.stderr
 
 
-def test_a_gate_found_half_way_is_still_called_a_gate(tmp_path, hub):
+def test_losing_access_during_a_download_is_reported_as_gated(tmp_path, hub):
     assert fetch(tmp_path, hub.endpoint).returncode == 0
     (tmp_path / "checkpoints" / PREDICT / "tokenizer/tokenizer.pth").unlink()
     hub.faults.refusal = (403, "GatedRepo")
@@ -153,7 +153,7 @@ def test_a_gate_found_half_way_is_still_called_a_gate(tmp_path, hub):
 
 
 @pytest.mark.slow  # the Hub's client tries five times
-def test_an_unreachable_hub_is_explained_and_worth_a_retry(tmp_path, hub):
+def test_an_unreachable_hub_is_explained_and_retried(tmp_path, hub):
     hub.shutdown()
     hub.server_close()
     done = fetch(tmp_path, hub.endpoint)
@@ -169,7 +169,7 @@ def test_a_mirror_without_a_needed_file_is_explained(tmp_path, hub):
     assert "tokenizer/tokenizer.pth missing" in done.stderr
 
 
-def test_what_arrives_damaged_twice_is_not_kept(tmp_path, hub):
+def test_a_file_that_is_damaged_twice_is_not_kept(tmp_path, hub):
     repository = hub.repositories[PREDICT]
     repository.files["tokenizer/tokenizer.pth"] = bytes(2 << 20)
     repository.digests["tokenizer/tokenizer.pth"] = "0" * 64

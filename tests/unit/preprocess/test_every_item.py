@@ -137,9 +137,7 @@ def test_each_entry_is_used_or_named_once(
     assert set(left_out) <= names
 
 
-def test_a_caption_is_found_in_capitals_and_in_both_spellings_of_an_accent(
-    tmp_path: Path, take: Path
-) -> None:
+def test_captions_match_in_any_case_and_unicode_spelling(tmp_path: Path, take: Path) -> None:
     folder = tmp_path / "in"
     put(folder, take, "only.MP4", None)
     (folder / "only.TXT").write_text("In capitals.")
@@ -168,7 +166,7 @@ def test_a_caption_is_found_in_capitals_and_in_both_spellings_of_an_accent(
         ("cam", "cam.mts: .mts videos are not read"),
     ],
 )
-def test_a_wrong_name_for_validation_gets_the_one_that_is_meant(
+def test_a_wrong_validation_name_gets_a_suggestion(
     tmp_path: Path, take: Path, asked: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("001.mp4", "pick_take.mp4", "cam.mts"):
@@ -179,7 +177,9 @@ def test_a_wrong_name_for_validation_gets_the_one_that_is_meant(
     assert words in error
 
 
-def test_a_name_is_no_address(tmp_path: Path, take: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_not_treated_as_a_url(
+    tmp_path: Path, take: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ffmpeg treats a name that begins with a word and a colon as a URL."""
     names = ["a:b", "http:x", "concat:a|b", "file:x", "pipe:0", "-i", "%d"]
     for name in (f"{name}.mp4" for name in names):
@@ -193,7 +193,9 @@ def test_a_name_is_no_address(tmp_path: Path, take: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("length", [225, 230, 231, 232, 233, 240, 251])
 @pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f916"])
-def test_a_name_counts_in_bytes(tmp_path: Path, take: Path, length: int, letter: str) -> None:
+def test_the_length_of_a_name_is_counted_in_bytes(
+    tmp_path: Path, take: Path, length: int, letter: str
+) -> None:
     size = len(letter.encode())
     stem = letter * (length // size) + "y" * (length % size)
     put(tmp_path / "in", take, "ok.mp4")

@@ -61,7 +61,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_what_does_not_fit_is_not_there_and_the_file_is_named(small_disk, kind):
+def test_a_file_that_does_not_fit_is_named_and_not_left_behind(small_disk, kind):
     disk = small_disk(100)
     write = WRITERS[kind]
     (disk / "before").write_text("kept")
@@ -143,7 +143,7 @@ def test_checkpoint_at_the_file_size_limit(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(small_disk):
+def test_training_keeps_its_last_checkpoint_and_resumes_with_enough_space(small_disk):
     disk = small_disk(100_000)
     volume = disk.parent
     (volume / "checkpoints").symlink_to(disk)
@@ -192,7 +192,7 @@ def test_training_keeps_its_last_checkpoint_and_goes_on_when_there_is_room(small
     assert run.latest_complete() == 4
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_frames_survive_a_round_trip(tmp_path):
     """The writers above succeed with enough space, so that their failure is due to the disk."""
     for write in WRITERS.values():
         write(tmp_path)

@@ -48,7 +48,7 @@ def split(folder: Path, sources: list[Source], workers: int) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_errors_of_every_type_cost_the_item_only(tmp_path: Path, video: Path) -> None:
+def test_errors_of_every_type_affect_only_their_item(tmp_path: Path, video: Path) -> None:
     """In this process as in workers; another run retries failures that may be temporary."""
     for workers in (1, 2):
         folder = tmp_path / str(workers)
@@ -87,9 +87,7 @@ def test_errors_of_the_machine_end_the_stage(tmp_path: Path, video: Path, how: s
             split(tmp_path / str(workers), sources, workers)
 
 
-def test_crashes_cost_the_item_only_and_nothing_that_is_finished(
-    tmp_path: Path, video: Path
-) -> None:
+def test_a_crash_affects_only_its_item_and_no_finished_window(tmp_path: Path, video: Path) -> None:
     once = str(tmp_path / "once")
     names = {
         "killed": "was killed",
@@ -122,7 +120,7 @@ def test_crashes_cost_the_item_only_and_nothing_that_is_finished(
     assert not lost.exists()
 
 
-def test_a_crash_of_the_only_process_costs_the_item_only_once_it_is_run_again(
+def test_an_item_that_crashed_the_only_process_is_isolated_in_the_next_run(
     tmp_path: Path, video: Path
 ) -> None:
     """With one worker: the item ended the process, so the next run isolates it."""
@@ -163,7 +161,7 @@ def test_the_stage_ends_if_all_fail(tmp_path: Path, video: Path) -> None:
         split(tmp_path, [source(video, n, Hostile("killed")) for n in "ab"], 2)
 
 
-def test_a_failed_item_is_done_for_the_other_shards_and_tried_by_the_next_run(
+def test_a_failed_item_is_finished_for_other_shards_and_retried_by_the_next_run(
     tmp_path: Path, video: Path
 ) -> None:
     bad = source(video, "bad", Hostile("zero"))
@@ -179,7 +177,7 @@ def test_a_failed_item_is_done_for_the_other_shards_and_tried_by_the_next_run(
 
 
 @pytest.mark.parametrize("on", [["cpu"], ["x", "y"]])
-def test_spread_gives_a_result_or_a_reason_for_each_item(tmp_path: Path, on: list[str]) -> None:
+def test_each_item_gets_a_result_or_a_reason(tmp_path: Path, on: list[str]) -> None:
     items = ["", "value", "killed"] if len(on) > 1 else ["", *hostile_items.FAULTS, ""]
     found = [
         (item, result, why)
@@ -201,7 +199,7 @@ def test_spread_gives_a_result_or_a_reason_for_each_item(tmp_path: Path, on: lis
         ("killed", OSError, "could not load what it needs: .*killed.*more memory"),
     ],
 )
-def test_what_loading_raises_ends_the_stage(how: str, error: type[Exception], words: str) -> None:
+def test_errors_while_loading_end_the_stage(how: str, error: type[Exception], words: str) -> None:
     with WorkerPool(functools.partial(hostile_items.load_badly, how), ["x"]) as helpers:
         futures = [helpers.submit(""), helpers.submit("")]
     for future in futures:
@@ -209,7 +207,7 @@ def test_what_loading_raises_ends_the_stage(how: str, error: type[Exception], wo
             future.result()
 
 
-def test_helpers_do_not_outlive_an_error() -> None:
+def test_workers_do_not_outlive_an_error() -> None:
     helpers = WorkerPool(hostile_items.load, ["x"])
     with contextlib.suppress(ZeroDivisionError), helpers:
         helper = Path("/proc") / helpers.submit("pid").result()
@@ -223,7 +221,7 @@ def test_helpers_do_not_outlive_an_error() -> None:
 
 
 @pytest.mark.parametrize("below", [True, False])
-def test_permission_is_the_items_unless_it_is_the_output_folders(
+def test_a_missing_permission_affects_one_item_unless_it_is_for_the_output_folder(
     tmp_path: Path, below: bool
 ) -> None:
     name = tmp_path / ("out/train/x.mp4" if below else "in/x.mp4")
@@ -235,7 +233,7 @@ def test_permission_is_the_items_unless_it_is_the_output_folders(
         assert os.fspath(name) in reason_for(error, tmp_path / "out")
 
 
-def test_a_gpu_that_failed_is_no_items_fault(tmp_path: Path) -> None:
+def test_a_failed_gpu_ends_the_stage(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="CUDA error"):
         reason_for(RuntimeError("CUDA error: an illegal memory access"), tmp_path)
     assert "out of memory" in reason_for(RuntimeError("CUDA out of memory."), tmp_path)

@@ -104,7 +104,7 @@ def times(dataset):
     return {path.name: path.stat().st_mtime_ns for path in dataset.rglob("*.safetensors")}
 
 
-def test_equal_metadata_is_kept_and_other_or_damaged_made_anew(dataset):
+def test_latents_with_other_metadata_or_damage_are_encoded_again(dataset):
     assert run(dataset) == 0
     first = times(dataset)
     assert run(dataset) == 0
@@ -121,7 +121,7 @@ def test_equal_metadata_is_kept_and_other_or_damaged_made_anew(dataset):
     assert not set(times(dataset).values()) & set(second.values())
 
 
-def test_a_window_replaced_by_one_of_the_same_size_is_encoded_anew(dataset):
+def test_a_window_replaced_by_one_of_the_same_size_is_encoded_again(dataset):
     first, second = dataset / "train/videos/w0.mp4", dataset / "other.mp4"
     write_video(second, scene(20, 7), 16)
     for path in (first, second):
@@ -157,7 +157,7 @@ def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys
     assert sorted(left) == [".lock", ".made-for.json", "w1.safetensors"]
 
 
-def test_a_video_that_ends_early_loses_only_itself(dataset, capsys):
+def test_a_truncated_video_affects_no_other(dataset, capsys):
     video = dataset / "train/videos/w0.mp4"
     write_video(video, scene(20, 0, 128, 128), 16)
     whole = video.read_bytes()

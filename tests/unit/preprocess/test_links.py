@@ -48,7 +48,7 @@ def said(volume: Path) -> str:
     )
 
 
-def test_a_caption_or_video_that_is_a_link_out_is_named_and_left_out(volume: Path) -> None:
+def test_captions_and_videos_linked_from_outside_are_dropped(volume: Path) -> None:
     clip(volume / "in" / "good.mp4")
     clip(volume / "in" / "spy.mp4", None)
     (volume / "in" / "spy.txt").symlink_to(volume.parent / "pod" / "environ.txt")
@@ -63,7 +63,7 @@ def test_a_caption_or_video_that_is_a_link_out_is_named_and_left_out(volume: Pat
     assert SECRET not in said(volume)
 
 
-def test_a_named_folder_that_is_a_link_out_is_a_user_error(
+def test_a_folder_linked_from_outside_is_a_user_error(
     volume: Path, capfd: pytest.CaptureFixture
 ) -> None:
     (volume / "in").symlink_to(volume.parent / "pod")
@@ -96,20 +96,20 @@ def test_a_prepared_folder_s_links_are_not_encoded(volume: Path) -> None:
     assert "a link leads out" in report.dropped[0].reason
 
 
-def test_a_sample_takes_no_caption_of_a_link_out(volume: Path) -> None:
+def test_a_sample_uses_no_caption_linked_from_outside(volume: Path) -> None:
     clip(volume / "in" / "a.mp4", None)
     (volume / "in" / "a.txt").symlink_to(volume.parent / "pod" / "environ.txt")
     assert SampleRequest(Path("in/a.mp4"), "", Path("a.mp4")).caption == ""
 
 
-def test_a_link_in_a_result_s_place_is_replaced_not_followed(volume: Path) -> None:
+def test_a_link_in_place_of_a_result_is_replaced_not_followed(volume: Path) -> None:
     (volume / "result.txt").symlink_to(volume.parent / "pod" / "environ.txt")
     write_text(volume / "result.txt", "mine")
     assert not (volume / "result.txt").is_symlink()
     assert SECRET in (volume.parent / "pod" / "environ.txt").read_text()
 
 
-def test_links_within_the_volume_and_commands_run_by_hand_work(
+def test_links_within_the_volume_and_in_commands_run_by_hand_are_followed(
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (volume / "real").mkdir()

@@ -138,7 +138,7 @@ def test_a_volume_mounted_read_only_is_explained(
     assert "Traceback" not in error
 
 
-def test_a_caption_of_ten_thousand_characters_is_kept_whole(tmp_path: Path) -> None:
+def test_a_caption_of_ten_thousand_characters_is_kept(tmp_path: Path) -> None:
     clip(tmp_path / "in" / "a.mp4", 60)
     text = ("Der Roboter greift eine Gurke – 青瓜. " * 300)[:10_000]
     (tmp_path / "in" / "a.txt").write_text(text, encoding="utf-8")
@@ -160,7 +160,7 @@ def test_shards_of_own_videos(tmp_path: Path) -> None:
     assert run(tmp_path, "--shards", "2", "--shard", "2") == 2
 
 
-def test_a_killed_worker_costs_nothing_but_a_second_attempt(tmp_path: Path) -> None:
+def test_an_item_whose_worker_was_killed_succeeds_at_the_second_attempt(tmp_path: Path) -> None:
     """As if the kernel had killed one because others used up the memory."""
     for name in "abcd":
         clip(tmp_path / "in" / f"{name}.mp4", 400)

@@ -105,7 +105,7 @@ def report(volume: Path) -> dict:
     return json.loads((volume / f"datasets/agibot_{CAMERA}/report.json").read_text())
 
 
-def test_only_what_is_wanted_is_transferred_and_kept(
+def test_only_the_videos_of_the_camera_are_transferred_and_kept(
     hub: HubServer, alpha: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     code, out, err = run(hub, tmp_path)
@@ -171,7 +171,7 @@ def test_kill_9_anywhere_and_run_again(
 
 
 @pytest.mark.slow
-def test_two_resources_on_one_volume_share_the_work_or_are_told_apart(
+def test_two_resources_on_one_volume_share_the_work_or_are_refused(
     hub: HubServer, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     hub.faults = Faults(bytes_per_second=3_000_000)
@@ -227,7 +227,7 @@ for name, environment, flags in json.load(sys.stdin):
 """
 
 
-def test_refusals_say_what_to_click_or_set(hub: HubServer, tmp_path: Path) -> None:
+def test_refusals_say_what_to_do(hub: HubServer, tmp_path: Path) -> None:
     page = f"https://huggingface.co/datasets/{REPO}"
     cases = {
         "no token": ("", [], ["is gated and no token is set", page, "HF_TOKEN", "licence"]),
@@ -263,7 +263,7 @@ def test_refusals_say_what_to_click_or_set(hub: HubServer, tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-def test_keep_source_keeps_the_archives_whole_and_checked(
+def test_keep_source_keeps_complete_verified_archives(
     hub: HubServer, alpha: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     code, _, err = run(hub, tmp_path, "--keep-source")
@@ -314,7 +314,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("kind", TROUBLE)
-def test_every_byte_comes_through_trouble(cdn: HubServer, kind: str) -> None:
+def test_every_byte_arrives_despite_network_faults(cdn: HubServer, kind: str) -> None:
     cdn.faults = TROUBLE[kind]
     with RangeReader(remote(cdn)) as reader:
         assert reader.read() == CONTENT
@@ -331,7 +331,7 @@ def test_every_byte_comes_through_trouble(cdn: HubServer, kind: str) -> None:
         (Faults(status=418, answers=1), ConnectionError, "responds with 418"),
     ],
 )
-def test_what_cannot_be_mended_is_named(
+def test_permanent_network_faults_are_explained(
     cdn: HubServer, faults: Faults, error: type[Exception], words: str
 ) -> None:
     cdn.faults = faults
@@ -341,7 +341,7 @@ def test_what_cannot_be_mended_is_named(
             reader.readall()
 
 
-def test_a_length_that_was_a_lie_is_noticed(cdn: HubServer) -> None:
+def test_a_wrong_content_length_is_noticed(cdn: HubServer) -> None:
     cdn.faults = Faults(longer=5000)  # in every response's headers, but not sent
     with (
         RangeReader(remote(cdn, len(CONTENT) + 5000)) as reader,
@@ -368,7 +368,7 @@ def test_skipping_transfers_little(cdn: HubServer) -> None:
     assert cdn.sent["x.tar"] <= 3 * 2 * range_reader.SMALLEST_RANGE
 
 
-def test_a_short_way_is_read_over_in_few_requests_of_one_connection(cdn: HubServer) -> None:
+def test_short_distances_are_read_through_on_one_connection(cdn: HubServer) -> None:
     with RangeReader(remote(cdn)) as reader:
         for at in range(0, len(CONTENT) - 90_000, 90_000):  # like the headers of depth images
             reader.seek(at)

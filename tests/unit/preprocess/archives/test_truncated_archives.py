@@ -95,7 +95,7 @@ CUTS = sorted(
 )
 
 
-def test_the_cuts_meet_every_part_of_an_archive() -> None:
+def test_the_truncations_hit_every_part_of_an_archive() -> None:
     assert DATA[MARK : MARK + 1024] == bytes(1024)
     assert any(DATA[MARK - 1024 : MARK])
     assert len(DATA) > MARK + 1100
@@ -103,7 +103,7 @@ def test_the_cuts_meet_every_part_of_an_archive() -> None:
 
 @pytest.mark.parametrize("kind", ["tar", "remote"])
 @pytest.mark.parametrize("piece", [1 << 30, 1500])
-def test_wherever_a_tar_is_cut(
+def test_a_tar_truncated_anywhere(
     opened: Callable[[str, bytes], Archive],
     kind: str,
     piece: int,
@@ -121,7 +121,7 @@ def test_wherever_a_tar_is_cut(
         assert all("truncated" in reason and "copy or download it" in reason for reason in named)
 
 
-def test_wherever_a_compressed_tar_is_cut(
+def test_a_compressed_tar_truncated_anywhere(
     opened: Callable[[str, bytes], Archive], tmp_path: Path
 ) -> None:
     whole = gzip.compress(DATA, 1)
@@ -168,7 +168,7 @@ def test_a_file_that_is_not_what_its_name_says(
     assert not report.notes
 
 
-def test_archives_joined_into_one_file_are_named(
+def test_archives_joined_into_one_file_are_reported(
     opened: Callable[[str, bytes], Archive], tmp_path: Path
 ) -> None:
     more, _ = packed(5, 6)
@@ -216,7 +216,7 @@ def test_names_of_archives_that_an_index_cannot_have_or_glob(tmp_path: Path) -> 
     assert [m.episode for _, m in members] == [1, 2, 3, 4, 1, 2, 3, 4]
 
 
-def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_other_files_than_archives_are_reported(tmp_path: Path) -> None:
     for name in ("a.tar", "b.TAR", "c.tar.xz", "d.zip", "e.tar.part", "notes.md", ".f.tar"):
         (tmp_path / name).write_bytes(DATA)
     (tmp_path / "101").mkdir()

@@ -103,7 +103,7 @@ def test_composed_caption_has_the_scene_and_the_overlapping_actions(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"a": 1}'])
-def test_task_info_that_is_none(tmp_path: Path, content: str | None) -> None:
+def test_invalid_task_info(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "task_327.json"
     if content is not None:
         path.write_text(content)
@@ -147,7 +147,7 @@ def entry(episode: object, **changes: object) -> dict[str, object]:
     + [(key, value) for key in ("start_frame", "end_frame") for value in NO_NUMBER]
     + [("end_frame", 150), ("end_frame", 20)],
 )
-def test_an_unusable_action_costs_itself_and_is_named(
+def test_an_unusable_action_is_left_out_and_reported(
     tmp_path: Path, key: str, value: object
 ) -> None:
     path = tmp_path / "task_327.json"
@@ -219,7 +219,7 @@ def damaged(draw: st.DrawFn) -> list[object]:
 
 @settings(max_examples=150, deadline=None)
 @given(entries=damaged())
-def test_no_damage_of_task_info_raises_or_costs_another_episode(
+def test_damage_of_task_info_never_raises_or_affects_another_episode(
     tmp_path_factory: pytest.TempPathFactory, entries: list[object]
 ) -> None:
     path = tmp_path_factory.mktemp("info") / "task_327.json"
@@ -245,7 +245,7 @@ def test_no_damage_of_task_info_raises_or_costs_another_episode(
 @given(
     lines=st.lists(st.binary(max_size=30) | JSON.map(lambda v: json.dumps(v).encode()), max_size=4)
 )
-def test_no_damage_of_a_caption_file_raises_or_costs_another_line(
+def test_damage_of_a_caption_file_never_raises_or_affects_another_line(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:
     lines = [part for line in lines for part in line.split(b"\n")]
@@ -270,7 +270,7 @@ def test_no_damage_of_a_caption_file_raises_or_costs_another_line(
         (json.dumps(line(0, 149, "x")).encode("utf-16"), "is UTF-16; save it as UTF-8"),
     ],
 )
-def test_a_caption_file_of_another_form_is_named_as_such(
+def test_a_caption_file_in_another_format_is_reported(
     tmp_path: Path, data: bytes, words: str
 ) -> None:
     path = tmp_path / "captions.jsonl"
@@ -288,14 +288,14 @@ def test_a_caption_file_of_another_form_is_named_as_such(
         (b"[\xff]", "is not UTF-8 text"),
     ],
 )
-def test_json_that_is_none_is_explained(tmp_path: Path, data: bytes, words: str) -> None:
+def test_invalid_json_is_explained(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "task_327.json"
     path.write_bytes(data)
     with pytest.raises(UserError, match=rf"task_327\.json {words}|task_327\.json .*{words}"):
         read_task_info(path, Report("dataset"))
 
 
-def test_a_number_of_thousands_of_digits_costs_its_action_only(tmp_path: Path) -> None:
+def test_a_number_of_thousands_of_digits_affects_only_its_action(tmp_path: Path) -> None:
     path = tmp_path / "task_327.json"
     text = json.dumps([entry(1), entry(2, start_frame=77777)])
     path.write_text(text.replace("77777", "9" * 5000))
@@ -305,7 +305,7 @@ def test_a_number_of_thousands_of_digits_costs_its_action_only(tmp_path: Path) -
     assert len(report.dropped) == 1
 
 
-def test_an_episode_that_is_listed_twice_is_taken_once(tmp_path: Path) -> None:
+def test_an_episode_that_is_listed_twice_is_used_once(tmp_path: Path) -> None:
     path = tmp_path / "task_327.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([entry(1), entry("1", action_text="x")]).encode())
     report = Report("dataset")

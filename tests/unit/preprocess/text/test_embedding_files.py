@@ -115,7 +115,7 @@ def test_anything_but_one_array_of_numbers_is_refused(tmp_path, content):
         b"]" * (16 << 20) + b".",  # 0.9 GiB of empty lists
     ],
 )
-def test_memory_is_not_taken_at_a_files_word(tmp_path, data):
+def test_a_file_cannot_request_large_amounts_of_memory(tmp_path, data):
     path = tmp_path / "greedy.pickle"
     path.write_bytes(data)
     code = (
@@ -143,7 +143,7 @@ def test_a_file_cannot_change_how_the_next_is_read(tmp_path):
     np.testing.assert_array_equal(read_embedding(tmp_path / "good.pickle"), EMBEDDING)
 
 
-def test_a_torn_file_is_refused(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / "a.pickle"
     write_embedding(path, np.ones((5, 1024)))
     whole = path.read_bytes()

@@ -32,7 +32,7 @@ def encoder(t5):
     return TextEncoder.load(t5)
 
 
-def test_tiny_t5_is_deterministic_and_made_once(t5, tmp_path):
+def test_tiny_t5_is_deterministic_and_written_once(t5, tmp_path):
     assert not write_tiny_t5(t5)
     assert write_tiny_t5(tmp_path / "again")
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
@@ -116,7 +116,7 @@ def test_other_activations_are_left_alone():
     assert [*model.modules()] == before
 
 
-def test_long_captions_are_cut_with_their_end_token(encoder):
+def test_long_captions_are_truncated_with_the_end_token(encoder):
     (array,) = encoder.encode([LONG], max_length=16)
     assert array.shape == (16, 1024)
 
@@ -186,7 +186,7 @@ def test_writes_the_guides_pickles(dataset, t5, encoder):
     assert_same(content[0], encoder.encode(["robot 1"])[0])
 
 
-def test_valid_ones_are_kept_damaged_and_changed_made_anew(dataset, t5, encoder, capsys):
+def test_damaged_and_outdated_embeddings_are_computed_again(dataset, t5, encoder, capsys):
     assert run(dataset, t5) == 0
     first = times(dataset)
     assert run(dataset, t5) == 0
@@ -217,7 +217,7 @@ def test_another_encoder_replaces_ours_but_not_foreign_ones(dataset, t5, tmp_pat
     np.testing.assert_array_equal(read_embedding(foreign), np.ones((2, 1024)))
 
 
-def test_a_foreign_one_is_kept_until_its_caption_changes(dataset, t5, encoder):
+def test_a_foreign_embedding_is_kept_until_its_caption_changes(dataset, t5, encoder):
     foreign, ones = dataset / "train/t5_xxl/w0.pickle", np.ones((2, 1024), np.float16)
     foreign.parent.mkdir()
     foreign.write_bytes(pickle.dumps([ones]))
@@ -294,14 +294,14 @@ def test_the_published_weights_become_safetensors_once(t5, encoder, tmp_path, ca
     assert "once" not in capsys.readouterr().out
 
 
-def test_a_cpu_is_warned_of_and_estimated(dataset, t5, capsys):
+def test_the_time_on_a_cpu_is_estimated_in_a_warning(dataset, t5, capsys):
     assert run(dataset, t5) == 0
     out = capsys.readouterr().out
     assert "WARNING: no GPU is used; 2 captions of" in out
     assert (dataset / "report-embeddings.html").is_file()
 
 
-def test_a_caption_whose_file_cannot_be_written_costs_no_other(dataset, t5, capsys):
+def test_a_caption_that_cannot_be_written_affects_no_other(dataset, t5, capsys):
     """Failed batches are tried again caption by caption."""
     (dataset / "train/t5_xxl/w1.pickle").mkdir(parents=True)
     (dataset / "train/metas" / f"{'y' * 250}.txt").write_text("A long name.")

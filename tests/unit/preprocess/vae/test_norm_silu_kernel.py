@@ -12,7 +12,7 @@ from repository import ROOT
 pytest.importorskip("triton")
 
 
-def test_equals_float64_and_leaves_what_is_beside():
+def test_equals_float64_and_writes_nothing_else():
     worker = ROOT / "tests/support/norm_kernel_worker.py"
     done = subprocess.run(
         [sys.executable, str(worker)],

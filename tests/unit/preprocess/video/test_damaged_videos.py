@@ -114,7 +114,7 @@ def shown_by_ffmpeg(path: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "ffv1" not in kind])
-def test_an_unreadable_packet_costs_what_depends_on_it_and_no_more(
+def test_an_unreadable_packet_affects_only_dependent_frames(
     tmp_path: Path, source: Path, kind: str
 ) -> None:
     whole = encode(source, tmp_path / kind)
@@ -138,7 +138,7 @@ def test_an_unreadable_packet_costs_what_depends_on_it_and_no_more(
             read_frames(damaged)
 
 
-def test_windows_beside_a_gap_are_cut_exactly(tmp_path: Path, source: Path) -> None:
+def test_windows_next_to_a_gap_are_cut_exactly(tmp_path: Path, source: Path) -> None:
     whole = encode(source, tmp_path / "h264.mp4")
     original = read_frames(whole).astype(int)
     for packet in (13, 14, 17):
@@ -164,7 +164,7 @@ def flip(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["h264.mp4", "h265.mp4", "mpeg4.avi", "vp9.mp4", "ffv1.mkv"])
-def test_changed_bytes_touch_no_other_group_of_pictures(
+def test_changed_bytes_affect_only_one_group_of_pictures(
     tmp_path: Path, source: Path, kind: str
 ) -> None:
     """Whether or not the decoder notices, the frames around are correct and kept."""
@@ -200,7 +200,7 @@ def test_frames_that_the_decoder_marks_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["h264.mp4", "h264.mkv", "mjpeg.avi", "mpeg4.avi"])
-def test_a_file_that_is_cut_short(tmp_path: Path, source: Path, kind: str) -> None:
+def test_a_truncated_file(tmp_path: Path, source: Path, kind: str) -> None:
     more = ["-movflags", "faststart"] if kind.endswith("mp4") else []
     path = encode(source, tmp_path / kind, *more)
     original = read_frames(path)
@@ -225,7 +225,7 @@ def clip(folder: Path, name: str, frames: np.ndarray, *options: object) -> Path:
     return folder / f"{name}.mp4"
 
 
-def test_the_stage_keeps_the_windows_around_the_damage(
+def test_the_windows_around_damage_are_kept(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -257,7 +257,7 @@ def test_the_stage_keeps_the_windows_around_the_damage(
     )
 
 
-def test_training_on_videos_takes_the_next_window_for_a_damaged_one(
+def test_training_on_videos_replaces_a_damaged_window_by_the_next(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "train"
@@ -290,7 +290,7 @@ def test_the_report_shows_all_windows_or_eight_of_them(tmp_path: Path, count: in
     assert np.diff([*shown, count]).max() <= -(-count // 8)  # evenly
 
 
-def test_a_picture_that_cannot_be_drawn_is_named_on_the_report(tmp_path: Path) -> None:
+def test_a_video_without_a_picture_is_named_in_the_report(tmp_path: Path) -> None:
     good, bad = clip(tmp_path, "good", texture(3)), clip(tmp_path, "bad", texture(3))
     bad.write_bytes(b"no video")
     write_report(tmp_path, Report("dataset"), [bad, good])
@@ -322,7 +322,7 @@ def test_clips_are_made_small_frame_by_frame(tmp_path: Path) -> None:
     assert peak < 5 * 480 * 640 * 3
 
 
-def test_memory_is_that_of_a_picture(tmp_path: Path) -> None:
+def test_only_one_picture_is_kept_in_memory(tmp_path: Path) -> None:
     """A window of 120 frames of 1080p takes 750 MB in RGB."""
     (tmp_path / "in").mkdir()
     red = ["-f", "lavfi", "-i", "color=red:size=1920x1080:rate=30", "-frames:v", 120]

@@ -146,7 +146,7 @@ def test_all_orientations(tmp_path: Path, source: Path, kind: str) -> None:
     np.testing.assert_array_equal(read_frames(mirrored), read_frames(upright)[:, :, ::-1])
 
 
-def test_what_is_turned_is_not_copied_and_keeps_the_shape_of_its_pixels(
+def test_rotated_videos_are_encoded_with_their_pixel_aspect_ratio(
     tmp_path: Path, source: Path
 ) -> None:
     plain, target = tmp_path / "plain.mp4", tmp_path / "cut.mp4"

@@ -100,7 +100,9 @@ def test_broken_files_are_user_errors_that_name_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3), (2, 4, 4), (2, 4, 4, 1)])
-def test_arrays_that_are_no_video_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_arrays_of_another_shape_or_type_are_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match="uint8"):
         writer.write_video(tmp_path / "a.mp4", np.zeros(shape, np.uint8), 30)
 
@@ -239,7 +241,7 @@ def test_a_rotated_video_comes_out_upright(tmp_path: Path) -> None:
         assert next(container.decode(video=0)).rotation == 0
 
 
-def test_a_varying_frame_rate_is_remarked_and_every_frame_kept(tmp_path: Path) -> None:
+def test_a_varying_frame_rate_is_noted_and_all_frames_are_kept(tmp_path: Path) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "b.mp4"
     times = [60 * n + (40 if n % 3 else 0) for n in range(30)]
     encode(source, texture(30), pts=times, g="10")
@@ -264,7 +266,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         reader.probe(path)
 
 
-def test_a_video_in_parts_is_the_same_file(tmp_path):
+def test_writing_in_parts_gives_the_same_file(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3), dtype=np.uint8)
     writer.write_video(tmp_path / "whole.mp4", frames, 16)
     writer.write_video(tmp_path / "parts.mp4", iter([frames[:1], frames[1:6], frames[6:]]), 16)
