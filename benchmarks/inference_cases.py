@@ -127,7 +127,7 @@ def _network(dit: DiTConfig, *, exact_rope: bool = False, dtype: torch.dtype = D
 def _prepared(net: VideoDiT) -> str:
     """Prepare attention and compilation as the inference command does; return the kernel's name."""
     choice = select_for("auto", DEVICE, next(net.parameters()).dtype)
-    net.set_attention(choice.to_caption, choice.attend)
+    net.set_attention(choice.cross_attention, choice.attend)
     prepare_blocks(net, compiled=ON_GPU)
     return choice.name
 
@@ -299,7 +299,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
     pair = _once(network_velocity(net, texts, conditioning_mask(given, 1)), given)
     result["dense"] = _timing(_timed(pair, count=2))
     ways = sparse_attention(patterns, size.grid, DEVICE, used, dense)
-    net.set_attention(select_for("auto", DEVICE, DTYPE).to_caption, ways)
+    net.set_attention(select_for("auto", DEVICE, DTYPE).cross_attention, ways)
     _forget_peak()
     times = _timed(pair)
     result |= {"used": used, **_timing(times), **_peak()}

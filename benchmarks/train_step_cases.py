@@ -117,7 +117,7 @@ def step_2b(
     preset, latents = PRESETS["2B"], LATENTS["720p"]
     net = network(preset.dit)
     choice = select_for(backend, torch.device("cuda"), BF16)
-    net.set_attention(choice.to_caption, choice.attend)
+    net.set_attention(choice.cross_attention, choice.attend)
     prepare_blocks(net, keep=keep, compiled=compiled)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)
@@ -241,7 +241,7 @@ def rank_14b(
     net.blocks = cast("Sequence[Block]", repeated)
     choice = select_for("auto", torch.device("cuda"), BF16)
     sizes = [tokens // ranks] * ranks
-    net.set_attention(choice.to_caption, ulysses(choice.attend, sizes, lambda x, *_: x, 0))
+    net.set_attention(choice.cross_attention, ulysses(choice.attend, sizes, lambda x, *_: x, 0))
     net.all_frames = latents[1]
     prepare_blocks(net, keep=keep, compiled=True)
     part = nn.ParameterList(
@@ -284,7 +284,7 @@ def lora_14b(keep: RecomputePolicy = "attention", count: int = 2) -> dict[str, A
     inject(net)
     randomised(net)
     choice = select_for("auto", torch.device("cuda"), BF16)
-    net.set_attention(choice.to_caption, choice.attend)
+    net.set_attention(choice.cross_attention, choice.attend)
     prepare_blocks(net, keep=keep, compiled=True)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16)

@@ -58,7 +58,7 @@ def test_kernels_against_float64(name, queries, keys):
     peer = errors(select_for("torch", device, BF16).attend, given, gradient)
     assert max(found) < 1e-2
     assert all(a < 1.1 * b for a, b in zip(found, peer, strict=True))
-    assert max(errors(choice.to_caption, given, gradient)) < 1e-2
+    assert max(errors(choice.cross_attention, given, gradient)) < 1e-2
 
 
 def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
@@ -70,7 +70,7 @@ def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5 / parameter.shape[1] ** 0.5)
     choice = select_for(backend, device, BF16)
-    net.set_attention(choice.to_caption, choice.attend)
+    net.set_attention(choice.cross_attention, choice.attend)
     prepare_blocks(net, keep=keep, compiled=compiled, offload=offload)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)

@@ -157,7 +157,7 @@ def apply_fsdp(net: VideoDiT, mesh: ParallelMesh) -> None:
 def apply_context_parallel(
     net: VideoDiT,
     attend: Attend | Sequence[Attend],
-    to_caption: Attend,
+    cross_attention: Attend,
     mesh: ParallelMesh,
     frames: int,
 ) -> None:
@@ -166,13 +166,13 @@ def apply_context_parallel(
     Args:
         net: the network.
         attend: self-attention of a single rank, for all blocks or one for each.
-        to_caption: cross-attention to the caption.
+        cross_attention: cross-attention to the caption.
         mesh: the ranks; without a context-parallel group, attention is set as it is.
         frames: latent frames of a clip.
     """
     group = mesh.context_group
     if group is None:
-        net.set_attention(to_caption, attend)
+        net.set_attention(cross_attention, attend)
         return
     own = mesh.frames(frames)
     net.first_frame, net.all_frames = own.start, frames
@@ -191,4 +191,4 @@ def apply_context_parallel(
 
     per_block = list(attend) if isinstance(attend, Sequence) else [attend] * len(net.blocks)
     wrapped = {one: over_all_ranks(one) for one in per_block}
-    net.set_attention(to_caption, [wrapped[one] for one in per_block])
+    net.set_attention(cross_attention, [wrapped[one] for one in per_block])

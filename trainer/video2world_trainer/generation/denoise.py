@@ -84,7 +84,7 @@ def network_velocity(
             cross-attention once. False runs them one after another, which takes less memory.
     """
     dtype = next(net.parameters()).dtype
-    captions = net.caption(text.to(mask.device, dtype))
+    captions = net.caption_keys_values(text.to(mask.device, dtype))
     mask = mask.to(dtype)
     batches = [captions]
     if not batch_branches:

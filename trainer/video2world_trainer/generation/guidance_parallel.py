@@ -35,7 +35,7 @@ def splits_branches(world: World, branches: int) -> bool:
 def shard_sample(
     net: VideoDiT,
     attend: Attend | Sequence[Attend],
-    to_caption: Attend,
+    cross_attention: Attend,
     world: World,
     branches: int,
     frames: int,
@@ -45,7 +45,7 @@ def shard_sample(
     Args:
         net: the network, changed in place.
         attend: self-attention, for all blocks or one for each.
-        to_caption: cross-attention.
+        cross_attention: cross-attention.
         world: all ranks.
         branches: branches of guidance, 1 or 2.
         frames: latent frames of the clip.
@@ -62,7 +62,7 @@ def shard_sample(
         heads=net.config.num_heads,
         setting=f"--num_gpus {world.size}",
     )
-    apply_context_parallel(net, attend, to_caption, mesh, frames)
+    apply_context_parallel(net, attend, cross_attention, mesh, frames)
     return mesh
 
 

@@ -90,7 +90,7 @@ def load_pipeline(
         kernel = choose(capability, dtype)
         attend = sparse_attention(patterns, clip.grid, world.device, kernel, choice.attend)
         attention = f"{kernel}, sparse"
-    mesh = shard_sample(net, attend, choice.to_caption, world, branches, clip.grid[0])
+    mesh = shard_sample(net, attend, choice.cross_attention, world, branches, clip.grid[0])
     prepare_blocks(net, compiled=on_gpu and chosen.size != "Tiny")
     if offload:
         offload_weights(net, world.device)

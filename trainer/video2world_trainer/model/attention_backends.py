@@ -74,7 +74,7 @@ class Choice:
     name: str
     attend: Attend
     reason: str
-    to_caption: Attend  # for cross-attention: many queries, few keys
+    cross_attention: Attend  # for cross-attention: many queries, few keys
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -212,23 +212,23 @@ class VideoDiT(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=dtype))
 
     def set_attention(
-        self, attend: Attend, over_tokens: Attend | Sequence[Attend] | None = None
+        self, cross_attention: Attend, self_attention: Attend | Sequence[Attend] | None = None
     ) -> None:
         """Set the attention kernels.
 
         Args:
-            attend: for cross-attention, and for self-attention without ``over_tokens``.
-            over_tokens: for self-attention, one for all blocks or one for each.
+            cross_attention: for all blocks.
+            self_attention: one for all blocks or one for each; None is ``cross_attention``.
         """
-        if isinstance(over_tokens, Sequence):
-            own = list(over_tokens)
+        if isinstance(self_attention, Sequence):
+            per_block = list(self_attention)
         else:
-            own = [over_tokens or attend] * len(self.blocks)
-        for block, one in zip(self.blocks, own, strict=True):
-            block.self_attn.attend = one
-            block.cross_attn.attend = attend
+            per_block = [self_attention or cross_attention] * len(self.blocks)
+        for block, attend in zip(self.blocks, per_block, strict=True):
+            block.self_attn.attend = attend
+            block.cross_attn.attend = cross_attention
 
-    def caption(self, text: Tensor) -> list[KeyValue]:
+    def caption_keys_values(self, text: Tensor) -> list[KeyValue]:
         """Compute each block's keys and values of captions [B, N, C].
 
         They are the same at every noise level, so inference computes them once.
@@ -259,14 +259,15 @@ class VideoDiT(nn.Module):
     ) -> Tensor:
         """Return the velocity [B, 16, T, H, W].
 
-        To evaluate one sample under several captions (guidance), pass their :meth:`caption` and a
-        batch of one of everything else: all before the first cross-attention is computed once.
+        To evaluate one sample under several captions (guidance), pass the result of
+        :meth:`caption_keys_values` and a batch of one of everything else: all before the first
+        cross-attention is computed once.
 
         Args:
             x: latents [B, 16, T, H, W]; conditioning frames clean, the others noised.
             timesteps: noise level in [0, 1] of every latent frame, [B, T].
             text: caption embeddings [B, N, 1024], zeros beyond the caption's end; or the result of
-                :meth:`caption`.
+                :meth:`caption_keys_values`.
             condition_mask: 1 on conditioning frames, [B, 1, T, H, W].
             padding_mask: 1 on padded pixels, [B, 1, height, width]; None is all zeros.
         """

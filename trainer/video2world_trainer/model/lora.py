@@ -39,7 +39,7 @@ class AdapterFacts:
     rank: int | None = None
     targets: tuple[str, ...] | None = None
 
-    def agreed(self, recorded: AdapterFacts) -> AdapterFacts:
+    def combine(self, recorded: AdapterFacts) -> AdapterFacts:
         """Complete the user's facts with those that the run recorded.
 
         Raises:

@@ -171,7 +171,7 @@ def fitting_weights(
             say(f"note: what is set about LoRA adapters has no effect: {path} holds none")
     else:
         try:
-            state = merge_state(state, adapters.agreed(recorded))
+            state = merge_state(state, adapters.combine(recorded))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     wanted = dict(net.named_parameters())

@@ -80,7 +80,11 @@ class Trainer:
 
         self.net = build_network(config, world)
         apply_context_parallel(
-            self.net, self.attention.attend, self.attention.to_caption, self.mesh, latent_frames
+            self.net,
+            self.attention.attend,
+            self.attention.cross_attention,
+            self.mesh,
+            latent_frames,
         )
         apply_fsdp(self.net, self.mesh)
         beta1, beta2 = config.betas
