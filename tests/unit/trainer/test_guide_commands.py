@@ -27,7 +27,7 @@ def words(line):
             "--split-only --val_episode_ids 685393",
             {"split_only": True, "val_episode_ids": ["685393"], "window_size": 5.0},
         ),
-        (  # the script's other flags (facts sheet 4.1)
+        (  # the script's other flags
             f"--task_ids 327 328 --data_dir d --repo_id a/b --keep_tar --camera {DATASET} "
             "--window-size 4 --min-last-window 6",
             {"task_ids": [327, 328], "window_size": 4.0, "min_last_window": 6.0, "keep_tar": True},

@@ -1,4 +1,4 @@
-"""The launcher: which node is rank 0, and how long workers may take to end."""
+"""Test the launcher: which node is rank 0, and how much time workers get to exit."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ import time
 TELL = "import os; print(os.environ['JOB_COMPLETION_INDEX'], os.environ['RANK'])"
 
 
-def test_the_pods_number_is_the_nodes_rank_whichever_came_first(tmp_path):
-    """torchrun's c10d rendezvous sorts nodes of one machine by pid: a wrap made pod 1 rank 0."""
+def test_the_completion_index_is_the_node_rank_whichever_pod_starts_first(tmp_path):
+    """torchrun's c10d rendezvous sorts nodes of one machine by PID, which may wrap around."""
     (tmp_path / "tell.py").write_text(TELL)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +55,7 @@ time.sleep(300)
 
 
 def launched(folder, seconds, count):
-    """The launcher with ``count`` workers that take so many seconds to end, and their pids."""
+    """Start the launcher with workers that take ``seconds`` to exit; also return their PIDs."""
     (folder / "work.py").write_text(WORKER.format(seconds=seconds))
     flags = ["--standalone", f"--nproc_per_node={count}", "work.py"]
     process = subprocess.Popen(
@@ -69,14 +69,14 @@ def launched(folder, seconds, count):
     return process, [int((folder / str(rank)).read_text()) for rank in range(count)]
 
 
-def test_asked_to_stop_it_waits_longer_than_torchrun_would(tmp_path):
+def test_after_a_stop_signal_workers_get_more_time_than_from_torchrun(tmp_path):
     process, _ = launched(tmp_path, 32, 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert (tmp_path / "saved").read_text() == "all of it"
 
 
-def test_when_a_worker_is_gone_the_others_follow_soon(tmp_path):
+def test_after_a_lost_worker_the_others_end_soon(tmp_path):
     process, pids = launched(tmp_path, 100, 2)
     os.kill(pids[1], signal.SIGKILL)
     assert process.wait(25) == 1

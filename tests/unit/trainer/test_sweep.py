@@ -1,4 +1,4 @@
-"""The inference stage: which checkpoints, whose share, and what is not made twice."""
+"""Test the inference stage: selecting checkpoints, sharding, keeping existing samples."""
 
 import json
 import os
@@ -94,7 +94,7 @@ ALL = [f"results/run/iter_{i:09d}/{n}.mp4" for i in (500, 1000) for n in "ab"]
         (["--checkpoints", "500", "latest", "--by_checkpoint"], ALL),
     ],
 )
-def test_checkpoints_and_where_their_samples_lie(capsys, flags, outputs):
+def test_selected_checkpoints_and_the_paths_of_their_samples(capsys, flags, outputs):
     code, events, _ = run(capsys, *flags)
     assert code == 0
     assert made() == outputs
@@ -104,7 +104,7 @@ def test_checkpoints_and_where_their_samples_lie(capsys, flags, outputs):
     assert [e["stage"] for e in events] == ["inference"] * len(events)
 
 
-def test_a_weights_file_of_its_own(capsys):
+def test_a_weights_file_as_checkpoint(capsys):
     Path("mine").mkdir()
     Path("mine/w.pt").write_text("x")
     code, _, _ = run(capsys, "--checkpoints", "mine/w.pt", "latest", "--by_checkpoint")
@@ -114,7 +114,7 @@ def test_a_weights_file_of_its_own(capsys):
     assert folders[1].startswith("w-")
 
 
-def test_alpha_is_for_weights_files_only_and_makes_samples_anew(capsys):
+def test_alpha_is_for_weights_files_only_and_regenerates_samples(capsys):
     Path("w.pt").write_text("x")
     seen = Path("inference.py").read_text() + "\nprint(*argv)\n"
     Path("inference.py").write_text(seen)
@@ -148,14 +148,14 @@ def test_an_entry_without_an_output_is_named(capsys):
         (["--", "--dit_path", "x.pt"], "--dit_path after --: it is set for each checkpoint"),
     ],
 )
-def test_mistakes_are_explained(capsys, flags, expected):
+def test_user_errors_are_explained(capsys, flags, expected):
     code, _, text = run(capsys, *flags)
     assert code == 2
     assert expected in text
     assert "Traceback" not in text
 
 
-def test_what_is_made_is_not_made_again_unless_its_settings_change(capsys, volume):
+def test_existing_samples_are_kept_unless_their_settings_change(capsys, volume):
     run(capsys, *BOTH)
     assert run(capsys, *BOTH)[0] == 0
     assert made() == ALL
@@ -170,7 +170,7 @@ def test_what_is_made_is_not_made_again_unless_its_settings_change(capsys, volum
     assert made()[9:] == ALL[2:]
 
 
-def test_a_changed_input_makes_its_samples_anew(capsys, monkeypatch):
+def test_a_changed_input_regenerates_its_samples(capsys, monkeypatch):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     monkeypatch.setenv("V2W_STAGE", "inference")
     for folder in ("videos", "metas"):
@@ -198,7 +198,7 @@ def test_a_changed_input_makes_its_samples_anew(capsys, monkeypatch):
         assert "nothing to do" in run(capsys)[2]
 
 
-def test_the_work_is_shared_and_the_last_one_ends_the_stage(capsys, monkeypatch):
+def test_work_is_sharded_and_the_last_pod_finishes_the_stage(capsys, monkeypatch):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     monkeypatch.setenv("V2W_STAGE", "inference")
     marker = Path(".video2world/stages/inference-abc.json")
@@ -214,7 +214,7 @@ def test_the_work_is_shared_and_the_last_one_ends_the_stage(capsys, monkeypatch)
     assert json.loads(marker.read_text())["summary"] == {"samples": 4, "checkpoints": 2}
 
 
-def test_one_bad_input_costs_only_its_checkpoint_and_is_named(capsys):
+def test_one_bad_input_fails_only_its_checkpoint_and_is_named(capsys):
     Path("behave.json").write_text('{"b.mp4": "refuse"}')
     code, events, text = run(capsys, *BOTH)
     assert code == 2
@@ -226,7 +226,7 @@ def test_one_bad_input_costs_only_its_checkpoint_and_is_named(capsys):
     assert made() == [ALL[0], ALL[2], ALL[1], ALL[3]]
 
 
-def test_a_crash_is_worth_another_attempt_which_goes_on(capsys):
+def test_after_a_crash_the_next_attempt_continues(capsys):
     Path("behave.json").write_text('{"b.mp4": "crash"}')
     with pytest.raises(SystemExit) as caught:
         run(capsys, *BOTH)
@@ -237,7 +237,7 @@ def test_a_crash_is_worth_another_attempt_which_goes_on(capsys):
     assert made() == [ALL[0], ALL[1], *ALL[2:]]
 
 
-def test_sigterm_ends_the_inference_and_what_was_made_stays(volume):
+def test_sigterm_ends_inference_and_finished_samples_are_kept(volume):
     Path("behave.json").write_text('{"b.mp4": "wait"}')
     script = (
         "import sys; from video2world_trainer import sweep\n"
@@ -260,7 +260,7 @@ def test_sigterm_ends_the_inference_and_what_was_made_stays(volume):
     assert volume.iterations() == [2000]
 
 
-def test_a_checkpoint_that_was_deleted_is_passed_over_where_that_is_meant(capsys):
+def test_deleted_checkpoints_are_skipped_if_allowed(capsys):
     flags = ["--checkpoints", "250", "--by_checkpoint", "--pass_over_missing"]
     code, events, text = run(capsys, *flags)
     assert code == 0
@@ -270,7 +270,7 @@ def test_a_checkpoint_that_was_deleted_is_passed_over_where_that_is_meant(capsys
     assert "raise spec.training.checkpoint.keep" in text
 
 
-def test_held_says_whether_a_file_is_there(tmp_path):
+def test_pinning_yields_whether_the_file_exists(tmp_path):
     (tmp_path / "w.pt").write_text("x")
     with pin_checkpoint(tmp_path / "w.pt") as there:
         assert there

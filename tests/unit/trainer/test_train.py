@@ -1,4 +1,4 @@
-"""The train command as its users run it: processes, signals, files."""
+"""Test the train command as users run it: processes, signals, files."""
 
 import json
 import os
@@ -88,14 +88,14 @@ def test_40_iterations_equal_20_kill_9_and_resume(volume, ranks):
 
 @pytest.mark.slow
 def test_two_ranks_see_the_batches_that_one_rank_sees(here, volume):
-    """Noise and order follow from the data position: only the sums' rounding differs."""
+    """Noise and order depend on the data position; only the rounding of sums differs."""
     _, alone = here(volume, "dataloader_train.batch_size=2", "trainer.max_iter=6")
     code, two = run(copy_of(volume, "other"), "trainer.max_iter=6", ranks=2)
     assert code == 0, two
     assert list(losses(two).values()) == pytest.approx(list(losses(alone).values()), rel=1e-4)
 
 
-def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
+def test_checkpoint_has_the_guides_files_and_contents(here, volume, monkeypatch):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     code, out = here(volume, "trainer.max_iter=3")
     assert code == 0, out
@@ -142,7 +142,9 @@ def test_the_checkpoint_is_what_the_guide_says(here, volume, monkeypatch):
     assert list(losses(out)) == [4, 5]
 
 
-def test_a_finished_run_is_not_repeated_for_other_data_but_says_so(here, volume, monkeypatch):
+def test_a_finished_run_is_not_repeated_for_changed_data_but_reports_them(
+    here, volume, monkeypatch
+):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     assert here(volume, "trainer.max_iter=2")[0] == 0
     mark = Marker("train", "abc")
@@ -165,7 +167,7 @@ def test_a_finished_run_is_not_repeated_for_other_data_but_says_so(here, volume,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_saves_and_the_resumed_run_is_exact(here, volume, number):
+def test_a_stop_request_saves_and_the_resumed_run_is_exact(here, volume, number):
     _, out = here(volume)
     whole = losses(out)
     other = copy_of(volume, "other")
@@ -199,7 +201,7 @@ def test_sigterm_to_one_rank_stops_all_at_the_same_iteration(volume):
 
 
 @pytest.mark.slow
-def test_a_torn_newest_checkpoint_is_trained_again_from_the_one_before(here, volume):
+def test_a_truncated_newest_checkpoint_resumes_from_the_previous_one(here, volume):
     _, out = here(volume, "checkpoint.save_iter=15")
     whole, before = losses(out), final(volume)
     path = volume / JOB / "optim/iter_000000040.pt"
@@ -211,7 +213,7 @@ def test_a_torn_newest_checkpoint_is_trained_again_from_the_one_before(here, vol
     assert same(final(volume), before)
 
 
-def test_overrides_of_optimizer_and_objective_reach_the_step(here, volume):
+def test_overrides_of_optimizer_and_loss_reach_the_step(here, volume):
     short = ["trainer.max_iter=4", "scheduler.warm_up_steps=0"]
     code, out = here(volume, *short)
     assert code == 0, out
@@ -239,7 +241,7 @@ def test_overrides_of_optimizer_and_objective_reach_the_step(here, volume):
     assert "note: model.config.lora_rank has no effect: model.config.train_arch" in out
 
 
-def test_the_folder_of_another_run_is_refused(here, volume):
+def test_the_folder_of_another_run_is_rejected(here, volume):
     here(volume, "trainer.max_iter=1")
     code, out = here(volume, "trainer.max_iter=2", "model.geometry=crop", "trainer.seed=9")
     assert code == 2
@@ -271,7 +273,7 @@ def test_the_folder_of_another_run_is_refused(here, volume):
         (["dataloader_train.dataset.num_frames=17"], "num_frames"),
     ],
 )
-def test_mistakes_end_with_2_and_no_traceback(here, volume, overrides, message):
+def test_user_errors_exit_with_2_and_no_traceback(here, volume, overrides, message):
     code, out = here(volume, *overrides)
     assert code == 2, out
     assert message in out
@@ -297,7 +299,7 @@ def test_missing_base_weights_name_the_file_and_the_download(here, volume):
     assert "video2world_preprocess.download" in out
 
 
-def test_fewer_windows_than_ranks(volume):
+def test_fewer_windows_than_ranks_are_rejected(volume):
     for path in list((volume / "datasets/d/train/latents").iterdir())[1:]:
         path.unlink()
     code, out = run(volume, ranks=2)
@@ -322,7 +324,7 @@ def test_nan_latents_skip_the_step_and_then_stop_with_the_batch_named(here, volu
     assert all(one.isfinite().all() for one in saved.values())
 
 
-def test_one_bad_window_among_many_is_skipped_and_training_goes_on(here, volume):
+def test_one_bad_window_among_many_is_skipped_and_training_continues(here, volume):
     add_window(volume, "w3", torch.full((2, *SHAPE), float("inf")))
     code, out = here(volume, "trainer.max_iter=6")
     assert code == 0, out
@@ -331,7 +333,7 @@ def test_one_bad_window_among_many_is_skipped_and_training_goes_on(here, volume)
     assert all(one.isfinite().all() for one in state.values())
 
 
-def test_dryrun_shows_the_settings_and_trains_nothing(tmp_path):
+def test_dryrun_prints_the_settings_without_training(tmp_path):
     command = [sys.executable, "-m", "video2world_trainer.train", "--config=x.py", "--dryrun"]
     out = subprocess.run(
         [*command, "--", *SETTINGS], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -340,8 +342,8 @@ def test_dryrun_shows_the_settings_and_trains_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_learns(here, volume):
-    """A still, uniform picture is soon known: what is left is noise."""
+def test_the_loss_falls(here, volume):
+    """A still, uniform image is learned quickly."""
     for number in range(5):
         add_window(volume, f"w{number}", torch.full((2, *SHAPE), 1.5))
     code, out = here(volume, "trainer.max_iter=60", "trainer.logging_iter=20")
@@ -351,8 +353,8 @@ def test_it_learns(here, volume):
 
 
 @pytest.mark.slow
-def test_the_launcher_passes_the_workers_exit_code_on(volume):
-    """torchrun itself ends with 1 whatever its workers say."""
+def test_the_launcher_returns_the_workers_exit_code(volume):
+    """torchrun itself exits with 1 whatever its workers' exit codes are."""
     code, out = run(volume, "trainer.max_itr=2", ranks=2, module="video2world_trainer.launch")
     assert code == 2, out
     process = start(volume, "trainer.max_iter=4000", ranks=2, module="video2world_trainer.launch")
@@ -367,8 +369,8 @@ def test_the_launcher_passes_the_workers_exit_code_on(volume):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", [1, 2])
-def test_two_ranks_resume_what_one_rank_saved_and_the_reverse(here, volume, context):
-    """State is saved by parts and read back by any number of ranks, sharded or not."""
+def test_two_ranks_resume_what_one_rank_saved_and_vice_versa(here, volume, context):
+    """State is saved in shards and restored by any number of ranks, with or without FSDP."""
     two = [
         f"model_parallel.context_parallel_size={context}",
         "model.config.fsdp_shard_size=2",
@@ -400,7 +402,7 @@ def test_two_ranks_resume_what_one_rank_saved_and_the_reverse(here, volume, cont
         )
 
 
-def test_lora_trains_adapters_only_and_saves_pefts_names_and_a_merged_file(here, volume):
+def test_lora_trains_adapters_only_and_saves_peft_names_and_a_merged_file(here, volume):
     here(volume, "job.name=base", "trainer.max_iter=3")
     base = volume / "checkpoints/posttraining/video2world/base/checkpoints/model/iter_000000003.pt"
     lora = [
@@ -438,7 +440,7 @@ def test_lora_trains_adapters_only_and_saves_pefts_names_and_a_merged_file(here,
     assert "lora_rank is 4 there and 2 here" in out
 
 
-def test_clipping_and_what_a_report_says(here, volume):
+def test_clipping_and_the_fields_of_a_report(here, volume):
     _, free = here(volume, "job.name=free", "trainer.max_iter=2")
     code, out = here(volume, "trainer.max_iter=2", "optimizer.clip_norm=0.001")
     assert code == 0, out
@@ -450,7 +452,7 @@ def test_clipping_and_what_a_report_says(here, volume):
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_ends_the_others_within_the_bound_and_with_evidence(volume):
+def test_a_hanging_rank_ends_all_ranks_within_the_timeout_with_stacks(volume):
     process = start(
         volume,
         "trainer.max_iter=100000",
@@ -478,15 +480,15 @@ def test_a_rank_that_hangs_ends_the_others_within_the_bound_and_with_evidence(vo
     assert code == 1
 
 
-def test_tensorboard_that_is_not_installed_is_named(here, volume, monkeypatch):
+def test_missing_tensorboard_is_named(here, volume, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, out = here(volume, "trainer.tensorboard=true")
     assert code == 2
     assert "pip install tensorboard" in out
 
 
-def test_a_full_gpu_says_what_to_turn(here, volume, monkeypatch):
-    """The error is torch's own class, raised where a GPU would raise it."""
+def test_out_of_gpu_memory_names_the_settings_to_change(here, volume, monkeypatch):
+    """Raise torch's own error where a GPU would raise it."""
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -498,7 +500,7 @@ def test_a_full_gpu_says_what_to_turn(here, volume, monkeypatch):
     assert events(out, "failed")[0]["reason"] == "OutOfMemory"
 
 
-def test_weights_of_another_size_are_refused(here, volume, tmp_path):
+def test_weights_of_another_size_are_rejected(here, volume, tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"net.x_embedder.proj.1.weight": torch.zeros(2048, 72)}, path)
     code, out = here(volume, f"model.config.model_manager_config.dit_path={path}")
@@ -506,7 +508,7 @@ def test_weights_of_another_size_are_refused(here, volume, tmp_path):
     assert "x_embedder.proj.1.weight is [2048, 72], the model has [128, 72]" in out
 
 
-def test_a_damaged_embedding_is_named_though_it_is_read_ahead(here, volume):
+def test_a_damaged_embedding_is_named_even_if_prefetched(here, volume):
     (volume / "datasets/d/train/t5_xxl/w2.pickle").write_bytes(b"short")
     code, out = here(volume)
     assert code == 2, out
@@ -544,8 +546,8 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     assert not list((volume / JOB).rglob(".partial-*"))
 
 
-def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, monkeypatch):
-    """Windows of one clip's length leave no choice of frames, so that both see the same clips."""
+def test_encoding_in_the_step_equals_precomputed_latents(here, volume, monkeypatch):
+    """Windows of exactly one clip leave no choice of frames, so that both see the same clips."""
     folder = volume / "datasets/v/train"
     generator = np.random.default_rng(0)
     for number in range(3):
@@ -581,7 +583,7 @@ def test_encoding_in_the_step_is_the_latents_stage_in_the_loop(here, volume, mon
     assert "nowhere has no VAE" in out
 
 
-def test_prometheus_sees_a_training_while_it_runs(volume, monkeypatch):
+def test_prometheus_scrapes_a_running_training(volume, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -604,8 +606,8 @@ def test_prometheus_sees_a_training_while_it_runs(volume, monkeypatch):
     assert float(figures["video2world_training_iterations"]) == 100000
 
 
-def test_a_run_of_the_original_is_not_resumed_but_its_weights_can_be_taken(here, volume):
-    """Files as the original writes them: full optimizer state by name, LambdaLR, iteration."""
+def test_a_cosmos_predict2_run_is_not_resumed_but_its_weights_can_be_loaded(here, volume):
+    """Cosmos-Predict2's files: full optimizer state by name, LambdaLR state, iteration."""
     code, out = here(volume, "trainer.max_iter=1")
     assert code == 0, out
     ours, theirs = volume / JOB, volume / JOB.replace("demo", "theirs")

@@ -36,7 +36,7 @@ def latest_file(folder):
     return folder.folder / "latest_checkpoint.txt"
 
 
-def test_the_guides_tree(folder):
+def test_checkpoints_have_the_guides_folder_tree(folder):
     assert latest_file(folder).read_text() == "iter_000000030.pt\n"
     for part in PARTS:
         assert (folder.folder / part / "iter_000000030.pt").is_file()
@@ -46,14 +46,14 @@ def test_the_guides_tree(folder):
     assert folder.latest_complete() == 30
 
 
-def test_nothing_there(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert CheckpointFolder(tmp_path / "none").latest_complete() is None
     assert read_latest(tmp_path) is None
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "empty"])
-def test_a_torn_file_falls_back_to_the_newest_whole_one(folder, part, harm, capsys):
+def test_a_damaged_file_falls_back_to_the_newest_complete_checkpoint(folder, part, harm, capsys):
     path = folder.path(part, 30)
     data = bytearray(path.read_bytes())
     if harm == "gone":
@@ -68,29 +68,29 @@ def test_a_torn_file_falls_back_to_the_newest_whole_one(folder, part, harm, caps
 
 
 @pytest.mark.parametrize("text", ["", "iter_9.pt", "../../../etc/passwd", "\x00\xff", "30"])
-def test_a_damaged_latest_falls_back(folder, text, capsys):
+def test_a_damaged_latest_file_falls_back(folder, text, capsys):
     latest_file(folder).write_text(text)
     assert folder.latest_complete() == 30
     assert "is damaged" in capsys.readouterr().out
 
 
-def test_latest_that_names_a_missing_checkpoint(folder, capsys):
+def test_a_latest_file_that_names_a_missing_checkpoint_falls_back(folder, capsys):
     latest_file(folder).write_text("iter_000000040.pt\n")
     assert folder.latest_complete() == 30
     assert "iter_000000040.pt is missing" in capsys.readouterr().out
 
 
-def test_latest_chooses_an_older_one(folder):
+def test_the_latest_file_can_select_an_older_checkpoint(folder):
     latest_file(folder).write_text("iter_000000010.pt\n")
     assert folder.latest_complete() == 10
 
 
-def test_a_missing_latest_takes_the_newest_whole_one(folder):
+def test_without_a_latest_file_the_newest_complete_checkpoint_is_used(folder):
     latest_file(folder).unlink()
     assert folder.latest_complete() == 30
 
 
-def test_a_first_save_that_was_torn_starts_anew(tmp_path):
+def test_an_interrupted_first_save_starts_from_scratch(tmp_path):
     folder = CheckpointFolder(tmp_path)
     folder.save(5, contents(5))
     latest_file(folder).unlink()
@@ -98,14 +98,14 @@ def test_a_first_save_that_was_torn_starts_anew(tmp_path):
     assert CheckpointFolder(tmp_path).latest_complete() is None
 
 
-def test_published_but_none_whole_is_an_error(folder):
+def test_published_checkpoints_without_a_complete_one_are_an_error(folder):
     for iteration in (10, 20, 30):
         folder.path("optim", iteration).write_bytes(b"torn")
     with pytest.raises(UserError, match="move this folder aside"):
         folder.latest_complete()
 
 
-def test_files_without_a_record_are_whole_if_they_load(folder):
+def test_files_without_a_record_are_complete_if_they_load(folder):
     for path in (folder.folder / "trainer").glob("*.json"):
         path.unlink()
     assert folder.latest_complete() == 30
@@ -114,7 +114,7 @@ def test_files_without_a_record_are_whole_if_they_load(folder):
     assert folder.latest_complete() == 20
 
 
-def test_a_pickle_that_would_run_code_is_not_whole(folder, tmp_path):
+def test_a_pickle_that_would_run_code_is_not_complete(folder, tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "made"), "w"))
@@ -133,13 +133,13 @@ def test_pruning_keeps_the_newest(folder, keep):
     assert len(list((folder.folder / "trainer").glob("*.json"))) == min(keep, 4)
 
 
-def test_pruning_never_takes_the_latest_even_if_older_numbers_are_higher(folder):
+def test_pruning_never_deletes_the_latest_even_if_older_numbers_are_higher(folder):
     folder.save(15, contents(15), keep=1)  # trained again after going back
     assert folder.iterations() == [15]
     assert folder.latest_complete() == 15
 
 
-def test_sweep_removes_what_killed_writers_left(folder):
+def test_partial_files_of_killed_writers_are_deleted(folder):
     left = folder.folder / "model" / ".partial-iter-x.pt"
     left.write_bytes(b"half")
     folder.delete_partial_files()
@@ -152,7 +152,7 @@ def description(**changes):
     return {"size": run["size"], "run": run}
 
 
-def test_another_runs_folder_is_refused_with_every_difference(folder):
+def test_another_runs_folder_is_rejected_with_every_difference(folder):
     folder.set_description(description())
     folder.set_description(description())
     with pytest.raises(UserError) as error:
@@ -161,7 +161,7 @@ def test_another_runs_folder_is_refused_with_every_difference(folder):
         assert text in str(error.value)
 
 
-def test_a_folder_without_checkpoints_can_be_claimed_anew(tmp_path):
+def test_a_folder_without_checkpoints_can_change_its_run(tmp_path):
     folder = CheckpointFolder(tmp_path)
     folder.set_description(description())
     folder.set_description(description(size="2B"))
@@ -182,7 +182,7 @@ while True:
 """
 
 
-def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, capsys):
+def test_a_kill_while_saving_never_publishes_an_incomplete_checkpoint(tmp_path, capsys):
     reached = 0
     for delay in (0.01, 0.05, 0.11, 0.2, 0.31):
         process = subprocess.Popen(
@@ -205,7 +205,7 @@ def test_a_kill_in_the_middle_of_saving_never_publishes_a_torn_set(tmp_path, cap
     assert reached > 0
 
 
-def test_memory_reserved_in_the_background_is_what_copies_are_made_in():
+def test_copies_use_the_buffers_reserved_in_the_background():
     staging = StagingBuffers()
     state = {"a": torch.randn(3, 4), "b": torch.randn(5)}
     staging.reserve(state)

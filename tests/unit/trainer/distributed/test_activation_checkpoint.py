@@ -1,4 +1,4 @@
-"""What blocks keep: the same gradients at every level, and attention is not computed twice."""
+"""Test recomputation: equal gradients with every policy, and attention computed once."""
 
 import sys
 import types
@@ -55,7 +55,7 @@ def loss_of(net: VideoDiT) -> torch.Tensor:
 
 
 class Counter(TorchDispatchMode):
-    """Counts operators by name."""
+    """Count operators by name."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ def gradients(keep, *, attend=sdpa, compiled=False, offload=False):
     return [one.grad for one in net.parameters()], counter.counts
 
 
-def test_every_level_gives_the_same_gradients_and_computes_as_much_again_as_it_says():
+def test_every_policy_gives_the_same_gradients_and_recomputes_what_it_should():
     expected, all_kept = gradients("all")
     forward = "aten::_scaled_dot_product_flash_attention_for_cpu"
     products = {}
@@ -104,7 +104,7 @@ def test_every_level_gives_the_same_gradients_and_computes_as_much_again_as_it_s
 
 @pytest.fixture
 def package(monkeypatch):
-    """A stand-in of flash-attn-4 with its call convention, computing with PyTorch on the CPU."""
+    """Provide flash-attn-4's interface, computed with PyTorch on the CPU."""
 
     def fwd(query, key, value, *, return_lse):
         assert return_lse
@@ -138,8 +138,8 @@ def package(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_flash_attention_4_is_an_operator_that_is_kept(package, compiled, monkeypatch):
-    """The wiring of operator, autograd, checkpointing and compiler; its kernels need a GPU."""
+def test_the_output_of_flash_attention_4_is_saved(package, compiled, monkeypatch):
+    """Operator, autograd, checkpointing and compiler work together; the kernels need a GPU."""
     if compiled:  # the compiler's graphs without its code generation
         monkeypatch.setattr(
             torch, "compile", lambda f, **options: COMPILE(f, backend=BACKEND, **options)
@@ -158,7 +158,7 @@ def test_flash_attention_4_is_an_operator_that_is_kept(package, compiled, monkey
     assert calls.count(5) == 4
 
 
-def test_inputs_on_the_host_give_the_same_gradients(monkeypatch):
+def test_offloaded_inputs_give_the_same_gradients(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **kw: COMPILE(f, backend=BACKEND, **kw))
     moved = []
     move = activation_offload._Offload._to_host
@@ -174,8 +174,8 @@ def test_inputs_on_the_host_give_the_same_gradients(monkeypatch):
 COMPILE, BACKEND = torch.compile, "aot_eager_decomp_partition"
 
 
-def test_memory_of_the_2b_step():
-    """28 blocks that keep their input and attention's output: 2 x 346 MB each."""
+def test_saved_bytes_of_the_2b_model():
+    """28 blocks save their input and attention's output: 2 x 346 MB each."""
     dit, tokens = PRESETS["2B"].dit, 84_480
     assert saved_bytes_per_block(dit, tokens, "attention") == 2 * tokens * 2048 * 2
     sizes = [saved_bytes_per_block(dit, tokens, keep) for keep in RECOMPUTE_POLICIES]

@@ -1,4 +1,4 @@
-"""Many ranks compute what one computes: data, context and FSDP parallel, and all three."""
+"""Test that many ranks compute what one rank computes: data, context and FSDP parallel."""
 
 import os
 import subprocess
@@ -32,14 +32,14 @@ def test_loss_gradients_norm_and_step_equal_one_process(ranks, arrangements):
 
 
 @pytest.mark.parametrize(("frames", "parts"), [(24, 8), (24, 5), (3, 2), (7, 7)])
-def test_frames_are_shared_without_gap(frames, parts):
+def test_ranks_cover_all_frames(frames, parts):
     slices = [frame_slice(frames, parts, i) for i in range(parts)]
     assert [n for one in slices for n in range(frames)[one]] == list(range(frames))
     sizes = [one.stop - one.start for one in slices]
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_weights_of_a_group_make_the_mean_over_all_frames():
+def test_loss_weights_give_the_mean_over_all_frames():
     layouts = [ParallelMesh(World(rank, 6), context_size=3) for rank in range(6)]
     assert sum(one.weight(7) for one in layouts) == pytest.approx(6)
     assert [(one.data_rank, one.context_rank) for one in layouts[2:4]] == [(0, 2), (1, 0)]
@@ -54,6 +54,6 @@ def test_the_weights_of_a_group_make_the_mean_over_all_frames():
         (32, 32, r"at most the 24 latent frames"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(ranks, context, message):
+def test_indivisible_ranks_and_frames_are_rejected(ranks, context, message):
     with pytest.raises(UserError, match=message):
         build_mesh(World(0, ranks), context=context, shard_size=1, frames=24, heads=16)

@@ -63,7 +63,7 @@ def test_overrides_win_and_are_typed():
     assert config.architecture == "lora"
 
 
-def test_tiny():
+def test_defaults_of_tiny():
     config = read_config(["model.size=Tiny", "job.name=demo"])
     assert config.latent_shape == (16, 5, 12, 16)
     assert config.text_length == 64
@@ -106,14 +106,14 @@ def test_tiny():
         ("model.config.pipe_config.net.atten_backnd=torch", "did you mean model.config.pipe_"),
     ],
 )
-def test_mistakes_are_named(override, message):
+def test_invalid_overrides_are_explained(override, message):
     with pytest.raises(UserError) as error:
         read_config(["job.name=x", override])
     assert message in str(error.value)
     assert override.split("=")[0] in str(error.value)
 
 
-def test_upstreams_settings_of_the_objective_and_the_optimizer():
+def test_settings_of_loss_and_optimizer():
     config = read_config(
         [
             "job.name=x",
@@ -137,7 +137,7 @@ def test_upstreams_settings_of_the_objective_and_the_optimizer():
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_what_is_fixed_says_why_and_takes_the_value_that_it_has(name):
+def test_fixed_settings_accept_their_value_and_explain_themselves(name):
     key = name + "x" if name.endswith(".") else name
     with pytest.raises(UserError) as error:
         read_config(["job.name=x", f"{key}=other"])
@@ -147,8 +147,8 @@ def test_what_is_fixed_says_why_and_takes_the_value_that_it_has(name):
     assert name not in TrainConfig(name="x").as_overrides()
 
 
-def test_what_upstreams_experiment_writes_is_taken():
-    """Its groups and fields, as another experiment file would give them as overrides."""
+def test_overrides_of_the_guides_experiment_file_are_accepted():
+    """Its groups and fields, as another experiment file would set them."""
     read_config(
         [
             f"experiment={NAME}",
@@ -176,7 +176,7 @@ def test_what_upstreams_experiment_writes_is_taken():
         ),
     ],
 )
-def test_settings_without_effect_are_known(overrides, named):
+def test_settings_without_effect_are_reported(overrides, named):
     found = read_config(["job.name=x", *overrides]).without_effect()
     assert [key for key, _ in found] == named
 
@@ -194,14 +194,14 @@ def test_help_lists_every_setting_with_its_default(capsys):
     )
 
 
-def test_flags_of_the_guide_that_are_not_read_are_noted(capsys):
+def test_ignored_flags_of_the_guide_are_reported(capsys):
     assert main(["--config=cosmos_predict2/config.py", "--dryrun", "--", "job.name=x"]) == 0
     assert "note: --config cosmos_predict2/config.py is not read" in capsys.readouterr().err
     assert main(["--config", "a.py", "--dryrun", "--", "job.name=x"]) == 0
     assert main(["--verbose", "--", "job.name=x"]) == 2
 
 
-def test_a_size_that_contradicts_the_experiment():
+def test_a_size_that_contradicts_the_experiment_is_rejected():
     with pytest.raises(UserError, match="contradicts"):
         read_config([f"experiment={NAME}", "model.size=14B"])
 

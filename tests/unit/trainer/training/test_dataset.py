@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_sample_is_its_latents_and_its_padded_text(folder, cache):
+def test_a_sample_has_latents_and_padded_text(folder, cache):
     dataset = open_dataset(folder, cache=cache)
     for _ in range(2):
         sample = dataset.read(3, 1)
@@ -54,16 +54,16 @@ def test_a_sample_is_its_latents_and_its_padded_text(folder, cache):
         assert sample.text[3:].eq(0).all()
 
 
-def test_the_datasets_own_folder_means_its_train_split(folder):
+def test_a_data_set_folder_means_its_train_split(folder):
     assert len(open_dataset(folder.parent)) == 5
 
 
-def test_long_captions_are_cut(folder):
+def test_long_captions_are_truncated(folder):
     add_window(folder, "w0", tokens=20)
     assert open_dataset(folder).read(0, 0).text.eq(2).all()
 
 
-def test_every_epoch_has_each_window_once_in_another_order():
+def test_every_epoch_has_each_window_once_in_a_different_order():
     epochs = [[sample_at(e * 7 + i, 7, seed=1) for i in range(7)] for e in range(20)]
     assert all(sorted(order) == list(range(7)) for order in epochs)
     assert len({tuple(order) for order in epochs}) > 15
@@ -73,13 +73,13 @@ def test_every_epoch_has_each_window_once_in_another_order():
     ]
 
 
-def test_ranks_share_a_global_batch_and_the_order_does_not_depend_on_them():
+def test_the_global_batch_does_not_depend_on_the_number_of_ranks():
     alone = [list(positions(consumed, 0, 4)) for consumed in (0, 4)]
     two = [[p for rank in range(2) for p in positions(consumed, rank, 2)] for consumed in (0, 4)]
     assert alone == two == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_the_clip_is_chosen_by_position_alone(folder):
+def test_the_clip_depends_on_the_position_only(folder):
     dataset = open_dataset(folder)
     names = [dataset.sample(position, 0).name for position in range(60)]
     assert names == [dataset.sample(position, 0).name for position in range(60)]
@@ -88,7 +88,7 @@ def test_the_clip_is_chosen_by_position_alone(folder):
     assert min(clips.values()) > 15
 
 
-def test_generators_differ_by_every_argument():
+def test_generators_depend_on_every_argument():
     draws = [
         torch.rand(1, generator=generator_for(*one)).item()
         for one in [(0, "noise", 1), (1, "noise", 1), (0, "clip", 1), (0, "noise", 2)]
@@ -103,7 +103,7 @@ def test_collate(folder):
     assert batch.text.shape == (2, 8, 1024)
 
 
-def test_bad_windows_are_named_counted_and_left_out(folder, capsys):
+def test_bad_windows_are_named_and_left_out(folder, capsys):
     (folder / "t5_xxl" / "w1.pickle").unlink()
     (folder / "t5_xxl" / "w2.pickle").write_bytes(b"")
     path = folder / "latents" / "w3.safetensors"
@@ -125,27 +125,27 @@ def test_an_empty_dataset_is_an_error(tmp_path, made):
         open_dataset(tmp_path)
 
 
-def test_all_embeddings_missing(folder):
+def test_missing_embeddings_are_an_error(folder):
     for path in (folder / "t5_xxl").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"5 were left out: .*w0.pickle is missing"):
         open_dataset(folder)
 
 
-def test_fewer_windows_than_ranks(folder):
+def test_fewer_windows_than_ranks_are_rejected(folder):
     open_dataset(folder).require(5)
     with pytest.raises(UserError, match="5 windows are fewer than the 6 ranks"):
         open_dataset(folder).require(6)
 
 
-def test_latents_of_another_clip_size_or_geometry(folder):
+def test_latents_of_another_clip_size_or_geometry_are_rejected(folder):
     with pytest.raises(UserError, match=r"w0.safetensors holds latents \[16, 2, 4, 4\]"):
         LatentDataset(folder, shape=(16, 5, 12, 16), geometry="crop")
     with pytest.raises(UserError, match="geometry crop"):
         LatentDataset(folder, shape=SHAPE, geometry="stretch")
 
 
-def test_an_embedding_that_would_run_code_is_refused(folder, tmp_path):
+def test_an_embedding_that_would_run_code_is_rejected(folder, tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "made"), "w"))

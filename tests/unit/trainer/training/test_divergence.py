@@ -1,4 +1,4 @@
-"""Whether a training has diverged: no false alarm on noise, none missed, and what comes of it."""
+"""Test divergence detection: no false alarms, nothing missed, and the consequences."""
 
 import io
 import json
@@ -27,7 +27,7 @@ DECAY = [19 * math.exp(-n / 100) + 4 for n in range(400)]
 
 
 def noisy(curve, clips, seed, spread=1.0):
-    """Each report the mean of so many clips, whose losses spread as those of noise levels do."""
+    """Return reports of means over clips whose losses vary as with the noise level."""
     source = random.Random(seed)
     # a log-normal factor of mean 1, cut where a network that predicts nothing would be
     return [
@@ -64,7 +64,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("clips", [1, 4, 40, 320])
 @pytest.mark.parametrize("name", HEALTHY)
-def test_no_alarm_on_a_healthy_curve_however_noisy(name, clips):
+def test_noisy_healthy_curves_are_not_reported(name, clips):
     for seed in range(3):
         curve = HEALTHY[name]
         noise = noisy([one or 0 for one in curve], clips, seed)
@@ -79,7 +79,7 @@ def test_no_alarm_on_a_healthy_curve_however_noisy(name, clips):
         assert len(reports) * every - found.healthy <= max(40, 3 * every)
 
 
-def test_a_long_run_of_single_clips_gives_no_alarm():
+def test_a_long_run_of_single_clips_is_not_reported():
     for spread in (0.8, 1.2):
         assert judged(noisy([3.0] * 60_000, 1, 7, spread), 1, 1).since is None
 
@@ -98,7 +98,7 @@ DIVERGED = {  # curve, and between which iterations (of ten a report) it must be
 
 @pytest.mark.parametrize("clips", [10, 40])
 @pytest.mark.parametrize("name", DIVERGED)
-def test_a_diverged_curve_is_found_and_dated(name, clips):
+def test_divergence_is_detected_and_dated(name, clips):
     curve, low, high = DIVERGED[name]
     found = judged([one if one > 100 else noisy([one], clips, 1)[0] for one in curve], clips)
     assert found.since is not None, asdict(found)
@@ -106,7 +106,7 @@ def test_a_diverged_curve_is_found_and_dated(name, clips):
     assert f"diverged after iteration {found.since}: the loss is" in found.warning()
 
 
-def test_it_is_found_soon():
+def test_divergence_is_detected_soon():
     for name, (curve, *_) in DIVERGED.items():
         found = Divergence(nothing=NOTHING)
         bad = next(n for n, one in enumerate(curve) if one > 20 and n) if name != "at once" else 0
@@ -115,7 +115,7 @@ def test_it_is_found_soon():
         assert found.since is not None or len(curve) > bad + 6, name
 
 
-def test_a_run_that_recovers_is_no_longer_warned_of():
+def test_a_recovered_run_has_no_warning():
     found = judged([*([3.0] * 50), *([900.0] * 5)], 40)
     assert found.since == 500
     for number in range(56, 62):
@@ -125,7 +125,7 @@ def test_a_run_that_recovers_is_no_longer_warned_of():
 
 
 @pytest.mark.parametrize("cut", range(0, 130, 13))
-def test_a_resumed_run_judges_as_one_that_was_not_stopped(cut):
+def test_a_resumed_run_detects_the_same_as_an_uninterrupted_one(cut):
     reports = noisy([*DECAY[:80], *(25 * 3.0**n for n in range(50))], 5, 3)
     whole = judged(reports, 5)
     first = Divergence(nothing=NOTHING)
@@ -137,7 +137,7 @@ def test_a_resumed_run_judges_as_one_that_was_not_stopped(cut):
     assert second.state() == whole.state()
 
 
-def test_without_a_measure_of_nothing_only_a_rise_counts():
+def test_without_the_loss_of_predicting_zero_only_a_rise_counts():
     assert judged([1e9] * 20, 40, nothing=0.0).since is None
     assert judged([*([3.0] * 20), *([1e9] * 20)], 40, nothing=0.0).since is not None
 
@@ -145,7 +145,7 @@ def test_without_a_measure_of_nothing_only_a_rise_counts():
 # ---------------------------------------------------------------------- a real training
 
 
-def test_a_real_training_raises_no_alarm_and_records_what_nothing_gives(here, volume):
+def test_a_real_training_is_healthy_and_records_the_loss_of_predicting_zero(here, volume):
     code, out = here(volume, "trainer.max_iter=36", "trainer.logging_iter=1")
     assert code == 0, out
     assert "diverged" not in out
@@ -157,7 +157,7 @@ def test_a_real_training_raises_no_alarm_and_records_what_nothing_gives(here, vo
 BAD = ["optimizer.lr=1", "scheduler.warm_up_steps=0", "optimizer.weight_decay=0"]
 
 
-def test_a_learning_rate_of_one_is_warned_of_and_trained_to_the_end(here, volume):
+def test_a_diverged_run_is_warned_of_and_trained_to_the_end(here, volume):
     code, out = here(volume, "trainer.max_iter=30", "trainer.logging_iter=5", *BAD)
     assert code == 0, out
     assert out.count("warning: Training has diverged after iteration") == 2  # when seen, at the end
@@ -170,11 +170,11 @@ def test_a_learning_rate_of_one_is_warned_of_and_trained_to_the_end(here, volume
     assert 'class="warning">Training has diverged after iteration 0:' in html
 
 
-def test_a_run_that_is_to_stop_keeps_its_last_sound_checkpoint_and_goes_on_from_it(
+def test_stop_when_diverged_keeps_the_last_sound_checkpoint_to_resume_from(
     here,
     volume,
 ):
-    """Pruning spares it, later ones are deleted, and with a sound rate training continues."""
+    """It is not pruned, later ones are deleted, and a sound learning rate continues from it."""
     settings = ["trainer.logging_iter=5", "checkpoint.save_iter=5", "checkpoint.keep=1"]
     code, out = here(volume, "trainer.max_iter=10", *settings)
     assert code == 0, out
@@ -203,7 +203,7 @@ def test_a_run_that_is_to_stop_keeps_its_last_sound_checkpoint_and_goes_on_from_
     assert losses(out)[15] < 2 * max(before.values())
 
 
-def test_a_run_that_diverges_at_once_leaves_no_checkpoint(here, volume):
+def test_a_run_that_diverges_immediately_leaves_no_checkpoint(here, volume):
     flags = ["trainer.logging_iter=5", "checkpoint.save_iter=5", "trainer.stop_when_diverged=true"]
     code, out = here(volume, "trainer.max_iter=200", *flags, *BAD)
     assert code == 2, out
@@ -253,7 +253,7 @@ def test_the_status_warns_until_the_loss_is_sound_again():
     assert parse(line(warning=["x"])) is None
 
 
-def test_withdrawn_checkpoints_leave_the_status():
+def test_withdrawn_checkpoints_are_removed_from_the_status():
     saved = {"event": "checkpoint", "stage": "train", "iteration": 60, "path": "m/60.pt"}
     status = Status()
     update_status(status, parse(json.dumps(saved)), "now")
@@ -277,7 +277,7 @@ def test_operator_status_tree_and_explanation_show_it():
     assert "spec.training.stopWhenDiverged" in cause.remedy
 
 
-def test_a_terminal_says_it_once():
+def test_the_terminal_warns_once():
     out = io.StringIO()
     display = Display(out)
     display.start("train")

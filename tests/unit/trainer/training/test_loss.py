@@ -23,7 +23,7 @@ def generator():
     return torch.Generator().manual_seed(7)
 
 
-def test_the_body_of_the_noise_law_has_upstreams_quantiles(generator):
+def test_noise_levels_have_the_quantiles_of_cosmos_predict2(generator):
     sigma = sample_sigma(400_000, 24, generator)
     body = sigma[sigma < 200]  # exp(N) * 4.9 passes 200 once in ten thousand
     share = torch.tensor([0.05, 0.5, 0.95])
@@ -32,7 +32,7 @@ def test_the_body_of_the_noise_law_has_upstreams_quantiles(generator):
     assert torch.allclose(times, torch.tensor([0.486, 0.830, 0.962]), atol=0.004)
 
 
-def test_a_twentieth_is_log_uniform_noise(generator):
+def test_a_twentieth_of_noise_levels_is_log_uniform(generator):
     sigma = sample_sigma(400_000, 24, generator)
     high = sigma[sigma >= 250]
     assert len(high) / len(sigma) == pytest.approx(
@@ -44,12 +44,12 @@ def test_a_twentieth_is_log_uniform_noise(generator):
     assert 0.8 < exactly_one.float().mean() < 0.95  # about 85% of the whole high range
 
 
-def test_the_multiplier_follows_the_clips_latent_frames(generator):
+def test_noise_levels_grow_with_the_root_of_the_latent_frames(generator):
     sigma = sample_sigma(200_000, 5, generator)
     assert float(sigma[sigma < 100].median()) == pytest.approx(math.sqrt(5), rel=0.02)
 
 
-def test_conditioned_frames_are_clean_and_told_so():
+def test_conditional_frames_are_clean_and_have_the_conditional_noise_level():
     seen = {}
 
     def net(x, timesteps, text, mask):
@@ -83,7 +83,7 @@ def test_a_fifth_of_the_captions_is_dropped():
     assert torch.cat(kept).float().mean() == pytest.approx(0.8, abs=0.02)
 
 
-def test_one_to_two_frames_are_drawn_evenly_and_none_from_a_picture():
+def test_one_or_two_conditional_frames_are_equally_likely_and_images_have_none():
     counts = [
         int(
             sample_noise(
@@ -97,8 +97,8 @@ def test_one_to_two_frames_are_drawn_evenly_and_none_from_a_picture():
     assert int(sample_noise((1, 1, 2, 2), torch.Generator()).conditional) == 0
 
 
-def test_flow_loss_is_upstreams_weighted_x0_loss(generator):
-    """mean((x0 - x0_hat)^2 (1+s)^2/s^2) * 10 with upstream's preconditioning, facts 2.1."""
+def test_velocity_loss_equals_the_weighted_x0_loss(generator):
+    """mean((x0 - x0_hat)^2 (1+s)^2/s^2) * 10 with Cosmos-Predict2's preconditioning."""
     shape = (4, 16, 3, 4, 4)
     clean, noise, velocity = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)
@@ -120,7 +120,7 @@ def test_flow_loss_is_upstreams_weighted_x0_loss(generator):
     assert torch.allclose(noisy * (1 - time), interpolate(clean, noise, sigma_to_time(sigma)))
 
 
-def test_the_weight_of_the_guides_own_commit():
+def test_the_edm_weight_of_the_guides_commit():
     """mean((x0 - x0_hat)^2 (s^2+1)/s^2) * 10, with x0_hat = (1 - t) x_t - t v, step by step."""
     shape = (4, 16, 3, 4, 4)
     generator = torch.Generator().manual_seed(5)
@@ -156,7 +156,7 @@ def test_the_weight_of_the_guides_own_commit():
     assert one.tolist() == pytest.approx([1, 0.5, 1], rel=1e-3)
 
 
-def test_what_the_noise_law_can_be_changed_to():
+def test_settings_of_the_noise_distribution():
     def sigmas(law):
         return sample_sigma(20_000, 16, torch.Generator().manual_seed(1), law)
 
@@ -172,14 +172,14 @@ def test_what_the_noise_law_can_be_changed_to():
         assert sum(bool(one.keep_text) for one in drawn) == kept
 
 
-def test_conditioned_elements_count_in_the_denominator():
+def test_conditional_elements_count_in_the_denominator():
     shape = (1, 16, 4, 2, 2)
     zeros = torch.zeros(shape)
     mask = condition_mask(torch.tensor([1]), shape)
     assert float(velocity_loss(torch.ones(shape), zeros, zeros, mask)) == pytest.approx(7.5)
 
 
-def test_a_draw_depends_on_its_generator_only():
+def test_a_noise_sample_depends_on_its_generator_only():
     first, again, other = (
         sample_noise((16, 2, 4, 4), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
     )

@@ -30,7 +30,7 @@ def schedule(size):
         ("14B", 50_000, 0.0),
     ],
 )
-def test_learning_rates_are_upstreams(size, step, rate):
+def test_learning_rates_equal_those_of_cosmos_predict2(size, step, rate):
     base, law = schedule(size)
     assert base * law.factor(step) == pytest.approx(rate, rel=1e-3, abs=1e-12)
 
@@ -45,7 +45,7 @@ def test_learning_rates_are_upstreams(size, step, rate):
         ("14b", 0.1, 26_000, 2**-15.5 * 0.15),
     ],
 )
-def test_the_schedule_of_the_guides_own_commit_by_override(size, floor, step, rate):
+def test_the_schedule_of_the_guides_commit_by_override(size, floor, step, rate):
     name = f"experiment={size}_agibot_head_center_fisheye_color"
     config = read_config([name, f"scheduler.f_min=[{floor}]"])
     law = LinearSchedule(
@@ -55,14 +55,14 @@ def test_the_schedule_of_the_guides_own_commit_by_override(size, floor, step, ra
 
 
 def test_the_floor_holds_after_the_cycle():
-    """Upstream raises TypeError at 50,001 of the 14B experiment's 100,000 iterations."""
+    """Cosmos-Predict2 raises TypeError at iteration 50,001 of the 14B experiment's 100,000."""
     assert schedule("14B")[1].factor(50_001) == 0.0
     assert LinearSchedule(10, 100, 1.0, 0.4).factor(10**6) == 0.4
     assert LinearSchedule(0, 100, 1.0, 0.0).factor(0) == 1.0
 
 
 def kept_by_ema(step: int) -> float:
-    """How much of the old average an update after the 0-based ``step`` keeps."""
+    """Return the weight of the old average in the update after the 0-based ``step``."""
     net = nn.Linear(1, 1, bias=False)
     nn.init.ones_(net.weight)
     ema = Ema(net.named_parameters())
@@ -71,13 +71,13 @@ def kept_by_ema(step: int) -> float:
     return ema.average["weight"].item()
 
 
-def test_ema_law():
+def test_ema_exponent_and_weights():
     assert ema_exponent() == pytest.approx(6.93720, abs=1e-5)
     betas = [kept_by_ema(step) for step in (0, 10, 100, 1000, 10_000)]
     assert betas == pytest.approx([0, 0.469, 0.924, 0.9921, 0.99921], abs=5e-4)
 
 
-def test_ema_follows_the_law_in_float32():
+def test_ema_averages_in_float32():
     net = nn.Linear(3, 2).bfloat16()
     ema = Ema(net.named_parameters())
     expected = net.weight.detach().float()
@@ -100,7 +100,7 @@ def train(net, optimizer, steps, seed=0):
         optimizer.step(1e-3)
 
 
-def test_one_step_by_hand_and_decay_on_norms_too():
+def test_a_step_equals_adamw_by_hand_with_decay_on_norms_too():
     net = nn.LayerNorm(2)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
     net.weight.grad, net.bias.grad = torch.tensor([2.0, -3.0]), torch.zeros(2)
@@ -124,7 +124,7 @@ def test_small_steps_are_not_lost_in_bfloat16():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_state_restores_to_the_last_bit(dtype):
+def test_state_is_restored_bit_for_bit(dtype):
     torch.manual_seed(0)
     one, two = nn.Linear(3, 5).to(dtype), nn.Linear(3, 5).to(dtype)
     first = MasterAdamW(one.named_parameters(), weight_decay=0.1)
@@ -163,7 +163,7 @@ def test_a_skipped_step_changes_nothing_and_a_divisor_clips():
     assert torch.equal(steps[0].state()["exp_avg.weight"], steps[1].state()["exp_avg.weight"])
 
 
-def test_frozen_parameters_are_left_alone():
+def test_frozen_parameters_do_not_change():
     net = nn.Linear(2, 2)
     net.bias.requires_grad_(False)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.5)

@@ -1,4 +1,4 @@
-"""A training's own figures: served as they are told, bounded, never in the run's way."""
+"""Test the training metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch):
     made.close()
 
 
-def test_it_serves_what_it_is_told(exporter: PrometheusExporter) -> None:
+def test_metrics_have_the_values_of_the_last_report(exporter: PrometheusExporter) -> None:
     exporter.update(iteration=7, loss=None, tokens_per_second=3.5, unheard_of=1)
     found = scraped(exporter)
     assert found.keys() == METRICS.keys()
@@ -45,11 +45,11 @@ def test_it_serves_what_it_is_told(exporter: PrometheusExporter) -> None:
     assert scraped(exporter)["report_time_seconds"] > 1.7e9
 
 
-def test_a_local_run_is_seen_on_loopback_alone(exporter: PrometheusExporter) -> None:
+def test_a_local_run_listens_on_loopback_only(exporter: PrometheusExporter) -> None:
     assert exporter._server.server_address[0] == "127.0.0.1"
 
 
-def test_without_a_port_or_with_one_that_is_taken_the_run_goes_on(
+def test_without_a_usable_port_training_continues(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("V2W_METRICS_PORT", raising=False)
@@ -63,7 +63,7 @@ def test_without_a_port_or_with_one_that_is_taken_the_run_goes_on(
     assert capsys.readouterr().out.count("note: no metrics on port") == 3
 
 
-def test_the_page_lists_every_figure_and_rules_and_boards_ask_for_no_other() -> None:
+def test_docs_list_every_metric_and_rules_and_dashboards_use_no_others() -> None:
     page = (ROOT / "docs" / "watching.md").read_text()
     listed = set(re.findall(r"`video2world_training_(\w+)`", page))
     assert listed == set(METRICS)
