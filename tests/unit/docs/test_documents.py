@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 
 import pytest
 
@@ -56,6 +57,18 @@ def test_every_path_of_the_map_exists(page):
     assert len(named) > 15
     missing = [one for one in named if not any((root / one).exists() for root in PATH_ROOTS)]
     assert missing == []
+
+
+def test_the_architecture_page_lists_every_layer():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    listed = set(re.findall(r"`(\w+)`", rows))
+    for contract in contracts:
+        if "containers" in contract:
+            layers = re.findall(r"\w+", " ".join(contract["layers"]))
+            assert set(layers) <= listed, contract["name"]
 
 
 def test_every_path_of_the_repository_that_a_page_names_exists():
