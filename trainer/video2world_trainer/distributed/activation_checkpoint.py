@@ -45,6 +45,7 @@ RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 
 _ATTENTION = {
     "video2world::flash_attention_4",
+    "video2world::flash_attention_4_blocks",
     "flash_attn::_flash_attn_forward",
     "flash_attn_3::fwd",
     "aten::_scaled_dot_product_cudnn_attention",

@@ -172,8 +172,9 @@ class BlockPlan:
     inverse. For each block of queries, ``full_count`` (int32) is the number of key blocks that all
     its queries attend to completely, and the first ``full_count`` entries of its row of
     ``full_index`` (int32) list them. ``part_count`` and ``part_index`` do the same for key blocks
-    attended to in part, where ``rows[kind[query]]`` masks the keys. Queries and keys are numbered
-    in the new order.
+    attended to in part, where ``rows[kind[query]]`` masks the keys. ``query_count`` and
+    ``query_index`` transpose the full ones for gradients: by key block, the query blocks that
+    attend to it completely. Queries and keys are numbered in the new order.
     """
 
     order: Tensor
@@ -182,6 +183,8 @@ class BlockPlan:
     full_index: Tensor  # [S / BLOCK, S / BLOCK]
     part_count: Tensor
     part_index: Tensor
+    query_count: Tensor
+    query_index: Tensor
     kind: Tensor  # [S] int32
     rows: Tensor  # [kinds, S] bool
 
@@ -233,6 +236,7 @@ def plan_blocks(pattern: Pattern, grid: Grid) -> BlockPlan:
         torch.from_numpy(place),
         *full,
         *part,
+        *_count_and_index(all_keys.T),
         torch.from_numpy(kind.astype(np.int32)),
         torch.from_numpy(rows),
     )

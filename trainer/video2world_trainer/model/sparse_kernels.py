@@ -1,9 +1,9 @@
-"""Run sparse attention with a kernel of NATTEN, FlashAttention-4 or flex attention; no gradients.
+"""Run sparse attention with a kernel of NATTEN, FlashAttention-4, flex attention or PyTorch.
 
-The latter two are opaque to torch.compile, and at the published sizes their arguments have the same
-shapes for all patterns, so transformer blocks with different patterns share one compilation. Flex
-attention is hidden by a disabled compiler instead of a custom operator: inside an operator it would
-not be compiled itself, and could not create its block mask.
+FlashAttention-4 and flex attention are opaque to torch.compile, and at the published sizes their
+arguments have the same shapes for all patterns, so transformer blocks with different patterns share
+one compilation. Flex attention is hidden by a disabled compiler instead of a custom operator:
+inside an operator it would not be compiled itself, and could not create its block mask.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention, noop_mask
 
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.attention_backends import HALF, installed
+from video2world_trainer.model.flash_attention_4_blocks import flash_attention_4_blocks
 from video2world_trainer.model.sparse_attention import (
     BLOCK,
     BlockPlan,
@@ -27,12 +29,12 @@ from video2world_trainer.model.sparse_attention import (
     plan_blocks,
 )
 
-__all__ = ["KERNELS", "choose", "sparse_attention"]
+__all__ = ["KERNELS", "choose", "in_order", "sparse_attention"]
 
 # Batch, head, query and key indices, each [] -> whether the query attends to the key
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-KERNELS = ("natten", "flash_attention_4", "flex")
+KERNELS = ("natten", "flash_attention_4", "flex", "masked")
 
 
 def choose(
@@ -42,7 +44,9 @@ def choose(
     has: Callable[[str], bool] = installed,
 ) -> str:
     """Return the first of :data:`KERNELS` that runs on a GPU of that capability (None: no GPU)."""
-    if dtype in HALF and capability is not None:
+    if capability is None:
+        return "masked"
+    if dtype in HALF:
         if capability[0] in (9, 10) and has("natten"):
             return "natten"
         if capability[0] == 9 and has("flash_attn.cute"):
@@ -78,11 +82,12 @@ def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> 
         and blocks.has_full_blocks_only
         and len(blocks.order) % BLOCK == 0
     ):
-        return _in_order(
-            blocks, lambda q, k, v: _flash(q, k, v, blocks.full_count, blocks.full_index)
-        )
+        lists = (blocks.full_count, blocks.full_index, blocks.query_count, blocks.query_index)
+        return in_order(blocks, lambda q, k, v: flash_attention_4_blocks(q, k, v, *lists))
+    if kernel == "masked":
+        return _masked(blocks)
     rows = () if blocks.has_full_blocks_only else (blocks.kind, blocks.rows)
-    return _in_order(
+    return in_order(
         blocks,
         lambda q, k, v: _flex(
             q,
@@ -97,12 +102,41 @@ def _attend(pattern: Pattern, grid: Grid, device: torch.device, kernel: str) -> 
     )
 
 
-def _in_order(blocks: BlockPlan, kernel: Attend) -> Attend:
+class _Reorder(torch.autograd.Function):
+    """Gather tokens of [B, S, ...]; the gradient gathers too, where autograd would scatter."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(1, inverse), None, None
+
+
+def in_order(blocks: BlockPlan, kernel: Attend) -> Attend:
     """Wrap ``kernel``, which takes and returns tokens in the order of ``blocks``."""
     order, place = blocks.order, blocks.place
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return kernel(query[:, order], key[:, order], value[:, order])[:, place]
+        own = (_Reorder.apply(one, order, place) for one in (query, key, value))
+        return cast("Tensor", _Reorder.apply(kernel(*own), place, order))
+
+    return attend
+
+
+def _masked(blocks: BlockPlan) -> Attend:
+    """Attend with a mask of S x S: for the CPU, where flex attention has no gradients."""
+    mask = blocks.rows[blocks.kind.long()][blocks.place][:, blocks.place]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads_first = (one.transpose(1, 2) for one in (query, key, value))
+        return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
 
     return attend
 
@@ -121,28 +155,6 @@ def _natten(pattern: Pattern, grid: Grid) -> Attend:
         return out.flatten(1, 3)
 
     return cast("Attend", attend)
-
-
-@torch.library.custom_op("video2world::flash_attention_4_blocks", mutates_args=())
-def _flash(query: Tensor, key: Tensor, value: Tensor, count: Tensor, index: Tensor) -> Tensor:
-    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    blocks = BlockSparseTensorsTorch(
-        mask_block_cnt=torch.zeros_like(count)[None, None],
-        mask_block_idx=torch.zeros_like(index[:, :1])[None, None],
-        full_block_cnt=count[None, None],
-        full_block_idx=index[None, None],
-        block_size=(BLOCK, BLOCK),
-    )
-    inputs = (query.contiguous(), key.contiguous(), value.contiguous())
-    out: Tensor = _flash_attn_fwd(*inputs, block_sparse_tensors=blocks)[0]
-    return out
-
-
-@_flash.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, count: Tensor, index: Tensor) -> Tensor:
-    return query.new_empty(query.shape)
 
 
 @cache

@@ -22,7 +22,7 @@ from video2world_trainer.model.sparse_attention import (
     plan_blocks,
     scaled,
 )
-from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.sparse_kernels import choose, in_order, sparse_attention
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -146,6 +146,57 @@ def test_block_sparse_attention_equals_masked_attention():
     assert not torch.allclose(sparse(query, key, value), dense(query, key, value), atol=1e-2)
 
 
+@pytest.mark.parametrize("frames", [24, 16])
+def test_the_gradients_lists_are_the_transpose(frames):
+    grid = (frames, 44, 80)
+    for kind in KINDS:
+        blocks = plan_blocks(scaled(kind, grid), grid)
+        count = len(blocks.full_count)
+        by_query = torch.zeros(count, count, dtype=torch.bool)
+        by_key = torch.zeros(count, count, dtype=torch.bool)
+        for number in range(count):
+            by_query[number, blocks.full_index[number, : blocks.full_count[number]].long()] = True
+            seen_by = blocks.query_index[number, : blocks.query_count[number]].long()
+            by_key[seen_by, number] = True
+        assert torch.equal(by_query, by_key)
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_gradients_are_those_of_masked_attention_in_float64(kind):
+    grid = (2, 11, 20)
+    pattern = scaled(KINDS[kind], grid)
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, math.prod(grid), 2, 16, generator=generator) for _ in range(4)]
+    (attend,) = sparse_attention([pattern], grid, CPU, "masked", sdpa)
+
+    def exact(query, key, value):
+        scores = torch.einsum("blhd,bmhd->bhlm", query, key) / 4
+        scores = scores.masked_fill(~dense_mask(pattern, grid), -math.inf)
+        return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), value)
+
+    def with_gradients(function, given):
+        inputs = [one.clone().requires_grad_() for one in given[:3]]
+        out = function(*inputs)
+        return [out.detach(), *torch.autograd.grad(out, inputs, given[3])]
+
+    expected = with_gradients(exact, [one.double() for one in given])
+    for found, right in zip(with_gradients(attend, given), expected, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5)
+
+
+def test_reordered_tokens_keep_their_gradients():
+    """In the order of blocks a kernel sees other places, and gradients return to their tokens."""
+    grid = (1, 8, 16)
+    blocks = plan_blocks(scaled(KINDS[0], grid), grid)
+    attend = in_order(blocks, lambda query, key, value: query * 2 + key * 3 + value * 5)
+    given = [torch.randn(1, 128, 2, 4, requires_grad=True) for _ in range(3)]
+    weight = torch.randn(1, 128, 2, 4)
+    out = attend(*given)
+    torch.testing.assert_close(out, given[0] * 2 + given[1] * 3 + given[2] * 5)
+    for gradient, factor in zip(torch.autograd.grad(out, given, weight), (2, 3, 5), strict=True):
+        torch.testing.assert_close(gradient, weight * factor)
+
+
 def test_block_sparse_attention_runs_inside_a_compiled_function():
     grid = (1, 8, 16)
     attend = sparse_attention([scaled(KINDS[2], grid)], grid, CPU, "flex", sdpa)[0]
@@ -184,12 +235,13 @@ def test_a_network_accepts_one_attention_per_block():
         ((9, 0), ("flash_attn.cute",), "flash_attention_4"),
         ((10, 0), ("flash_attn.cute",), "flex"),  # it uses blocks of another size there
         ((8, 0), ("natten",), "flex"),
-        (None, ("natten", "flash_attn.cute"), "flex"),
+        (None, ("natten", "flash_attn.cute"), "masked"),  # flex has no gradients on CPUs
     ],
 )
 def test_the_kernel_is_chosen_by_hardware_and_packages(capability, packages, expected):
     assert choose(capability, torch.bfloat16, has=packages.__contains__) == expected
-    assert choose(capability, torch.float32, has=packages.__contains__) == "flex"
+    in_float32 = choose(capability, torch.float32, has=packages.__contains__)
+    assert in_float32 == ("masked" if capability is None else "flex")
 
 
 def na3d(query, key, value, *, kernel_size, stride, dilation):
