@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json
 from video2world_trainer.model.lora import AdapterFacts
 
-__all__ = ["RunConfig"]
+__all__ = ["RunConfig", "attention_pattern"]
+
+_PUBLISHED = re.compile(r"model-\d+p-\d+fps(-natten)?")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class RunConfig:
     text_length: int | None = None
     rope_ratios: tuple[float, float, float] | None = None  # time, height, width
     fps: int | None = None
+    attention_pattern: str | None = None  # "dense" or "sparse"
     adapters: AdapterFacts = field(default_factory=AdapterFacts)
 
     @classmethod
@@ -61,5 +65,19 @@ class RunConfig:
                 float(content["rope_ratio_w"]),
             ),
             fps=int(content["fps"]) if "fps" in content else None,
+            attention_pattern=str(content.get("attention_pattern", "dense")),
             adapters=adapters,
         )
+
+
+def attention_pattern(path: Path, run: RunConfig) -> str | None:
+    """Return how weights were trained: "dense", "sparse", or None if that is unknown.
+
+    Args:
+        path: the model file; NVIDIA names those of sparse attention ``-natten``.
+        run: the record next to it.
+    """
+    published = _PUBLISHED.fullmatch(path.stem)
+    if run.attention_pattern is None and published is not None:
+        return "sparse" if published[1] else "dense"
+    return run.attention_pattern

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from video2world_common.exit_codes import UserError
 from video2world_trainer.checkpoint.folder import CheckpointFolder
-from video2world_trainer.checkpoint.run_config import RunConfig
+from video2world_trainer.checkpoint.run_config import RunConfig, attention_pattern
 from video2world_trainer.generation.requests import existing_path
 from video2world_trainer.model.presets import Preset
 
@@ -24,12 +24,11 @@ def choose_checkpoint(args: argparse.Namespace, preset: Preset) -> tuple[Path, R
     """
     path = args.dit_path
     if path is None:
-        published = preset.base_weights(f"{args.resolution or '720'}p", args.fps or 16)
+        resolution, fps = f"{args.resolution or '720'}p", args.fps or 16
+        published = preset.base_weights(resolution, fps, sparse=args.natten)
         if published is None:
             raise UserError("--dit_path: name the checkpoint; Tiny has no published weights")
         path = Path(published)
-        if args.natten:
-            path = path.with_name(f"{path.stem}-natten{path.suffix}")
     path = existing_path(path)
     if path.is_dir() and (path / "model").is_dir():
         iteration = CheckpointFolder(path).latest_complete(("model",))
@@ -43,4 +42,6 @@ def choose_checkpoint(args: argparse.Namespace, preset: Preset) -> tuple[Path, R
     run = RunConfig.read(path.parent / "config.json")
     if run.size is not None and run.size != preset.size:
         raise UserError(f"--model_size {preset.size}: {path} was trained as {run.size}; use that")
+    if args.natten and attention_pattern(path, run) == "dense":
+        raise UserError(f"--natten: {path} was trained with dense attention; leave --natten out")
     return path, run

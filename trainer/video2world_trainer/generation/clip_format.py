@@ -69,8 +69,7 @@ def choose_clip_format(
         given: the most conditioning frames of any sample.
 
     Raises:
-        UserError: the clip would have no frames left to generate, or ``--natten`` does not support
-            the size.
+        UserError: the clip would have no frames left to generate.
     """
     fps = args.fps or run.fps or 16
     published = SIZES[preset.size].clip_frames[fps]
@@ -86,8 +85,6 @@ def choose_clip_format(
             "nothing would be left to generate"
         )
     size = _choose_size(args, preset, run, checkpoint)
-    if args.natten and _requested_size(args) != ASPECTS["720"]["16:9"]:
-        raise UserError("--natten: sparse checkpoints are for --resolution 720 of 16:9 only")
     return ClipFormat(size, frames, fps)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_preprocess.video.resize import Geometry
-from video2world_trainer.checkpoint.run_config import RunConfig
+from video2world_trainer.checkpoint.run_config import RunConfig, attention_pattern
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.checkpoint_choice import choose_checkpoint
@@ -29,7 +29,7 @@ from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.lora import AdapterFacts
 from video2world_trainer.model.presets import PRESETS, DiTConfig, Preset, preset
-from video2world_trainer.model.sparse_attention import patterns_for
+from video2world_trainer.model.sparse_attention import patterns_for, why_unsupported
 from video2world_trainer.model.sparse_kernels import choose, sparse_attention
 from video2world_trainer.model.state_dict import fitting_weights
 
@@ -48,7 +48,9 @@ def load_pipeline(
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
     given = max(request.num_conditional_frames for request in requests)
     clip = choose_clip_format(args, chosen, run, checkpoint, given)
-    patterns = patterns_for(chosen.size, clip.grid) if args.natten else None
+    sparse = args.natten or attention_pattern(checkpoint, run) == "sparse"
+    if sparse and (problem := why_unsupported(chosen.size, clip.grid)):
+        raise UserError(f"{'--natten' if args.natten else checkpoint}: {problem}")
     branches = max(request.branches for request in requests)
     if world.size > 1 and branches != min(request.branches for request in requests):
         raise UserError(
@@ -85,9 +87,10 @@ def load_pipeline(
     choice = select_for("auto", world.device, dtype)
     attend: Attend | Sequence[Attend] = choice.attend
     attention = choice.name
-    if patterns is not None:
+    if sparse:
         capability = torch.cuda.get_device_capability(world.device) if on_gpu else None
         kernel = choose(capability, dtype)
+        patterns = patterns_for(chosen.size, clip.grid)
         attend = sparse_attention(patterns, clip.grid, world.device, kernel, choice.attend)
         attention = f"{kernel}, sparse"
     mesh = shard_sample(net, attend, choice.cross_attention, world, branches, clip.grid[0])
@@ -102,6 +105,7 @@ def load_pipeline(
         geometry=cast("Geometry", args.geometry or run.geometry or "crop"),
         clip=clip,
         attention=attention,
+        sparse=sparse,
         offload=offload,
         net=net,
         mesh=mesh,

@@ -58,6 +58,7 @@ class Pipeline:
     geometry: Geometry
     clip: ClipFormat
     attention: str  # name of the kernel
+    sparse: bool
     offload: bool
     net: VideoDiT
     mesh: ParallelMesh
@@ -167,7 +168,7 @@ class Pipeline:
             "guidance": request.guidance,
             "steps": request.num_steps,
             "approximate": args.approximate,
-            "sparse": args.natten,
+            "sparse": self.sparse,
             "attention": self.attention,
             "gpus": self.world.size if device.type == "cuda" else 0,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -139,7 +139,7 @@ def flash_attention_4_blocks(
         key_index: which, the first ``key_count`` of a row, [S / BLOCK, S / BLOCK] int32.
         query_count, query_index: the same by block of keys (the transpose), for the gradients.
     """
-    return _forward(
+    out: Tensor = _forward(
         query.contiguous(),
         key.contiguous(),
         value.contiguous(),
@@ -148,3 +148,4 @@ def flash_attention_4_blocks(
         query_count,
         query_index,
     )[0]
+    return out

@@ -19,7 +19,9 @@ _RATED = {
 }
 
 
-def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = False) -> float:
+def step_flops(
+    dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = False, density: float = 1.0
+) -> float:
     """Count the operations of a forward and backward pass for one clip, without recomputation.
 
     6 * parameters * tokens in matrix products (4 with frozen weights, which have no gradients),
@@ -31,9 +33,10 @@ def step_flops(dit: DiTConfig, parameters: int, tokens: int, *, lora: bool = Fal
         parameters: number of parameters of the network.
         tokens: tokens of the clip.
         lora: whether the weights are frozen and only adapters are trained.
+        density: share of query-key pairs that self-attention computes.
     """
     dense = (4 if lora else 6) * parameters * tokens
-    attention = 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
+    attention = 4.0 * density * tokens**2 * dit.model_channels * dit.num_blocks
     return dense + 3.5 * attention
 
 

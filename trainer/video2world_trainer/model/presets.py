@@ -63,11 +63,14 @@ class Preset:
     text_encoder_folder: str = "checkpoints/google-t5/t5-11b"
     compute_dtype: str = "bfloat16"
 
-    def base_weights(self, resolution: str, fps: int) -> str | None:
-        """Return the path of the published weights on the volume; None for Tiny."""
+    def base_weights(self, resolution: str, fps: int, *, sparse: bool = False) -> str | None:
+        """Return the path of the published weights on the volume; None for Tiny.
+
+        ``sparse`` weights were trained with sparse attention.
+        """
         if self.size == "Tiny":
             return None
-        return f"{self.base_folder}/model-{resolution}-{fps}fps.pt"
+        return f"{self.base_folder}/model-{resolution}-{fps}fps{'-natten' if sparse else ''}.pt"
 
 
 def _dit(size: str, *, channels: int, blocks: int, adaln_lora_dim: int = 256) -> DiTConfig:

@@ -15,6 +15,7 @@ https://github.com/nvidia-cosmos/cosmos-predict2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,8 +25,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from video2world_common.exit_codes import UserError
-
 __all__ = [
     "BLOCK",
     "PATTERNS",
@@ -33,9 +32,11 @@ __all__ = [
     "Grid",
     "Pattern",
     "axes",
+    "density",
     "patterns_for",
     "plan_blocks",
     "scaled",
+    "why_unsupported",
 ]
 
 BLOCK = 128  # tokens
@@ -89,6 +90,8 @@ PATTERNS: dict[str, list[Pattern | None]] = {
             None: (27,),
         },
     ),
+    # of this project, in the proportions of 2B
+    "Tiny": _by_block(4, {_C: (0,), _D: (1, 2, 3)}),
 }
 """Each transformer block's pattern by model size; None is dense attention."""
 
@@ -249,11 +252,25 @@ def _count_and_index(chosen: BoolArray) -> tuple[Tensor, Tensor]:
 
 
 def patterns_for(size: str, grid: Grid) -> list[Pattern | None]:
-    """Return each transformer block's pattern of a model ``size``, scaled to ``grid``.
-
-    Raises:
-        UserError: no sparse checkpoints of that size are published.
-    """
-    if size not in PATTERNS:
-        raise UserError(f"--natten: there is no sparse {size} model, only {', '.join(PATTERNS)}")
+    """Return each transformer block's pattern of a model ``size``, scaled to ``grid``."""
     return [one and scaled(one, grid) for one in PATTERNS[size]]
+
+
+def why_unsupported(size: str, grid: Grid) -> str:
+    """Explain why a model ``size`` has no sparse attention on ``grid``; empty if it has."""
+    if size == "Tiny":
+        return ""
+    if grid[1:] != BASE[1:]:
+        return "sparse attention exists for frames of 704x1280 only (720p, 16:9)"
+    if math.prod(grid) % BLOCK:
+        return (
+            f"its {grid[0]} latent frames do not divide into blocks of {BLOCK} tokens; the "
+            "published clips have 93 or 61 frames"
+        )
+    return ""
+
+
+def density(patterns: Sequence[Pattern | None], grid: Grid) -> float:
+    """Return the share of query-key pairs that the blocks attend to, averaged over them."""
+    shares = [1.0 if one is None else math.prod(one.window) / math.prod(grid) for one in patterns]
+    return sum(shares) / len(shares)

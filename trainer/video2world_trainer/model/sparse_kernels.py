@@ -135,8 +135,8 @@ def _masked(blocks: BlockPlan) -> Attend:
     mask = blocks.rows[blocks.kind.long()][blocks.place][:, blocks.place]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads_first = (one.transpose(1, 2) for one in (query, key, value))
-        return F.scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
+        query, key, value = (one.transpose(1, 2) for one in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
     return attend
 

@@ -43,6 +43,8 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
             "lora_alpha": config.lora_alpha,
             "lora_targets": config.lora_targets,
         }
+    if config.attention_pattern != "dense":
+        known["attention_pattern"] = config.attention_pattern
     if config.encode:
         known["encode"] = True
     run = known | {"dataset_dir": config.dataset_dir, "ema": config.ema, "seed": config.seed}

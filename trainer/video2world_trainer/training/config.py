@@ -5,6 +5,7 @@ Dotted names are those of Cosmos-Predict2's configuration, where it has the sett
 
 from __future__ import annotations
 
+import math
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,12 @@ class TrainConfig:
         "crop",
         "how videos were fitted to the frame size; must match the latents",
         choices=("crop", "stretch"),
+    )
+    attention_pattern: str = _setting(
+        "model.attention_pattern",
+        "dense",
+        "self-attention: dense, or the sparse patterns of the published -natten weights",
+        choices=("dense", "sparse"),
     )
     project: str = _setting("job.project", "posttraining", "folder below checkpoints/")
     group: str = _setting("job.group", "video2world", "folder below the project's")
@@ -261,8 +268,13 @@ class TrainConfig:
     @property
     def tokens_per_clip(self) -> int:
         """Tokens of one clip: a token covers 2 x 2 latent cells of a frame."""
+        return math.prod(self.token_grid)
+
+    @property
+    def token_grid(self) -> tuple[int, int, int]:
+        """Tokens of one clip along time, height and width."""
         _, frames, height, width = self.latent_shape
-        return frames * (height // 2) * (width // 2)
+        return frames, height // 2, width // 2
 
     @property
     def fps(self) -> int:

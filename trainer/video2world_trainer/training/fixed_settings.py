@@ -135,7 +135,7 @@ FIXED: Mapping[str, Fixed] = {
     ),
     "model.config.pipe_config.net.sac_config.": Fixed("set model.config.keep_activations"),
     "model.config.pipe_config.net.natten_parameters": Fixed(
-        "training uses full attention; sparse attention is for inference (--natten)"
+        "set model.attention_pattern=sparse for the published patterns"
     ),
     "model.config.pipe_config.net.": Fixed(_SIZE),
 }

@@ -33,13 +33,20 @@ class MetricsLogger:
         mesh: all ranks.
         net: the network, for the floating-point operations of a step.
         iteration: iterations done so far.
+        density: share of query-key pairs that self-attention computes.
 
     Raises:
         UserError: TensorBoard is requested but not installed.
     """
 
     def __init__(
-        self, config: TrainConfig, mesh: ParallelMesh, net: VideoDiT, *, iteration: int
+        self,
+        config: TrainConfig,
+        mesh: ParallelMesh,
+        net: VideoDiT,
+        *,
+        iteration: int,
+        density: float = 1.0,
     ) -> None:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
@@ -47,7 +54,9 @@ class MetricsLogger:
         self._tokens = config.tokens_per_clip * clips
         parameters = sum(one.numel() for one in net.parameters())
         lora = config.architecture == "lora"
-        self._flops = step_flops(net.config, parameters, config.tokens_per_clip, lora=lora) * clips
+        tokens = config.tokens_per_clip
+        per_clip = step_flops(net.config, parameters, tokens, lora=lora, density=density)
+        self._flops = per_clip * clips
         self._history: HistoryWriter | None = None
         self._exporter: PrometheusExporter | None = None
         self._tensorboard: SummaryWriter | None = None

@@ -25,8 +25,8 @@ from video2world_trainer.distributed.parallelize import (
     build_mesh,
 )
 from video2world_trainer.distributed.process_group import World
-from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.training.attention_choice import choose_attention
 from video2world_trainer.training.checkpointer import Checkpointer
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.dataset import LatentDataset, VideoDataset
@@ -70,7 +70,7 @@ class Trainer:
         )
         on_gpu = world.device.type == "cuda"
         dtype = getattr(torch, preset.compute_dtype) if on_gpu else torch.float32
-        self.attention = select_for(config.attention, world.device, dtype)
+        self.attention = choose_attention(config, world.device, dtype)
         self.dataset = _build_dataset(config, self.mesh)
         self._vae = None
         if config.encode:
@@ -81,7 +81,7 @@ class Trainer:
         self.net = build_network(config, world)
         apply_context_parallel(
             self.net,
-            self.attention.attend,
+            self.attention.self_attention,
             self.attention.cross_attention,
             self.mesh,
             latent_frames,
@@ -95,7 +95,8 @@ class Trainer:
             eps=config.eps,
         )
         ema = Ema(self.net.named_parameters(), config.ema_rate) if config.ema else None
-        self.compiled = config.compile and on_gpu and config.size != "Tiny"
+        compilable = self.attention.compilable and config.size != "Tiny"
+        self.compiled = config.compile and on_gpu and compilable
         self.recompute_policy = self._recompute_policy()
         prepare_blocks(
             self.net,
@@ -150,7 +151,13 @@ class Trainer:
             OSError: a checkpoint could not be written.
         """
         config, progress = self.config, self.progress
-        metrics = MetricsLogger(config, self.mesh, self.net, iteration=progress.iteration)
+        metrics = MetricsLogger(
+            config,
+            self.mesh,
+            self.net,
+            iteration=progress.iteration,
+            density=self.attention.density,
+        )
         while not self.finished:
             self.step()
             iteration = progress.iteration
@@ -321,7 +328,7 @@ def log_setup(trainer: Trainer, *, resumed: bool) -> None:
         f"{config.size}, {count:,} trained parameters, {world.size} ranks on "
         f"{world.device.type}, {start} to {config.max_iter}"
     )
-    say(f"attention {trainer.attention.name} ({trainer.attention.reason})")
+    say(trainer.attention.description)
     for key, why in config.without_effect():
         say(f"note: {key} has no effect: {why}")
     if config.offload and not trainer.compiled:

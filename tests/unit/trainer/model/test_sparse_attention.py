@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from video2world_common.exit_codes import UserError
 from video2world_trainer.model.attention import sdpa
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import DiTConfig
@@ -18,9 +17,11 @@ from video2world_trainer.model.sparse_attention import (
     PATTERNS,
     Pattern,
     axes,
+    density,
     patterns_for,
     plan_blocks,
     scaled,
+    why_unsupported,
 )
 from video2world_trainer.model.sparse_kernels import choose, in_order, sparse_attention
 
@@ -32,11 +33,35 @@ KINDS = list(dict.fromkeys(PATTERNS["2B"]))
 
 def test_published_models_have_a_pattern_for_every_block():
     counts = {size: [row.count(one) for one in [*KINDS, None]] for size, row in PATTERNS.items()}
-    assert counts == {"2B": [2, 3, 7, 15, 1, 0], "14B": [11, 2, 10, 6, 6, 1]}
+    assert counts["2B"] == [2, 3, 7, 15, 1, 0]
+    assert counts["14B"] == [11, 2, 10, 6, 6, 1]
     assert PATTERNS["2B"][23].window == (-1, 28, 56)
     assert PATTERNS["14B"][27] is None
-    with pytest.raises(UserError, match="no sparse Tiny model, only 2B, 14B"):
-        patterns_for("Tiny", FULL)
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "problem"),
+    [
+        ("2B", FULL, ""),
+        ("14B", (16, 44, 80), ""),
+        ("Tiny", (5, 6, 8), ""),
+        ("2B", (24, 27, 48), "for frames of 704x1280 only"),
+        ("2B", (80, 44, 24), "for frames of 704x1280 only"),
+        ("14B", (23, 44, 80), "its 23 latent frames do not divide into blocks of 128"),
+    ],
+)
+def test_clips_without_a_published_pattern_are_refused(size, grid, problem):
+    found = why_unsupported(size, grid)
+    assert problem in found
+    assert bool(found) == bool(problem)
+
+
+def test_density_is_the_share_of_pairs_in_the_mask():
+    grid = (3, 12, 20)
+    patterns = patterns_for("Tiny", grid)
+    shares = [dense_mask(one, grid).double().mean().item() for one in patterns]
+    assert density([*patterns, None], grid) == pytest.approx((sum(shares) + 1) / 5)
+    assert density(patterns_for("2B", FULL), FULL) == pytest.approx(4.627 / 28, abs=1e-4)
 
 
 def dense_mask(pattern, grid):
