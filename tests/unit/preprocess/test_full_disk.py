@@ -105,7 +105,7 @@ def test_latents_stage(small_disk, capfd, monkeypatch):
     assert latents.main(command) == 1
     error = capfd.readouterr().err
     assert "the volume is full while writing D/train/latents/w" in error
-    assert "enlarge spec.storage.size" in error
+    assert "raise spec.storage.size" in error
     made = [path.name for path in disk.glob("*.safetensors")]
     assert "w0.safetensors" in made
     assert len(made) < 3
