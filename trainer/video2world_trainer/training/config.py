@@ -25,7 +25,7 @@ from video2world_trainer.training.loss import (
     NoiseDistribution,
 )
 
-__all__ = ["SETTINGS", "TrainConfig", "value_kind"]
+__all__ = ["SETTINGS", "TrainConfig", "settings_without_effect", "value_kind"]
 
 _NET = "model.config.pipe_config.net."
 
@@ -296,22 +296,6 @@ class TrainConfig:
             self.adjust_noise,
         )
 
-    def without_effect(self) -> list[tuple[str, str]]:
-        """Return changed settings that have no effect, each with the reason."""
-        unused: dict[str, str] = {}
-        if self.architecture == "base":
-            for name in ("lora_rank", "lora_alpha", "lora_targets"):
-                unused[name] = "model.config.train_architecture is base"
-        if not self.encode:
-            unused["vae_path"] = "dataloader_train.dataset.encode is false"
-        if not self.ema:
-            unused["ema_rate"] = "model.config.pipe_config.ema.enabled is false"
-        return [
-            (one.metadata["key"], unused[one.name])
-            for one in fields(self)
-            if one.name in unused and getattr(self, one.name) != one.default
-        ]
-
     def as_overrides(self) -> dict[str, Any]:
         """Return every setting by its dotted name."""
         return {one.metadata["key"]: getattr(self, one.name) for one in fields(self)}
@@ -324,3 +308,20 @@ SETTINGS = {one.metadata["key"]: one for one in fields(TrainConfig)}
 def value_kind(setting: Field[Any]) -> str:
     """Return the type of a setting's values as text; a choice is a ``str``."""
     return "str" if setting.metadata["choices"] else str(setting.type)
+
+
+def settings_without_effect(config: TrainConfig) -> list[tuple[str, str]]:
+    """Return changed settings that have no effect, each with the reason."""
+    unused: dict[str, str] = {}
+    if config.architecture == "base":
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            unused[name] = "model.config.train_architecture is base"
+    if not config.encode:
+        unused["vae_path"] = "dataloader_train.dataset.encode is false"
+    if not config.ema:
+        unused["ema_rate"] = "model.config.pipe_config.ema.enabled is false"
+    return [
+        (one.metadata["key"], unused[one.name])
+        for one in fields(config)
+        if one.name in unused and getattr(config, one.name) != one.default
+    ]

@@ -28,7 +28,7 @@ from video2world_trainer.distributed.process_group import World
 from video2world_trainer.model.presets import PRESETS
 from video2world_trainer.training.attention_choice import choose_attention
 from video2world_trainer.training.checkpointer import Checkpointer
-from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.config import TrainConfig, settings_without_effect
 from video2world_trainer.training.dataset import LatentDataset, VideoDataset
 from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.ema import Ema
@@ -329,7 +329,7 @@ def log_setup(trainer: Trainer, *, resumed: bool) -> None:
         f"{world.device.type}, {start} to {config.max_iter}"
     )
     say(trainer.attention.description)
-    for key, why in config.without_effect():
+    for key, why in settings_without_effect(config):
         say(f"note: {key} has no effect: {why}")
     if config.offload and not trainer.compiled:
         say("note: model.config.offload_block_inputs has no effect: blocks are not compiled here")
