@@ -95,9 +95,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        # in this order: it determines the order in which autograd sums the gradients of x
+        out: Tensor = self.base_layer(x)
         update: Tensor = self.lora_B["default"](self.lora_A["default"](x))
-        out: Tensor = self.base_layer(x) + self.scale * update
-        return out
+        return out + self.scale * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
