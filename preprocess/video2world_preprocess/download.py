@@ -85,6 +85,11 @@ def parser() -> argparse.ArgumentParser:
         "--natten", action="store_true", help="also download the sparse-attention variant"
     )
     flags.add_argument(
+        "--natten_only",
+        action="store_true",
+        help="download the sparse-attention variant instead of the dense one",
+    )
+    flags.add_argument(
         "--guardrail", action="store_true", help="also download upstream's guardrail models"
     )
     flags.add_argument("--dry-run", action="store_true", help="only print what would be downloaded")
@@ -97,13 +102,18 @@ def repositories(args: argparse.Namespace) -> list[Repository]:
     Raises:
         UserError: the flags contradict each other.
     """
-    if args.natten and "720" not in args.resolution:
-        raise UserError("--natten: the sparse-attention weights exist for --resolution 720 only")
+    for name in ("natten", "natten_only"):
+        if getattr(args, name) and "720" not in args.resolution:
+            raise UserError(
+                f"--{name}: the sparse-attention weights exist for --resolution 720 only"
+            )
     found = []
     sizes = [size for size in dict.fromkeys(args.model_sizes) if size in _MODELS]
     for size in sizes if args.model_types else ():
-        names = [f"model-{res}p-{fps}fps.pt" for res in args.resolution for fps in args.fps]
-        if args.natten:
+        names = []
+        if not args.natten_only:
+            names = [f"model-{res}p-{fps}fps.pt" for res in args.resolution for fps in args.fps]
+        if args.natten or args.natten_only:
             names += [f"model-720p-{fps}fps-natten.pt" for fps in args.fps]
         repo_id, revision = _MODELS[size]
         found.append(Repository(repo_id, revision, (*names, "tokenizer/tokenizer.pth"), only=True))
@@ -285,7 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parser().parse_args(argv)
     if not set(args.model_sizes) & set(_MODELS):
-        note_unused_flags(args, parser(), ("fps", "resolution", "natten"), "for Tiny")
+        note_unused_flags(
+            args, parser(), ("fps", "resolution", "natten", "natten_only"), "for Tiny"
+        )
     if args.dry_run:
         os.environ.pop("V2W_INPUTS_HASH", None)  # a dry run must not mark the stage as finished
     return run_stage(lambda: _work(args), stage="download")

@@ -167,6 +167,8 @@ TRAINING = {
     "contextParallelSize": [1, 2, 3, 8],
     "device": ["Auto", "CPU", "GPU"],
     "ema": [True, False],
+    "attention": ["Auto", "FlashAttention4", "Torch"],
+    "attentionPattern": ["Dense", "Sparse"],
 }
 NAMED = {
     "experiment": [*SHORT_NAMES, "2b_unknown"],
@@ -183,7 +185,12 @@ NAMED = {
 }
 SAMPLE = some(prompt=["", "x" * 4096], output=["a.mp4", "b.mp4"]).map(lambda s: {"input": "a"} | s)
 RELATED = {
-    "model": some(size=["Tiny", "2B", "14B"], ropeRatio=[0, 1.5], weights=["w.pt", "a/../w.pt"]),
+    "model": some(
+        size=["Tiny", "2B", "14B"],
+        resolution=["480p", "720p"],
+        ropeRatio=[0, 1.5],
+        weights=["w.pt", "a/../w.pt"],
+    ),
     "dataset": some(
         agibot=[{"path": "a"}], prepared=[{"path": "b"}], videos=[{"path": "c"}], shards=[1, 2]
     ),

@@ -93,6 +93,19 @@ CASES = {
         {**GPU, "training": {"device": "CPU", "gpusPerNode": 8}},
         "CPU can train",
     ),
+    "sparse weights exist for 720p": (
+        {**GPU, "training": {"gpusPerNode": 8, "attentionPattern": "Sparse"}},
+        {
+            "model": {"size": "2B", "resolution": "480p"},
+            "training": {"gpusPerNode": 8, "attentionPattern": "Sparse"},
+        },
+        "Sparse weights exist for 720p only",
+    ),
+    "sparse kernels": (
+        {"training": {"attention": "FlashAttention4", "attentionPattern": "Sparse"}},
+        {"training": {"attention": "Torch", "attentionPattern": "Sparse"}},
+        "has no Sparse attention",
+    ),
     "access mode": (
         {"storage": {"accessMode": "ReadWriteMany"}},
         {"storage": {"accessMode": "ReadWriteOncePod"}},

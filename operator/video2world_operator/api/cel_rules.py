@@ -128,6 +128,10 @@ def spec_rules() -> list[CELRule]:
     """
     sized = "has(self.model) && has(self.model.size)"
     named = "has(self.training.experiment)"
+    sparse = (
+        "has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' && "
+        f"!{named} && (!has(self.training.overrides) || size(self.training.overrides) == 0)"
+    )
     plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
     parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
     nodes = _or_default("nodes", _by_size("nodes"))
@@ -171,6 +175,18 @@ def spec_rules() -> list[CELRule]:
             f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
             "!has(self.training.device) || self.training.device != 'CPU'",
             "training.device: CPU can train model.size Tiny only",
+        ),
+        _rule(
+            f"!({sparse}) || !has(self.model) || !has(self.model.resolution) || "
+            f"self.model.resolution == '720p' || ({sized} && self.model.size == 'Tiny')",
+            "training.attentionPattern: Sparse weights exist for 720p only; use model.resolution "
+            "720p, or Dense",
+        ),
+        _rule(
+            f"!({sparse}) || !has(self.training.attention) || "
+            "self.training.attention in ['Auto', 'FlashAttention4']",
+            "training.attentionPattern: this training.attention has no Sparse attention; use Auto, "
+            "or Dense",
         ),
         _rule(
             "!has(self.storage) || !has(self.storage.accessMode) || "

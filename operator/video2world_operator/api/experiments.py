@@ -114,6 +114,9 @@ OVERRIDES: Mapping[str, _Override] = {
         "transformer_engine, minimal_a2a, flash_attention_4, flash_attention_3, "
         "flash_attention_2 or torch",
     ),
+    "model.attention_pattern": _Override(
+        "training.attentionPattern", _choice(dense="Dense", sparse="Sparse"), "dense or sparse"
+    ),
     "model.config.pipe_config.net.rope_h_extrapolation_ratio": _RATIO,
     "model.config.pipe_config.net.rope_w_extrapolation_ratio": _RATIO,
     "model.config.pipe_config.ema.enabled": _Override("training.ema", _flag, "true or false"),

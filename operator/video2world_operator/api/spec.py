@@ -125,6 +125,11 @@ class Spec(ApiModel):
         return SIZES[self.model.size].device if chosen == "Auto" else chosen
 
     @property
+    def sparse(self) -> bool:
+        """Whether self-attention is sparse."""
+        return self.training.attention_pattern == "Sparse"
+
+    @property
     def gpus(self) -> int:
         """GPUs of the training group."""
         return 0 if self.device == "CPU" else self.nodes * self.processes_per_node

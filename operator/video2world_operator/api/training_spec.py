@@ -97,6 +97,12 @@ class TrainingSpec(ApiModel):
         default="Auto",
         description="Attention backend; Auto selects the fastest that the GPU supports.",
     )
+    attention_pattern: Literal["Dense", "Sparse"] = Field(
+        default="Dense",
+        description="Dense self-attention between all tokens, or Sparse as in NVIDIA's -natten "
+        "weights for 720p, from which training then starts. Checkpoints record it, and inference "
+        "follows.",
+    )
     batch_size: int = Field(
         default=1, ge=1, le=1024, description="Clips per step in each context-parallel group."
     )

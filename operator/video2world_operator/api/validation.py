@@ -233,6 +233,7 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             "spec.training.device",
             f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
         )
+    yield from _attention_pattern(spec)
     modes = spec.storage.access_mode
     if modes == "ReadWriteOncePod" and spec.pods_sharing_volume > 1:
         yield Problem(
@@ -242,6 +243,24 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     yield from _inference(spec)
     yield from _paths(resource)
     yield from _environment(spec)
+
+
+def _attention_pattern(spec: Spec) -> Iterator[Problem]:
+    if not spec.sparse:
+        return
+    field, training = "spec.training.attentionPattern", spec.training
+    if not spec.tiny and spec.model.resolution != "720p":
+        yield Problem(
+            field,
+            f"Sparse weights exist for 720p only, and spec.model.resolution is "
+            f"{spec.model.resolution}; use 720p, or Dense",
+        )
+    if training.attention not in ("Auto", "FlashAttention4"):
+        yield Problem(
+            field,
+            f"{training.attention} (spec.training.attention) has no Sparse attention; use Auto, or "
+            "Dense",
+        )
 
 
 def _inference(spec: Spec) -> Iterator[Problem]:

@@ -97,7 +97,8 @@ def _weights(resource: Video2WorldPostTrain) -> str | None:
     model = resource.spec.model
     if model.weights or resource.spec.tiny:  # Tiny starts from its seed
         return model.weights
-    return f"{_base(resource)}/model-{model.resolution}-{model.fps}fps.pt"
+    variant = "-natten" if resource.spec.sparse else ""
+    return f"{_base(resource)}/model-{model.resolution}-{model.fps}fps{variant}.pt"
 
 
 def _size_flags(resource: Video2WorldPostTrain) -> list[str]:
@@ -111,6 +112,7 @@ def _download(resource: Video2WorldPostTrain) -> Command:
         *("--model_sizes", resource.spec.model.size, "--model_types", "video2world"),
         *_size_flags(resource),
         *("--checkpoint_dir", "checkpoints"),
+        *(["--natten_only"] if resource.spec.sparse and not resource.spec.tiny else []),
     )
     outputs = [f"{_base(resource)}/tokenizer", _text_encoder(resource)]
     return Command(argv, *outputs)
@@ -220,6 +222,8 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
+    if spec.sparse:
+        settings["model.attention_pattern"] = "sparse"
     if training.stop_when_diverged:
         settings["trainer.stop_when_diverged"] = True
     if spec.model.lora_alpha is not None:

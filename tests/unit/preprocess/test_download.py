@@ -217,9 +217,12 @@ def test_flags_choose_the_files():
         "model-720p-16fps-natten.pt",
         "tokenizer/tokenizer.pth",
     }
+    sparse = chosen("--model_sizes", "2B", "--natten_only")
+    assert sparse[PREDICT] == ("model-720p-16fps-natten.pt", "tokenizer/tokenizer.pth")
     assert chosen("--model_sizes", "Tiny") == {}
-    with pytest.raises(UserError, match="--natten"):
-        chosen("--natten", "--resolution", "480")
+    for flag in ("--natten", "--natten_only"):
+        with pytest.raises(UserError, match=f"{flag}: "):
+            chosen(flag, "--resolution", "480")
     revisions = [r.revision for r in repositories(parser().parse_args(["--guardrail"]))]
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 

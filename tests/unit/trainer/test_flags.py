@@ -40,7 +40,7 @@ def test_every_flag_is_read(name):
     package = "trainer" if "trainer" in name else "preprocess"
     read = read_of_args(package) | read_of_args("preprocess") | read_of_args("common")
     if name == inference.__name__:  # its table is in test_inference.py
-        read |= {*inference.ABSENT, *inference.SETTLED, *inference.FLAGS, "negative_prompt"}
+        read |= {*inference.NOT_INCLUDED, *inference.WITHOUT_EFFECT, "negative_prompt"}
     flags = {action.dest for action in COMMANDS[name].parser()._actions} - {"help"}
     assert flags - read == set()
 
@@ -77,10 +77,10 @@ def test_agibots_flags_that_a_mode_does_not_read_are_noted(
 
 def test_downloads_flags_that_tiny_does_not_read_are_noted(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = ["--fps", "10", "--resolution", "480", "720", "--natten", "--dry-run"]
+    flags = ["--fps", "10", "--resolution", "480", "720", "--natten", "--natten_only", "--dry-run"]
     assert download.main(["--model_sizes", "Tiny", *flags]) == 0
     noted = re.findall(r"note: (--\S+) has no effect for Tiny", capsys.readouterr().out)
-    assert noted == ["--fps", "--resolution", "--natten"]
+    assert noted == ["--fps", "--resolution", "--natten", "--natten_only"]
     assert download.main(["--model_sizes", "Tiny", "--dry-run"]) == 0
     assert "note:" not in capsys.readouterr().out
     assert download.main(["--model_sizes", "2B", *flags]) == 0

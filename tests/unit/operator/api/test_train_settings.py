@@ -17,14 +17,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 import train_settings
 
 
-def resource(*overrides):
+def resource(*overrides, size="2B"):
     return parse(
         {
             "apiVersion": "video2world.dev/v1alpha1",
             "kind": "Video2WorldPostTrain",
             "metadata": {"name": "a"},
             "spec": {
-                "model": {"size": "2B"},
+                "model": {"size": size},
                 "dataset": {"agibot": {}},
                 "training": {"iterations": 5, "overrides": list(overrides)},
             },
@@ -104,6 +104,35 @@ def test_every_setting_has_one_place_in_a_resource(name):
         with pytest.raises(InvalidResource, match=f"{name} cannot be set"):
             resource(f"{name}=x")
         assert name not in OVERRIDES
+
+
+@pytest.mark.parametrize("size", ["Tiny", "2B", "14B"])
+def test_sparse_attention_reaches_the_commands(size):
+    made = resource("model.attention_pattern=sparse", size=size)
+    assert made.spec.training.attention_pattern == "Sparse"
+    train, download = commands(made)["train"].argv, commands(made)["download"].argv
+    assert "model.attention_pattern=sparse" in train
+    weights = [one for one in train if "dit_path=" in one]
+    assert ["-natten.pt" in one for one in weights] == ([] if size == "Tiny" else [True])
+    assert ("--natten_only" in download) == (size != "Tiny")
+    dense = commands(resource())
+    assert not any("attention_pattern" in one for one in dense["train"].argv)
+    assert "--natten_only" not in dense["download"].argv
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("dataloader_train.dataset.video_size=[432,768]", "Sparse weights exist for 720p only"),
+        (
+            "model.config.pipe_config.net.atten_backend=torch",
+            r"Torch \(spec.training.attention\) has no Sparse attention",
+        ),
+    ],
+)
+def test_what_cannot_be_sparse_is_refused(override, problem):
+    with pytest.raises(InvalidResource, match=f"spec.training.attentionPattern: {problem}"):
+        resource("model.attention_pattern=sparse", override)
 
 
 def test_fields_of_training_reach_the_command():
