@@ -24,7 +24,7 @@ from video2world_common.markers import Marker, Provenance
 from video2world_common.stage_runner import explain_os_error
 from video2world_trainer.distributed.process_group import World, join, peer_lost
 from video2world_trainer.results.page import write_page
-from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.config import TrainConfig, as_overrides
 from video2world_trainer.training.config_help import settings_text
 from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.divergence import REMEDY
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides, dry_run = parse_arguments(argv)
         config = read_config(overrides)
         if dry_run:
-            say(json.dumps(config.as_overrides(), indent=2))
+            say(json.dumps(as_overrides(config), indent=2))
             return 0
         with _StopRequest() as stop:
             world = join(config.timeout)

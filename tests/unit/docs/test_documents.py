@@ -14,7 +14,7 @@ from video2world_operator.api.validation import parse
 from video2world_preprocess.videos import VIDEO_SUFFIXES
 from video2world_trainer.generation import batch_file
 from video2world_trainer.model.presets import PRESETS
-from video2world_trainer.training.config import TrainConfig
+from video2world_trainer.training.config import TrainConfig, as_overrides
 from video2world_trainer.training.config_parser import read_config
 
 README = (ROOT / "README.md").read_text()
@@ -142,7 +142,7 @@ def test_the_inference_page_lists_the_batch_keys():
 
 
 def test_settings_named_on_the_page_of_the_original_exist():
-    settings = TrainConfig().as_overrides()
+    settings = as_overrides(TrainConfig())
     for name in re.findall(r"`((?:scheduler|optimizer|model\.config)\.[\w.]+)", ORIGINAL):
         assert name in settings, name
     for value in re.findall(r"`((?:scheduler|model\.config)\.\S+=\S+)`", ORIGINAL):

@@ -7,7 +7,7 @@ allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,7 +26,7 @@ from video2world_trainer.model.presets import DiTConfig
 __all__ = [
     "RECOMPUTE_POLICIES",
     "RecomputePolicy",
-    "largest_fitting_policy",
+    "fitting_policies",
     "prepare_blocks",
     "saved_bytes_per_block",
 ]
@@ -70,26 +70,33 @@ def _is_saved(keep: RecomputePolicy, width: int, name: str, args: tuple[Any, ...
     return False
 
 
-def _recomputing(keep: RecomputePolicy, width: int) -> Callable[..., Tensor]:
-    """Return a runner of blocks (see :class:`~video2world_trainer.model.dit.Block`)."""
-
+def _contexts(keep: RecomputePolicy, width: int) -> Callable[[], Any]:
     def policy(ctx: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         saved = isinstance(function, torch._ops.OpOverload) and _is_saved(
             keep, width, function._schema.name, args
         )
         return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
-    def contexts() -> Any:
-        return create_selective_checkpoint_contexts(policy)
+    return lambda: create_selective_checkpoint_contexts(policy)
+
+
+def _recomputing(width: int) -> Callable[..., Tensor]:
+    """Return a runner of blocks (see :class:`~video2world_trainer.model.dit.Block`).
+
+    What a block saves is read from the block, so that the compiler makes one graph per policy.
+    """
+    contexts: dict[str, Callable[[], Any]] = {
+        keep: _contexts(keep, width) for keep in RECOMPUTE_POLICIES
+    }
 
     def run(block: Block, *args: Any) -> Tensor:
-        if not torch.is_grad_enabled():
+        if block.recompute == "all" or not torch.is_grad_enabled():
             return block.compute(*args)
         result: Tensor = checkpoint(
             block.compute,
             *args,
             use_reentrant=False,
-            context_fn=contexts,
+            context_fn=contexts[block.recompute],
             preserve_rng_state=False,
         )
         return result
@@ -98,38 +105,54 @@ def _recomputing(keep: RecomputePolicy, width: int) -> Callable[..., Tensor]:
 
 
 def prepare_blocks(
-    net: VideoDiT, *, keep: RecomputePolicy = "all", compiled: bool = False, offload: bool = False
+    net: VideoDiT,
+    *,
+    keep: RecomputePolicy | Sequence[RecomputePolicy] = "all",
+    compiled: bool = False,
+    offload: bool = False,
 ) -> None:
     """Set what the blocks of ``net`` save for the backward pass, and compile them.
 
     Args:
         net: the network, already sharded if FSDP is used.
-        keep: what blocks save.
-        compiled: compile the blocks; all share one compilation, as weights are its inputs.
+        keep: what all blocks save, or what each of them saves.
+        compiled: compile the blocks; those with one policy share a compilation, as weights are its
+            inputs.
         offload: save the blocks' inputs in host memory; takes effect in compiled blocks only.
     """
+    policies = [keep] * len(net.blocks) if isinstance(keep, str) else list(keep)
     runner: Runner = Block.compute
-    if keep != "all":
-        runner = _recomputing(keep, net.config.model_channels)
+    if set(policies) != {"all"}:
+        runner = _recomputing(net.config.model_channels)
     if compiled:
         take_prepared_modules()
         runner = torch.compile(runner, dynamic=False)
     if offload:
         runner = offloaded(runner)
-    for block in net.blocks:
+    for block, policy in zip(net.blocks, policies, strict=True):
         assert isinstance(block, Block)
-        block.runner = runner
+        block.runner, block.recompute = runner, policy
 
 
-def largest_fitting_policy(dit: DiTConfig, tokens: int, budget: int) -> RecomputePolicy:
-    """Return the policy that saves the most within ``budget`` bytes, short of ``all``.
+def fitting_policies(dit: DiTConfig, tokens: int, budget: int) -> list[RecomputePolicy]:
+    """Return each block's policy, so that they save the most within ``budget`` bytes.
 
-    ``attention`` is returned even if it does not fit: less would cost far more time.
+    All blocks get the largest policy that fits, short of ``all``, and the first of them the next
+    larger one as far as memory remains. ``attention`` is used even if it does not fit: less would
+    cost far more time.
     """
+    blocks = dit.num_blocks
+    larger: RecomputePolicy | None = None
     for keep in RECOMPUTE_POLICIES[1:-1]:
-        if saved_bytes_per_block(dit, tokens, keep) * dit.num_blocks <= budget:
-            return keep
-    return "attention"
+        size = saved_bytes_per_block(dit, tokens, keep)
+        if size * blocks <= budget or keep == "attention":
+            if larger is None:
+                return [keep] * blocks
+            more = saved_bytes_per_block(dit, tokens, larger) - size
+            count = max(0, min(blocks, (budget - size * blocks) // more))
+            return [larger] * count + [keep] * (blocks - count)
+        larger = keep
+    raise AssertionError  # the last policy returns
 
 
 def saved_bytes_per_block(

@@ -65,6 +65,7 @@ class Block(nn.Module):
         self.adaln_modulation_cross_attn = _modulation(width, rank, 3)
         self.adaln_modulation_mlp = _modulation(width, rank, 3)
         self.runner: Runner = Block.compute  # may recompute, compile or offload
+        self.recompute = "all"  # what it saves for the backward pass: a RecomputePolicy
 
     def forward(
         self,

@@ -25,7 +25,7 @@ from video2world_trainer.training.loss import (
     NoiseDistribution,
 )
 
-__all__ = ["SETTINGS", "TrainConfig", "settings_without_effect", "value_kind"]
+__all__ = ["SETTINGS", "TrainConfig", "as_overrides", "settings_without_effect", "value_kind"]
 
 _NET = "model.config.pipe_config.net."
 
@@ -296,13 +296,14 @@ class TrainConfig:
             self.adjust_noise,
         )
 
-    def as_overrides(self) -> dict[str, Any]:
-        """Return every setting by its dotted name."""
-        return {one.metadata["key"]: getattr(self, one.name) for one in fields(self)}
-
 
 SETTINGS = {one.metadata["key"]: one for one in fields(TrainConfig)}
 """Fields of :class:`TrainConfig` by their dotted names."""
+
+
+def as_overrides(config: TrainConfig) -> dict[str, Any]:
+    """Return every setting by its dotted name."""
+    return {one.metadata["key"]: getattr(config, one.name) for one in fields(config)}
 
 
 def value_kind(setting: Field[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_trainer.distributed.activation_checkpoint import (
     RecomputePolicy,
-    largest_fitting_policy,
+    fitting_policies,
     prepare_blocks,
 )
 from video2world_trainer.distributed.parallelize import (
@@ -25,7 +26,7 @@ from video2world_trainer.distributed.parallelize import (
     build_mesh,
 )
 from video2world_trainer.distributed.process_group import World
-from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.model.presets import PRESETS, DiTConfig
 from video2world_trainer.training.attention_choice import choose_attention
 from video2world_trainer.training.checkpointer import Checkpointer
 from video2world_trainer.training.config import TrainConfig, settings_without_effect
@@ -97,10 +98,12 @@ class Trainer:
         ema = Ema(self.net.named_parameters(), config.ema_rate) if config.ema else None
         compilable = self.attention.compilable and config.size != "Tiny"
         self.compiled = config.compile and on_gpu and compilable
-        self.recompute_policy = self._recompute_policy()
+        self.recompute_policies = _recompute_policies(
+            config, self.mesh, self.net.config, self.optimizer
+        )
         prepare_blocks(
             self.net,
-            keep=self.recompute_policy,
+            keep=self.recompute_policies,
             compiled=self.compiled,
             offload=config.offload and self.compiled,
         )
@@ -253,20 +256,6 @@ class Trainer:
         )
         return loss if weight == 1 else loss * weight
 
-    def _recompute_policy(self) -> RecomputePolicy:
-        """Return the configured policy, or the one that saves the most in the free memory."""
-        config = self.config
-        if config.keep_activations != "auto":
-            return config.keep_activations
-        if self.world.device.type != "cuda" or config.size == "Tiny":
-            return "all"
-        dit = self.net.config
-        tokens = config.batch_size * config.tokens_per_clip // self.mesh.context_size
-        free = torch.cuda.mem_get_info(self.world.device)[0]
-        gradients = sum(one.numel() * one.element_size() for one in self.optimizer.gradients_like())
-        workspace = WORKSPACE * tokens * dit.model_channels * 2
-        return largest_fitting_policy(dit, tokens, free - gradients - workspace - free // 20)
-
     def _measure_zero_loss(self, latents: Tensor) -> None:
         """Measure the loss of a network that predicts zero: the power of noise and latents."""
         power = float(self.world.average(latents.float().square().mean()))
@@ -318,6 +307,22 @@ def _build_dataset(config: TrainConfig, mesh: ParallelMesh) -> LatentDataset:
     )
 
 
+def _recompute_policies(
+    config: TrainConfig, mesh: ParallelMesh, dit: DiTConfig, optimizer: MasterAdamW
+) -> list[RecomputePolicy]:
+    """Return each block's policy: as configured, or to save the most in the free memory."""
+    device = mesh.world.device
+    if config.keep_activations != "auto":
+        return [config.keep_activations] * dit.num_blocks
+    if device.type != "cuda" or config.size == "Tiny":
+        return ["all"] * dit.num_blocks
+    tokens = config.batch_size * config.tokens_per_clip // mesh.context_size
+    free = torch.cuda.mem_get_info(device)[0]
+    gradients = sum(one.numel() * one.element_size() for one in optimizer.gradients_like())
+    workspace = WORKSPACE * tokens * dit.model_channels * 2
+    return fitting_policies(dit, tokens, free - gradients - workspace - free // 20)
+
+
 def log_setup(trainer: Trainer, *, resumed: bool) -> None:
     """Log what is trained and how, with the reasons of automatic choices."""
     config, mesh, world = trainer.config, trainer.mesh, trainer.world
@@ -334,8 +339,12 @@ def log_setup(trainer: Trainer, *, resumed: bool) -> None:
     if config.offload and not trainer.compiled:
         say("note: model.config.offload_block_inputs has no effect: blocks are not compiled here")
     shards = 1 if mesh.shard_mesh is None else mesh.shard_mesh.size(-1)
+    saved = ", ".join(
+        f"{keep} ({count} of {len(trainer.recompute_policies)})"
+        for keep, count in Counter(trainer.recompute_policies).items()
+    )
     compiled = ", compiled" if trainer.compiled else ""
     say(
         f"data parallel {mesh.data_size}, context parallel {mesh.context_size}, FSDP over "
-        f"{shards}; blocks save {trainer.recompute_policy}{compiled}"
+        f"{shards}; blocks save {saved}{compiled}"
     )

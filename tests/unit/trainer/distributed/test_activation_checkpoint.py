@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from video2world_trainer.distributed import activation_offload
 from video2world_trainer.distributed.activation_checkpoint import (
     RECOMPUTE_POLICIES,
+    fitting_policies,
     prepare_blocks,
     saved_bytes_per_block,
 )
@@ -180,3 +181,28 @@ def test_saved_bytes_of_the_2b_model():
     assert saved_bytes_per_block(dit, tokens, "attention") == 2 * tokens * 2048 * 2
     sizes = [saved_bytes_per_block(dit, tokens, keep) for keep in RECOMPUTE_POLICIES]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_memory_left_over_is_used_for_the_next_larger_policy():
+    dit, tokens = PRESETS["2B"].dit, 84_480
+    square, products = (saved_bytes_per_block(dit, tokens, k) for k in ("square", "products"))
+    assert fitting_policies(dit, tokens, 28 * square) == ["square"] * 28
+    mixed = fitting_policies(dit, tokens, 28 * square + 3 * (products - square) + 1)
+    assert mixed == ["products"] * 3 + ["square"] * 25
+    assert fitting_policies(dit, tokens, 10**15) == ["products"] * 28
+    assert fitting_policies(dit, tokens, 0) == ["attention"] * 28
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_block_may_have_a_policy_of_its_own(compiled, monkeypatch):
+    if compiled:
+        monkeypatch.setattr(torch, "compile", lambda f, **kw: COMPILE(f, backend=BACKEND, **kw))
+    expected, alike = gradients("nothing", compiled=compiled)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found, mixed = gradients(["products", "nothing"], compiled=compiled)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    if compiled:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each policy
+    else:
+        assert mixed["aten::mm"] == alike["aten::mm"] - 8

@@ -6,7 +6,7 @@ import pytest
 from video2world_common.exit_codes import UserError
 from video2world_common.experiments import EXPERIMENTS
 from video2world_trainer.train import main
-from video2world_trainer.training.config import TrainConfig, settings_without_effect
+from video2world_trainer.training.config import TrainConfig, as_overrides, settings_without_effect
 from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.fixed_settings import FIXED
 from video2world_trainer.training.loss import NoiseDistribution
@@ -144,7 +144,7 @@ def test_fixed_settings_accept_their_value_and_explain_themselves(name):
     assert f"{key}=other cannot be set here: {FIXED[name].reason}" == str(error.value)
     for value in FIXED[name].values:
         read_config(["job.name=x", f"{key}={value}"])
-    assert name not in TrainConfig(name="x").as_overrides()
+    assert name not in as_overrides(TrainConfig(name="x"))
 
 
 def test_overrides_of_the_guides_experiment_file_are_accepted():
@@ -190,7 +190,7 @@ def test_help_lists_every_setting_with_its_default(capsys):
         assert "base learning rate (a number; default 2.15792e-05, Tiny: 0.002)" in text
         assert f"experiment=NAME):\n  {NAME}" in text
     assert set(re.findall(r"^  ([a-z_]+\.\S+)$", text, re.MULTILINE)) == set(
-        TrainConfig().as_overrides()
+        as_overrides(TrainConfig())
     )
 
 
@@ -208,4 +208,4 @@ def test_a_size_that_contradicts_the_experiment_is_rejected():
 
 def test_every_setting_has_its_dotted_name():
     config = TrainConfig(name="x")
-    assert config.as_overrides()["trainer.max_iter"] == 100_000
+    assert as_overrides(config)["trainer.max_iter"] == 100_000
