@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.distributed.activation_checkpoint import RecomputePolicy, prepare_blocks
+from video2world_trainer.distributed.activation_checkpoint import (
+    RecomputePolicy,
+    fitting_policies,
+    prepare_blocks,
+)
 from video2world_trainer.distributed.parallelize import frame_slice
 from video2world_trainer.distributed.ulysses import ulysses
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
@@ -20,10 +27,15 @@ from video2world_trainer.model.dit import Block, VideoDiT
 from video2world_trainer.model.flops import step_flops
 from video2world_trainer.model.lora import inject
 from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.model.sparse_attention import PATTERNS, scaled
+from video2world_trainer.model.sparse_kernels import sparse_attention
+from video2world_trainer.training.attention_choice import AttentionChoice, choose_attention
+from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.loss import sample_noise, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.step import TrainStep
+from video2world_trainer.training.trainer import WORKSPACE
 
 from .cases import GRADIENTS
 from .networks import diffusers_network, randomised
@@ -62,6 +74,7 @@ def timing(times: list[float]) -> dict[str, Any]:
 
 def memory() -> dict[str, float]:
     return {
+        "card_GiB": round(torch.cuda.get_device_properties(0).total_memory / GIB, 2),
         "peak_GiB": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "peak_reserved_GiB": round(torch.cuda.max_memory_reserved() / GIB, 2),
     }
@@ -106,35 +119,55 @@ def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
     return clean, torch.randn(1, 512, 1024, generator=generator).cuda(), randomness
 
 
+def attention_of(size: str, pattern: str, backend: str = "auto") -> AttentionChoice:
+    """Choose attention for clips of 93 frames of 704x1280, as training does."""
+    config = TrainConfig(size=size, attention=backend, attention_pattern=pattern)
+    return choose_attention(config, torch.device("cuda"), BF16)
+
+
+def policies_that_fit(net: VideoDiT, tokens: int) -> list[RecomputePolicy]:
+    """Choose each block's policy by the memory that a step leaves, as training does.
+
+    To be called when weights, optimizer state and averages are allocated.
+    """
+    gradients = sum(one.numel() * one.element_size() for one in net.parameters())
+    free = torch.cuda.mem_get_info()[0]
+    workspace = WORKSPACE * tokens * net.config.model_channels * 2
+    return fitting_policies(net.config, tokens, free - gradients - workspace - free // 20)
+
+
 def step_2b(
-    keep: RecomputePolicy = "narrow",
+    keep: RecomputePolicy | Literal["auto"] = "auto",
     backend: str = "auto",
+    pattern: str = "dense",
     compiled: bool = True,
     count: int = 5,
     profile: bool = True,
 ) -> dict[str, Any]:
     """Measure the complete 2B step: 93 frames of 704x1280, batch 1, cached latents."""
     preset, latents = PRESETS["2B"], LATENTS["720p"]
+    tokens = tokens_of(latents)
     net = network(preset.dit)
-    choice = select_for(backend, torch.device("cuda"), BF16)
-    net.set_attention(choice.cross_attention, choice.attend)
-    prepare_blocks(net, keep=keep, compiled=compiled)
+    choice = attention_of("2B", pattern, backend)
+    net.set_attention(choice.cross_attention, choice.self_attention)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)
+    policies = policies_that_fit(net, tokens) if keep == "auto" else [keep] * len(net.blocks)
+    prepare_blocks(net, keep=policies, compiled=compiled)
     batch = _batch(latents)
     started = time.monotonic()
     outcome = step(*batch, 1e-5)
     torch.cuda.synchronize()
     first = time.monotonic() - started
     times = seconds_of(lambda: step(*batch, 1e-5), warm=1, count=count)
-    tokens = tokens_of(latents)
-    flops = step_flops(preset.dit, sum(one.numel() for one in net.parameters()), tokens)
+    parameters = sum(one.numel() for one in net.parameters())
+    flops = step_flops(preset.dit, parameters, tokens, density=choice.density)
     median = statistics.median(times)
     result = timing(times) | memory()
     result |= {
         "tokens": tokens,
         "attention": choice.name,
-        "keep": keep,
+        "keep": dict(Counter(policies)),
         "compiled": compiled,
         "first_step_seconds": round(first, 1),
         "useful_flops": flops,
@@ -220,6 +253,7 @@ def peer_diffusers(count: int = 2) -> dict[str, Any]:
 
 def rank_14b(
     keep: RecomputePolicy = "products",
+    pattern: str = "dense",
     ranks: int = 8,
     shards: int = 32,
     count: int = 3,
@@ -237,11 +271,14 @@ def rank_14b(
     with torch.device("meta"):
         parameters = sum(one.numel() for one in VideoDiT(preset.dit).parameters())
     net = network(replace(preset.dit, num_blocks=2))
-    repeated = nn.ModuleList(net.blocks[i % 2] for i in range(preset.dit.num_blocks))
+    repeated = nn.ModuleList(_twin(net.blocks[i % 2]) for i in range(preset.dit.num_blocks))
     net.blocks = cast("Sequence[Block]", repeated)
-    choice = select_for("auto", torch.device("cuda"), BF16)
+    choice = attention_of("14B", pattern)
+    attend = choice.self_attention
     sizes = [tokens // ranks] * ranks
-    net.set_attention(choice.cross_attention, ulysses(choice.attend, sizes, lambda x, *_: x, 0))
+    every = list(attend) if isinstance(attend, Sequence) else [attend] * len(net.blocks)
+    shared = {one: ulysses(one, sizes, lambda x, *_: x, 0) for one in every}
+    net.set_attention(choice.cross_attention, [shared[one] for one in every])
     net.all_frames = latents[1]
     prepare_blocks(net, keep=keep, compiled=True)
     part = nn.ParameterList(
@@ -263,7 +300,7 @@ def rank_14b(
         step.apply(loss.detach(), 1e-5)
 
     times = seconds_of(iteration, warm=2, count=count)
-    flops = step_flops(preset.dit, parameters, tokens) / ranks
+    flops = step_flops(preset.dit, parameters, tokens, density=choice.density) / ranks
     result = timing(times) | memory()
     result |= {
         "attention": choice.name,
@@ -275,6 +312,24 @@ def rank_14b(
     if profile:
         result["device_seconds"] = _profile(iteration)
     return result
+
+
+def _twin(block: Block) -> Block:
+    """Return a block with the same weights that may have another self-attention."""
+    twin = copy.copy(block)
+    twin._modules = dict(block._modules)
+    twin.self_attn = copy.copy(block.self_attn)
+    return twin
+
+
+def step_2b_sparse(**options: Any) -> dict[str, Any]:
+    """As :func:`step_2b`, with the published sparse patterns."""
+    return step_2b(pattern="sparse", **options)
+
+
+def rank_14b_sparse(**options: Any) -> dict[str, Any]:
+    """As :func:`rank_14b`, with the published sparse patterns."""
+    return rank_14b(pattern="sparse", **options)
 
 
 def lora_14b(keep: RecomputePolicy = "attention", count: int = 2) -> dict[str, Any]:
@@ -342,6 +397,28 @@ def gradients(length: int = 2048, heads: int = 4, draws: int = 8) -> dict[str, A
     return found
 
 
+def gradients_sparse(grid: tuple[int, int, int] = (2, 44, 80), heads: int = 2) -> dict[str, Any]:
+    """Compare sparse kernels with a mask in float64: the largest relative errors by pattern."""
+    device, found = torch.device("cuda"), dict[str, Any]()
+    given = [torch.randn(1, math.prod(grid), heads, 128, device=device).to(BF16) for _ in range(4)]
+    for number, pattern in enumerate(dict.fromkeys(PATTERNS["2B"])):
+        assert pattern is not None
+        name, own = "ABCDE"[number], scaled(pattern, grid)
+
+        def of(kernel: str, given: list[Tensor], own: Any = own) -> list[Tensor]:
+            (attend,) = sparse_attention([own], grid, device, kernel, cast("Any", None))
+            return _attended(attend, given)
+
+        wanted = of("masked", [one.double() for one in given])
+        for kernel in ("flash_attention_4", "flex"):
+            errors = [
+                float((a.double() - b).norm() / b.norm())
+                for a, b in zip(of(kernel, given), wanted, strict=True)
+            ]
+            found[f"{name} {kernel}"] = dict(zip(GRADIENTS, errors, strict=True))
+    return found
+
+
 def _exact(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     scores = torch.einsum("blhd,bmhd->bhlm", query, key) / query.shape[-1] ** 0.5
     return torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), value)
@@ -356,5 +433,16 @@ def _attended(attend: Any, given: list[Tensor]) -> list[Tensor]:
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     one.__name__: one
-    for one in (matrix_rate, attention_rate, step_2b, peer_diffusers, rank_14b, lora_14b, gradients)
+    for one in (
+        matrix_rate,
+        attention_rate,
+        step_2b,
+        step_2b_sparse,
+        peer_diffusers,
+        rank_14b,
+        rank_14b_sparse,
+        lora_14b,
+        gradients,
+        gradients_sparse,
+    )
 }

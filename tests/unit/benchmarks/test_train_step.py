@@ -9,9 +9,11 @@ from benchmarks.train_step import DOCUMENT, MARKS, RESULTS, documented, goals, t
 def cases(**changes):
     found = {
         "matrix_rate": {"tflops": 750.0},
-        "step_2b": {"seconds": 10.9, "useful_tflops": 615.0, "peak_GiB": 69.0},
+        "step_2b": {"seconds": 10.9, "useful_tflops": 615.0, "peak_GiB": 131.0, "card_GiB": 140.0},
+        "step_2b_sparse": {"seconds": 3.6, "useful_tflops": 530.0},
         "peer_diffusers": {"seconds": 17.5},
         "rank_14b": {"seconds": 5.1},
+        "rank_14b_sparse": {"seconds": 2.2},
         "gradients": {
             "torch": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3, "spread": 2e-6},
             "flash_attention_4": {
@@ -23,18 +25,30 @@ def cases(**changes):
             },
             "flash_attention_2": {"not_here": "the package is not installed"},
         },
+        "gradients_sparse": {
+            "A flash_attention_4": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3},
+            "A flex": {"out": 1e-3, "dq": 2e-3, "dk": 2e-3, "dv": 2e-3},
+        },
     }
     return found | changes
 
 
 def test_every_goal_is_compared_with_its_own_figure():
     assert all(one["met"] for one in goals(cases()))
-    assert len(goals(cases())) == 8
-    slow = cases(step_2b={"seconds": 11.2, "useful_tflops": 590.0, "peak_GiB": 77.0})
-    assert [one["met"] for one in goals(slow)] == [False] * 4 + [True] * 4
+    assert len(goals(cases())) == 15
+    slow = {"seconds": 11.2, "useful_tflops": 590.0, "peak_GiB": 139.0, "card_GiB": 140.0}
+    assert [one["met"] for one in goals(cases(step_2b=slow))] == [False] * 4 + [True] * 11
+    slow = cases(
+        step_2b_sparse={"seconds": 4.0, "useful_tflops": 400.0}, rank_14b_sparse={"seconds": 3.0}
+    )
+    assert [one["met"] for one in goals(slow)] == [True] * 5 + [False] * 5 + [True] * 5
     worse = cases()["gradients"]
     worse["flash_attention_4"]["dv"] = 2.01e-3
-    assert [one["met"] for one in goals(cases(gradients=worse))] == [True] * 7 + [False]
+    met = [one["met"] for one in goals(cases(gradients=worse))]
+    assert met == [True] * 12 + [False] + [True] * 2
+    worse = cases()["gradients_sparse"]
+    worse["A flash_attention_4"]["dk"] = 1.1e-2
+    assert [one["met"] for one in goals(cases(gradients_sparse=worse))][-2:] == [False, False]
     assert len(goals({"matrix_rate": {"tflops": 1.0}, "step_2b": {"error": "no GPU"}})) == 0
 
 
