@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from video2world_trainer.inference import main, parser
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.lora import inject, merge
 from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.training.checkpointer import describe_run
+from video2world_trainer.training.config import TrainConfig
 
 torch.set_num_threads(1)
 STEM = "task_327_episode_685393_window_0_frame_0-149"
@@ -155,6 +158,31 @@ def test_approximate_and_offloaded_samples_are_labeled(volume, capfd):
     assert Path("near.mp4").read_bytes() != Path("exact.mp4").read_bytes()
 
 
+def recorded(volume, pattern):
+    """A checkpoint with the random one's weights, recorded as trained with ``pattern``."""
+    model = volume / f"recorded/{pattern}/model"
+    if not model.exists():
+        shutil.copytree(volume / RUN / "model", model)
+        clip = {"num_frames": 17, "video_size": (96, 128), "text_length": 64}
+        ratios = {"rope_h": 1.0, "rope_w": 1.0}
+        config = TrainConfig(size="Tiny", attention_pattern=pattern, **clip, **ratios)
+        (model / "config.json").write_text(json.dumps(describe_run(config)))
+    return str(model / "iter_000000007.pt")
+
+
+def test_a_checkpoint_decides_on_sparse_attention(volume, capfd):
+    assert infer(checkpoint=recorded(volume, "sparse"), target="sparse.mp4") == 0
+    assert "attention: masked, sparse" in capfd.readouterr().out
+    assert json.loads(Path("sparse.json").read_text())["sparse"] is True
+    assert infer("--natten", target="flag.mp4") == 0  # nothing is recorded of it
+    assert infer(checkpoint=recorded(volume, "dense"), target="dense.mp4") == 0
+    assert json.loads(Path("dense.json").read_text())["sparse"] is False
+    sparse, flag, dense = (Path(f"{name}.mp4").read_bytes() for name in ("sparse", "flag", "dense"))
+    assert sparse == flag != dense
+    assert infer("--natten", checkpoint=recorded(volume, "dense"), target="no.mp4") == 2
+    assert "was trained with dense attention; leave --natten out" in capfd.readouterr().err
+
+
 def test_an_image_is_a_first_frame(volume):
     assert infer("--prompt", "x", "--text_encoder_path", "nowhere/at/all", source="first.png") == 2
     assert infer(source="first.png") == 2  # no prompt and no caption
@@ -171,7 +199,6 @@ def test_an_image_is_a_first_frame(volume):
         (["--num_steps", "0"], {}, "--num_steps"),
         (["--guidance", "nan"], {}, "--guidance"),
         (["--vae_path", "nowhere"], {}, "nowhere"),
-        (["--natten"], {}, "was trained with dense attention; leave --natten out"),
         ([], {"target": "/proc/nothing/o.mp4"}, "nothing can be written into /proc/nothing"),
         (["--device", "cuda:99"], {}, "--device cuda:99"),
     ],
