@@ -307,6 +307,16 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
     return result
 
 
+def _set_sparse(net: VideoDiT, size: Size) -> str:
+    """Give each block of ``net`` its published pattern; return the kernel's name."""
+    dense = select_for("auto", DEVICE, DTYPE)
+    kernel = choose(torch.cuda.get_device_capability() if ON_GPU else None, DTYPE)
+    patterns = patterns_for("2B", size.grid)
+    own = sparse_attention(patterns, size.grid, DEVICE, kernel, dense.attend)
+    net.set_attention(dense.cross_attention, own)
+    return f"{kernel}, sparse"
+
+
 def _density(pattern: Any, grid: Any) -> float:
     blocks = plan_blocks(pattern, grid)
     return float(blocks.rows[blocks.kind.long()].float().mean())
@@ -374,9 +384,11 @@ def _told(sample: dict[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in sample.items() if key not in ("video", "latents")}
 
 
-def _full(size: Size, steps: int, *, approximate: bool) -> dict[str, Any]:
+def _full(size: Size, steps: int, *, approximate: bool, sparse: bool = False) -> dict[str, Any]:
     net = _network(size.dit)
     attention = _prepared(net)
+    if sparse:
+        attention = _set_sparse(net, size)
     vae = _vae(size)
     vae.prepare_to_decode()
     with tempfile.TemporaryDirectory() as folder:
@@ -399,6 +411,11 @@ def _full(size: Size, steps: int, *, approximate: bool) -> dict[str, Any]:
 def full_16fps(tiny: bool = False) -> dict[str, Any]:
     """Measure embedding to mp4: 93 frames of 704x1280, 35 steps with guidance."""
     return _full(_size(tiny), 3 if tiny else 35, approximate=False)
+
+
+def full_sparse(tiny: bool = False) -> dict[str, Any]:
+    """Measure 93 frames with the ``-natten`` patterns, and approximately from the same seed."""
+    return _full(_size(tiny), 9 if tiny else 35, approximate=True, sparse=True)
 
 
 def full_10fps(tiny: bool = False) -> dict[str, Any]:
@@ -426,5 +443,6 @@ def offload(tiny: bool = False) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
-    one.__name__: one for one in (network_pass, vae_decode, sparse, offload, full_10fps, full_16fps)
+    one.__name__: one
+    for one in (network_pass, vae_decode, sparse, offload, full_10fps, full_16fps, full_sparse)
 }
