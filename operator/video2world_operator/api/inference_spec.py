@@ -83,6 +83,11 @@ class InferenceSpec(ApiModel):
     )
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the initial noise.")
     steps: int = Field(default=35, ge=1, le=1000, description="Steps of the solver.")
+    mode: Literal["Exact", "Approximate"] = Field(
+        default="Exact",
+        description="Exact computes every step; Approximate extrapolates most of them, which takes "
+        "about 40% of the time and changes the video slightly (docs/inference.md).",
+    )
     lora_alpha: float | None = Field(
         default=None,
         ge=0.001,

@@ -264,6 +264,7 @@ def _sweep(
         *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),
         *(["--load_ema"] if inference.weights == "EMA" else []),
+        *(["--approximate"] if inference.mode == "Approximate" else []),
         *("--vae_path", f"{_base(resource)}/tokenizer"),
         *("--text_encoder_path", _text_encoder(resource), "--frames", "first"),
     )

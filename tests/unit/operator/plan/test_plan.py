@@ -276,6 +276,9 @@ def test_checkpoints_for_inference(given, named, by_checkpoint):
     )
     assert "--load_ema" not in argv
     assert "--load_ema" in plan(inference=given | {"weights": "EMA"}).stage("inference").argv
+    assert "--approximate" not in argv
+    fast = plan(inference=given | {"mode": "Approximate"}).stage("inference").argv
+    assert fast.index("--approximate") > fast.index("--")
 
 
 def test_samples_are_divided_between_at_most_as_many_pods():
