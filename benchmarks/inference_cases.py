@@ -38,7 +38,7 @@ from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import PRESETS, DiTConfig
 from video2world_trainer.model.sparse_attention import patterns_for, plan_blocks
-from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.sparse_kernels import choose, sparse_attention, sparse_for
 from video2world_trainer.model.state_dict import to_diffusers
 
 from .networks import diffusers_network, randomised
@@ -310,9 +310,7 @@ def sparse(tiny: bool = False) -> dict[str, Any]:
 def _set_sparse(net: VideoDiT, size: Size) -> str:
     """Give each block of ``net`` its published pattern; return the kernel's name."""
     dense = select_for("auto", DEVICE, DTYPE)
-    kernel = choose(torch.cuda.get_device_capability() if ON_GPU else None, DTYPE)
-    patterns = patterns_for("2B", size.grid)
-    own = sparse_attention(patterns, size.grid, DEVICE, kernel, dense.attend)
+    kernel, own = sparse_for("2B", size.grid, DEVICE, DTYPE, dense.attend)
     net.set_attention(dense.cross_attention, own)
     return f"{kernel}, sparse"
 

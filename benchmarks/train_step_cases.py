@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.activation_checkpoint import (
     RecomputePolicy,
-    fitting_policies,
+    policies_for_free_memory,
     prepare_blocks,
 )
 from video2world_trainer.distributed.parallelize import frame_slice
@@ -35,7 +35,6 @@ from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.loss import sample_noise, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.step import TrainStep
-from video2world_trainer.training.trainer import WORKSPACE
 
 from .cases import GRADIENTS
 from .networks import diffusers_network, randomised
@@ -125,17 +124,6 @@ def attention_of(size: str, pattern: str, backend: str = "auto") -> AttentionCho
     return choose_attention(config, torch.device("cuda"), BF16)
 
 
-def policies_that_fit(net: VideoDiT, tokens: int) -> list[RecomputePolicy]:
-    """Choose each block's policy by the memory that a step leaves, as training does.
-
-    To be called when weights, optimizer state and averages are allocated.
-    """
-    gradients = sum(one.numel() * one.element_size() for one in net.parameters())
-    free = torch.cuda.mem_get_info()[0]
-    workspace = WORKSPACE * tokens * net.config.model_channels * 2
-    return fitting_policies(net.config, tokens, free - gradients - workspace - free // 20)
-
-
 def step_2b(
     keep: RecomputePolicy | Literal["auto"] = "auto",
     backend: str = "auto",
@@ -152,7 +140,11 @@ def step_2b(
     net.set_attention(choice.cross_attention, choice.self_attention)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
     step = TrainStep(net, optimizer, Ema(net.named_parameters()), dtype=BF16, clip=1.0)
-    policies = policies_that_fit(net, tokens) if keep == "auto" else [keep] * len(net.blocks)
+    if keep == "auto":
+        gradients = sum(one.numel() * one.element_size() for one in net.parameters())
+        policies = policies_for_free_memory(net.config, tokens, gradients, torch.device("cuda"))
+    else:
+        policies = [keep] * len(net.blocks)
     prepare_blocks(net, keep=policies, compiled=compiled)
     batch = _batch(latents)
     started = time.monotonic()

@@ -130,7 +130,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class VolumeSeen:
-    """The worker found a volume of this identity; ``expected`` is the one it was told."""
+    """The worker found a volume of this identity; ``expected`` is the one passed to it."""
 
     stage: str
     identity: str

@@ -27,6 +27,7 @@ __all__ = [
     "RECOMPUTE_POLICIES",
     "RecomputePolicy",
     "fitting_policies",
+    "policies_for_free_memory",
     "prepare_blocks",
     "saved_bytes_per_block",
 ]
@@ -43,6 +44,7 @@ RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 - ``nothing``: the block's input only.
 """
 
+WORKSPACE = 30  # memory of one block's backward pass, in tensors of tokens x width (measured: 26)
 _ATTENTION = {
     "video2world::flash_attention_4",
     "video2world::flash_attention_4_blocks",
@@ -132,6 +134,18 @@ def prepare_blocks(
     for block, policy in zip(net.blocks, policies, strict=True):
         assert isinstance(block, Block)
         block.runner, block.recompute = runner, policy
+
+
+def policies_for_free_memory(
+    dit: DiTConfig, tokens: int, gradient_bytes: int, device: torch.device
+) -> list[RecomputePolicy]:
+    """Return each block's policy for the memory that is free on the GPU ``device``.
+
+    To be called when weights, optimizer state and averages are allocated, and gradients are not.
+    """
+    free = torch.cuda.mem_get_info(device)[0]
+    workspace = WORKSPACE * tokens * dit.model_channels * 2
+    return fitting_policies(dit, tokens, free - gradient_bytes - workspace - free // 20)
 
 
 def fitting_policies(dit: DiTConfig, tokens: int, budget: int) -> list[RecomputePolicy]:

@@ -29,8 +29,8 @@ from video2world_trainer.model.attention_backends import select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.lora import AdapterFacts
 from video2world_trainer.model.presets import PRESETS, DiTConfig, Preset, preset
-from video2world_trainer.model.sparse_attention import patterns_for, why_unsupported
-from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.sparse_attention import why_unsupported
+from video2world_trainer.model.sparse_kernels import sparse_for
 from video2world_trainer.model.state_dict import fitting_weights
 
 __all__ = ["load_pipeline"]
@@ -88,10 +88,7 @@ def load_pipeline(
     attend: Attend | Sequence[Attend] = choice.attend
     attention = choice.name
     if sparse:
-        capability = torch.cuda.get_device_capability(world.device) if on_gpu else None
-        kernel = choose(capability, dtype)
-        patterns = patterns_for(chosen.size, clip.grid)
-        attend = sparse_attention(patterns, clip.grid, world.device, kernel, choice.attend)
+        kernel, attend = sparse_for(chosen.size, clip.grid, world.device, dtype, choice.attend)
         attention = f"{kernel}, sparse"
     mesh = shard_sample(net, attend, choice.cross_attention, world, branches, clip.grid[0])
     prepare_blocks(net, compiled=on_gpu and chosen.size != "Tiny")

@@ -107,19 +107,19 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, _, _, query_count, query_index = inputs
     ctx.save_for_backward(query, key, value, *output, query_count, query_index)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, gradient, _):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
     grads = _backward(gradient.contiguous(), *ctx.saved_tensors)
     return *grads, None, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_keep)
+_forward.register_autograd(_gradients, setup_context=_save)
 
 
 def flash_attention_4_blocks(

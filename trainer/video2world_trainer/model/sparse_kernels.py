@@ -26,10 +26,11 @@ from video2world_trainer.model.sparse_attention import (
     BlockPlan,
     Grid,
     Pattern,
+    patterns_for,
     plan_blocks,
 )
 
-__all__ = ["KERNELS", "choose", "in_order", "sparse_attention"]
+__all__ = ["KERNELS", "choose", "in_order", "sparse_attention", "sparse_for"]
 
 # Batch, head, query and key indices, each [] -> whether the query attends to the key
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -52,6 +53,19 @@ def choose(
         if capability[0] == 9 and has("flash_attn.cute"):
             return "flash_attention_4"
     return "flex"
+
+
+def sparse_for(
+    size: str, grid: Grid, device: torch.device, dtype: torch.dtype, dense: Attend
+) -> tuple[str, list[Attend]]:
+    """Return the kernel for ``device``, and each block's self-attention of a model ``size``.
+
+    ``grid`` must have a pattern (see :func:`.sparse_attention.why_unsupported`); ``dense`` serves
+    the blocks without one.
+    """
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    kernel = choose(capability, dtype)
+    return kernel, sparse_attention(patterns_for(size, grid), grid, device, kernel, dense)
 
 
 def sparse_attention(

@@ -11,7 +11,7 @@ from video2world_common.exit_codes import UserError
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.attention_backends import AUTO, select_for
 from video2world_trainer.model.sparse_attention import density, patterns_for, why_unsupported
-from video2world_trainer.model.sparse_kernels import choose, sparse_attention
+from video2world_trainer.model.sparse_kernels import sparse_for
 from video2world_trainer.training.config import TrainConfig
 
 __all__ = ["AttentionChoice", "choose_attention"]
@@ -57,15 +57,13 @@ def choose_attention(
             f"model.config.pipe_config.net.atten_backend={config.attention}: this kernel has no "
             f"sparse attention; leave it out, or leave {setting} out"
         )
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    kernel = choose(capability, dtype)
-    patterns = patterns_for(config.size, grid)
+    kernel, attend = sparse_for(config.size, grid, device, dtype, dense.attend)
+    share = density(patterns_for(config.size, grid), grid)
     return AttentionChoice(
         f"{kernel}, sparse",
-        sparse_attention(patterns, grid, device, kernel, dense.attend),
+        attend,
         dense.cross_attention,
-        f"sparse attention {kernel}, {density(patterns, grid):.0%} of all pairs; "
-        f"dense attention {dense.name}",
-        density(patterns, grid),
+        f"sparse attention {kernel}, {share:.0%} of all pairs; dense attention {dense.name}",
+        share,
         compilable=kernel == "flash_attention_4",
     )

@@ -16,7 +16,7 @@ from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_trainer.distributed.activation_checkpoint import (
     RecomputePolicy,
-    fitting_policies,
+    policies_for_free_memory,
     prepare_blocks,
 )
 from video2world_trainer.distributed.parallelize import (
@@ -44,8 +44,6 @@ from video2world_trainer.training.step import TrainStep
 from video2world_trainer.training.step_results import StepResults
 
 __all__ = ["Trainer"]
-
-WORKSPACE = 30  # memory of one block's backward pass, in tensors of tokens x width (measured: 26)
 
 
 class Trainer:
@@ -317,10 +315,8 @@ def _recompute_policies(
     if device.type != "cuda" or config.size == "Tiny":
         return ["all"] * dit.num_blocks
     tokens = config.batch_size * config.tokens_per_clip // mesh.context_size
-    free = torch.cuda.mem_get_info(device)[0]
     gradients = sum(one.numel() * one.element_size() for one in optimizer.gradients_like())
-    workspace = WORKSPACE * tokens * dit.model_channels * 2
-    return fitting_policies(dit, tokens, free - gradients - workspace - free // 20)
+    return policies_for_free_memory(dit, tokens, gradients, device)
 
 
 def log_setup(trainer: Trainer, *, resumed: bool) -> None:
