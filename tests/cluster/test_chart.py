@@ -267,9 +267,9 @@ def test_the_network_policy_allows_what_docs_security_md_lists(helm, tmp_path):
         ("egress", json.dumps(api), "TCP", 6443),
         ("ingress", json.dumps(prometheus), "TCP", "probes"),
     }
-    told = (CHART.parents[1] / "docs" / "security.md").read_text()
+    reported = (CHART.parents[1] / "docs" / "security.md").read_text()
     for value in ("apiServerTo", "dnsTo", "metricsFrom", "apiServerPorts"):
-        assert f"networkPolicy.{value}" in told
+        assert f"networkPolicy.{value}" in reported
 
 
 def test_monitoring_is_optional(helm):
@@ -302,6 +302,8 @@ def test_monitoring_is_optional(helm):
     asked = re.findall(r"video2world_\w+", json.dumps(boards))
     assert asked
     docs = CHART.parents[1] / "docs"
-    told = "".join((docs / name).read_text() for name in ("reference/metrics.md", "watching.md"))
+    reported = "".join(
+        (docs / name).read_text() for name in ("reference/metrics.md", "watching.md")
+    )
     for name in asked:  # the operator has all that the dashboard asks for
-        assert f"`{name.removesuffix('_bucket')}`" in told
+        assert f"`{name.removesuffix('_bucket')}`" in reported

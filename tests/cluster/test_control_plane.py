@@ -45,8 +45,8 @@ def test_the_server_reports_its_version(cluster):
         pytest.skip("KUBEBUILDER_ASSETS may hold any version")
     version = binaries.ALL["kube-apiserver"].version
     assert cluster.admin.get("/version")["gitVersion"] == f"v{version}"
-    told = json.loads(cluster.kubectl("version", "--output=json").stdout)
-    assert told["clientVersion"]["gitVersion"] == told["serverVersion"]["gitVersion"]
+    reported = json.loads(cluster.kubectl("version", "--output=json").stdout)
+    assert reported["clientVersion"]["gitVersion"] == reported["serverVersion"]["gitVersion"]
 
 
 def test_owned_objects_are_garbage_collected(cluster, namespace):
@@ -287,12 +287,12 @@ def test_make_cluster_starts_a_cluster_and_removes_it():
         stdout=subprocess.PIPE,
         text=True,
     )
-    told = []
+    reported = []
     for line in running.stdout:
-        told.append(line)
+        reported.append(line)
         if line.startswith("Ctrl-C"):
             break
-    exports = dict(one.split()[1].split("=", 1) for one in told if one.startswith("export "))
+    exports = dict(one.split()[1].split("=", 1) for one in reported if one.startswith("export "))
     seen = subprocess.run(
         ["kubectl", "get", "crd,nodes", "--output=name"],
         env={**os.environ, **exports},

@@ -113,9 +113,9 @@ def test_an_older_crd_is_reported_everywhere(cluster, namespace, define, operato
     eventually(lambda: run.condition("DefinitionCurrent").get("status") == "False")
     assert run.condition("DefinitionCurrent")["reason"] == "Outdated"
     assert run.status["message"].startswith(SAID)
-    told = v2w("explain", "run")
-    assert SAID in told
-    assert "No operator" not in told
+    reported = v2w("explain", "run")
+    assert SAID in reported
+    assert "No operator" not in reported
     assert run.children("jobs") == []
     time.sleep(3)
     assert refused(cluster, namespace) == 0

@@ -172,5 +172,5 @@ def test_worker_events_survive_a_refused_status_write(gpu_cluster, gpu_namespace
             line = '{"event":"checkpoint","stage":"train","iteration":50,"path":"iter_50.pt"}'
             gpu_cluster.write_pod_log(gpu_namespace, lead, line)
             eventually(lambda: refused)
-            told = eventually(lambda: run.status.get("checkpoint"), what=lambda: run.status)
-    assert told["iteration"] == 50
+            reported = eventually(lambda: run.status.get("checkpoint"), what=lambda: run.status)
+    assert reported["iteration"] == 50

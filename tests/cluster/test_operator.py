@@ -321,7 +321,7 @@ def test_samples_are_made_alongside_training(run, gpu_cluster):
     saved(25)
     (sampler,) = run.running("samples", 25)
     assert run.condition("SamplesMade")["reason"] == "Sampling"
-    told = {
+    reported = {
         "event": "samples",
         "stage": "samples",
         "checkpoint": "iter_000000025",
@@ -329,13 +329,13 @@ def test_samples_are_made_alongside_training(run, gpu_cluster):
         "done": 2,
         "total": 3,
     }
-    gpu_cluster.write_pod_log(run.namespace, sampler, json.dumps(told))
+    gpu_cluster.write_pod_log(run.namespace, sampler, json.dumps(reported))
     saved(50, 75)
     eventually(lambda: rows() == {25: ("Running", 2)}, what=rows)
     eventually(lambda: run.status["checkpoint"]["iteration"] == 75)
     for more in ((), ("--attempt", "25")):
         code, out, _ = v2w_in(gpu_cluster, run, "logs", "--stage", "samples", *more)
-        assert (code, out.strip()) == (0, json.dumps(told))
+        assert (code, out.strip()) == (0, json.dumps(reported))
     gpu_cluster.finish_pod(run.namespace, sampler)
     (sampler,) = run.running("samples", 75)  # the newest; 50 was passed over
     eventually(lambda: rows() == {25: ("Succeeded", 3), 75: ("Running", 0)}, what=rows)
@@ -365,7 +365,7 @@ def test_later_stages_that_a_worker_reports_as_done_are_skipped(run, gpu_cluster
     run.create()
     (pod,) = run.running("download")
     eventually(lambda: run.stage("latents").get("inputsHash"))
-    told = [
+    reported = [
         json.dumps(
             {
                 "event": "skipped",
@@ -376,7 +376,7 @@ def test_later_stages_that_a_worker_reports_as_done_are_skipped(run, gpu_cluster
         )
         for s in ("dataset", "embeddings", "latents")
     ]
-    gpu_cluster.write_pod_log(run.namespace, pod, "\n".join(told))
+    gpu_cluster.write_pod_log(run.namespace, pod, "\n".join(reported))
     gpu_cluster.finish_pod(run.namespace, pod)
     run.running("train")
     assert run.stage("latents")["message"] == "done before on this volume; latents noted"

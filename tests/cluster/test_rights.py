@@ -125,7 +125,7 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
             scheduling={"gang": "Auto"},
         )
 
-        def told(path, whose):
+        def reported(path, whose):
             what = f"{path.rpartition('/')[2]}: {whose} name"
             eventually(
                 lambda: what in run.condition("ChildrenApplied").get("message", ""),
@@ -133,12 +133,12 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
             )
 
         def goes(path):
-            told(path, "the one of the last resource of this")
+            reported(path, "the one of the last resource of this")
             gpu_cluster.admin.patch(path, {"metadata": {"finalizers": None}})
 
         claim, *of_training = left
         goes(claim)
-        told(somebodys, "an object of this")
+        reported(somebodys, "an object of this")
         quota = set_quota(gpu_cluster, namespace, {"pods": "0"})
         gpu_cluster.admin.delete(somebodys)
         eventually(lambda: "exceeded quota" in run.condition("PodsStarted").get("message", ""))

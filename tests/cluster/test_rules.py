@@ -240,9 +240,9 @@ def test_rule(cluster, namespace, name):
     accepted = cleaned(Resource.body(**good))
     assert refused(cluster, namespace, accepted) is None
     parse(accepted)  # the operator agrees
-    told = refused(cluster, namespace, cleaned(Resource.body(**bad)))
-    assert told is not None
-    assert words in told
+    reported = refused(cluster, namespace, cleaned(Resource.body(**bad)))
+    assert reported is not None
+    assert words in reported
     if name != "unknown fields":
         with pytest.raises(InvalidResource):
             parse(cleaned(Resource.body(**bad)))

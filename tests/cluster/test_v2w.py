@@ -72,16 +72,16 @@ def test_explain_says_what_the_control_plane_means(v2w, gpu_cluster, gpu_namespa
     make("unbound", storage={"storageClassName": "fast"})
     make("resting", suspend=True)
 
-    # told before a GPU is held, while the first stage runs
+    # reported before a GPU is held, while the first stage runs
     says(v2w, "big", "nodes for train: there is room for 0 of 1 pods on 4 nodes")
     assert big.condition("PreflightPassed")["reason"] == "ChecksFailed"
     (pod,) = big.running("download")  # its worker tells that the stages before training are done
     eventually(lambda: big.stage("latents").get("inputsHash"))
-    told = [
+    reported = [
         json.dumps({"event": "skipped", "stage": s, "inputsHash": big.stage(s)["inputsHash"]})
         for s in ("dataset", "embeddings", "latents")
     ]
-    gpu_cluster.write_pod_log(gpu_namespace, pod, "\n".join(told))
+    gpu_cluster.write_pod_log(gpu_namespace, pod, "\n".join(reported))
     gpu_cluster.finish_pod(gpu_namespace, pod)
 
     says(v2w, "nowhere", "No node has the labels", "nodeSelector", "didn't match Pod's node")
@@ -106,8 +106,8 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
 
     def check(code, user=gpu_cluster.admin):
         file.write_text(json.dumps(spec))
-        told = v2w("preflight", "-f", str(file), "--cluster", user=user, code=code).splitlines()
-        return {line[6:24].strip(): line for line in told}
+        reported = v2w("preflight", "-f", str(file), "--cluster", user=user, code=code).splitlines()
+        return {line[6:24].strip(): line for line in reported}
 
     failed = check(2)
     assert failed["operator"].startswith("ok")
@@ -431,8 +431,8 @@ def test_a_mistake_is_named_with_its_remedy_and_the_remedy_helps(
     os.environ["KUBECONFIG"] = os.fspath(
         gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)
     )
-    code, told = asked(mistake.spec, mistake.file[0])
-    assert mistake.words in told
+    code, reported = asked(mistake.spec, mistake.file[0])
+    assert mistake.words in reported
     assert code == (0 if mistake.ask == ("explain",) else 2)
     mistake.then(place, v2w)
     eventually(lambda: mistake.words not in asked(mistake.mended, mistake.file[1])[1], 30)

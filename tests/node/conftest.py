@@ -39,14 +39,14 @@ def record(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
 
 
 def _stamped(seen: dict[str, Any]) -> dict[str, Any]:
-    def told(*command: str) -> str:
+    def output_of(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     return {
         **facts("make e2e RECORD=benchmarks/results/node.json"),
         "versions": {
-            "containerd": told("containerd", "--version").split()[2],
-            "runc": told("runc", "--version").split()[2],
+            "containerd": output_of("containerd", "--version").split()[2],
+            "runc": output_of("runc", "--version").split()[2],
         },
         **seen,
     }

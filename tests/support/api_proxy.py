@@ -108,7 +108,7 @@ class Proxy:
         fault = self._judge("WATCH" if watch else method, path)
         if fault == "cut":
             raise _Cut(request)
-        if watch and fault == "410":  # told as an event, as the server does
+        if watch and fault == "410":  # reported as an event, as the server does
             event = {"type": "ERROR", "object": _status(410, _REASONS["410"])}
             return web.Response(text=f"{json.dumps(event)}\n", content_type="application/json")
         if fault in _REASONS:

@@ -180,8 +180,8 @@ def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False
     """Return what v2w explain finds; ``events`` are matched to existing objects by name."""
     metadata = world.body["metadata"]
     uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
-    for told in events:
-        about = told["involvedObject"]
+    for reported in events:
+        about = reported["involvedObject"]
         about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
     jobs = list(world.jobs.values())
     objects = ClusterObjects(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)

@@ -44,11 +44,11 @@ def test_the_document_shows_layouts_and_samples():
         "2": {"seconds_a_level": 3.3, "speedup": 1.9, "timings": {"decode": 4.0}},
         "4": {"error": "exit code 1"},
     }
-    told = markdown(
+    reported = markdown(
         {"machine": place, "cases": {"2B": {"layouts": layouts, "inference": inference}}}
     )
-    assert "2 x A, 1 (name" in told
-    assert "| 2, 1 x 2 |  | 5.75 |" in told
-    assert "2.0e-06, 3.0e-05" in told
-    assert "failed: killed" in told
-    assert "| 2 | 3.3 | 1.9 | 4.0 |" in told
+    assert "2 x A, 1 (name" in reported
+    assert "| 2, 1 x 2 |  | 5.75 |" in reported
+    assert "2.0e-06, 3.0e-05" in reported
+    assert "failed: killed" in reported
+    assert "| 2 | 3.3 | 1.9 | 4.0 |" in reported

@@ -89,7 +89,7 @@ def test_training_shows_loss_speed_and_time_left():
     display = Display(out)
     display.start("train", "2 pods")
     display.event(TrainProgress("train", 100, 100, 0.25, 1.5, 0.0))
-    display.event(Failed("train", "UserError", "told elsewhere"))
+    display.event(Failed("train", "UserError", "reported elsewhere"))
     display.line("train-0", "a worker's own words")
     display.skip("inference")
     display.skip("train", "its data changed since: 1 new video: b.mp4")

@@ -71,9 +71,9 @@ def test_a_folder_linked_from_outside_is_a_user_error(
     assert prepared.main(["--dataset_dir", "in"]) == 2
     assert agibot.main(["--data_dir", "in", "--local", "--prepare"]) == 2
     assert agibot.main(["--data_dir", ".", "--caption_file", "in/environ.txt", "--prepare"]) == 2
-    told = capfd.readouterr().err
-    assert told.count("a link leads out of the volume") == 4
-    assert SECRET not in told
+    reported = capfd.readouterr().err
+    assert reported.count("a link leads out of the volume") == 4
+    assert SECRET not in reported
 
 
 def test_a_prepared_folder_s_links_are_not_encoded(volume: Path) -> None:

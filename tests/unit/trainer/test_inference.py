@@ -111,10 +111,10 @@ def test_writes_video_contact_sheet_prompt_and_json(volume):
     parts = timings["condition"] + timings["denoise"] + timings["decode"]
     assert figures["seconds"] == pytest.approx(parts, abs=2e-3)
     assert (figures["passes"], figures["approximate"], figures["iteration"]) == (6, False, 7)
-    told = Path("docs/inference.md")
-    documented = (ROOT / told).read_text()
+    reported = Path("docs/inference.md")
+    documented = (ROOT / reported).read_text()
     for key in {*figures, *metrics}:
-        assert f"`{key}`" in documented, f"{key} is not in {told}"
+        assert f"`{key}`" in documented, f"{key} is not in {reported}"
     # the conditioning frame is reproduced, up to encoding losses
     assert psnr(generated[:1], fit(truth[:1], (96, 128), "crop")) > 25
 
@@ -365,11 +365,11 @@ def test_an_entry_may_override_settings(volume, capfd):
     ]
     assert batch(*entries) == 0
     assert "the key sead is not read; did you mean seed?" in capfd.readouterr().out
-    told = [json.loads(Path(f"own/{number}.json").read_text()) for number in range(5)]
-    assert [one["seed"] for one in told] == [3, 9, 3, 3, 4]
-    assert [one["passes"] for one in told] == [6, 8, 6, 3, 6]
-    assert [one["negative_prompt"] for one in told] == [None, "blurry", "blurry", None, None]
-    assert told[1] | {"guidance": 2, "steps": 3, "conditional_frames": 5} == told[1]
+    reported = [json.loads(Path(f"own/{number}.json").read_text()) for number in range(5)]
+    assert [one["seed"] for one in reported] == [3, 9, 3, 3, 4]
+    assert [one["passes"] for one in reported] == [6, 8, 6, 3, 6]
+    assert [one["negative_prompt"] for one in reported] == [None, "blurry", "blurry", None, None]
+    assert reported[1] | {"guidance": 2, "steps": 3, "conditional_frames": 5} == reported[1]
     assert len({Path(f"own/{number}.mp4").read_bytes() for number in range(5)}) == 5
     # the result is the same as for each alone
     flags = ["--seed", "9", "--guidance", "2", "--num_steps", "3", "--negative_prompt", "blurry"]

@@ -35,9 +35,9 @@ def test_the_completion_index_is_the_node_rank_whichever_pod_starts_first(tmp_pa
         )
         for index in ("1", "0")  # pod 1 has the lower pid
     ]
-    told = [node.communicate(timeout=120)[0].split() for node in nodes]
+    reported = [node.communicate(timeout=120)[0].split() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
-    assert told == [["1", "1"], ["0", "0"]]
+    assert reported == [["1", "1"], ["0", "0"]]
 
 
 WORKER = """

@@ -209,8 +209,8 @@ def test_work_is_sharded_and_the_last_pod_finishes_the_stage(capsys, monkeypatch
         assert code == 0
         assert made()[before:] == share
         assert marker.exists() == bool(ended)
-        told = [(e["done"], e["total"]) for e in events if e["event"] == "samples"]
-        assert told[-1][1] == 2  # of the whole checkpoint, not of the share
+        reported = [(e["done"], e["total"]) for e in events if e["event"] == "samples"]
+        assert reported[-1][1] == 2  # of the whole checkpoint, not of the share
     assert json.loads(marker.read_text())["summary"] == {"samples": 4, "checkpoints": 2}
 
 
@@ -265,8 +265,8 @@ def test_deleted_checkpoints_are_skipped_if_allowed(capsys):
     code, events, text = run(capsys, *flags)
     assert code == 0
     assert made() == []
-    (_, told) = [e for e in events if e["event"] == "samples"]
-    assert told["message"] == "the checkpoint was deleted before its samples were generated"
+    (_, reported) = [e for e in events if e["event"] == "samples"]
+    assert reported["message"] == "the checkpoint was deleted before its samples were generated"
     assert "raise spec.training.checkpoint.keep" in text
 
 

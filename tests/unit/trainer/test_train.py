@@ -600,9 +600,11 @@ def test_prometheus_scrapes_a_running_training(volume, monkeypatch):
     assert code == 143, out
     figures = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
     iteration = int(float(figures["video2world_training_iteration"]))
-    told = losses("".join(json.dumps(one) + "\n" for one in said) + out)
+    reported = losses("".join(json.dumps(one) + "\n" for one in said) + out)
     assert iteration >= said[-1]["iteration"]
-    assert float(figures["video2world_training_loss"]) == pytest.approx(told[iteration], abs=1e-6)
+    assert float(figures["video2world_training_loss"]) == pytest.approx(
+        reported[iteration], abs=1e-6
+    )
     assert float(figures["video2world_training_iterations"]) == 100000
 
 

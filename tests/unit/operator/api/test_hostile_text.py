@@ -384,8 +384,8 @@ FIELDS = [
 @given(st.sampled_from(EVENTS), st.dictionaries(st.sampled_from(FIELDS), JSON), st.binary())
 def test_what_a_pod_prints_is_a_bounded_event_or_plain_text(event, fields, other):
     line = json.dumps({"event": event, "stage": "train", **fields})
-    for told in (parse_line(line), parse_line(line.encode()[: len(other)] + other)):
-        for value in vars(told).values() if told else ():
+    for reported in (parse_line(line), parse_line(line.encode()[: len(other)] + other)):
+        for value in vars(reported).values() if reported else ():
             if isinstance(value, str):
                 assert value.isprintable()
                 assert len(value) <= 1000

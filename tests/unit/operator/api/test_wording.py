@@ -232,9 +232,9 @@ def spec(**changes):
     ],
 )
 def test_messages(document, expected):
-    told = problems(document)
-    assert len(told) == 1, told
-    assert expected in str(told[0])
+    reported = problems(document)
+    assert len(reported) == 1, reported
+    assert expected in str(reported[0])
 
 
 TEXT = """apiVersion: video2world.dev/v1alpha1

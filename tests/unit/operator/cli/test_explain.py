@@ -292,12 +292,12 @@ def test_a_claim_that_is_not_bound():
         "metadata": {"name": "run-data", "uid": "uid-of-run-data"},
         "status": {"phase": "Pending"},
     }
-    told = event(
+    reported = event(
         "run-data",
         "FailedBinding",
         "no persistent volumes available for this claim and no storage class is set",
     )
-    (cause,) = causes(world, [told], claim)
+    (cause,) = causes(world, [reported], claim)
     assert "no default storage class" in cause.what
     later = event(
         "run-data",
@@ -305,12 +305,12 @@ def test_a_claim_that_is_not_bound():
         'storageclass.storage.k8s.io "fast" not found',
         at="2026-11-24T12:01:00Z",
     )
-    (cause,) = causes(world, [told, later], claim)
+    (cause,) = causes(world, [reported, later], claim)
     assert "no storage class fast" in cause.what
     waits = event("run-data", "WaitForFirstConsumer", "waiting for first consumer to be created")
     assert causes(world, [waits], claim) == []
     bound = claim | {"status": {"phase": "Bound"}}
-    assert causes(world, [told], bound) == []
+    assert causes(world, [reported], bound) == []
 
 
 @pytest.mark.parametrize(
@@ -339,8 +339,8 @@ def test_waiting_in_a_queue():
     (cause,) = causes(world)
     assert cause.what == "Stage train waits in queue team."
     said = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"
-    told = event("job-run-train-1-2f1a0", "Pending", said, "Workload")
-    (cause,) = causes(world, [told])
+    reported = event("job-run-train-1-2f1a0", "Pending", said, "Workload")
+    (cause,) = causes(world, [reported])
     assert "queue's quota is in use" in cause.what
     assert "kubectl get workloads -n ns" in cause.remedy
 
@@ -435,16 +435,16 @@ def test_every_placeholder_of_the_rules_is_filled_in(rule):
 def test_failed_preflight_checks_are_reported_until_training_begins():
     world = World()
     world.settle()
-    told = "nodes for train: there is room for 0 of 2 pods; add nodes"
-    world.round(preflight=[told])
+    reported = "nodes for train: there is room for 0 of 2 pods; add nodes"
+    world.round(preflight=[reported])
     world.start_pods()
     world.round()
     (cause,) = causes(world)
-    assert cause.what == told
+    assert cause.what == reported
     assert "before training starts" in cause.remedy
     later = World()
     later.to_training()
-    later.round(preflight=[told])
+    later.round(preflight=[reported])
     later.start_pods()
     later.round()
     assert causes(later) == []

@@ -44,8 +44,8 @@ def test_the_clock_follows_the_api_server():
 
 
 def test_what_an_earlier_attempt_skipped_is_ignored():
-    told = [Resumed("train", 5), Skipped("latents", "h")]
-    assert without_skipped(told) == told[:1]
+    reported = [Resumed("train", 5), Skipped("latents", "h")]
+    assert without_skipped(reported) == reported[:1]
 
 
 class LeaseServer:

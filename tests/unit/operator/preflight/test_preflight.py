@@ -168,8 +168,8 @@ def test_the_table_of_attention_backends_is_the_trainers():
 
 
 def test_nvidia_smi_is_read():
-    told = "NVIDIA H100 80GB HBM3, 81559, 9.0\nNVIDIA GeForce RTX 5090, 32607, 12.0\n"
-    assert gpus_in(told) == [
+    reported = "NVIDIA H100 80GB HBM3, 81559, 9.0\nNVIDIA GeForce RTX 5090, 32607, 12.0\n"
+    assert gpus_in(reported) == [
         Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20, 9),
         Gpu("NVIDIA GeForce RTX 5090", 32607 * 2**20, 12),
     ]

@@ -281,13 +281,13 @@ def test_stages_already_done_on_the_volume_need_no_pod():
     world.settle()
     hashes = {s.name: s.inputs_hash for s in plan_of(world.body).stages}
     world.finish("download")
-    told = [
+    reported = [
         Skipped("download"),
         Skipped("dataset", hashes["dataset"]),
         Skipped("embeddings", "another"),
         Skipped("latents", hashes["latents"]),
     ]
-    world.round(events=told)
+    world.round(events=reported)
     states = {e["name"]: e["state"] for e in world.status["stages"]}
     assert states == {
         "download": "Skipped",
@@ -517,7 +517,7 @@ ACTS = {  # evidence that a scheduler acts: in the PodGroup, the pods or the Job
 
 @pytest.mark.parametrize("way", ACTS)
 def test_a_gang_is_scheduled_only_once_a_scheduler_acts(way):
-    capabilities, told, pod_fields, job_fields = ACTS[way]
+    capabilities, reported, pod_fields, job_fields = ACTS[way]
     world = World(resource(scheduling={"queueName": "q"} if way == "Kueue" else {}))
     world.extra = {"capabilities": capabilities, "pod_group": {"spec": {}, "status": {}}}
     world.through(STAGES[:4])
@@ -535,7 +535,7 @@ def test_a_gang_is_scheduled_only_once_a_scheduler_acts(way):
     assert (condition["status"], condition["reason"]) == ("False", "SchedulerMissing")
     assert world.status["message"] == condition["message"]
     assert "No scheduler has acted on" in condition["message"]
-    world.extra |= {"pod_group": {"spec": {}, "status": told}}
+    world.extra |= {"pod_group": {"spec": {}, "status": reported}}
     world.pod(pods[0], **pod_fields)
     world.jobs["run-train-1"] = replace(world.jobs["run-train-1"], **job_fields)
     world.round()
@@ -923,7 +923,7 @@ OWN = Claim("run-data", modes=("ReadWriteMany",))
 GONE = Claim("run-data", found=False)
 
 
-def told(stage, identity, expected=""):
+def reported(stage, identity, expected=""):
     return [VolumeSeen(stage, identity, expected)]
 
 
@@ -931,7 +931,7 @@ def to_latents(world, identity="a"):
     """The first worker reports its volume; two more stages are done on it."""
     world.extra = {"claim": OWN}
     world.settle()
-    world.round(events=told("download", identity))
+    world.round(events=reported("download", identity))
     for stage in ("download", "dataset", "embeddings"):
         world.finish(stage)
         world.settle()
@@ -961,7 +961,7 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
     world = World()
     to_latents(world)
     world.start_pods()
-    world.round(events=told("latents", "b", "a"))
+    world.round(events=reported("latents", "b", "a"))
     assert [e["state"] for e in world.status["stages"]] == ["Running"] + ["Pending"] * 5
     condition = world.condition("ContentKept")
     assert (condition["status"], condition["reason"]) == ("False", "ContentLost")
@@ -972,8 +972,8 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
     world.pods.clear()
     world.settle()
     assert given(world, "run-download-2") == "b"
-    world.round(events=told("latents", "b", "a"))  # the same lines, read again
-    world.round(events=told("latents", "b", "b"))
+    world.round(events=reported("latents", "b", "a"))  # the same lines, read again
+    world.round(events=reported("latents", "b", "b"))
     assert world.status["restarts"] == 1
     for stage in STAGES:
         world.finish(stage)
@@ -985,10 +985,10 @@ def test_a_worker_that_finds_another_volume_makes_all_stages_run_again():
 @pytest.mark.parametrize(
     "events",
     [
-        told("latents", "a", "a"),
-        told("latents", "a"),
-        told("latents", "b"),  # of a worker without a volume ID
-        told("latents", "b", "c"),  # of an attempt with an older volume ID
+        reported("latents", "a", "a"),
+        reported("latents", "a"),
+        reported("latents", "b"),  # of a worker without a volume ID
+        reported("latents", "b", "c"),  # of an attempt with an older volume ID
     ],
     ids=str,
 )
@@ -1008,7 +1008,7 @@ def test_two_resources_on_one_volume_use_one_volume_id():
     )
     for world in (one, other):
         to_latents(world)
-        world.round(events=told("latents", "a", "a"))
+        world.round(events=reported("latents", "a", "a"))
         assert world.condition("ContentKept") is None
 
 
@@ -1068,11 +1068,11 @@ def test_a_volume_that_keeps_nothing_fails_the_resource():
     world = World(resource(training={"maxRestarts": 2}))
     world.extra = {"claim": OWN}
     world.settle()
-    world.round(events=told("download", "0"))
+    world.round(events=reported("download", "0"))
     for number in range(3):
         world.finish("download")
         world.settle()
-        world.round(events=told("dataset", str(number + 1), str(number)))
+        world.round(events=reported("dataset", str(number + 1), str(number)))
         world.pods.clear()
         if number < 2:
             world.settle()

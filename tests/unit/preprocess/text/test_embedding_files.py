@@ -128,8 +128,8 @@ def test_a_file_cannot_request_large_amounts_of_memory(tmp_path, data):
         "except UserError as error:\n    print(error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    error, kibibytes = told.stdout.splitlines()
+    reported = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    error, kibibytes = reported.stdout.splitlines()
     assert re.search(r"greedy\.pickle is (refused|damaged)", error)
     assert int(kibibytes) < 100 << 10
 

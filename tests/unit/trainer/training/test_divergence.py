@@ -236,8 +236,14 @@ WARNING = "Training has diverged after iteration 40: the loss is 4e+11."
 
 
 def line(**fields):
-    told = {"event": "progress", "stage": "train", "iteration": 60, "iterations": 90, "loss": 4e11}
-    return json.dumps(told | fields)
+    reported = {
+        "event": "progress",
+        "stage": "train",
+        "iteration": 60,
+        "iterations": 90,
+        "loss": 4e11,
+    }
+    return json.dumps(reported | fields)
 
 
 def test_the_status_warns_until_the_loss_is_sound_again():
