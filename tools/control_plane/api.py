@@ -6,6 +6,7 @@ import base64
 import json
 import ssl
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import yaml
 
 from .certificates import Pair
 
+_TRIES = 10  # of a request that the API server asks to send again
 _PATCHES = {
     "merge": "application/merge-patch+json",
     "json": "application/json-patch+json",
@@ -62,6 +64,9 @@ class Api:
     ) -> Any:
         """Send a request and return the response: JSON as Python values, anything else as text.
 
+        A request that the server rejects with Retry-After, as it does while it starts to serve a
+        changed CRD, is sent again.
+
         Raises:
             ApiError: the HTTP status is 400 or more.
             OSError: the server cannot be reached.
@@ -74,13 +79,18 @@ class Api:
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._tls)
         )
-        try:
-            with opener.open(request, timeout=timeout) as answer:
-                return _decode(answer.headers.get_content_type(), answer.read())
-        except urllib.error.HTTPError as error:
-            content = _decode(error.headers.get_content_type(), error.read())
-            status = content if isinstance(content, dict) else {"message": content}
-            raise ApiError(method, path, error.code, status) from None
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with opener.open(request, timeout=timeout) as answer:
+                    return _decode(answer.headers.get_content_type(), answer.read())
+            except urllib.error.HTTPError as error:
+                content = _decode(error.headers.get_content_type(), error.read())
+                after = error.headers.get("Retry-After", "")
+                if not (error.code in (429, 503) and after.isdigit() and tries_left):
+                    status = content if isinstance(content, dict) else {"message": content}
+                    raise ApiError(method, path, error.code, status) from None
+            time.sleep(int(after))
+        raise AssertionError  # the last try returns or raises
 
     def get(self, path: str) -> Any:
         """Send a GET request."""

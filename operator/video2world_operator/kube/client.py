@@ -163,7 +163,7 @@ class ApiClient:
                     if code >= 300:
                         raise await _refusal(answer)
                     if "json" in answer.content_type:
-                        return await answer.json()
+                        return await _json(answer)
                     return await answer.text(errors="replace")
         finally:
             self._observe(call.method, call.path, code, time.monotonic() - started)
@@ -334,6 +334,13 @@ async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[Object]:
                     status.get("code", 0), status.get("reason", ""), status.get("message", "")
                 )
             yield event
+
+
+async def _json(answer: aiohttp.ClientResponse) -> Any:
+    try:
+        return json.loads(await answer.read())
+    except ValueError as error:  # a proxy's answer, or half of one
+        raise aiohttp.ClientPayloadError(f"the answer is not JSON ({error})") from error
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ApiError:

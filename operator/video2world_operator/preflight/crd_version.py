@@ -49,13 +49,18 @@ class Definition:
             if error.code == 403:  # no permission, so nothing is known
                 return
             raise
-        self._hash = version
+        self._hash = version if document else ""
         self._take(_schema_in(document))
 
     async def _document(self, path: str, **params: str) -> Mapping[str, Any]:
         found: Any = await self._cluster.get(path, **params)
-        if isinstance(found, str):  # the index is served as text/plain
-            found = json.loads(found)
+        # the index is served as text/plain, and so is the empty answer of the API server for a
+        # group whose last CRD was removed after the index was read
+        if isinstance(found, str):
+            try:
+                return json.loads(found) if found else {}
+            except ValueError as error:
+                raise OSError(f"the answer to {path} is not JSON ({error})") from error
         return found or {}
 
     def _take(self, served: Schema | None) -> None:
