@@ -6,7 +6,7 @@ without a default follow from the model size: read them through the properties o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -24,7 +24,19 @@ from video2world_operator.api.pods import (
 )
 from video2world_operator.api.training_spec import TrainingSpec
 
-__all__ = ["Spec"]
+__all__ = ["Phase", "Spec"]
+
+
+class Phase(NamedTuple):
+    """Part of a run that trains at one resolution.
+
+    ``iterations`` are those of this phase alone; ``video_size`` is the height and width of one
+    frame in pixels.
+    """
+
+    resolution: str
+    iterations: int
+    video_size: tuple[int, int]
 
 
 class Spec(ApiModel):
@@ -90,6 +102,11 @@ class Spec(ApiModel):
     def iterations(self) -> int:
         """Total number of optimizer steps."""
         return self.training.iterations or 0
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The run's phases in order, whose iterations add up to those of the run."""
+        return (Phase(self.model.resolution, self.iterations, self.video_size),)
 
     @property
     def nodes(self) -> int:

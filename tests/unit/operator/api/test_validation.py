@@ -82,6 +82,8 @@ def test_defaults_follow_from_the_size(size, nodes, processes, parallel, device)
 def test_clip(model, frames, picture):
     spec = parse(document(model=model)).spec
     assert (spec.num_frames, spec.video_size) == (frames, picture)
+    assert [one.video_size for one in spec.phases] == [picture]
+    assert sum(one.iterations for one in spec.phases) == spec.iterations
 
 
 def test_an_invalid_context_parallel_size_lists_the_valid_ones():
