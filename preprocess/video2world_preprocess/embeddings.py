@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
 from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
+from video2world_preprocess.captioning.records import restore_own_captions
 from video2world_preprocess.device_pool import devices, process_items
 from video2world_preprocess.item_faults import failed_items, nothing_left, reason_for
 from video2world_preprocess.listing import usable_files
@@ -59,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
         "--cache_dir",
         default="checkpoints/google-t5/t5-11b",
         help="folder or Hub id of the T5 encoder (default: checkpoints/google-t5/t5-11b)",
+    )
+    flags.add_argument(
+        "--captioned_by",
+        metavar="MODEL",
+        help="the model whose captions the captions stage put into metas/; without it, a stage "
+        "puts the dataset's own captions back",
     )
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument(
@@ -218,9 +226,18 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     if args.max_length < 1:
         raise UserError(f"--max_length {args.max_length}: at least 1 token is needed")
     made_by = {"encoder": str(args.cache_dir), "maxLength": args.max_length}
-    remedy = "give the dataset another name (spec.dataset), or use the same model size"
-    made = Provenance.of(*(split / "metas" for split in args.dataset_path))
-    with owned_in_splits(args.dataset_path, "metas", FOLDER, made_by, remedy) as made.owned:
+    remedy = "give the dataset another name (spec.dataset), or use the same settings"
+    captioned_by = {"captionedBy": args.captioned_by} if args.captioned_by else {}
+    settings = made_by | captioned_by
+    with owned_in_splits(args.dataset_path, "metas", FOLDER, settings, remedy) as owned:
+        if os.environ.get("V2W_STAGE") and not args.captioned_by:
+            for split in args.dataset_path:
+                if count := restore_own_captions(split):
+                    say(
+                        f"embeddings: {count} captions in {split}/metas are the dataset's own again"
+                    )
+        made = Provenance.of(*(split / "metas" for split in args.dataset_path))
+        made.owned = owned
         embeddings, report = _embed(args, made_by)
         made.failed = failed_items(report)
         return made.left(embeddings), report.summary()

@@ -178,14 +178,14 @@ def _name_too_long(clips: Sequence[str]) -> str | None:
 
 
 def _write_caption(folder: Path, split: str, clip: str, caption: str) -> None:
-    """Write a clip's caption if it changed, and remove the embedding of the previous one."""
+    """Write a clip's caption if it changed, and remove what was made of the previous one."""
     path = caption_path(folder, split, clip)
     try:
         is_same = path.read_text(encoding="utf-8") == caption
     except (FileNotFoundError, UnicodeDecodeError):
         is_same = False
     if not is_same:
-        remove_derived(folder, split, clip, ["t5_xxl"])
+        remove_derived(folder, split, clip, ["captions", "t5_xxl"])
         write_text(path, caption)
 
 

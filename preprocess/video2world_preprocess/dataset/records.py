@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val")
-DERIVED = {"t5_xxl": ".pickle", "latents": ".safetensors"}  # files that later stages add per clip
+# files that later stages add per clip
+DERIVED = {"captions": ".json", "t5_xxl": ".pickle", "latents": ".safetensors"}
 
 
 def leftover_folders(folder: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Caption videos through an OpenAI-compatible endpoint: frames, requests, answers, records."""
