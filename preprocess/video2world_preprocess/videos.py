@@ -70,13 +70,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="videos for validation, without extension (default: none)",
     )
+    flags.add_argument(
+        "--captions_optional",
+        action="store_true",
+        help="cut videos without a caption, too; the captions stage then writes them",
+    )
     return flags
 
 
 class _VideoFolder:
     """The usable videos and captions of a folder; all other entries are reported."""
 
-    def __init__(self, folder: Path, report: Report) -> None:
+    def __init__(self, folder: Path, report: Report, *, captions_optional: bool = False) -> None:
+        self._captions_optional = captions_optional
         self.videos: dict[str, Path] = {}
         self._report = report
         self._texts: dict[str, list[Path]] = {}  # by normalized stem
@@ -137,7 +143,7 @@ class _VideoFolder:
             self._report.note("file", path.name, reason)
 
     def caption(self, video: Path) -> str:
-        """Return the caption of ``video``.
+        """Return the caption of ``video``; if captions are optional, a missing one is empty.
 
         The extension may be in capitals, and names are compared in Unicode's composed form.
 
@@ -146,6 +152,8 @@ class _VideoFolder:
         """
         wanted = f"{video.stem}.txt"
         matching = self._texts.get(normalized(video.stem), [])
+        if not matching and self._captions_optional:
+            return ""
         if not matching:
             raise UserError(
                 f"its caption {wanted} is missing; write one next to it{self._suggestion(video)}"
@@ -215,7 +223,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     if not args.videos_dir.is_dir():
         raise UserError(f"--videos_dir {args.videos_dir}: there is no such folder")
     report = Report("dataset")
-    videos = _VideoFolder(args.videos_dir, report)
+    videos = _VideoFolder(args.videos_dir, report, captions_optional=args.captions_optional)
     if not videos.videos:
         why = f"; {len(report.dropped)} entries cannot be used, see above" if report.dropped else ""
         raise UserError(

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from video2world_common.experiments import PREFIX
 from video2world_common.model_sizes import SIZES
-from video2world_operator.api.constants import MAX_NAME, MAX_PROMPTS, RESERVED_ENV
+from video2world_operator.api.constants import (
+    CAPTIONS_PREPARED,
+    MAX_NAME,
+    MAX_PROMPTS,
+    RESERVED_ENV,
+)
 from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
 from video2world_operator.api.mutability import adjustable, fixed
@@ -154,6 +159,10 @@ def spec_rules() -> list[CELRule]:
             "set exactly one of agibot, prepared, videos",
         )
         | {"fieldPath": ".dataset"},
+        _rule(
+            "!has(self.dataset) || !has(self.dataset.captions) || !has(self.dataset.prepared)",
+            f"dataset.captions: {CAPTIONS_PREPARED}",
+        ),
         _rule(
             f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
             "training.iterations is missing; set the number of steps to train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "API_VERSION",
+    "CAPTIONS_PREPARED",
     "GROUP",
     "KIND",
     "MAX_NAME",
@@ -16,8 +17,12 @@ __all__ = [
 
 GROUP, VERSION = "video2world.dev", "v1alpha1"
 API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
-STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
+STAGES = ("download", "dataset", "captions", "embeddings", "latents", "train", "inference")
 MAX_PROMPTS = 100_000  # characters of all prompts together, which an annotation of the pod holds
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
+CAPTIONS_PREPARED = (
+    "a prepared dataset is not changed; remove captions, use videos instead of prepared, or run "
+    "python -m video2world_preprocess.captions on the folder"
+)
 # Environment variables that the operator or torchrun sets; a trailing _ marks a prefix.
 RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

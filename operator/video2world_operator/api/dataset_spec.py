@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from video2world_operator.api.captions_spec import CaptionsSpec
 from video2world_operator.api.fields import (
     ApiModel,
     ClipName,
@@ -126,6 +127,11 @@ class DatasetSpec(ApiModel):
         default=None, description="A folder in the guide's layout, already on the volume."
     )
     videos: VideosDataset | None = Field(default=None, description="A folder of your own videos.")
+    captions: CaptionsSpec | None = Field(
+        default=None,
+        description="Captions by a vision-language model, in place of the dataset's own (agibot "
+        "and videos); defaults to none, and then no data is sent anywhere.",
+    )
     shards: int = Field(
         default=1,
         ge=1,

@@ -26,6 +26,7 @@ __all__ = [
     "CredentialsSpec",
     "ImagesSpec",
     "SchedulingSpec",
+    "SecretKey",
     "StagePatch",
     "StagesSpec",
     "StorageSpec",
@@ -109,7 +110,7 @@ class ImagesSpec(ApiModel):
 
     preprocess: Text = Field(
         default="ghcr.io/video2world/preprocess:0.1.0",
-        description="Image of the stages download, dataset, embeddings and latents.",
+        description="Image of the stages download, dataset, captions, embeddings and latents.",
     )
     trainer: Text = Field(
         default="ghcr.io/video2world/trainer:0.1.0",
@@ -184,6 +185,9 @@ class StagesSpec(ApiModel):
     )
     dataset: StagePatch = Field(
         default_factory=lambda: StagePatch(), description="Create the dataset."
+    )
+    captions: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Caption the windows."
     )
     embeddings: StagePatch = Field(
         default_factory=lambda: StagePatch(), description="Encode captions."

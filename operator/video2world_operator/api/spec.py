@@ -19,6 +19,7 @@ from video2world_operator.api.pods import (
     CredentialsSpec,
     ImagesSpec,
     SchedulingSpec,
+    SecretKey,
     StagesSpec,
     StorageSpec,
 )
@@ -150,6 +151,13 @@ class Spec(ApiModel):
     def gpus(self) -> int:
         """GPUs of the training group."""
         return 0 if self.device == "CPU" else self.nodes * self.processes_per_node
+
+    @property
+    def token_secrets(self) -> list[SecretKey]:
+        """The keys of Secrets that stages get as environment variables."""
+        captions = self.dataset.captions
+        tokens = (self.credentials.hugging_face_token_secret, captions and captions.token_secret)
+        return [token for token in tokens if token]
 
     @property
     def rope_ratios(self) -> tuple[float, float, float]:

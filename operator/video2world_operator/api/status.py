@@ -27,7 +27,9 @@ __all__ = [
     "parse_status",
 ]
 
-StageName = Literal["download", "dataset", "embeddings", "latents", "train", "inference"]
+StageName = Literal[
+    "download", "dataset", "captions", "embeddings", "latents", "train", "inference"
+]
 State = Literal["Pending", "Running", "Restarting", "Succeeded", "Failed", "Skipped", "Suspended"]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 

@@ -14,6 +14,7 @@ from video2world_common.model_sizes import SIZES
 from video2world_operator.api import wording
 from video2world_operator.api.constants import (
     API_VERSION,
+    CAPTIONS_PREPARED,
     GROUP,
     KIND,
     MAX_PROMPTS,
@@ -215,6 +216,8 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     if len(sources) != 1:
         found = " and ".join(sources) if sources else "none"
         yield Problem("spec.dataset", f"{found} set; set exactly one of agibot, prepared, videos")
+    if spec.dataset.captions and spec.dataset.prepared:
+        yield Problem("spec.dataset.captions", CAPTIONS_PREPARED)
     if spec.training.iterations is None:
         yield Problem(
             "spec.training.iterations",

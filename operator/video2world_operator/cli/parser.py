@@ -94,8 +94,8 @@ def _add_read_commands(commands: Subparsers) -> None:
     _run_flags(one)
     one.add_argument(
         "--stage",
-        help="download, dataset, embeddings, latents, train, inference or samples (default: the "
-        "running or last one)",
+        help="download, dataset, captions, embeddings, latents, train, inference or samples "
+        "(default: the running or last one)",
     )
     one.add_argument(
         "--rank", type=int, default=0, help="index of the pod within its stage (default: 0)"

@@ -12,6 +12,7 @@ def run_checks(args: argparse.Namespace) -> int:
     """Run the preflight checks and print them; returns 2 if one fails."""
     from video2world_operator.api.validation import load_manifest
     from video2world_operator.preflight import checks, machine, registry
+    from video2world_operator.preflight.caption_requests import check_captions
     from video2world_operator.preflight.check import Check, Verdict
     from video2world_operator.preflight.cluster_checks import check_cluster
     from video2world_operator.preflight.requirements import estimate
@@ -31,6 +32,7 @@ def run_checks(args: argparse.Namespace) -> int:
         found += checks.check_images(plan, registry.pullable(checks.images_of(plan)))
     else:
         found += checks.check_machine(plan, estimated, machine.machine(args.volume))
+    found += check_captions(plan, None if args.cluster else args.volume)
     found += checks.check_hub(machine.hub(estimated.repositories))
     for check in found:
         print(f"{check.verdict:<5} {check.name:<18} {check.text}")

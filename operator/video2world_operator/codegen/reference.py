@@ -65,6 +65,12 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         ),
         Variable("HF_ENDPOINT", "https://huggingface.co", "Address of the Hub, or of a mirror."),
         Variable("HF_HUB_OFFLINE", "0", "1: use only files on disk."),
+        Variable(
+            "CAPTIONS_TOKEN",
+            "",
+            "Bearer token of the endpoint of dataset.captions. On a cluster it comes from "
+            "spec.dataset.captions.tokenSecret.",
+        ),
         Variable("KUBECONFIG", "~/.kube/config", "Cluster that v2w and the operator use."),
         Variable("CUDA_VISIBLE_DEVICES", "all", "GPUs that a local run may use."),
         Variable(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from video2world_operator.api.captions_spec import CaptionsSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
 
@@ -16,7 +17,14 @@ CADENCE = (
     "trainer.timeout_seconds=",
     "trainer.stop_when_diverged=",
 )
-SPEED = ("--shards=",)  # how the work is divided, which does not change the result
+# how the work is divided and sent, which does not change the result
+SPEED = (
+    "--shards=",
+    "--endpoint=",
+    "--parallel_requests=",
+    "--timeout_seconds=",
+    "--max_failed_percent=",
+)
 LENGTH = "trainer.max_iter="  # training resumes from its checkpoint when this is raised
 
 _ATTENTION = {
@@ -37,10 +45,11 @@ class Command:
 
 
 def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
-    """Return the commands of the stages in order; without samples there is no inference."""
-    made = {
-        "download": _download(resource),
-        "dataset": _dataset(resource),
+    """Return the commands of the stages in order, without those that the spec does not need."""
+    made = {"download": _download(resource), "dataset": _dataset(resource)}
+    if resource.spec.dataset.captions:
+        made["captions"] = _captions(resource, resource.spec.dataset.captions)
+    made |= {
         "embeddings": _embeddings(resource),
         "latents": _latents(resource),
         "train": _train(resource),
@@ -148,6 +157,7 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
             *(("--val_names", *videos.validation_names) if videos.validation_names else ()),
             *_windows(videos.window_seconds),
             *shortest,
+            *(["--captions_optional"] if dataset.captions else []),
         )
     else:
         argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
@@ -165,11 +175,32 @@ def _splits(resource: Video2WorldPostTrain) -> list[str]:
     return [f"{resource.dataset_dir}/train", f"{resource.dataset_dir}/val"]
 
 
+def _captions(resource: Video2WorldPostTrain, captions: CaptionsSpec) -> Command:
+    argv = _python(
+        "video2world_preprocess.captions",
+        *("--dataset_path", *_splits(resource)),
+        f"--endpoint={captions.endpoint}",
+        f"--model={captions.model}",
+        *([f"--prompt={captions.prompt}"] if captions.prompt else []),
+        *("--frames_per_second", f"{captions.frames_per_second:g}"),
+        *("--max_frames", captions.max_frames, "--max_tokens", captions.max_tokens),
+        *(["--structured_output"] if captions.structured_output else []),
+        f"--parallel_requests={captions.parallel_requests}",
+        f"--timeout_seconds={captions.timeout_seconds}",
+        f"--max_failed_percent={captions.max_failed_percent}",
+        # Tiny's tokenizer takes a token per letter
+        *(() if resource.spec.tiny else ("--cache_dir", _text_encoder(resource))),
+    )
+    return Command(argv, f"{resource.dataset_dir}/train/captions")
+
+
 def _embeddings(resource: Video2WorldPostTrain) -> Command:
+    captions = resource.spec.dataset.captions
     argv = _python(
         "video2world_preprocess.embeddings",
         *("--dataset_path", *_splits(resource)),
         *("--max_length", 512, "--cache_dir", _text_encoder(resource)),
+        *([f"--captioned_by={captions.model}"] if captions else []),
     )
     return Command(argv, f"{resource.dataset_dir}/train/t5_xxl")
 

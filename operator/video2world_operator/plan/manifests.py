@@ -39,10 +39,11 @@ VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
 GPU = "nvidia.com/gpu"
 USER = 1000
 LOST_NODE_SECONDS = 30  # tolerated unreachability of a node; the default of Kubernetes is 300
-_NETWORK = ("download", "dataset")  # stages that may download
+_NETWORK = ("download", "dataset", "captions")  # stages without a GPU, which use the network
 _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (train: per GPU)
     "download": (2, 4),
     "dataset": (4, 8),
+    "captions": (4, 8),
     "embeddings": (4, 48),
     "latents": (8, 32),
     "train": (8, 96),
@@ -362,6 +363,10 @@ def _env(
     if token and _fetches(resource, stage):
         source = token.model_dump(include={"name", "key"})
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": source}})
+    captions = resource.spec.dataset.captions
+    if stage == "captions" and captions and captions.token_secret:
+        source = captions.token_secret.model_dump(include={"name", "key"})
+        env.append({"name": "CAPTIONS_TOKEN", "valueFrom": {"secretKeyRef": source}})
     patch: StagePatch = getattr(resource.spec.stages, stage)
     more = [v.model_dump(by_alias=True, exclude_none=True) for v in patch.env]
     return merge_named(env, more, "name")

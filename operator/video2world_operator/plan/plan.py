@@ -28,7 +28,8 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "dataset": (),
     # Not download: their own command lines name what they use of it, so that another model size
     # alone does not encode everything again.
-    "embeddings": ("dataset",),
+    "captions": ("dataset",),
+    "embeddings": ("dataset", "captions"),
     "latents": ("dataset",),
     "train": ("embeddings", "latents"),
     "inference": ("train",),
@@ -130,7 +131,7 @@ def _inputs_hash(
 ) -> str:
     inputs: dict[str, Any] = {
         "argv": [a for a in command.argv if not a.startswith((*CADENCE, *SPEED))],
-        "needs": [hashes[need] for need in _NEEDS[stage]],
+        "needs": [hashes[need] for need in _NEEDS[stage] if need in hashes],
     }
     if stage == "train":
         inputs["world"] = [resource.spec.nodes, resource.spec.processes_per_node]

@@ -101,11 +101,9 @@ def _storage_class(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
 
 
 def _secrets(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
-    token = plan.resource.spec.credentials.hugging_face_token_secret
-    wanted: dict[str, str] = dict.fromkeys(plan.resource.spec.images.pull_secrets, "")
-    if token:
-        wanted[token.name] = token.key
-    for name, key in wanted.items():
+    wanted = [(name, "") for name in plan.resource.spec.images.pull_secrets]
+    wanted += [(token.name, token.key) for token in plan.resource.spec.token_secrets]
+    for name, key in dict.fromkeys(wanted):
         keys = facts.secrets.get(name)
         if name in facts.unreadable:
             yield Check(f"Secret {name}", Verdict.UNKNOWN, "no permission to read Secrets")

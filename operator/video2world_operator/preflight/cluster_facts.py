@@ -29,10 +29,9 @@ async def cluster_facts(
     """Observe the cluster, with a dry run of creating ``manifest``."""
     spec = plan.resource.spec
     base = f"/api/v1/namespaces/{namespace}"
-    token_secret = spec.credentials.hugging_face_token_secret
-    names = [*spec.images.pull_secrets, *([token_secret.name] if token_secret else [])]
+    names = {*spec.images.pull_secrets, *(token.name for token in spec.token_secrets)}
     secrets, unreadable = {}, set()
-    for name in names:
+    for name in sorted(names):
         try:
             found = await cluster.get(f"{base}/secrets/{name}")
             secrets[name] = sorted(found.get("data") or {}) if found else None

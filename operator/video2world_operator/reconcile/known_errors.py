@@ -75,6 +75,24 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "that spec.credentials.huggingFaceTokenSecret names (locally: HF_TOKEN), " + AGAIN,
     ),
     KnownError(
+        r"(?P<endpoint>https?://\S+) does not accept (?:the token|a request without token)",
+        "The endpoint of the captions refuses the token.",
+        "Put a valid one into the Secret that spec.dataset.captions.tokenSecret names (locally: "
+        "CAPTIONS_TOKEN), " + AGAIN,
+    ),
+    KnownError(
+        r"(?P<endpoint>https?://\S+) has no chat completions for model (?P<model>\S+)",
+        "The endpoint of the captions does not serve model {model}.",
+        "Correct spec.dataset.captions.endpoint or model; since spec.dataset cannot be changed, "
+        "create another resource, which reuses what is complete on the volume",
+    ),
+    KnownError(
+        r"(?P<endpoint>https?://\S+) does not answer \(",
+        "The endpoint of the captions does not answer, or cannot be reached from the pod.",
+        "Check that it is running and that NetworkPolicies allow pods of stage captions to reach "
+        "it, " + AGAIN,
+    ),
+    KnownError(
         r"CUDA out of memory|OutOfMemoryError",
         "The GPU has too little memory for this training.",
         "Lower spec.training.batchSize, raise contextParallelSize or gpusPerNode, or use "
@@ -143,7 +161,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"couldn't find key (?P<key>\S+) in Secret (?P<secret>\S+)",
         "The Secret {secret} has no key {key}.",
         "Put the token under that key, or name the right one in "
-        "spec.credentials.huggingFaceTokenSecret.key",
+        "spec.credentials.huggingFaceTokenSecret.key (stage captions: "
+        "spec.dataset.captions.tokenSecret.key)",
     ),
     KnownError(
         r"CreateContainerConfigError|CreateContainerError|RunContainerError|StartError",

@@ -11,13 +11,17 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from caption_server import caption_for, caption_server, completion
-from video2world_preprocess import captions
+from video2world_preprocess import captions, embeddings
 from video2world_preprocess.captioning import endpoint as endpoint_module
+from video2world_preprocess.tiny_weights import write_tiny_t5
 from video2world_preprocess.video.reader import read_frames
 from video2world_preprocess.video.writer import write_video
+
+torch.set_num_threads(1)
 
 SECRET = "cap-5f3a9c-not-for-logs"
 NAMES = ("a", "b", "c", "d")
@@ -328,6 +332,38 @@ def test_a_killed_run_is_resumed_without_repeating_answers(server, dataset, tmp_
     assert len(server.answered) == len(set(server.answered)) == 4
     assert not list(dataset.rglob(".partial-*"))
     assert all(text.startswith("A robot arm") for text in metas(dataset).values())
+
+
+def test_embeddings_follow_the_captions_and_restore_the_datasets_own(
+    server, dataset, tmp_path, monkeypatch
+):
+    write_tiny_t5(tmp_path / "t5")
+
+    def embed(*flags):
+        folders = ("--dataset_path", "D/train", "D/val")
+        assert embeddings.main([*folders, "--cache_dir", "t5", "--device", "cpu", *flags]) == 0
+        counts = json.loads((dataset / "report-embeddings.json").read_text())["counts"]
+        return counts["made"]
+
+    assert embed() == 4
+    for name, value in {"STAGE": "captions", "RESOURCE": "r"}.items():
+        monkeypatch.setenv(f"V2W_{name}", value)
+    assert run(server) == 0
+    assert embed("--captioned_by", "vlm-7b") == 4
+    # one answer differs with the other prompt: one embedding does
+    server.script.fault = lambda request, number: (
+        "A gripper opens." if own("b") in request.texts[0] else None
+    )
+    assert run(server, "--prompt", "Say what moves.") == 0
+    assert embed("--captioned_by", "vlm-7b") == 1
+    (dataset / "train/metas/a.txt").write_text("What I see.")
+    assert embed("--captioned_by", "vlm-7b") == 1
+    # without the captions stage
+    assert embed() == 3
+    assert metas(dataset) == {name: own(name) for name in NAMES} | {"a": "What I see."}
+    assert run(server, "--prompt", "Say what moves.") == 0
+    assert metas(dataset)["b"] == "A gripper opens."
+    assert len(server.requests) == 4 + 4 + 1  # a's hint is another one
 
 
 def test_a_stage_is_skipped_until_a_video_or_caption_changes(server, dataset, monkeypatch, capfd):

@@ -44,6 +44,26 @@ def stems(folder: Path, split: str, kind: str = "videos") -> list[str]:
     return sorted(p.stem for p in (folder / "out" / split / kind).iterdir())
 
 
+def test_captions_may_be_missing_if_a_model_writes_them(tmp_path: Path) -> None:
+    clip(tmp_path / "in/good.mp4", 40)
+    clip(tmp_path / "in/uncaptioned.mp4", 40)
+    (tmp_path / "in/uncaptioned.txt").unlink()
+    assert run(tmp_path, "--captions_optional") == 0
+    found = {p.stem: p.read_text() for p in (tmp_path / "out/train/metas").iterdir()}
+    assert sorted(found.values()) == ["", "Caption of good"]
+    # what the captions stage replaced is replaced again if the dataset's own caption changes
+    replaced = {name: tmp_path / f"out/train/captions/{name}.json" for name in found}
+    for path in replaced.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    (tmp_path / "in/good.txt").write_text("Another caption")
+    assert run(tmp_path, "--captions_optional") == 0
+    assert [path.exists() for name, path in sorted(replaced.items())] == [False, True]
+    assert run(tmp_path) == 0
+    assert stems(tmp_path, "train") == [name for name in sorted(found) if "good" in name]
+    assert not any(path.exists() for path in replaced.values())
+
+
 def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
     source = tmp_path / "in"
     clip(source / "good.mp4", 120)

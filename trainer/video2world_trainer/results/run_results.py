@@ -20,6 +20,7 @@ GROUND_TRUTH = "ground-truth"  # folder of the ground truth videos, next to the 
 METRICS = ("psnr", "ssim", "lpips")
 REPORTS = {  # file in the data set's folder: title
     "report.json": "Videos",
+    "report-captions.json": "Captions",
     "report-embeddings.json": "Embeddings",
     "report-latents.json": "Latents",
 }

@@ -159,6 +159,8 @@ TEXTS = list(places())
 NEEDED_WITH = {
     "prepared": {"path": "datasets/mine"},
     "videos": {"path": "videos"},
+    "captions": {"endpoint": "http://vllm/v1", "model": "vlm"},
+    "tokenSecret": {"name": "captions"},
     "huggingFaceTokenSecret": {"name": "hf"},
     "samples": {"input": "a.mp4"},
     "env": {"name": "A"},
@@ -166,6 +168,7 @@ NEEDED_WITH = {
 # What a harmless value looks like, where that is not just any word.
 BENIGN = {
     "repoID": f"{MARK}/{MARK}",
+    "endpoint": f"http://{MARK}/v1",
     "output": f"{MARK}.mp4",
     "requests": "1",
     "limits": "1",
@@ -194,7 +197,7 @@ def spec_with(path: tuple[str, ...], value: str) -> dict[str, Any]:
     """A valid spec, but for ``value`` at ``path``."""
     spec: dict[str, Any] = {
         "model": {"size": "2B"},
-        "dataset": {} if path[0] == "dataset" else {"agibot": {}},
+        "dataset": {} if path[0] == "dataset" and path[1] != "captions" else {"agibot": {}},
         "training": {"iterations": 5},
         "inference": {"samples": [{"input": "val/videos/a.mp4"}]},
     }

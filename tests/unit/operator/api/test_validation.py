@@ -126,6 +126,24 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             "spec.training.gpus_per_node: unknown field; did you mean gpusPerNode?",
         ),
         (
+            {
+                "dataset": {
+                    "prepared": {"path": "datasets/mine"},
+                    "captions": {"endpoint": "http://vllm/v1", "model": "vlm"},
+                }
+            },
+            "spec.dataset.captions: a prepared dataset is not changed; remove captions",
+        ),
+        (
+            {
+                "dataset": {
+                    "agibot": {},
+                    "captions": {"endpoint": "http://me:secret@vllm/v1", "model": "vlm"},
+                }
+            },
+            "write the base URL of an OpenAI-compatible API",
+        ),
+        (
             {"dataset": {"agibot": {"taskIds": [1]}}},
             "spec.dataset.agibot.taskIds: unknown field; did you mean taskIDs?",
         ),

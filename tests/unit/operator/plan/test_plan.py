@@ -205,6 +205,67 @@ def test_a_stage_that_downloads_nothing_gets_no_token(dataset):
     assert holders == ["download"]
 
 
+CAPTIONS = {"endpoint": "http://vllm.models:8000/v1", "model": "Qwen/Qwen3-VL-8B-Instruct"}
+
+
+def captioned(**changes):
+    return plan(dataset={"captions": CAPTIONS | changes})
+
+
+def test_captions_are_made_between_dataset_and_embeddings():
+    token = {"name": "vllm", "key": "api-key"}
+    made = captioned(tokenSecret=token, prompt="Say what moves.", framesPerSecond=4)
+    assert [s.name for s in made.stages] == [*STAGES[:2], "captions", *STAGES[2:]]
+    stage = made.stage("captions")
+    assert list(stage.argv[2:11]) == [
+        "video2world_preprocess.captions",
+        "--dataset_path",
+        f"{made.resource.dataset_dir}/train",
+        f"{made.resource.dataset_dir}/val",
+        "--endpoint=http://vllm.models:8000/v1",
+        "--model=Qwen/Qwen3-VL-8B-Instruct",
+        "--prompt=Say what moves.",
+        "--frames_per_second",
+        "4",
+    ]
+    assert "--captioned_by=Qwen/Qwen3-VL-8B-Instruct" in made.stage("embeddings").argv
+    holders = {
+        s.name: variable["valueFrom"]
+        for s in made.stages
+        for variable in pod(s)["containers"][0]["env"]
+        if variable["name"] == "CAPTIONS_TOKEN"
+    }
+    assert holders == {"captions": {"secretKeyRef": token}}
+    large = plan(model={"size": "2B"}, training={"nodes": 1}, dataset={"captions": CAPTIONS})
+    assert pod(large.stage("captions"))["containers"][0]["resources"] == {
+        "requests": {"cpu": "4", "memory": "8Gi"}
+    }
+
+
+def test_other_captions_are_made_and_embedded_but_not_another_address():
+    before = {stage.name: stage.inputs_hash for stage in captioned().stages}
+
+    def changed_stages(**changes):
+        after = {stage.name: stage.inputs_hash for stage in captioned(**changes).stages}
+        return [name for name in before if before[name] != after[name]]
+
+    later = ["captions", "embeddings", "train", "inference"]
+    assert changed_stages(prompt="Say what moves.") == changed_stages(model="x") == later
+    assert changed_stages(maxFrames=8) == later
+    assert changed_stages(endpoint="https://other/v1", parallelRequests=1, timeoutSeconds=9) == []
+    assert changed_stages(tokenSecret={"name": "a"}, maxFailedPercent=50) == []
+    without = hashes()
+    assert [n for n in without if without[n] != before[n]] == ["embeddings", "train", "inference"]
+
+
+def test_videos_need_no_captions_if_a_model_writes_them():
+    def argv(**more):
+        made = plan(dataset={"agibot": None, "videos": {"path": "v"}, **more})
+        return made.stage("dataset").argv
+
+    assert argv(captions=CAPTIONS) == (*argv(), "--captions_optional")
+
+
 def test_gpus_are_held_by_the_stages_that_use_them():
     made = make_plan(load_resource(next(p for p in SAMPLES if p.stem == "agibot-14b")))
     held = {

@@ -14,6 +14,7 @@ from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.gang import Capabilities
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.preflight import node_fit
+from video2world_operator.preflight.caption_requests import check_captions
 from video2world_operator.preflight.check import ATTENTION
 from video2world_operator.preflight.checks import check_hub, check_images, check_machine, images_of
 from video2world_operator.preflight.cluster_checks import check_cluster
@@ -302,6 +303,32 @@ def test_a_cluster_that_suffices():
     assert found["gang"][1].startswith("Kubernetes' own PodGroup")
 
 
+def test_what_captions_will_send_is_counted_where_the_dataset_is_known(tmp_path):
+    def text(volume, **changes):
+        captions = {"endpoint": "https://api.example/v1", "model": "vlm"} | changes
+        dataset = {"videos": {"path": "v", "name": "mine"}, "captions": captions}
+        made = make_plan(resource(dataset=dataset, storage={"subPath": "team"}))
+        (check,) = check_captions(made, volume)
+        assert check.verdict == "ok"
+        return check.text
+
+    unknown = "frames of every window are sent to https://api.example/v1 (model vlm); how many"
+    assert text(None).startswith(unknown)
+    assert text(tmp_path).startswith(unknown)
+    folder = tmp_path / "team/datasets/mine"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text('{"counts": {"windows": 24, "seconds": 120.0}}')
+    assert text(tmp_path).startswith("about 24 requests with 264 images are sent to https://api")
+    assert "24 requests with 96 images" in text(tmp_path, maxFrames=4)
+    (folder / ".captions").mkdir()
+    (folder / ".captions/a.json").write_text("{}")
+    assert text(tmp_path).endswith("less those of 1 answers on the volume that still apply")
+    for damaged in ("", "[]", '{"counts": {"windows": 0, "seconds": 1}}'):
+        (folder / "report.json").write_text(damaged)
+        assert text(tmp_path).startswith(unknown)
+    assert list(check_captions(make_plan(resource()), tmp_path)) == []
+
+
 def quota(hard, used):
     return {"metadata": {"name": "q"}, "spec": {}, "status": {"hard": hard, "used": used}}
 
@@ -396,6 +423,23 @@ BAD = {
     "wrong key": (TOKEN, {"secrets": {"hf": ["TOKEN"]}}, "Secret hf", "fail", "no key token"),
     "secret Secret": (TOKEN, {"unreadable": frozenset({"hf"})}, "Secret hf", "?", "no permission"),
     "good Secret": (TOKEN, {"secrets": {"hf": ["token"]}}, "Secret hf", "ok", "exists"),
+    "no key of the captions": (
+        TOKEN
+        | {
+            "dataset": {
+                "agibot": {},
+                "captions": {
+                    "endpoint": "http://vllm/v1",
+                    "model": "vlm",
+                    "tokenSecret": {"name": "hf", "key": "captions"},
+                },
+            }
+        },
+        {"secrets": {"hf": ["token"]}},
+        "Secret hf",
+        "fail",
+        "no key captions",
+    ),
     "quota": (
         {},
         {"quotas": [quota({"requests.nvidia.com/gpu": "4"}, {})]},
