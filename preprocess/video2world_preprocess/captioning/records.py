@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json, write_json, write_text
 from video2world_common.markers import read_owner
 from video2world_common.paths import on_volume
@@ -126,7 +127,7 @@ def restore_own_captions(split: Path) -> int:
         return 0
     restored = 0
     for path in folder.glob("[!.]*.json"):
-        with contextlib.suppress(ValueError):  # reported by whoever reads the caption
+        with contextlib.suppress(ValueError, UserError):  # reported when it is read
             Replaced.read(split, path.stem).undo(split)
             restored += 1
     return restored

@@ -182,7 +182,11 @@ def test_a_window_without_usable_answer_keeps_its_caption(server, dataset, fault
     assert metas(dataset)["b"].startswith("A robot arm moves")
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "html", {"body": {"error": "overloaded"}}])
+@pytest.mark.parametrize(
+    "fault",
+    [429, 500, 503, "html", {"body": {"error": "overloaded"}}, {"body": b" " * (5 << 20)}],
+    ids=lambda fault: str(fault)[:30],
+)
 def test_failures_that_pass_are_retried(server, dataset, fault):
     server.script.fault = lambda request, number: fault if number in (0, 1, 4) else None
     assert run(server) == 0
