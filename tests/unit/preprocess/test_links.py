@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caption_server import caption_server
 from video2world_common.exit_codes import UserError
 from video2world_common.files import write_text
 from video2world_common.paths import on_volume
-from video2world_preprocess import agibot, embeddings, latents, prepared, videos
+from video2world_preprocess import agibot, captions, embeddings, latents, prepared, videos
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.generation.requests import SampleRequest
 
@@ -94,6 +95,23 @@ def test_a_prepared_folder_s_links_are_not_encoded(volume: Path) -> None:
     found = [w.video.stem for w in latents._windows(Path("d/train"), flags, "vae", report)]
     assert found == ["good", "spy"]
     assert "a link leads out" in report.dropped[0].reason
+
+
+def test_no_file_of_the_pod_is_sent_to_an_endpoint(volume: Path) -> None:
+    for name in ("good", "spy"):
+        clip(volume / "d/train/videos" / f"{name}.mp4", None)
+    (volume / "d/train/metas").mkdir()
+    (volume / "d/train/metas/spy.txt").symlink_to(volume.parent / "pod" / "environ.txt")
+    (volume / "d/train/videos/own.mp4").symlink_to(volume.parent / "pod" / "own.mp4")
+    with caption_server() as server:
+        flags = ["--dataset_path", "d/train", "--endpoint", server.url, "--model", "vlm"]
+        assert captions.main([*flags, "--max_failed_percent", "70"]) == 0
+        (request,) = server.requests
+        assert SECRET not in str(request.body)
+    report = json.loads(Path("d/report-captions.json").read_text())
+    assert {Path(p["item"]).stem for p in report["dropped"]} == {"own", "spy"}
+    assert all("a link leads out of the volume" in p["reason"] for p in report["dropped"])
+    assert SECRET in (volume.parent / "pod" / "environ.txt").read_text()
 
 
 def test_a_sample_uses_no_caption_linked_from_outside(volume: Path) -> None:
