@@ -244,7 +244,7 @@ def test_what_no_retry_mends_is_a_user_error(server, dataset, capfd, monkeypatch
     assert server.requests[-1].authorization is None
     for extra, words in {
         ("--endpoint", server.url.removesuffix("/v1")): "usually ending in /v1",
-        ("--endpoint", "http://me:secret@host/v1"): "without user name",
+        ("--endpoint", "http://me@host/v1"): "without user name",
         ("--endpoint", "vllm:8000"): "base URL",
         ("--max_frames", "1"): "2 or more",
     }.items():

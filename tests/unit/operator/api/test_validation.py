@@ -138,7 +138,7 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             {
                 "dataset": {
                     "agibot": {},
-                    "captions": {"endpoint": "http://me:secret@vllm/v1", "model": "vlm"},
+                    "captions": {"endpoint": "http://me@vllm/v1", "model": "vlm"},
                 }
             },
             "write the base URL of an OpenAI-compatible API",
