@@ -192,7 +192,11 @@ RELATED = {
         weights=["w.pt", "a/../w.pt"],
     ),
     "dataset": some(
-        agibot=[{"path": "a"}], prepared=[{"path": "b"}], videos=[{"path": "c"}], shards=[1, 2]
+        agibot=[{"path": "a"}],
+        prepared=[{"path": "b"}],
+        videos=[{"path": "c"}],
+        captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
+        shards=[1, 2],
     ),
     "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
     "inference": some(
