@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,10 +25,17 @@ from video2world_preprocess.dataset.source import CutSettings, Source
 from video2world_preprocess.dataset.windows import Window, cut_points, window_name
 from video2world_preprocess.item_faults import is_unexpected, reason_for
 from video2world_preprocess.stage_report import Problem
-from video2world_preprocess.video.cut import cut
+from video2world_preprocess.video.cut import Part, cut
 from video2world_preprocess.video.frame_survey import Survey, survey
 
-__all__ = ["Tally", "process_source", "record_failure", "start_record"]
+__all__ = [
+    "Outline",
+    "Publication",
+    "Tally",
+    "process_source",
+    "record_failure",
+    "start_record",
+]
 
 
 @dataclass
@@ -50,6 +57,23 @@ class _PlannedClip(NamedTuple):
     caption: str
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a source before it is cut; ``fault`` says why frames cannot be used."""
+
+    frames: int
+    fps: Fraction
+    source_bytes: int
+    remarks: Sequence[str] = ()
+    fault: Callable[[int, int], str | None] = lambda start, stop: None
+
+    @classmethod
+    def of(cls, known: Survey) -> Outline:
+        """Return the outline of a surveyed video."""
+        size = known.path.stat().st_size
+        return cls(known.info.frames, known.info.fps, size, known.remarks, known.fault)
+
+
 def process_source(folder: Path, settings: CutSettings, source: Source) -> Tally:
     """Publish the clips of ``source`` in ``folder``; put any error of the source on its record.
 
@@ -63,55 +87,114 @@ def process_source(folder: Path, settings: CutSettings, source: Source) -> Tally
 
 
 def _publish(folder: Path, settings: CutSettings, source: Source) -> Tally:
-    tally, before = Tally(), read_record(folder, source.name)
-    record = Record(cut_by=source.clips_digest(settings), split=source.split)
-    planned, surveyed = _plan(source, settings, record)
-    is_same_cut = before.cut_by == record.cut_by
-    stale = set(before.names) - ({clip.name for clip in planned} if is_same_cut else set())
-    tally.removed_windows = remove_clips(folder, before.split, stale)
-
-    # The clips are recorded before they exist, so that a killed run leaves no clip without an
-    # owner. An existing clip with such a record is complete, whatever its size.
-    known = {clip.name: clip for clip in before.clips if is_same_cut}
-    record.clips = [
-        known.get(p.name, Clip(p.name, p.window.start, p.window.stop, 0, False)) for p in planned
-    ]
-    write_record(folder, source.name, record)
-
-    missing: dict[Path, _PlannedClip] = {}
-    for clip, recorded in zip(planned, record.clips, strict=True):
-        target = video_path(folder, source.split, clip.name)
-        if not target.is_file() or recorded.size not in (0, target.stat().st_size):
-            missing[target] = clip
-            remove_derived(folder, source.split, clip.name, ["latents"])
-    copied = {clip.name: clip.copied for clip in record.clips}
+    publication = Publication(folder, settings, source)
     try:
-        parts = [(c.window.start, c.window.stop, target) for target, c in missing.items()]
-        for target, is_copy in cut(source.path, parts, known=surveyed):
-            copied[missing.pop(target).name] = is_copy
-            tally.new_windows += 1
+        surveyed = survey(source.path)
     except UserError as error:
-        for clip in sorted(missing.values(), key=lambda clip: clip.window.start):
-            record.dropped.append(vars(Problem("window", clip.name, str(error))))
-    lost = {clip.name for clip in missing.values()}
-    remove_clips(folder, source.split, lost)
-
-    record.clips = []
-    for name, window, caption in planned:
-        if name not in lost:
-            _write_caption(folder, source.split, name, caption)
-            size = video_path(folder, source.split, name).stat().st_size
-            record.clips.append(Clip(name, window.start, window.stop, size, copied[name]))
-    record.told_by = source.result_digest(settings)
-    write_record(folder, source.name, record)
+        publication.drop_source(str(error))
+    else:
+        publication.plan(Outline.of(surveyed))
+        publication.cut(source.path, surveyed)
+    tally = publication.finish()
     if source.temporary:
         source.path.unlink(missing_ok=True)
     return tally
 
 
+class Publication:
+    """Publishes the clips of one source, and records what became of them.
+
+    Call :meth:`plan` (or :meth:`drop_source`), then :meth:`complete` for each of :attr:`parts`, or
+    :meth:`fail`, and :meth:`finish`. Complete clips survive if the process is killed in between.
+    """
+
+    def __init__(self, folder: Path, settings: CutSettings, source: Source) -> None:
+        self.source = source
+        self._folder, self._settings = folder, settings
+        self._before = read_record(folder, source.name)
+        self._record = Record(cut_by=source.clips_digest(settings), split=source.split)
+        self._planned: list[_PlannedClip] = []
+        self._missing: dict[Path, _PlannedClip] = {}
+        self._copied: dict[str, bool] = {}
+        self._tally = Tally()
+
+    @property
+    def parts(self) -> list[Part]:
+        """The clips to make: first frame, frame after the last, target."""
+        return [(c.window.start, c.window.stop, target) for target, c in self._missing.items()]
+
+    def _drop(self, kind: str, item: str, reason: str) -> None:
+        self._record.dropped.append(vars(Problem(kind, item, reason)))
+
+    def drop_source(self, reason: str) -> None:
+        """Leave out the source, and remove its earlier clips."""
+        self._drop(self.source.kind, self.source.label, reason)
+        self._start()
+
+    def plan(self, outline: Outline) -> None:
+        """Decide on the clips, and remove earlier ones that are outdated."""
+        self._planned = _plan(self.source, self._settings, outline, self._record)
+        self._start()
+
+    def _start(self) -> None:
+        folder, source, record, before = self._folder, self.source, self._record, self._before
+        is_same_cut = before.cut_by == record.cut_by
+        names = {clip.name for clip in self._planned} if is_same_cut else set()
+        self._tally.removed_windows = remove_clips(folder, before.split, set(before.names) - names)
+
+        # The clips are recorded before they exist, so that a killed run leaves no clip without an
+        # owner. An existing clip with such a record is complete, whatever its size.
+        known = {clip.name: clip for clip in before.clips if is_same_cut}
+        record.clips = [
+            known.get(p.name, Clip(p.name, p.window.start, p.window.stop, 0, False))
+            for p in self._planned
+        ]
+        write_record(folder, source.name, record)
+        for clip, recorded in zip(self._planned, record.clips, strict=True):
+            target = video_path(folder, source.split, clip.name)
+            if not target.is_file() or recorded.size not in (0, target.stat().st_size):
+                self._missing[target] = clip
+                remove_derived(folder, source.split, clip.name, ["latents"])
+        self._copied = {clip.name: clip.copied for clip in record.clips}
+
+    def complete(self, target: Path, is_copy: bool) -> None:
+        """Note that a clip exists, and whether its packets were copied."""
+        self._copied[self._missing.pop(target).name] = is_copy
+        self._tally.new_windows += 1
+
+    def cut(self, path: Path, known: Survey, offset: int = 0) -> None:
+        """Make the missing clips from a surveyed video, in which frame ``offset`` is the first."""
+        parts = [(start + offset, stop + offset, target) for start, stop, target in self.parts]
+        try:
+            for target, is_copy in cut(path, parts, known=known):
+                self.complete(target, is_copy)
+        except UserError as error:
+            self.fail(str(error))
+
+    def fail(self, reason: str) -> None:
+        """Leave out the clips that are not complete."""
+        for clip in sorted(self._missing.values(), key=lambda clip: clip.window.start):
+            self._drop("window", clip.name, reason)
+
+    def finish(self) -> Tally:
+        """Write the captions and the record; return what was added and removed."""
+        folder, source, record = self._folder, self.source, self._record
+        lost = {clip.name for clip in self._missing.values()}
+        remove_clips(folder, source.split, lost)
+        record.clips = []
+        for name, window, caption in self._planned:
+            if name not in lost:
+                _write_caption(folder, source.split, name, caption)
+                size = video_path(folder, source.split, name).stat().st_size
+                record.clips.append(Clip(name, window.start, window.stop, size, self._copied[name]))
+        record.told_by = source.result_digest(self._settings)
+        write_record(folder, source.name, record)
+        return self._tally
+
+
 def _plan(
-    source: Source, settings: CutSettings, record: Record
-) -> tuple[list[_PlannedClip], Survey | None]:
+    source: Source, settings: CutSettings, outline: Outline, record: Record
+) -> list[_PlannedClip]:
     """Return the clips to make; note in ``record`` what is left out, and the video's properties."""
 
     def drop(kind: str, item: str, reason: str) -> None:
@@ -120,16 +203,10 @@ def _plan(
     def note(reason: str) -> None:
         record.notes.append(vars(Problem(source.kind, source.label, reason)))
 
-    try:
-        surveyed = survey(source.path)
-    except UserError as error:
-        drop(source.kind, source.label, str(error))
-        return [], None
-    info = surveyed.info
-    record.fps, record.source_bytes = float(info.fps), source.path.stat().st_size
+    record.fps, record.source_bytes = float(outline.fps), outline.source_bytes
     windows, merges = cut_points(
-        info.frames,
-        info.fps,
+        outline.frames,
+        outline.fps,
         window_seconds=settings.window_seconds,
         min_last_seconds=settings.min_last_seconds,
         min_frames=settings.min_frames,
@@ -138,14 +215,14 @@ def _plan(
         drop(
             source.kind,
             source.label,
-            f"{source.path}: {info.frames} frames are shorter than one window "
+            f"{source.path}: {outline.frames} frames are shorter than one window "
             f"(--min_frames {settings.min_frames})",
         )
     names = [window_name(source.name, window) for window in windows]
     if (reason := _name_too_long(names)) is not None:
         drop(source.kind, source.label, reason)
-        return [], surveyed
-    for reason in (*merges, *surveyed.remarks):
+        return []
+    for reason in (*merges, *outline.remarks):
         note(reason)
     for kind, suffix in DERIVED.items():
         if any(name_bytes(name + suffix) > NAME_BYTES for name in names):
@@ -155,14 +232,14 @@ def _plan(
             )
     planned = []
     for name, window in zip(names, windows, strict=True):
-        caption = source.captions.text(name, window, info.fps)
+        caption = source.captions.text(name, window, outline.fps)
         if caption is None:
             drop("window", name, source.captions.missing)
-        elif fault := surveyed.fault(window.start, window.stop):
+        elif fault := outline.fault(window.start, window.stop):
             drop("window", name, fault)
         else:
             planned.append(_PlannedClip(name, window, caption))
-    return planned, surveyed
+    return planned
 
 
 def _name_too_long(clips: Sequence[str]) -> str | None:

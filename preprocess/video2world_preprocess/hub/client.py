@@ -183,6 +183,33 @@ class Hub:
         # the token is for the Hub: a signed address on another host must not receive it
         return Address(found.location, build_hf_headers() if is_hub else {})
 
+    def download(self, file: Any, folder: Path) -> Path:
+        """Download one of :meth:`files` to ``folder``, resuming an earlier attempt; verify it.
+
+        Raises:
+            ConnectionError: the download failed, or does not have the Hub's checksum.
+        """
+        from huggingface_hub import hf_hub_download
+
+        def fetch() -> str:
+            return hf_hub_download(
+                self.repo_id,
+                file.path,
+                repo_type=self.repo_type,
+                revision=self.commit,
+                local_dir=folder,
+            )
+
+        path = Path(self._retry(fetch))
+        kind, expected = digest_of(file)
+        if (found := digest_of_file(path, kind)) != expected:
+            path.unlink()
+            raise ConnectionError(
+                f"{self.repo_id}/{file.path}: the checksum is {found}, on the Hub it is "
+                f"{expected}; it has been removed, run it again"
+            )
+        return path
+
     def read(self, path: str, limit: int = 64 << 20) -> bytes:
         """Return the content of a small file, verified against the Hub's checksum.
 

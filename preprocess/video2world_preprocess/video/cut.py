@@ -16,7 +16,7 @@ from video2world_preprocess.video.display import Display, display_filters, trans
 from video2world_preprocess.video.frame_survey import Survey, survey
 from video2world_preprocess.video.writer import Writer
 
-__all__ = ["cut"]
+__all__ = ["CUTTER_OPTIONS", "CUTTER_THREADS", "Part", "cut"]
 
 # Videos are cut in parallel on all cores, for which one thread per video is the most efficient.
 CUTTER_THREADS = 1

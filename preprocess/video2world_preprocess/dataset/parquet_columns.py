@@ -1,0 +1,136 @@
+"""Read columns of Parquet files that nobody has checked, with bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from video2world_common.exit_codes import UserError
+from video2world_common.paths import on_volume
+
+__all__ = ["LFS_POINTER", "batches", "check_content", "column_names"]
+
+LFS_POINTER = b"version https://git-lfs"
+MAGIC = b"PAR1"
+LARGEST_FOOTER = 64 << 20  # bytes
+LARGEST_GROUP = 256 << 20  # bytes of the wanted columns of a row group, decompressed
+MOST_ROWS = 1 << 28  # of a file
+ROWS = 1024  # of a batch
+
+
+def check_content(path: Path) -> None:
+    """Check that a file is on the volume, has content, and is not a pointer of Git LFS.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not on_volume(path).is_file():
+        raise UserError(f"{path}: there is no such file")
+    with path.open("rb") as stream:
+        start = stream.read(len(LFS_POINTER))
+    if not start:
+        raise UserError(f"{path}: the file is empty; copy or download it again")
+    if start == LFS_POINTER:
+        raise UserError(
+            f"{path}: a pointer of Git LFS instead of the content; run git lfs pull, or download "
+            "the dataset with hf download"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a Parquet file.
+
+    Raises:
+        UserError: it is damaged or of a hostile size, also within the ``with`` block.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    check_content(path)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(max(size - 8, 0))
+        end = stream.read(8)
+    footer = int.from_bytes(end[:4], "little")
+    if size < 12 or end[4:] != MAGIC or footer > size - 12:
+        raise UserError(f"{path}: not a Parquet file, or truncated; copy or download it again")
+    if footer > LARGEST_FOOTER:
+        raise UserError(f"{path}: its footer has {footer} bytes, at most {LARGEST_FOOTER} are read")
+    try:
+        with parquet.ParquetFile(
+            path,
+            memory_map=False,
+            buffer_size=1 << 20,
+            pre_buffer=False,
+            thrift_string_size_limit=LARGEST_FOOTER,
+            thrift_container_size_limit=1 << 20,
+        ) as file:
+            if file.metadata.num_rows > MOST_ROWS:
+                raise UserError(f"{path}: {file.metadata.num_rows} rows, at most {MOST_ROWS}")
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path}: the Parquet file is damaged ({why[:200]}); copy or download it again"
+        ) from None
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        UserError: the file is unusable.
+    """
+    with _opened(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def batches(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    groups: Sequence[int] | None = None,
+    rows: int = ROWS,
+    largest_group: int = LARGEST_GROUP,
+) -> Iterator[dict[str, Any]]:
+    """Yield the ``columns`` in batches of at most ``rows`` rows, as Arrow arrays by name.
+
+    Texts are kept dictionary-encoded, so that a repeated text is in memory once.
+
+    Args:
+        groups: numbers of the row groups to read; default: all.
+        largest_group: bytes of the columns of one row group, decompressed, above which the file
+            is refused.
+
+    Raises:
+        UserError: the file is unusable, or lacks a column.
+    """
+    with _opened(path) as file:
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path}: the column {', '.join(missing)} is missing")
+        for number in range(file.metadata.num_row_groups) if groups is None else groups:
+            group = file.metadata.row_group(number)
+            chunks = (group.column(n) for n in range(group.num_columns))
+            size = sum(
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if any(_is_in(chunk.path_in_schema, name) for name in columns)
+            )
+            if size > largest_group:
+                raise UserError(
+                    f"{path}: {size} bytes in one row group, at most {largest_group} are read; "
+                    "write it with smaller row groups"
+                )
+            for batch in file.iter_batches(rows, [number], list(columns), use_threads=False):
+                yield dict(zip(batch.schema.names, batch.columns, strict=True))
+
+
+def _is_in(path: str, column: str) -> bool:
+    """Whether the leaf ``path`` of a schema belongs to ``column``, whose name may have dots."""
+    return path == column or path.startswith(f"{column}.")
