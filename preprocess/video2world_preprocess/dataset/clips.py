@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -169,11 +169,12 @@ class Publication:
             for target, is_copy in cut(path, parts, known=known):
                 self.complete(target, is_copy)
         except UserError as error:
-            self.fail(str(error))
+            self.fail(str(error), self._missing)
 
-    def fail(self, reason: str) -> None:
-        """Leave out the clips that are not complete."""
-        for clip in sorted(self._missing.values(), key=lambda clip: clip.window.start):
+    def fail(self, reason: str, targets: Iterable[Path]) -> None:
+        """Leave out those of the clips ``targets`` that are not complete."""
+        clips = [self._missing[target] for target in targets if target in self._missing]
+        for clip in sorted(clips, key=lambda clip: clip.window.start):
             self._drop("window", clip.name, reason)
 
     def finish(self) -> Tally:

@@ -208,9 +208,7 @@ class _Cutter:
             self.tally.add(tally)
             progress.advance(len(job.sources))
 
-    def _fail(
-        self, sources: Mapping[int, Source], reason: str, progress: ProgressReporter
-    ) -> None:
+    def _fail(self, sources: Mapping[int, Source], reason: str, progress: ProgressReporter) -> None:
         for source in sources.values():
             tally = record_failure(self.folder, self.settings, source, reason)
             with self._lock:

@@ -149,12 +149,13 @@ def process_job(folder: Path, settings: CutSettings, job: Job) -> Tally:
 def _cut(file: _File, publication: Publication, offset: int) -> None:
     """Make the clips of an episode whose first frame is number ``offset`` of the file."""
     parts = [(start + offset, stop + offset, target) for start, stop, target in publication.parts]
-    try:
-        for target in cut_once(file.frames, parts):
-            publication.complete(target, False)
-    except Damaged:
-        file.restart()
-        publication.cut(file.job.path, file.survey(), offset)
-    except UserError as error:
-        file.restart()
-        publication.fail(str(error))
+    # a bad picture affects its window only; what depends on a bad frame, a survey finds out
+    for some in [[part] for part in parts] if file.job.camera else [parts]:
+        try:
+            for target in cut_once(file.frames, some):
+                publication.complete(target, False)
+        except Damaged:
+            file.restart()
+            publication.cut(file.job.path, file.survey(), offset)
+        except UserError as error:
+            publication.fail(str(error), [target for *_, target in some])

@@ -17,6 +17,7 @@ MAGIC = b"PAR1"
 LARGEST_FOOTER = 64 << 20  # bytes
 LARGEST_GROUP = 256 << 20  # bytes of the wanted columns of a row group, decompressed
 MOST_ROWS = 1 << 28  # of a file
+LARGEST_BATCH = 256 << 20  # bytes
 ROWS = 1024  # of a batch
 
 
@@ -96,20 +97,19 @@ def batches(
     *,
     groups: Sequence[int] | None = None,
     rows: int = ROWS,
-    largest_group: int = LARGEST_GROUP,
+    largest_group: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the ``columns`` in batches of at most ``rows`` rows, as Arrow arrays by name.
-
-    Texts are kept dictionary-encoded, so that a repeated text is in memory once.
 
     Args:
         groups: numbers of the row groups to read; default: all.
         largest_group: bytes of the columns of one row group, decompressed, above which the file
-            is refused.
+            is refused; default: ``LARGEST_GROUP``.
 
     Raises:
         UserError: the file is unusable, or lacks a column.
     """
+    largest = LARGEST_GROUP if largest_group is None else largest_group
     with _opened(path) as file:
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
@@ -122,12 +122,14 @@ def batches(
                 for chunk in chunks
                 if any(_is_in(chunk.path_in_schema, name) for name in columns)
             )
-            if size > largest_group:
+            if size > largest:
                 raise UserError(
-                    f"{path}: {size} bytes in one row group, at most {largest_group} are read; "
+                    f"{path}: {size} bytes in one row group, at most {largest} are read; "
                     "write it with smaller row groups"
                 )
-            for batch in file.iter_batches(rows, [number], list(columns), use_threads=False):
+            # A text may be stored once and repeated in every row, and is at most as long as all.
+            most = max(min(rows, LARGEST_BATCH // max(size, 1)), 1)
+            for batch in file.iter_batches(most, [number], list(columns), use_threads=False):
                 yield dict(zip(batch.schema.names, batch.columns, strict=True))
 
 

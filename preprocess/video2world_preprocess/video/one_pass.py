@@ -87,7 +87,8 @@ def timeline(path: Path) -> Timeline:
             shown = shown_times(container, stream)
             if not shown or shown[0] == -1:
                 raise UserError(
-                    f"{path}: the video has no frames with time stamps; copy or download it again"
+                    f"{path}: the video is truncated or corrupt (no time stamp); copy or "
+                    "download it again"
                 )
             times, start = array("q", shown), shown[0]
             rate = frame_rate(stream, path, shown)
