@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hostile_items import Hostile
 from lerobot_datasets import DEPTH, TOP, WRIST, Dataset, shown
+from video2world_common.sharding import Shard
 from video2world_preprocess import lerobot
 from video2world_preprocess.dataset import parquet_columns
+from video2world_preprocess.dataset.lerobot_cutter import cut_dataset
+from video2world_preprocess.dataset.lerobot_dataset import (
+    EpisodeNumbers,
+    Selection,
+    find_episodes,
+)
+from video2world_preprocess.dataset.lerobot_files import FolderFiles
+from video2world_preprocess.dataset.source import CutSettings
+from video2world_preprocess.stage_report import Report
 from video2world_preprocess.video.reader import read_frames
 
 OUT = Path("out")
@@ -581,3 +593,43 @@ def test_links_do_not_lead_out_of_the_volume(
     code, report = run()
     assert (code, windows()) == (0, {0: 24, 2: 30})
     assert "a link leads out of the volume" in reasons(report)["episode_000001"]
+
+
+# ---------------------------------------------------------------- failures
+
+
+def cut_with(failures: dict[int, str], folder: Path = OUT) -> dict[str, Any]:
+    """Cut the five episodes of one file, of which some fail; return the report."""
+    report = Report("dataset")
+    files = FolderFiles(Path("data"), "")
+    none = EpisodeNumbers("", ())
+    data = find_episodes(files, Selection("data", "top", none, none, "Task", None), report)
+    (file,) = data.files
+    for number, how in failures.items():
+        file.sources[number] = replace(file.sources[number], captions=Hostile(how))
+    rule = CutSettings(1.0, 1.5, 5)
+    cut_dataset(data, files, files.root, folder, rule, 2, Shard(), report)
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_failure_of_any_kind_costs_its_episode_of_a_file() -> None:
+    lengths = (24, 18, 30, 9, 27)
+    Dataset(Path("data"), lengths=lengths, tasks=["t"] * 5, group=5).write()
+    report = cut_with({1: "killed", 2: "zero", 3: "segfault"})
+    assert windows() == {0: 24, 4: 27}
+    found = reasons(report)
+    assert "was killed" in found["episode_000001"]
+    assert found["episode_000002"].startswith("unexpected ZeroDivisionError")
+    assert "terminated by SIGSEGV" in found["episode_000003"]
+    assert len(found) == 3
+    assert cut_with({})["dropped"] == []
+    assert windows() == dict(enumerate(lengths))
+
+
+@pytest.mark.parametrize("how", ["full", "input"])
+def test_a_failure_of_the_machine_ends_the_stage(how: str) -> None:
+    Dataset(Path("data"), lengths=(24, 18), tasks=["t"] * 2, group=2).write()
+    with pytest.raises(OSError, match=r"\[Errno"):
+        cut_with({1: how})
+    cut_with({})
+    assert windows() == {0: 24, 1: 18}
