@@ -234,15 +234,16 @@ def path_candidates(
         kind: video, or image for the rows that hold images.
         place: ``episode_index``; for v3.0 ``chunk_index`` and ``file_index``.
     """
-    values: dict[str, int | str] = {"video_key": camera, **place}
-    if "episode_index" in place and "chunk_index" not in place:
-        values |= dict.fromkeys(
-            ("episode_chunk", "chunk_index"), place["episode_index"] // info.chunks_size
-        )
     usual = _TEMPLATES[version[:2], kind]
+    templates = [t for t in (info.templates.get(kind), usual) if t is not None and "{" in t]
+    sizes = (info.chunks_size, CHUNKS_SIZE) if "chunk_index" not in place else (CHUNKS_SIZE,)
     found: dict[str, None] = {}
-    for template in (info.templates.get(kind), usual):
-        if template is not None and "{" in template:
+    for size in sizes:
+        values: dict[str, int | str] = {"video_key": camera, **place}
+        if "chunk_index" not in place:
+            chunk = place["episode_index"] // size
+            values |= {"episode_chunk": chunk, "chunk_index": chunk}
+        for template in templates:
             try:
                 found[fill(template, values)] = None
             except ValueError:  # a template of the other version

@@ -38,6 +38,7 @@ def test_the_datasets_template_comes_before_the_usual_one() -> None:
     assert list(path_candidates("v2.1", "video", info, "cam", episode_index=25)) == [
         "v/cam/25.mp4",
         "videos/chunk-002/cam/episode_000025.mp4",
+        "videos/chunk-000/cam/episode_000025.mp4",
     ]
     v3 = path_candidates("v3.0", "video", info, "cam", chunk_index=1, file_index=2)
     assert list(v3) == ["videos/cam/chunk-001/file-002.mp4"]  # the other is of v2
