@@ -14,7 +14,7 @@ __all__ = ["LFS_POINTER", "batches", "check_content", "column_names"]
 
 LFS_POINTER = b"version https://git-lfs"
 MAGIC = b"PAR1"
-LARGEST_FOOTER = 64 << 20  # bytes
+LARGEST_FOOTER = 128 << 20  # bytes; LeRobot writes a row group of 10 rows and 250 columns
 LARGEST_GROUP = 256 << 20  # bytes of the wanted columns of a row group, decompressed
 MOST_ROWS = 1 << 28  # of a file
 LARGEST_BATCH = 256 << 20  # bytes
@@ -95,14 +95,12 @@ def batches(
     path: Path,
     columns: Sequence[str],
     *,
-    groups: Sequence[int] | None = None,
     rows: int = ROWS,
     largest_group: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the ``columns`` in batches of at most ``rows`` rows, as Arrow arrays by name.
 
     Args:
-        groups: numbers of the row groups to read; default: all.
         largest_group: bytes of the columns of one row group, decompressed, above which the file
             is refused; default: ``LARGEST_GROUP``.
 
@@ -114,14 +112,15 @@ def batches(
         missing = [name for name in columns if name not in file.schema_arrow.names]
         if missing:
             raise UserError(f"{path}: the column {', '.join(missing)} is missing")
-        for number in range(file.metadata.num_row_groups) if groups is None else groups:
+        schema = file.metadata.schema
+        leaves = [
+            place
+            for place in range(len(schema))
+            if any(_is_in(schema.column(place).path, name) for name in columns)
+        ]
+        for number in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(number)
-            chunks = (group.column(n) for n in range(group.num_columns))
-            size = sum(
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if any(_is_in(chunk.path_in_schema, name) for name in columns)
-            )
+            size = sum(group.column(place).total_uncompressed_size for place in leaves)
             if size > largest:
                 raise UserError(
                     f"{path}: {size} bytes in one row group, at most {largest} are read; "
