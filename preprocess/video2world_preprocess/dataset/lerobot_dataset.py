@@ -124,14 +124,14 @@ def find_episodes(files: DatasetFiles, wanted: Selection, report: Report) -> LeR
     Raises:
         UserError: it is no LeRobotDataset, or it has no such camera or episodes.
     """
-    meta = files.list("meta")
+    meta = files.listed("meta")
     if INFO not in meta:
         raise missing_info(files, wanted.name)
     raw = read_info(files.local(meta[INFO]))
     info, faults = parse_info(raw)
     for fault in faults:
         report.note("metadata", INFO, fault)
-    cameras: Mapping[str, Feature] = info.cameras or cameras_in(files.list("videos"))
+    cameras: Mapping[str, Feature] = info.cameras or cameras_in(files.listed("videos"))
     camera = choose_camera(cameras, wanted.camera)
     kind = cameras[camera].kind
     version = _version(files, meta, info, camera, kind, report)
@@ -184,7 +184,7 @@ def _version(
     if is_mixed:
         folder = f"videos/{camera}" if kind == "video" else "data"
         suffix = ".mp4" if kind == "video" else ".parquet"
-        names = (PurePosixPath(path).name for path in files.list(folder))
+        names = (PurePosixPath(path).name for path in files.listed(folder))
         if not any(name.endswith(suffix) and not name.startswith("episode_") for name in names):
             version = format_of([name for name in meta if not name.startswith("meta/episodes/")])[0]
         report.note(
@@ -235,7 +235,7 @@ def _by_path(
         candidates[number] = path_candidates(version, kind, info, camera, **place)
     listed: dict[str, ListedFile] = {}
     for folder in sorted({str(PurePosixPath(p).parent) for n in chosen for p in candidates[n]}):
-        listed |= files.list(folder)
+        listed |= files.listed(folder)
     found: dict[str, EpisodeFile] = {}
     missing = set[int]()
     for number in sorted(episodes):

@@ -53,7 +53,7 @@ class DatasetFiles(Protocol):
 
     transferred: int  # bytes that were downloaded
 
-    def list(self, folder: str) -> dict[str, ListedFile]:
+    def listed(self, folder: str) -> dict[str, ListedFile]:
         """Return the files below ``folder`` by path; none if there is no such folder."""
 
     def local(self, file: ListedFile) -> Path:
@@ -86,8 +86,8 @@ class FolderFiles:
     def __init__(self, top: Path, subfolder: str) -> None:
         self._top, self.root = top, top / subfolder
 
-    def list(self, folder: str) -> dict[str, ListedFile]:
-        """See :meth:`DatasetFiles.list`."""
+    def listed(self, folder: str) -> dict[str, ListedFile]:
+        """See :meth:`DatasetFiles.listed`."""
         found = {}
         for path in _walk(self.root / folder, DEEPEST):
             try:
@@ -152,8 +152,8 @@ class HubFiles:
         """The commit that the revision names."""
         return self._hub.commit
 
-    def list(self, folder: str) -> dict[str, ListedFile]:
-        """See :meth:`DatasetFiles.list`."""
+    def listed(self, folder: str) -> dict[str, ListedFile]:
+        """See :meth:`DatasetFiles.listed`."""
         try:
             files = self._hub.files(f"{self._inside}{folder}".rstrip("/"), recursive=True)
         except NoSuchEntry:

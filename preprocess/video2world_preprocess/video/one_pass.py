@@ -57,7 +57,7 @@ class Timeline:
 
     def is_at(self, time: int | None, number: int) -> bool:
         """Whether ``time`` is that of frame ``number``."""
-        return time is not None and 2 * abs(time - self.time(number)) <= max(self.step, 2)
+        return time is not None and 2 * abs(time - self.time(number)) <= max(self.step, Fraction(2))
 
 
 def timeline(path: Path) -> Timeline:
