@@ -30,7 +30,7 @@ def main() -> int:
                 "benchmark_profile",
                 "train",
                 seconds=kinds_of(profiler),
-                attention=trainer.attention.name,
+                attention=trainer.setup.attention.name,
             )
 
     Trainer.step = step  # type: ignore[assignment, method-assign]

@@ -34,6 +34,7 @@ from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.loss import sample_noise, training_loss
 from video2world_trainer.training.optimizer import MasterAdamW
+from video2world_trainer.training.phases import phases_of
 from video2world_trainer.training.step import TrainStep
 
 from .cases import GRADIENTS
@@ -121,7 +122,7 @@ def _batch(latents: tuple[int, ...]) -> tuple[Tensor, Tensor, Any]:
 def attention_of(size: str, pattern: str, backend: str = "auto") -> AttentionChoice:
     """Choose attention for clips of 93 frames of 704x1280, as training does."""
     config = TrainConfig(size=size, attention=backend, attention_pattern=pattern)
-    return choose_attention(config, torch.device("cuda"), BF16)
+    return choose_attention(config, phases_of(config)[0].token_grid, torch.device("cuda"), BF16)
 
 
 def step_2b(

@@ -48,6 +48,7 @@ class TrainProgress:
     eta_seconds: float | None = None
     checkpoint: int | None = None  # the last saved iteration
     warning: str = ""  # human-readable, such as a diverged loss
+    phase: str = ""  # human-readable, such as 1/2 at 432x768; empty if the run has one phase
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
         eta,
         None if checkpoint is None else _count(checkpoint),
         _text(line.get("warning", "")),
+        _text(line.get("phase", "")),
     )
 
 

@@ -30,6 +30,8 @@ def _progress(event: Event) -> tuple[float, str] | None:
     """Return the progress from 0 to 1 and its text; None if the event has none."""
     if isinstance(event, TrainProgress):
         parts = [f"{event.iteration}/{event.iterations}"]
+        if event.phase:
+            parts.append(f"phase {event.phase}")
         if event.loss is not None:
             parts.append(f"loss {event.loss:.4f}")
         if event.seconds_per_iteration is not None:

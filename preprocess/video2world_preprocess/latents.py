@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import NAME_BYTES, atomic_write, name_bytes
 from video2world_common.folder_locks import owned_in_splits
+from video2world_common.latent_folders import LATENTS, latents_folder
 from video2world_common.markers import Provenance
 from video2world_common.stage_runner import run_stage
 from video2world_preprocess.device_pool import devices, process_items
@@ -32,7 +35,6 @@ from video2world_preprocess.video.resize import Geometry
 
 __all__ = ["clip_starts", "main", "parser"]
 
-FOLDER = "latents"
 CONTENT = "source_sha256"  # metadata key of the digest of the encoded video file
 
 
@@ -55,9 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--video_size",
         type=int,
         nargs=2,
-        default=(704, 1280),
+        action="append",
         metavar=("HEIGHT", "WIDTH"),
-        help="size in pixels to which frames are resized (default: 704 1280)",
+        help="size in pixels to which frames are resized (default: 704 1280); may be repeated for "
+        "a run of several phases: the first size is the final one, whose latents are in latents/, "
+        "those of others in latents_HEIGHTxWIDTH/",
     )
     flags.add_argument("--geometry", choices=get_args(Geometry), default="crop")
     flags.add_argument(
@@ -88,10 +92,11 @@ def clip_starts(stem: str, frames: int, num_frames: int, clips: int, seed: int) 
 
 @dataclass(frozen=True)
 class _Window:
-    """A window to encode: clips of ``num_frames`` frames from each of ``starts``."""
+    """A window to encode at ``size``: clips of ``num_frames`` frames from each of ``starts``."""
 
     video: Path
     target: Path
+    size: tuple[int, int]  # height, width in pixels
     frames: int
     starts: list[int]
     metadata: dict[str, str]
@@ -100,12 +105,12 @@ class _Window:
 def _windows(
     split: Path, args: argparse.Namespace, vae_name: str, report: Report
 ) -> Iterator[_Window]:
-    """Yield the usable windows of ``split``; report the others."""
+    """Yield the usable windows of ``split``, each at every size; report the others."""
     for video in sorted((split / "videos").glob("[!.]*.mp4")):
         try:
             info = probe(video)
         except Exception as error:
-            report.drop("window", str(video), reason_for(error, split / FOLDER))
+            report.drop("window", str(video), reason_for(error, split / LATENTS))
             continue
         if info.frames < args.num_frames:
             report.drop(
@@ -120,11 +125,8 @@ def _windows(
         starts = clip_starts(
             video.stem, info.frames, args.num_frames, args.clips_per_window, args.seed
         )
-        height, width = args.video_size
         metadata = {
             "num_frames": args.num_frames,
-            "height": height,
-            "width": width,
             "geometry": args.geometry,
             "vae": vae_name,
             "seed": args.seed,
@@ -132,13 +134,22 @@ def _windows(
             "source_frames": info.frames,
             "source_bytes": video.stat().st_size,
         }
-        yield _Window(
-            video,
-            split / FOLDER / f"{video.stem}.safetensors",
-            info.frames,
-            starts,
-            {key: str(value) for key, value in metadata.items()},
-        )
+        for folder, (height, width) in _folders(args).items():
+            known = metadata | {"height": height, "width": width}
+            yield _Window(
+                video,
+                split / folder / f"{video.stem}.safetensors",
+                (height, width),
+                info.frames,
+                starts,
+                {key: str(value) for key, value in known.items()},
+            )
+
+
+def _folders(args: argparse.Namespace) -> dict[str, tuple[int, int]]:
+    """Return the frame size of each folder of latents, the final one first."""
+    sizes = [(height, width) for height, width in args.video_size]
+    return {latents_folder(size, sizes[0]): size for size in sizes}
 
 
 def _is_done(window: _Window) -> bool:
@@ -162,7 +173,7 @@ def _content(video: Path) -> str:
 
 def _clips(window: _Window, args: argparse.Namespace) -> Iterator[np.ndarray]:
     """Yield the uint8 clips [T, H, W, 3] of ``window``, resized for training."""
-    fitted = functools.partial(read_fitted, window.video, tuple(args.video_size), args.geometry)
+    fitted = functools.partial(read_fitted, window.video, window.size, args.geometry)
     if window.frames <= args.num_frames * len(window.starts):
         frames = fitted()  # the clips of a short window overlap: decode it once
         if len(frames) < window.frames:
@@ -201,11 +212,17 @@ def _check_space(windows: list[_Window], args: argparse.Namespace, itemsize: int
     Raises:
         UserError: the volume does not have as much free space.
     """
-    height, width = args.video_size
-    cells = (1 + (args.num_frames - 1) // 4) * (height // 8) * (width // 8)
+    frames = 1 + (args.num_frames - 1) // 4
     clips = sum(len(window.starts) for window in windows)
-    size = clips * VideoVAE.channels * cells * itemsize
-    say(f"latents: {clips} clips of {len(windows)} windows, {size / 2**20:.1f} MiB on disk")
+    cells = sum(
+        len(window.starts) * frames * math.prod(side // 8 for side in window.size)
+        for window in windows
+    )
+    size = VideoVAE.channels * cells * itemsize
+    of_windows = f"{len({window.video for window in windows})} windows"
+    sizes = len({window.size for window in windows})
+    also = f" at {sizes} sizes" if sizes > 1 else ""
+    say(f"latents: {clips} clips of {of_windows}{also}, {size / 2**20:.1f} MiB on disk")
     emit("size", "latents", bytes=size, clips=clips)
     for window in windows[:1]:
         folder = window.target.parent
@@ -218,11 +235,11 @@ def _check_space(windows: list[_Window], args: argparse.Namespace, itemsize: int
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    height, width = args.video_size
     if args.num_frames < 1 or (args.num_frames - 1) % 4:
         raise UserError(f"--num_frames {args.num_frames}: the VAE takes 1 + 4k frames, e.g. 93")
-    if min(height, width) < 8 or height % 8 or width % 8:
-        raise UserError(f"--video_size {height} {width}: both must be multiples of 8")
+    for height, width in args.video_size:
+        if min(height, width) < 8 or height % 8 or width % 8:
+            raise UserError(f"--video_size {height} {width}: both must be multiples of 8")
     if args.clips_per_window < 1:
         raise UserError(f"--clips_per_window {args.clips_per_window}: at least 1 is needed")
     if not (args.dataset_path[0] / "videos").is_dir():
@@ -238,9 +255,13 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     vae = load_vae(args.vae_path, "cpu", torch.float32)  # for its name; each process loads its own
     names = ("num_frames", "geometry", "seed", "clips_per_window")
     settings = {name: getattr(args, name) for name in names}
-    settings |= {"size": list(args.video_size), "vae": vae.name}
     remedy = "give the dataset another name (spec.dataset), or use the same settings"
-    with owned_in_splits(args.dataset_path, "videos", FOLDER, settings, remedy) as made.owned:
+    with contextlib.ExitStack() as stack:
+        for folder, size in _folders(args).items():
+            own = settings | {"size": list(size), "vae": vae.name}
+            made.owned |= stack.enter_context(
+                owned_in_splits(args.dataset_path, "videos", folder, own, remedy)
+            )
         files, report = _encode_all(args, vae.name)
         made.failed = failed_items(report)
         return made.left(files), report.summary()
@@ -250,35 +271,39 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
     report = Report("latents")
     splits = {split: list(_windows(split, args, vae_name, report)) for split in args.dataset_path}
     for split, windows in splits.items():
-        names = {window.target.name for window in windows}
-        for path in (split / FOLDER).glob("[!.]*.safetensors"):
-            if path.name not in names:
-                path.unlink()
-                report.note("latents", str(path), "has no usable window and is removed")
+        targets = {window.target for window in windows}
+        for folder in _folders(args):
+            for path in (split / folder).glob("[!.]*.safetensors"):
+                if path not in targets:
+                    path.unlink()
+                    report.note("latents", str(path), "has no usable window and is removed")
     todo = [w for windows in splits.values() for w in windows if not _is_done(w)]
     gpu = str(args.device).startswith("cuda")
     _check_space(todo, args, 2 if gpu else 4)
     progress = ProgressReporter("latents", len(todo), "windows")
-    failed: set[Path] = set()
+    failed: set[Path] = set()  # videos: a window is used at every size, or at none
     load = functools.partial(_load, args)
     folder = args.dataset_path[0].parent
     processes = devices(args.device, args.processes)
     for window, _, problem in process_items(load, todo, processes, folder) if todo else ():
-        if problem is not None:
+        if problem is not None and window.video not in failed:
             report.drop("window", str(window.video), problem)
-            window.target.unlink(missing_ok=True)
-            failed.add(window.target)
+            failed.add(window.video)
         progress.advance()
-    good = {s: [w for w in ws if w.target not in failed] for s, ws in splits.items()}
+    for window in (w for windows in splits.values() for w in windows if w.video in failed):
+        window.target.unlink(missing_ok=True)
+    good = {s: [w for w in ws if w.video not in failed] for s, ws in splits.items()}
     kept = [window for windows in good.values() for window in windows]
+    videos = list(dict.fromkeys(window.video for window in kept))
+    made = sum(window.video not in failed for window in todo)
     report.counts |= {
-        "windows": len(kept),
+        "windows": len(videos),
         "clips": sum(len(w.starts) for w in kept),
-        "made": len(todo) - len(failed),
-        "kept": len(kept) - (len(todo) - len(failed)),
+        "made": made,
+        "kept": len(kept) - made,
         "bytes_kept": sum(w.target.stat().st_size for w in kept),
     }
-    write_report(args.dataset_path[0].parent, report, [window.video for window in kept])
+    write_report(args.dataset_path[0].parent, report, videos)
     report.show()
     first = args.dataset_path[0]
     if not good[first]:
@@ -293,6 +318,7 @@ def _encode_all(args: argparse.Namespace, vae_name: str) -> tuple[list[Path], Re
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parser().parse_args(argv)
+    args.video_size = args.video_size or [(704, 1280)]
     return run_stage(lambda: _work(args), stage="latents")
 
 

@@ -169,6 +169,12 @@ TRAINING = {
     "ema": [True, False],
     "attention": ["Auto", "FlashAttention4", "Torch"],
     "attentionPattern": ["Dense", "Sparse"],
+    "phases": st.lists(
+        some(iterations=[2, 3]).flatmap(
+            lambda p: st.sampled_from([p | {"resolution": r} for r in ("480p", "720p")])
+        ),
+        max_size=3,
+    ),
 }
 NAMED = {
     "experiment": [*SHORT_NAMES, "2b_unknown"],
@@ -177,6 +183,7 @@ NAMED = {
         for text in (
             "trainer.max_iter=7",
             "trainer.max_iter=",
+            "trainer.phases=[[432,768,2],[704,1280,3]]",
             "dataloader_train.dataset.dataset_dir=datasets/a",
             "model_parallel.context_parallel_size=2",
             "trainer.unknown=1",

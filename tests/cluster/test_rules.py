@@ -30,6 +30,7 @@ def refused(cluster, namespace, body):
 
 
 EXPERIMENT = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
+TWO_PHASES = [{"resolution": "480p", "iterations": 2}, {"resolution": "720p", "iterations": 3}]
 GPU = {"model": {"size": "2B"}}
 CASES = {
     "one data set": (
@@ -100,6 +101,55 @@ CASES = {
             "training": {"gpusPerNode": 8, "attentionPattern": "Sparse"},
         },
         "Sparse weights exist for 720p only",
+    ),
+    "sparse phases": (
+        {
+            "model": {"size": "2B"},
+            "training": {
+                "gpusPerNode": 8,
+                "attentionPattern": "Sparse",
+                "iterations": 5,
+                "phases": [{"resolution": "720p"}],
+            },
+        },
+        {
+            "model": {"size": "2B"},
+            "training": {
+                "gpusPerNode": 8,
+                "attentionPattern": "Sparse",
+                "iterations": 5,
+                "phases": TWO_PHASES,
+            },
+        },
+        "Sparse weights exist for 720p only",
+    ),
+    "phases set the resolution": (
+        {"training": {"iterations": 5, "phases": TWO_PHASES}},
+        {
+            "model": {"resolution": "720p"},
+            "training": {"iterations": 5, "phases": TWO_PHASES},
+        },
+        "model.resolution is set together with training.phases",
+    ),
+    "phases have iterations": (
+        {"training": {"iterations": None, "phases": TWO_PHASES}},
+        {"training": {"iterations": 5, "phases": [{"resolution": "480p"}, *TWO_PHASES[1:]]}},
+        "iterations are missing",
+    ),
+    "phases differ": (
+        {"training": {"iterations": 7, "phases": [*TWO_PHASES, *TWO_PHASES[:1]]}},
+        {"training": {"iterations": 8, "phases": [*TWO_PHASES, *TWO_PHASES[1:]]}},
+        "have the same resolution",
+    ),
+    "phases add up": (
+        {"training": {"iterations": 6, "phases": [*TWO_PHASES[:1], {"resolution": "720p"}]}},
+        {"training": {"iterations": 6, "phases": TWO_PHASES}},
+        "training.iterations contradicts training.phases",
+    ),
+    "the last phase has iterations": (
+        {"training": {"iterations": 3, "phases": [*TWO_PHASES[:1], {"resolution": "720p"}]}},
+        {"training": {"iterations": 2, "phases": [*TWO_PHASES[:1], {"resolution": "720p"}]}},
+        "training.iterations contradicts training.phases",
     ),
     "sparse kernels": (
         {"training": {"attention": "FlashAttention4", "attentionPattern": "Sparse"}},

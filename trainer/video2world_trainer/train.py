@@ -100,7 +100,8 @@ def train(config: TrainConfig, world: World, stop: _StopRequest, watchdog: Watch
         resumed = trainer.resume()
         iteration = trainer.progress.iteration
         if world.is_main_rank:
-            trainer.dataset.report()
+            for dataset in trainer.feed.datasets:
+                dataset.report()
             log_setup(trainer, resumed=resumed)
             if resumed:
                 emit("resumed", STAGE, iteration=iteration)
@@ -124,7 +125,7 @@ def train(config: TrainConfig, world: World, stop: _StopRequest, watchdog: Watch
 
 def _compare_data(trainer: Trainer) -> None:
     """Report how the data differ from what the run was trained on, and record the new data."""
-    data = TrainingDataRecord(trainer.checkpointer.folder.folder, trainer.dataset)
+    data = TrainingDataRecord(trainer.checkpointer.folder.folder, trainer.feed.datasets)
     iteration = trainer.progress.iteration
     changed = data.changed() if iteration else ""
     if not trainer.finished:
@@ -155,7 +156,7 @@ def _finish(trainer: Trainer, seconds: float) -> None:
         stage = os.environ.get("V2W_STAGE", STAGE)
         latest = folder.folder / "latest_checkpoint.txt"
         # bound to its checkpoint; changed data do not make the stage run again, but are reported
-        record = TrainingDataRecord(folder.folder, trainer.dataset).recorded
+        record = TrainingDataRecord(folder.folder, trainer.feed.datasets).recorded
         provenance = Provenance(noted=record)
         provenance.left([checkpoint], timed=True)
         provenance.outputs[str(latest.parent)] = {latest.name: ""}  # a longer run changes it

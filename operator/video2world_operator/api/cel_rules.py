@@ -19,6 +19,7 @@ from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
 from video2world_operator.api.mutability import adjustable, fixed
 from video2world_operator.api.train_settings import ALLOWED, SETTINGS
+from video2world_operator.api.training_spec import MAX_PHASES
 
 __all__ = [
     "CELRule",
@@ -164,7 +165,8 @@ def spec_rules() -> list[CELRule]:
             f"dataset.captions: {CAPTIONS_PREPARED}",
         ),
         _rule(
-            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')}",
+            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')} || "
+            f"{_overridden('trainer.phases')} || ({_PHASED} && has({_LAST_PHASE}.iterations))",
             "training.iterations is missing; set the number of steps to train",
         ),
         _rule(
@@ -185,11 +187,14 @@ def spec_rules() -> list[CELRule]:
             "!has(self.training.device) || self.training.device != 'CPU'",
             "training.device: CPU can train model.size Tiny only",
         ),
+        *_phases_rules(),
         _rule(
-            f"!({sparse}) || !has(self.model) || !has(self.model.resolution) || "
-            f"self.model.resolution == '720p' || ({sized} && self.model.size == 'Tiny')",
-            "training.attentionPattern: Sparse weights exist for 720p only; use model.resolution "
-            "720p, or Dense",
+            f"!({sparse}) || ({sized} && self.model.size == 'Tiny') || "
+            "((!has(self.model) || !has(self.model.resolution) || "
+            "self.model.resolution == '720p') && (!has(self.training.phases) || "
+            "self.training.phases.all(p, p.resolution == '720p')))",
+            "training.attentionPattern: Sparse weights exist for 720p only; use 720p in "
+            "model.resolution or training.phases, or Dense",
         ),
         _rule(
             f"!({sparse}) || !has(self.training.attention) || "
@@ -222,6 +227,39 @@ def spec_rules() -> list[CELRule]:
             "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
             "inference.weights: EMA weights are not saved with training.ema: false; use Regular, "
             "or remove training.ema",
+        ),
+    ]
+
+
+_PHASED = "(has(self.training.phases) && size(self.training.phases) > 0)"
+_LAST_PHASE = "self.training.phases[size(self.training.phases) - 1]"
+
+
+def _phases_rules() -> list[CELRule]:
+    phases, total = "self.training.phases", "self.training.iterations"
+    numbers = list(range(MAX_PHASES - 1))
+    added = f"{phases}.map(p, has(p.iterations) ? p.iterations : 0).sum()"
+    return [
+        _rule(
+            f"!{_PHASED} || !has(self.model) || !has(self.model.resolution)",
+            "model.resolution is set together with training.phases, which set the resolution; keep "
+            "one of them",
+        ),
+        _rule(
+            f"!{_PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
+            f"has({phases}[i].iterations))",
+            "training.phases: iterations are missing; only the last phase can take the rest",
+        ),
+        _rule(
+            f"!{_PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
+            f"{phases}[i].resolution != {phases}[i + 1].resolution)",
+            "training.phases: two phases in a row have the same resolution; make them one",
+        ),
+        _rule(
+            f"!{_PHASED} || !has({total}) || "
+            f"(has({_LAST_PHASE}.iterations) ? {added} == {total} : {added} < {total})",
+            "training.iterations contradicts training.phases: it must be their sum, or leave some "
+            "to a last phase without iterations",
         ),
     ]
 

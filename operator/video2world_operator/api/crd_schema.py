@@ -153,12 +153,12 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         node |= {"minimum": raw["exclusiveMinimum"], "exclusiveMinimum": True}
     if "enum" in node:
         node.setdefault("type", "integer" if isinstance(node["enum"][0], int) else "string")
+    if node.get("default") in ([], {}) or path.startswith("status"):
+        node.pop("default", None)  # a status has no defaults: a field that is not known is absent
     if path in _NO_SERVER_DEFAULT and "default" in node:
         value = node.pop("default")
         shown = str(value).lower() if isinstance(value, bool) else value
         node["description"] = f"{node['description']} Default: {shown}."
-    if node.get("default") in ([], {}) or path.startswith("status"):
-        node.pop("default", None)  # a status has no defaults: a field that is not known is absent
     if path == "spec.training.experiment":
         node["enum"] = sorted({*EXPERIMENTS, *SHORT_NAMES})
     if path == "spec.training.overrides" and node["type"] == "array":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,17 @@ def _geometry(text: str) -> str:
     return sizes[tuple(int(side) for side in re.findall(r"\d+", text))]  # type: ignore[index]
 
 
+def _phases(text: str) -> list[dict[str, Any]]:
+    sizes = {size: name for name, size in SIZES["2B"].frame_sizes.items()}
+    phases = []
+    for height, width, *rest in json.loads(text):
+        if len(rest) > 1 or not all(type(number) is int for number in rest):
+            raise ValueError
+        length = {"iterations": rest[0]} if rest else {}
+        phases.append({"resolution": sizes[height, width]} | length)
+    return phases
+
+
 def _text(text: str) -> str:
     if not text:
         raise ValueError
@@ -82,6 +94,7 @@ _RATIO = _Override("model.ropeRatio", _number(float), _NUMBER)
 
 OVERRIDES: Mapping[str, _Override] = {
     "trainer.max_iter": _Override("training.iterations", _number(int), _WHOLE),
+    "trainer.phases": _Override("training.phases", _phases, "[[432,768,700],[704,1280,300]]"),
     "trainer.seed": _Override("training.seed", _number(int), _WHOLE),
     "checkpoint.save_iter": _Override("training.checkpoint.everyIterations", _number(int), _WHOLE),
     "checkpoint.keep": _Override("training.checkpoint.keep", _number(int), _WHOLE),
@@ -185,7 +198,7 @@ def expand(spec: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
                         "remove the field or use the other experiment",
                     )
                 )
-            _fill(full, fields_of(experiment))
+            _fill(full, _beside_phases(full["training"], fields_of(experiment)))
             full["training"]["experiment"] = experiment.name
     return full, problems
 
@@ -204,7 +217,7 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
     override = OVERRIDES[name]
     try:
         parsed = override.read(value)
-    except (ValueError, KeyError):
+    except (KeyError, TypeError, ValueError):
         return Problem(path, f"{value!r} is not valid for {name}; use {override.expected}")
     *folders, field = override.field.split(".")
     place: Any = spec
@@ -224,6 +237,16 @@ def passed_on(overrides: Sequence[str]) -> dict[str, str]:
     """Return the overrides without a field, which the train command gets, by name."""
     found = {name: value for name, _, value in map(_parts, overrides) if name not in OVERRIDES}
     return {name: value for name, value in found.items() if name in SETTINGS}
+
+
+def _beside_phases(training: Mapping[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment's ``fields`` without those that follow from phases in the spec."""
+    phases = [phase for phase in _list(training.get("phases")) if isinstance(phase, Mapping)]
+    if phases:
+        fields["model"].pop("resolution")
+        if "iterations" in phases[-1]:
+            fields["training"].pop("iterations")
+    return fields
 
 
 def _parts(text: str) -> tuple[str, str, str]:

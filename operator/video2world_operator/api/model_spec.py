@@ -21,7 +21,7 @@ class ModelSpec(ApiModel):
     resolution: Literal["480p", "720p"] = Field(
         default="720p",
         description="Frame size in pixels: 720p is 704x1280, 480p is 432x768 (height x width). "
-        "Tiny always uses 96x128.",
+        "For Tiny they are 96x128 and 64x80. Set training.phases instead to train at both.",
     )
     fps: Annotated[Literal[10, 16], BeforeValidator(reject_boolean)] = Field(
         default=16,

@@ -102,12 +102,24 @@ class Spec(ApiModel):
     @property
     def iterations(self) -> int:
         """Total number of optimizer steps."""
-        return self.training.iterations or 0
+        return self.training.iterations or sum(p.iterations or 0 for p in self.training.phases)
+
+    @property
+    def resolution(self) -> str:
+        """Resolution at which the run ends."""
+        phases = self.training.phases
+        return phases[-1].resolution if phases else self.model.resolution
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The run's phases in order, whose iterations add up to those of the run."""
-        return (Phase(self.model.resolution, self.iterations, self.video_size),)
+        sizes = SIZES[self.model.size].frame_sizes
+        found, left = list[Phase](), self.iterations
+        for phase in self.training.phases[:-1]:
+            count = phase.iterations or 0
+            found.append(Phase(phase.resolution, count, sizes[phase.resolution]))
+            left -= count
+        return (*found, Phase(self.resolution, left, self.video_size))
 
     @property
     def nodes(self) -> int:
@@ -184,5 +196,5 @@ class Spec(ApiModel):
 
     @property
     def video_size(self) -> tuple[int, int]:
-        """Height and width of one frame in pixels."""
-        return SIZES[self.model.size].frame_sizes[self.model.resolution]
+        """Height and width of one frame in pixels, at which the run ends."""
+        return SIZES[self.model.size].frame_sizes[self.resolution]

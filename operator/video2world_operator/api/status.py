@@ -142,6 +142,10 @@ class ProgressStatus(_StatusModel):
     eta_seconds: float | None = Field(
         default=None, ge=0, description="Estimated seconds until training ends."
     )
+    phase: str = Field(
+        default="",
+        description="Running phase of training.phases and its frame size, such as 1/2 at 432x768.",
+    )
     warning: str = Field(
         default="", description="Warning that the loss has diverged, and since when."
     )

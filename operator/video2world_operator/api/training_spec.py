@@ -8,7 +8,9 @@ from pydantic import Field
 
 from video2world_operator.api.fields import ApiModel, FolderName, Override, Text, with_example
 
-__all__ = ["CheckpointSpec", "TrainingSpec"]
+__all__ = ["CheckpointSpec", "PhaseSpec", "TrainingSpec"]
+
+MAX_PHASES = 8
 
 
 class CheckpointSpec(ApiModel):
@@ -22,6 +24,22 @@ class CheckpointSpec(ApiModel):
         ge=1,
         le=1000,
         description="Number of newest checkpoints to keep; older ones are deleted.",
+    )
+
+
+class PhaseSpec(ApiModel):
+    """Iterations at one resolution."""
+
+    resolution: Literal["480p", "720p"] = Field(
+        description="Frame size, as in model.resolution; its latents are computed once, before "
+        "training."
+    )
+    iterations: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps of this phase. The last phase may leave them out, and takes "
+        "the rest of training.iterations, which can then be raised later.",
     )
 
 
@@ -56,7 +74,18 @@ class TrainingSpec(ApiModel):
         ge=1,
         le=10_000_000,
         description="Total number of optimizer steps; raise it to train for longer. Required "
-        "unless experiment sets it (100000).",
+        "unless experiment sets it (100000), or phases add up to it.",
+    )
+    phases: list[PhaseSpec] = Field(
+        default=[],
+        max_length=MAX_PHASES,
+        description="Resolutions to train at one after the other, such as many cheap iterations at "
+        "480p and then some at 720p: one run with one learning-rate schedule and one batch size. "
+        "Replaces model.resolution: base weights and inference are those of the last phase. "
+        "Defaults to one phase.",
+        examples=[
+            [{"resolution": "480p", "iterations": 700}, {"resolution": "720p", "iterations": 300}]
+        ],
     )
     nodes: int | None = Field(
         default=None,

@@ -218,7 +218,8 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
         yield Problem("spec.dataset", f"{found} set; set exactly one of agibot, prepared, videos")
     if spec.dataset.captions and spec.dataset.prepared:
         yield Problem("spec.dataset.captions", CAPTIONS_PREPARED)
-    if spec.training.iterations is None:
+    phases = spec.training.phases
+    if spec.training.iterations is None and (not phases or phases[-1].iterations is None):
         yield Problem(
             "spec.training.iterations",
             "missing; set the number of steps to train, such as 1000, or spec.training.experiment",
@@ -236,6 +237,7 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             "spec.training.device",
             f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
         )
+    yield from _phases(spec)
     yield from _attention_pattern(spec)
     modes = spec.storage.access_mode
     if modes == "ReadWriteOncePod" and spec.pods_sharing_volume > 1:
@@ -248,15 +250,52 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     yield from _environment(spec)
 
 
+def _phases(spec: Spec) -> Iterator[Problem]:
+    phases, total, field = spec.training.phases, spec.training.iterations, "spec.training.phases"
+    if not phases:
+        return
+    if "resolution" in spec.model.model_fields_set:
+        yield Problem(
+            "spec.model.resolution",
+            f"{spec.model.resolution} is set together with training.phases, which set the "
+            "resolution; keep one of them",
+        )
+    for number, phase in enumerate(phases[:-1]):
+        if phase.iterations is None:
+            yield Problem(
+                f"{field}[{number}].iterations",
+                "missing; set how long this phase is: only the last can take the rest",
+            )
+        if phase.resolution == phases[number + 1].resolution:
+            yield Problem(
+                f"{field}[{number + 1}].resolution",
+                f"{phase.resolution} is that of the phase before, too; make them one",
+            )
+    before, last = sum(phase.iterations or 0 for phase in phases[:-1]), phases[-1].iterations
+    if total is not None and last is not None and before + last != total:
+        yield Problem(
+            "spec.training.iterations",
+            f"{total} contradicts training.phases, which add up to {before + last}; remove it, or "
+            "the iterations of the last phase",
+        )
+    if total is not None and last is None and total <= before:
+        yield Problem(
+            "spec.training.iterations",
+            f"{total} leaves no iteration for the last of training.phases: those before take "
+            f"{before}; raise it, or shorten them",
+        )
+
+
 def _attention_pattern(spec: Spec) -> Iterator[Problem]:
     if not spec.sparse:
         return
     field, training = "spec.training.attentionPattern", spec.training
-    if not spec.tiny and spec.model.resolution != "720p":
+    others = [phase.resolution for phase in spec.phases if phase.resolution != "720p"]
+    if others and not spec.tiny:
+        where = "a phase's resolution" if training.phases else "spec.model.resolution"
         yield Problem(
             field,
-            f"Sparse weights exist for 720p only, and spec.model.resolution is "
-            f"{spec.model.resolution}; use 720p, or Dense",
+            f"Sparse weights exist for 720p only, and {where} is {others[0]}; use 720p, or Dense",
         )
     if training.attention not in ("Auto", "FlashAttention4"):
         yield Problem(

@@ -143,6 +143,8 @@ def _progress(progress: ProgressStatus, plain: bool) -> str:
     full = round(BAR_WIDTH * min(done / total, 1)) if total else 0
     on, off = ("#", ".") if plain else ("█", "░")
     parts = [f"{on * full}{off * (BAR_WIDTH - full)} {done}/{total}"]
+    if progress.phase:
+        parts.append(f"phase {progress.phase}")
     if (loss := progress.loss) is not None:
         parts.append(f"loss {loss:.4f}")
     if (pace := progress.seconds_per_iteration) is not None:

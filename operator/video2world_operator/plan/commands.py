@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from video2world_common.latent_folders import latents_folder
 from video2world_operator.api.captions_spec import CaptionsSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.api.spec import Spec
 
 __all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
 
@@ -107,12 +110,12 @@ def _weights(resource: Video2WorldPostTrain) -> str | None:
     if model.weights or resource.spec.tiny:  # Tiny starts from its seed
         return model.weights
     variant = "-natten" if resource.spec.sparse else ""
-    return f"{_base(resource)}/model-{model.resolution}-{model.fps}fps{variant}.pt"
+    return f"{_base(resource)}/model-{resource.spec.resolution}-{model.fps}fps{variant}.pt"
 
 
 def _size_flags(resource: Video2WorldPostTrain) -> list[str]:
-    model = resource.spec.model
-    return ["--fps", str(model.fps), "--resolution", model.resolution.removesuffix("p")]
+    spec = resource.spec
+    return ["--fps", str(spec.model.fps), "--resolution", spec.resolution.removesuffix("p")]
 
 
 def _download(resource: Video2WorldPostTrain) -> Command:
@@ -207,15 +210,18 @@ def _embeddings(resource: Video2WorldPostTrain) -> Command:
 
 def _latents(resource: Video2WorldPostTrain) -> Command:
     spec = resource.spec
+    sizes = dict.fromkeys(phase.video_size for phase in reversed(spec.phases))  # final first
     argv = _python(
         "video2world_preprocess.latents",
         *("--dataset_path", *_splits(resource)),
         *("--vae_path", f"{_base(resource)}/tokenizer"),
-        *("--num_frames", spec.num_frames, "--video_size", *spec.video_size),
+        *("--num_frames", spec.num_frames),
+        *(part for size in sizes for part in ("--video_size", *size)),
         *("--geometry", spec.model.geometry.lower()),
         *("--clips_per_window", spec.training.clips_per_window, "--seed", spec.training.seed),
     )
-    return Command(argv, f"{resource.dataset_dir}/train/latents")
+    folders = [latents_folder(size, spec.video_size) for size in sizes]
+    return Command(argv, *(f"{resource.dataset_dir}/train/{folder}" for folder in folders))
 
 
 def _train(resource: Video2WorldPostTrain) -> Command:
@@ -245,6 +251,7 @@ def _train(resource: Video2WorldPostTrain) -> Command:
         "scheduler.warm_up_steps": spec.warmup_iterations,
         "trainer.seed": training.seed,
         "trainer.max_iter": spec.iterations,
+        "trainer.phases": _phases(spec),
         "trainer.timeout_seconds": training.hang_timeout_seconds,
         "optimizer.clip_norm": training.gradient_clip_norm,
         "checkpoint.save_iter": training.checkpoint.every_iterations,
@@ -263,6 +270,15 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
     argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
     return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
+
+
+def _phases(spec: Spec) -> str | None:
+    """Write the phases without the last one's length, as a run that is made longer is the same."""
+    *earlier, last = spec.phases
+    if not earlier:
+        return None
+    sizes = [[*phase.video_size, phase.iterations] for phase in earlier]
+    return json.dumps([*sizes, list(last.video_size)], separators=(",", ":"))
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ GiB, for 14B with LoRA at 480p 60.4 of 61.0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,7 +38,7 @@ _SHAPES: Mapping[str, _Shape] = {
 _ACTIVATIONS = 68.62 * GIB - STATE_BYTES * _SHAPES["2B"].parameters  # 2B, 93 frames of 704x1280
 _TEXT_ENCODER, _TOKENIZER = 55.2 * GB, 0.5 * GB  # T5-11B in both formats, and the VAE
 _ARCHIVES = 100 * GB  # per task of AgiBotWorld, from the guide
-_REST = 10 * GB  # windows, embeddings, latents, results
+_REST = 10 * GB  # windows, embeddings, latents, results; mostly latents, so more for each size
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,16 @@ def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
     lora = training.architecture == "LoRA"
     per_parameter = STATE_BYTES - (0 if training.ema else EMA_BYTES)
     state = shape.parameters * (WEIGHT_BYTES if lora else per_parameter)
-    height, width = spec.video_size
+    pixels = {math.prod(phase.video_size) for phase in spec.phases}
     latents = 1 + (spec.num_frames - 1) // 4
-    tokens = height * width * latents / (704 * 1280 * 24)
+    tokens = max(pixels) * latents / (704 * 1280 * 24)  # of the largest phase
     activations = _ACTIVATIONS * shape.activations * tokens * training.batch_size
     world = spec.nodes * spec.processes_per_node
     # FSDP shards frozen weights (LoRA) as it shards the state
     gpu = state / world + activations / spec.context_parallel
     checkpoint = shape.parameters * (WEIGHT_BYTES if lora else per_parameter)
-    disk = checkpoint * (training.checkpoint.keep + 1) + (0 if spec.tiny else _REST)
+    rest = _REST * (1 + (sum(pixels) - max(pixels)) / (704 * 1280))
+    disk = checkpoint * (training.checkpoint.keep + 1) + (0 if spec.tiny else rest)
     repositories = []
     if not spec.tiny:
         disk += shape.weights + _TEXT_ENCODER + _TOKENIZER

@@ -109,6 +109,8 @@ def _progress(event: TrainProgress) -> ProgressStatus:
     if event.eta_seconds is not None:
         progress.eta_seconds = max(0, round(event.eta_seconds))
         progress.eta = duration(event.eta_seconds)
+    if event.phase:
+        progress.phase = event.phase
     if event.warning:
         progress.warning = event.warning
     return progress

@@ -157,6 +157,46 @@ def test_short_and_broken_windows_are_named_counted_and_left_out(dataset, capsys
     assert sorted(left) == [".lock", ".made-for.json", "w1.safetensors"]
 
 
+def test_a_second_size_is_encoded_beside_the_first(dataset, capsys):
+    """The same clips at both sizes; the files of the first stay as they are."""
+    assert run(dataset) == 0
+    first = {p: p.stat().st_mtime_ns for p in dataset.glob("*/latents/*.safetensors")}
+    capsys.readouterr()
+    assert run(dataset, "--video_size", "16", "24") == 0
+    assert "9 clips of 3 windows, 0." in capsys.readouterr().out  # of the new size only
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert len(first) == 3
+    vae = load_vae("vae", "cpu", torch.float32)
+    for path in first:
+        at_32 = load_file(path)
+        at_16 = load_file(path.parents[1] / "latents_16x24" / path.name)
+        assert at_16["latents"].shape == (3, 16, 3, 2, 3)
+        assert torch.equal(at_16["starts"], at_32["starts"])
+        start = int(at_16["starts"][1])
+        frames = read_frames(path.parents[1] / "videos" / f"{path.stem}.mp4")[start : start + 9]
+        video = torch.from_numpy(fit(frames, (16, 24), "crop")).permute(3, 0, 1, 2)[None]
+        expected = vae.encode_latents(video.float() / 127.5 - 1)[0]
+        torch.testing.assert_close(at_16["latents"][1], expected)
+    assert run(dataset, "--video_size", "16", "24") == 0
+    assert '"made": 0, "kept": 6' in capsys.readouterr().out
+    (dataset / "train/videos/w0.mp4").unlink()
+    assert run(dataset, "--video_size", "16", "24") == 0
+    for folder in ("latents", "latents_16x24"):
+        assert [p.stem for p in (dataset / "train" / folder).glob("[!.]*")] == ["w1"]
+
+
+def test_a_window_that_fails_is_left_out_at_every_size(dataset, capsys):
+    assert run(dataset, "--video_size", "16", "24") == 0
+    video = dataset / "train/videos/w0.mp4"
+    whole = video.read_bytes()
+    at, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4
+    video.write_bytes(whole[:at] + bytes(max(end - at, 0)) + whole[max(end, at) :])
+    assert run(dataset, "--video_size", "16", "24") == 0
+    for folder in ("latents", "latents_16x24"):
+        assert [p.stem for p in (dataset / "train" / folder).glob("[!.]*")] == ["w1"]
+    assert '"dropped": {"window": 1}' in capsys.readouterr().out
+
+
 def test_a_truncated_video_affects_no_other(dataset, capsys):
     video = dataset / "train/videos/w0.mp4"
     write_video(video, scene(20, 0, 128, 128), 16)

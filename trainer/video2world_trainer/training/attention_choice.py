@@ -10,7 +10,7 @@ import torch
 from video2world_common.exit_codes import UserError
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.attention_backends import AUTO, select_for
-from video2world_trainer.model.sparse_attention import density, patterns_for, why_unsupported
+from video2world_trainer.model.sparse_attention import Grid, density, patterns_for, why_unsupported
 from video2world_trainer.model.sparse_kernels import sparse_for
 from video2world_trainer.training.config import TrainConfig
 
@@ -37,9 +37,9 @@ class AttentionChoice:
 
 
 def choose_attention(
-    config: TrainConfig, device: torch.device, dtype: torch.dtype
+    config: TrainConfig, grid: Grid, device: torch.device, dtype: torch.dtype
 ) -> AttentionChoice:
-    """Choose the kernels for the run's attention pattern on ``device``.
+    """Choose the kernels for the run's attention pattern on ``device``, for clips of ``grid``.
 
     Raises:
         UserError: the kernel cannot run here, or there is no sparse pattern for the clip or kernel.
@@ -49,7 +49,6 @@ def choose_attention(
         description = f"attention {dense.name} ({dense.reason})"
         return AttentionChoice(dense.name, dense.attend, dense.cross_attention, description)
     setting = "model.attention_pattern=sparse"
-    grid = config.token_grid
     if problem := why_unsupported(config.size, grid):
         raise UserError(f"{setting}: {problem}; change the clip, or train with dense attention")
     if config.attention not in _SPARSE_BACKENDS:

@@ -16,6 +16,7 @@ from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.optimizer import MasterAdamW
+from video2world_trainer.training.phases import describe_phases
 from video2world_trainer.training.progress import Progress
 
 __all__ = ["Checkpointer", "describe_run"]
@@ -45,6 +46,8 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
         }
     if config.attention_pattern != "dense":
         known["attention_pattern"] = config.attention_pattern
+    if config.phases:
+        known["phases"] = describe_phases(config)
     if config.encode:
         known["encode"] = True
     run = known | {"dataset_dir": config.dataset_dir, "ema": config.ema, "seed": config.seed}

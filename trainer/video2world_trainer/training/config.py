@@ -5,7 +5,7 @@ Dotted names are those of Cosmos-Predict2's configuration, where it has the sett
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,14 @@ from video2world_trainer.training.loss import (
     NoiseDistribution,
 )
 
-__all__ = ["SETTINGS", "TrainConfig", "as_overrides", "settings_without_effect", "value_kind"]
+__all__ = [
+    "SETTINGS",
+    "TrainConfig",
+    "as_overrides",
+    "clip_latent_shape",
+    "settings_without_effect",
+    "value_kind",
+]
 
 _NET = "model.config.pipe_config.net."
 
@@ -65,6 +72,12 @@ class TrainConfig:
     group: str = _setting("job.group", "video2world", "folder below the project's")
     name: str = _setting("job.name", "", "folder of the run")
     max_iter: int = _setting("trainer.max_iter", 100_000, "total number of iterations", low=1)
+    phases: tuple[tuple[int, ...], ...] = _setting(
+        "trainer.phases",
+        (),
+        "frame sizes to train at one after the other; the last phase takes the rest of "
+        "trainer.max_iter if its iterations are left out",
+    )
     logging_iter: int = _setting("trainer.logging_iter", 10, "iterations between reports", low=1)
     seed: int = _setting("trainer.seed", 0, "seed of noise, order and adapters", low=0)
     save_iter: int = _setting("checkpoint.save_iter", 500, "iterations between checkpoints", low=1)
@@ -261,20 +274,8 @@ class TrainConfig:
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
-        """Shape of one clip's latents: channels, frames, height, width."""
-        height, width = self.video_size
-        return 16, 1 + (self.num_frames - 1) // 4, height // 8, width // 8
-
-    @property
-    def tokens_per_clip(self) -> int:
-        """Tokens of one clip: a token covers 2 x 2 latent cells of a frame."""
-        return math.prod(self.token_grid)
-
-    @property
-    def token_grid(self) -> tuple[int, int, int]:
-        """Tokens of one clip along time, height and width."""
-        _, frames, height, width = self.latent_shape
-        return frames, height // 2, width // 2
+        """Shape of one clip's latents at the final frame size: channels, frames, height, width."""
+        return clip_latent_shape(self.num_frames, self.video_size)
 
     @property
     def fps(self) -> int:
@@ -295,6 +296,12 @@ class TrainConfig:
             self.high_sigma_ratio,
             self.adjust_noise,
         )
+
+
+def clip_latent_shape(num_frames: int, video_size: Sequence[int]) -> tuple[int, int, int, int]:
+    """Return the shape of one clip's latents: channels, frames, height, width."""
+    height, width = video_size
+    return 16, 1 + (num_frames - 1) // 4, height // 8, width // 8
 
 
 SETTINGS = {one.metadata["key"]: one for one in fields(TrainConfig)}

@@ -37,5 +37,5 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{','.join(map(str, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value) or "empty"

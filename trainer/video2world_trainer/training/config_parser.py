@@ -14,6 +14,7 @@ from video2world_common.experiments import EXPERIMENTS, full_name
 from video2world_trainer.training.config import SETTINGS, TrainConfig, value_kind
 from video2world_trainer.training.config_defaults import experiment_settings, size_defaults
 from video2world_trainer.training.fixed_settings import FIXED, why_fixed
+from video2world_trainer.training.phases import read_phases, with_phases
 
 __all__ = ["VALUE_FORMATS", "read_config"]
 
@@ -23,6 +24,8 @@ VALUE_FORMATS = {
     "float": "a number",
     "tuple[int, ...]": "[height,width], as [704,1280]",
     "tuple[float, ...]": "two numbers, as [0.9,0.99]",
+    "tuple[tuple[int, ...], ...]": "[[height,width,iterations],...], as "
+    "[[432,768,700],[704,1280,300]]",
     "str": "text",
 }
 """How values are written, by the type of their setting."""
@@ -67,6 +70,8 @@ def _convert(kind: str, text: str) -> Any:
         return {"true": True, "false": False}[text.lower()]
     if kind == "str":
         return text
+    if kind == "tuple[tuple[int, ...], ...]":
+        return read_phases(text)
     if kind == "tuple[int, ...]":
         return _pair(text, int)
     if kind == "tuple[float, ...]":
@@ -130,7 +135,7 @@ def read_config(overrides: Iterable[str]) -> TrainConfig:
     wanted = read.get("size", settings.get("size", "2B"))
     if name and wanted != settings["size"]:
         raise UserError(f"model.size={wanted} contradicts experiment={name}: leave one of them out")
-    settings = {**size_defaults(wanted), **settings, **read}
+    settings = with_phases({**size_defaults(wanted), **settings, **read}, read)
     config = TrainConfig(**settings)
     _validate(config)
     return config

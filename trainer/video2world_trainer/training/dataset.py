@@ -18,6 +18,7 @@ from torch import Tensor
 
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
+from video2world_common.latent_folders import LATENTS
 from video2world_preprocess.text.embedding_files import read_embedding
 from video2world_preprocess.video.reader import probe, read_fitted
 from video2world_preprocess.video.resize import Geometry
@@ -88,12 +89,13 @@ class LatentDataset:
         text_length: tokens to pad or truncate captions to.
         cache: cache samples in memory.
         frames: latent frames to read of each clip; None for all.
+        latents: the folder of the latents within the split's.
 
     Raises:
         UserError: there is no window to train on, or latents have another shape or geometry.
     """
 
-    part, pattern = "latents", "[!.]*.safetensors"
+    pattern = "[!.]*.safetensors"
     stage = "the embeddings and latents stages"
 
     def __init__(
@@ -105,8 +107,9 @@ class LatentDataset:
         text_length: int = 512,
         cache: bool = False,
         frames: slice | None = None,
+        latents: str = LATENTS,
     ) -> None:
-        folder = Path(folder)
+        folder, self.part = Path(folder), self._part(latents)
         self._frames = frames or slice(None)
         if not (folder / self.part).is_dir() and (folder / "train" / self.part).is_dir():
             folder = folder / "train"
@@ -124,10 +127,16 @@ class LatentDataset:
                 if self.problems
                 else ""
             )
+            height, width = self._shape[2] * 8, self._shape[3] * 8
+            also = f", also with --video_size {height} {width}" if "_" in self.part else ""
             raise UserError(
-                f"dataloader_train.dataset.dataset_dir={folder}: there is no window to train on"
-                f"{reason}; run {self.stage} on this folder first"
+                f"dataloader_train.dataset.dataset_dir={folder}: there is no window to train on in "
+                f"{self.part}{reason}; run {self.stage} on this folder first{also}"
             )
+
+    def _part(self, latents: str) -> str:
+        """Return the folder of the clips within the split's, given that of latents."""
+        return latents
 
     def _add(self, path: Path) -> None:
         try:
@@ -163,7 +172,7 @@ class LatentDataset:
 
     def report(self) -> None:
         """Log the number of windows, and which were left out and why."""
-        say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder}")
+        say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder / self.part}")
         if self.problems:
             say(f"{len(self.problems)} windows left out:")
             for problem in self.problems[:20]:
@@ -233,8 +242,11 @@ class VideoDataset(LatentDataset):
     hold pixels, uint8 ``[3, frames, H, W]``.
     """
 
-    part, pattern = "videos", "[!.]*.mp4"
+    pattern = "[!.]*.mp4"
     stage = "the dataset and embeddings stages"
+
+    def _part(self, latents: str) -> str:
+        return "videos"
 
     @property
     def _clip_frames(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from video2world_trainer.model.flops import peak_flops, step_flops
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.history import HistoryWriter
+from video2world_trainer.training.phases import Phase, phase_at
 from video2world_trainer.training.progress import STAGE, Progress
 from video2world_trainer.training.prometheus import PrometheusExporter
 
@@ -32,8 +34,8 @@ class MetricsLogger:
         config: the run's settings.
         mesh: all ranks.
         net: the network, for the floating-point operations of a step.
+        densities: share of query-key pairs that self-attention computes, by phase in order.
         iteration: iterations done so far.
-        density: share of query-key pairs that self-attention computes.
 
     Raises:
         UserError: TensorBoard is requested but not installed.
@@ -44,19 +46,20 @@ class MetricsLogger:
         config: TrainConfig,
         mesh: ParallelMesh,
         net: VideoDiT,
+        densities: Mapping[Phase, float],
         *,
         iteration: int,
-        density: float = 1.0,
     ) -> None:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
-        clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
-        self._tokens = config.tokens_per_clip * clips
+        self._clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
         parameters = sum(one.numel() for one in net.parameters())
         lora = config.architecture == "lora"
-        tokens = config.tokens_per_clip
-        per_clip = step_flops(net.config, parameters, tokens, lora=lora, density=density)
-        self._flops = per_clip * clips
+        self._flops = {  # of an iteration
+            one: self._clips
+            * step_flops(net.config, parameters, one.tokens_per_clip, lora=lora, density=density)
+            for one, density in densities.items()
+        }
         self._history: HistoryWriter | None = None
         self._exporter: PrometheusExporter | None = None
         self._tensorboard: SummaryWriter | None = None
@@ -94,14 +97,15 @@ class MetricsLogger:
         self._last_time, self._last_iteration = now, iteration
         if not self._world.is_main_rank:
             return
-        eta = (config.max_iter - iteration) * seconds
+        phase = phase_at(tuple(self._flops), iteration - 1)
+        eta = self._seconds_left(iteration, seconds, phase)
         if gradient_norm is not None and not math.isfinite(gradient_norm):
             gradient_norm = None
         numbers: dict[str, float | None] = {
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
-            "tokens_per_second": round(self._tokens / seconds),
-            **self._gpu_numbers(seconds),
+            "tokens_per_second": round(phase.tokens_per_clip * self._clips / seconds),
+            **self._gpu_numbers(seconds, self._flops[phase]),
         }
         shown = "  ".join(
             f"{name.replace('_', ' ')} {value:.4g}"
@@ -122,6 +126,7 @@ class MetricsLogger:
             f"iteration {iteration}/{config.max_iter}  "
             f"loss {'-' if loss is None else f'{loss:.4f}'}  lr {learning_rate:.3e}  "
             f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left"
+            f"{phase.label and f'  phase {phase.label}'}"
         )
         warnings: dict[str, str] = {}
         if divergence.since is not None:
@@ -139,6 +144,7 @@ class MetricsLogger:
             eta_seconds=round(eta, 1),
             checkpoint=checkpoint,
             **numbers,
+            **({"phase": phase.label} if phase.label else {}),
             **warnings,
         )
         if self._history is not None:
@@ -149,15 +155,27 @@ class MetricsLogger:
                     self._tensorboard.add_scalar(name, value, iteration)
             self._tensorboard.flush()
 
-    def _gpu_numbers(self, seconds: float) -> dict[str, float | None]:
-        """Return the GPU's utilisation and peak memory, given the seconds per iteration."""
+    def _seconds_left(self, iteration: int, seconds: float, running: Phase) -> float:
+        """Estimate the time left: another phase's iterations take as long as they have work."""
+        return sum(
+            max(one.end - max(iteration, one.start), 0) * seconds * flops / self._flops[running]
+            for one, flops in self._flops.items()
+        )
+
+    def _gpu_numbers(self, seconds: float, flops: float) -> dict[str, float | None]:
+        """Return the GPU's utilisation and peak memory.
+
+        Args:
+            seconds: seconds per iteration.
+            flops: floating-point operations of an iteration, on all ranks.
+        """
         device = self._world.device
         if device.type != "cuda":
             return {}
         numbers: dict[str, float | None] = {}
         peak = peak_flops(torch.cuda.get_device_name(device))
         if peak is not None:
-            used = self._flops / seconds / self._world.size / peak
+            used = flops / seconds / self._world.size / peak
             numbers["model_flops_utilisation"] = round(used, 4)
         memory = torch.cuda.max_memory_allocated(device) / 2**30
         numbers["peak_memory_gib"] = round(memory, 2)

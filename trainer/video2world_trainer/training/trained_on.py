@@ -5,6 +5,7 @@ A finished run is not repeated for new data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from video2world_common.files import read_json, write_json
@@ -19,13 +20,13 @@ class TrainingDataRecord:
 
     Args:
         checkpoints: the run's checkpoints folder.
-        dataset: the data set as it is now.
+        datasets: the data sets as they are now, one for each frame size.
     """
 
-    def __init__(self, checkpoints: Path, dataset: LatentDataset) -> None:
+    def __init__(self, checkpoints: Path, datasets: Sequence[LatentDataset]) -> None:
         self._path = checkpoints / "trained_on.json"
         self.now = Provenance.of(
-            *(dataset.folder / part for part in (dataset.part, "t5_xxl"))
+            *(one.folder / part for one in datasets for part in (one.part, "t5_xxl"))
         ).inputs
         try:
             self._before: Listings | None = read_json(self._path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,32 +12,22 @@ from torch import Tensor
 
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
-from video2world_preprocess.vae.vae import load_vae
-from video2world_trainer.distributed.activation_checkpoint import (
-    RecomputePolicy,
-    policies_for_free_memory,
-    prepare_blocks,
-)
-from video2world_trainer.distributed.parallelize import (
-    ParallelMesh,
-    apply_context_parallel,
-    apply_fsdp,
-    build_mesh,
-)
+from video2world_trainer.distributed.parallelize import apply_fsdp, build_mesh
 from video2world_trainer.distributed.process_group import World
-from video2world_trainer.model.presets import PRESETS, DiTConfig
+from video2world_trainer.model.presets import PRESETS
 from video2world_trainer.training.attention_choice import choose_attention
+from video2world_trainer.training.batch_feed import BatchFeed
 from video2world_trainer.training.checkpointer import Checkpointer
 from video2world_trainer.training.config import TrainConfig, settings_without_effect
-from video2world_trainer.training.dataset import LatentDataset, VideoDataset
 from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.loss import training_loss
 from video2world_trainer.training.lr_schedule import LinearSchedule
 from video2world_trainer.training.metrics_logger import MetricsLogger
 from video2world_trainer.training.network import build_network
+from video2world_trainer.training.network_setup import NetworkSetup
 from video2world_trainer.training.optimizer import MasterAdamW
-from video2world_trainer.training.prefetcher import Prefetcher
+from video2world_trainer.training.phases import phase_at, phases_of
 from video2world_trainer.training.progress import STAGE, Progress
 from video2world_trainer.training.step import TrainStep
 from video2world_trainer.training.step_results import StepResults
@@ -59,32 +48,23 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config, self.world = config, world
-        preset, latent_frames = PRESETS[config.size], config.latent_shape[1]
+        self.phases = phases_of(config)
+        preset = PRESETS[config.size]
         self.mesh = build_mesh(
             world,
             context=config.context_parallel_size,
             shard_size=config.shard_size,
-            frames=latent_frames,
+            frames=config.latent_shape[1],
             heads=preset.dit.num_heads,
         )
         on_gpu = world.device.type == "cuda"
         dtype = getattr(torch, preset.compute_dtype) if on_gpu else torch.float32
-        self.attention = choose_attention(config, world.device, dtype)
-        self.dataset = _build_dataset(config, self.mesh)
-        self._vae = None
-        if config.encode:
-            path = config.vae_path or f"{preset.base_folder}/tokenizer"
-            self._vae = load_vae(path, world.device)
-        self.dataset.require(self.mesh.data_size)
-
+        attention = {  # of every phase, so that what cannot run is refused now
+            one: choose_attention(config, one.token_grid, world.device, dtype)
+            for one in self.phases
+        }
+        self.feed = BatchFeed(config, self.mesh, self.phases)
         self.net = build_network(config, world)
-        apply_context_parallel(
-            self.net,
-            self.attention.self_attention,
-            self.attention.cross_attention,
-            self.mesh,
-            latent_frames,
-        )
         apply_fsdp(self.net, self.mesh)
         beta1, beta2 = config.betas
         self.optimizer = MasterAdamW(
@@ -94,17 +74,7 @@ class Trainer:
             eps=config.eps,
         )
         ema = Ema(self.net.named_parameters(), config.ema_rate) if config.ema else None
-        compilable = self.attention.compilable and config.size != "Tiny"
-        self.compiled = config.compile and on_gpu and compilable
-        self.recompute_policies = _recompute_policies(
-            config, self.mesh, self.net.config, self.optimizer
-        )
-        prepare_blocks(
-            self.net,
-            keep=self.recompute_policies,
-            compiled=self.compiled,
-            offload=config.offload and self.compiled,
-        )
+        self.setup = NetworkSetup(config, self.mesh, self.net, self.optimizer, attention)
         fsdp_averages = self.mesh.shard_mesh is not None
         self._train_step = TrainStep(
             self.net,
@@ -124,7 +94,6 @@ class Trainer:
         self.divergence = Divergence()
         self.checkpointer = Checkpointer(config, self.mesh, self.net, self.optimizer, ema)
         self._results = StepResults(self.progress, world, lambda: self.checkpointer.last_saved)
-        self._batches: Prefetcher | None = None  # starts at the first step, after resuming
 
     @property
     def learning_rate(self) -> float:
@@ -156,8 +125,8 @@ class Trainer:
             config,
             self.mesh,
             self.net,
+            {phase: one.density for phase, one in self.setup.choices.items()},
             iteration=progress.iteration,
-            density=self.attention.density,
         )
         while not self.finished:
             self.step()
@@ -165,7 +134,7 @@ class Trainer:
             heartbeat(f"training iteration {iteration + 1}")
             self.checkpointer.check()
             stopping = self.world.any(stop_requested())
-            if iteration % config.logging_iter == 0 or self.finished:
+            if iteration % config.logging_iter == 0 or iteration == self.setup.phase.end:
                 self._report(metrics)
                 if config.stop_when_diverged and self.divergence.since is not None:
                     raise UserError(self._give_up(self.divergence.since))
@@ -184,24 +153,15 @@ class Trainer:
             UserError: a file of the batch is damaged.
             NonFiniteError: too many steps were skipped.
         """
-        config, progress = self.config, self.progress
-        if self._batches is None:
-            self._batches = Prefetcher(
-                self.dataset,
-                self.mesh,
-                consumed=progress.consumed,
-                batch_size=config.batch_size,
-                shape=config.latent_shape,
-                distribution=config.noise_distribution,
-                seed=config.seed,
-                encode=self._vae.encode_latents if self._vae is not None else None,
-            )
-        batch = next(self._batches)
+        progress, phase = self.progress, phase_at(self.phases, self.progress.iteration)
+        if self.setup.enter(phase) and self.world.is_main_rank:
+            say(f"phase {phase.label}, up to iteration {phase.end}")
+        batch = self.feed.next(phase, progress.consumed)
         if not self.divergence.nothing:
             self._measure_zero_loss(batch.latents)
         result = self._train_step(batch.latents, batch.text, batch.noise, self.learning_rate)
         progress.iteration += 1
-        progress.consumed += self.mesh.data_size * config.batch_size
+        progress.consumed += self.mesh.data_size * self.config.batch_size
         self._results.add(result, batch.batch)
 
     def save(self) -> None:
@@ -235,8 +195,7 @@ class Trainer:
         Raises:
             OSError: it could not be written.
         """
-        if self._batches is not None:
-            self._batches.close()
+        self.feed.close()
         self.checkpointer.wait()
 
     def _loss(self, net: Any, latents: Tensor, text: Tensor, noise: Any, **kwargs: Any) -> Tensor:
@@ -293,35 +252,9 @@ class Trainer:
         return f"{self.divergence.warning()} {kept} {REMEDY}"
 
 
-def _build_dataset(config: TrainConfig, mesh: ParallelMesh) -> LatentDataset:
-    dataset = VideoDataset if config.encode else LatentDataset
-    return dataset(
-        Path(config.dataset_dir),
-        shape=config.latent_shape,
-        geometry=config.geometry,
-        text_length=config.text_length,
-        cache=config.cache,
-        frames=mesh.frames(config.latent_shape[1]),
-    )
-
-
-def _recompute_policies(
-    config: TrainConfig, mesh: ParallelMesh, dit: DiTConfig, optimizer: MasterAdamW
-) -> list[RecomputePolicy]:
-    """Return each block's policy: as configured, or to save the most in the free memory."""
-    device = mesh.world.device
-    if config.keep_activations != "auto":
-        return [config.keep_activations] * dit.num_blocks
-    if device.type != "cuda" or config.size == "Tiny":
-        return ["all"] * dit.num_blocks
-    tokens = config.batch_size * config.tokens_per_clip // mesh.context_size
-    gradients = sum(one.numel() * one.element_size() for one in optimizer.gradients_like())
-    return policies_for_free_memory(dit, tokens, gradients, device)
-
-
 def log_setup(trainer: Trainer, *, resumed: bool) -> None:
     """Log what is trained and how, with the reasons of automatic choices."""
-    config, mesh, world = trainer.config, trainer.mesh, trainer.world
+    config, mesh, world, setup = trainer.config, trainer.mesh, trainer.world, trainer.setup
     count = sum(one.numel() for one in trainer.optimizer.parameters.values())
     iteration = trainer.progress.iteration
     start = f"resuming from iteration {iteration}" if resumed else "from the start"
@@ -329,17 +262,19 @@ def log_setup(trainer: Trainer, *, resumed: bool) -> None:
         f"{config.size}, {count:,} trained parameters, {world.size} ranks on "
         f"{world.device.type}, {start} to {config.max_iter}"
     )
-    say(trainer.attention.description)
+    for phase in trainer.phases if config.phases else ():
+        say(f"phase {phase.label}: iterations {phase.start + 1} to {phase.end}")
+    say(setup.attention.description)
     for key, why in settings_without_effect(config):
         say(f"note: {key} has no effect: {why}")
-    if config.offload and not trainer.compiled:
+    if config.offload and not setup.compiled:
         say("note: model.config.offload_block_inputs has no effect: blocks are not compiled here")
     shards = 1 if mesh.shard_mesh is None else mesh.shard_mesh.size(-1)
     saved = ", ".join(
-        f"{keep} ({count} of {len(trainer.recompute_policies)})"
-        for keep, count in Counter(trainer.recompute_policies).items()
+        f"{keep} ({count} of {len(setup.recompute_policies)})"
+        for keep, count in Counter(setup.recompute_policies).items()
     )
-    compiled = ", compiled" if trainer.compiled else ""
+    compiled = ", compiled" if setup.compiled else ""
     say(
         f"data parallel {mesh.data_size}, context parallel {mesh.context_size}, FSDP over "
         f"{shards}; blocks save {saved}{compiled}"
