@@ -50,6 +50,7 @@ def test_the_samples_are_known():
         "agibot-2b",
         "agibot-14b",
         "agibot-14b-lora",
+        "agibot-2b-phases",
         "agibot-2b-sparse",
         "agibot-2b-sweep",
         "own-videos",
