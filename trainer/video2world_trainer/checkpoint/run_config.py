@@ -23,7 +23,8 @@ class RunConfig:
     size: str | None = None
     geometry: str | None = None
     num_frames: int | None = None
-    video_size: tuple[int, int] | None = None  # height, width
+    video_size: tuple[int, int] | None = None  # height, width; of the last phase
+    phase_sizes: tuple[tuple[int, int], ...] = ()  # of all phases, if there are several
     text_length: int | None = None
     rope_ratios: tuple[float, float, float] | None = None  # time, height, width
     fps: int | None = None
@@ -42,7 +43,7 @@ class RunConfig:
             if not isinstance(content, dict) or "run" not in content:
                 return cls()
             return cls._from(content)
-        except (KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): restore it, or remove it to use the preset's values"
             ) from None
@@ -50,6 +51,7 @@ class RunConfig:
     @classmethod
     def _from(cls, content: dict[str, Any]) -> RunConfig:
         height, width = content["video_size"]
+        sizes = [phase["video_size"] for phase in content.get("phases", [])]
         adapters = AdapterFacts()
         if content.get("architecture") == "lora":
             adapters = AdapterFacts(float(content["lora_alpha"]), int(content["lora_rank"]))
@@ -58,6 +60,7 @@ class RunConfig:
             geometry=str(content["geometry"]),
             num_frames=int(content["num_frames"]),
             video_size=(int(height), int(width)),
+            phase_sizes=tuple((int(one[0]), int(one[1])) for one in sizes),
             text_length=int(content["text_length"]),
             rope_ratios=(
                 float(content["rope_ratio_t"]),

@@ -99,6 +99,8 @@ def _choose_size(
     default = SIZES[preset.size].frame_sizes["720p"] if preset.size == "Tiny" else requested
     size = run.video_size or default
     flags = [f"--{name}" for name in ("resolution", "aspect_ratio") if getattr(args, name)]
+    if flags and requested in run.phase_sizes:
+        return requested
     if flags and size != requested:
         say(
             f"note: the checkpoint decides the size: {checkpoint} makes {size[1]}x{size[0]} "

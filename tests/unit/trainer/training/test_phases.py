@@ -15,6 +15,11 @@ from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.dcp import read_full_tensors
 from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
+from video2world_trainer.checkpoint.run_config import RunConfig
+from video2world_trainer.generation.clip_format import choose_clip_format
+from video2world_trainer.inference import parser
+from video2world_trainer.model.presets import PRESETS
+from video2world_trainer.training.checkpointer import describe_run
 from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.phases import phase_at, phases_of
 
@@ -242,3 +247,23 @@ def test_videos_are_encoded_at_each_phases_size(here, volume):
     code, again = here(volume, *RUN, *encode)
     assert code == 0, again
     assert losses(again) == {k: v for k, v in losses(out).items() if k >= BOUNDARY}
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "noted"),
+    [
+        ([], (704, 1280), False),
+        (["--resolution", "720"], (704, 1280), False),
+        (["--resolution", "480"], (432, 768), False),  # of the first phase
+        (["--resolution", "480", "--aspect_ratio", "1:1"], (704, 1280), True),
+    ],
+)
+def test_inference_uses_the_final_size_unless_asked_for_another_phases(
+    tmp_path, capsys, flags, size, noted
+):
+    config = read_config([*BASE, "trainer.phases=[[432,768,700],[704,1280,300]]"])
+    (tmp_path / "config.json").write_text(json.dumps(describe_run(config)))
+    run = RunConfig.read(tmp_path / "config.json")
+    args = parser().parse_args(["--model_size", "2B", *flags])
+    assert choose_clip_format(args, PRESETS["2B"], run, tmp_path, 1).size == size
+    assert ("the checkpoint decides the size" in capsys.readouterr().out) == noted
