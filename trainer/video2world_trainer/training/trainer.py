@@ -184,6 +184,7 @@ class Trainer:
         """
         if not self.checkpointer.restore(self.progress):
             return False
+        self.setup.enter(phase_at(self.phases, self.progress.iteration))
         state = self.progress.divergence or {"healthy": self.progress.iteration}
         self.divergence = Divergence.restored(state)
         self._train_step.updates.fill_(self.progress.updates)
