@@ -224,7 +224,8 @@ def test_checkpoints_record_the_phases_and_a_run_can_be_made_longer(here, volume
         assert code == 2, out
         assert "phases is" in out
         assert "Choose another job.name" in out
-    code, out = here(volume, f"trainer.phases=[[16,32,{BOUNDARY}],[32,32,{LENGTH}]]")
+    longer = f"trainer.phases=[[16,32,{BOUNDARY}],[32,32,{LENGTH}]]"
+    code, out = here(volume, longer, f"trainer.max_iter={BOUNDARY + LENGTH}")
     assert code == 0, out
     assert f"resuming from iteration {LENGTH}" in out
     assert read_latest(volume / JOB) == BOUNDARY + LENGTH
@@ -233,7 +234,7 @@ def test_checkpoints_record_the_phases_and_a_run_can_be_made_longer(here, volume
 def test_videos_are_encoded_at_each_phases_size(here, volume):
     """Without precomputed latents, the same videos are read at both sizes."""
     train = volume / "datasets/d/train"
-    TransformVAE.create().save(volume / "vae")
+    TransformVAE().save_pretrained(volume / "vae")
     for number in range(3):
         frames = np.random.default_rng(number).integers(0, 256, (6, 40, 48, 3), np.uint8)
         write_video(train / "videos" / f"w{number}.mp4", frames, 16)
