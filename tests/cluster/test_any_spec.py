@@ -190,7 +190,9 @@ NAMED = {
         )
     ],
 }
-SAMPLE = some(prompt=["", "x" * 4096], output=["a.mp4", "b.mp4"]).map(lambda s: {"input": "a"} | s)
+SAMPLE = some(prompt=["", "x" * 4096], negativePrompt=["x" * 4096], output=["a.mp4", "b.mp4"]).map(
+    lambda s: {"input": "a"} | s
+)
 RELATED = {
     "model": some(
         size=["Tiny", "2B", "14B"],
@@ -212,6 +214,8 @@ RELATED = {
         checkpoints=st.lists(st.sampled_from(["latest", "all", "7", 7, "w.pt"]), max_size=2),
         everyCheckpoint=[True, False],
         parallelism=[1, 2],
+        gpus=[1, 2, 3, 8],
+        guidance=[0, 7],
         weights=["Regular", "EMA"],
     ),
     "stages": some(
@@ -271,6 +275,8 @@ ALL = {
         "checkpoints": ["latest", 500],
         "numConditionalFrames": 1,
         "guidance": 3,
+        "gpus": 2,
+        "offload": True,
     },
     "storage": {"size": "5Gi", "accessMode": "ReadWriteMany", "claimName": "c"},
     "credentials": {"huggingFaceTokenSecret": {"name": "s", "key": "k"}},

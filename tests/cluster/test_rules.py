@@ -216,6 +216,16 @@ CASES = {
         {"inference": {"weights": "EMA"}, "training": {"ema": False}},
         "EMA weights are not saved with training.ema: false",
     ),
+    "GPUs of a sample": (
+        {**GPU, "training": {"gpusPerNode": 8}, "inference": {"gpus": 16}},
+        {**GPU, "training": {"gpusPerNode": 8}, "inference": {"gpus": 3}},
+        "inference.gpus, half of them if guidance is above 0 and they are even, must divide",
+    ),
+    "GPUs of a sample without guidance": (
+        {"inference": {"gpus": 4, "guidance": 0}},
+        {"inference": {"gpus": 8, "guidance": 0}},
+        "must divide the attention heads",
+    ),
     "a volume for training and samples": (
         {"storage": {"accessMode": "ReadWriteMany"}, "inference": {"everyCheckpoint": True}},
         {

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from video2world_common.events import ProgressReporter, emit, say
-from video2world_common.exit_codes import EXIT_USER_ERROR, UserError
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from video2world_common.markers import Marker, Provenance
 from video2world_common.stage_runner import run_stage
 from video2world_trainer import launch
-from video2world_trainer.distributed.process_group import World, join
+from video2world_trainer.distributed.process_group import World, join, peer_lost
 from video2world_trainer.generation.batch_file import NUMBERS, check_number
 from video2world_trainer.generation.clip_format import ASPECTS
 from video2world_trainer.generation.load import load_pipeline
@@ -43,6 +43,10 @@ WITHOUT_EFFECT = {  # the guide's flags for choices that are fixed here: why
     "init_lora_weights": "adapters are loaded from the file",
 }
 BENCHMARK_RUNS = 4  # the first is a warm-up and not timed
+
+
+class _OutOfMemory(UserError):
+    """One rank's GPU is full, which the main rank does not know of."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -204,7 +208,8 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
     try:
         pipeline = load_pipeline(args, requests, world)
         offloaded = "; weights in host memory" if pipeline.offload else ""
-        say(f"attention: {pipeline.attention}{offloaded}")
+        shared = f"; {world.size} ranks share each sample" if world.size > 1 else ""
+        say(f"attention: {pipeline.attention}{offloaded}{shared}")
         runs = BENCHMARK_RUNS if args.benchmark else 1
         ends = list(itertools.accumulate(runs * (one.num_steps + 1) for one in requests))
         progress = ProgressReporter("inference", ends[-1], "steps")
@@ -225,7 +230,7 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
                 quality = _quality(summary["metrics"])
                 emit("sample", "inference", path=target, seconds=_seconds(summaries), **quality)
     except torch.OutOfMemoryError as error:
-        raise UserError(_out_of_memory(args, str(error))) from None
+        raise _OutOfMemory(_out_of_memory(args, str(error))) from None
     if failures:
         raise UserError(f"{len(failures)} of {len(requests)} samples failed: {'; '.join(failures)}")
     facts = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
@@ -250,9 +255,9 @@ def _seconds(summaries: Sequence[Mapping[str, Any] | None]) -> float:
 
 
 def _out_of_memory(args: argparse.Namespace, reason: str) -> str:
-    remedy = "--num_gpus with more GPUs, --resolution 480 or --fps 10"
+    remedy = "--num_gpus with more GPUs (inference.gpus), --resolution 480 or --fps 10"
     if not args.offload:
-        remedy = f"--offload, {remedy}"
+        remedy = f"--offload (inference.offload), {remedy}"
     return f"the GPU's memory is too small ({reason.splitlines()[0]}): try {remedy}"
 
 
@@ -260,6 +265,13 @@ def _finished_before(stage: str) -> bool:
     inputs_hash = os.environ.get("V2W_INPUTS_HASH")
     name = os.environ.get("V2W_STAGE", stage)
     return bool(inputs_hash and Marker(name, inputs_hash).read() is not None)
+
+
+def _report(problem: str) -> int:
+    """Report a user error, and return its exit code."""
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    emit("failed", "inference", reason="UserError", message=problem)
+    return EXIT_USER_ERROR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,8 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.num_gpus > 1 and not ranked and not _finished_before("inference"):
         gpus = 0 if args.device == "cpu" else torch.cuda.device_count()
         if gpus and args.num_gpus > gpus:
-            print(f"error: --num_gpus {args.num_gpus}: this machine has {gpus}", file=sys.stderr)
-            return EXIT_USER_ERROR
+            return _report(
+                f"--num_gpus {args.num_gpus}: there are {gpus} GPUs here; lower it "
+                "(inference.gpus), or provide more"
+            )
         flags = ["--standalone", f"--nproc_per_node={args.num_gpus}", "-m"]
         return launch.main([*flags, "video2world_trainer.inference", *argv])
 
@@ -285,11 +299,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             world.leave()
 
     if ranked and os.environ["RANK"] != "0":
-        with contextlib.redirect_stdout(io.StringIO()):
-            try:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
                 work()
-            except UserError:  # the main rank reports it
-                return EXIT_USER_ERROR
+        except _OutOfMemory as error:
+            return _report(f"rank {os.environ['RANK']}: {error}")
+        except UserError:  # the main rank reports it
+            return EXIT_USER_ERROR
+        except RuntimeError as error:
+            if not peer_lost(error):
+                raise
+            return EXIT_FAILURE  # the rank that ended before has reported why
         return 0
     return run_stage(work, stage="inference")
 

@@ -36,6 +36,7 @@ __all__ = ["main", "parser"]
 INFERENCE = (sys.executable, "-m", "video2world_trainer.inference")
 FIELD = "spec.inference.checkpoints"
 RESERVED_FLAGS = ("--dit_path", "--batch_input_json", "--input_path", "--save_path", "--prompt")
+SPEED_FLAGS = ("--num_gpus=", "--offload")  # change no sample: those that exist are kept
 GRACE_SECONDS = 30  # for an inference process to exit after SIGTERM
 
 
@@ -189,7 +190,8 @@ def _tasks(args: argparse.Namespace, checkpoints: Sequence[_Checkpoint]) -> list
             if args.by_checkpoint:
                 output = output.parent / checkpoint.label / output.name
             output_entry = entry | {"output_video": str(output)}
-            flags = [*args.flags, *_lora_flags(args, checkpoint)]
+            flags = [one for one in args.flags if not one.startswith(SPEED_FLAGS)]
+            flags += _lora_flags(args, checkpoint)
             read = file_stamps(_files_read(checkpoint, entry))
             inputs = (output_entry, flags, str(checkpoint.path), list(read.values()))
             tasks.append(_SampleTask(checkpoint, output_entry, _digest(*inputs)))

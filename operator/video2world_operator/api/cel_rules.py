@@ -86,7 +86,8 @@ def samples_rules() -> list[CELRule]:
             "two samples have the same output; rename one",
         ),
         _rule(
-            f"self.map(s, has(s.prompt) ? size(s.prompt) : 0).sum() <= {MAX_PROMPTS}",
+            "self.map(s, (has(s.prompt) ? size(s.prompt) : 0) + "
+            f"(has(s.negativePrompt) ? size(s.negativePrompt) : 0)).sum() <= {MAX_PROMPTS}",
             f"all prompts together have more than {MAX_PROMPTS} characters; use several resources",
         ),
     ]
@@ -223,6 +224,12 @@ def spec_rules() -> list[CELRule]:
             "remove it",
         ),
         _rule(
+            f"!({sized}) || !has(self.inference) || !has(self.inference.gpus) || "
+            f"{_by_size('num_heads')} % {_ranks_per_branch()} == 0",
+            "inference.gpus, half of them if guidance is above 0 and they are even, must divide "
+            f"the attention heads ({heads})",
+        ),
+        _rule(
             "!has(self.inference) || !has(self.inference.weights) || "
             "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
             "inference.weights: EMA weights are not saved with training.ema: false; use Regular, "
@@ -275,6 +282,13 @@ def _by_size(field: str) -> str:
 
 def _or_default(field: str, default: str) -> str:
     return f"(has(self.training.{field}) ? self.training.{field} : {default})"
+
+
+def _ranks_per_branch() -> str:
+    """A CEL expression: ``InferenceSpec.ranks_per_branch``."""
+    gpus, guidance = "self.inference.gpus", "self.inference.guidance"
+    guided = f"(!has({guidance}) || {guidance} > 0.0)"
+    return f"({guided} && {gpus} % 2 == 0 ? {gpus} / 2 : {gpus})"
 
 
 def _shares_volume(sized: str) -> str:

@@ -17,7 +17,13 @@ from video2world_operator.api.fields import (
     with_example,
 )
 
-__all__ = ["InferenceSpec"]
+__all__ = ["MAX_GPUS", "InferenceSpec"]
+
+MAX_GPUS = 16  # of one pod
+
+
+NegativePrompt = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class SampleSpec(ApiModel):
@@ -34,9 +40,17 @@ class SampleSpec(ApiModel):
         default="",
         description="Caption of the video to generate; defaults to the caption of the input.",
     )
+    negative_prompt: NegativePrompt | None = Field(
+        default=None,
+        description="Text that guidance steers away from; defaults to a description of low "
+        "quality, for Tiny to no text.",
+    )
     output: OutputName | None = Field(
         default=None,
         description="File name of the result, ending in .mp4; defaults to sample-<number>.mp4.",
+    )
+    seed: Seed | None = Field(
+        default=None, description="Seed of the initial noise; defaults to inference.seed."
     )
 
 
@@ -70,6 +84,19 @@ class InferenceSpec(ApiModel):
         description="Pods that divide the samples between them; more than one need a volume with "
         "ReadWriteMany.",
     )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_GPUS,
+        description="GPUs of each pod, which share each sample (processes, if the device is CPU). "
+        "With guidance and an even number, half of them evaluate the prompt and half the negative "
+        "prompt; within each half, latent frames and attention heads are divided.",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep the network's weights in host memory, for small GPUs; on by itself where "
+        "the network would not fit otherwise.",
+    )
     weights: Literal["Regular", "EMA"] = Field(
         default="Regular",
         description="Which weights of a checkpoint to use: the trained ones, or their exponential "
@@ -78,10 +105,15 @@ class InferenceSpec(ApiModel):
     num_conditional_frames: Annotated[Literal[1, 5], BeforeValidator(reject_boolean)] = Field(
         default=1, description="Frames of the input that the video continues."
     )
+    frames_from: Literal["First", "Last"] = Field(
+        default="First",
+        description="Continue the input's First frames, to compare with those that follow, or its "
+        "Last, as the original does.",
+    )
     guidance: float = Field(
         default=7, ge=0, le=100, description="Weight of classifier-free guidance; 0 turns it off."
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the initial noise.")
+    seed: Seed = Field(default=0, description="Seed of the initial noise.")
     steps: int = Field(default=35, ge=1, le=1000, description="Steps of the solver.")
     mode: Literal["Exact", "Approximate"] = Field(
         default="Exact",
@@ -95,6 +127,10 @@ class InferenceSpec(ApiModel):
         description="Alpha of the LoRA adapters in weights files that do not record it, as files "
         "of the original code; adapters are scaled by alpha / rank.",
     )
+
+    def ranks_per_branch(self, gpus: int) -> int:
+        """Return how many of a pod's ``gpus`` share a branch of guidance; they divide the heads."""
+        return gpus // 2 if self.guidance and gpus % 2 == 0 else gpus
 
     @property
     def names(self) -> list[str]:

@@ -28,7 +28,8 @@ CHANGEABLE: Mapping[str, str] = {  # by path below spec
     "training.stopWhenDiverged": NEXT,
     "training.maxRestarts": AT_ONCE,
     "training.restartBackoffSeconds": AT_ONCE,
-    "inference": "At once: samples that the change affects are generated again.",
+    "inference": "At once: samples that the change affects are generated again. `gpus` and "
+    "`offload` affect none, and take effect as `stages` do.",
     "images": NEXT,
     "stages": NEXT,
     "credentials": NEXT,

@@ -23,6 +23,7 @@ from video2world_operator.api.constants import (
 )
 from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.experiments import expand
+from video2world_operator.api.inference_spec import MAX_GPUS
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.wording import without_nulls
@@ -318,12 +319,24 @@ def _inference(spec: Spec) -> Iterator[Problem]:
             "spec.inference.everyCheckpoint",
             "there is nothing to generate; add inference.samples, or remove it",
         )
+    heads, gpus = SIZES[spec.model.size].num_heads, inference.gpus
+    if heads % inference.ranks_per_branch(gpus):
+        fitting = [n for n in range(1, MAX_GPUS + 1) if heads % inference.ranks_per_branch(n) == 0]
+        yield Problem(
+            "spec.inference.gpus",
+            f"{gpus} is not valid: {_who_shares(gpus, inference.ranks_per_branch(gpus))} must "
+            f"divide the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
+        )
     if inference.weights == "EMA" and not spec.training.ema:
         yield Problem(
             "spec.inference.weights",
             "EMA weights are not saved with training.ema: false; use Regular, or remove "
             "training.ema",
         )
+
+
+def _who_shares(gpus: int, ranks: int) -> str:
+    return "they" if ranks == gpus else f"the {ranks} that share a branch of guidance"
 
 
 def _either(numbers: list[int]) -> str:
@@ -348,7 +361,8 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     for field, path in paths.items():
         if path and ".." in path.split("/"):
             yield Problem(field, f"{path!r} leaves the volume; use a path without ..")
-    if sum(len(s.prompt) for s in spec.inference.samples) > MAX_PROMPTS:
+    prompts = (len(s.prompt) + len(s.negative_prompt or "") for s in spec.inference.samples)
+    if sum(prompts) > MAX_PROMPTS:
         remedy = (
             f"all prompts together have more than {MAX_PROMPTS} characters; use several resources"
         )

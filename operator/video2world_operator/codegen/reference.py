@@ -226,7 +226,32 @@ def _sizing() -> str:
         "GiB host memory per node",
         "GB of disk",
     )
-    return text + table(head, rows)
+    return text + table(head, rows) + _sample_sizing()
+
+
+_SAMPLES = (("2B", "720p"), ("2B", "480p"), ("14B", "720p"), ("14B", "480p"))
+
+
+def _sample_sizing() -> str:
+    text = (
+        "\nSamples with guidance at 16 fps, without and with `inference.offload`, which is on by "
+    )
+    text += (
+        "itself where the GPU is too small otherwise. The text encoder alone needs 9 GiB. Several "
+    )
+    text += "GPUs (`inference.gpus`) need hardly less each, as every one holds all weights.\n\n"
+    rows = []
+    for size, resolution in _SAMPLES:
+        spec = {
+            "model": {"size": size, "resolution": resolution},
+            "dataset": {"agibot": {}},
+            "training": {"iterations": 1},
+        }
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}, "spec": spec}
+        found = requirements.estimate(parse(body))
+        needs = (found.sample_gpu, found.sample_gpu_offload)
+        rows.append((f"{size} {resolution}", *(f"{n / requirements.GIB:.0f}" for n in needs)))
+    return text + table(("samples of", "GiB per GPU", "GiB per GPU with offload"), rows)
 
 
 # ---------------------------------------------------------------------- fields

@@ -20,9 +20,11 @@ CADENCE = (
     "trainer.timeout_seconds=",
     "trainer.stop_when_diverged=",
 )
-# how the work is divided and sent, which does not change the result
+# how the work is divided and sent, and where weights are kept: none changes the result
 SPEED = (
     "--shards=",
+    "--num_gpus=",
+    "--offload",
     "--endpoint=",
     "--parallel_requests=",
     "--timeout_seconds=",
@@ -72,17 +74,22 @@ def run_folder(resource: Video2WorldPostTrain) -> str:
     return f"checkpoints/posttraining/video2world/{resource.job_name}/checkpoints"
 
 
-def samples(resource: Video2WorldPostTrain) -> list[dict[str, str]]:
+def samples(resource: Video2WorldPostTrain) -> list[dict[str, str | int]]:
     """Return the content of samples.json, in the guide's format for ``--batch_input_json``."""
-    return [
-        {
+    entries: list[dict[str, str | int]] = []
+    for number, sample in enumerate(resource.spec.inference.samples):
+        name = sample.output or f"sample-{number}.mp4"
+        entry: dict[str, str | int] = {
             "input_video": _within(resource, sample.input),
             "prompt": sample.prompt,
-            "output_video": f"results/{resource.job_name}/"
-            + (sample.output or f"sample-{number}.mp4"),
+            "output_video": f"results/{resource.job_name}/{name}",
         }
-        for number, sample in enumerate(resource.spec.inference.samples)
-    ]
+        if sample.negative_prompt is not None:
+            entry["negative_prompt"] = sample.negative_prompt
+        if sample.seed is not None:
+            entry["seed"] = sample.seed
+        entries.append(entry)
+    return entries
 
 
 def _within(resource: Video2WorldPostTrain, path: str) -> str:
@@ -312,7 +319,10 @@ def _sweep(
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),
         *(["--load_ema"] if inference.weights == "EMA" else []),
         *(["--approximate"] if inference.mode == "Approximate" else []),
+        *([f"--num_gpus={inference.gpus}"] if inference.gpus > 1 else []),
+        *(["--offload"] if inference.offload else []),
         *("--vae_path", f"{_base(resource)}/tokenizer"),
-        *("--text_encoder_path", _text_encoder(resource), "--frames", "first"),
+        *("--text_encoder_path", _text_encoder(resource)),
+        *("--frames", inference.frames_from.lower()),
     )
     return Command(argv, f"results/{resource.job_name}")

@@ -49,6 +49,7 @@ _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (
     "train": (8, 96),
     "inference": (8, 128),
 }
+_MORE_INFERENCE = (2, 32)  # for each GPU after the first: 14B's weights pass through host memory
 
 
 # Environment of NCCL for the network between nodes; Auto sets nothing.
@@ -104,6 +105,8 @@ def claim_manifests(resource: Video2WorldPostTrain, namespace: str) -> tuple[Man
 def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
     if resource.spec.device == "CPU" or stage in _NETWORK:
         return 0
+    if stage == "inference":
+        return resource.spec.inference.gpus
     return resource.spec.processes_per_node if stage == "train" else 1
 
 
@@ -186,7 +189,11 @@ def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
     """Hash the fields of the spec that shape a stage's pods and can be changed."""
     spec = resource.spec
     parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
-    return digest([p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts])
+    dumped = [p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts]
+    if stage.kind == "inference":
+        divided = spec.inference.model_dump(include={"gpus", "offload"}, exclude_defaults=True)
+        dumped += [divided] if divided else []
+    return digest(dumped)
 
 
 def _on_disruption(action: str) -> Manifest:
@@ -383,6 +390,11 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     cpus, memory = _REQUESTS[stage]
     if stage == "train":
         cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
+    if stage == "inference" and gpus:
+        cpus, memory = (
+            first + (gpus - 1) * more
+            for first, more in zip((cpus, memory), _MORE_INFERENCE, strict=True)
+        )
     requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
     if resource.spec.tiny:  # two of its pods and the operator fit on a machine with two cores
         requests = {"cpu": "500m", "memory": "2Gi"}

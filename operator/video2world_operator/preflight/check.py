@@ -10,7 +10,15 @@ from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.facts import Gpu
 from video2world_operator.preflight.requirements import GIB, ResourceEstimate
 
-__all__ = ["ATTENTION", "VOLUME_REMEDY", "Check", "Verdict", "check_capacity", "check_gpus"]
+__all__ = [
+    "ATTENTION",
+    "VOLUME_REMEDY",
+    "Check",
+    "Verdict",
+    "check_capacity",
+    "check_gpus",
+    "check_sample_memory",
+]
 
 GB = 1e9
 # Major compute capabilities that each attention backend supports, as in the trainer.
@@ -76,3 +84,23 @@ def check_gpus(plan: Plan, estimate: ResourceEstimate, gpus: Sequence[Gpu]) -> I
         yield Check("attention", Verdict.UNKNOWN, f"{attention}: the GPU model is not known")
     else:
         yield Check("attention", Verdict.OK, f"{attention} runs on {kinds}")
+
+
+def check_sample_memory(
+    plan: Plan, estimate: ResourceEstimate, gpus: Sequence[Gpu]
+) -> Iterator[Check]:
+    """Check that samples can be generated on the smallest GPU, with offload if need be."""
+    known = [gpu.memory for gpu in gpus if gpu.memory]
+    if not plan.resource.spec.inference.samples or not known or not estimate.sample_gpu:
+        return
+    text = f"needs about {estimate.sample_gpu / GIB:.0f} GiB"
+    if min(known) < estimate.sample_gpu:
+        text += (
+            f" ({estimate.sample_gpu_offload / GIB:.0f} with inference.offload, which is then on)"
+        )
+    kinds = ", ".join(sorted({gpu.name for gpu in gpus}))
+    text += f", {kinds} has {min(known) / GIB:.0f} GiB"
+    short = min(known) < estimate.sample_gpu_offload
+    remedy = "use larger GPUs for spec.stages.inference, or lower spec.model.resolution"
+    verdict = Verdict.FAIL if short else Verdict.OK
+    yield Check("GPU memory, samples", verdict, text, remedy if short else "")

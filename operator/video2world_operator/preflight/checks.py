@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from video2world_operator.plan.plan import Plan
-from video2world_operator.preflight.check import Check, Verdict, check_capacity, check_gpus
+from video2world_operator.preflight.check import (
+    Check,
+    Verdict,
+    check_capacity,
+    check_gpus,
+    check_sample_memory,
+)
 from video2world_operator.preflight.facts import Access, Machine
 from video2world_operator.preflight.requirements import ResourceEstimate
 
@@ -71,9 +77,13 @@ def check_machine(plan: Plan, estimate: ResourceEstimate, machine: Machine) -> I
         yield Check(
             "GPUs", Verdict.FAIL, f"{wanted} are requested, {len(found)} are available", remedy
         )
-    elif spec.inference.every_checkpoint and len(found) == wanted:
+    elif spec.inference.samples and len(found) < spec.inference.gpus:
+        text = f"inference.gpus requests {spec.inference.gpus}, {len(found)} are available"
+        yield Check("GPUs", Verdict.FAIL, text, "lower inference.gpus, or run on a cluster")
+    elif spec.inference.every_checkpoint and len(found) - wanted < spec.inference.gpus:
         text = (
-            f"training uses all {wanted}: samples generated during training share the first with it"
+            f"training uses {wanted} of {len(found)}: samples generated during training need "
+            f"{spec.inference.gpus}, and share the first with it"
         )
         remedy = "train on fewer (spec.training.gpusPerNode), or remove inference.everyCheckpoint"
         yield Check("GPUs", Verdict.WARN, text, remedy)
@@ -81,6 +91,7 @@ def check_machine(plan: Plan, estimate: ResourceEstimate, machine: Machine) -> I
         yield Check("GPUs", Verdict.OK, f"{wanted} of {len(found)} are requested")
     if found:
         yield from check_gpus(plan, estimate, found)
+        yield from check_sample_memory(plan, estimate, found)
 
 
 def images_of(plan: Plan) -> list[str]:

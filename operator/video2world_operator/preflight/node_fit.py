@@ -18,6 +18,7 @@ from video2world_operator.preflight.check import (
     Verdict,
     check_capacity,
     check_gpus,
+    check_sample_memory,
 )
 from video2world_operator.preflight.facts import ClusterFacts, Gpu, Object
 from video2world_operator.preflight.requirements import ResourceEstimate
@@ -40,9 +41,8 @@ def before_training(
     if size:
         yield check_capacity("volume size", estimate.disk, quantity(size), "", VOLUME_REMEDY)
     if nodes is not None:
-        yield from check_nodes(
-            plan, estimate, ClusterFacts(plan.namespace, nodes=nodes), ("train",)
-        )
+        names = ("train", "inference") if plan.resource.spec.inference.gpus > 1 else ("train",)
+        yield from check_nodes(plan, estimate, ClusterFacts(plan.namespace, nodes=nodes), names)
 
 
 def check_nodes(
@@ -69,7 +69,8 @@ def check_nodes(
             del counts[""]  # of those that fit
             reasons = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
             text = f"there is room for {room} of {wanted} pods on {len(facts.nodes)} nodes"
-            remedy = f"change spec.training or spec.stages.{stage.name}, or add nodes"
+            section = "inference" if stage.name == "inference" else "training"
+            remedy = f"change spec.{section} or spec.stages.{stage.name}, or add nodes"
             yield Check(name, Verdict.FAIL, text + (f" ({reasons})" if reasons else ""), remedy)
         elif stage.name == "train":
             yield Check(
@@ -83,6 +84,19 @@ def check_nodes(
                 yield from check_gpus(plan, estimate, [_gpu(node) for node, _ in fitting])
             if (sampler := sampler_stage(plan)) is not None:
                 yield _check_samplers(stage, sampler, facts.nodes)
+        elif stage.name == "inference":
+            yield from _check_inference(plan, estimate, wanted, [_gpu(node) for node, _ in fitting])
+
+
+def _check_inference(
+    plan: Plan, estimate: ResourceEstimate, pods: int, gpus: Sequence[Gpu]
+) -> Iterator[Check]:
+    """Report what the inference stage needs in all, and check the GPUs' memory."""
+    each = plan.resource.spec.inference.gpus
+    if each > 1 and plan.resource.spec.device == "GPU":
+        text = f"there is room for {pods} pods with {each} GPUs each, {pods * each} in all"
+        yield Check("nodes for inference", Verdict.OK, text.replace("1 pods with", "1 pod with"))
+    yield from check_sample_memory(plan, estimate, gpus)
 
 
 def sampler_stage(plan: Plan) -> Stage | None:

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from video2world_common.model_sizes import SIZES
+from video2world_common.sample_memory import sample_bytes
 from video2world_operator.api.resource import Video2WorldPostTrain
+from video2world_operator.api.spec import Spec
 
 __all__ = ["ResourceEstimate", "estimate"]
 
@@ -36,6 +39,8 @@ _SHAPES: Mapping[str, _Shape] = {
     "14B": _Shape(28.53 * GB / 2, 36 * 40 / (28 * 16), 28.53 * GB),
 }
 _ACTIVATIONS = 68.62 * GIB - STATE_BYTES * _SHAPES["2B"].parameters  # 2B, 93 frames of 704x1280
+_HEAD_CHANNELS = 128  # of 2B and 14B
+_T5_ON_GPU = 9.5 * GB  # the encoder in bfloat16, released before the network is loaded
 _TEXT_ENCODER, _TOKENIZER = 55.2 * GB, 0.5 * GB  # T5-11B in both formats, and the VAE
 _ARCHIVES = 100 * GB  # per task of AgiBotWorld, from the guide
 _REST = 10 * GB  # windows, embeddings, latents, results; mostly latents, so more for each size
@@ -45,12 +50,16 @@ _REST = 10 * GB  # windows, embeddings, latents, results; mostly latents, so mor
 class ResourceEstimate:
     """Estimated requirements in bytes.
 
-    ``gpu`` is per training GPU (0 on a CPU), ``host`` per node during training. ``repositories``
-    are on the Hugging Face Hub; datasets have the prefix ``datasets/``.
+    ``gpu`` is per training GPU, ``sample_gpu`` per GPU that generates samples, and
+    ``sample_gpu_offload`` the same with weights in host memory (all 0 on a CPU); ``host`` is per
+    node during training. ``repositories`` are on the Hugging Face Hub; datasets
+    have the prefix ``datasets/``.
     """
 
     disk: float
     gpu: float
+    sample_gpu: float
+    sample_gpu_offload: float
     host: float
     checkpoint: float
     repositories: tuple[str, ...]
@@ -86,7 +95,26 @@ def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
     return ResourceEstimate(
         disk=disk,
         gpu=0 if spec.device == "CPU" else gpu,
+        sample_gpu=_sample_gpu(spec, offload=spec.inference.offload),
+        sample_gpu_offload=_sample_gpu(spec, offload=True),
         host=checkpoint / spec.nodes,  # pinned copies for asynchronous checkpoints
         checkpoint=checkpoint,
         repositories=tuple(repositories),
     )
+
+
+def _sample_gpu(spec: Spec, *, offload: bool) -> float:
+    """Estimate the memory of a GPU that generates samples; 0 without one, or for Tiny."""
+    if spec.device == "CPU" or spec.tiny:
+        return 0
+    inference, (height, width) = spec.inference, spec.video_size
+    ranks = inference.ranks_per_branch(inference.gpus)
+    sampling = sample_bytes(
+        _SHAPES[spec.model.size].weights,
+        SIZES[spec.model.size].num_heads * _HEAD_CHANNELS,
+        height * width // 256 * (1 + (spec.num_frames - 1) // 4) / ranks,
+        2 if inference.guidance and ranks == inference.gpus else 1,
+        height * width,
+        offload=offload,
+    )
+    return max(_T5_ON_GPU, sampling)

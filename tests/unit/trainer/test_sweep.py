@@ -170,6 +170,16 @@ def test_existing_samples_are_kept_unless_their_settings_change(capsys, volume):
     assert made()[9:] == ALL[2:]
 
 
+def test_more_gpus_and_offload_keep_existing_samples(capsys):
+    run(capsys)
+    assert sweep.main([*FLAGS, "--", "--seed", "0", "--num_gpus=2", "--offload"]) == 0
+    assert "all samples of this share exist" in capsys.readouterr().out
+    assert len(made()) == 2
+    Path("inference.py").write_text(f"{INFERENCE}\nprint(*argv)\n")
+    assert sweep.main([*FLAGS, "--", "--seed", "1", "--num_gpus=2", "--offload"]) == 0
+    assert "--seed 1 --num_gpus=2 --offload" in capsys.readouterr().out
+
+
 def test_a_changed_input_regenerates_its_samples(capsys, monkeypatch):
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")
     monkeypatch.setenv("V2W_STAGE", "inference")

@@ -69,15 +69,25 @@ def load_pipeline(
         recorded=run.adapters,
         adapted=args.use_lora,
     )
-    encoders = None
-    if world.is_main_rank:  # T5 first: it and the network are never on the GPU together
+    encoders: Encoders | None = None
+
+    def load_encoders() -> None:
+        nonlocal encoders
         encoders = Encoders(
             _embed_prompts(args, requests, chosen, run, world.device),
             load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device),
         )
-    own_branches = 1 if splits_branches(world, branches) else branches
+
+    # T5 first: it and the network are never on the GPU together
+    world.on_main_rank(load_encoders)
+    split = splits_branches(world, branches)
     offload = args.offload or needs_offload(
-        chosen.dit, parameters, clip.tokens, world, own_branches
+        chosen.dit,
+        parameters,
+        clip,
+        world,
+        branches=1 if split else branches,
+        ranks=world.size // 2 if split else world.size,
     )
     if encoders is not None:
         encoders.vae.prepare_to_decode(4 if offload else 16)

@@ -9,34 +9,31 @@ import torch
 
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
+from video2world_common.sample_memory import sample_bytes
 from video2world_trainer.distributed.process_group import World
+from video2world_trainer.generation.clip_format import ClipFormat
 from video2world_trainer.generation.requests import SampleRequest
 from video2world_trainer.model.flops import pass_flops
 from video2world_trainer.model.presets import DiTConfig, Preset
 
-__all__ = ["needed_bytes", "needs_offload", "warn_of_cpu_time"]
+__all__ = ["needs_offload", "warn_of_cpu_time"]
 
 CPU_FLOPS = 2e10  # per second and core in float32: a rough value for a laptop
 
 
-def needed_bytes(dit: DiTConfig, parameters: int, tokens: int, branches: int) -> int:
-    """Estimate the GPU memory of sampling without offload: weights and one block's activations.
-
-    Activations are 4 tensors of tokens x width and the MLP's inner tensor, in bfloat16, per branch
-    of guidance. At 2B and 84,480 tokens the estimate is 9.5e9 bytes; 9.3e9 were measured
-    (docs/inference.md).
-    """
-    activations = tokens * dit.model_channels * (4 + dit.mlp_ratio) * 2 * branches
-    return int(2 * parameters + activations)
-
-
 def needs_offload(
-    dit: DiTConfig, parameters: int, tokens: int, world: World, branches: int
+    dit: DiTConfig, parameters: int, clip: ClipFormat, world: World, branches: int, ranks: int
 ) -> bool:
-    """Return whether the GPU is too small to hold all weights; logs a note if so."""
+    """Return whether the GPU is too small for all weights and the decoder; logs a note if so.
+
+    ``branches`` of guidance are evaluated on this GPU, whose tokens ``ranks`` GPUs share.
+    """
     if world.device.type != "cuda":
         return False
-    needed = needed_bytes(dit, parameters, tokens, branches)
+    width, (height, breadth) = dit.model_channels, clip.size
+    needed = sample_bytes(
+        2 * parameters, width, clip.tokens / ranks, branches, height * breadth, offload=False
+    )
     available = torch.cuda.get_device_properties(world.device).total_memory
     if needed <= 0.9 * available:
         return False

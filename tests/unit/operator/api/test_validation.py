@@ -201,6 +201,23 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             },
             "spec.storage.accessMode: ReadWriteOncePod does not allow 2 pods",
         ),
+        (
+            {"inference": {"gpus": 3}},
+            "spec.inference.gpus: 3 is not valid: they must divide the 16 attention heads of 2B; "
+            "use 1, 2, 4, 8 or 16",
+        ),
+        (
+            {"inference": {"gpus": 6}},
+            "6 is not valid: the 3 that share a branch of guidance must divide the 16 attention",
+        ),
+        (
+            {"model": {"size": "14B"}, "inference": {"gpus": 16, "guidance": 0}},
+            "must divide the 40 attention heads of 14B; use 1, 2, 4, 5, 8 or 10",
+        ),
+        ({"model": {"size": "Tiny"}, "inference": {"gpus": 16}}, "use 1, 2, 4 or 8"),
+        ({"inference": {"gpus": 0}}, "spec.inference.gpus: 0 is not valid"),
+        ({"inference": {"gpus": 32}}, "spec.inference.gpus: 32 is not valid"),
+        ({"inference": {"offload": "Auto"}}, "spec.inference.offload: 'Auto' is not valid"),
         ({"storage": {"size": "big"}}, "spec.storage.size: 'big' is not valid (Size of"),
         (
             {"inference": {"samples": [{"input": "a", "output": "x.avi"}]}},

@@ -278,7 +278,7 @@ def test_gpus_are_held_by_the_stages_that_use_them():
         "embeddings": "1",
         "latents": "1",
         "train": "8",
-        "inference": "1",
+        "inference": "8",
     }
     assert "nvidia.com/gpu" not in to_yaml(plan())
     assert all(env(s)["CUDA_VISIBLE_DEVICES"] == "" for s in plan().stages)
@@ -292,6 +292,54 @@ def test_a_stage_can_give_up_its_gpu():
     )
     limits = pod(made.stage("embeddings"))["containers"][0]["resources"]["limits"]
     assert limits == {"cpu": "4"}
+
+
+def test_samples_on_several_gpus():
+    one, two = (
+        plan(model={"size": "2B"}, training={"nodes": 1}, inference=inference | {"guidance": 7})
+        for inference in ({}, {"gpus": 2, "offload": True})
+    )
+    (container,) = pod(two.stage("inference"))["containers"]
+    assert container["resources"] == {
+        "requests": {"cpu": "10", "memory": "160Gi"},
+        "limits": {"nvidia.com/gpu": "2"},
+    }
+    assert list(container["command"]) == [
+        *(argv := list(one.stage("inference").argv))[: (at := argv.index("--vae_path"))],
+        "--num_gpus=2",
+        "--offload",
+        *argv[at:],
+    ]
+    assert pod(two.stage("train")) == pod(one.stage("train"))
+    (job,) = two.sampling(500)  # samples of checkpoints are made alike
+    (sampler,) = job["spec"]["template"]["spec"]["containers"]
+    assert sampler["resources"] == container["resources"]
+    assert {"--num_gpus=2", "--offload"} < set(sampler["command"])
+
+
+def test_more_gpus_make_no_sample_again_but_replace_pods_that_wait():
+    def annotations(**inference):
+        return plan(inference=inference).stage("inference").job["metadata"]["annotations"]
+
+    before, after = annotations(), annotations(gpus=2)
+    assert before["video2world.dev/inputs-hash"] == after["video2world.dev/inputs-hash"]
+    assert before["video2world.dev/pods-hash"] != after["video2world.dev/pods-hash"]
+    assert before["video2world.dev/pods-hash"] == annotations(gpus=1)["video2world.dev/pods-hash"]
+    one, two = plan().sampling(5), plan(inference={"gpus": 2, "offload": True}).sampling(5)
+    hashes = [
+        job["metadata"]["annotations"]["video2world.dev/inputs-hash"] for (job,) in (one, two)
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_settings_of_single_samples():
+    sample = {"input": "a.mp4", "seed": 5, "negativePrompt": "$(id) blurry"}
+    made = plan(inference={"samples": [sample], "framesFrom": "Last"}).stage("inference")
+    text = made.job["spec"]["template"]["metadata"]["annotations"]["video2world.dev/samples"]
+    (entry,) = json.loads(text)
+    assert (entry["seed"], entry["negative_prompt"]) == (5, "$(id) blurry")
+    assert made.argv[-2:] == ("--frames", "last")
+    assert changed(inference={"framesFrom": "Last"}) == ["inference"]
 
 
 def test_samples_file():

@@ -725,6 +725,60 @@ def test_the_sampler_counts_against_the_quota_and_on_this_machine():
     assert here(resource(training=fewer, **EVERY))["GPUs"][0] == "ok"
 
 
+def samples(**inference):
+    return {"inference": {"samples": [{"input": "a.mp4"}], **inference}}
+
+
+def of_gib(gib, count=8):
+    return [Gpu("GPU", gib * GIB, 9)] * count
+
+
+ON_EIGHT = {"nodes": 1, "gpusPerNode": 8}
+
+
+@pytest.mark.parametrize(
+    ("size", "inference", "gib", "verdict", "text"),
+    [
+        ("2B", {}, 24, "ok", "needs about 19 GiB, GPU has 24 GiB"),
+        ("2B", {}, 16, "ok", "about 19 GiB (9 with inference.offload, which is then on)"),
+        ("2B", {"offload": True}, 16, "ok", "needs about 9 GiB, GPU has 16 GiB"),
+        ("2B", {}, 8, "fail", "GPU has 8 GiB"),
+        ("14B", {}, 80, "ok", "needs about 42 GiB"),
+        ("14B", {}, 10, "fail", "(11 with inference.offload"),
+    ],
+)
+def test_samples_need_gpu_memory_of_their_own(size, inference, gib, verdict, text):
+    made = resource(size, training={**ON_EIGHT, "architecture": "LoRA"}, **samples(**inference))
+    found = here(made, gpus=of_gib(gib))["GPU memory, samples"]
+    assert found[0] == verdict
+    assert text in found[1]
+    assert bool(found[2]) == (verdict == "fail")
+    memory = {"nvidia.com/gpu.memory": str(gib * 1024)}
+    cluster = there(made, nodes=[node(labels=KIND | memory)])["GPU memory, samples"]
+    assert cluster[0] == verdict
+    assert "GPU memory, samples" not in here(resource(size))
+
+
+def test_the_gpus_of_a_sample_are_counted():
+    one = {"nodes": 1, "gpusPerNode": 1, "contextParallelSize": 1}
+    made = resource(training=one, storage={"accessMode": "ReadWriteMany"}, **samples(gpus=4))
+    found = here(made, gpus=[H100] * 2)["GPUs"]
+    assert found[:2] == ("fail", "inference.gpus requests 4, 2 are available")
+    assert here(made, gpus=[H100] * 4)["GPUs"][0] == "ok"
+    every = resource(training=one, **samples(gpus=4, everyCheckpoint=True))
+    assert here(every, gpus=[H100] * 4)["GPUs"][0] == "warn"
+    assert here(every, gpus=[H100] * 5)["GPUs"][0] == "ok"
+    two = [{"input": "a.mp4"}, {"input": "b.mp4"}]
+    made = resource(training=one, **samples(gpus=4, samples=two, parallelism=2))
+    found = there(made)["nodes for inference"]
+    assert found[:2] == ("ok", "there is room for 2 pods with 4 GPUs each, 8 in all")
+    small = there(made, nodes=[node(2, labels=KIND)] * 8)["nodes for inference"]
+    assert small[0] == "fail"
+    assert "8 with too little nvidia.com/gpu (2)" in small[1]
+    assert small[2] == "change spec.inference or spec.stages.inference, or add nodes"
+    assert operator_checks(made, [node(2)])["nodes for inference"] == "fail"
+
+
 @pytest.mark.parametrize("size", ["Tiny", "2B", "14B"])
 def test_the_claim_of_a_short_file_is_large_enough(size):
     assert there(resource(size, storage={"accessMode": "ReadWriteMany"}))["volume size"][0] == "ok"
