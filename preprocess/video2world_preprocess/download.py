@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from video2world_common.attention_pattern import pattern_of
 from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json, write_json
@@ -91,6 +92,15 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--guardrail", action="store_true", help="also download upstream's guardrail models"
+    )
+    flags.add_argument(
+        "--weights", type=Path, help="own weights to train from; checked if they exist already"
+    )
+    flags.add_argument(
+        "--attention_pattern",
+        choices=("dense", "sparse"),
+        default="dense",
+        help="attention that --weights must have been trained with (default: dense)",
     )
     flags.add_argument("--dry-run", action="store_true", help="only print what would be downloaded")
     return flags
@@ -248,7 +258,27 @@ def _is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off")
 
 
+def _check_weights(args: argparse.Namespace) -> None:
+    """Refuse weights for another attention pattern now, when no stage holds a GPU yet.
+
+    Raises:
+        UserError: the weights were trained with the other pattern.
+    """
+    if args.weights is None:
+        return
+    try:
+        found = pattern_of(args.weights)
+    except ValueError:
+        return  # training reports a damaged record
+    if found not in (None, args.attention_pattern):
+        raise UserError(
+            f"spec.training.attentionPattern: {args.weights} (spec.model.weights) was trained with "
+            f"{found} attention; use {found.capitalize()}, or other weights"
+        )
+
+
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
+    _check_weights(args)
     wanted = repositories(args)
     tiny = "Tiny" in args.model_sizes
     folders = [args.checkpoint_dir / repository.repo_id for repository in wanted]

@@ -198,7 +198,7 @@ RELATED = {
         size=["Tiny", "2B", "14B"],
         resolution=["480p", "720p"],
         ropeRatio=[0, 1.5],
-        weights=["w.pt", "a/../w.pt"],
+        weights=["w.pt", "a/../w.pt", "model-720p-10fps.pt", "a/model-720p-16fps-natten.pt"],
     ),
     "dataset": some(
         agibot=[{"path": "a"}],

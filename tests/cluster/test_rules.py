@@ -156,6 +156,22 @@ CASES = {
         {"training": {"attention": "Torch", "attentionPattern": "Sparse"}},
         "has no Sparse attention",
     ),
+    "published weights have a pattern": (
+        {
+            "model": {"size": "2B", "weights": "mine/model-720p-16fps-natten.pt"},
+            "training": {"gpusPerNode": 8, "attentionPattern": "Sparse"},
+        },
+        {
+            "model": {"size": "2B", "weights": "mine/model-720p-16fps.pt"},
+            "training": {"gpusPerNode": 8, "attentionPattern": "Sparse"},
+        },
+        "training.attentionPattern contradicts model.weights",
+    ),
+    "published weights of sparse attention": (
+        {"model": {"weights": "my-model-720p-16fps-natten.pt"}},
+        {"model": {"weights": "model-720p-16fps-natten.pt"}},
+        "training.attentionPattern contradicts model.weights",
+    ),
     "access mode": (
         {"storage": {"accessMode": "ReadWriteMany"}},
         {"storage": {"accessMode": "ReadWriteOncePod"}},

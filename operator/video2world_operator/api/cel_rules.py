@@ -7,6 +7,7 @@ specs. Rules about changes are generated from :mod:`video2world_operator.api.mut
 
 from __future__ import annotations
 
+from video2world_common.attention_pattern import DENSE_WEIGHTS, SPARSE_WEIGHTS
 from video2world_common.experiments import PREFIX
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.constants import (
@@ -135,9 +136,10 @@ def spec_rules() -> list[CELRule]:
     """
     sized = "has(self.model) && has(self.model.size)"
     named = "has(self.training.experiment)"
+    written = f"!{named} && (!has(self.training.overrides) || size(self.training.overrides) == 0)"
     sparse = (
         "has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' && "
-        f"!{named} && (!has(self.training.overrides) || size(self.training.overrides) == 0)"
+        f"{written}"
     )
     plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
     parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
@@ -202,6 +204,14 @@ def spec_rules() -> list[CELRule]:
             "self.training.attention in ['Auto', 'FlashAttention4']",
             "training.attentionPattern: this training.attention has no Sparse attention; use Auto, "
             "or Dense",
+        ),
+        _rule(
+            f"!({written}) || !has(self.model) || !has(self.model.weights) || "
+            "(has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' ? "
+            f"!self.model.weights.matches('{DENSE_WEIGHTS}') : "
+            f"!self.model.weights.matches('{SPARSE_WEIGHTS}'))",
+            "training.attentionPattern contradicts model.weights, which are published weights of "
+            "the other pattern; change one of them",
         ),
         _rule(
             "!has(self.storage) || !has(self.storage.accessMode) || "

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from video2world_common.attention_pattern import published_pattern
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api import wording
 from video2world_operator.api.constants import (
@@ -288,9 +289,17 @@ def _phases(spec: Spec) -> Iterator[Problem]:
 
 
 def _attention_pattern(spec: Spec) -> Iterator[Problem]:
+    field, training = "spec.training.attentionPattern", spec.training
+    published = published_pattern(spec.model.weights or "")
+    if published is not None and published != training.attention_pattern.lower():
+        yield Problem(
+            field,
+            f"{training.attention_pattern} cannot start from {spec.model.weights} "
+            f"(spec.model.weights), which has {published} attention; use {published.capitalize()}, "
+            "or remove the weights",
+        )
     if not spec.sparse:
         return
-    field, training = "spec.training.attentionPattern", spec.training
     others = [phase.resolution for phase in spec.phases if phase.resolution != "720p"]
     if others and not spec.tiny:
         where = "a phase's resolution" if training.phases else "spec.model.resolution"

@@ -132,6 +132,8 @@ def _download(resource: Video2WorldPostTrain) -> Command:
         *_size_flags(resource),
         *("--checkpoint_dir", "checkpoints"),
         *(["--natten_only"] if resource.spec.sparse and not resource.spec.tiny else []),
+        *(["--weights", weights] if (weights := resource.spec.model.weights) else []),
+        *(["--attention_pattern", "sparse"] if weights and resource.spec.sparse else []),
     )
     outputs = [f"{_base(resource)}/tokenizer", _text_encoder(resource)]
     return Command(argv, *outputs)

@@ -227,6 +227,29 @@ def test_flags_choose_the_files():
     assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)
 
 
+@pytest.mark.parametrize(
+    ("name", "record", "wanted", "expected"),
+    [
+        ("w.pt", {"run": {}, "attention_pattern": "dense"}, "sparse", "with dense attention; use"),
+        ("w.pt", {"run": {}, "attention_pattern": "sparse"}, "dense", "use Sparse, or other"),
+        ("w.pt", {"run": {}}, "sparse", "with dense attention"),  # from before sparse training
+        ("model-720p-16fps.pt", None, "sparse", "with dense attention"),
+        ("model-720p-16fps-natten.pt", None, "sparse", ""),
+        ("w.pt", {"run": {}, "attention_pattern": "sparse"}, "sparse", ""),
+        ("w.pt", None, "sparse", ""),  # nothing is known of it
+    ],
+)
+def test_weights_of_another_pattern_are_refused_before_a_gpu_is_held(
+    tmp_path, monkeypatch, capsys, name, record, wanted, expected
+):
+    monkeypatch.chdir(tmp_path)
+    if record is not None:
+        Path("config.json").write_text(json.dumps(record))
+    flags = ["--weights", name, "--attention_pattern", wanted, "--dry-run"]
+    assert download.main(["--model_sizes", "Tiny", *flags]) == (2 if expected else 0)
+    assert expected in capsys.readouterr().err
+
+
 def test_tiny_and_dry_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")

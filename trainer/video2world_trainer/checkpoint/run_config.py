@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from video2world_common.attention_pattern import published_pattern, recorded_pattern
 from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json
 from video2world_trainer.model.lora import AdapterFacts
 
 __all__ = ["RunConfig", "attention_pattern"]
-
-_PUBLISHED = re.compile(r"model-\d+p-\d+fps(-natten)?")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class RunConfig:
                 float(content["rope_ratio_w"]),
             ),
             fps=int(content["fps"]) if "fps" in content else None,
-            attention_pattern=str(content.get("attention_pattern", "dense")),
+            attention_pattern=recorded_pattern(content),
             adapters=adapters,
         )
 
@@ -80,7 +78,4 @@ def attention_pattern(path: Path, run: RunConfig) -> str | None:
         path: the model file; NVIDIA names those of sparse attention ``-natten``.
         run: the record next to it.
     """
-    published = _PUBLISHED.fullmatch(path.stem)
-    if run.attention_pattern is None and published is not None:
-        return "sparse" if published[1] else "dense"
-    return run.attention_pattern
+    return run.attention_pattern or published_pattern(path.name)

@@ -202,6 +202,19 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             "spec.storage.accessMode: ReadWriteOncePod does not allow 2 pods",
         ),
         (
+            {
+                "model": {"size": "2B", "weights": "mine/model-720p-16fps.pt"},
+                "training": {"iterations": 5, "attentionPattern": "Sparse"},
+            },
+            "spec.training.attentionPattern: Sparse cannot start from mine/model-720p-16fps.pt "
+            "(spec.model.weights), which has dense attention; use Dense, or remove the weights",
+        ),
+        (
+            {"model": {"size": "2B", "weights": "model-720p-10fps-natten.pt"}},
+            "Dense cannot start from model-720p-10fps-natten.pt (spec.model.weights), which has "
+            "sparse attention; use Sparse",
+        ),
+        (
             {"inference": {"gpus": 3}},
             "spec.inference.gpus: 3 is not valid: they must divide the 16 attention heads of 2B; "
             "use 1, 2, 4, 8 or 16",

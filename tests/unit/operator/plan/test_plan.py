@@ -294,6 +294,15 @@ def test_a_stage_can_give_up_its_gpu():
     assert limits == {"cpu": "4"}
 
 
+def test_the_download_checks_own_weights():
+    assert "--weights" not in plan().stage("download").argv
+    dense = plan(model={"weights": "a/w.pt"}).stage("download").argv
+    assert dense[-2:] == ("--weights", "a/w.pt")
+    sparse = {"iterations": 9, "attentionPattern": "Sparse"}
+    found = plan(model={"weights": "a/w.pt"}, training=sparse).stage("download").argv
+    assert found == (*dense, "--attention_pattern", "sparse")
+
+
 def test_samples_on_several_gpus():
     one, two = (
         plan(model={"size": "2B"}, training={"nodes": 1}, inference=inference | {"guidance": 7})
