@@ -9,7 +9,8 @@ from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR
 from video2world_common.progress_events import CheckpointSaved, Event, Resumed
 from video2world_operator.api.conditions import Reason
 from video2world_operator.local.attempt import Attempt, Outcome
-from video2world_operator.local.pod_environment import UnsupportedManifest
+from video2world_operator.local.gpu_shares import visible_gpus
+from video2world_operator.local.pod_environment import UnsupportedManifest, job_of, pod_count
 from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.run_record import RunRecord
 from video2world_operator.local.sampler import Sampler
@@ -108,7 +109,9 @@ class LocalEngine:
         manifests = self._plan.manifests(stage.name, attempt)
         if self._record.volume_id:
             manifests = with_env(manifests, V2W_VOLUME_ID=self._record.volume_id)
-        group = PodGroup(stage.name, attempt, manifests, self._state)
+        # a pod that is alone uses all GPUs that it finds
+        gpus = visible_gpus() if pod_count(job_of(manifests)) > 1 else ()
+        group = PodGroup(stage.name, attempt, manifests, self._state, gpus)
         self._display.start(stage.name, f"{group.size} pods" if group.size > 1 else "")
 
         def on_event(event: Event) -> None:

@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO
 
 from video2world_common.progress_events import Lines
 from video2world_operator.local import pod_init
+from video2world_operator.local.gpu_shares import gpu_shares
 from video2world_operator.local.pod_environment import PodEnvironment, job_of, pod_count
 from video2world_operator.local.pod_process import ProcessSpec, process_spec
 from video2world_operator.local.state import StateFolder
@@ -43,13 +44,19 @@ class PodGroup:
     """The pods of one Job; a thread for each copies its output to its log and to one queue."""
 
     def __init__(
-        self, stage: str, attempt: int, manifests: Sequence[Manifest], state: StateFolder
+        self,
+        stage: str,
+        attempt: int,
+        manifests: Sequence[Manifest],
+        state: StateFolder,
+        gpus: Sequence[str] = (),
     ) -> None:
+        """``gpus`` are divided between the pods; without them, all see every GPU."""
         self.stage, self.attempt = stage, attempt
         self.size = pod_count(job_of(manifests))
         self.pods: list[LocalPod] = []  # those started so far
         self.running = 0
-        self._manifests, self._state = manifests, state
+        self._manifests, self._state, self._gpus = manifests, state, gpus
         self._lines: queue.SimpleQueue[tuple[LocalPod, bytes | None]] = queue.SimpleQueue()
 
     def start(self) -> None:
@@ -61,8 +68,10 @@ class PodGroup:
         """
         environment = PodEnvironment.of(self.stage, self._manifests, self._state)
         pod = job_of(self._manifests)["spec"]["template"]["spec"]
+        shares = gpu_shares(pod, self.size, self._gpus)
         for index in range(self.size):
-            self._start_pod(index, process_spec(pod, environment, index=index))
+            own = {"CUDA_VISIBLE_DEVICES": shares[index]} if shares else {}
+            self._start_pod(index, process_spec(pod, environment, index=index), own)
 
     def next_line(self, timeout: float) -> tuple[LocalPod, bytes | None] | None:
         """Wait at most ``timeout`` seconds for a line of a pod; None if there is none.
@@ -92,8 +101,8 @@ class PodGroup:
             pod.child.wait()
             pod.reader.join(timeout=JOIN_SECONDS)
 
-    def _start_pod(self, index: int, spec: ProcessSpec) -> None:
-        env = dict(spec.env)
+    def _start_pod(self, index: int, spec: ProcessSpec, own: Mapping[str, str]) -> None:
+        env = {**spec.env, **own}
         if self.size > 1:
             # The pods share this machine; without a limit, each would use all of its cores.
             env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))

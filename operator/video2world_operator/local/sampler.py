@@ -8,6 +8,7 @@ from video2world_common.exit_codes import EXIT_FAILURE
 from video2world_common.progress_events import SamplesMade, parse
 from video2world_operator.api.conditions import Reason, Type
 from video2world_operator.local import pod_init
+from video2world_operator.local.gpu_shares import visible_gpus
 from video2world_operator.local.pod_environment import UnsupportedManifest
 from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.run_record import RunRecord
@@ -53,7 +54,9 @@ class Sampler:
 
     def _start(self, iteration: int) -> _Job:
         self._record.begin_samples(iteration)
-        group = PodGroup(SAMPLING, iteration, self._plan.sampling(iteration), self._record.folder)
+        manifests = self._plan.sampling(iteration)
+        free = visible_gpus()[self._plan.resource.spec.gpus :]  # those that training does not use
+        group = PodGroup(SAMPLING, iteration, manifests, self._record.folder, free)
         try:
             group.start()
         except (UnsupportedManifest, OSError) as error:

@@ -71,7 +71,8 @@ def check_machine(plan: Plan, estimate: ResourceEstimate, machine: Machine) -> I
     if spec.device == "CPU":
         return
     found = machine.gpus or ()
-    wanted = spec.gpus
+    wanted, pods = spec.gpus, spec.inference.pods(spec.inference.count)
+    sampling = spec.inference.pods(1) * spec.inference.gpus  # during training
     if len(found) < wanted:
         remedy = "set spec.training.gpusPerNode (and nodes: 1), or run on a cluster"
         yield Check(
@@ -80,12 +81,16 @@ def check_machine(plan: Plan, estimate: ResourceEstimate, machine: Machine) -> I
     elif spec.inference.samples and len(found) < spec.inference.gpus:
         text = f"inference.gpus requests {spec.inference.gpus}, {len(found)} are available"
         yield Check("GPUs", Verdict.FAIL, text, "lower inference.gpus, or run on a cluster")
-    elif spec.inference.every_checkpoint and len(found) - wanted < spec.inference.gpus:
+    elif spec.inference.every_checkpoint and len(found) - wanted < sampling:
         text = (
             f"training uses {wanted} of {len(found)}: samples generated during training need "
-            f"{spec.inference.gpus}, and share the first with it"
+            f"{sampling}, and share the first with it"
         )
         remedy = "train on fewer (spec.training.gpusPerNode), or remove inference.everyCheckpoint"
+        yield Check("GPUs", Verdict.WARN, text, remedy)
+    elif spec.inference.samples and len(found) < pods * spec.inference.gpus:
+        text = f"inference requests {pods} pods x {spec.inference.gpus}, {len(found)} are available"
+        remedy = "lower inference.parallelism, as its pods share the first otherwise"
         yield Check("GPUs", Verdict.WARN, text, remedy)
     else:
         yield Check("GPUs", Verdict.OK, f"{wanted} of {len(found)} are requested")

@@ -94,8 +94,10 @@ def _check_inference(
     """Report what the inference stage needs in all, and check the GPUs' memory."""
     each = plan.resource.spec.inference.gpus
     if each > 1 and plan.resource.spec.device == "GPU":
-        text = f"there is room for {pods} pods with {each} GPUs each, {pods * each} in all"
-        yield Check("nodes for inference", Verdict.OK, text.replace("1 pods with", "1 pod with"))
+        text = f"there is room for 1 pod with {each} GPUs"
+        if pods > 1:
+            text = f"there is room for {pods} pods with {each} GPUs each, {pods * each} in all"
+        yield Check("nodes for inference", Verdict.OK, text)
     yield from check_sample_memory(plan, estimate, gpus)
 
 

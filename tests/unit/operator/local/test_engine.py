@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from video2world_operator.api.validation import load_resource
+from video2world_operator.local.gpu_shares import gpu_shares, visible_gpus
 from video2world_operator.local.pod_environment import PodEnvironment, UnsupportedManifest
 from video2world_operator.local.pod_process import process_spec
 from video2world_operator.local.state import StateFolder
@@ -187,6 +188,45 @@ def test_environment_and_paths_are_mapped_to_this_machine(setup):
     assert [env["JOB_COMPLETION_INDEX"] for env in envs] == ["0", "1"]
     assert envs[0]["PET_NNODES"] == "2"
     assert envs[0]["HOME"].startswith(str(volume))
+
+
+def test_pods_of_a_job_have_gpus_of_their_own(setup, tmp_path, monkeypatch):
+    write, volume = setup
+    smi = tmp_path / "bin/nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    code, out = run(write(device="GPU"), volume)
+    assert code == 0, out
+    names = ("train-0", "train-1", "latents-0")
+    envs = [json.loads((volume / f"env-{name}.json").read_text()) for name in names]
+    # the latents stage starts a process for every GPU that it finds
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in envs] == ["0", "1", None]
+
+
+@pytest.mark.parametrize(
+    ("each", "count", "gpus", "expected"),
+    [
+        (2, 2, "4567", ["4,5", "6,7"]),
+        (1, 1, "01", ["0"]),
+        (2, 2, "012", []),  # too few: they share
+        (0, 2, "01", []),
+        (1, 2, "", []),
+    ],
+)
+def test_gpus_are_divided_between_pods(each, count, gpus, expected):
+    limits = {"nvidia.com/gpu": str(each)} if each else {}
+    pod = {"containers": [{"resources": {"limits": limits}}]}
+    assert gpu_shares(pod, count, list(gpus)) == expected
+
+
+def test_visible_gpus_are_the_users_choice(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8a")
+    assert visible_gpus() == ["3", "GPU-8a"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
 
 
 def test_a_failed_pod_restarts_the_whole_group_under_a_new_attempt(setup):

@@ -770,6 +770,8 @@ def test_the_gpus_of_a_sample_are_counted():
     assert here(every, gpus=[H100] * 5)["GPUs"][0] == "ok"
     two = [{"input": "a.mp4"}, {"input": "b.mp4"}]
     made = resource(training=one, **samples(gpus=4, samples=two, parallelism=2))
+    found = here(made, gpus=[H100] * 4)["GPUs"]
+    assert found[:2] == ("warn", "inference requests 2 pods x 4, 4 are available")
     found = there(made)["nodes for inference"]
     assert found[:2] == ("ok", "there is room for 2 pods with 4 GPUs each, 8 in all")
     small = there(made, nodes=[node(2, labels=KIND)] * 8)["nodes for inference"]
