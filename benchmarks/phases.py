@@ -51,7 +51,7 @@ LOW, HIGH = (64, 80), (96, 128)  # Tiny's sizes for 480p and 720p
 SHARES = (7, 3)  # iterations of the two phases, as in the documentation's example
 TIMED, WARM_UP = 12, 3  # iterations of each calibration phase, of which the first do not count
 CLIPS = 16  # of each window
-DRAWS = 8  # noise levels for each held-out clip
+DRAWS = 4  # noise levels for each held-out clip
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262}  # by degrees of freedom
 DATA = "datasets/agibot_head_center_fisheye_color"
 
