@@ -129,8 +129,8 @@ class DatasetSpec(ApiModel):
     videos: VideosDataset | None = Field(default=None, description="A folder of your own videos.")
     captions: CaptionsSpec | None = Field(
         default=None,
-        description="Captions by a vision-language model, in place of the dataset's own (agibot "
-        "and videos); defaults to none, and then no data is sent anywhere.",
+        description="Captions by a vision-language model, in place of the dataset's own (not of "
+        "a prepared one); defaults to none, and then no data is sent anywhere.",
     )
     shards: int = Field(
         default=1,
