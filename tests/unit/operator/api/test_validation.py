@@ -46,6 +46,7 @@ def test_samples_load(path):
 def test_the_samples_are_known():
     assert {path.stem for path in SAMPLES} == {
         "posttrain",
+        "captioned-videos",
         "demo",
         "agibot-2b",
         "agibot-14b",
