@@ -62,6 +62,7 @@ lint: .venv/ready ## Check style, types, layers, generated files, known vulnerab
 	$(BIN)/lint-imports
 	$(BIN)/python -m video2world_operator.codegen.crd --check
 	$(BIN)/python -m video2world_operator.codegen.rbac --check
+	$(BIN)/python -m benchmarks.measured_times --check
 	$(BIN)/python -m video2world_operator.codegen.reference --check
 	$(BIN)/python tools/train_settings.py --check
 	$(BIN)/mkdocs build --site-dir build/lint-site
@@ -80,6 +81,7 @@ format: .venv/ready ## Format the sources
 generate: .venv/ready ## Generate CRD, RBAC manifests and docs/reference from the code
 	$(BIN)/python -m video2world_operator.codegen.crd
 	$(BIN)/python -m video2world_operator.codegen.rbac
+	$(BIN)/python -m benchmarks.measured_times
 	$(BIN)/python -m video2world_operator.codegen.reference
 	$(BIN)/python tools/train_settings.py
 

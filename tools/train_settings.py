@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from video2world_operator.api.experiments import DECIDED, OVERRIDES
-from video2world_operator.codegen.reference import HEAD, table
+from video2world_operator.codegen.markdown import HEAD, table
 from video2world_operator.codegen.write import generate
 from video2world_trainer.training.config import SETTINGS, value_kind
 from video2world_trainer.training.config_defaults import defaults_by_size

@@ -1,7 +1,7 @@
 """Define the model sizes: their shape, and the training defaults that follow from it.
 
-Both the operator (pods, command lines, memory estimates) and the trainer (network, schedule) read
-this table. Source of the values for 2B and 14B: cosmos_predict2/configs/base in
+Both the operator (pods, command lines, estimates of memory and time) and the trainer (network,
+schedule) read this table. Source of the values for 2B and 14B: cosmos_predict2/configs/base in
 https://github.com/nvidia-cosmos/cosmos-predict2; Tiny is a demonstration model of this project.
 """
 
@@ -25,6 +25,8 @@ class ModelSize:
     ``volume_size`` holds all weights and has room for data and checkpoints (docs/sizing.md).
     """
 
+    model_channels: int
+    num_blocks: int
     num_heads: int
     rope_ratios: tuple[float, float, float]
     nodes: int
@@ -40,6 +42,8 @@ class ModelSize:
 
 SIZES: Mapping[str, ModelSize] = {
     "Tiny": ModelSize(
+        model_channels=128,
+        num_blocks=4,
         num_heads=4,
         rope_ratios=(1.0, 1.0, 1.0),
         nodes=1,
@@ -53,6 +57,8 @@ SIZES: Mapping[str, ModelSize] = {
         clip_frames=dict.fromkeys(_CLIP_FRAMES, 17),
     ),
     "2B": ModelSize(
+        model_channels=2048,
+        num_blocks=28,
         num_heads=16,
         rope_ratios=(3.0, 3.0, 1.0),
         nodes=1,
@@ -62,6 +68,8 @@ SIZES: Mapping[str, ModelSize] = {
         volume_size="500Gi",
     ),
     "14B": ModelSize(
+        model_channels=5120,
+        num_blocks=36,
         num_heads=40,
         rope_ratios=(2.0, 2.0, 20 / 24),
         nodes=4,

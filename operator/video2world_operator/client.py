@@ -25,7 +25,9 @@ from video2world_operator.cli.status_tree import tree
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.preflight.check import Check
 from video2world_operator.preflight.cluster_checks import check_cluster
+from video2world_operator.preflight.node_fit import training_gpus
 from video2world_operator.preflight.requirements import estimate
+from video2world_operator.preflight.time_estimate import TimeEstimate, estimate_time
 from video2world_operator.terminal import Screen
 
 __all__ = ["Video2World"]
@@ -91,6 +93,15 @@ class Video2World:
         plan = make_plan(self.resource)
         facts = cluster_run.preflight(plan, self.manifest, self.namespace)
         return list(check_cluster(plan, estimate(self.resource), facts))
+
+    def estimate_time(self) -> TimeEstimate | None:
+        """Estimate how long it trains and generates samples, on the GPUs of the cluster's nodes.
+
+        Returns None if nothing similar was measured.
+        """
+        plan = make_plan(self.resource)
+        nodes = cluster_run.preflight(plan, self.manifest, self.namespace).nodes
+        return estimate_time(self.resource, training_gpus(plan, nodes or ()))
 
     def apply(self) -> Self:
         """Create the resource, or change it to this spec."""

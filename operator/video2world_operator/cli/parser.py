@@ -62,7 +62,7 @@ def _add_file_commands(commands: Subparsers) -> None:
     one = _add(
         commands,
         "preflight",
-        "Check disk, memory, GPUs, licences and the cluster before a run.",
+        "Check disk, memory, GPUs, licences and the cluster before a run, and estimate its time.",
         "preflight -f posttrain.yaml --cluster",
     )
     _file_flag(one)
@@ -73,6 +73,7 @@ def _add_file_commands(commands: Subparsers) -> None:
         help="check the kubeconfig's cluster instead of this machine",
     )
     _namespace_flag(one, "namespace, with --cluster")
+    one.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
 
 def _add_read_commands(commands: Subparsers) -> None:

@@ -34,8 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dry_run(plan: Plan, volume: Path) -> None:
-    """Print for each stage whether it would run, why, and its command."""
+    """Print for each stage whether it would run, why, and its command; then estimated times."""
     from video2world_operator.local.stage_check import check_stages, volume_root
+    from video2world_operator.preflight.machine import gpus_here
+    from video2world_operator.preflight.time_estimate import describe, estimate_time
     from video2world_operator.terminal import sanitize_terminal
 
     checks, first_to_run = check_stages(volume_root(plan, volume), plan.stages), ""
@@ -48,3 +50,5 @@ def _dry_run(plan: Plan, volume: Path) -> None:
         note = f"; {check.note}" if check.note else ""
         print(f"{verdict:<6}{stage.name:<11} {sanitize_terminal(why + note)}")
         print(f"{'':<17} {' '.join(stage.argv)}")
+    for title, text in describe(estimate_time(plan.resource, gpus_here() or ())):
+        print(f"{'time' if title else '':<6}{title:<11} {text}")

@@ -9,30 +9,28 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from video2world_operator.api import crd_schema
 from video2world_operator.api.conditions import Reason, Type
-from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.mutability import CHANGEABLE, fixed
-from video2world_operator.api.validation import parse
 from video2world_operator.api.wording import Schema
 from video2world_operator.cli import parser
+from video2world_operator.codegen.markdown import HEAD, table
+from video2world_operator.codegen.sizing import sizing_page
 from video2world_operator.codegen.write import generate
 from video2world_operator.controller.flags import FLAGS
 from video2world_operator.controller.metrics import Metrics, ResourceMetrics
 from video2world_operator.kube.workqueue import WorkQueue
-from video2world_operator.preflight import requirements
 from video2world_operator.reconcile import known_errors
 from video2world_operator.reconcile.failures import REASONS
 
-__all__ = ["ENVIRONMENT", "FOLDER", "HEAD", "Variable", "main", "pages", "table"]
+__all__ = ["ENVIRONMENT", "FOLDER", "Variable", "main", "pages"]
 
 FOLDER = Path(__file__).parents[3] / "docs" / "reference"
-HEAD = "<!-- Generated from the code by `make generate`; do not edit. -->\n"
 
 
 @dataclass(frozen=True)
@@ -158,100 +156,9 @@ def pages() -> dict[Path, str]:
         "environment.md": _environment(),
     }
     sizing = FOLDER.parent / "sizing.md"
-    return {FOLDER / name: HEAD + text for name, text in made.items()} | {sizing: HEAD + _sizing()}
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Format a Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-# ---------------------------------------------------------------------- sizing
-
-# Size, resolution, architecture, then nodes, GPUs on each and context parallelism.
-_RUNS = (
-    ("2B", "720p", "Base", 1, 8, 2),
-    ("2B", "720p", "Base", 1, 8, 1),
-    ("2B", "720p", "Base", 1, 4, 2),
-    ("2B", "720p", "Base", 1, 2, 2),
-    ("2B", "720p", "Base", 1, 1, 1),
-    ("2B", "480p", "Base", 1, 1, 1),
-    ("2B", "720p", "LoRA", 1, 1, 1),
-    ("14B", "720p", "Base", 4, 8, 8),
-    ("14B", "720p", "Base", 2, 8, 8),
-    ("14B", "480p", "Base", 2, 8, 8),
-    ("14B", "720p", "LoRA", 1, 8, 8),
-    ("14B", "480p", "LoRA", 1, 1, 1),
-)
-
-
-def _sizing() -> str:
-    text = "# Resource requirements\n\nEstimates for 16 fps and batch size 1, as `v2w preflight` "
-    text += "makes them for your file. "
-    text += " ".join((requirements.__doc__ or "").partition("\n\n")[2].split())
-    text += "\n\nDisk includes weights, text encoder, one task of AgiBotWorld in progress, three "
-    text += "checkpoints and one being written.\n\n"
-    rows = []
-    for size, resolution, architecture, nodes, gpus, context in _RUNS:
-        training: dict[str, Any] = {"iterations": 1, "nodes": nodes, "gpusPerNode": gpus}
-        training |= {"contextParallelSize": context, "architecture": architecture}
-        model = {"size": size, "resolution": resolution}
-        spec = {"model": model, "dataset": {"agibot": {}}, "training": training}
-        metadata = {"name": "x"}
-        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
-        estimated = requirements.estimate(parse(body))
-        shown = (
-            estimated.gpu / requirements.GIB,
-            estimated.host / requirements.GIB,
-            estimated.disk / 1e9,
-        )
-        rows.append(
-            (
-                f"{size} {resolution} {architecture}",
-                f"{nodes} x {gpus}",
-                str(context),
-                *(f"{number:.0f}" for number in shown),
-            )
-        )
-    head = (
-        "run",
-        "nodes x GPUs",
-        "context parallel",
-        "GiB per GPU",
-        "GiB host memory per node",
-        "GB of disk",
-    )
-    return text + table(head, rows) + _sample_sizing()
-
-
-_SAMPLES = (("2B", "720p"), ("2B", "480p"), ("14B", "720p"), ("14B", "480p"))
-
-
-def _sample_sizing() -> str:
-    text = (
-        "\nSamples with guidance at 16 fps, without and with `inference.offload`, which is on by "
-    )
-    text += (
-        "itself where the GPU is too small otherwise. The text encoder alone needs 9 GiB. Several "
-    )
-    text += "GPUs (`inference.gpus`) need hardly less each, as every one holds all weights.\n\n"
-    rows = []
-    for size, resolution in _SAMPLES:
-        spec = {
-            "model": {"size": size, "resolution": resolution},
-            "dataset": {"agibot": {}},
-            "training": {"iterations": 1},
-        }
-        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}, "spec": spec}
-        found = requirements.estimate(parse(body))
-        needs = (found.sample_gpu, found.sample_gpu_offload)
-        rows.append((f"{size} {resolution}", *(f"{n / requirements.GIB:.0f}" for n in needs)))
-    return text + table(("samples of", "GiB per GPU", "GiB per GPU with offload"), rows)
+    return {FOLDER / name: HEAD + text for name, text in made.items()} | {
+        sizing: HEAD + sizing_page()
+    }
 
 
 # ---------------------------------------------------------------------- fields

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from video2world_operator.preflight.facts import Access, Gpu, Machine
 
-__all__ = ["gpus_in", "hub", "machine", "token"]
+__all__ = ["gpus_here", "gpus_in", "hub", "machine", "token"]
 
 SECONDS = 10.0  # timeout for the Hub
 
@@ -26,14 +26,18 @@ def machine(volume: Path) -> Machine:
     folder = volume.resolve()
     while not folder.exists():
         folder = folder.parent
-    smi = shutil.which("nvidia-smi")
-    gpus: list[Gpu] | None = None
-    if smi:
-        asked = [smi, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-        gpus = gpus_in(done.stdout) if done.returncode == 0 else None
     used = sum(path.lstat().st_size for path in volume.rglob("*") if path.is_file())
-    return Machine(float(shutil.disk_usage(folder).free + used), _memory(), gpus)
+    return Machine(float(shutil.disk_usage(folder).free + used), _memory(), gpus_here())
+
+
+def gpus_here() -> list[Gpu] | None:
+    """Return the GPUs of this machine; None without a driver."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return None
+    asked = [smi, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+    return gpus_in(done.stdout) if done.returncode == 0 else None
 
 
 def gpus_in(table: str) -> list[Gpu]:

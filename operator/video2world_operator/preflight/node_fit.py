@@ -29,6 +29,7 @@ __all__ = [
     "container_resources",
     "parallel_pods",
     "sampler_stage",
+    "training_gpus",
 ]
 
 _GPU_LABELS = ("nvidia.com/gpu.product", "nvidia.com/gpu.memory", "nvidia.com/gpu.compute.major")
@@ -99,6 +100,14 @@ def _check_inference(
             text = f"there is room for {pods} pods with {each} GPUs each, {pods * each} in all"
         yield Check("nodes for inference", Verdict.OK, text)
     yield from check_sample_memory(plan, estimate, gpus)
+
+
+def training_gpus(plan: Plan, nodes: Sequence[Object]) -> list[Gpu]:
+    """Return a GPU of each kind of node that could hold a training pod, from the nodes' labels."""
+    stage = plan.stage("train")
+    requested = _requested(stage)
+    kinds = [node for node, _ in _distinct_nodes(nodes, stage)]
+    return [_gpu(node) for node in kinds if not _misfit(stage, requested, node)]
 
 
 def sampler_stage(plan: Plan) -> Stage | None:

@@ -1,22 +1,10 @@
-"""Count the floating-point operations of the network, and list the rated speed of GPUs."""
+"""Count the floating-point operations of the network."""
 
 from __future__ import annotations
 
 from video2world_trainer.model.presets import DiTConfig
 
-__all__ = ["pass_flops", "peak_flops", "step_flops"]
-
-# Dense bfloat16 FLOP/s of NVIDIA's datasheets by a part of the device name; first match wins
-_RATED = {
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "B100": 1750e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
+__all__ = ["pass_flops", "step_flops"]
 
 
 def step_flops(
@@ -43,8 +31,3 @@ def step_flops(
 def pass_flops(dit: DiTConfig, parameters: int, tokens: int) -> float:
     """Count the operations of one forward pass for one clip; see :func:`step_flops`."""
     return 2.0 * parameters * tokens + 4.0 * tokens**2 * dit.model_channels * dit.num_blocks
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the rated dense bfloat16 FLOP/s of a GPU; None if it is not listed."""
-    return next((rate for part, rate in _RATED.items() if part in device_name), None)

@@ -73,12 +73,12 @@ class Preset:
         return f"{self.base_folder}/model-{resolution}-{fps}fps{'-natten' if sparse else ''}.pt"
 
 
-def _dit(size: str, *, channels: int, blocks: int, adaln_lora_dim: int = 256) -> DiTConfig:
+def _dit(size: str, *, adaln_lora_dim: int = 256) -> DiTConfig:
     shared = SIZES[size]
     height, width, time = shared.rope_ratios
     return DiTConfig(
-        model_channels=channels,
-        num_blocks=blocks,
+        model_channels=shared.model_channels,
+        num_blocks=shared.num_blocks,
         num_heads=shared.num_heads,
         adaln_lora_dim=adaln_lora_dim,
         rope_ratio_t=time,
@@ -92,12 +92,12 @@ _BASE = "checkpoints/nvidia/Cosmos-Predict2-{}-Video2World"
 PRESETS: dict[str, Preset] = {
     "2B": Preset(
         size="2B",
-        dit=_dit("2B", channels=2048, blocks=28),
+        dit=_dit("2B"),
         base_folder=_BASE.format("2B"),
     ),
     "14B": Preset(
         size="14B",
-        dit=_dit("14B", channels=5120, blocks=36),
+        dit=_dit("14B"),
         weight_decay=0.2,
         cycle_length=50_000,
         f_max=0.2,
@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "Tiny": Preset(
         size="Tiny",
-        dit=_dit("Tiny", channels=128, blocks=4, adaln_lora_dim=64),
+        dit=_dit("Tiny", adaln_lora_dim=64),
         text_tokens=64,
         weight_decay=0.01,
         cycle_length=100_000,

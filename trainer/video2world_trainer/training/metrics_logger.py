@@ -11,9 +11,10 @@ import torch
 
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
+from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.dit import VideoDiT
-from video2world_trainer.model.flops import peak_flops, step_flops
+from video2world_trainer.model.flops import step_flops
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.history import HistoryWriter
@@ -173,9 +174,9 @@ class MetricsLogger:
         if device.type != "cuda":
             return {}
         numbers: dict[str, float | None] = {}
-        peak = peak_flops(torch.cuda.get_device_name(device))
-        if peak is not None:
-            used = flops / seconds / self._world.size / peak
+        kind = gpu_kind(torch.cuda.get_device_name(device))
+        if kind is not None:
+            used = flops / seconds / self._world.size / RATED_FLOPS[kind]
             numbers["model_flops_utilisation"] = round(used, 4)
         memory = torch.cuda.max_memory_allocated(device) / 2**30
         numbers["peak_memory_gib"] = round(memory, 2)

@@ -1,6 +1,7 @@
 """v2w preflight: estimates match measured runs, and each check has its verdicts."""
 
 import asyncio
+import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,7 @@ from video2world_operator.preflight.checks import check_hub, check_images, check
 from video2world_operator.preflight.cluster_checks import check_cluster
 from video2world_operator.preflight.facts import Access, ClusterFacts, Gpu, Machine
 from video2world_operator.preflight.machine import gpus_in, hub, machine
-from video2world_operator.preflight.node_fit import before_training
+from video2world_operator.preflight.node_fit import before_training, training_gpus
 from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.preflight.registry import parts, pullable
 from video2world_operator.preflight.requirements import GIB, estimate
@@ -255,7 +256,14 @@ def test_the_command(endpoint, capsys, tmp_path, monkeypatch):
     assert "good" not in out
     file.write_text(file.read_text().replace("agibot: {}", "prepared: {path: d}"))
     assert main(flags) == 0
-    assert "a: 3 checks, 0 failed, 0 unknown" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a: 3 checks, 0 failed, 0 unknown" in out
+    assert "\ntime  training           " in out
+    assert main((*flags, "-o", "json")) == 0
+    reported = json.loads(capsys.readouterr().out)
+    assert [check["verdict"] for check in reported["checks"]] == ["ok"] * 3
+    assert reported["time"]["gpu"] == "CPU"
+    assert reported["time"]["trainingSeconds"] == reported["time"]["phases"][0]["seconds"] > 0
     assert not (tmp_path / "volume").exists()
 
 
@@ -791,6 +799,16 @@ def test_several_small_pods_share_a_node():
     made = resource(training=small, storage={"accessMode": "ReadWriteOnce"})
     found = there(made, nodes=[node(labels=KIND)])
     assert found["nodes for train"][:2] == ("ok", "there is room for just 8 pods")
+
+
+def test_times_are_for_the_gpus_that_can_train():
+    made = make_plan(resource(training={"gpusPerNode": 8}))
+    a100, h100 = KIND | {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}, KIND
+    nodes = [node(8, labels=h100), node(8, labels=h100), node(4, labels=a100)]
+    assert {gpu.name for gpu in training_gpus(made, nodes)} == {"H100"}
+    nodes.append(node(8, labels=a100))
+    assert {gpu.name for gpu in training_gpus(made, nodes)} == {"H100", "NVIDIA-A100-SXM4-80GB"}
+    assert training_gpus(made, [node(8)])[0].name == "a GPU of unknown model"
 
 
 def test_a_taint_that_is_tolerated():
