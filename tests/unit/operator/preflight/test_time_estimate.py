@@ -130,7 +130,16 @@ def test_samples_are_ordered_as_their_work_is(work):
 def test_phases_add_up(size, resolution, fps, iterations, gpus):
     model = {"resolution": resolution, "fps": fps}
     found = estimate_time(resource(size, model=model, training={"iterations": iterations}), gpus)
-    assert sum(one.phase.iterations for one in found.phases) == iterations
+    assert [one.phase.iterations for one in found.phases] == [iterations]
+    assert found.seconds == found.phases[0].seconds
+    phases = [
+        {"resolution": "480p", "iterations": iterations},
+        {"resolution": "720p", "iterations": 2 * iterations},
+    ]
+    made = resource(size, model={"fps": fps}, training={"iterations": None, "phases": phases})
+    found = estimate_time(made, gpus)
+    assert [one.phase.iterations for one in found.phases] == [iterations, 2 * iterations]
+    assert found.phases[0].step.seconds < found.phases[1].step.seconds
     assert found.seconds == pytest.approx(sum(one.seconds for one in found.phases))
     assert found.gpu_hours == pytest.approx(found.seconds * found.gpus / 3600)
 
@@ -188,6 +197,19 @@ def test_other_attention_is_shown_or_used():
 def test_the_kind_of_gpu_is_found_or_said_to_be_assumed(gpus, kind, note):
     found = estimate_time(resource(), gpus)
     assert (found.gpu, list(found.notes)) == (kind, [note] if note else [])
+
+
+def test_phases_are_shown_one_by_one():
+    phases = [
+        {"resolution": "480p", "iterations": 700},
+        {"resolution": "720p", "iterations": 300},
+    ]
+    made = resource(training=ONE | {"iterations": None, "phases": phases})
+    shown = dict(describe(estimate_time(made, [H200])))
+    assert shown["iteration 720p"].startswith("10.7 s on 1 x H200")
+    assert shown["training"].endswith(
+        "(700 iterations at 480p: 21m29s, 300 iterations at 720p: 53m18s)"
+    )
 
 
 def test_what_was_not_measured_is_said():
