@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -14,8 +15,11 @@ import pytest
 import yaml
 
 from caption_server import caption_for, caption_server
+from hub_server import HubServer, Repository, folder_files, serving
+from repository import ROOT
 from video2world_preprocess.demo import make_task
-from video2world_preprocess.video.reader import probe
+from video2world_preprocess.video.reader import probe, read_frames
+from video2world_trainer.generation.quality_metrics import psnr
 
 pytestmark = pytest.mark.slow
 V2W = (sys.executable, "-m", "video2world_operator.cli")
@@ -39,17 +43,18 @@ def resource(tmp_path, dataset, sample, inference=None, **training):
     return path
 
 
-def start(file, volume):
+def start(file, volume, **environment):
     return subprocess.Popen(
         [*V2W, "run", "-f", file, "--volume", volume],
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(file, volume):
-    process = start(file, volume)
+def run(file, volume, **environment):
+    process = start(file, volume, **environment)
     out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     return out
@@ -197,3 +202,45 @@ def check_samples(volume, out):
         'src="ground-truth/',
     ):
         assert part in page, part
+
+
+def as_tiny(sample, path, **inference):
+    """Write a sample of manifests/ to ``path``: as it is, but with the Tiny model and few steps."""
+    document = yaml.safe_load((ROOT / f"manifests/samples/{sample}.yaml").read_text())
+    spec = document["spec"]
+    spec["model"]["size"] = "Tiny"
+    spec["training"] |= {"iterations": 4, "clipsPerWindow": 1}
+    spec["inference"] |= {"checkpoint": "4", "steps": 2} | inference
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_the_sparse_sample_at_tiny_size(tmp_path):
+    """From the data set on a Hub to a sparse checkpoint, which inference follows on two ranks."""
+    root, volume = tmp_path / "alpha", tmp_path / "volume"
+    make_task(root, episodes=3)
+    name = "agibot-2b-sparse"
+    repository = Repository(folder_files(root), gated=True)
+    with serving(HubServer({"agibot-world/AgiBotWorld-Alpha": repository})) as hub:
+        environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good", "NO_PROXY": "*"}
+        environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        file = as_tiny(name, tmp_path / "sparse.yaml")
+        run(file, volume, **environment)
+    checkpoints = volume / f"checkpoints/posttraining/video2world/{name}/checkpoints"
+    record = json.loads((checkpoints / "model/config.json").read_text())
+    assert record["attention_pattern"] == "sparse"
+    logs = volume / f".video2world/{name}/logs"
+    assert "sparse attention masked" in (logs / "train-1-0.log").read_text()
+    results = volume / f"results/{name}"
+    one = results / "generated_video_2b_sparse.mp4"
+    figures = json.loads(one.with_suffix(".json").read_text())
+    assert figures["sparse"] is True
+    assert figures["iteration"] == 4
+
+    frames = read_frames(one)
+    one.unlink()  # so that it is made again: more GPUs alone would keep it
+    as_tiny(name, file, gpus=2, offload=True)
+    assert run(file, volume).count("skipped") == 5
+    log = (logs / "inference-2-0.log").read_text()
+    assert "masked, sparse; weights in host memory; 2 ranks share each sample" in log
+    assert psnr(read_frames(one), frames) > 45
