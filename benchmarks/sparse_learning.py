@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.sparse_learning", description=__doc__
     )
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    flags.add_argument("--iterations", type=int, default=400)
+    flags.add_argument("--iterations", type=int, default=300)
     flags.add_argument("--volume", type=Path, help="keep the runs here (default: a temporary one)")
     flags.add_argument("--json", type=Path, default=RESULTS)
     flags.add_argument(
@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         record = _measured(args, args.volume or Path(folder))
-    write(args.json, record)
     print(markdown(record))
     return 0
 
@@ -75,6 +74,7 @@ def _measured(args: argparse.Namespace, volume: Path) -> dict[str, Any]:
             file.write_text(json.dumps(_resource(name, pattern, seed, args.iterations)))
             _run("video2world_operator.cli", "run", "-f", file, "--volume", volume, cwd=ROOT)
             record["runs"][name] = {"pattern": pattern, "seed": seed} | _result(volume, name)
+            write(args.json, record)
     return record
 
 
