@@ -102,7 +102,7 @@ def _join(parts: list[Path], target: Path) -> None:
             with av.open(str(part)) as source:
                 stream = source.streams.video[0]
                 assert stream.time_base is not None
-                copy = copy or output.add_stream_from_template(stream)
+                copy = copy or output.add_stream_from_template(stream, opaque=True)
                 offset = int(number * SECONDS / stream.time_base)
                 for packet in source.demux(stream):
                     if packet.pts is not None and packet.dts is not None:
