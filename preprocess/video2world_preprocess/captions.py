@@ -33,7 +33,7 @@ from video2world_preprocess.captioning.endpoint import (
     checked_url,
 )
 from video2world_preprocess.captioning.frames import chosen_frames, read_pictures, scaled_size
-from video2world_preprocess.captioning.records import FOLDER, Answers, Replaced, digest
+from video2world_preprocess.captioning.records import FOLDER, Answers, ClipCaption, digest
 from video2world_preprocess.item_faults import failed_items, is_unexpected, reason_for
 from video2world_preprocess.stage_report import Report, write_report
 from video2world_preprocess.video.decode import VideoInfo
@@ -123,7 +123,7 @@ class _Clip:
     video: Path
     info: VideoInfo
     frames: list[int]
-    current: Replaced
+    current: ClipCaption
     key: str
 
 
@@ -181,7 +181,7 @@ def _divided(args: argparse.Namespace, report: Report) -> _Work:
         for video in sorted((split / "videos").glob("[!.]*.mp4")):
             total += 1
             try:
-                current = Replaced.read(split, video.stem)
+                current = ClipCaption.read(split, video.stem)
                 if current.by_hand:
                     report.note("caption", str(current.meta), "was edited by hand and is kept")
                     continue
@@ -199,7 +199,7 @@ def _divided(args: argparse.Namespace, report: Report) -> _Work:
     return dataclasses.replace(work, total=total)
 
 
-def _clip(args: argparse.Namespace, split: Path, video: Path, current: Replaced) -> _Clip:
+def _clip(args: argparse.Namespace, split: Path, video: Path, current: ClipCaption) -> _Clip:
     info = probe(video)
     frames = chosen_frames(info, args.frames_per_second, args.max_frames)
     with video.open("rb") as stream:
@@ -389,9 +389,9 @@ def _caption_all(args: argparse.Namespace) -> tuple[list[Path], Report]:
     captioned = {clip.video for clip, _ in captions}
     for clip in work.open:
         if clip.video not in captioned:  # may have the answer to another prompt
-            clip.current.undo(clip.split)
+            clip.current.restore(clip.split)
     for clip, caption in captions:
-        clip.current.by(clip.split, caption)
+        clip.current.replace(clip.split, caption)
         files += [clip.current.meta, clip.split / FOLDER / f"{clip.video.stem}.json"]
     write_report(args.dataset_path[0].parent, report, [clip.video for clip, _ in captions])
     report.show()

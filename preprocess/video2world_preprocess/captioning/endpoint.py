@@ -164,7 +164,7 @@ class Endpoint:
                 return await self._attempt(body)
             except _TryAgain as error:
                 if attempt == RETRIES:
-                    raise Unanswered(self._safe(str(error))) from None
+                    raise Unanswered(str(error)) from None
                 pause = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
                 if error.pause:  # for all requests: the others would be refused, too
                     until = time.monotonic() + min(error.pause, LONGEST_RETRY_AFTER)
@@ -196,7 +196,7 @@ class Endpoint:
 
     def _check(self, response: httpx2.Response, data: bytes) -> None:
         """Raise the error that the response's status stands for."""
-        status, says = response.status_code, self._safe(_message_in(data))
+        status, says = response.status_code, self._message_in(data)
         if status == 200:
             return
         if status in TRANSIENT or status >= 500:
@@ -224,7 +224,9 @@ class Endpoint:
             message = choice["message"]
             text = message.get("content") or message.get("refusal") or ""
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            raise _TryAgain(f"the response is not a chat completion: {_message_in(data)}") from None
+            raise _TryAgain(
+                f"the response is not a chat completion: {self._message_in(data)}"
+            ) from None
         if isinstance(text, list):
             parts = (part.get("text") for part in text if isinstance(part, dict))
             text = "".join(part for part in parts if isinstance(part, str))
@@ -235,21 +237,24 @@ class Endpoint:
                 setattr(self.usage, name, getattr(self.usage, name) + count)
         return Answer(str(text), choice.get("finish_reason") != "length")
 
-    def _safe(self, text: str) -> str:
-        """Return ``text`` without the token, which a server may repeat."""
-        return text.replace(self.token, "***") if self.token else text
+    def _message_in(self, data: bytes) -> str:
+        """Return the start of a response's message, without the token, which it may repeat."""
+        text = " ".join(_text_in(data).split())
+        if self.token:
+            text = text.replace(self.token, "***")
+        return printable(text[:200]) or "empty"
 
 
-def _message_in(data: bytes) -> str:
-    """Return the start of an error response: its message, else its text."""
-    text = data[:4000].decode("utf-8", "replace").strip()
+def _text_in(data: bytes) -> str:
+    """Return the message of an error response, else its text."""
     try:
         error = json.loads(data)["error"]
-        text = error if isinstance(error, str) else str(error["message"])
+        return error if isinstance(error, str) else str(error["message"])
     except (ValueError, RecursionError, LookupError, TypeError):
+        text = data.decode("utf-8", "replace").strip()
         if text[:1] == "<":
-            text = f"HTML: {re.sub(r'<[^>]*>|[{][^}]*[}]', ' ', text)}"
-    return printable(" ".join(text.split())[:200]) or "empty"
+            text = f"HTML: {re.sub(r'<[^>]*>|[{][^}]*[}]', ' ', text[:20_000])}"
+        return text
 
 
 def _retry_after(headers: httpx2.Headers) -> float:

@@ -20,7 +20,7 @@ from video2world_common.markers import read_owner
 from video2world_common.paths import on_volume
 from video2world_common.user_text import caption_in
 
-__all__ = ["FOLDER", "Answers", "Replaced", "digest", "restore_own_captions"]
+__all__ = ["FOLDER", "Answers", "ClipCaption", "digest", "restore_own_captions"]
 
 FOLDER = "captions"
 
@@ -52,7 +52,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Replaced:
+class ClipCaption:
     """The caption in ``metas/`` of a clip, and the dataset's own that it replaced.
 
     ``by_hand``: someone edited the caption after it was replaced; it is to be kept.
@@ -63,7 +63,7 @@ class Replaced:
     by_hand: bool
 
     @classmethod
-    def read(cls, split: Path, clip: str) -> Replaced:
+    def read(cls, split: Path, clip: str) -> ClipCaption:
         """Read the state of a clip; a missing caption is empty.
 
         Raises:
@@ -76,7 +76,7 @@ class Replaced:
             return cls(meta, text or own or "", False)
         return cls(meta, own, digest(text) != made)
 
-    def by(self, split: Path, caption: str) -> None:
+    def replace(self, split: Path, caption: str) -> None:
         """Write ``caption`` in place of the current one, after recording the dataset's own."""
         record = {"own": self.own, "made": digest(caption)}
         path = split / FOLDER / f"{self.meta.stem}.json"
@@ -85,7 +85,7 @@ class Replaced:
         if _text(self.meta) != caption:
             write_text(self.meta, caption)
 
-    def undo(self, split: Path) -> None:
+    def restore(self, split: Path) -> None:
         """Put the dataset's own caption back, unless the current one was edited by hand."""
         if not self.by_hand and _text(self.meta) != self.own:
             write_text(self.meta, self.own)
@@ -128,6 +128,6 @@ def restore_own_captions(split: Path) -> int:
     restored = 0
     for path in folder.glob("[!.]*.json"):
         with contextlib.suppress(ValueError, UserError):  # reported when it is read
-            Replaced.read(split, path.stem).undo(split)
+            ClipCaption.read(split, path.stem).restore(split)
             restored += 1
     return restored

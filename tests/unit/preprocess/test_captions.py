@@ -260,6 +260,19 @@ def test_what_no_retry_mends_is_a_user_error(server, dataset, capfd, monkeypatch
     assert metas(dataset) == {name: own(name) for name in NAMES}
 
 
+def test_a_token_is_cut_out_of_what_the_endpoint_says(server, dataset, capfd):
+    for before in (0, 190):  # also where the message is cut off
+        said = f"{'x' * before} {SECRET} is no good"
+        for body in ({"error": {"message": said}}, said.encode(), f"<p>{said}</p>".encode()):
+            for status in (400, 401, 500):
+                fault = {"status": status, "body": body}
+                server.script.fault = lambda request, number, fault=fault: fault
+                assert run(server, "--parallel_requests", "4") in (1, 2)
+    text = capfd.readouterr()
+    assert "*** is no good" in text.err
+    assert SECRET[:5] not in text.out + text.err
+
+
 def test_requests_that_are_too_large_are_repeated_with_fewer_frames(server, dataset):
     server.script.fault = lambda request, number: 413 if len(request.pictures) > 3 else None
     assert run(server, "--parallel_requests", "1") == 0
