@@ -90,7 +90,7 @@ def test_a_prepared_folder_s_links_are_not_encoded(volume: Path) -> None:
     assert embeddings._captions(Path("d/train"), report).keys() == {"good", "own"}
     assert "a link leads out" in report.dropped[0].reason
     flags = latents.parser().parse_args(["--dataset_path", "d/train", "--vae_path", "vae"])
-    flags.num_frames = 17
+    flags.num_frames, flags.video_size = 17, [(32, 32)]
     report = latents.Report("latents")
     found = [w.video.stem for w in latents._windows(Path("d/train"), flags, "vae", report)]
     assert found == ["good", "spy"]
