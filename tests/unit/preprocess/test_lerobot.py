@@ -105,6 +105,23 @@ def test_shards_make_what_one_command_makes() -> None:
     assert not (OUT / ".lerobot").exists()
 
 
+def test_a_finished_stage_runs_again_only_if_the_dataset_changed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("STAGE", "dataset"), ("RESOURCE", "a"), ("INPUTS_HASH", "1")):
+        monkeypatch.setenv(f"V2W_{name}", value)
+    flags = ["--data_dir", "data", "--dataset_dir", "out", "--camera", "top", *FLAGS]
+    Dataset(Path("data"), "v2.1").write()
+    assert lerobot.main(flags) == 0
+    capsys.readouterr()
+    assert lerobot.main(flags) == 0
+    assert "dataset: nothing to do" in capsys.readouterr().out
+    Dataset(Path("data"), "v2.1", lengths=(24, 18, 31)).write()
+    assert lerobot.main(flags) == 0
+    assert "dataset: run again" in capsys.readouterr().out
+    assert windows() == {0: 24, 1: 18, 2: 31}
+
+
 # ---------------------------------------------------------------- cameras and captions
 
 
