@@ -6,7 +6,7 @@ import typing
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -166,7 +166,7 @@ TRAINING = {
     "gpusPerNode": [1, 2, 8],
     "contextParallelSize": [1, 2, 3, 8],
     "device": ["Auto", "CPU", "GPU"],
-    "ema": [True, False],
+    "ema": [False],
     "attention": ["Auto", "FlashAttention4", "Torch"],
     "attentionPattern": ["Dense", "Sparse"],
     "phases": st.lists(
@@ -216,7 +216,7 @@ RELATED = {
         parallelism=[1, 2],
         gpus=[1, 2, 3, 8],
         guidance=[0, 7],
-        weights=["Regular", "EMA"],
+        weights=["EMA"],  # the others are the defaults
     ),
     "stages": some(
         train=[{"env": [{"name": name}]} for name in ("NCCL_DEBUG", "PET_NNODES", "RANK")]
@@ -241,11 +241,18 @@ def test_they_agree_on_rules_between_fields(cluster, namespace):
             spec["training"] = {"iterations": 5} | spec["training"]
         judged(cluster, namespace, spec, refusals)
 
-    check()
-    said = "\n".join(refusals)
     rules = [*cel_rules.spec_rules(), *cel_rules.samples_rules(), cel_rules.path_rule()]
     rules += [cel_rules.overrides_rule(), cel_rules.env_name_rule()]
-    assert [rule["message"] for rule in rules if rule["message"] not in said] == []
+
+    def unbroken():
+        said = "\n".join(refusals)
+        return [rule["message"] for rule in rules if rule["message"] not in said]
+
+    check()
+    for number in range(3):  # a rule that few specs break
+        if unbroken():
+            seed(number)(check)()
+    assert unbroken() == []
 
 
 ALL = {
