@@ -29,6 +29,7 @@ def refused(cluster, namespace, body):
     return None
 
 
+CAPTIONS = {"captions": {"endpoint": "http://vllm/v1", "model": "vlm"}}
 EXPERIMENT = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 TWO_PHASES = [{"resolution": "480p", "iterations": 2}, {"resolution": "720p", "iterations": 3}]
 GPU = {"model": {"size": "2B"}}
@@ -37,6 +38,11 @@ CASES = {
         {"dataset": {"agibot": None, "prepared": {"path": "x"}}},
         {"dataset": {"prepared": {"path": "x"}}},
         "exactly one of",
+    ),
+    "captions are not for a prepared data set": (
+        {"dataset": {"agibot": None, "videos": {"path": "x"}, **CAPTIONS}},
+        {"dataset": {"agibot": None, "prepared": {"path": "x"}, **CAPTIONS}},
+        "a prepared dataset is not changed; remove captions",
     ),
     "size or experiment": (
         {
