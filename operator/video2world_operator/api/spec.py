@@ -25,10 +25,10 @@ from video2world_operator.api.pods import (
 )
 from video2world_operator.api.training_spec import TrainingSpec
 
-__all__ = ["Phase", "Spec"]
+__all__ = ["Spec", "TrainingPhase"]
 
 
-class Phase(NamedTuple):
+class TrainingPhase(NamedTuple):
     """Part of a run that trains at one resolution.
 
     ``iterations`` are those of this phase alone; ``video_size`` is the height and width of one
@@ -111,15 +111,15 @@ class Spec(ApiModel):
         return phases[-1].resolution if phases else self.model.resolution
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> tuple[TrainingPhase, ...]:
         """The run's phases in order, whose iterations add up to those of the run."""
         sizes = SIZES[self.model.size].frame_sizes
-        found, left = list[Phase](), self.iterations
+        found, left = list[TrainingPhase](), self.iterations
         for phase in self.training.phases[:-1]:
             count = phase.iterations or 0
-            found.append(Phase(phase.resolution, count, sizes[phase.resolution]))
+            found.append(TrainingPhase(phase.resolution, count, sizes[phase.resolution]))
             left -= count
-        return (*found, Phase(self.resolution, left, self.video_size))
+        return (*found, TrainingPhase(self.resolution, left, self.video_size))
 
     @property
     def nodes(self) -> int:

@@ -89,6 +89,7 @@ def test_training_shows_loss_speed_and_time_left():
     display = Display(out)
     display.start("train", "2 pods")
     display.event(TrainProgress("train", 100, 100, 0.25, 1.5, 0.0))
+    display.event(TrainProgress("train", 100, 100, 0.25, 1.5, 0.0, phase="2/2 at 704x1280"))
     display.event(Failed("train", "UserError", "reported elsewhere"))
     display.line("train-0", "a worker's own words")
     display.skip("inference")
@@ -96,6 +97,7 @@ def test_training_shows_loss_speed_and_time_left():
     assert out.text.splitlines() == [
         "train       started (2 pods)",
         "train       100/100  loss 0.2500  1.5 s/iteration",
+        "train       100/100  phase 2/2 at 704x1280  loss 0.2500  1.5 s/iteration",
         "inference   already done, skipped",
         "train       already done, skipped; its data changed since: 1 new video: b.mp4",
     ]

@@ -1,11 +1,12 @@
 """The status as JSON: nothing is lost on the way in, and only what was set goes out."""
 
 import copy
+import json
 
 import pytest
 
 from reconcile_world import World
-from video2world_common.progress_events import TrainProgress
+from video2world_common.progress_events import TrainProgress, parse
 from video2world_operator.api.status import Phase, StageStatus, Status, dump_status, parse_status
 from video2world_operator.reconcile.progress import update_status
 
@@ -104,6 +105,16 @@ def test_values_that_cannot_be_read_cost_as_little_as_possible():
     expected = copy.deepcopy(FULL)
     del expected["stages"][0]["state"], expected["stages"][0]["attempt"]
     assert dump_status(status) == expected
+
+
+def test_the_running_phase_is_shown():
+    status = Status()
+    line = {"iteration": 3, "iterations": 9, "phase": "1/2 at 432x768"}
+    event = parse(json.dumps({"event": "progress", "stage": "train"} | line))
+    update_status(status, event, "now")
+    assert dump_status(status)["progress"]["phase"] == "1/2 at 432x768"
+    update_status(status, TrainProgress("train", 5, 9), "now")
+    assert "phase" not in dump_status(status)["progress"]
 
 
 def test_a_pace_below_zero_from_a_log_is_left_out():
