@@ -3,8 +3,9 @@
 The Tiny model trains on the drawn robot videos of ``make demo``, for each seed twice: at 96x128
 only, and first at 64x80, then at 96x128. Iterations of the two sizes are timed alternately first,
 so that both runs take the same time; they run side by side, with a thread each, so that another
-load slows both. The proportion of the phases, 7 to 3 iterations, is fixed beforehand. The loss is measured on the held-out episode at 96x128, with the same noise for all
-runs. Writes ``benchmarks/results/phases.json``; ``--document`` puts it into docs/performance.md.
+load slows both. The proportion of the phases, 7 to 3 iterations, is fixed beforehand. The loss is
+measured on the held-out episode at 96x128, with the same noise for all runs. Writes
+``benchmarks/results/phases.json``; ``--document`` puts it into docs/performance.md.
 """
 
 from __future__ import annotations
