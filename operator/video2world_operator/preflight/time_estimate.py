@@ -10,7 +10,7 @@ from typing import Any
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_common.progress_events import duration
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.api.spec import Phase, Spec
+from video2world_operator.api.spec import TrainingPhase, Spec
 from video2world_operator.preflight.facts import Gpu
 from video2world_operator.preflight.measured_times import Estimate, measured_times
 from video2world_operator.preflight.work import CPU, Kernel, SampleWork, StepWork
@@ -30,7 +30,7 @@ class PhaseTime:
     uses it anyway.
     """
 
-    phase: Phase
+    phase: TrainingPhase
     step: Estimate[StepWork]
     with_torch: float | None
 
