@@ -10,7 +10,7 @@ from typing import Any
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_common.progress_events import duration
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.api.spec import TrainingPhase, Spec
+from video2world_operator.api.spec import Spec, TrainingPhase
 from video2world_operator.preflight.facts import Gpu
 from video2world_operator.preflight.measured_times import Estimate, measured_times
 from video2world_operator.preflight.work import CPU, Kernel, SampleWork, StepWork
@@ -164,7 +164,7 @@ def estimate_time(resource: Video2WorldPostTrain, gpus: Sequence[Gpu] = ()) -> T
     )
 
 
-def _phase(spec: Spec, phase: Phase, gpu: str) -> PhaseTime | None:
+def _phase(spec: Spec, phase: TrainingPhase, gpu: str) -> PhaseTime | None:
     work, times = step_of(spec, phase, gpu), measured_times()
     step, torch = times.step(work), times.step(replace(work, kernel="Torch"))
     if step is None or torch is None:
@@ -187,7 +187,7 @@ def _slowest(spec: Spec, gpus: Sequence[Gpu], notes: list[str]) -> str:
     return DEFAULT_GPU
 
 
-def step_of(spec: Spec, phase: Phase, gpu: str) -> StepWork:
+def step_of(spec: Spec, phase: TrainingPhase, gpu: str) -> StepWork:
     """Return one iteration of ``phase`` on GPUs of one kind (or ``CPU``)."""
     training = spec.training
     return StepWork(
