@@ -366,7 +366,8 @@ def test_dry_run_starts_nothing(setup):
 
 def verdicts(out):
     """Return verdict, stage and reason of each stage of a dry run."""
-    return [line.split(None, 2) for line in out.splitlines() if not line.startswith(" ")]
+    lines = (line for line in out.splitlines() if line.startswith(("run", "skip")))
+    return [line.split(None, 2) for line in lines]
 
 
 def test_dry_run_says_why_each_stage_would_run_or_not(setup):
