@@ -360,7 +360,9 @@ def test_dry_run_starts_nothing(setup):
     code, out = run(write(), volume, "--dry-run")
     assert code == 0
     assert verdicts(out) == [["run", stage, "not done yet with these settings"] for stage in STAGES]
-    assert len(out.splitlines()) == 2 * len(STAGES)  # and each one's command
+    commands, estimate = out.split("time  iteration", 1)
+    assert len(commands.splitlines()) == 2 * len(STAGES)  # and each one's command
+    assert "time  training" in estimate
     assert order(volume) == []
 
 
