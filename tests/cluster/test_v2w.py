@@ -115,6 +115,8 @@ def test_preflight_of_a_cluster(v2w, gpu_cluster, gpu_namespace, monkeypatch, tm
     assert "does not exist" in failed["Secret hf"]
     assert "there is no PVC mine" in failed["volume"]
     assert failed["gang"].startswith("ok")
+    assert failed["iteration"].startswith("time")
+    assert "GPU hours (5 iterations)" in failed["training"]
     base = f"/api/v1/namespaces/{gpu_namespace}"
     secret = {"metadata": {"name": "hf"}, "stringData": {"token": "not-to-be-shown"}}
     gpu_cluster.admin.post(f"{base}/secrets", secret)

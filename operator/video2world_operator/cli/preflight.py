@@ -79,7 +79,8 @@ def _print(name: str, found: Sequence[Check], times: TimeEstimate | None) -> Non
     for check in found:
         print(f"{check.verdict:<5} {check.name:<18} {check.text}")
         if check.remedy:
-            print(f"{'':<5} {'':<18} fix: {check.remedy}")
+            fix = "" if check.verdict is Verdict.UNKNOWN else "fix: "
+            print(f"{'':<5} {'':<18} {fix}{check.remedy}")
     for title, text in describe(times):
         print(f"{'time' if title else '':<5} {title:<18} {text}")
     failed = sum(check.verdict is Verdict.FAIL for check in found)

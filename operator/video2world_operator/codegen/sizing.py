@@ -129,6 +129,11 @@ def _times() -> str:
     text += "\n## Other runs\n\n"
     head = ("run", "GPUs", *(f"s per iteration, {gpu}" for gpu in _GPUS))
     text += table((*head, "training, H200", "estimated from"), _runs())
+    text += "\n## Phases\n\n"
+    text += "`training.phases` with 700 iterations at 480p and then 300 at 720p, on the default "
+    text += "GPUs of the size, and in comparison all of them at 720p (H200, dense).\n\n"
+    head = ("model", "GPUs", "s per iteration, 480p", "720p", "training", "all at 720p")
+    text += table(head, (_phases(size) for size in ("2B", "14B")))
     text += "\n## What was measured\n\n"
     text += "Medians; the files in `benchmarks/results` name machine and command. The last columns "
     text += "check the estimates: each time is estimated from the other records, without any that "
@@ -160,6 +165,20 @@ def _runs() -> Iterator[tuple[str, ...]]:
                 model={"size": size, "resolution": resolution},
             )
             yield (f"{size} {resolution} {architecture} {pattern}", *_row(made))
+
+
+def _phases(size: str) -> tuple[str, ...]:
+    phases = [
+        {"resolution": "480p", "iterations": 700},
+        {"resolution": "720p", "iterations": 300},
+    ]
+    made = _resource({"iterations": None, "phases": phases}, model={"size": size})
+    found, plain = estimate_time(made), estimate_time(_resource({}, model={"size": size}))
+    assert found is not None
+    assert plain is not None
+    seconds = [f"{one.step.seconds:.3g}" for one in found.phases]
+    totals = [f"{duration(t.seconds)}, {t.gpu_hours:.3g} GPU hours" for t in (found, plain)]
+    return size, str(found.gpus), *seconds, *totals
 
 
 def _row(made: Video2WorldPostTrain) -> Sequence[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from video2world_operator.plan.gang import Capabilities
 
-__all__ = ["Access", "ClusterFacts", "Gpu", "Machine"]
+__all__ = ["UNKNOWN_GPU", "Access", "ClusterFacts", "Gpu", "Machine"]
 
 Object = Mapping[str, Any]
+UNKNOWN_GPU = "a GPU of unknown model"  # of a node without the label nvidia.com/gpu.product
 
 
 class Access(StrEnum):

@@ -20,7 +20,7 @@ from video2world_operator.preflight.check import (
     check_gpus,
     check_sample_memory,
 )
-from video2world_operator.preflight.facts import ClusterFacts, Gpu, Object
+from video2world_operator.preflight.facts import UNKNOWN_GPU, ClusterFacts, Gpu, Object
 from video2world_operator.preflight.requirements import ResourceEstimate
 
 __all__ = [
@@ -243,7 +243,7 @@ def _gpu(node: Object) -> Gpu:
     labels = node["metadata"].get("labels") or {}
     product, memory, major = map(labels.get, _GPU_LABELS)
     return Gpu(
-        product or "a GPU of unknown model",
+        product or UNKNOWN_GPU,
         float(memory) * 2**20 if memory else 0,
         int(major) if major else 0,
     )

@@ -11,7 +11,7 @@ from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_common.progress_events import duration
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec, TrainingPhase
-from video2world_operator.preflight.facts import Gpu
+from video2world_operator.preflight.facts import UNKNOWN_GPU, Gpu
 from video2world_operator.preflight.measured_times import Estimate, measured_times
 from video2world_operator.preflight.work import CPU, Kernel, SampleWork, StepWork
 
@@ -181,8 +181,12 @@ def _slowest(spec: Spec, gpus: Sequence[Gpu], notes: list[str]) -> str:
         if len(kinds) > 1:
             notes.append(f"times are those of {slowest}, the slowest of {', '.join(sorted(kinds))}")
         return slowest
-    names = ", ".join(sorted({gpu.name for gpu in gpus}))
-    why = f"the speed of {names} is not known" if names else "no GPU was found"
+    names = sorted({gpu.name for gpu in gpus} - {UNKNOWN_GPU})
+    why = "no GPU was found"
+    if names:
+        why = f"the speed of {', '.join(names)} is not known"
+    elif gpus:
+        why = "no node names its GPU (label nvidia.com/gpu.product)"
     notes.append(f"{why}: times are those of {DEFAULT_GPU}")
     return DEFAULT_GPU
 

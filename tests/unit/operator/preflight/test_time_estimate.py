@@ -190,7 +190,12 @@ def test_other_attention_is_shown_or_used():
         (
             (Gpu("a GPU of unknown model"),),
             "H200",
-            "the speed of a GPU of unknown model is not known: times are those of H200",
+            "no node names its GPU (label nvidia.com/gpu.product): times are those of H200",
+        ),
+        (
+            (Gpu("NVIDIA A10"), Gpu("a GPU of unknown model")),
+            "H200",
+            "the speed of NVIDIA A10 is not known: times are those of H200",
         ),
     ],
 )
@@ -247,6 +252,7 @@ def test_a_sample_follows_mode_steps_and_guidance():
     assert seconds(mode="Approximate") == by_mode[True]
     assert seconds(guidance=0) == pytest.approx(seconds() / 2, rel=0.1)
     assert seconds(steps=70) > 1.8 * seconds()
+    assert 1.7 < seconds() / seconds(gpus=2) < 2
 
 
 @pytest.mark.parametrize(
