@@ -23,6 +23,7 @@ __all__ = [
     "SamplesMade",
     "Skipped",
     "TrainProgress",
+    "Validated",
     "VolumeSeen",
     "Withdrawn",
     "duration",
@@ -49,6 +50,26 @@ class TrainProgress:
     checkpoint: int | None = None  # the last saved iteration
     warning: str = ""  # human-readable, such as a diverged loss
     phase: str = ""  # human-readable, such as 1/2 at 432x768; empty if the run has one phase
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The validation loss at ``iteration``: over all noise levels, and over a third of them each.
+
+    ``base_loss`` is that of the initial weights; ``stopped`` says why training ends here, if so.
+    """
+
+    stage: str
+    iteration: int
+    loss: float | None = None  # None: not finite
+    low: float | None = None
+    middle: float | None = None
+    high: float | None = None
+    best_iteration: int | None = None
+    best_loss: float | None = None
+    base_loss: float | None = None
+    weights: str = ""  # "regular" or "ema"
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +161,7 @@ class VolumeSeen:
 
 Event: TypeAlias = (
     TrainProgress
+    | Validated
     | ItemProgress
     | CheckpointSaved
     | Withdrawn
@@ -198,6 +220,23 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
     )
 
 
+def _validated(stage: str, line: Mapping[str, Any]) -> Event:
+    best = line.get("best_iteration")
+    return Validated(
+        stage,
+        _count(line.get("iteration")),
+        _number(line.get("loss")),
+        _number(line.get("low")),
+        _number(line.get("middle")),
+        _number(line.get("high")),
+        None if best is None else _count(best),
+        _number(line.get("best_loss")),
+        _number(line.get("base_loss")),
+        _text(line.get("weights", "")),
+        _text(line.get("stopped", "")),
+    )
+
+
 def _samples(stage: str, line: Mapping[str, Any]) -> Event:
     iteration = line.get("iteration")
     checkpoint = _text(line.get("checkpoint"))
@@ -229,6 +268,7 @@ def _finished(stage: str, line: Mapping[str, Any]) -> Event:
 
 _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     "progress": _progress,
+    "validation": _validated,
     "checkpoint": lambda stage, line: CheckpointSaved(
         stage, _count(line.get("iteration")), _text(line.get("path", ""))
     ),

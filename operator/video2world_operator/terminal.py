@@ -12,6 +12,7 @@ from video2world_common.progress_events import (
     Event,
     ItemProgress,
     TrainProgress,
+    Validated,
     duration,
 )
 
@@ -45,6 +46,15 @@ def _progress(event: Event) -> tuple[float, str] | None:
     if event.eta_seconds is not None and fraction < 1:
         parts.append(f"{duration(event.eta_seconds)} left")
     return min(fraction, 1.0), "  ".join(parts)
+
+
+def _validation(event: Validated) -> str:
+    loss = "not finite" if event.loss is None else f"{event.loss:.4f}"
+    best = ""
+    if event.best_loss is not None:
+        best = f" (best {event.best_loss:.4f} at {event.best_iteration})"
+    ended = f"; training ends: {event.stopped}" if event.stopped else ""
+    return f"validation loss {loss} at iteration {event.iteration}{best}{ended}"
 
 
 class Display:
@@ -81,6 +91,8 @@ class Display:
             if event.warning and not self._warned:
                 self.say(f"{event.stage:<11} warning: {event.warning}")
             self._warned = bool(event.warning)
+        if isinstance(event, Validated):
+            self.say(f"{event.stage:<11} {_validation(event)}")
         shown = _progress(event)
         if shown is None:
             return

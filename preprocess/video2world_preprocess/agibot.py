@@ -24,6 +24,7 @@ from video2world_preprocess.dataset.agibot_dataset import DEFAULT_CAMERA, AgiBot
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout
 from video2world_preprocess.dataset.agibot_modes import extract, prepare, split
 from video2world_preprocess.dataset.agibot_repository import AgiBotRepository
+from video2world_preprocess.dataset.held_out import add_flag, add_requirement, require_held_out
 from video2world_preprocess.dataset.source import cut_flags, cut_settings
 from video2world_preprocess.flags import note_unused_flags
 from video2world_preprocess.item_faults import failed_items
@@ -53,6 +54,8 @@ _SPLIT_FLAGS = (
     "min_frames",
     "workers",
     "val_episode_ids",
+    "val_percent",
+    "require_val",
     "dataset_dir",
     "caption_file",
     "shards",
@@ -101,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="episodes for validation (default: none)",
     )
+    add_flag(flags, "episodes")
+    add_requirement(flags)
     flags.add_argument(
         "--dataset_dir",
         type=Path,
@@ -167,6 +172,7 @@ def _dataset(args: argparse.Namespace) -> AgiBotDataset:
         ),
         task_ids=list(dict.fromkeys(args.task_ids)),
         val_episode_ids=args.val_episode_ids,
+        val_percent=args.val_percent,
         caption_file=args.caption_file,
         folder=args.dataset_dir or args.data_dir.parent / f"agibot_{args.camera}",
         settings=settings,
@@ -185,6 +191,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         done = (prepare if args.prepare else split)(data, made)
         if done is None:
             return None
+        require_held_out(args, data.folder, report.counts)
         made.outputs, summary = done
         made.failed = failed_items(report)
         return made, summary

@@ -16,6 +16,7 @@ from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
 from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
+from video2world_preprocess.dataset.held_out import add_requirement, require_held_out
 from video2world_preprocess.dataset.records import SPLITS
 from video2world_preprocess.item_faults import reason_for
 from video2world_preprocess.listing import entries, normalized, usable_files
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="report shorter videos as unusable (default: %(default)s)",
     )
+    add_requirement(flags)
     return flags
 
 
@@ -128,6 +130,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     folders = (args.dataset_dir / split / kind for split in SPLITS for kind in ("videos", "metas"))
     made = Provenance.of(*folders)
     check(args.dataset_dir, report, args.min_frames)
+    require_held_out(args, args.dataset_dir, report.counts)
     return made, report.summary()
 
 

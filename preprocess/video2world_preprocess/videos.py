@@ -19,6 +19,12 @@ from video2world_common.paths import on_volume
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
+from video2world_preprocess.dataset.held_out import (
+    add_flag,
+    add_requirement,
+    choose_held_out,
+    require_held_out,
+)
 from video2world_preprocess.dataset.records import leftover_folders
 from video2world_preprocess.dataset.source import OneCaption, Source, cut_flags, cut_settings
 from video2world_preprocess.dataset.splitter import split_all
@@ -75,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="cut videos without a caption, too; the captions stage then writes them",
     )
+    add_flag(flags, "videos")
+    add_requirement(flags)
     return flags
 
 
@@ -230,6 +238,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
             f"--videos_dir {args.videos_dir}: no video ({', '.join(VIDEO_SUFFIXES)}){why}"
         )
     val_stems = videos.stems_of(args.val_names)
+    held_out = {*val_stems, *choose_held_out(videos.videos, args.val_percent)}
     sources = []
     for path in videos.videos.values():
         try:
@@ -237,14 +246,19 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         except (UserError, OSError) as error:
             report.drop("video", path.name, reason_for(error, args.dataset_dir))
             continue
-        split = "val" if path.stem in val_stems else "train"
+        split = "val" if path.stem in held_out else "train"
         origin = f"{status.st_size}-{status.st_mtime_ns}"
         sources.append(Source(path.stem, "video", path, split, caption, origin))
     videos.report_unused_captions()
     folder = args.dataset_dir
     with owned_folder(
         folder,
-        {"videos": str(args.videos_dir), "val_names": val_stems, **asdict(settings)},
+        {
+            "videos": str(args.videos_dir),
+            "val_names": val_stems,
+            **({"val_percent": args.val_percent} if args.val_percent else {}),
+            **asdict(settings),
+        },
         "give another dataset.videos.name (--dataset_dir)",
         leftovers=leftover_folders(folder),
         shared=shard.count > 1,
@@ -252,6 +266,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
         done = split_all(folder, sources, settings, args.workers, shard, report)
     if done is None:
         return None
+    require_held_out(args, folder, report.counts)
     made.outputs, summary = done
     made.failed = failed_items(report)
     return made, summary

@@ -137,7 +137,7 @@ def tamed(spec):
     training = {
         name: value
         for name, value in spec["training"].items()
-        if name not in ("contextParallelSize", "experiment", "overrides")
+        if name not in ("contextParallelSize", "experiment", "overrides", "validation", "stopWhen")
     }
     return spec | TAME | {"training": training | {"iterations": 5}}
 
@@ -175,6 +175,8 @@ TRAINING = {
         ),
         max_size=3,
     ),
+    "validation": [{}, {"everyIterations": 5}, {"everyIterations": 2, "weights": "EMA"}],
+    "stopWhen": [{}, {"validationLossNotBetterFor": 2}],
 }
 NAMED = {
     "experiment": [*SHORT_NAMES, "2b_unknown"],
@@ -182,6 +184,7 @@ NAMED = {
         [text]
         for text in (
             "trainer.max_iter=7",
+            "trainer.run_validation=true",
             "trainer.max_iter=",
             "trainer.phases=[[432,768,2],[704,1280,3]]",
             "dataloader_train.dataset.dataset_dir=datasets/a",
@@ -201,7 +204,7 @@ RELATED = {
         weights=["w.pt", "a/../w.pt", "model-720p-10fps.pt", "a/model-720p-16fps-natten.pt"],
     ),
     "dataset": some(
-        agibot=[{"path": "a"}],
+        agibot=[{"path": "a"}, {"path": "a", "validationPercent": 5}],
         prepared=[{"path": "b"}],
         videos=[{"path": "c"}],
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
@@ -210,8 +213,10 @@ RELATED = {
     "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
     "inference": some(
         samples=st.lists(SAMPLE, max_size=3) | st.just([{"input": "a", "prompt": "x" * 4096}] * 25),
-        checkpoint=["latest", "w.pt", "../w.pt"],
-        checkpoints=st.lists(st.sampled_from(["latest", "all", "7", 7, "w.pt"]), max_size=2),
+        checkpoint=["latest", "best", "w.pt", "../w.pt"],
+        checkpoints=st.lists(
+            st.sampled_from(["latest", "best", "all", "7", 7, "w.pt"]), max_size=2
+        ),
         everyCheckpoint=[True, False],
         parallelism=[1, 2],
         gpus=[1, 2, 3, 8],

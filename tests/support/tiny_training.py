@@ -29,8 +29,8 @@ SETTINGS = [
 ]
 
 
-def add_window(volume, stem, latents):
-    folder = volume / "datasets/d/train"
+def add_window(volume, stem, latents, split="train"):
+    folder = volume / "datasets/d" / split
     (folder / "latents").mkdir(parents=True, exist_ok=True)
     save_file(
         {"latents": latents, "starts": torch.arange(len(latents))},

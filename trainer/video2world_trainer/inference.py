@@ -79,7 +79,14 @@ def parser() -> argparse.ArgumentParser:
         "--dit_path",
         type=Path,
         help="a .pt or .safetensors file, a diffusers folder, or a run's checkpoints folder, of "
-        "which the latest is used (default: the published weights)",
+        "which --checkpoint is used (default: the published weights)",
+    )
+    add(
+        "--checkpoint",
+        choices=("latest", "best"),
+        default="latest",
+        help="which checkpoint of a run: the latest, or that with the least validation loss "
+        "(default: %(default)s)",
     )
     add("--load_ema", action="store_true", help="use the checkpoint's EMA weights")
     add("--use_lora", action="store_true", help="refuse a checkpoint without LoRA adapters")

@@ -28,6 +28,7 @@ from video2world_common.markers import Marker, Provenance, file_stamps
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
 from video2world_trainer.checkpoint.folder import CheckpointFolder, pin_checkpoint
+from video2world_trainer.checkpoint.validation_record import best_checkpoint
 from video2world_trainer.generation.batch_file import read_batch
 from video2world_trainer.results.page import write_page
 
@@ -56,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["latest"],
         metavar="NAME",
-        help="latest, all, an iteration's number, or a weights file (default: latest)",
+        help="latest, best (by validation loss), all, an iteration's number, or a weights file "
+        "(default: latest)",
     )
     add(
         "--batch_input_json",
@@ -159,6 +161,8 @@ def _selected(
         if newest is None:
             raise UserError(f"{FIELD}: latest: there is no checkpoint in {folder.folder}")
         return [_of_run(folder, newest)]
+    if name == "best":
+        return [_of_run(folder, best_checkpoint(folder))]
     if re.fullmatch("[0-9]+", name):
         if int(name) not in existing and not allow_missing:
             listed = ", ".join(map(str, existing)) or "none"

@@ -93,7 +93,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def train(config: TrainConfig, world: World, stop: _StopRequest, watchdog: Watchdog) -> int:
-    """Train until ``max_iter`` or a request to stop; return the exit code."""
+    """Train until the run is finished or a stop is requested; return the exit code."""
     started = time.monotonic()
     trainer = Trainer(config, world)
     try:
@@ -107,7 +107,11 @@ def train(config: TrainConfig, world: World, stop: _StopRequest, watchdog: Watch
                 emit("resumed", STAGE, iteration=iteration)
             _compare_data(trainer)
             if trainer.finished:
-                say(f"nothing to do: already trained to iteration {iteration}")
+                why = trainer.validation.stopped
+                say(
+                    f"nothing to do: already trained to iteration {iteration}"
+                    + (f", where training ended early: {why}" if why else "")
+                )
         finished = trainer.finished or trainer.train(lambda: stop.requested, watchdog.beat)
         if not finished:
             if world.is_main_rank:
@@ -148,6 +152,8 @@ def _finish(trainer: Trainer, seconds: float) -> None:
         "path": str(checkpoint),
         "seconds": round(seconds, 1),
     }
+    if stopped := trainer.validation.stopped:
+        summary["stopped"] = stopped
     if warning := trainer.divergence.warning():
         say(f"warning: {warning} {REMEDY}")
         summary["warning"] = warning

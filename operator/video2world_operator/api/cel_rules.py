@@ -205,6 +205,7 @@ def spec_rules() -> list[CELRule]:
             "training.attentionPattern: this training.attention has no Sparse attention; use Auto, "
             "or Dense",
         ),
+        *_validation_rules(named),
         _rule(
             f"!({written}) || !has(self.model) || !has(self.model.weights) || "
             "(has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' ? "
@@ -249,13 +250,13 @@ def spec_rules() -> list[CELRule]:
 
 
 _PHASED = "(has(self.training.phases) && size(self.training.phases) > 0)"
+_ADDED_PHASES = "self.training.phases.map(p, has(p.iterations) ? p.iterations : 0).sum()"
 _LAST_PHASE = "self.training.phases[size(self.training.phases) - 1]"
 
 
 def _phases_rules() -> list[CELRule]:
     phases, total = "self.training.phases", "self.training.iterations"
-    numbers = list(range(MAX_PHASES - 1))
-    added = f"{phases}.map(p, has(p.iterations) ? p.iterations : 0).sum()"
+    numbers, added = list(range(MAX_PHASES - 1)), _ADDED_PHASES
     return [
         _rule(
             f"!{_PHASED} || !has(self.model) || !has(self.model.resolution)",
@@ -277,6 +278,60 @@ def _phases_rules() -> list[CELRule]:
             f"(has({_LAST_PHASE}.iterations) ? {added} == {total} : {added} < {total})",
             "training.iterations contradicts training.phases: it must be their sum, or leave some "
             "to a last phase without iterations",
+        ),
+    ]
+
+
+def _validation_rules(named: str) -> list[CELRule]:
+    """Return the rules about validation, unless an override may turn it on."""
+    plain = "(!has(self.training.overrides) || size(self.training.overrides) == 0)"
+    validation = "self.training.validation"
+    limit = "self.training.stopWhen.validationLossNotBetterFor"
+    every = f"(has({validation}.everyIterations) ? {validation}.everyIterations : 500)"
+    total = (
+        f"(has(self.training.iterations) ? self.training.iterations : "
+        f"{_PHASED} ? {_ADDED_PHASES} : {every})"
+    )
+    best = (
+        "has(self.inference) && ((has(self.inference.checkpoint) && "
+        "string(self.inference.checkpoint) == 'best') || (has(self.inference.checkpoints) && "
+        "self.inference.checkpoints.exists(c, string(c) == 'best')))"
+    )
+
+    def held_out(source: str, listed: str) -> str:
+        place = f"self.dataset.{source}"
+        return (
+            f"(!has({place}) || (has({place}.{listed}) && size({place}.{listed}) > 0) || "
+            f"(has({place}.validationPercent) && {place}.validationPercent > 0))"
+        )
+
+    return [
+        _rule(
+            f"!{plain} || !has(self.training.stopWhen) || !has({limit}) || has({validation})",
+            "training.stopWhen.validationLossNotBetterFor: nothing is validated; add "
+            "training.validation, or remove it",
+        ),
+        _rule(
+            f"!{plain} || {named} || !has({validation}) || {every} <= {total}",
+            "training.validation.everyIterations is above training.iterations; use at most that",
+        ),
+        _rule(
+            f"!has({validation}) || !has({validation}.weights) || {validation}.weights != 'EMA' "
+            "|| !has(self.training.ema) || self.training.ema",
+            "training.validation.weights: there are no EMA weights with training.ema: false; use "
+            "Regular, or remove training.ema",
+        ),
+        _rule(
+            f"!has({validation}) || !has(self.dataset) || "
+            f"({held_out('agibot', 'validationEpisodeIDs')} && "
+            f"{held_out('videos', 'validationNames')})",
+            "training.validation: there are no held-out windows; set validationEpisodeIDs or "
+            "validationNames or validationPercent in dataset, or remove it",
+        ),
+        _rule(
+            f"!{plain} || !({best}) || has({validation})",
+            "inference.checkpoint: best is the checkpoint with the least validation loss, and "
+            "nothing is validated; add training.validation, or use latest",
         ),
     ]
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
-from video2world_operator.api.status import Condition, Phase, StageStatus
+from video2world_operator.api.status import Condition, Phase, StageStatus, Status
 
 __all__ = [
     "STATUS_REFUSED",
     "Reason",
     "Type",
     "find",
+    "finished",
     "is_true",
     "phase_of",
     "set_condition",
@@ -108,6 +109,7 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     FINISHED = "Finished"
+    STOPPED_EARLY = "StoppedEarly"
     USER_ERROR = "UserError"
     STAGE_FAILED = "StageFailed"
     RESTARTS_EXHAUSTED = "RestartsExhausted"
@@ -194,6 +196,8 @@ _MESSAGES: dict[Reason, str] = {
     Reason.SUSPENDED: "Suspended in stage {stage}.",
     Reason.RESUMED: "Resumed.",
     Reason.FINISHED: "All stages are finished.",
+    Reason.STOPPED_EARLY: "All stages are finished. Training ended early, at iteration "
+    "{iteration}, as spec.training.stopWhen requests: {why}.",
     Reason.USER_ERROR: "Stage {stage}: {message}",
     Reason.STAGE_FAILED: "Stage {stage} failed: {message}",
     Reason.RESTARTS_EXHAUSTED: "Stage {stage} failed (exit code {code}) after {restarts} restarts: "
@@ -208,6 +212,14 @@ MAX_MESSAGE = 1024  # characters of a message; errors of API server and workers 
 def find(conditions: Sequence[Condition], kind: Type) -> Condition | None:
     """Return the condition of type ``kind``, if there is one."""
     return next((c for c in conditions if c.type == kind), None)
+
+
+def finished(status: Status) -> tuple[Reason, dict[str, Any]]:
+    """Return the reason of a run's success, with the facts of its message."""
+    validation = status.validation
+    if validation is None or not validation.stopped:
+        return Reason.FINISHED, {}
+    return Reason.STOPPED_EARLY, {"iteration": validation.iteration, "why": validation.stopped}
 
 
 def is_true(conditions: Sequence[Condition], kind: Type) -> bool:

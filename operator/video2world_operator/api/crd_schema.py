@@ -25,6 +25,7 @@ _COLUMNS = (
     ("Restarts", "integer", ".status.restarts", 0, "Restarts of the training group."),
     ("Age", "date", ".metadata.creationTimestamp", 0, "Time since creation."),
     ("Loss", "number", ".status.progress.loss", 1, "Training loss."),
+    ("Validation", "number", ".status.validation.loss", 1, "Loss on held-out clips."),
     (
         "Checkpoint",
         "integer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,17 @@ from video2world_operator.api.fields import (
 __all__ = ["DatasetSpec"]
 
 
+def _validation_percent(items: str) -> Any:
+    return Field(
+        default=0,
+        ge=0,
+        le=50,
+        description=f"Share of the {items} to hold out too, at least one of them, chosen by a hash "
+        "of the name: windows of one are never in both train/ and val/, and adding others changes "
+        "nothing.",
+    )
+
+
 class AgiBotDataset(ApiModel):
     """Episodes of AgiBotWorld-Alpha, cut into windows with captions."""
 
@@ -37,6 +48,7 @@ class AgiBotDataset(ApiModel):
         max_length=1024,
         description="Episodes held out of training, in val/.",
     )
+    validation_percent: int = _validation_percent("episodes")
     window_seconds: float = Field(
         default=5,
         ge=0.5,
@@ -84,6 +96,11 @@ class AgiBotDataset(ApiModel):
         description="Folder of the result under datasets/; defaults to agibot_<camera>.",
     )
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out windows."""
+        return bool(self.validation_episode_ids or self.validation_percent)
+
 
 class PreparedDataset(ApiModel):
     """A dataset in the guide's layout that is already on the volume."""
@@ -105,6 +122,7 @@ class VideosDataset(ApiModel):
         max_length=1024,
         description="Videos held out of training, by file name without extension.",
     )
+    validation_percent: int = _validation_percent("videos")
     window_seconds: float = Field(
         default=5,
         ge=0.5,
@@ -115,6 +133,11 @@ class VideosDataset(ApiModel):
         default=None,
         description="Folder of the result under datasets/; defaults to the resource's name.",
     )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out windows."""
+        return bool(self.validation_names or self.validation_percent)
 
 
 class DatasetSpec(ApiModel):

@@ -62,6 +62,10 @@ def _flag(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _validation(text: str) -> dict[str, Any] | None:
+    return {} if _flag(text) else None
+
+
 def _geometry(text: str) -> str:
     sizes = {size: name for name, size in SIZES["2B"].frame_sizes.items()}
     return sizes[tuple(int(side) for side in re.findall(r"\d+", text))]  # type: ignore[index]
@@ -140,6 +144,18 @@ OVERRIDES: Mapping[str, _Override] = {
     "optimizer.clip_norm": _Override("training.gradientClipNorm", _number(float), _NUMBER),
     "trainer.timeout_seconds": _Override("training.hangTimeoutSeconds", _number(int), _WHOLE),
     "trainer.stop_when_diverged": _Override("training.stopWhenDiverged", _flag, "true or false"),
+    "trainer.run_validation": _Override("training.validation", _validation, "true or false"),
+    "trainer.validation_iter": _Override(
+        "training.validation.everyIterations", _number(int), _WHOLE
+    ),
+    "trainer.validation_clips": _Override("training.validation.clips", _number(int), _WHOLE),
+    "trainer.validation_levels": _Override("training.validation.levels", _number(int), _WHOLE),
+    "trainer.validation_weights": _Override(
+        "training.validation.weights", _choice(regular="Regular", ema="EMA"), "regular or ema"
+    ),
+    "trainer.stop_after_validations": _Override(
+        "training.stopWhen.validationLossNotBetterFor", _number(int), _WHOLE
+    ),
     "model.size": _Override(
         "model.size", _choice(tiny="Tiny", **{"2b": "2B", "14b": "14B"}), _SIZE
     ),
@@ -158,6 +174,7 @@ OVERRIDES: Mapping[str, _Override] = {
 DECIDED: Mapping[str, str] = {
     "job.project": "runs of a resource are in checkpoints/posttraining/video2world",
     "job.group": "runs of a resource are in checkpoints/posttraining/video2world",
+    "dataloader_val.dataset.dataset_dir": "held-out windows are in val/ of the data set",
     "dataloader_train.dataset.num_frames": "set spec.model.fps: 93 frames at 16, 61 at 10",
 }
 """Settings of the train command that follow from the resource, and how."""
@@ -225,7 +242,9 @@ def _override(spec: dict[str, Any], text: str, path: str) -> Problem | None:
         place = place.setdefault(folder, {})
         if not isinstance(place, dict):
             return None  # malformed here, which the schema reports
-    if place.setdefault(field, parsed) != parsed:
+    present = place.setdefault(field, parsed)
+    refined = parsed == {} and isinstance(present, dict)  # an object that other fields fill
+    if present != parsed and not refined:
         return Problem(
             path,
             f"{name}={value} contradicts spec.{override.field}: {place[field]}; keep one of them",

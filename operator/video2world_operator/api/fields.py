@@ -202,11 +202,11 @@ OutputName = Annotated[
     ),
 ]
 _CHECKPOINT_EXPECTED = (
-    "latest, the number of an iteration, or the path of a weights file on the volume"
+    "latest, best, the number of an iteration, or the path of a weights file on the volume"
 )
 Checkpoint = Annotated[
     str,
-    _text(512, _CHECKPOINT_EXPECTED, "latest", r"^(latest|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$"),
+    _text(512, _CHECKPOINT_EXPECTED, "latest", r"^(latest|best|[0-9]+|[A-Za-z0-9_.][^$\x00]*)$"),
 ]
 # As VolumePath, without a .. segment: no CEL rule can check that where integers are allowed too.
 _CHECKPOINT_PATTERN = (

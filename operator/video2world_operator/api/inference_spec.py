@@ -60,16 +60,16 @@ class InferenceSpec(ApiModel):
     samples: list[SampleSpec] = Field(default=[], max_length=64, description="Videos to generate.")
     checkpoint: Checkpoint | None = Field(
         default=None,
-        description="Checkpoint to generate from: latest (the default), the number of an "
-        "iteration, or a weights file on the volume.",
+        description="Checkpoint to generate from: latest (the default), best (the least validation "
+        "loss), the number of an iteration, or a weights file on the volume.",
     )
     checkpoints: list[CheckpointName | Iteration] = Field(
         default=[],
         max_length=64,
-        description="Several checkpoints, instead of checkpoint: each is latest, all (every one on "
-        "the volume), the number of an iteration, or a weights file on the volume, without .. in "
-        "its path. Each checkpoint's samples then have their own folder, such as "
-        "results/<job>/iter_000000500/.",
+        description="Several checkpoints, instead of checkpoint: each is latest, best (the least "
+        "validation loss), all (every one on the volume), the number of an iteration, or a weights "
+        "file on the volume, without .. in its path. Each checkpoint's samples then have their "
+        "own folder, such as results/<job>/iter_000000500/.",
     )
     every_checkpoint: bool = Field(
         default=False,

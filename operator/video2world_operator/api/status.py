@@ -23,6 +23,7 @@ __all__ = [
     "StageStatus",
     "State",
     "Status",
+    "ValidationStatus",
     "dump_status",
     "parse_status",
 ]
@@ -153,6 +154,33 @@ class ProgressStatus(_StatusModel):
     eta: str = Field(default="", description="Human-readable time until training ends.")
 
 
+class ValidationStatus(_StatusModel):
+    """The latest validation: losses on held-out clips at fixed noise."""
+
+    iteration: int = Field(default=0, ge=0, description="Iteration that was validated.")
+    loss: float | None = Field(default=None, description="Validation loss over all noise levels.")
+    low_noise: float | None = Field(
+        default=None, description="The same over the lowest third of noise levels."
+    )
+    middle_noise: float | None = Field(
+        default=None, description="The same over the middle third of noise levels."
+    )
+    high_noise: float | None = Field(
+        default=None, description="The same over the highest third of noise levels."
+    )
+    weights: str = Field(default="", description="Weights that were validated: Regular or EMA.")
+    best_iteration: int | None = Field(
+        default=None, ge=0, description="Iteration with the lowest validation loss so far."
+    )
+    best_loss: float | None = Field(default=None, description="Its validation loss.")
+    base_loss: float | None = Field(
+        default=None, description="Validation loss before the first iteration."
+    )
+    stopped: str = Field(
+        default="", description="Why training ended before its last iteration, if it did."
+    )
+
+
 class CheckpointStatus(_StatusModel):
     """The latest complete checkpoint."""
 
@@ -211,6 +239,9 @@ class Status(_StatusModel):
         default=[], max_length=16, description="State of every stage."
     )
     progress: ProgressStatus | None = Field(default=None, description="Progress of training.")
+    validation: ValidationStatus | None = Field(
+        default=None, description="Latest validation of the model in training."
+    )
     checkpoint: CheckpointStatus | None = Field(
         default=None, description="Latest complete checkpoint."
     )

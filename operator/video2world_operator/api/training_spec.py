@@ -43,6 +43,51 @@ class PhaseSpec(ApiModel):
     )
 
 
+class ValidationSpec(ApiModel):
+    """When the loss on held-out clips is measured, and on what."""
+
+    every_iterations: int = Field(
+        default=500,
+        ge=1,
+        le=10_000_000,
+        description="Iterations between two validations; the base weights and the last iteration "
+        "are validated too. Checkpoints of other iterations have no validation loss, so "
+        "checkpoint.everyIterations should be a multiple of it.",
+    )
+    clips: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Held-out clips, chosen evenly from the windows in val/; defaults to 16, or to "
+        "all if there are fewer.",
+    )
+    levels: int = Field(
+        default=4,
+        ge=3,
+        le=64,
+        description="Noise levels per clip. All clips together cover clips x levels equally "
+        "probable levels of training's distribution.",
+    )
+    weights: Literal["Regular", "EMA"] = Field(
+        default="Regular",
+        description="Weights to validate: the trained ones, or their exponential moving average "
+        "(training.ema).",
+    )
+
+
+class StopWhenSpec(ApiModel):
+    """When training ends before its last iteration, successfully and with a checkpoint."""
+
+    validation_loss_not_better_for: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="End training after this many validations in a row without a lower validation "
+        "loss; defaults to never.",
+        examples=[3],
+    )
+
+
 class LoRASpec(ApiModel):
     """Low-rank adapters, used if the architecture is LoRA."""
 
@@ -165,6 +210,15 @@ class TrainingSpec(ApiModel):
     checkpoint: CheckpointSpec = Field(
         default_factory=lambda: CheckpointSpec(),
         description="When checkpoints are saved and how many are kept.",
+    )
+    validation: ValidationSpec | None = Field(
+        default=None,
+        description="Measure the loss on held-out clips, at the same noise each time; defaults to "
+        "not measuring it. An empty object uses the defaults.",
+    )
+    stop_when: StopWhenSpec = Field(
+        default_factory=lambda: StopWhenSpec(),
+        description="When training ends before its last iteration.",
     )
     max_restarts: int = Field(
         default=5,

@@ -247,6 +247,7 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             "spec.storage.accessMode",
             f"{modes} does not allow {spec.pods_sharing_volume} pods; use ReadWriteMany",
         )
+    yield from _validation(spec)
     yield from _inference(spec)
     yield from _paths(resource)
     yield from _environment(spec)
@@ -315,6 +316,41 @@ def _attention_pattern(spec: Spec) -> Iterator[Problem]:
         )
 
 
+def _validation(spec: Spec) -> Iterator[Problem]:
+    validation, training, dataset = spec.training.validation, spec.training, spec.dataset
+    field = "spec.training.validation"
+    if validation is None:
+        limit = training.stop_when.validation_loss_not_better_for
+        if limit is not None:
+            yield Problem(
+                "spec.training.stopWhen.validationLossNotBetterFor",
+                f"nothing is validated; add {field}, or remove it",
+            )
+        return
+    if spec.iterations and validation.every_iterations > spec.iterations:
+        yield Problem(
+            f"{field}.everyIterations",
+            f"{validation.every_iterations} is above training.iterations ({spec.iterations}); use "
+            "at most that",
+        )
+    if validation.weights == "EMA" and not training.ema:
+        yield Problem(
+            f"{field}.weights",
+            "there are no EMA weights with training.ema: false; use Regular, or remove "
+            "training.ema",
+        )
+    for name, source, held_out in (
+        ("agibot", dataset.agibot, "validationEpisodeIDs"),
+        ("videos", dataset.videos, "validationNames"),
+    ):
+        if source is not None and not source.holds_out:
+            yield Problem(
+                field,
+                f"there are no held-out windows; set dataset.{name}.{held_out} or "
+                "validationPercent, or remove it",
+            )
+
+
 def _inference(spec: Spec) -> Iterator[Problem]:
     inference = spec.inference
     if inference.checkpoint is not None and inference.checkpoints:
@@ -335,6 +371,13 @@ def _inference(spec: Spec) -> Iterator[Problem]:
             "spec.inference.gpus",
             f"{gpus} is not valid: {_who_shares(gpus, inference.ranks_per_branch(gpus))} must "
             f"divide the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
+        )
+    if "best" in inference.names and spec.training.validation is None:
+        field = "checkpoints" if inference.checkpoints else "checkpoint"
+        yield Problem(
+            f"spec.inference.{field}",
+            "best is the checkpoint with the least validation loss, and nothing is validated; add "
+            "training.validation, or use latest",
         )
     if inference.weights == "EMA" and not spec.training.ema:
         yield Problem(

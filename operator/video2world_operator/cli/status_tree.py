@@ -16,6 +16,7 @@ from video2world_operator.api.status import (
     StageStatus,
     State,
     Status,
+    ValidationStatus,
 )
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli.snapshot import Snapshot
@@ -110,6 +111,8 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         first, newest = seen.losses[0], seen.losses[-1]
         line = f"{sparkline(seen.losses, marks)}  {first:.4f} to {newest:.4f}"
         children.append(_Node(f"{'loss':<11} {line}"))
+    if (validation := status.validation) is not None:
+        children += _validation(validation)
     if (checkpoint := status.checkpoint) is not None:
         saved = parse_time(checkpoint.time)
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
@@ -119,6 +122,26 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         if attempt.end_time and attempt.reason != "Succeeded":
             children.append(_Node(_attempt(attempt)))
     return children
+
+
+def _validation(validation: ValidationStatus) -> list[_Node]:
+    loss = "not finite" if validation.loss is None else f"{validation.loss:.4f}"
+    parts = [f"{loss} at {validation.iteration}"]
+    levels = (validation.low_noise, validation.middle_noise, validation.high_noise)
+    names = ("low", "middle", "high")
+    shown = [f"{n} {v:.4f}" for n, v in zip(names, levels, strict=True) if v is not None]
+    if shown:
+        parts.append(f"by noise: {', '.join(shown)}")
+    if validation.best_loss is not None:
+        parts.append(f"best {validation.best_loss:.4f} at {validation.best_iteration}")
+    if validation.base_loss is not None:
+        parts.append(f"base weights {validation.base_loss:.4f}")
+    if validation.weights == "EMA":
+        parts.append("EMA weights")
+    nodes = [_Node(f"{'validation':<11} {'  '.join(parts)}")]
+    if validation.stopped:
+        nodes.append(_Node(f"{'stopped':<11} {validation.stopped}"))
+    return nodes
 
 
 def _samples(status: Status, pods: Sequence[Pod]) -> list[_Node]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from video2world_common.progress_events import Event, with_warning
-from video2world_operator.api.conditions import Reason, Type, phase_of, set_condition
+from video2world_operator.api.conditions import Reason, Type, finished, phase_of, set_condition
 from video2world_operator.api.status import (
     StageName,
     StageStatus,
@@ -138,10 +138,11 @@ class RunRecord:
 
     def complete(self) -> None:
         """Record that all stages are done."""
-        self.set_condition(Type.PROGRESSING, False, Reason.FINISHED)
-        self.set_condition(Type.SUCCEEDED, True, Reason.FINISHED)
+        reason, facts = finished(self._status)
+        self.set_condition(Type.PROGRESSING, False, reason, **facts)
+        self.set_condition(Type.SUCCEEDED, True, reason, **facts)
         warning = self._status.progress.warning if self._status.progress else ""
-        self._status.message = with_warning(Reason.FINISHED.text(), warning)
+        self._status.message = with_warning(reason.text(**facts), warning)
         self._status.completion_time = _now()
         self.save()
 

@@ -10,6 +10,7 @@ from video2world_operator.api.captions_spec import CaptionsSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
+from video2world_operator.api.training_spec import TrainingSpec
 
 __all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
 
@@ -19,10 +20,13 @@ CADENCE = (
     "checkpoint.keep=",
     "trainer.timeout_seconds=",
     "trainer.stop_when_diverged=",
+    "trainer.run_validation=",
+    "trainer.validation_",
 )
-# how the work is divided and sent, and where weights are kept: none changes the result
+# how the work is divided, checked and sent, and where weights are kept: none changes the result
 SPEED = (
     "--shards=",
+    "--require_val",
     "--num_gpus=",
     "--offload",
     "--endpoint=",
@@ -30,7 +34,8 @@ SPEED = (
     "--timeout_seconds=",
     "--max_failed_percent=",
 )
-LENGTH = "trainer.max_iter="  # training resumes from its checkpoint when this is raised
+# training resumes from its checkpoint when these change
+LENGTH = ("trainer.max_iter=", "trainer.stop_after_validations=")
 
 _ATTENTION = {
     "FlashAttention4": "flash_attention_4",
@@ -154,6 +159,7 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
                 if agibot.validation_episode_ids
                 else ()
             ),
+            *_validation_percent(agibot.validation_percent),
             *_windows(agibot.window_seconds),
             *shortest,
             *("--dataset_dir", folder, "--prepare"),
@@ -167,6 +173,7 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
             "video2world_preprocess.videos",
             *("--videos_dir", videos.path.rstrip("/"), "--dataset_dir", folder),
             *(("--val_names", *videos.validation_names) if videos.validation_names else ()),
+            *_validation_percent(videos.validation_percent),
             *_windows(videos.window_seconds),
             *shortest,
             *(["--captions_optional"] if dataset.captions else []),
@@ -175,7 +182,13 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
     if dataset.shards > 1 and not dataset.prepared:
         argv.append(f"--shards={dataset.shards}")
+    if resource.spec.training.validation:
+        argv.append("--require_val")
     return Command(argv, f"{folder}/train")
+
+
+def _validation_percent(percent: int) -> list[str]:
+    return ["--val_percent", str(percent)] if percent else []
 
 
 def _windows(seconds: float) -> list[str]:
@@ -269,6 +282,7 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
+    settings |= _validation(training)
     if spec.sparse:
         settings["model.attention_pattern"] = "sparse"
     if training.stop_when_diverged:
@@ -288,6 +302,20 @@ def _phases(spec: Spec) -> str | None:
         return None
     sizes = [[*phase.video_size, phase.iterations] for phase in earlier]
     return json.dumps([*sizes, list(last.video_size)], separators=(",", ":"))
+
+
+def _validation(training: TrainingSpec) -> dict[str, Any]:
+    validation = training.validation
+    if validation is None:
+        return {}
+    return {
+        "trainer.run_validation": True,
+        "trainer.validation_iter": validation.every_iterations,
+        "trainer.validation_clips": validation.clips,
+        "trainer.validation_levels": validation.levels,
+        "trainer.validation_weights": validation.weights.lower(),
+        "trainer.stop_after_validations": training.stop_when.validation_loss_not_better_for,
+    }
 
 
 def _shown(value: object) -> str:

@@ -61,5 +61,5 @@ def digest(value: object) -> str:
 
 def run_hash(argv: tuple[str, ...], needs: list[str]) -> str:
     """Identify a training run by its settings, without its length and cadence."""
-    kept = [a for a in argv if not a.startswith((*CADENCE, LENGTH))]
+    kept = [a for a in argv if not a.startswith((*CADENCE, *LENGTH))]
     return digest([kept, needs])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from video2world_operator.api.conditions import Reason, Type, find
+from video2world_operator.api.conditions import Reason, Type, find, finished
 from video2world_operator.api.constants import KIND
 from video2world_operator.api.timestamps import format_time, parse_time
 from video2world_operator.reconcile.actions import Delete
@@ -25,8 +25,9 @@ def succeed(draft: Draft) -> None:
         return
     if find(draft.status.conditions, Type.CONTENT):
         draft.set_condition(Type.CONTENT, True, Reason.CONTENT_KEPT)
-    draft.set_condition(Type.PROGRESSING, False, Reason.FINISHED)
-    draft.set_condition(Type.SUCCEEDED, True, Reason.FINISHED)
+    reason, facts = finished(draft.status)
+    draft.set_condition(Type.PROGRESSING, False, reason, **facts)
+    draft.set_condition(Type.SUCCEEDED, True, reason, **facts)
     draft.set_condition(Type.PODS_STARTED, False, Reason.NO_PODS)
     clean_up(draft)
 

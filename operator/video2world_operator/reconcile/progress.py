@@ -10,6 +10,7 @@ from video2world_common.progress_events import (
     Resumed,
     SamplesMade,
     TrainProgress,
+    Validated,
     VolumeSeen,
     Withdrawn,
     duration,
@@ -20,6 +21,7 @@ from video2world_operator.api.status import (
     SamplesStatus,
     State,
     Status,
+    ValidationStatus,
 )
 
 __all__ = ["update_samples", "update_status"]
@@ -35,6 +37,11 @@ def update_status(status: Status, event: Event, now: str) -> None:
             status.progress = _progress(event)
             if event.checkpoint:
                 _checkpoint(status, event.checkpoint, "", now)
+            validation = status.validation
+            if validation is not None and event.iteration > validation.iteration:
+                del validation.stopped  # training continues
+        case Validated():
+            status.validation = _validation(event)
         case ItemProgress():
             if (entry := status.stage_status(event.stage)) is not None:
                 entry.done, entry.total = event.done, event.total
@@ -102,7 +109,7 @@ def _progress(event: TrainProgress) -> ProgressStatus:
         iteration=event.iteration,
         iterations=event.iterations,
         text=f"{event.iteration}/{event.iterations}",
-        loss=None if event.loss is None else float(f"{event.loss:.6g}"),  # readable digits
+        loss=None if event.loss is None else _readable(event.loss),
     )
     if event.seconds_per_iteration is not None and event.seconds_per_iteration >= 0:
         progress.seconds_per_iteration = event.seconds_per_iteration
@@ -114,6 +121,32 @@ def _progress(event: TrainProgress) -> ProgressStatus:
     if event.warning:
         progress.warning = event.warning
     return progress
+
+
+def _validation(event: Validated) -> ValidationStatus:
+    validation = ValidationStatus(iteration=event.iteration)
+    for field, loss in (
+        ("loss", event.loss),
+        ("low_noise", event.low),
+        ("middle_noise", event.middle),
+        ("high_noise", event.high),
+        ("best_loss", event.best_loss),
+        ("base_loss", event.base_loss),
+    ):
+        if loss is not None:
+            setattr(validation, field, _readable(loss))
+    if event.best_iteration is not None:
+        validation.best_iteration = event.best_iteration
+    if event.weights:
+        validation.weights = {"regular": "Regular", "ema": "EMA"}.get(event.weights, event.weights)
+    if event.stopped:
+        validation.stopped = event.stopped
+    return validation
+
+
+def _readable(loss: float) -> float:
+    """Round to six digits."""
+    return float(f"{loss:.6g}")
 
 
 def _samples_state(event: SamplesMade) -> State:

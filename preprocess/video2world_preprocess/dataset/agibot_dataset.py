@@ -18,6 +18,7 @@ from video2world_preprocess.archives.tar_scan import Member
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout, clip_prefix
 from video2world_preprocess.dataset.agibot_repository import AgiBotRepository
 from video2world_preprocess.dataset.captions import EpisodeCaptions
+from video2world_preprocess.dataset.held_out import choose_held_out, is_held_out
 from video2world_preprocess.dataset.records import leftover_folders
 from video2world_preprocess.dataset.source import CutSettings, Source
 from video2world_preprocess.stage_report import Report
@@ -38,6 +39,7 @@ class AgiBotDataset:
     repository: AgiBotRepository
     task_ids: list[int]
     val_episode_ids: list[str]
+    val_percent: int
     caption_file: Path | None
     folder: Path
     settings: CutSettings
@@ -61,6 +63,18 @@ class AgiBotDataset:
         infos = {task: self.layout.task_info(task) for task in self.task_ids}
         return EpisodeCaptions.from_task_info(infos, self.report)
 
+    @cached_property
+    def _held_out(self) -> set[str]:
+        """Numbers of the listed episodes that belong to the held-out share."""
+        return choose_held_out(map(str, self.captions.episodes or ()), self.val_percent)
+
+    def _split(self, episode: int) -> str:
+        number = str(episode)
+        if number in self.val_episode_ids or number in self._held_out:
+            return "val"
+        unlisted = self.captions.episodes is None
+        return "val" if unlisted and is_held_out(number, self.val_percent) else "train"
+
     def inputs(self, *, from_hub: bool) -> Provenance:
         """Return the files on the volume that decide the result, as they are before the work."""
         if from_hub:
@@ -80,6 +94,7 @@ class AgiBotDataset:
             "revision": self.repository.revision,
             "val_episode_ids": self.val_episode_ids,
             "caption_file": str(self.caption_file or ""),
+            **({"val_percent": self.val_percent} if self.val_percent else {}),
             **asdict(self.settings),
         }
         if self.repository.local:
@@ -127,8 +142,7 @@ class AgiBotDataset:
         captions = self.captions.of(task, episode)
         if captions is None:
             return None
-        split = "val" if str(episode) in self.val_episode_ids else "train"
-        name = clip_prefix(task, episode)
+        name, split = clip_prefix(task, episode), self._split(episode)
         return Source(name, "episode", path, split, captions, origin, temporary)
 
     def check_validation(self, known: set[int], without_camera: Iterable[int] = ()) -> None:

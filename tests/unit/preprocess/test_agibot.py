@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import agibot
+from video2world_preprocess.dataset.held_out import is_held_out
 from video2world_preprocess.video.reader import probe, read_frames
 from video2world_preprocess.video.writer import write_video
 
@@ -156,6 +157,36 @@ def test_a_second_run_restores_only_what_is_missing() -> None:
     assert {p for p in before if before[p] != after[p]} == {victim}
     assert victim.read_bytes() == content
     assert report()["counts"]["new_windows"] == 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_share_of_the_episodes_is_held_out_by_their_numbers(listed: bool) -> None:
+    numbers = range(101, 200)
+    chosen = [number for number in numbers if is_held_out(str(number), 40)][:2]
+    episodes = chosen + [number for number in numbers if not is_held_out(str(number), 40)][:2]
+    tar("1.tar", {episode: clip_bytes(60) for episode in episodes})
+    if listed:
+        task_info(*episodes)
+        flags = []
+    else:
+        lines = [
+            {
+                "video_clip": f"task_327_episode_{episode}_window_0_frame_0-59",
+                "task_id": 327,
+                "episode_id": episode,
+                "start_frame": 0,
+                "end_frame": 59,
+                "caption": "x",
+            }
+            for episode in episodes
+        ]
+        Path("captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        flags = ["--caption_file", "captions.jsonl"]
+    assert run(*LOCAL, *flags, "--val_percent", "40") == 0
+    held_out = {stem.partition("_")[0] for stem in stems("val")}
+    trained = {stem.partition("_")[0] for stem in stems("train")}
+    assert held_out == set(map(str, chosen))
+    assert trained == set(map(str, episodes)) - held_out
 
 
 def test_changed_windowing_removes_the_stale_windows_but_no_foreign_file() -> None:

@@ -48,6 +48,9 @@ def test_usable_clips_are_counted_and_others_named(tmp_path: Path) -> None:
     ]
     assert report.counts["frames"] == 40
     assert sorted(tmp_path.rglob("*")) == before
+    assert prepared.main(["--dataset_dir", str(tmp_path), "--require_val"]) == 0
+    (tmp_path / "val" / "videos" / "e.mp4").unlink()
+    assert prepared.main(["--dataset_dir", str(tmp_path), "--require_val"]) == 2
     assert prepared.main(["--dataset_dir", str(tmp_path)]) == 0
 
 

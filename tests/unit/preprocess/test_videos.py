@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from video2world_preprocess import videos
+from video2world_preprocess.dataset.held_out import choose_held_out
 from video2world_preprocess.video.reader import probe, read_frames
 from video2world_preprocess.video.writer import write_video
 
@@ -101,6 +102,19 @@ def test_good_videos_are_kept_and_bad_ones_named(tmp_path: Path) -> None:
     }
     assert report["dropped_by_kind"] == {"video": 7}
     assert "truncated or corrupt" in str(report["dropped"])
+
+
+def test_a_share_of_the_videos_is_held_out_by_their_names(tmp_path: Path) -> None:
+    names = [f"clip{number}" for number in range(6)]
+    for name in names:
+        clip(tmp_path / "in" / f"{name}.mp4", 60)
+    assert run(tmp_path, "--val_percent", "30", "--require_val") == 0
+    held_out = choose_held_out(names, 30)
+    assert {one.partition("_window")[0] for one in stems(tmp_path, "val")} == held_out
+    trained = {one.partition("_window")[0] for one in stems(tmp_path, "train")}
+    assert trained == set(names) - held_out
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert run(tmp_path, "--require_val") == 2
 
 
 def test_user_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from video2world_trainer import sweep
 from video2world_trainer.checkpoint.folder import CheckpointFolder, pin_checkpoint
+from video2world_trainer.checkpoint.validation_record import ValidationResult, write_results
 
 # Stands in for the generator, which has its own tests: writes what behave.json says of an input.
 INFERENCE = """
@@ -102,6 +103,25 @@ def test_selected_checkpoints_and_the_paths_of_their_samples(capsys, flags, outp
     last = {e["checkpoint"]: (e["done"], e["total"]) for e in events if e["event"] == "samples"}
     assert set(last.values()) == {(2, 2)}
     assert [e["stage"] for e in events] == ["inference"] * len(events)
+
+
+def test_the_checkpoint_with_the_least_validation_loss(capsys):
+    code, _, out = run(capsys, "--checkpoints", "best")
+    assert code == 2
+    assert "no checkpoint in checkpoints/p/g/run/checkpoints was validated" in out
+    results = [
+        ValidationResult(iteration, loss, loss, loss, loss, 2, 4, "regular", "d")
+        for iteration, loss in ((0, 3.0), (250, 0.5), (500, 1.0), (1000, 2.0))  # 250: not saved
+    ]
+    write_results(RUN, results)
+    code, events, out = run(capsys, "--checkpoints", "best")
+    assert code == 0
+    assert "best checkpoint: iteration 500, validation loss 1 with its regular weights" in out
+    assert {e["checkpoint"] for e in events if e["event"] == "samples"} == {"iter_000000500"}
+    table = Path("results/run/validation.csv").read_text().splitlines()
+    assert table[0] == "iteration,loss,low,middle,high,clips,levels,weights,draws"
+    assert table[2] == "250,0.5,0.5,0.5,0.5,2,4,regular,d"
+    assert json.loads(Path("results/run/validation.json").read_text())["best_iteration"] == 250
 
 
 def test_a_weights_file_as_checkpoint(capsys):

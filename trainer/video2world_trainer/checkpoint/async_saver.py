@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +23,7 @@ from video2world_trainer.checkpoint.dcp import (
 from video2world_trainer.checkpoint.folder import CheckpointFolder, file_record
 from video2world_trainer.distributed.process_group import World, new_group
 
-__all__ = ["AsyncSaver", "CheckpointContent"]
+__all__ = ["AsyncSaver", "CheckpointContent", "Retention"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class CheckpointContent:
     model: Mapping[str, ModelEntry]
     merged: Mapping[str, ModelEntry]
     parts: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept besides the newest ones.
+
+    Attributes:
+        healthy: newest iteration with a sound loss; the last checkpoint up to it is not pruned.
+        losses: validation losses by iteration; the checkpoint with the least is not pruned.
+    """
+
+    healthy: int
+    losses: Mapping[int, float] = field(default_factory=dict)
 
 
 class AsyncSaver:
@@ -80,13 +93,13 @@ class AsyncSaver:
         if self._asynchronous:
             self._staging.reserve(tensors)
 
-    def save(self, iteration: int, content: CheckpointContent, *, healthy: int) -> None:
+    def save(self, iteration: int, content: CheckpointContent, retention: Retention) -> None:
         """Write a checkpoint; its tensors are copied before this returns.
 
         Args:
             iteration: iterations done.
             content: what to write.
-            healthy: newest iteration with a sound loss; the last checkpoint up to it is not pruned.
+            retention: which earlier checkpoints are kept.
 
         Raises:
             OSError: this or the previous checkpoint could not be written.
@@ -97,11 +110,11 @@ class AsyncSaver:
         )
         if self._asynchronous:
             self._thread = threading.Thread(
-                target=self._write_in_background, args=(iteration, staged, healthy), name="saver"
+                target=self._write_in_background, args=(iteration, staged, retention), name="saver"
             )
             self._thread.start()
         else:
-            self._write(iteration, staged, healthy)
+            self._write(iteration, staged, retention)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -121,14 +134,14 @@ class AsyncSaver:
             raise error
 
     def _write_in_background(
-        self, iteration: int, content: CheckpointContent, healthy: int
+        self, iteration: int, content: CheckpointContent, retention: Retention
     ) -> None:
         try:
-            self._write(iteration, content, healthy)
+            self._write(iteration, content, retention)
         except Exception as error:  # raised again by check() in the main thread
             self._error = error
 
-    def _write(self, iteration: int, content: CheckpointContent, healthy: int) -> None:
+    def _write(self, iteration: int, content: CheckpointContent, retention: Retention) -> None:
         folder, shards = self.folder, self.folder.shards(iteration)
         write_shards(shards, content.tensors, self.group)
         if self.world.is_main_rank:
@@ -141,6 +154,12 @@ class AsyncSaver:
             for part, values in content.parts.items():
                 record[part] = folder.write(part, iteration, values)
             record["shards"] = {path.name: file_record(path) for path in files}
-            path = folder.publish(iteration, record, keep=self.keep, healthy=healthy)
+            path = folder.publish(
+                iteration,
+                record,
+                keep=self.keep,
+                healthy=retention.healthy,
+                losses=retention.losses,
+            )
             emit("checkpoint", "train", iteration=iteration, path=str(path))
         self.last_saved = iteration

@@ -143,6 +143,7 @@ class CheckpointFolder:
         *,
         keep: int = 0,
         healthy: int | None = None,
+        losses: Mapping[int, float] | None = None,
     ) -> Path:
         """Mark a checkpoint as complete, and prune older ones.
 
@@ -151,6 +152,7 @@ class CheckpointFolder:
             record: size and checksum of each file, by part.
             keep: number of newest checkpoints to keep; 0 keeps all.
             healthy: also keep the newest checkpoint up to this iteration (default: ``iteration``).
+            losses: validation losses by iteration; also keep the checkpoint with the least.
 
         Returns:
             The model file.
@@ -158,7 +160,7 @@ class CheckpointFolder:
         write_json(self._manifest(iteration), record)
         write_text(self.folder / "latest_checkpoint.txt", f"iter_{iteration:09d}.pt\n")
         if keep:
-            self._prune(keep, iteration, iteration if healthy is None else healthy)
+            self._prune(keep, iteration, iteration if healthy is None else healthy, losses or {})
         return self.path("model", iteration)
 
     def shards(self, iteration: int) -> Path:
@@ -169,11 +171,13 @@ class CheckpointFolder:
         """Return the model file of a LoRA run with adapters merged into the weights."""
         return self.folder / "model" / f"iter_{iteration:09d}_merged.pt"
 
-    def _prune(self, keep: int, latest: int, healthy: int) -> None:
+    def _prune(self, keep: int, latest: int, healthy: int, losses: Mapping[int, float]) -> None:
         existing = self.iterations()
         last_healthy = next((one for one in existing if one <= healthy), None)
+        validated = [one for one in existing if one in losses]
+        best = min(validated, key=lambda one: (losses[one], one), default=None)
         for iteration in [one for one in existing if one != latest][max(keep - 1, 0) :]:
-            if iteration == last_healthy:
+            if iteration in (last_healthy, best):
                 continue
             with _exclusive_lock(self.path("model", iteration)) as locked:
                 if locked:

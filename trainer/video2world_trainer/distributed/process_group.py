@@ -39,9 +39,12 @@ class World:
 
     def average(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by its mean over all ranks, in place, and return it."""
+        return self.sum(tensor).div_(self.size) if self.size > 1 else tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Replace ``tensor`` by its sum over all ranks, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
-            tensor /= self.size
         return tensor
 
     def any(self, flag: bool) -> bool:

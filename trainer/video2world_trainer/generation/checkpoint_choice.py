@@ -8,6 +8,7 @@ from pathlib import Path
 from video2world_common.exit_codes import UserError
 from video2world_trainer.checkpoint.folder import CheckpointFolder
 from video2world_trainer.checkpoint.run_config import RunConfig, attention_pattern
+from video2world_trainer.checkpoint.validation_record import best_checkpoint
 from video2world_trainer.generation.requests import existing_path
 from video2world_trainer.model.presets import Preset
 
@@ -17,7 +18,7 @@ __all__ = ["choose_checkpoint"]
 def choose_checkpoint(args: argparse.Namespace, preset: Preset) -> tuple[Path, RunConfig]:
     """Return the path of the weights and their record: ``--dit_path``, or the published weights.
 
-    Of a run's ``checkpoints`` folder, the latest is chosen.
+    Of a run's ``checkpoints`` folder, ``--checkpoint`` is chosen.
 
     Raises:
         UserError: there is no such file, or it was trained as another model size.
@@ -30,11 +31,19 @@ def choose_checkpoint(args: argparse.Namespace, preset: Preset) -> tuple[Path, R
             raise UserError("--dit_path: name the checkpoint; Tiny has no published weights")
         path = Path(published)
     path = existing_path(path)
-    if path.is_dir() and (path / "model").is_dir():
-        iteration = CheckpointFolder(path).latest_complete(("model",))
+    is_run = path.is_dir() and (path / "model").is_dir()
+    if args.checkpoint == "best" and not is_run:
+        raise UserError("--checkpoint best: name a run's checkpoints folder with --dit_path")
+    if is_run:
+        folder = CheckpointFolder(path)
+        iteration = (
+            best_checkpoint(folder)
+            if args.checkpoint == "best"
+            else folder.latest_complete(("model",))
+        )
         if iteration is None:
             raise UserError(f"--dit_path {path}: there is no checkpoint in this folder")
-        path = CheckpointFolder(path).path("model", iteration)
+        path = folder.path("model", iteration)
     if not path.exists():
         raise UserError(
             f"--dit_path {path}: there is no such file; train first, or run the download stage"

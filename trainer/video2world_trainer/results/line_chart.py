@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from markupsafe import Markup
@@ -18,15 +18,20 @@ MAX_POINTS = 300  # more are averaged in groups of neighbors
 TICKS = 5
 
 
+Points = Sequence[tuple[float, float]]
+
+
 def line_chart(
-    points: Sequence[tuple[float, float]],
+    points: Points,
     *,
     title: str,
     x_label: str,
     y_label: str,
     markers: bool = False,
+    name: str = "",
+    others: Mapping[str, Points] | None = None,
 ) -> Markup:
-    """Draw ``points`` as one line with labeled axes.
+    """Draw ``points`` as one line with labeled axes, and further lines with a legend.
 
     Args:
         points: finite (x, y) pairs in order of x.
@@ -34,6 +39,9 @@ def line_chart(
         x_label: name of the horizontal axis.
         y_label: name or unit of the vertical axis, shown next to the title.
         markers: mark every point; for few points.
+        name: of the line in the legend, if there are others.
+        others: further lines by name, whose points are marked; those of less than two points are
+            left out.
 
     Returns:
         A ``<figure>`` element; empty for fewer than two points.
@@ -41,7 +49,9 @@ def line_chart(
     points = _downsample(points)
     if len(points) < 2:
         return Markup("")
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    further = {label: _downsample(line) for label, line in (others or {}).items() if len(line) > 1}
+    every = [*points, *(point for line in further.values() for point in line)]
+    xs, ys = [x for x, _ in every], [y for _, y in every]
     left, right = min(xs), max(xs)
     rows = _ticks(min(ys), max(ys))
     low, high = min(rows[0], *ys), max(rows[-1], *ys)
@@ -67,10 +77,12 @@ def line_chart(
         rows=[(place(left, y)[1], f"{y:g}") for y in rows],
         columns=[(place(x, low)[0], f"{x:g}") for x in _ticks(left, right) if left <= x <= right],
         points=[place(*point) for point in points],
+        others=[[place(*point) for point in line] for line in further.values()],
+        legend=[name, *further] if further else [],
     )
 
 
-def _downsample(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _downsample(points: Points) -> list[tuple[float, float]]:
     """Reduce to at most ``MAX_POINTS`` points, each the mean of its neighbors."""
     count = min(len(points), MAX_POINTS)
     edges = [len(points) * n // count for n in range(count + 1)] if count else []

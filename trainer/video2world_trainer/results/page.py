@@ -18,6 +18,12 @@ from video2world_common.files import write_text
 from video2world_trainer.results.line_chart import line_chart
 from video2world_trainer.results.rendering import render
 from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
+from video2world_trainer.results.validation_table import (
+    loss_series,
+    summary,
+    write_tables,
+)
+from video2world_trainer.results.validation_table import rows as validation_rows
 from video2world_trainer.training.history import is_number
 
 __all__ = ["render_page", "write_page"]
@@ -37,8 +43,9 @@ def write_page(results: Path, job_folder: Path) -> None:
     A failure is logged and not raised: the page must not fail a run that succeeded.
     """
     try:
-        page = render_page(collect(results, job_folder))
-        write_text(results / NAME, page)
+        collected = collect(results, job_folder)
+        write_text(results / NAME, render_page(collected))
+        write_tables(results, collected.validations)
         say(f"results page: {results / NAME}")
     except Exception as error:  # a full volume, or a defect here
         say(f"note: the results page {results / NAME} could not be written ({error!r})")
@@ -52,6 +59,8 @@ def render_page(results: RunResults) -> str:
         facts=_facts(results),
         charts=_training_charts(results),
         diverged_after=_diverged_after(results),
+        validations=validation_rows(results.validations, results.checkpoints),
+        validated=results.validations[-1] if results.validations else None,
         groups=_sample_groups(results.samples),
         uneven=_is_uneven(results.samples),
         autoplay=len(results.samples) <= MAX_AUTOPLAY,
@@ -74,6 +83,7 @@ def _facts(results: RunResults) -> list[tuple[str, str]]:
         seconds = sorted(y for _, y in _series(results, "seconds_per_iteration"))
         if seconds:
             facts.append(("seconds/iteration, median", f"{seconds[len(seconds) // 2]:.3g}"))
+    facts += summary(results.validations)
     if results.checkpoints:
         facts.append(("checkpoints kept", ", ".join(map(str, results.checkpoints[-5:]))))
     facts.append(("samples", str(len(results.samples))))
@@ -86,12 +96,40 @@ def _series(results: RunResults, key: str) -> list[tuple[float, float]]:
 
 
 def _training_charts(results: RunResults) -> list[Markup]:
-    charts = [
-        line_chart(_series(results, key), title=title, x_label="iteration", y_label=y_label)
-        for key, title, y_label in (
-            ("loss", "Training loss", "mean since the last report"),
-            ("seconds_per_iteration", "Iteration time", "seconds"),
+    validations = results.validations
+    total, low, middle, high = (
+        loss_series(validations, loss)
+        for loss in (
+            lambda one: one.loss,
+            lambda one: one.low,
+            lambda one: one.middle,
+            lambda one: one.high,
         )
+    )
+    charts = [
+        line_chart(
+            _series(results, "loss"),
+            title="Loss" if validations else "Training loss",
+            x_label="iteration",
+            y_label="mean since the last report",
+            name="training",
+            others={"validation": total},
+        ),
+        line_chart(
+            low,
+            title="Validation loss by noise level",
+            x_label="iteration",
+            y_label="",
+            markers=True,
+            name="low",
+            others={"middle": middle, "high": high},
+        ),
+        line_chart(
+            _series(results, "seconds_per_iteration"),
+            title="Iteration time",
+            x_label="iteration",
+            y_label="seconds",
+        ),
     ]
     return [chart for chart in charts if chart]
 

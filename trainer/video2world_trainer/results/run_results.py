@@ -11,6 +11,11 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import cut_name, read_json
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.folder import CheckpointFolder
+from video2world_trainer.checkpoint.validation_record import (
+    ValidationResult,
+    comparable,
+    read_results,
+)
 from video2world_trainer.generation.conditioning import read_conditioning
 from video2world_trainer.training.history import is_number, read_history
 
@@ -94,6 +99,7 @@ class RunResults:
     reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by title
     settings: Mapping[str, Any] = field(default_factory=dict)  # model/config.json
     checkpoints: Sequence[int] = ()  # iterations that are on the volume
+    validations: Sequence[ValidationResult] = ()  # that compare with each other, oldest first
 
 
 def collect(results: Path, job_folder: Path) -> RunResults:
@@ -112,8 +118,16 @@ def collect(results: Path, job_folder: Path) -> RunResults:
         samples=_samples(results, settings),
         reports=reports,
         settings=settings,
+        validations=_validations(folder.folder),
         checkpoints=sorted(i for i in folder.iterations() if folder.path("model", i).is_file()),
     )
+
+
+def _validations(checkpoints: Path) -> list[ValidationResult]:
+    try:
+        return comparable(read_results(checkpoints))
+    except (UserError, OSError):
+        return []
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""Feed a run with batches: those of each phase from its own data set, in one order."""
+"""Feed a run with batches, those of each phase from its own data set, and with held-out clips."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
+from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.presets import PRESETS
@@ -14,9 +18,15 @@ from video2world_trainer.training.prefetcher import PrefetchedBatch, Prefetcher
 
 __all__ = ["BatchFeed"]
 
+NO_WINDOWS = (
+    "hold out episodes or videos of the data set (validationEpisodeIDs, validationEpisodes, "
+    "validationNames or validationPercent in spec.dataset; val/ of a prepared folder) and run the "
+    "stages before training, or leave spec.training.validation out"
+)
+
 
 class BatchFeed:
-    """The data sets of all phases, and the batches of the running one.
+    """The data sets of all phases, the batches of the running one, and the held-out windows.
 
     A batch depends on the seed, the phase and the data position only. The position counts through
     all phases, so that a phase continues the epoch that the one before has begun.
@@ -35,12 +45,15 @@ class BatchFeed:
         self._by_size: dict[tuple[int, int], LatentDataset] = {}
         for phase in phases:
             if phase.video_size not in self._by_size:
-                dataset = self._by_size[phase.video_size] = _build_dataset(config, mesh, phase)
+                folder = Path(config.dataset_dir)
+                dataset = _build_dataset(config, mesh, phase, folder)
                 dataset.require(mesh.data_size)
-        self._vae = None
+                self._by_size[phase.video_size] = dataset
+        self.held_out = _build_held_out(config, mesh, phases[-1]) if config.run_validation else None
+        self.encode: Callable[[Tensor], Tensor] | None = None  # of pixels, without latents
         if config.encode:
             path = config.vae_path or f"{PRESETS[config.size].base_folder}/tokenizer"
-            self._vae = load_vae(path, mesh.world.device)
+            self.encode = load_vae(path, mesh.world.device).encode_latents
         self._phase: Phase | None = None
         self._batches: Prefetcher | None = None  # starts with the first batch, after resuming
 
@@ -74,7 +87,7 @@ class BatchFeed:
             shape=phase.latent_shape,
             distribution=config.noise_distribution,
             seed=config.seed,
-            encode=self._vae.encode_latents if self._vae is not None else None,
+            encode=self.encode,
         )
 
     def close(self) -> None:
@@ -83,10 +96,12 @@ class BatchFeed:
             self._batches.close()
 
 
-def _build_dataset(config: TrainConfig, mesh: ParallelMesh, phase: Phase) -> LatentDataset:
+def _build_dataset(
+    config: TrainConfig, mesh: ParallelMesh, phase: Phase, folder: Path
+) -> LatentDataset:
     dataset = VideoDataset if config.encode else LatentDataset
     return dataset(
-        Path(config.dataset_dir),
+        folder,
         shape=phase.latent_shape,
         geometry=config.geometry,
         text_length=config.text_length,
@@ -94,3 +109,14 @@ def _build_dataset(config: TrainConfig, mesh: ParallelMesh, phase: Phase) -> Lat
         frames=mesh.frames(phase.latent_shape[1]),
         latents=phase.latents,
     )
+
+
+def _build_held_out(config: TrainConfig, mesh: ParallelMesh, phase: Phase) -> LatentDataset:
+    """Return the held-out windows at the size of ``phase``; raise UserError if there are none."""
+    train = Path(config.dataset_dir)
+    outer = train if (train / "train").is_dir() else train.parent
+    folder = Path(config.validation_dir or outer / "val")
+    part = "videos" if config.encode else phase.latents
+    if not any((folder / part).glob("[!.]*")):
+        raise UserError(f"trainer.run_validation=true: no window in {folder}/{part}: {NO_WINDOWS}")
+    return _build_dataset(config, mesh, phase, folder)

@@ -6,18 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
+from video2world_common.events import emit
 from video2world_common.exit_codes import UserError
-from video2world_trainer.checkpoint.async_saver import AsyncSaver, CheckpointContent
+from video2world_trainer.checkpoint.async_saver import AsyncSaver, CheckpointContent, Retention
 from video2world_trainer.checkpoint.dcp import StagingBuffers, read_shards
 from video2world_trainer.checkpoint.export import merged_entries, model_entries
 from video2world_trainer.checkpoint.folder import CheckpointFolder
+from video2world_trainer.checkpoint.validation_record import (
+    ValidationResult,
+    losses_by_iteration,
+    write_results,
+)
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.phases import describe_phases
-from video2world_trainer.training.progress import Progress
+from video2world_trainer.training.progress import STAGE, Progress
 
 __all__ = ["Checkpointer", "describe_run"]
 
@@ -138,7 +144,9 @@ class Checkpointer:
             merged=merged_entries(self._net, model),
             parts={"optim": optim, "scheduler": scheduler, "trainer": trainer},
         )
-        self._saver.save(progress.iteration, content, healthy=healthy)
+        results = [ValidationResult.restored(one) for one in progress.validation]
+        losses = losses_by_iteration(results)
+        self._saver.save(progress.iteration, content, Retention(healthy, losses))
 
     def restore(self, progress: Progress) -> bool:
         """Load the newest complete checkpoint, if there is one, and update ``progress``.
@@ -175,12 +183,21 @@ class Checkpointer:
         self._optimizer.restored()
         progress.restore(trainer["progress"])
         self._saver.last_saved = iteration
+        if progress.validation and self._world.is_main_rank:  # forget what is measured again
+            results = [ValidationResult.restored(one) for one in progress.validation]
+            write_results(self.folder.folder, results)
         return True
 
-    def delete_after(self, iteration: int) -> int | None:
-        """Delete the checkpoints after ``iteration``; return the newest remaining one."""
+    def withdraw_after(self, iteration: int) -> str:
+        """Delete the checkpoints after ``iteration``, and return what is left, for the user."""
         self._saver.wait()
-        return self._world.on_main_rank(lambda: self.folder.delete_after(iteration))
+        remaining = self._world.on_main_rank(lambda: self.folder.delete_after(iteration))
+        path = "" if remaining is None else str(self.folder.path("model", remaining))
+        if self._world.is_main_rank:
+            emit("withdrawn", STAGE, iteration=remaining or 0, path=path)
+        if remaining is None:
+            return "No checkpoint was saved before that: another run starts from scratch."
+        return f"The checkpoint of iteration {remaining} is kept ({path}), later ones are deleted."
 
     def check(self) -> None:
         """Raise the error of a checkpoint that failed in the background."""

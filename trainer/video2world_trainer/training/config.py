@@ -6,7 +6,7 @@ Dotted names are those of Cosmos-Predict2's configuration, where it has the sett
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from video2world_trainer.distributed.activation_checkpoint import (
     RecomputePolicy,
 )
 from video2world_trainer.model.lora import TARGETS
+from video2world_trainer.training.config_setting import setting as _setting
 from video2world_trainer.training.ema import EMA_RATE
 from video2world_trainer.training.loss import (
     HIGH_SIGMA_RATIO,
@@ -24,6 +25,7 @@ from video2world_trainer.training.loss import (
     TEXT_DROPOUT,
     NoiseDistribution,
 )
+from video2world_trainer.training.validation_config import ValidationConfig
 
 __all__ = [
     "SETTINGS",
@@ -37,22 +39,8 @@ __all__ = [
 _NET = "model.config.pipe_config.net."
 
 
-def _setting(
-    name: str,
-    default: Any,
-    help_text: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[Any, ...] = (),
-) -> Any:
-    """Define a field by its dotted name, default, meaning and bounds."""
-    metadata = {"key": name, "help": help_text, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(ValidationConfig):
     """Settings of a training run; each field's metadata has its dotted name, meaning and bounds."""
 
     size: str = _setting("model.size", "2B", "model size", choices=("Tiny", "2B", "14B"))
@@ -328,6 +316,9 @@ def settings_without_effect(config: TrainConfig) -> list[tuple[str, str]]:
         unused["vae_path"] = "dataloader_train.dataset.encode is false"
     if not config.ema:
         unused["ema_rate"] = "model.config.pipe_config.ema.enabled is false"
+    if not config.run_validation:
+        for one in fields(ValidationConfig):
+            unused[one.name] = "trainer.run_validation is false"
     return [
         (one.metadata["key"], unused[one.name])
         for one in fields(config)

@@ -182,8 +182,29 @@ def _validate(config: TrainConfig) -> None:
             "model.config.offload_block_inputs=true needs model.config.compile=true: only "
             "inputs of compiled blocks can be offloaded"
         )
+    _validate_validation(config)
     if any(side % 16 for side in config.video_size):
         raise UserError(
             f"dataloader_train.dataset.video_size={list(config.video_size)}: height and width "
             "must be multiples of 16"
+        )
+
+
+def _validate_validation(config: TrainConfig) -> None:
+    if not config.run_validation:
+        if config.stop_after_validations:
+            raise UserError(
+                f"trainer.stop_after_validations={config.stop_after_validations}: nothing is "
+                "validated; set trainer.run_validation=true too, or leave it out"
+            )
+        return
+    if config.validation_iter > config.max_iter:
+        raise UserError(
+            f"trainer.validation_iter={config.validation_iter} is above "
+            f"trainer.max_iter={config.max_iter}: set at most that"
+        )
+    if config.validation_weights == "ema" and not config.ema:
+        raise UserError(
+            "trainer.validation_weights=ema: there is no moving average with "
+            "model.config.pipe_config.ema.enabled=false; use regular"
         )

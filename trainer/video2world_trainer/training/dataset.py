@@ -170,6 +170,11 @@ class LatentDataset:
     def __len__(self) -> int:
         return len(self.stems)
 
+    @property
+    def clip_counts(self) -> list[int]:
+        """Number of clips of each window."""
+        return list(self._clips)
+
     def report(self) -> None:
         """Log the number of windows, and which were left out and why."""
         say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder / self.part}")

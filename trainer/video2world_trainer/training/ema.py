@@ -8,7 +8,8 @@ https://github.com/nvidia-cosmos/cosmos-predict2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -70,6 +71,19 @@ class Ema:
             own = to_float32([to_local(self._parameters[name].detach()) for name in names])
             for average, one in zip(chunk, own, strict=True):
                 average.lerp_(one, weight)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Use the averages as parameters within the block; the parameters are then as before."""
+        own = {name: to_local(one.detach()) for name, one in self._parameters.items()}
+        saved = {name: one.to("cpu", copy=True) for name, one in own.items()}  # spares GPU memory
+        for name, one in own.items():
+            one.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, one in own.items():
+                one.copy_(saved[name])
 
     def state(self) -> dict[str, Tensor]:
         """Return the averages themselves as ``ema.*``, sharded like the parameters."""

@@ -16,11 +16,10 @@ class Fixed:
     values: tuple[str, ...] = ()
 
 
-_NO_VALIDATION = (
-    "training does not validate: generate samples from its checkpoints instead "
-    "(spec.inference.everyCheckpoint, or video2world_trainer.sweep)"
-)
 _READER = "latents are small files, which one thread reads ahead"
+_HELD_OUT = (
+    "held-out clips are read as training reads its own: set dataloader_val.dataset.dataset_dir"
+)
 _SIZE = "the network's shape must match the weights: set model.size"
 _NO_T5 = "training reads the embeddings stage's files and loads no text encoder"
 _NO_WANDB = (
@@ -42,9 +41,7 @@ FIXED: Mapping[str, Fixed] = {
     "trainer.grad_accum_iter": Fixed(
         "raise dataloader_train.batch_size instead, or train on more GPUs", ("1",)
     ),
-    "trainer.run_validation": Fixed(_NO_VALIDATION, ("false",)),
-    "trainer.validation_iter": Fixed(_NO_VALIDATION),
-    "trainer.max_val_iter": Fixed(_NO_VALIDATION),
+    "trainer.max_val_iter": Fixed("set trainer.validation_clips and trainer.validation_levels"),
     "trainer.timeout_period": Fixed("set trainer.timeout_seconds"),
     "trainer.cudnn.deterministic": Fixed("kernels are chosen by the hardware", ("false",)),
     "trainer.cudnn.benchmark": Fixed("kernels are chosen by the hardware", ("true",)),
@@ -76,8 +73,8 @@ FIXED: Mapping[str, Fixed] = {
     "dataloader_train.pin_memory": Fixed(_READER),
     "dataloader_train.drop_last": Fixed("epochs follow each other without a gap", ("true",)),
     "dataloader_train.sampler.": Fixed("the order is determined by trainer.seed"),
-    "dataloader_val": Fixed(_NO_VALIDATION),
-    "dataloader_val.": Fixed(_NO_VALIDATION),
+    "dataloader_val": Fixed(_HELD_OUT),
+    "dataloader_val.": Fixed(_HELD_OUT),
     # optimizer, scheduler
     "optimizer.optim_type": Fixed("AdamW is the only optimizer", ("fusedadam",)),
     "optimizer.master_weights": Fixed("masters are always float32", ("true",)),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ __all__ = [
     "interpolate",
     "sample_noise",
     "sample_sigma",
+    "sigma_at",
     "sigma_to_time",
     "training_loss",
     "velocity_loss",
@@ -80,6 +82,30 @@ def sample_sigma(
     factor = math.sqrt(latent_frames) if distribution.adjusted else 1.0
     sigma = torch.where(chosen, torch.exp(low + share * (high - low)), normal.exp() * factor)
     return sigma.float()
+
+
+def sigma_at(
+    share: float, latent_frames: int, distribution: NoiseDistribution | None = None
+) -> float:
+    """Return the noise level below which ``share`` (within 0 and 1) of the drawn ones lie.
+
+    This is the inverse of the cumulative distribution that :func:`sample_sigma` draws from, found
+    by bisection over log sigma.
+    """
+    distribution = distribution or NoiseDistribution()
+    factor = math.sqrt(latent_frames) if distribution.adjusted else 1.0
+    ratio, normal = distribution.high_sigma_ratio, NormalDist(math.log(factor))
+    lowest, highest = (math.log(bound) for bound in HIGH_SIGMA)
+
+    def share_below(log_sigma: float) -> float:
+        high = min(max((log_sigma - lowest) / (highest - lowest), 0.0), 1.0)
+        return (1 - ratio) * normal.cdf(log_sigma) + ratio * high
+
+    low, high = -30.0, 30.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share_below(middle) < share else (low, middle)
+    return math.exp(high)
 
 
 def sigma_to_time(sigma: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
+from video2world_trainer.checkpoint.validation_record import ValidationResult, best_result
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import step_flops
@@ -154,6 +155,67 @@ class MetricsLogger:
             for name, value in {"loss": loss, "seconds_per_iteration": seconds, **numbers}.items():
                 if value is not None:
                     self._tensorboard.add_scalar(name, value, iteration)
+            self._tensorboard.flush()
+
+    def log_validation(
+        self, results: Sequence[ValidationResult], seconds: float, stopped: str
+    ) -> None:
+        """Report the newest of ``results``; its time does not count as time of iterations.
+
+        Args:
+            results: the run's comparable results, oldest first.
+            seconds: what the newest took.
+            stopped: why it ends training; empty if it does not.
+        """
+        self._last_time += seconds
+        if not self._world.is_main_rank:
+            return
+        newest, best = results[-1], best_result(results)
+        numbers = {
+            "validation_loss": newest.loss,
+            "validation_loss_low": newest.low,
+            "validation_loss_middle": newest.middle,
+            "validation_loss_high": newest.high,
+            "validation_seconds": round(seconds, 3),
+        }
+        best_so_far = {"best_iteration": best.iteration, "best_loss": best.loss} if best else {}
+        levels = ", ".join(
+            f"{name} {'-' if value is None else f'{value:.4f}'}"
+            for name, value in (
+                ("low", newest.low),
+                ("middle", newest.middle),
+                ("high", newest.high),
+            )
+        )
+        say(
+            f"iteration {newest.iteration}: validation loss "
+            f"{'-' if newest.loss is None else f'{newest.loss:.4f}'} (noise {levels}; "
+            f"{newest.clips} clips, {newest.weights} weights, {seconds:.1f} s)"
+            f"{f', best {best.loss:.4f} at {best.iteration}' if best else ''}"
+        )
+        if stopped:
+            say(f"training ends at iteration {newest.iteration}: {stopped}")
+        emit(
+            "validation",
+            STAGE,
+            iteration=newest.iteration,
+            loss=newest.loss,
+            low=newest.low,
+            middle=newest.middle,
+            high=newest.high,
+            weights=newest.weights,
+            base_loss=results[0].loss if results[0].iteration == 0 else None,
+            **best_so_far,
+            seconds=numbers["validation_seconds"],
+            stopped=stopped,
+        )
+        if self._exporter is not None:
+            best_loss = best.loss if best else None
+            self._exporter.update(**numbers, best_validation_loss=best_loss)
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                if value is not None:
+                    self._tensorboard.add_scalar(name, value, newest.iteration)
             self._tensorboard.flush()
 
     def _seconds_left(self, iteration: int, seconds: float, running: Phase) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -59,13 +60,7 @@ class NetworkSetup:
     def _apply(self, phase: Phase) -> None:
         config, mesh = self._config, self._mesh
         self.phase, self.attention = phase, self.choices[phase]
-        apply_context_parallel(
-            self._net,
-            self.attention.self_attention,
-            self.attention.cross_attention,
-            mesh,
-            phase.latent_shape[1],
-        )
+        self._set_attention(phase)
         on_gpu = mesh.world.device.type == "cuda"
         compilable = self.attention.compilable and config.size != "Tiny"
         self.compiled = config.compile and on_gpu and compilable
@@ -76,6 +71,29 @@ class NetworkSetup:
             compiled=self.compiled,
             offload=config.offload and self.compiled,
         )
+
+    def _set_attention(self, phase: Phase) -> None:
+        choice = self.choices[phase]
+        apply_context_parallel(
+            self._net,
+            choice.self_attention,
+            choice.cross_attention,
+            self._mesh,
+            phase.latent_shape[1],
+        )
+
+    @contextlib.contextmanager
+    def evaluating_last_phase(self) -> Iterator[None]:
+        """Process clips of the last phase within the block, without gradients."""
+        last = list(self.choices)[-1]
+        if last == self.phase:
+            yield
+            return
+        self._set_attention(last)
+        try:
+            yield
+        finally:
+            self._set_attention(self.phase)
 
     def _policies(self, phase: Phase) -> list[RecomputePolicy]:
         """Return each block's policy: as configured, or to save the most in the free memory."""

@@ -22,6 +22,7 @@ class Progress:
     loss_count: int = 0
     skipped: list[int] = field(default_factory=list)  # iterations whose step was not applied
     divergence: dict[str, Any] = field(default_factory=dict)  # state of a Divergence
+    validation: list[dict[str, Any]] = field(default_factory=list)  # see ValidationResult
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""

@@ -29,6 +29,12 @@ METRICS: Mapping[str, str] = {
     "model_flops_utilisation": "Model FLOPs utilization: share of the GPUs' peak performance.",
     "peak_memory_gib": "Peak GPU memory of the main rank.",
     "checkpoint_iteration": "Iteration of the newest complete checkpoint.",
+    "validation_loss": "Loss on the held-out clips at the last validation.",
+    "validation_loss_low": "The same at the lowest third of noise levels.",
+    "validation_loss_middle": "The same at the middle third of noise levels.",
+    "validation_loss_high": "The same at the highest third of noise levels.",
+    "best_validation_loss": "Lowest loss on the held-out clips so far.",
+    "validation_seconds": "Duration of the last validation.",
     "skipped_steps": "Skipped steps with non-finite loss or gradients.",
     "report_time_seconds": "Time of the last report, in seconds since 1970.",
 }
@@ -64,6 +70,8 @@ class PrometheusExporter:
             return
         for name, text in METRICS.items():
             self._set[name] = Gauge(f"video2world_training_{name}", text, registry=registry).set
+            if "validation" in name:
+                self._set[name](float("nan"))  # none yet, or none at all
         self.port = self._server.server_port
 
     def update(self, **metrics: float | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from video2world_common.events import emit, say
+from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.parallelize import apply_fsdp, build_mesh
 from video2world_trainer.distributed.process_group import World
@@ -28,9 +29,11 @@ from video2world_trainer.training.network import build_network
 from video2world_trainer.training.network_setup import NetworkSetup
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.phases import phase_at, phases_of
-from video2world_trainer.training.progress import STAGE, Progress
+from video2world_trainer.training.progress import Progress
 from video2world_trainer.training.step import TrainStep
 from video2world_trainer.training.step_results import StepResults
+from video2world_trainer.training.validation import Validator
+from video2world_trainer.training.validation_schedule import ValidationSchedule
 
 __all__ = ["Trainer"]
 
@@ -94,6 +97,11 @@ class Trainer:
         self.divergence = Divergence()
         self.checkpointer = Checkpointer(config, self.mesh, self.net, self.optimizer, ema)
         self._results = StepResults(self.progress, world, lambda: self.checkpointer.last_saved)
+        validator = None
+        if self.feed.held_out is not None:
+            loss = partial(self._loss, dtype=dtype)
+            validator = Validator(config, self.mesh, self.net, ema, self.feed, self.setup, loss)
+        self.validation = ValidationSchedule(config, world, self.progress, validator)
 
     @property
     def learning_rate(self) -> float:
@@ -102,18 +110,19 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations are done."""
-        return self.progress.iteration >= self.config.max_iter
+        """Whether training has reached its end, or no longer improves, and is validated there."""
+        ended = self.progress.iteration >= self.config.max_iter or self.validation.stopped
+        return bool(ended) and not self.validation.due
 
     def train(self, stop_requested: Callable[[], bool], heartbeat: Callable[[str], None]) -> bool:
-        """Train until all iterations are done or a stop is requested on any rank.
+        """Train until the run is finished or a stop is requested on any rank.
 
         Args:
             stop_requested: checked after every iteration; if true, a checkpoint is saved.
             heartbeat: called after every iteration and checkpoint with what comes next.
 
         Returns:
-            Whether all iterations are done.
+            Whether the run is finished.
 
         Raises:
             UserError: training has diverged, and ``trainer.stop_when_diverged`` is set.
@@ -128,16 +137,24 @@ class Trainer:
             {phase: one.density for phase, one in self.setup.choices.items()},
             iteration=progress.iteration,
         )
+        validate = partial(self.validation.run, metrics.log_validation, stop_requested, heartbeat)
+        if self.validation.due and not validate():  # the initial weights
+            return False
         while not self.finished:
             self.step()
             iteration = progress.iteration
             heartbeat(f"training iteration {iteration + 1}")
             self.checkpointer.check()
             stopping = self.world.any(stop_requested())
-            if iteration % config.logging_iter == 0 or iteration == self.setup.phase.end:
+            if self.validation.due and not stopping:
+                self._results.read_all()  # so that the time is the validation's own
+                stopping = not validate()
+            last = iteration == self.setup.phase.end or self.finished
+            if iteration % config.logging_iter == 0 or last:
                 self._report(metrics)
                 if config.stop_when_diverged and self.divergence.since is not None:
-                    raise UserError(self._give_up(self.divergence.since))
+                    kept = self.checkpointer.withdraw_after(self.divergence.since)
+                    raise UserError(f"{self.divergence.warning()} {kept} {REMEDY}")
             if iteration % config.save_iter == 0 or self.finished or stopping:
                 self.save()  # after the report, so that a resumed run reports the same means
                 heartbeat(f"training iteration {iteration + 1}")
@@ -238,19 +255,6 @@ class Trainer:
             checkpoint=self.checkpointer.last_saved,
             newly_diverged=was_sound,
         )
-
-    def _give_up(self, since: int) -> str:
-        """Delete the checkpoints of a diverged run, and return why it ends."""
-        remaining = self.checkpointer.delete_after(since)
-        kept, path = "No checkpoint was saved before that: another run starts from scratch.", ""
-        if remaining is not None:
-            path = str(self.checkpointer.folder.path("model", remaining))
-            kept = (
-                f"The checkpoint of iteration {remaining} is kept ({path}), later ones are deleted."
-            )
-        if self.world.is_main_rank:
-            emit("withdrawn", STAGE, iteration=remaining or 0, path=path)
-        return f"{self.divergence.warning()} {kept} {REMEDY}"
 
 
 def log_setup(trainer: Trainer, *, resumed: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from reconcile_world import World
-from video2world_common.progress_events import TrainProgress, parse
+from video2world_common.progress_events import TrainProgress, Validated, parse
 from video2world_operator.api.status import Phase, StageStatus, Status, dump_status, parse_status
 from video2world_operator.reconcile.progress import update_status
 
@@ -122,3 +122,57 @@ def test_a_pace_below_zero_from_a_log_is_left_out():
     update_status(status, TrainProgress("train", 1, 9, seconds_per_iteration=-1.0), "now")
     assert "secondsPerIteration" not in dump_status(status)["progress"]
     assert parse_status(dump_status(status)) == status
+
+
+def validation_line(**fields):
+    return json.dumps({"event": "validation", "stage": "train", "iteration": 10} | fields)
+
+
+def test_a_validation_reaches_the_status():
+    status = Status()
+    line = validation_line(
+        loss=0.123456789,
+        low=0.1,
+        middle=0.2,
+        high=0.3,
+        best_iteration=5,
+        best_loss=0.1,
+        base_loss=0.9,
+        weights="ema",
+        stopped="it no longer falls",
+    )
+    update_status(status, parse(line), "now")
+    assert dump_status(status)["validation"] == {
+        "iteration": 10,
+        "loss": 0.123457,
+        "lowNoise": 0.1,
+        "middleNoise": 0.2,
+        "highNoise": 0.3,
+        "bestIteration": 5,
+        "bestLoss": 0.1,
+        "baseLoss": 0.9,
+        "weights": "EMA",
+        "stopped": "it no longer falls",
+    }
+    update_status(status, TrainProgress("train", 10, 20), "now")
+    assert status.validation.stopped  # the report of the same iteration
+    update_status(status, TrainProgress("train", 11, 20), "now")
+    assert not status.validation.stopped  # training continues: its settings were changed
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"iteration": -1},
+        {"iteration": "x"},
+        {"best_iteration": 1.5},
+        {"weights": 5},
+        {"stopped": ["x"]},
+    ],
+)
+def test_a_malformed_validation_is_plain_text(fields):
+    assert parse(validation_line(**fields)) is None
+
+
+def test_a_loss_that_is_no_number_does_not_lose_the_event():
+    assert parse(validation_line(loss="nan", low=True, best_loss=1e999)) == Validated("train", 10)

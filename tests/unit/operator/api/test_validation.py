@@ -245,6 +245,87 @@ def test_mistakes(spec, expected):
     assert expected in lines[0]
 
 
+HELD_OUT = {"agibot": {"validationEpisodeIDs": [685393]}}
+
+
+@pytest.mark.parametrize(
+    ("training", "more", "expected"),
+    [
+        (
+            {"stopWhen": {"validationLossNotBetterFor": 3}},
+            {},
+            "spec.training.stopWhen.validationLossNotBetterFor: nothing is validated; add "
+            "spec.training.validation",
+        ),
+        (
+            {"validation": {}, "iterations": 100},
+            {},
+            "spec.training.validation.everyIterations: 500 is above training.iterations (100); use "
+            "at most that",
+        ),
+        (
+            {"validation": {"weights": "EMA"}, "ema": False},
+            {},
+            "spec.training.validation.weights: there are no EMA weights with training.ema: false",
+        ),
+        (
+            {"validation": {}},
+            {"dataset": {"agibot": {}}},
+            "spec.training.validation: there are no held-out windows; set "
+            "dataset.agibot.validationEpisodeIDs or validationPercent",
+        ),
+        (
+            {"validation": {}},
+            {"dataset": {"videos": {"path": "v"}}},
+            "set dataset.videos.validationNames or validationPercent",
+        ),
+        ({}, {"inference": {"checkpoint": "best"}}, "spec.inference.checkpoint: best is the"),
+        ({}, {"inference": {"checkpoints": [500, "best"]}}, "spec.inference.checkpoints: best is"),
+        ({"validation": {"levels": 2}}, {}, "spec.training.validation.levels: 2 is not valid"),
+        (
+            {"validation": {}, "overrides": ["trainer.run_validation=false"]},
+            {},
+            "trainer.run_validation=false contradicts spec.training.validation",
+        ),
+    ],
+)
+def test_what_cannot_be_validated_is_refused(training, more, expected):
+    lines = mistakes(**{"dataset": HELD_OUT, "training": {"iterations": 1000} | training} | more)
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer.run_validation=true"], 500),
+        (["trainer.run_validation=true", "trainer.validation_iter=250"], 250),
+        (["trainer.validation_iter=250", "trainer.run_validation=True"], 250),
+        (["trainer.run_validation=False"], None),
+    ],
+)
+def test_overrides_of_the_original_turn_validation_on_and_off(overrides, expected):
+    training = {"iterations": 1000, "overrides": overrides}
+    found = parse(document(dataset=HELD_OUT, training=training)).spec.training.validation
+    assert (found.every_iterations if found else None) == expected
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        HELD_OUT,
+        {"agibot": {"validationPercent": 5}},
+        {"videos": {"path": "v", "validationPercent": 5}},
+        {"videos": {"path": "v", "validationNames": ["last"]}},
+        {"prepared": {"path": "p"}},  # its dataset stage counts the windows in val/
+    ],
+)
+def test_every_source_can_hold_out_windows(dataset):
+    training = {"iterations": 1000, "validation": {}, "stopWhen": {"validationLossNotBetterFor": 2}}
+    inference = {"checkpoint": "best", "samples": [{"input": "a.mp4"}]}
+    parse(document(dataset=dataset, training=training, inference=inference))
+
+
 def test_every_mistake_is_listed_at_once():
     lines = mistakes(model={"size": "3B"}, training={"iterations": -1}, dataset={"agibt": {}})
     assert [line.partition(":")[0] for line in lines] == [

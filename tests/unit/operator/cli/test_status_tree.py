@@ -111,6 +111,29 @@ def test_the_complete_tree():
     ]
 
 
+def test_the_validation_loss_and_why_it_ended_training():
+    validation = {
+        "iteration": 400,
+        "loss": 0.3,
+        "lowNoise": 0.1,
+        "middleNoise": 0.2,
+        "highNoise": 0.6,
+        "bestIteration": 200,
+        "bestLoss": 0.25,
+        "baseLoss": 0.9,
+        "weights": "EMA",
+        "stopped": "the validation loss was 0.25",
+    }
+    lines = shown(STATUS | {"validation": validation})
+    assert (
+        "│  ├─ validation  0.3000 at 400  by noise: low 0.1000, middle 0.2000, high 0.6000  "
+        "best 0.2500 at 200  base weights 0.9000  EMA weights" in lines
+    )
+    assert "│  ├─ stopped     the validation loss was 0.25" in lines
+    lines = shown(STATUS | {"validation": {"iteration": 400}})
+    assert "│  ├─ validation  not finite at 400" in lines
+
+
 def test_plain_is_ascii_and_the_same_tree():
     plain = shown(pods=[pod(0)], losses=[1, 2], plain=True)
     assert all(line.isascii() for line in plain)

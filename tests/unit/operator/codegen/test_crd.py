@@ -111,7 +111,12 @@ def test_columns_show_scalars_that_exist():
         "Restarts",
         "Age",
     ]
-    assert [c["name"] for c in columns if c["priority"]] == ["Loss", "Checkpoint", "Message"]
+    assert [c["name"] for c in columns if c["priority"]] == [
+        "Loss",
+        "Validation",
+        "Checkpoint",
+        "Message",
+    ]
     for column in columns:
         if column["name"] != "Age":
             assert paths[column["jsonPath"]]["type"] == column["type"]

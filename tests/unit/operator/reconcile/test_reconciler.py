@@ -12,6 +12,7 @@ from video2world_common.progress_events import (
     Resumed,
     Skipped,
     TrainProgress,
+    Validated,
     VolumeSeen,
 )
 from video2world_operator.plan.gang import Capabilities
@@ -343,6 +344,34 @@ def test_ttl_and_cleanup_follow_the_written_end():
     world.tick(1)
     (last,) = world.round().actions
     assert (last.kind, last.uid) == ("Video2WorldPostTrain", "u1")
+
+
+def test_a_training_that_ended_early_says_why():
+    world = World()
+    world.settle()
+    for stage in STAGES:
+        if stage == "train":
+            reason = "the validation loss was 0.2 at iteration 40"
+            event = Validated("train", 60, 0.3, best_iteration=40, best_loss=0.2, stopped=reason)
+            world.round(events=[event])
+        world.finish(stage)
+        world.round()
+    assert world.status["phase"] == "Succeeded"
+    assert world.condition("Succeeded")["reason"] == "StoppedEarly"
+    assert world.status["message"] == (
+        "All stages are finished. Training ended early, at iteration 60, as spec.training.stopWhen "
+        "requests: the validation loss was 0.2 at iteration 40."
+    )
+
+
+def test_a_changed_stopping_rule_takes_effect_at_once():
+    training = {"validation": {}, "stopWhen": {"validationLossNotBetterFor": 5}}
+    dataset = {"agibot": {"taskIDs": [327], "validationEpisodeIDs": [685393]}}
+    world = World(resource(training={"iterations": 1000} | training, dataset=dataset))
+    world.to_training()
+    changed(world, training=world.body["spec"]["training"] | {"stopWhen": {}})
+    world.settle()
+    assert world.status["attempt"] == 2
 
 
 def test_finished_jobs_stay_for_their_logs_by_default():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from video2world_preprocess.video.reader import probe
 from video2world_preprocess.video.writer import write_video
+from video2world_trainer.checkpoint.validation_record import ValidationResult, write_results
 from video2world_trainer.results.line_chart import line_chart
 from video2world_trainer.results.page import render_page, write_page
 from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
@@ -313,3 +314,45 @@ def test_a_line_chart_stays_inside_its_frame(points):
         assert math.isfinite(x)
         assert 57 <= x <= 551
         assert 9 <= y <= 187
+
+
+def validation(iteration, loss, weights="regular"):
+    parts = (None,) * 3 if loss is None else (loss / 2, loss, loss * 1.5)
+    return ValidationResult(iteration, loss, *parts, 16, 4, weights, "d")
+
+
+def test_the_validation_loss_is_drawn_beside_the_training_loss(tmp_path):
+    job = tmp_path / "job"
+    history = HistoryWriter(job)
+    for iteration in (10, 20, 30):
+        history.append(iteration, loss=1 / iteration, seconds=1.0)
+    results = [validation(0, 2.0), validation(10, 0.5), validation(20, None), validation(30, 0.75)]
+    write_results(job / "checkpoints", results)
+    write_page(tmp_path / "results", job)
+    page = (tmp_path / "results/index.html").read_text()
+    text = " ".join(Read(page).text)
+    for shown in ("0.5 at 10", "-75.0 %", "16 held-out clips", "not finite", "best", "by noise"):
+        assert shown in text, shown
+    assert page.count("<polyline") == 6  # training, validation; low, middle, high; time
+    table = (tmp_path / "results/validation.csv").read_text().splitlines()
+    assert table[3] == "20,,,,,16,4,regular,d"
+    record = json.loads((tmp_path / "results/validation.json").read_text())
+    assert record["best_iteration"] == 10
+    assert [one["iteration"] for one in record["results"]] == [0, 10, 20, 30]
+
+
+def test_a_damaged_record_of_validations_does_not_lose_the_page(tmp_path):
+    job = tmp_path / "job"
+    (job / "checkpoints").mkdir(parents=True)
+    (job / "checkpoints/validation.json").write_text('[{"iteration": NaN}]')
+    write_page(tmp_path / "results", job)
+    assert "There are no records" in (tmp_path / "results/index.html").read_text()
+    assert not (tmp_path / "results/validation.csv").exists()
+
+
+@given(weights=HOSTILE, draws=HOSTILE)
+@settings(max_examples=20, deadline=None)
+def test_texts_of_the_record_are_escaped(weights, draws):
+    result = ValidationResult(5, 1.0, 1.0, 1.0, 1.0, 1, 3, weights, draws)
+    page = render_page(RunResults("x", validations=[result, result]))
+    assert Read(page).tags <= TAGS
