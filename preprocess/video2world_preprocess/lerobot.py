@@ -22,6 +22,7 @@ from video2world_common.markers import Provenance, file_stamps
 from video2world_common.paths import on_volume
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
+from video2world_preprocess.dataset.held_out import add_requirement, require_held_out
 from video2world_preprocess.dataset.lerobot_captions import CAPTIONS
 from video2world_preprocess.dataset.lerobot_cutter import cut_dataset
 from video2world_preprocess.dataset.lerobot_dataset import (
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
         help="captions by episode: JSON Lines or .csv with episode_index and caption",
     )
     flags.add_argument("--dataset_dir", type=Path, required=True, help="output folder")
+    add_requirement(flags)
     return flags
 
 
@@ -184,6 +186,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
             temporary.parent.rmdir()
     if done is None:
         return None
+    require_held_out(args, folder, report.counts)
     made.outputs, summary = done
     made.failed = failed_items(report)
     return made, summary
