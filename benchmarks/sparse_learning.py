@@ -158,7 +158,6 @@ def markdown(record: dict[str, Any]) -> str:
         ("psnr", "PSNR of the sample, dB", ".2f"),
         ("ssim", "its SSIM", ".3f"),
         ("psnr_of_repeating_the_input", "PSNR of the first frame repeated, dB", ".2f"),
-        ("seconds_per_iteration", "s per iteration (median)", ".3f"),
     ):
         lines.append(_row(title, [run[key] for run in runs.values()], form))
     final = {
