@@ -3,7 +3,7 @@
 Run as ``python -m benchmarks.sparse_learning``; it needs no GPU. Every run is a resource like
 ``manifests/samples/demo.yaml`` through ``v2w run``, on one volume, with one process that trains on
 the clips of the demo's two: both patterns train on the same latents, noise and order of clips for
-each seed. Writes ``benchmarks/results/sparse_learning.json``.
+each seed. Writes ``benchmarks/results/sparse_learning.json``, where runs of other seeds are kept.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def _measured(args: argparse.Namespace, volume: Path) -> dict[str, Any]:
 
     command = " ".join(["python -m benchmarks.sparse_learning", *sys.argv[1:]])
     record: dict[str, Any] = {
-        "machine": facts(command) | {"torch": torch.__version__},
         "iterations": args.iterations,
         "density": _density(),
-        "runs": {},
+        "runs": _kept(args),
     }
+    place = facts(command) | {"torch": torch.__version__}
     volume.mkdir(parents=True, exist_ok=True)
     _run("video2world_preprocess.demo", "--data_dir", "datasets/agibot", cwd=volume)
     for seed in args.seeds:
@@ -73,9 +73,20 @@ def _measured(args: argparse.Namespace, volume: Path) -> dict[str, Any]:
             file = volume / f"{name}.json"
             file.write_text(json.dumps(_resource(name, pattern, seed, args.iterations)))
             _run("video2world_operator.cli", "run", "-f", file, "--volume", volume, cwd=ROOT)
-            record["runs"][name] = {"pattern": pattern, "seed": seed} | _result(volume, name)
+            what = {"pattern": pattern, "seed": seed, "machine": place}
+            record["runs"][name] = what | _result(volume, name)
             write(args.json, record)
     return record
+
+
+def _kept(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the runs of the record with other seeds and as many iterations."""
+    if not args.json.exists():
+        return {}
+    before = json.loads(args.json.read_text(encoding="utf-8"))
+    if before["iterations"] != args.iterations:
+        return {}
+    return {name: run for name, run in before["runs"].items() if run["seed"] not in args.seeds}
 
 
 def _run(module: str, *arguments: object, cwd: Path) -> None:
@@ -87,6 +98,7 @@ def _resource(name: str, pattern: str, seed: int, iterations: int) -> dict[str, 
 
     made: dict[str, Any] = yaml.safe_load((ROOT / "manifests/samples/demo.yaml").read_text())
     made["metadata"]["name"] = name
+    made["spec"]["dataset"]["agibot"]["name"] = f"seed-{seed}"  # its latents depend on the seed
     made["spec"]["training"] |= {
         "attentionPattern": pattern,
         "seed": seed,
@@ -142,12 +154,11 @@ def documented(text: str, record: dict[str, Any]) -> str:
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the record's tables."""
-    runs, place = record["runs"], record["machine"]
+    runs = record["runs"]
     curves = {name: means(run["loss"]) for name, run in runs.items()}
+    places = {run["machine"]["date"]: run["machine"] for run in runs.values()}
     lines = [
-        f"{place['cores']} cores of {place['cpu']}, load {place['load_at_start']} at the start, "
-        f"PyTorch {place['torch']}, Python {place['python']}, {place['date']}, commit "
-        f"{place['commit']}, `{place['command']}`.",
+        *map(_where, places.values()),
         "",
         "| mean loss up to iteration | " + " | ".join(map(_title, runs.values())) + " |",
         "| --- |" + " --- |" * len(runs),
@@ -176,6 +187,14 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['density']:.0%} of the query-key pairs.",
     ]
     return "\n".join(lines)
+
+
+def _where(place: dict[str, Any]) -> str:
+    return (
+        f"{place['cores']} cores of {place['cpu']}, load {place['load_at_start']} at the start, "
+        f"PyTorch {place['torch']}, Python {place['python']}, {place['date']}, commit "
+        f"{place['commit']}, `{place['command']}`."
+    )
 
 
 def _title(run: dict[str, Any]) -> str:
