@@ -57,13 +57,12 @@ def read(name: str) -> dict[str, Any]:
 
 def record(work: AnyWork, seconds: float, file: str, machine: Mapping[str, Any]) -> Record[AnyWork]:
     """Return the record of ``work`` on the GPU or CPU of ``machine``."""
-    device, commit = machine.get("device"), machine["commit"]
+    device = machine.get("device")
     gpu = CPU if device is None else gpu_kind(device)
     if gpu is None:
         raise ValueError(f"{file}: {device} is not in gpu_rates.py")
     name = device or f"{machine['cpu']}, {machine['cores']} cores"
-    short = commit[:12] if " " not in commit else commit
-    return Record(replace(work, gpu=gpu), seconds, name, file, short, machine["date"])
+    return Record(replace(work, gpu=gpu), seconds, name, file, machine["commit"], machine["date"])
 
 
 def steps() -> list[Record[StepWork]]:

@@ -203,7 +203,7 @@ def _record(one: Record[StepWork] | Record[SampleWork]) -> tuple[str, ...]:
     left_out = ("", "")
     if one.left_out is not None:
         left_out = f"{one.left_out:.4g}", f"{one.left_out / one.seconds - 1:+.1%}"
-    return one.work.text, f"{one.seconds:.4g}", *left_out, one.machine, f"`{one.file}`", one.commit
+    return one.work.text, f"{one.seconds:.4g}", *left_out, one.machine, f"`{one.file}`", one.version
 
 
 def _largest(records: Iterable[Record[StepWork] | Record[SampleWork]]) -> str:

@@ -42,6 +42,11 @@ class Record(Generic[AnyWork]):
     date: str
     left_out: float | None = None
 
+    @property
+    def version(self) -> str:
+        """The commit, shortened."""
+        return self.commit if " " in self.commit else self.commit[:12]
+
 
 @dataclass(frozen=True)
 class Estimate(Generic[AnyWork]):
@@ -60,7 +65,7 @@ class Estimate(Generic[AnyWork]):
     def basis(self) -> str:
         """Say where the time comes from: in what the measured work differs from this one."""
         if self.measured:
-            return f"measured on {self.record.date[:10]}, commit {self.record.commit}"
+            return f"measured on {self.record.date[:10]}, commit {self.record.version}"
         different = [one for one in self.record.work.parts if one not in self.work.parts]
         return f"estimated from {self.record.seconds:.4g} s measured with {', '.join(different)}"
 

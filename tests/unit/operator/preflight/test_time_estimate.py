@@ -167,7 +167,7 @@ def test_a_measured_layout_is_called_measured():
     (record,) = [r for r in TIMES.steps if r.work == StepWork("2B", 93, (704, 1280))]
     assert iteration[0] == "iteration"
     assert iteration[1].startswith(f"{record.seconds:.3g} s on 1 x H200 with flash-attn-4, 12.2 s")
-    assert basis == ("", f"measured on {record.date[:10]}, commit {record.commit}")
+    assert basis == ("", f"measured on {record.date[:10]}, commit {record.version}")
     assert training == ("training", "2h57m, 2.96 GPU hours (1000 iterations)")
 
 
