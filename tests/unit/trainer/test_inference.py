@@ -456,6 +456,7 @@ ACTS = {  # flags with an effect that a test shows or that is obvious
     "model_size",
     "fps",
     "dit_path",
+    "checkpoint",
     "load_ema",
     "use_lora",
     "prompt",
