@@ -5,7 +5,8 @@ only, and first at 64x80, then at 96x128. Iterations of the two sizes are timed 
 so that both runs take the same time; they run side by side, with a thread each, so that another
 load slows both. The proportion of the phases, 7 to 3 iterations, is fixed beforehand. The loss is
 measured on the held-out episode at 96x128, with the same noise for all runs. Writes
-``benchmarks/results/phases.json``; ``--document`` puts it into docs/performance.md.
+``benchmarks/results/phases.json``, which keeps a record of each length; ``--document`` puts it into
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -211,8 +212,12 @@ def compare(measured: dict[str, Any], weights: str) -> dict[str, float]:
     return {"mean": round(mean, 4), "low": round(mean - margin, 4), "high": round(mean + margin, 4)}
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Return the record as Markdown, for docs/performance.md."""
+def markdown(records: dict[str, dict[str, Any]]) -> str:
+    """Return the records, by the iterations without phases, as Markdown for docs/performance.md."""
+    return "\n\n".join(_section(records[length]) for length in sorted(records, key=int))
+
+
+def _section(record: dict[str, Any]) -> str:
     place, found = record["host"], record["measured"]
     count = found["iterations"]
     paces = " and ".join(
@@ -246,6 +251,13 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _records() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    if RESULTS.exists():
+        found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
 def main() -> int:
     """Measure, or write the document."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.phases", description=__doc__)
@@ -266,11 +278,11 @@ def main() -> int:
                 if len(measured["runs"]["with"]) > min(T_95):  # an interrupted run keeps these
                     change = {weights: compare(measured, weights) for weights in ("regular", "ema")}
                     record = {"host": host, "measured": measured, "change": change}
-                    RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    record = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(between(MARKS, text, markdown(record)), encoding="utf-8")
-    print(markdown(record))
+                    records = _records() | {str(args.iterations): record}
+                    RESULTS.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    text, content = DOCUMENT.read_text(encoding="utf-8"), markdown(_records())
+    DOCUMENT.write_text(between(MARKS, text, content), encoding="utf-8")
+    print(content)
     return 0
 
 
