@@ -219,12 +219,16 @@ def reader() -> Reader:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a stage is complete, and why or why not; ``note`` is information for the user."""
+    """Whether a stage is complete, and why or why not; ``note`` is information for the user.
+
+    ``result`` are the fields of the event with its result, for stages that have one (evaluation).
+    """
 
     stage: str
     done: bool
     why: str
     note: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,8 @@ class Marker:
         noted = changes(record["noted"], {folder: listed(folder) for folder in record["noted"]})
         note = noted and f"its data changed since: {noted}"
         why = f"finished {record['finished']} by {record['resource'] or 'hand'}"
-        return Verdict(self.stage, True, why, note)
+        result = record["summary"].get(self.stage)
+        return Verdict(self.stage, True, why, note, result if isinstance(result, dict) else {})
 
     def _checked(self, listed: Reader) -> tuple[dict[str, Any] | None, str]:
         """Return the record, and why it is not valid."""

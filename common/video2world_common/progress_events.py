@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 __all__ = [
     "CheckpointSaved",
+    "Evaluated",
     "Event",
     "Failed",
     "Finished",
@@ -27,6 +28,7 @@ __all__ = [
     "VolumeSeen",
     "Withdrawn",
     "duration",
+    "evaluated",
     "parse",
     "with_warning",
 ]
@@ -122,6 +124,28 @@ class SamplesMade:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """Checkpoints were compared with the base weights on held-out clips.
+
+    ``verdict`` is Better, Worse or Unclear, by ``metric`` of one checkpoint: its ``value``, that of
+    the base weights, and the interval of the difference (None with too few clips for one).
+    """
+
+    stage: str
+    verdict: str
+    text: str
+    metric: str
+    checkpoint: str
+    clips: int
+    base: float
+    value: float
+    difference: float
+    iteration: int | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Skipped:
     """The stage, possibly a later one than the worker's own, is complete on the volume already.
 
@@ -167,6 +191,7 @@ Event: TypeAlias = (
     | Withdrawn
     | Resumed
     | SamplesMade
+    | Evaluated
     | Skipped
     | Finished
     | Failed
@@ -252,6 +277,41 @@ def _samples(stage: str, line: Mapping[str, Any]) -> Event:
     )
 
 
+def _known_number(value: Any) -> float:
+    number = _number(value)
+    if number is None:
+        raise _InvalidField
+    return number
+
+
+def _evaluation(stage: str, line: Mapping[str, Any]) -> Event:
+    iteration = line.get("iteration")
+    if line.get("verdict") not in ("Better", "Worse", "Unclear"):
+        raise _InvalidField
+    return Evaluated(
+        stage,
+        line["verdict"],
+        _text(line.get("text")),
+        _text(line.get("metric")),
+        _text(line.get("checkpoint")),
+        _count(line.get("clips")),
+        _known_number(line.get("base")),
+        _known_number(line.get("value")),
+        _known_number(line.get("difference")),
+        None if iteration is None else _count(iteration),
+        _number(line.get("low")),
+        _number(line.get("high")),
+    )
+
+
+def evaluated(stage: str, fields: Mapping[str, Any]) -> Event | None:
+    """Return the event that a stage's record repeats; None if it has none."""
+    try:
+        return _evaluation(stage, fields)
+    except _InvalidField:
+        return None
+
+
 def _finished(stage: str, line: Mapping[str, Any]) -> Event:
     summary: list[tuple[str, int | float | str]] = []
     for name, value in list(line.items())[:50]:
@@ -277,6 +337,7 @@ _KINDS: dict[str, Callable[[str, Mapping[str, Any]], Event]] = {
     ),
     "resumed": lambda stage, line: Resumed(stage, _count(line.get("iteration"))),
     "samples": _samples,
+    "evaluation": _evaluation,
     "volume": lambda stage, line: VolumeSeen(
         stage, _text(line.get("id")), _text(line.get("expected", ""))
     ),

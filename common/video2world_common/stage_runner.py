@@ -16,11 +16,13 @@ from typing import Any
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from video2world_common.files import FULL
-from video2world_common.markers import NOT_DONE, Marker, Provenance, reader
+from video2world_common.markers import NOT_DONE, Marker, Provenance, Verdict, reader
 from video2world_common.subprocesses import stop_on_sigterm
 from video2world_common.volume_id import VolumeLost, check
 
 __all__ = ["explain_os_error", "run_stage"]
+
+RESERVED = ("event", "stage")  # names that the fields of an event cannot have
 
 
 def explain_os_error(error: OSError) -> str:
@@ -46,7 +48,15 @@ def _report_later_stages() -> None:
         verdict = Marker(name, inputs_hash).judge(listed)
         if not verdict.done:
             return
-        emit("skipped", name, inputsHash=inputs_hash, message=verdict.note)
+        _report_skipped(verdict, inputs_hash)
+
+
+def _report_skipped(verdict: Verdict, inputs_hash: str) -> None:
+    """Report that a stage is complete, and repeat its result."""
+    emit("skipped", verdict.stage, inputsHash=inputs_hash, message=verdict.note)
+    fields = {name: value for name, value in verdict.result.items() if name not in RESERVED}
+    if fields:
+        emit(verdict.stage, verdict.stage, **fields)
 
 
 Work = Callable[[], tuple[Provenance, Mapping[str, Any]] | None]
@@ -71,7 +81,7 @@ def run_stage(work: Work, *, stage: str) -> int:
             if verdict.done:
                 note = f"; {verdict.note}" if verdict.note else ""
                 say(f"{stage}: nothing to do, {verdict.why}{note}")
-                emit("skipped", stage, inputsHash=inputs_hash, message=verdict.note)
+                _report_skipped(verdict, marker.inputs_hash)
                 _report_later_stages()
                 return 0
             if verdict.why != NOT_DONE:

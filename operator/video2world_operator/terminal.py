@@ -9,6 +9,7 @@ from typing import TextIO
 
 from video2world_common.progress_events import (
     CheckpointSaved,
+    Evaluated,
     Event,
     ItemProgress,
     TrainProgress,
@@ -93,6 +94,8 @@ class Display:
             self._warned = bool(event.warning)
         if isinstance(event, Validated):
             self.say(f"{event.stage:<11} {_validation(event)}")
+        if isinstance(event, Evaluated):
+            self.say(f"{event.stage:<11} {event.text}")
         shown = _progress(event)
         if shown is None:
             return

@@ -204,7 +204,11 @@ RELATED = {
         weights=["w.pt", "a/../w.pt", "model-720p-10fps.pt", "a/model-720p-16fps-natten.pt"],
     ),
     "dataset": some(
-        agibot=[{"path": "a"}, {"path": "a", "validationPercent": 5}],
+        agibot=[
+            {"path": "a"},
+            {"path": "a", "validationPercent": 5},
+            {"path": "a", "validationEpisodeIDs": [1]},
+        ],
         prepared=[{"path": "b"}],
         videos=[{"path": "c"}],
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
@@ -222,6 +226,11 @@ RELATED = {
         gpus=[1, 2, 3, 8],
         guidance=[0, 7],
         weights=["EMA"],  # the others are the defaults
+    ),
+    "evaluation": some(
+        metrics=st.lists(st.sampled_from(["PSNR", "SSIM"]), min_size=1, max_size=2),
+        checkpoints=st.lists(st.sampled_from(["latest", "best", 3, 7, "9"]), max_size=2),
+        lpipsWeights=["w.pt", "a/../w.pt"],
     ),
     "stages": some(
         train=[{"env": [{"name": name}]} for name in ("NCCL_DEBUG", "PET_NNODES", "RANK")]

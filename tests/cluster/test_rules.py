@@ -13,6 +13,7 @@ from video2world_operator.api.spec import Spec
 from video2world_operator.api.validation import parse
 
 AGIBOT = {"agibot": {"path": "datasets/agibot"}}
+HELD_OUT = {"dataset": {"agibot": {"path": "datasets/agibot", "validationEpisodeIDs": [1]}}}
 
 
 def spec(**changes):
@@ -276,6 +277,21 @@ CASES = {
         {"inference": {"samples": [{"input": "a", "prompt": "x" * 4096}] * 30}},
         "characters",
     ),
+    "evaluation needs held-out windows": (
+        {"evaluation": {}} | HELD_OUT,
+        {"evaluation": {}, "dataset": {"agibot": {"taskIDs": [327]}}},
+        "no windows are held out",
+    ),
+    "evaluated iterations": (
+        {"evaluation": {"checkpoints": [5, "latest"]}, "training": {"iterations": 5}} | HELD_OUT,
+        {"evaluation": {"checkpoints": ["6"]}, "training": {"iterations": 5}} | HELD_OUT,
+        "one comes after training.iterations",
+    ),
+    "metrics differ": (
+        {"evaluation": {"metrics": ["PSNR", "SSIM"]}} | HELD_OUT,
+        {"evaluation": {"metrics": ["PSNR", "PSNR"]}} | HELD_OUT,
+        "a metric is named twice",
+    ),
     "enumerations": (
         {"training": {"attention": "FlashAttention4"}},
         {"training": {"attention": "FlashAttention9"}},
@@ -351,6 +367,7 @@ def test_defaults_are_the_servers(cluster, namespace):
 
 # A change of every field of the spec, and of every field of spec.training, as a merge patch.
 CHANGES = {
+    "evaluation": {"samples": 3},
     "model": {"fps": 10},
     "dataset": {"agibot": {"camera": "head_color"}},
     "storage": {"size": "2Gi"},
@@ -405,7 +422,7 @@ def test_every_field_is_tried():
 @pytest.fixture(scope="module")
 def begun(cluster):
     """A resource whose work has begun."""
-    run = Resource(cluster, "default", "begun").create()
+    run = Resource(cluster, "default", "begun").create(**HELD_OUT)
     started = {"status": {"startTime": "2026-11-24T12:00:00Z"}}
     cluster.admin.patch(f"{run.path}/begun/status", started)
     yield run

@@ -11,6 +11,8 @@ import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,13 @@ from video2world_common.markers import Marker, Provenance
 from video2world_common.stage_runner import run_stage
 from video2world_trainer import launch
 from video2world_trainer.distributed.process_group import World, join, peer_lost
+from video2world_trainer.evaluation.clip_meter import ClipMeter
 from video2world_trainer.generation.batch_file import NUMBERS, check_number
 from video2world_trainer.generation.clip_format import ASPECTS
 from video2world_trainer.generation.load import load_pipeline
+from video2world_trainer.generation.outputs import compare
+from video2world_trainer.generation.pipeline import Pipeline
+from video2world_trainer.generation.quality_metrics import lpips
 from video2world_trainer.generation.requests import SampleRequest, parse_requests
 from video2world_trainer.model.presets import PRESETS
 
@@ -156,6 +162,18 @@ def parser() -> argparse.ArgumentParser:
         help="keep the network's weights in host memory, for small GPUs (on by default if the GPU "
         "is too small otherwise)",
     )
+    add(
+        "--latent_metrics",
+        type=Path,
+        metavar="FOLDER",
+        help="also compare with the ground truth in the VAE's latents, and keep the figures of "
+        "repeating the input and of the VAE's round trip in this folder",
+    )
+    add(
+        "--lpips_weights",
+        type=Path,
+        help="torchvision's AlexNet for LPIPS (default: the file that torch.hub keeps)",
+    )
     add("--force", action="store_true", help="run 14B without a GPU")
     add(
         "--benchmark",
@@ -213,7 +231,7 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
     requests = parse_requests(args)
     _note_flags_without_effect(args, requests, world)
     try:
-        pipeline = load_pipeline(args, requests, world)
+        pipeline = _measuring(load_pipeline(args, requests, world), args)
         offloaded = "; weights in host memory" if pipeline.offload else ""
         shared = f"; {world.size} ranks share each sample" if world.size > 1 else ""
         say(f"attention: {pipeline.attention}{offloaded}{shared}")
@@ -242,6 +260,17 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
         raise UserError(f"{len(failures)} of {len(requests)} samples failed: {'; '.join(failures)}")
     facts = {"samples": len(outputs)} | (quality if len(outputs) == 1 else {})
     return Provenance().left(outputs if world.is_main_rank else ()), facts
+
+
+def _measuring(pipeline: Pipeline, args: argparse.Namespace) -> Pipeline:
+    """Return ``pipeline`` with the metrics that the flags ask for."""
+    if pipeline.encoders is None:  # not the main rank, which alone measures
+        return pipeline
+    if args.latent_metrics is not None:
+        meter = ClipMeter(pipeline.encoders.vae, args.latent_metrics, args.lpips_weights)
+        return replace(pipeline, measure=meter.measure)
+    distance = partial(lpips, weights=args.lpips_weights)
+    return replace(pipeline, measure=partial(compare, distance_of=distance))
 
 
 def _quality(metrics: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -246,6 +246,25 @@ def spec_rules() -> list[CELRule]:
             "inference.weights: EMA weights are not saved with training.ema: false; use Regular, "
             "or remove training.ema",
         ),
+        _rule(
+            f"!has(self.evaluation) || !has(self.dataset) || {dataset_dir} || "
+            f"({_holds_out('agibot')} && {_holds_out('videos')})",
+            "evaluation: no windows are held out; set validationEpisodeIDs or validationNames or "
+            "validationPercent in dataset, or remove it",
+        ),
+        _rule(
+            f"!has(self.evaluation) || !has(self.evaluation.checkpoints) || {named} || "
+            f"!has(self.training.iterations) || {_overridden('trainer.max_iter')} || "
+            "self.evaluation.checkpoints.all(c, !string(c).matches('^[0-9]+$') || "
+            "int(string(c)) <= self.training.iterations)",
+            "evaluation.checkpoints: one comes after training.iterations; name an earlier one, or "
+            "latest",
+        ),
+        _rule(
+            "!has(self.evaluation) || !has(self.evaluation.metrics) || "
+            "self.evaluation.metrics.all(a, self.evaluation.metrics.exists_one(b, b == a))",
+            "evaluation.metrics: a metric is named twice; keep one",
+        ),
     ]
 
 
@@ -298,13 +317,6 @@ def _validation_rules(named: str) -> list[CELRule]:
         "self.inference.checkpoints.exists(c, string(c) == 'best')))"
     )
 
-    def held_out(source: str, listed: str) -> str:
-        place = f"self.dataset.{source}"
-        return (
-            f"(!has({place}) || (has({place}.{listed}) && size({place}.{listed}) > 0) || "
-            f"(has({place}.validationPercent) && {place}.validationPercent > 0))"
-        )
-
     return [
         _rule(
             f"!{plain} || !has(self.training.stopWhen) || !has({limit}) || has({validation})",
@@ -323,8 +335,7 @@ def _validation_rules(named: str) -> list[CELRule]:
         ),
         _rule(
             f"!has({validation}) || !has(self.dataset) || "
-            f"({held_out('agibot', 'validationEpisodeIDs')} && "
-            f"{held_out('videos', 'validationNames')})",
+            f"({_holds_out('agibot')} && {_holds_out('videos')})",
             "training.validation: there are no held-out windows; set validationEpisodeIDs or "
             "validationNames or validationPercent in dataset, or remove it",
         ),
@@ -333,7 +344,27 @@ def _validation_rules(named: str) -> list[CELRule]:
             "inference.checkpoint: best is the checkpoint with the least validation loss, and "
             "nothing is validated; add training.validation, or use latest",
         ),
+        _rule(
+            f"!{plain} || !has(self.evaluation) || !has(self.evaluation.checkpoints) || "
+            "!self.evaluation.checkpoints.exists(c, string(c) == 'best') || "
+            f"has({validation})",
+            "evaluation.checkpoints: best is the checkpoint with the least validation loss, and "
+            "nothing is validated; add training.validation, or use latest",
+        ),
     ]
+
+
+_HELD_OUT = {"agibot": "validationEpisodeIDs", "videos": "validationNames"}
+
+
+def _holds_out(source: str) -> str:
+    """A CEL expression: ``source`` is another one, or holds out some windows."""
+    place = f"self.dataset.{source}"
+    listed = f"{place}.{_HELD_OUT[source]}"
+    return (
+        f"(!has({place}) || (has({listed}) && size({listed}) > 0) || "
+        f"(has({place}.validationPercent) && {place}.validationPercent > 0))"
+    )
 
 
 def _by_size(field: str) -> str:

@@ -17,7 +17,16 @@ __all__ = [
 
 GROUP, VERSION = "video2world.dev", "v1alpha1"
 API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
-STAGES = ("download", "dataset", "captions", "embeddings", "latents", "train", "inference")
+STAGES = (
+    "download",
+    "dataset",
+    "captions",
+    "embeddings",
+    "latents",
+    "train",
+    "inference",
+    "evaluation",
+)
 MAX_PROMPTS = 100_000  # characters of all prompts together, which an annotation of the pod holds
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
 CAPTIONS_PREPARED = (

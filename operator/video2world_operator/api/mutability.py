@@ -33,6 +33,7 @@ CHANGEABLE: Mapping[str, str] = {  # by path below spec
     "training.restartBackoffSeconds": AT_ONCE,
     "inference": "At once: samples that the change affects are generated again. `gpus` and "
     "`offload` affect none, and take effect as `stages` do.",
+    "evaluation": "At once: clips that the change affects are generated again.",
     "images": NEXT,
     "stages": NEXT,
     "credentials": NEXT,

@@ -114,7 +114,7 @@ class ImagesSpec(ApiModel):
     )
     trainer: Text = Field(
         default="ghcr.io/video2world/trainer:0.1.0",
-        description="Image of the stages train and inference.",
+        description="Image of the stages train, inference and evaluation.",
     )
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         default="IfNotPresent", description="Image pull policy."
@@ -196,4 +196,7 @@ class StagesSpec(ApiModel):
     train: StagePatch = Field(default_factory=lambda: StagePatch(), description="Train the model.")
     inference: StagePatch = Field(
         default_factory=lambda: StagePatch(), description="Generate samples."
+    )
+    evaluation: StagePatch = Field(
+        default_factory=lambda: StagePatch(), description="Compare checkpoints with the base."
     )

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.dataset_spec import DatasetSpec
+from video2world_operator.api.evaluation_spec import EvaluationSpec
 from video2world_operator.api.fields import ApiModel, with_example
 from video2world_operator.api.inference_spec import InferenceSpec
 from video2world_operator.api.model_spec import ModelSpec
@@ -57,6 +58,11 @@ class Spec(ApiModel):
     inference: InferenceSpec = Field(
         default_factory=lambda: InferenceSpec(),
         description="Videos to generate from the post-trained model.",
+    )
+    evaluation: EvaluationSpec | None = Field(
+        default=None,
+        description="Comparison of checkpoints with the base weights on held-out windows; defaults "
+        "to none.",
     )
     storage: StorageSpec = Field(default_factory=lambda: StorageSpec(), description="The volume.")
     credentials: CredentialsSpec = Field(

@@ -15,6 +15,7 @@ __all__ = [
     "AttemptStatus",
     "CheckpointStatus",
     "Condition",
+    "EvaluationStatus",
     "GPUSeconds",
     "Phase",
     "ProgressStatus",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 StageName = Literal[
-    "download", "dataset", "captions", "embeddings", "latents", "train", "inference"
+    "download", "dataset", "captions", "embeddings", "latents", "train", "inference", "evaluation"
 ]
 State = Literal["Pending", "Running", "Restarting", "Succeeded", "Failed", "Skipped", "Suspended"]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -191,6 +192,32 @@ class CheckpointStatus(_StatusModel):
     time: Time | None = Field(default=None, description="Time at which it was saved.")
 
 
+class EvaluationStatus(_StatusModel):
+    """Whether post-training helped, by one metric on held-out clips."""
+
+    verdict: Literal["Better", "Worse", "Unclear"] = Field(
+        default="Unclear",
+        description="Whether the checkpoint is better than the base weights; Unclear if the "
+        "interval of the difference includes 0, or there are too few clips for one.",
+    )
+    text: str = Field(default="", description="Human-readable answer with the figures.")
+    metric: str = Field(default="", description="The metric: psnr, ssim, lpips, ...")
+    checkpoint: str = Field(default="", description="Name of the checkpoint.")
+    iteration: int | None = Field(default=None, ge=0, description="Iteration of the checkpoint.")
+    clips: int = Field(default=0, ge=0, description="Number of held-out clips.")
+    base: float | None = Field(default=None, description="Value of the base weights.")
+    value: float | None = Field(default=None, description="Value of the checkpoint.")
+    difference: float | None = Field(
+        default=None, description="Value of the checkpoint minus that of the base weights."
+    )
+    low: float | None = Field(
+        default=None, description="Lower end of the difference's 95 % interval."
+    )
+    high: float | None = Field(
+        default=None, description="Upper end of the difference's 95 % interval."
+    )
+
+
 class GPUSeconds(_StatusModel):
     """Use of the GPU time, in GPU seconds."""
 
@@ -247,6 +274,9 @@ class Status(_StatusModel):
     )
     samples: list[SamplesStatus] = Field(
         default=[], max_length=64, description="Samples by checkpoint, in order of iterations."
+    )
+    evaluation: EvaluationStatus | None = Field(
+        default=None, description="Whether post-training helped."
     )
     attempt: int = Field(default=0, ge=0, description="Number of the current attempt at training.")
     restarts: int = Field(default=0, ge=0, description="Number of restarts.")

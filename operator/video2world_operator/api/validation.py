@@ -249,6 +249,7 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
         )
     yield from _validation(spec)
     yield from _inference(spec)
+    yield from _evaluation(spec)
     yield from _paths(resource)
     yield from _environment(spec)
 
@@ -317,7 +318,7 @@ def _attention_pattern(spec: Spec) -> Iterator[Problem]:
 
 
 def _validation(spec: Spec) -> Iterator[Problem]:
-    validation, training, dataset = spec.training.validation, spec.training, spec.dataset
+    validation, training = spec.training.validation, spec.training
     field = "spec.training.validation"
     if validation is None:
         limit = training.stop_when.validation_loss_not_better_for
@@ -339,6 +340,12 @@ def _validation(spec: Spec) -> Iterator[Problem]:
             "there are no EMA weights with training.ema: false; use Regular, or remove "
             "training.ema",
         )
+    yield from _held_out(spec, field)
+
+
+def _held_out(spec: Spec, field: str) -> Iterator[Problem]:
+    """Check that the windows that ``field`` is about are held out."""
+    dataset = spec.dataset
     for name, source, held_out in (
         ("agibot", dataset.agibot, "validationEpisodeIDs"),
         ("videos", dataset.videos, "validationNames"),
@@ -391,6 +398,27 @@ def _who_shares(gpus: int, ranks: int) -> str:
     return "they" if ranks == gpus else f"the {ranks} that share a branch of guidance"
 
 
+def _evaluation(spec: Spec) -> Iterator[Problem]:
+    if spec.evaluation is None:
+        return
+    yield from _held_out(spec, "spec.evaluation")
+    if "best" in spec.evaluation.names and spec.training.validation is None:
+        yield Problem(
+            "spec.evaluation.checkpoints",
+            "best is the checkpoint with the least validation loss, and nothing is validated; add "
+            "training.validation, or use latest",
+        )
+    late = [n for n in spec.evaluation.names if n.isdecimal() and int(n) > spec.iterations]
+    if late and spec.training.iterations is not None:
+        yield Problem(
+            "spec.evaluation.checkpoints",
+            f"{late[0]} comes after the last iteration, {spec.iterations} "
+            "(spec.training.iterations); name an earlier one, or latest",
+        )
+    if len(set(spec.evaluation.metrics)) < len(spec.evaluation.metrics):
+        yield Problem("spec.evaluation.metrics", "a metric is named twice; keep one")
+
+
 def _either(numbers: list[int]) -> str:
     *first, last = map(str, numbers)
     return f"{', '.join(first)} or {last}" if first else last
@@ -407,6 +435,7 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
         "spec.dataset.videos.path": videos and videos.path,
         "spec.storage.subPath": spec.storage.sub_path,
         "spec.inference.checkpoint": spec.inference.checkpoint,
+        "spec.evaluation.lpipsWeights": spec.evaluation and spec.evaluation.lpips_weights,
     }
     for number, sample in enumerate(spec.inference.samples):
         paths[f"spec.inference.samples[{number}].input"] = sample.input

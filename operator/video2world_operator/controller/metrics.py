@@ -209,6 +209,10 @@ class ResourceMetrics(Collector):
         }
         text = "GPU seconds of training, by use, summed over the existing resources."
         yield _family("gpu_seconds", text, "use", uses)
+        verdicts = Count(s.evaluation.verdict for s in statuses if s.evaluation is not None)
+        text = "Resources by the verdict of their evaluation."
+        shown = {verdict: verdicts[verdict] for verdict in ("Better", "Worse", "Unclear")}
+        yield _family("evaluations", text, "verdict", shown)
         ages = [pair for r in resources if (pair := _checkpoint_age(r, now)) is not None]
         text = "Age of the oldest of the latest checkpoints of running trainings, in seconds."
         yield _one("checkpoint_age_seconds_max", text, max([0.0, *(age for age, _ in ages)]))

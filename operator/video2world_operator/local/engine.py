@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR
-from video2world_common.progress_events import CheckpointSaved, Event, Resumed
+from video2world_common.progress_events import CheckpointSaved, Event, Resumed, evaluated
 from video2world_operator.api.conditions import Reason
 from video2world_operator.local.attempt import Attempt, Outcome
 from video2world_operator.local.gpu_shares import visible_gpus
@@ -56,6 +56,8 @@ class LocalEngine:
                 check = self._check(stage)
                 if check.done:
                     self._record.skip_stage(stage.name, check.note)
+                    if (result := evaluated(stage.name, check.result)) is not None:
+                        self._record.apply(result)
                     self._display.skip(stage.name, check.note)
                     continue
                 if check.runs_again:

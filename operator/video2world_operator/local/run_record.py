@@ -80,6 +80,8 @@ class RunRecord:
             for stage in self._plan.stages
         ]
         self._status = status
+        if status.stage_status("evaluation") is None:
+            del status.evaluation
         checkpoint_samples.abandon(self._status)
         self.close_attempt("Killed", "v2w run was killed", counted=False)  # if one is still open
         self.set_condition(Type.ACCEPTED, True, Reason.VALID)
@@ -96,6 +98,8 @@ class RunRecord:
         )
         if stage == "train":
             gpu_time.open_attempt(self._status, attempt)
+        if stage == "evaluation":
+            del self._status.evaluation
         self._set_stage(stage, "Running", attempt=attempt, start_time=_now())
         return attempt
 

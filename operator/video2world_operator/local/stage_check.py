@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from video2world_operator.plan.plan import Plan
@@ -20,11 +20,15 @@ NOT_DONE = "not done yet with these settings"
 
 @dataclass(frozen=True)
 class StageCheck:
-    """Whether a stage is done, and why; ``note`` is something the user should know."""
+    """Whether a stage is done, and why; ``note`` is something the user should know.
+
+    ``result`` are the fields of the event with its result, if the stage has one.
+    """
 
     done: bool
     why: str
     note: str = ""
+    result: dict[str, object] = field(default_factory=dict)
 
     @property
     def runs_again(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from video2world_common.latent_folders import latents_folder
 from video2world_operator.api.captions_spec import CaptionsSpec
+from video2world_operator.api.evaluation_spec import METRIC_FLAGS, EvaluationSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
@@ -66,6 +67,8 @@ def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
     }
     if resource.spec.inference.samples:
         made["inference"] = _inference(resource)
+    if resource.spec.evaluation is not None:
+        made["evaluation"] = _evaluation(resource, resource.spec.evaluation)
     return made
 
 
@@ -182,7 +185,7 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
     if dataset.shards > 1 and not dataset.prepared:
         argv.append(f"--shards={dataset.shards}")
-    if resource.spec.training.validation:
+    if resource.spec.training.validation or resource.spec.evaluation is not None:
         argv.append("--require_val")
     return Command(argv, f"{folder}/train")
 
@@ -332,7 +335,7 @@ def _inference(resource: Video2WorldPostTrain) -> Command:
 def _sweep(
     resource: Video2WorldPostTrain, checkpoints: list[str], pods: int, *, passing: bool
 ) -> Command:
-    spec, inference = resource.spec, resource.spec.inference
+    inference = resource.spec.inference
     argv = _python(
         "video2world_trainer.sweep",
         *("--run_folder", run_folder(resource), "--checkpoints", *checkpoints),
@@ -342,6 +345,34 @@ def _sweep(
         *(["--lora_alpha", f"{alpha:g}"] if (alpha := inference.lora_alpha) else []),
         *([f"--shards={pods}"] if pods > 1 else []),
         "--",
+        *_generation_flags(resource),
+    )
+    return Command(argv, f"results/{resource.job_name}")
+
+
+def _evaluation(resource: Video2WorldPostTrain, evaluation: EvaluationSpec) -> Command:
+    spec, base = resource.spec, _weights(resource)
+    folder = f"results/{resource.job_name}/evaluation"
+    lpips = evaluation.lpips_weights
+    argv = _python(
+        "video2world_trainer.evaluate",
+        *("--run_folder", run_folder(resource), "--checkpoints", *evaluation.names),
+        *(("--base_weights", base) if base else ()),
+        *("--dataset_dir", resource.dataset_dir, "--samples", evaluation.samples),
+        *("--metrics", *(METRIC_FLAGS[name] for name in evaluation.metrics)),
+        *(("--lpips_weights", lpips) if lpips else ()),
+        *("--save_dir", folder, "--seed", spec.inference.seed),
+        *(["--lora_alpha", f"{alpha:g}"] if (alpha := spec.inference.lora_alpha) else []),
+        "--",
+        *_generation_flags(resource),
+    )
+    return Command(argv, f"{folder}/evaluation.json")
+
+
+def _generation_flags(resource: Video2WorldPostTrain) -> list[object]:
+    """Return the flags of the inference command that all videos of a resource share."""
+    spec, inference = resource.spec, resource.spec.inference
+    return [
         *("--model_size", spec.model.size),
         *([] if spec.tiny else _size_flags(resource)),  # Tiny's frame size and rate are fixed
         *("--num_conditional_frames", inference.num_conditional_frames),
@@ -354,5 +385,4 @@ def _sweep(
         *("--vae_path", f"{_base(resource)}/tokenizer"),
         *("--text_encoder_path", _text_encoder(resource)),
         *("--frames", inference.frames_from.lower()),
-    )
-    return Command(argv, f"results/{resource.job_name}")
+    ]

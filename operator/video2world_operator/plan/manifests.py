@@ -48,6 +48,7 @@ _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (
     "latents": (8, 32),
     "train": (8, 96),
     "inference": (8, 128),
+    "evaluation": (8, 128),
 }
 _MORE_INFERENCE = (2, 32)  # for each GPU after the first: 14B's weights pass through host memory
 
@@ -105,7 +106,7 @@ def claim_manifests(resource: Video2WorldPostTrain, namespace: str) -> tuple[Man
 def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
     if resource.spec.device == "CPU" or stage in _NETWORK:
         return 0
-    if stage == "inference":
+    if stage in ("inference", "evaluation"):
         return resource.spec.inference.gpus
     return resource.spec.processes_per_node if stage == "train" else 1
 
@@ -190,7 +191,7 @@ def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
     spec = resource.spec
     parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
     dumped = [p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts]
-    if stage.kind == "inference":
+    if stage.kind in ("inference", "evaluation"):
         divided = spec.inference.model_dump(include={"gpus", "offload"}, exclude_defaults=True)
         dumped += [divided] if divided else []
     return digest(dumped)
@@ -290,7 +291,7 @@ def _group(resource: Video2WorldPostTrain) -> dict[str, Any]:
 def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) -> dict[str, Any]:
     spec, stage = resource.spec, step.kind
     patch: StagePatch = getattr(spec.stages, stage)
-    trainer = stage in ("train", "inference")
+    trainer = stage in ("train", "inference", "evaluation")
     image = patch.image or (spec.images.trainer if trainer else spec.images.preprocess)
     data: dict[str, Any] = {"name": "data", "mountPath": VOLUME_DIR}
     if spec.storage.sub_path:
@@ -390,7 +391,7 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     cpus, memory = _REQUESTS[stage]
     if stage == "train":
         cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
-    if stage == "inference" and gpus:
+    if stage in ("inference", "evaluation") and gpus:
         cpus, memory = (
             first + (gpus - 1) * more
             for first, more in zip((cpus, memory), _MORE_INFERENCE, strict=True)

@@ -33,6 +33,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "latents": ("dataset",),
     "train": ("embeddings", "latents"),
     "inference": ("train",),
+    "evaluation": ("train",),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from video2world_common.progress_events import (
     SAMPLE_ROWS,
     CheckpointSaved,
+    Evaluated,
     Event,
     ItemProgress,
     Resumed,
@@ -17,6 +18,7 @@ from video2world_common.progress_events import (
 )
 from video2world_operator.api.status import (
     CheckpointStatus,
+    EvaluationStatus,
     ProgressStatus,
     SamplesStatus,
     State,
@@ -63,6 +65,10 @@ def update_status(status: Status, event: Event, now: str) -> None:
                 total=event.total,
                 message=event.message,
             )
+        case Evaluated():
+            facts = {name: value for name, value in vars(event).items() if value is not None}
+            del facts["stage"]
+            status.evaluation = EvaluationStatus.model_validate(facts)
         case VolumeSeen():
             # a worker that was given an identity does not change it
             if event.identity and not event.expected and not status.volume_id:

@@ -120,6 +120,8 @@ class Reconciler:
             entry.inputs_hash = stage.inputs_hash
             stages.append(entry)
         status.stages = stages
+        if status.stage_status("evaluation") is None:
+            del status.evaluation
         status.start_time = status.start_time or format_time(draft.now)
         status.active_since = status.active_since or format_time(draft.now)
         status.restarts += 0  # written even if there are none

@@ -74,6 +74,8 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     draft.begin_attempt(entry, max([entry.attempt, *numbers]) + 1)
     if stage.name == "inference":
         checkpoint_samples.abandon(draft.status)
+    if stage.name == "evaluation":
+        del draft.status.evaluation
 
 
 def _apply(draft: Draft, stage: Stage, entry: StageStatus) -> None:

@@ -168,13 +168,23 @@ def test_the_command_prints_verdicts_on_several_stages(volume):
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     first, second = map(json.loads, said.splitlines())
     assert (first["stage"], first["done"]) == ("dataset", True)
-    assert second == {"stage": "latents", "done": False, "why": NOT_DONE, "note": ""}
+    assert second == {"stage": "latents", "done": False, "why": NOT_DONE, "note": "", "result": {}}
 
 
 def events(capsys):
     lines = capsys.readouterr().out.splitlines()
     found = [json.loads(line) for line in lines if line.startswith("{")]
     return lines, [(e["stage"], e.get("message")) for e in found if e["event"] == "skipped"]
+
+
+def test_the_result_of_a_stage_that_is_done_is_repeated(volume, monkeypatch, capsys):
+    answer = {"verdict": "Better", "text": "it helped", "event": "failed", "stage": "train"}
+    Marker("evaluation", "e").write(Provenance.of("out"), {"clips": 7, "evaluation": answer})
+    monkeypatch.setenv("V2W_LATER_STAGES", "evaluation=e")
+    assert run_stage(lambda: pytest.fail("it is done"), stage="dataset") == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == answer | {"event": "evaluation", "stage": "evaluation"}
+    assert Marker("evaluation", "e").judge().result == answer
 
 
 def test_later_stages_are_reported_up_to_the_first_that_is_not_done(volume, monkeypatch, capsys):

@@ -8,7 +8,13 @@ import sys
 
 import pytest
 
-from video2world_common.progress_events import Failed, ItemProgress, TrainProgress, duration
+from video2world_common.progress_events import (
+    Evaluated,
+    Failed,
+    ItemProgress,
+    TrainProgress,
+    duration,
+)
 from video2world_operator.terminal import Display
 
 # One stage of 40 steps, shown by the engine and by a worker that is run by hand.
@@ -92,12 +98,15 @@ def test_training_shows_loss_speed_and_time_left():
     display.event(TrainProgress("train", 100, 100, 0.25, 1.5, 0.0, phase="2/2 at 704x1280"))
     display.event(Failed("train", "UserError", "reported elsewhere"))
     display.line("train-0", "a worker's own words")
+    answer = "Post-training helped: PSNR 18.00 dB (base weights) to 21.00 dB"
+    display.event(Evaluated("evaluation", "Better", answer, "psnr", "x", 9, 18.0, 21.0, 3.0))
     display.skip("inference")
     display.skip("train", "its data changed since: 1 new video: b.mp4")
     assert out.text.splitlines() == [
         "train       started (2 pods)",
         "train       100/100  loss 0.2500  1.5 s/iteration",
         "train       100/100  phase 2/2 at 704x1280  loss 0.2500  1.5 s/iteration",
+        f"evaluation  {answer}",
         "inference   already done, skipped",
         "train       already done, skipped; its data changed since: 1 new video: b.mp4",
     ]

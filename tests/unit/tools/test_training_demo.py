@@ -29,36 +29,15 @@ def demo():
 def test_learning_is_3_db_and_better_than_a_still_picture(
     demo, capsys, trained, untrained, held, code
 ):
-    metrics = {"psnr": trained, "repeating_the_input": {"psnr": held}}
-    assert demo._show(metrics, {"psnr": untrained}, 12.3, 2048.0) == code
+    psnr = {"floor": held, "base": untrained, "iter_000001000": trained, "ceiling": 29.0}
+    rows = [{"model": name, "metrics": {"psnr": {"value": value}}} for name, value in psnr.items()]
+    table = {"rows": rows, "clips": [{}, {}], "answer": {"checkpoint": "iter_000001000"}}
+    assert demo._show(table, 12.3, 2048.0) == code
     out = capsys.readouterr().out
     assert ("NOT LEARNED" in out) == bool(code)
     assert "12 s" in out
     assert "2.00 GiB" in out
     assert out.splitlines()[-1].endswith("/.demo/results/demo/index.html")
-
-
-def test_the_untrained_run_leaves_the_demos_results_page_alone(demo, tmp_path, monkeypatch):
-    """Each training writes results/<its name>/index.html; the demo's own must stay."""
-    monkeypatch.setattr(demo, "VOLUME", tmp_path)
-    for path in (demo.SAMPLE.with_suffix(".json"), demo.BASELINE / "sample-0.json"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / demo.SAMPLE).with_suffix(".json").write_text(
-        json.dumps({"input": "a.mp4", "guidance": 1, "seed": 0})
-    )
-    asked = []
-
-    def worker(display, title, module, *flags):
-        asked.append(flags)
-        if module.endswith("inference"):
-            (tmp_path / demo.BASELINE / "sample-0.json").write_text('{"metrics": {"psnr": 10.0}}')
-
-    monkeypatch.setattr(demo, "_worker", worker)
-    assert demo._untrained(None) == {"psnr": 10.0}
-    train, sample = asked
-    name = next(flag.removeprefix("job.name=") for flag in train if flag.startswith("job.name="))
-    assert name != demo.SAMPLE.parent.name
-    assert f"checkpoints/untrained/video2world/{name}/checkpoints" in sample
 
 
 def test_the_meter_sees_what_children_hold(demo):

@@ -7,7 +7,7 @@ import pytest
 
 from repository import ROOT
 from video2world_preprocess import agibot, demo, download, embeddings, latents, prepared, videos
-from video2world_trainer import inference, sweep
+from video2world_trainer import evaluate, inference, sweep
 
 COMMANDS = {
     module.__name__: module
@@ -16,6 +16,7 @@ COMMANDS = {
         demo,
         download,
         embeddings,
+        evaluate,
         inference,
         latents,
         prepared,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from video2world_trainer import sweep
+from video2world_trainer import checkpoint_runs, sweep
 from video2world_trainer.checkpoint.folder import CheckpointFolder, pin_checkpoint
 from video2world_trainer.checkpoint.validation_record import ValidationResult, write_results
 
@@ -50,7 +50,9 @@ FLAGS = ["--run_folder", str(RUN), "--batch_input_json", "samples.json"]
 def volume(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "inference.py").write_text(INFERENCE)
-    monkeypatch.setattr(sweep, "INFERENCE", (sys.executable, str(tmp_path / "inference.py")))
+    monkeypatch.setattr(
+        checkpoint_runs, "INFERENCE", (sys.executable, str(tmp_path / "inference.py"))
+    )
     for name in [n for n in os.environ if n.startswith(("V2W_", "JOB_"))]:
         monkeypatch.delenv(name)
     before = signal.getsignal(signal.SIGTERM)
@@ -270,8 +272,8 @@ def test_after_a_crash_the_next_attempt_continues(capsys):
 def test_sigterm_ends_inference_and_finished_samples_are_kept(volume):
     Path("behave.json").write_text('{"b.mp4": "wait"}')
     script = (
-        "import sys; from video2world_trainer import sweep\n"
-        f"sweep.INFERENCE = ({sys.executable!r}, 'inference.py')\n"
+        "import sys; from video2world_trainer import checkpoint_runs, sweep\n"
+        f"checkpoint_runs.INFERENCE = ({sys.executable!r}, 'inference.py')\n"
         f"sys.exit(sweep.main({[*FLAGS, *BOTH]!r}))\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)

@@ -23,6 +23,7 @@ __all__ = [
     "denoise",
     "encode_condition",
     "network_velocity",
+    "to_model",
 ]
 
 # The network's input [1, 16, T, h, w] and each latent frame's time [1, T] -> the velocities of all

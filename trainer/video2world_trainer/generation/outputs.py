@@ -16,10 +16,16 @@ from video2world_trainer.generation.conditioning import Conditioning
 from video2world_trainer.generation.contact_sheet import write_contact_sheet
 from video2world_trainer.generation.quality_metrics import lpips, psnr, ssim
 
-__all__ = ["compare", "write_sample"]
+__all__ = ["Compare", "compare", "write_sample"]
 
 
-def compare(video: np.ndarray, condition: Conditioning) -> dict[str, Any] | None:
+Distance = Callable[[np.ndarray, np.ndarray], float | str]
+Compare = Callable[[np.ndarray, Conditioning], dict[str, Any] | None]
+
+
+def compare(
+    video: np.ndarray, condition: Conditioning, distance_of: Distance = lpips
+) -> dict[str, Any] | None:
     """Compute the metrics of the generated frames for which there is a ground truth.
 
     The conditioning frames are left out. PSNR is None if two videos are equal, as JSON has no
@@ -28,6 +34,7 @@ def compare(video: np.ndarray, condition: Conditioning) -> dict[str, Any] | None
     Args:
         video: the generated clip, uint8 [T, H, W, 3].
         condition: its conditioning frames and ground truth.
+        distance_of: computes LPIPS, or says why it cannot.
 
     Returns:
         The ``metrics`` of the sample's ``.json`` (docs/inference.md); None without ground truth.
@@ -38,7 +45,7 @@ def compare(video: np.ndarray, condition: Conditioning) -> dict[str, Any] | None
     truth = condition.ground_truth[given:]
     generated = video[given : given + len(truth)]
     repeated = np.broadcast_to(condition.frames[-1:], truth.shape)
-    distance = lpips(generated, truth)
+    distance = distance_of(generated, truth)
     missing = {"lpips_missing": distance} if isinstance(distance, str) else {}
     return {
         "frames": len(truth),
@@ -65,6 +72,7 @@ def write_sample(
     title: str,
     summary: Mapping[str, Any],
     peak_memory: Callable[[], float | None],
+    measure: Compare,
 ) -> dict[str, Any]:
     """Write ``target`` and the files next to it, the ``.json`` last.
 
@@ -77,6 +85,7 @@ def write_sample(
         title: title of the contact sheet.
         summary: facts for the ``.json``, to which timings, metrics and others are added.
         peak_memory: returns the peak memory of the device in GiB.
+        measure: computes the metrics of the video.
 
     Returns:
         The content of the ``.json``.
@@ -105,7 +114,7 @@ def write_sample(
         "seconds": round(sum(summary["timings"].values()) + decode, 3),
         "timings": summary["timings"] | {"decode": decode, "write": write},
         "peak_memory_gib": peak_memory(),
-        "metrics": compare(video, condition),
+        "metrics": measure(video, condition),
     }
     write_json(target.with_suffix(".json"), complete)
     return complete

@@ -29,7 +29,7 @@ from video2world_trainer.generation.denoise import (
     encode_condition,
 )
 from video2world_trainer.generation.guidance_parallel import parallel_velocity
-from video2world_trainer.generation.outputs import write_sample
+from video2world_trainer.generation.outputs import Compare, compare, write_sample
 from video2world_trainer.generation.prompts import PromptEmbeddings, negative_prompt_of
 from video2world_trainer.generation.requests import SampleRequest
 from video2world_trainer.generation.step_cache import computed_steps
@@ -63,6 +63,7 @@ class Pipeline:
     net: VideoDiT
     mesh: ParallelMesh
     encoders: Encoders | None
+    measure: Compare = compare  # of a sample's video with its ground truth
 
     def generate(
         self, request: SampleRequest, after_step: Callable[[], None]
@@ -120,6 +121,7 @@ class Pipeline:
             f"{request.source.name}   {self.checkpoint.name}",
             self._summary(request) | {"timings": timings},
             lambda: _peak_memory_gib(device),
+            self.measure,
         )
 
     def _encode_inputs(self, request: SampleRequest) -> tuple[Conditioning, Tensor, Tensor]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video2world_common.exit_codes import UserError
 from video2world_trainer.model.attention_backends import installed
 
-__all__ = ["lpips", "psnr", "ssim"]
+__all__ = ["default_lpips_weights", "lpips", "psnr", "ssim", "why_no_lpips"]
 
 LUMA = (0.299, 0.587, 0.114)
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's weights, as torch.hub keeps them
@@ -71,28 +76,67 @@ def _ssim(frame: np.ndarray, truth: np.ndarray) -> float:
     return float(similarity.mean())
 
 
-def lpips(video: np.ndarray, truth: np.ndarray) -> float | str:
+def lpips(
+    video: np.ndarray,
+    truth: np.ndarray,
+    weights: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> float | str:
     """Return LPIPS with AlexNet of uint8 videos [T, H, W, 3], mean over frames.
 
     Zhang et al. 2018, https://arxiv.org/abs/1801.03924. Returns the reason as text if the package
-    or AlexNet's weights are missing; nothing is downloaded.
+    or AlexNet's weights (by default those that torch.hub keeps) are missing; nothing is downloaded.
 
     Raises:
         ValueError: the shapes differ, or the videos are empty.
+        UserError: the file of weights is damaged.
     """
     _check_shapes(video, truth)
-    for package in ("lpips", "torchvision"):
-        if not installed(package):
-            return f"the package {package} is not installed (pip install lpips)"
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
-    if not weights.is_file():
-        return f"AlexNet's weights are missing: put torchvision's {ALEXNET} into {weights.parent}"
-    import lpips as lpips_package
-
-    model = lpips_package.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    weights = weights or default_lpips_weights()
+    if why := why_no_lpips(weights):
+        return why
+    model = _lpips_model(weights, torch.device(device))
 
     def input_of(frame: np.ndarray) -> Tensor:
-        return torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return torch.from_numpy(frame).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
 
     distances = [float(model(input_of(a), input_of(b))) for a, b in zip(video, truth, strict=True)]
     return float(np.mean(distances))
+
+
+def default_lpips_weights() -> Path:
+    """Return where torch.hub keeps torchvision's AlexNet."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+
+
+def why_no_lpips(weights: Path) -> str:
+    """Return why LPIPS cannot be computed with AlexNet's ``weights``; empty if it can."""
+    for package in ("lpips", "torchvision"):
+        if not installed(package):
+            return f"the package {package} is not installed (pip install lpips)"
+    if not weights.is_file():
+        return f"AlexNet's weights are missing: put torchvision's {ALEXNET} into {weights.parent}"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _lpips_model(weights: Path, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Load the package's linear heads and torchvision's AlexNet from ``weights``."""
+    import lpips as lpips_package
+
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # the package names torchvision's arguments as of old
+            warnings.simplefilter("ignore")
+            model = lpips_package.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        backbone = {
+            name: state[f"features.{name.partition('.')[2]}"] for name in model.net.state_dict()
+        }
+        model.net.load_state_dict(backbone)
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{weights} does not hold torchvision's AlexNet ({type(error).__name__}): put "
+            f"{ALEXNET} there"
+        ) from None
+    ready: Callable[[Tensor, Tensor], Tensor] = model.eval().requires_grad_(False).to(device)
+    return ready

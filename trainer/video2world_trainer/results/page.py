@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from video2world_common.events import say
 from video2world_common.files import write_text
+from video2world_trainer.results.evaluation_section import evaluation_section
 from video2world_trainer.results.line_chart import line_chart
 from video2world_trainer.results.rendering import render
 from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
@@ -61,6 +62,7 @@ def render_page(results: RunResults) -> str:
         diverged_after=_diverged_after(results),
         validations=validation_rows(results.validations, results.checkpoints),
         validated=results.validations[-1] if results.validations else None,
+        evaluation=evaluation_section(results.evaluation),
         groups=_sample_groups(results.samples),
         uneven=_is_uneven(results.samples),
         autoplay=len(results.samples) <= MAX_AUTOPLAY,

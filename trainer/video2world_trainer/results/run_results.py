@@ -16,6 +16,7 @@ from video2world_trainer.checkpoint.validation_record import (
     comparable,
     read_results,
 )
+from video2world_trainer.evaluation.report import read_table
 from video2world_trainer.generation.conditioning import read_conditioning
 from video2world_trainer.training.history import is_number, read_history
 
@@ -100,6 +101,7 @@ class RunResults:
     settings: Mapping[str, Any] = field(default_factory=dict)  # model/config.json
     checkpoints: Sequence[int] = ()  # iterations that are on the volume
     validations: Sequence[ValidationResult] = ()  # that compare with each other, oldest first
+    evaluation: Mapping[str, Any] = field(default_factory=dict)  # see evaluation/measured_clips.py
 
 
 def collect(results: Path, job_folder: Path) -> RunResults:
@@ -119,6 +121,7 @@ def collect(results: Path, job_folder: Path) -> RunResults:
         reports=reports,
         settings=settings,
         validations=_validations(folder.folder),
+        evaluation=read_table(results),
         checkpoints=sorted(i for i in folder.iterations() if folder.path("model", i).is_file()),
     )
 

@@ -232,6 +232,38 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
         ({"inference": {"gpus": 0}}, "spec.inference.gpus: 0 is not valid"),
         ({"inference": {"gpus": 32}}, "spec.inference.gpus: 32 is not valid"),
         ({"inference": {"offload": "Auto"}}, "spec.inference.offload: 'Auto' is not valid"),
+        (
+            {"evaluation": {}, "dataset": {"agibot": {"taskIDs": [327]}}},
+            "spec.evaluation: there are no held-out windows; set "
+            "dataset.agibot.validationEpisodeIDs or validationPercent, or remove it",
+        ),
+        (
+            {"evaluation": {"samples": 0}, "dataset": {"prepared": {"path": "d"}}},
+            "spec.evaluation.samples: 0 is not valid",
+        ),
+        (
+            {"evaluation": {"metrics": ["PSRN"]}, "dataset": {"prepared": {"path": "d"}}},
+            "did you mean PSNR?",
+        ),
+        (
+            {"evaluation": {"metrics": ["PSNR"] * 2}, "dataset": {"prepared": {"path": "d"}}},
+            "spec.evaluation.metrics: a metric is named twice; keep one",
+        ),
+        (
+            {
+                "evaluation": {"checkpoints": ["latest", 6]},
+                "training": {"iterations": 5},
+                "dataset": {"prepared": {"path": "d"}},
+            },
+            "spec.evaluation.checkpoints: 6 comes after the last iteration, 5",
+        ),
+        (
+            {
+                "evaluation": {"lpipsWeights": "a/../w.pth"},
+                "dataset": {"prepared": {"path": "d"}},
+            },
+            "spec.evaluation.lpipsWeights: 'a/../w.pth' leaves the volume",
+        ),
         ({"storage": {"size": "big"}}, "spec.storage.size: 'big' is not valid (Size of"),
         (
             {"inference": {"samples": [{"input": "a", "output": "x.avi"}]}},

@@ -399,6 +399,41 @@ def test_checkpoints_for_inference(given, named, by_checkpoint):
     assert fast.index("--approximate") > fast.index("--")
 
 
+def test_evaluation_is_a_stage_only_where_it_is_asked_for():
+    given = {"samples": 4, "metrics": ["SSIM", "LPIPS"], "checkpoints": ["all", 500]}
+    made = plan(evaluation=given | {"lpipsWeights": "w.pth"}, inference={"weights": "EMA"})
+    stage = made.stage("evaluation")
+    assert [s.name for s in made.stages] == [*STAGES, "evaluation"]
+    argv = list(stage.argv)
+    assert argv[:3] == ["python", "-m", "video2world_trainer.evaluate"]
+    for flag, *values in (
+        ("--checkpoints", "all", "500"),
+        ("--dataset_dir", "datasets/agibot_head_center_fisheye_color"),
+        ("--samples", "4"),
+        ("--metrics", "ssim", "lpips"),
+        ("--lpips_weights", "w.pth"),
+        ("--save_dir", "results/run/evaluation"),
+    ):
+        start = argv.index(flag) + 1
+        assert argv[start : start + len(values)] == values
+    assert "--base_weights" not in argv  # Tiny starts from its seed
+    generating = argv[argv.index("--") :]
+    assert "--load_ema" in generating
+    assert generating == list(made.stage("inference").argv)[-len(generating) :]
+    assert stage.outputs == ("results/run/evaluation/evaluation.json",)
+    assert "config" not in [volume["name"] for volume in pod(stage)["volumes"]]
+    assert pod(stage)["containers"][0]["image"] == made.resource.spec.images.trainer
+    real = plan(evaluation={}, model={"size": "2B"}).stage("evaluation")
+    assert real.argv[real.argv.index("--base_weights") + 1] == (
+        "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World/model-720p-16fps.pt"
+    )
+    assert real.job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] == {
+        "nvidia.com/gpu": "1"
+    }
+    without = {s.name: s.inputs_hash for s in plan(inference={"weights": "EMA"}).stages}
+    assert without.items() <= {s.name: s.inputs_hash for s in made.stages}.items()
+
+
 def test_samples_are_divided_between_at_most_as_many_pods():
     two = [{"input": "a.mp4"}, {"input": "b.mp4"}]
     for fields, pods in (

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from video2world_common.exit_codes import UserError
@@ -106,13 +107,17 @@ def test_ssim_of_known_changes():
 
 
 LPIPS = """
-class LPIPS:
-    def __init__(self, net, verbose): assert (net, verbose) == ("alex", False)
-    def eval(self): return self
-    def requires_grad_(self, flag): return self
-    def __call__(self, a, b):
+import torch
+class LPIPS(torch.nn.Module):
+    def __init__(self, net, pnet_rand, verbose):
+        super().__init__()
+        assert (net, pnet_rand, verbose) == ("alex", True, False)
+        self.net = torch.nn.Sequential()
+        self.net.add_module("slice1", torch.nn.Sequential())
+        self.net.slice1.add_module("0", torch.nn.Linear(1, 1))
+    def forward(self, a, b):
         assert a.shape[:2] == (1, 3) and a.min() >= -1 and a.max() <= 1
-        return (a - b).abs().mean()
+        return (a - b).abs().mean() * self.net.slice1[0].bias
 """
 
 
@@ -122,13 +127,20 @@ def test_lpips_needs_its_package_and_weights(tmp_path, monkeypatch):
     assert lpips(grey([0]), grey([1])) == "the package lpips is not installed (pip install lpips)"
     monkeypatch.setattr("video2world_trainer.generation.quality_metrics.installed", lambda _: True)
     assert "alexnet-owt-7be5be79.pth" in lpips(grey([0]), grey([1]))
+    assert "weights are missing" in lpips(grey([0]), grey([1]), tmp_path / "other.pth")
     weights = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
     weights.parent.mkdir(parents=True)
-    weights.touch()
-    (tmp_path / "lpips.py").write_text(LPIPS)  # a stand-in with its call convention
+    state = {"features.0.weight": torch.ones(1, 1), "features.0.bias": torch.tensor([3.0])}
+    torch.save(state | {"classifier.1.weight": torch.ones(1)}, weights)
+    (tmp_path / "lpips.py").write_text(LPIPS)  # a stand-in with its call convention and names
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert lpips(grey([0, 0]), grey([255, 0])) == pytest.approx(1)  # means of 2 and 0
+    assert lpips(grey([0, 0]), grey([255, 0])) == pytest.approx(3)  # 3 times the mean of 2 and 0
+    for content in (b"x", None):
+        bad = tmp_path / "bad.pth"
+        bad.write_bytes(content) if content else torch.save({"a": torch.ones(1)}, bad)
+        with pytest.raises(UserError, match=r"bad.pth does not hold torchvision's AlexNet"):
+            lpips(grey([0]), grey([1]), bad)
     sys.modules.pop("lpips")
 
 

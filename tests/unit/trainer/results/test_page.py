@@ -152,6 +152,45 @@ def test_any_text_is_escaped(name, samples, reports, config):
     made.encode()
 
 
+FIGURES = st.fixed_dictionaries(
+    {"value": st.floats(allow_nan=False), "low": st.none(), "high": st.none()},
+    optional={"difference": st.just({"value": 1.0, "low": -1.0, "high": 2.0})},
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    answer=st.fixed_dictionaries({"text": HOSTILE, "verdict": HOSTILE, "checkpoint": HOSTILE}),
+    rows=st.lists(st.tuples(HOSTILE, FIGURES), max_size=3),
+    clips=st.lists(st.tuples(HOSTILE, HOSTILE, HOSTILE), max_size=6),
+    damage=st.sampled_from(["", "rows", "clips", "windows", "left_out"]),
+)
+def test_any_text_of_an_evaluation_is_escaped(answer, rows, clips, damage):
+    values = {"base": {"psnr": 1.0}, answer["checkpoint"]: {"psnr": 2.0}}
+    table = {
+        "answer": answer,
+        "metrics": ["psnr", "unknown"],
+        "rows": [{"name": name, "metrics": {"psnr": found}} for name, found in rows],
+        "clips": [
+            {"clip": a, "prompt": b, "strip": c, "videos": {a: b}, "values": values, "frames": 16}
+            for a, b, c in clips
+        ],
+        "requested": 16,
+        "windows": 40,
+        "skipped_metrics": {"lpips": answer["text"]},
+        "left_out": {answer["text"]: answer["verdict"]},
+    }
+    table = {key: value for key, value in table.items() if key != damage}
+    read = Read(render_page(RunResults(name="x", evaluation=table)))
+    assert read.tags <= TAGS
+    assert ("Evaluation" in "".join(read.text)) == (not damage and bool(clips))
+    for tag, attribute, value in read.attributes:
+        assert not attribute.startswith(("on", "style")) or tag == "svg"
+        if attribute in ("src", "href"):
+            assert ":" not in value
+            assert not value.startswith("//")
+
+
 @pytest.mark.parametrize("text", ["<b>bold</b> & \"quoted\" 'single'", "línea\nnueva"])
 def test_a_caption_is_shown_verbatim(text):
     sample = GeneratedSample("iter_000000005/sample-0.mp4", {"prompt": text, "checkpoint": "x"})

@@ -1,0 +1,1 @@
+"""Measure how well checkpoints predict held-out videos."""
