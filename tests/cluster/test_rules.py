@@ -287,6 +287,15 @@ CASES = {
         {"evaluation": {"checkpoints": ["6"]}, "training": {"iterations": 5}} | HELD_OUT,
         "one comes after training.iterations",
     ),
+    "the best checkpoint to evaluate": (
+        {
+            "evaluation": {"checkpoints": ["best"]},
+            "training": {"validation": {"everyIterations": 5}},
+        }
+        | HELD_OUT,
+        {"evaluation": {"checkpoints": ["best"]}} | HELD_OUT,
+        "evaluation.checkpoints: best is the checkpoint with the least validation loss",
+    ),
     "metrics differ": (
         {"evaluation": {"metrics": ["PSNR", "SSIM"]}} | HELD_OUT,
         {"evaluation": {"metrics": ["PSNR", "PSNR"]}} | HELD_OUT,
