@@ -171,7 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(*self.server.faults.refusal, "refused by the test")
         if path.startswith("/cdn/"):
             return self._send(path.removeprefix("/cdn/"))
-        api = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(tree|revision)/(.+))?", path)
+        api = re.fullmatch(
+            r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(tree|revision)/(.+)|/(auth-check))?", path
+        )
         file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if api:
             kind, repo_id = api[1], api[2]
@@ -191,7 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repository.commits[-1] if revision == "main" else revision
         if api and api[3] == "tree":
             return self._tree(repository, folder, query)
-        if api:
+        may_read = not repository.gated or self.server.tokens.get(token, False)
+        if api and api[5] and may_read:
+            return self._json({})
+        if api and not api[5]:
             siblings = [{"rfilename": name} for name in repository.files]
             info = {
                 "id": repo_id,
@@ -204,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "tags": [],
             }
             return self._json(info)
-        if repository.gated and not self.server.tokens.get(token, False):
+        if not may_read:
             status = 403 if token else 401
             return self._refuse(status, "GatedRepo", f"Access to {repo_id} is restricted")
         assert file is not None

@@ -213,6 +213,18 @@ RELATED = {
         videos=[{"path": "c"}],
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
         shards=[1, 2],
+    )
+    | some(
+        lerobot=some(
+            repoID=["a/b"],
+            path=["d"],
+            revision=["v3.0"],
+            caption=["Task", "File", "Endpoint"],
+            captionFile=["c.csv"],
+            episodes=[[3, "0-9"], ["9-0"], ["5-5", "07-010"]],
+            validationEpisodes=[["1"], ["12-3"]],
+        ),
+        captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
     ),
     "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
     "inference": some(
@@ -256,7 +268,7 @@ def test_they_agree_on_rules_between_fields(cluster, namespace):
         judged(cluster, namespace, spec, refusals)
 
     rules = [*cel_rules.spec_rules(), *cel_rules.samples_rules(), cel_rules.path_rule()]
-    rules += [cel_rules.overrides_rule(), cel_rules.env_name_rule()]
+    rules += [cel_rules.overrides_rule(), cel_rules.env_name_rule(), *cel_rules.lerobot_rules()]
 
     def unbroken():
         said = "\n".join(refusals)

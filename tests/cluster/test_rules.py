@@ -34,6 +34,8 @@ CAPTIONS = {"captions": {"endpoint": "http://vllm/v1", "model": "vlm"}}
 EXPERIMENT = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 TWO_PHASES = [{"resolution": "480p", "iterations": 2}, {"resolution": "720p", "iterations": 3}]
 GPU = {"model": {"size": "2B"}}
+WORDS = {"captionFile": "words.csv"}
+TO_CAPTION = {"path": "c", "caption": "Endpoint"}
 CASES = {
     "one data set": (
         {"dataset": {"agibot": None, "prepared": {"path": "x"}}},
@@ -44,6 +46,31 @@ CASES = {
         {"dataset": {"agibot": None, "videos": {"path": "x"}, **CAPTIONS}},
         {"dataset": {"agibot": None, "prepared": {"path": "x"}, **CAPTIONS}},
         "a prepared dataset is not changed; remove captions",
+    ),
+    "one place of a LeRobotDataset": (
+        {"dataset": {"agibot": None, "lerobot": {"repoID": "a/b", "revision": "v3.0"}}},
+        {"dataset": {"agibot": None, "lerobot": {"repoID": "a/b", "path": "c"}}},
+        "set exactly one of repoID and path",
+    ),
+    "revision of a repository": (
+        {"dataset": {"agibot": None, "lerobot": {"path": "c"}}},
+        {"dataset": {"agibot": None, "lerobot": {"path": "c", "revision": "v3.0"}}},
+        "revision is that of a repository",
+    ),
+    "file of captions": (
+        {"dataset": {"agibot": None, "lerobot": {"path": "c", "caption": "File"} | WORDS}},
+        {"dataset": {"agibot": None, "lerobot": {"path": "c"} | WORDS}},
+        "caption: File and captionFile belong together",
+    ),
+    "captions of an endpoint": (
+        {"dataset": {"agibot": None, "lerobot": TO_CAPTION, **CAPTIONS}},
+        {"dataset": {"agibot": None, "lerobot": TO_CAPTION}},
+        "caption: Endpoint leaves the captions to dataset.captions",
+    ),
+    "ranges of episodes": (
+        {"dataset": {"agibot": None, "lerobot": {"path": "c", "episodes": [1, "2-30"]}}},
+        {"dataset": {"agibot": None, "lerobot": {"path": "c", "episodes": [1, "30-2"]}}},
+        "ends before it begins",
     ),
     "size or experiment": (
         {

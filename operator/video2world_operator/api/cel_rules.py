@@ -11,11 +11,13 @@ from video2world_common.attention_pattern import DENSE_WEIGHTS, SPARSE_WEIGHTS
 from video2world_common.experiments import PREFIX
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.constants import (
+    CAPTIONS_MISSING,
     CAPTIONS_PREPARED,
     MAX_NAME,
     MAX_PROMPTS,
     RESERVED_ENV,
 )
+from video2world_operator.api.dataset_spec import SOURCES
 from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
 from video2world_operator.api.mutability import adjustable, fixed
@@ -26,6 +28,7 @@ __all__ = [
     "CELRule",
     "change_rules",
     "env_name_rule",
+    "lerobot_rules",
     "minimum_rule",
     "name_rule",
     "overrides_rule",
@@ -94,6 +97,27 @@ def samples_rules() -> list[CELRule]:
     ]
 
 
+def lerobot_rules() -> list[CELRule]:
+    """Require one place of the dataset, and the fields that belong to it and to its captions."""
+    ordered = " && ".join(
+        f"(!has(self.{field}) || self.{field}.all(e, !string(e).contains('-') || "
+        "int(string(e).split('-')[0]) <= int(string(e).split('-')[1])))"
+        for field in ("episodes", "validationEpisodes")
+    )
+    return [
+        _rule("has(self.repoID) != has(self.path)", "set exactly one of repoID and path"),
+        _rule(
+            "!has(self.revision) || has(self.repoID)",
+            "revision is that of a repository on the Hub; set repoID, or remove it",
+        ),
+        _rule(
+            "(has(self.caption) && self.caption == 'File') == has(self.captionFile)",
+            "caption: File and captionFile belong together; set both, or none of them",
+        ),
+        _rule(ordered, "the range of episodes ends before it begins; write it as FIRST-LAST"),
+    ]
+
+
 # --------------------------------------------------------------------- overrides
 
 # CEL for an override ``o``, written as name=value or "+ name = 'value'".
@@ -146,7 +170,7 @@ def spec_rules() -> list[CELRule]:
     nodes = _or_default("nodes", _by_size("nodes"))
     processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
     dataset_dir = _overridden("dataloader_train.dataset.dataset_dir")
-    sources = ", ".join(f"has(self.dataset.{name})" for name in ("agibot", "prepared", "videos"))
+    sources = ", ".join(f"has(self.dataset.{name})" for name in SOURCES)
     heads = ", ".join(f"{name} {size.num_heads}" for name, size in SIZES.items())
     return [
         _rule(
@@ -155,17 +179,22 @@ def spec_rules() -> list[CELRule]:
         ),
         _rule(
             f"has(self.dataset) || {dataset_dir}",
-            "dataset is missing; set one of agibot, prepared, videos",
+            f"dataset is missing; set one of {', '.join(SOURCES)}",
         ),
         _rule(
             f"!has(self.dataset) || [{sources}].exists_one(x, x) || "
             f"(![{sources}].exists(x, x) && {dataset_dir})",
-            "set exactly one of agibot, prepared, videos",
+            f"set exactly one of {', '.join(SOURCES)}",
         )
         | {"fieldPath": ".dataset"},
         _rule(
             "!has(self.dataset) || !has(self.dataset.captions) || !has(self.dataset.prepared)",
             f"dataset.captions: {CAPTIONS_PREPARED}",
+        ),
+        _rule(
+            "!has(self.dataset) || !has(self.dataset.lerobot) || has(self.dataset.captions) || "
+            "!has(self.dataset.lerobot.caption) || self.dataset.lerobot.caption != 'Endpoint'",
+            f"dataset.lerobot.{CAPTIONS_MISSING}",
         ),
         _rule(
             f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')} || "
@@ -248,9 +277,9 @@ def spec_rules() -> list[CELRule]:
         ),
         _rule(
             f"!has(self.evaluation) || !has(self.dataset) || {dataset_dir} || "
-            f"({_holds_out('agibot')} && {_holds_out('videos')})",
-            "evaluation: no windows are held out; set validationEpisodeIDs or validationNames or "
-            "validationPercent in dataset, or remove it",
+            f"({' && '.join(map(_holds_out, _HELD_OUT))})",
+            "evaluation: no windows are held out; set validationEpisodeIDs, validationEpisodes, "
+            "validationNames or validationPercent in dataset, or remove it",
         ),
         _rule(
             f"!has(self.evaluation) || !has(self.evaluation.checkpoints) || {named} || "
@@ -335,9 +364,9 @@ def _validation_rules(named: str) -> list[CELRule]:
         ),
         _rule(
             f"!has({validation}) || !has(self.dataset) || "
-            f"({_holds_out('agibot')} && {_holds_out('videos')})",
-            "training.validation: there are no held-out windows; set validationEpisodeIDs or "
-            "validationNames or validationPercent in dataset, or remove it",
+            f"({' && '.join(map(_holds_out, _HELD_OUT))})",
+            "training.validation: there are no held-out windows; set validationEpisodeIDs, "
+            "validationEpisodes, validationNames or validationPercent in dataset, or remove it",
         ),
         _rule(
             f"!{plain} || !({best}) || has({validation})",
@@ -354,17 +383,20 @@ def _validation_rules(named: str) -> list[CELRule]:
     ]
 
 
-_HELD_OUT = {"agibot": "validationEpisodeIDs", "videos": "validationNames"}
+_HELD_OUT = {
+    "agibot": "validationEpisodeIDs",
+    "lerobot": "validationEpisodes",
+    "videos": "validationNames",
+}
 
 
 def _holds_out(source: str) -> str:
     """A CEL expression: ``source`` is another one, or holds out some windows."""
     place = f"self.dataset.{source}"
     listed = f"{place}.{_HELD_OUT[source]}"
-    return (
-        f"(!has({place}) || (has({listed}) && size({listed}) > 0) || "
-        f"(has({place}.validationPercent) && {place}.validationPercent > 0))"
-    )
+    percent = f"(has({place}.validationPercent) && {place}.validationPercent > 0)"
+    chosen = "" if source == "lerobot" else f" || {percent}"
+    return f"(!has({place}) || (has({listed}) && size({listed}) > 0){chosen})"
 
 
 def _by_size(field: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "API_VERSION",
+    "CAPTIONS_MISSING",
     "CAPTIONS_PREPARED",
     "GROUP",
     "KIND",
@@ -29,6 +30,10 @@ STAGES = (
 )
 MAX_PROMPTS = 100_000  # characters of all prompts together, which an annotation of the pod holds
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
+CAPTIONS_MISSING = (
+    "caption: Endpoint leaves the captions to dataset.captions; set its endpoint and model, or use "
+    "Task"
+)
 CAPTIONS_PREPARED = (
     "a prepared dataset is not changed; remove captions, use videos instead of prepared, or run "
     "python -m video2world_preprocess.captions on the folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,6 +12,8 @@ from video2world_operator.api.fields import (
     ApiModel,
     ClipName,
     EpisodeID,
+    EpisodeRange,
+    FeatureKey,
     FolderName,
     RepoID,
     Revision,
@@ -18,7 +21,15 @@ from video2world_operator.api.fields import (
     with_example,
 )
 
-__all__ = ["DatasetSpec"]
+__all__ = ["AGIBOT_REPOSITORIES", "SOURCES", "AgiBotDataset", "DatasetSpec", "LeRobotDataset"]
+
+SOURCES = ("agibot", "lerobot", "prepared", "videos")
+"""The fields of spec.dataset of which exactly one is set."""
+
+AGIBOT_REPOSITORIES: Mapping[str, str] = {
+    "Alpha": "agibot-world/AgiBotWorld-Alpha",
+    "Beta": "agibot-world/AgiBotWorld-Beta",
+}
 
 
 def _validation_percent(items: str) -> Any:
@@ -33,7 +44,7 @@ def _validation_percent(items: str) -> Any:
 
 
 class AgiBotDataset(ApiModel):
-    """Episodes of AgiBotWorld-Alpha, cut into windows with captions."""
+    """Episodes of AgiBotWorld-Alpha or -Beta, cut into windows with captions."""
 
     task_ids: list[Annotated[int, Field(ge=0, le=1_000_000)]] = Field(
         default=[327],
@@ -68,10 +79,15 @@ class AgiBotDataset(ApiModel):
         default="head_center_fisheye_color",
         description="Camera whose videos are extracted.",
     )
-    repo_id: RepoID = Field(
-        default="agibot-world/AgiBotWorld-Alpha",
+    release: Literal["Alpha", "Beta"] = Field(
+        default="Alpha",
+        description="Release of AgiBotWorld: Beta has more tasks, and many archives of each, in "
+        "the same layout.",
+    )
+    repo_id: RepoID | None = Field(
+        default=None,
         alias="repoID",
-        description="Dataset repository on the Hugging Face Hub.",
+        description="Dataset repository on the Hugging Face Hub; defaults to that of the release.",
     )
     revision: Revision | None = Field(
         default=None,
@@ -85,7 +101,7 @@ class AgiBotDataset(ApiModel):
     )
     path: VolumePath | None = Field(
         default=None,
-        description="Folder on the volume that already holds the AgiBotWorld-Alpha tree; nothing "
+        description="Folder on the volume that already holds the AgiBotWorld tree; nothing "
         "is downloaded then, and its archives are left unchanged. Defaults to downloading.",
     )
     keep_archives: bool = Field(
@@ -93,13 +109,95 @@ class AgiBotDataset(ApiModel):
     )
     name: FolderName | None = Field(
         default=None,
-        description="Folder of the result under datasets/; defaults to agibot_<camera>.",
+        description="Folder of the result under datasets/; defaults to agibot_<camera>, for Beta "
+        "to agibot_beta_<camera>.",
     )
 
     @property
     def holds_out(self) -> bool:
         """Whether there are held-out windows."""
         return bool(self.validation_episode_ids or self.validation_percent)
+
+    @property
+    def repository(self) -> str:
+        """Repository on the Hub."""
+        return self.repo_id or AGIBOT_REPOSITORIES[self.release]
+
+    @property
+    def prefix(self) -> str:
+        """Start of the names of folders below datasets/."""
+        return "agibot" if self.release == "Alpha" else f"agibot_{self.release.lower()}"
+
+
+class LeRobotDataset(ApiModel):
+    """Episodes of a LeRobotDataset (v2.0, v2.1 or v3.0), cut into windows with captions."""
+
+    model_config = with_example({"repoID": "lerobot/aloha_static_cups_open"})
+
+    repo_id: RepoID | None = Field(
+        default=None,
+        alias="repoID",
+        description="Dataset repository on the Hugging Face Hub, of which the files of the camera "
+        "and the metadata are downloaded. Set this or path.",
+        examples=["lerobot/aloha_static_cups_open"],
+    )
+    path: VolumePath | None = Field(
+        default=None,
+        description="Folder on the volume that holds the dataset (the one above meta/), which is "
+        "left unchanged.",
+        examples=["my-robot"],
+    )
+    revision: Revision | None = Field(
+        default=None,
+        description="Commit, tag or branch of the repository; defaults to the newest state of its "
+        "main branch.",
+    )
+    subfolder: VolumePath | None = Field(
+        default=None,
+        description="Folder of the dataset inside the repository or path, if there are several.",
+        examples=["success"],
+    )
+    camera: FeatureKey | None = Field(
+        default=None,
+        description="Camera whose videos are used: its key among the dataset's features, or the "
+        "last part of it (top). Defaults to the only camera.",
+    )
+    episodes: list[EpisodeRange] = Field(
+        default=[],
+        max_length=1024,
+        description="Episodes to use: numbers, or inclusive ranges such as 0-99. Defaults to all.",
+    )
+    validation_episodes: list[EpisodeRange] = Field(
+        default=[],
+        max_length=1024,
+        description="Episodes held out of training, in val/: numbers, or inclusive ranges.",
+    )
+    window_seconds: float = Field(
+        default=5,
+        ge=0.5,
+        le=60,
+        description="Length of a window in seconds, at the frame rate of the dataset.",
+    )
+    caption: Literal["Task", "File", "Endpoint"] = Field(
+        default="Task",
+        description="Source of the captions: the task of each episode, captionFile, or the model "
+        "of dataset.captions, which gets the task as a hint if there is one.",
+    )
+    caption_file: VolumePath | None = Field(
+        default=None,
+        description="Captions by episode on the volume, for caption: File: JSON Lines with "
+        "episode_index and caption, or CSV with these columns.",
+        examples=["captions.csv"],
+    )
+    name: FolderName | None = Field(
+        default=None,
+        description="Folder of the result under datasets/; defaults to the resource's name.",
+    )
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out windows."""
+        return bool(self.validation_episodes)
 
 
 class PreparedDataset(ApiModel):
@@ -141,11 +239,16 @@ class VideosDataset(ApiModel):
 
 
 class DatasetSpec(ApiModel):
-    """Source of the training videos: exactly one of agibot, prepared, videos."""
+    """Source of the training videos: exactly one of agibot, lerobot, prepared, videos."""
 
     model_config = with_example({"agibot": {"taskIDs": [327]}})
 
-    agibot: AgiBotDataset | None = Field(default=None, description="Tasks of AgiBotWorld-Alpha.")
+    agibot: AgiBotDataset | None = Field(
+        default=None, description="Tasks of AgiBotWorld-Alpha or -Beta."
+    )
+    lerobot: LeRobotDataset | None = Field(
+        default=None, description="Episodes of a LeRobotDataset, from the Hub or the volume."
+    )
     prepared: PreparedDataset | None = Field(
         default=None, description="A folder in the guide's layout, already on the volume."
     )
@@ -162,3 +265,10 @@ class DatasetSpec(ApiModel):
         description="Pods that divide downloading and cutting between them; more than one need a "
         "volume with ReadWriteMany.",
     )
+
+    @property
+    def repository(self) -> str | None:
+        """Repository on the Hub that the dataset stage downloads from; None if it does not."""
+        if self.agibot and not self.agibot.path:
+            return self.agibot.repository
+        return self.lerobot.repo_id if self.lerobot else None

@@ -21,6 +21,8 @@ __all__ = [
     "DNSName",
     "EnvVarName",
     "EpisodeID",
+    "EpisodeRange",
+    "FeatureKey",
     "FolderName",
     "FreeObject",
     "Iteration",
@@ -240,4 +242,21 @@ RepoID = Annotated[
     ),
 ]
 EpisodeID = Annotated[int, Field(ge=0, le=2**53)]
+EpisodeRange = (
+    Annotated[
+        str,
+        _text(31, "a number, or an inclusive range", "0-99", r"^[0-9]{1,15}(-[0-9]{1,15})?$"),
+    ]
+    | Annotated[int, Field(ge=0, le=10**15 - 1, strict=True)]
+)
+# Part of a path on the volume and on the Hub, where it is the name of a folder.
+FeatureKey = Annotated[
+    str,
+    _text(
+        200,
+        "letters, digits, dots, dashes and underscores, not starting with a dot or dash",
+        "observation.images.top",
+        r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+    ),
+]
 Override = Annotated[str, _text(512, "name=value", "optimizer.lr=1e-5")]

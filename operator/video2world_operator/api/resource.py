@@ -72,5 +72,7 @@ class Video2WorldPostTrain(ApiModel):
         if dataset.prepared:
             return dataset.prepared.path.rstrip("/")
         if dataset.agibot:
-            return f"datasets/{dataset.agibot.name or f'agibot_{dataset.agibot.camera}'}"
-        return f"datasets/{(dataset.videos and dataset.videos.name) or self.name}"
+            agibot = dataset.agibot
+            return f"datasets/{agibot.name or f'{agibot.prefix}_{agibot.camera}'}"
+        source = dataset.lerobot or dataset.videos
+        return f"datasets/{(source and source.name) or self.name}"

@@ -15,13 +15,13 @@ from video2world_common.model_sizes import SIZES
 from video2world_operator.api import wording
 from video2world_operator.api.constants import (
     API_VERSION,
-    CAPTIONS_PREPARED,
     GROUP,
     KIND,
     MAX_PROMPTS,
     RESERVED_ENV,
     STAGES,
 )
+from video2world_operator.api.dataset_validation import dataset_problems
 from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.experiments import expand
 from video2world_operator.api.inference_spec import MAX_GPUS
@@ -214,12 +214,7 @@ def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], An
 def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     """Check the rules between fields, each of which is a rule in cel_rules.py too."""
     spec, heads = resource.spec, SIZES[resource.spec.model.size].num_heads
-    sources = [name for name in ("agibot", "prepared", "videos") if getattr(spec.dataset, name)]
-    if len(sources) != 1:
-        found = " and ".join(sources) if sources else "none"
-        yield Problem("spec.dataset", f"{found} set; set exactly one of agibot, prepared, videos")
-    if spec.dataset.captions and spec.dataset.prepared:
-        yield Problem("spec.dataset.captions", CAPTIONS_PREPARED)
+    yield from dataset_problems(spec.dataset)
     phases = spec.training.phases
     if spec.training.iterations is None and (not phases or phases[-1].iterations is None):
         yield Problem(
@@ -348,13 +343,15 @@ def _held_out(spec: Spec, field: str) -> Iterator[Problem]:
     dataset = spec.dataset
     for name, source, held_out in (
         ("agibot", dataset.agibot, "validationEpisodeIDs"),
+        ("lerobot", dataset.lerobot, "validationEpisodes"),
         ("videos", dataset.videos, "validationNames"),
     ):
         if source is not None and not source.holds_out:
+            percent = "" if name == "lerobot" else " or validationPercent"
             yield Problem(
                 field,
-                f"there are no held-out windows; set dataset.{name}.{held_out} or "
-                "validationPercent, or remove it",
+                f"there are no held-out windows; set dataset.{name}.{held_out}{percent}, or "
+                "remove it",
             )
 
 
@@ -427,10 +424,14 @@ def _either(numbers: list[int]) -> str:
 def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     spec = resource.spec
     agibot, prepared, videos = spec.dataset.agibot, spec.dataset.prepared, spec.dataset.videos
+    lerobot = spec.dataset.lerobot
     paths = {
         "spec.model.weights": spec.model.weights,
         "spec.dataset.agibot.path": agibot and agibot.path,
         "spec.dataset.agibot.captionFile": agibot and agibot.caption_file,
+        "spec.dataset.lerobot.path": lerobot and lerobot.path,
+        "spec.dataset.lerobot.subfolder": lerobot and lerobot.subfolder,
+        "spec.dataset.lerobot.captionFile": lerobot and lerobot.caption_file,
         "spec.dataset.prepared.path": prepared and prepared.path,
         "spec.dataset.videos.path": videos and videos.path,
         "spec.storage.subPath": spec.storage.sub_path,

@@ -23,7 +23,7 @@ _HINTS = {
     "spec": "write model, dataset and training in it",
     "spec.model": "write model: {size: 2B} (or 14B, Tiny), or set spec.training.experiment",
     "spec.model.size": "use Tiny, 2B or 14B",
-    "spec.dataset": "set one of agibot, prepared or videos: {agibot: {taskIDs: [327]}}",
+    "spec.dataset": "set one of agibot, lerobot, prepared or videos: {agibot: {taskIDs: [327]}}",
     "spec.training": "write training: {iterations: 1000}",
     "metadata": "write metadata: {name: ...}",
     "metadata.name": "write a name for the resource",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from video2world_common.exit_codes import EXIT_USER_ERROR
@@ -23,16 +24,23 @@ def run_checks(args: argparse.Namespace) -> int:
     from video2world_operator.preflight.caption_requests import check_captions
     from video2world_operator.preflight.check import Check, Verdict
     from video2world_operator.preflight.checks import check_hub
+    from video2world_operator.preflight.dataset_checks import check_dataset, dataset_disk
+    from video2world_operator.preflight.dataset_facts import dataset_facts
     from video2world_operator.preflight.machine import hub
     from video2world_operator.preflight.requirements import estimate
     from video2world_operator.preflight.time_estimate import estimate_time
 
     plan = load_plan(args)
     estimated = estimate(plan.resource)
+    access = hub(estimated.repositories)
+    dataset = dataset_facts(plan.resource, access, None if args.cluster else args.volume)
+    more = dataset_disk(plan.resource, dataset)
+    estimated = replace(estimated, disk=estimated.disk + more)
     found, gpus = (_cluster if args.cluster else _machine)(plan, estimated, args)
     found = [Check("spec", Verdict.OK, f"{args.file} is valid"), *found]
     found += check_captions(plan, None if args.cluster else args.volume)
-    found += check_hub(hub(estimated.repositories))
+    found += check_hub(access)
+    found += check_dataset(plan, dataset)
     times = estimate_time(plan.resource, gpus)
     if args.output == "json":
         print(json.dumps(_data(plan.name, found, times), indent=2))
@@ -75,12 +83,13 @@ def _machine(
 def _print(name: str, found: Sequence[Check], times: TimeEstimate | None) -> None:
     from video2world_operator.preflight.check import Verdict
     from video2world_operator.preflight.time_estimate import describe
+    from video2world_operator.terminal import sanitize_terminal
 
     for check in found:
-        print(f"{check.verdict:<5} {check.name:<18} {check.text}")
+        print(f"{check.verdict:<5} {check.name:<18} {sanitize_terminal(check.text)}")
         if check.remedy:
             fix = "" if check.verdict is Verdict.UNKNOWN else "fix: "
-            print(f"{'':<5} {'':<18} {fix}{check.remedy}")
+            print(f"{'':<5} {'':<18} {fix}{sanitize_terminal(check.remedy)}")
     for title, text in describe(times):
         print(f"{'time' if title else '':<5} {title:<18} {text}")
     failed = sum(check.verdict is Verdict.FAIL for check in found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from video2world_common.latent_folders import latents_folder
 from video2world_operator.api.captions_spec import CaptionsSpec
+from video2world_operator.api.dataset_spec import LeRobotDataset
 from video2world_operator.api.evaluation_spec import METRIC_FLAGS, EvaluationSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
@@ -155,8 +156,8 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         argv = _python(
             "video2world_preprocess.agibot",
             *("--task_ids", *agibot.task_ids),
-            *("--data_dir", (agibot.path or "datasets/agibot").rstrip("/")),
-            *("--repo_id", agibot.repo_id, "--camera", agibot.camera),
+            *("--data_dir", (agibot.path or f"datasets/{agibot.prefix}").rstrip("/")),
+            *("--repo_id", agibot.repository, "--camera", agibot.camera),
             *(
                 ("--val_episode_ids", *agibot.validation_episode_ids)
                 if agibot.validation_episode_ids
@@ -171,6 +172,9 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
             *(["--caption_file", agibot.caption_file] if agibot.caption_file else []),
             *(["--revision", agibot.revision] if agibot.revision else []),
         )
+    elif lerobot := dataset.lerobot:
+        flags = _lerobot(lerobot)
+        argv = _python("video2world_preprocess.lerobot", *flags, "--dataset_dir", folder, *shortest)
     elif videos := dataset.videos:
         argv = _python(
             "video2world_preprocess.videos",
@@ -192,6 +196,26 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
 
 def _validation_percent(percent: int) -> list[str]:
     return ["--val_percent", str(percent)] if percent else []
+
+
+def _lerobot(lerobot: LeRobotDataset) -> list[str]:
+    """Return the flags of the source; those that are not set are left out."""
+    values = {
+        "--repo_id": lerobot.repo_id,
+        "--data_dir": lerobot.path and lerobot.path.rstrip("/"),
+        "--revision": lerobot.revision,
+        "--subfolder": lerobot.subfolder and lerobot.subfolder.rstrip("/"),
+        "--camera": lerobot.camera,
+        "--caption": lerobot.caption,
+        "--caption_file": lerobot.caption_file,
+    }
+    flags = [part for name, value in values.items() if value for part in (name, value)]
+    for name, episodes in (
+        ("--episode_ids", lerobot.episodes),
+        ("--val_episode_ids", lerobot.validation_episodes),
+    ):
+        flags += [name, *map(str, episodes)] if episodes else []
+    return [*flags, *_windows(lerobot.window_seconds)]
 
 
 def _windows(seconds: float) -> list[str]:

@@ -382,8 +382,9 @@ def _env(
 
 def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
     """Return whether the stage downloads from the Hub: only then it gets the token."""
-    agibot = resource.spec.dataset.agibot
-    return stage == "download" or (stage == "dataset" and agibot is not None and not agibot.path)
+    return stage == "download" or (
+        stage == "dataset" and resource.spec.dataset.repository is not None
+    )
 
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Any
 
 from video2world_operator.plan.gang import Capabilities
 
-__all__ = ["UNKNOWN_GPU", "Access", "ClusterFacts", "Gpu", "Machine"]
+__all__ = [
+    "UNKNOWN_GPU",
+    "Access",
+    "AgiBotFacts",
+    "ClusterFacts",
+    "Gpu",
+    "LeRobotFacts",
+    "Machine",
+]
 
 Object = Mapping[str, Any]
 UNKNOWN_GPU = "a GPU of unknown model"  # of a node without the label nvidia.com/gpu.product
@@ -44,6 +52,29 @@ class Machine:
     disk: float
     memory: float
     gpus: Sequence[Gpu] | None
+
+
+@dataclass(frozen=True)
+class AgiBotFacts:
+    """AgiBotWorld on the Hub: sizes of the archives in bytes, by task and path.
+
+    ``revision`` is whether the requested revision exists.
+    """
+
+    archives: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    revision: bool = True
+
+
+@dataclass(frozen=True)
+class LeRobotFacts:
+    """A LeRobotDataset: the content of its ``meta/info.json``, None if there is no such file.
+
+    ``bytes`` is the size of the camera's files of all episodes on the Hub, if it is known.
+    """
+
+    info: Any = None
+    bytes: float | None = None
+    revision: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from video2world_common.sample_memory import sample_bytes
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
 
-__all__ = ["ResourceEstimate", "estimate"]
+__all__ = ["ARCHIVES", "ResourceEstimate", "estimate"]
 
 GIB, GB = 2**30, 10**9
 STATE_BYTES, EMA_BYTES, WEIGHT_BYTES = 22, 4, 2  # per parameter
@@ -42,7 +42,7 @@ _ACTIVATIONS = 68.62 * GIB - STATE_BYTES * _SHAPES["2B"].parameters  # 2B, 93 fr
 _HEAD_CHANNELS = 128  # of 2B and 14B
 _T5_ON_GPU = 9.5 * GB  # the encoder in bfloat16, released before the network is loaded
 _TEXT_ENCODER, _TOKENIZER = 55.2 * GB, 0.5 * GB  # T5-11B in both formats, and the VAE
-_ARCHIVES = 100 * GB  # per task of AgiBotWorld, from the guide
+ARCHIVES = 100 * GB  # per task of AgiBotWorld, from the guide
 _REST = 10 * GB  # windows, embeddings, latents, results; mostly latents, so more for each size
 
 
@@ -88,10 +88,10 @@ def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
         repositories += [f"nvidia/Cosmos-Predict2-{spec.model.size}-Video2World"]
         repositories += ["google-t5/t5-11b"]
     agibot = spec.dataset.agibot
-    if agibot and not agibot.path:
-        if agibot.keep_archives:  # otherwise only the videos are downloaded
-            disk += _ARCHIVES * len(agibot.task_ids)
-        repositories += [f"datasets/{agibot.repo_id}"]
+    if agibot and not agibot.path and agibot.keep_archives:  # otherwise videos only are downloaded
+        disk += ARCHIVES * len(agibot.task_ids)
+    if spec.dataset.repository:
+        repositories += [f"datasets/{spec.dataset.repository}"]
     return ResourceEstimate(
         disk=disk,
         gpu=0 if spec.device == "CPU" else gpu,

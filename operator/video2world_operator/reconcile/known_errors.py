@@ -93,6 +93,19 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "it, " + AGAIN,
     ),
     KnownError(
+        r"--camera [^\n]*?dataset's (?:color )?cameras are (?P<cameras>[^\n(]+?) *(?:[(\n]|$)",
+        "The LeRobotDataset has no such camera, or several; its cameras are {cameras}.",
+        "Set spec.dataset.lerobot.camera to one of them (on a cluster in another resource, as "
+        "spec.dataset cannot be changed); `v2w preflight -f FILE` checks it beforehand",
+    ),
+    KnownError(
+        r"the dataset lists no episodes: neither meta/episodes\.jsonl",
+        "There is no LeRobotDataset at this place.",
+        "Name the folder above meta/ in spec.dataset.lerobot.path, or in subfolder if the "
+        "repository has several (on a cluster in another resource); `v2w preflight -f FILE` checks "
+        "it beforehand",
+    ),
+    KnownError(
         r"CUDA out of memory|OutOfMemoryError",
         "The GPU has too little memory for this training.",
         "Lower spec.training.batchSize, raise contextParallelSize or gpusPerNode, or use "

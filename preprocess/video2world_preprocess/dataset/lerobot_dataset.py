@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from video2world_common.exit_codes import UserError
+from video2world_common.lerobot_cameras import Feature, choose_camera
 from video2world_preprocess.dataset.lerobot_captions import (
     CaptionKind,
     caption_of,
@@ -19,10 +20,8 @@ from video2world_preprocess.dataset.lerobot_frames import Placement
 from video2world_preprocess.dataset.lerobot_layout import (
     EPISODES_V2,
     INFO,
-    Feature,
     Info,
     cameras_in,
-    choose_camera,
     format_of,
     parse_info,
     path_candidates,

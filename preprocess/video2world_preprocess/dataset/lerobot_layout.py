@@ -12,18 +12,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import PurePosixPath
-from typing import Any
 
 from video2world_common.exit_codes import UserError
+from video2world_common.lerobot_cameras import Feature, cameras_of, why_depth
 
 __all__ = [
     "EPISODES_V2",
     "INFO",
     "STATS_V21",
-    "Feature",
     "Info",
     "cameras_in",
-    "choose_camera",
     "fill",
     "format_of",
     "parse_info",
@@ -44,18 +42,6 @@ _TEMPLATES = {
     ("v3", "image"): f"data/{_V3}.parquet",
 }
 _FIELD = re.compile(r"\{(\w+)(?::0(\d{1,2})d)?\}")
-_DEPTH_NAME = re.compile(r"(?:^|[._\-/])depth(?:$|[._\-/]|\d)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A camera: ``kind`` is video or image; ``depth`` says why it is taken for depth, or is empty.
-
-    Depth cannot be trained on: its values are distances, not colors.
-    """
-
-    kind: str
-    depth: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,13 +133,8 @@ def parse_info(value: object) -> tuple[Info, list[str]]:
     if not isinstance(features, dict):
         faults.append("features is not an object; cameras are taken from the folder names")
         features = {}
-    cameras = {
-        name: Feature(entry["dtype"], _why_depth(name, entry))
-        for name, entry in features.items()
-        if isinstance(entry, dict) and entry.get("dtype") in ("video", "image")
-    }
     total = _number(value.get("total_episodes"))
-    info = Info(str(label)[:40], total, fps, int(chunks_size), templates, cameras)
+    info = Info(str(label)[:40], total, fps, int(chunks_size), templates, cameras_of(features))
     return info, faults
 
 
@@ -167,52 +148,6 @@ def _number(value: object) -> Fraction | None:
         return None
 
 
-def _why_depth(name: str, feature: Mapping[str, Any]) -> str:
-    """Return why a camera is taken for depth, or nothing."""
-    details: dict[str, Any] = {}
-    for key in ("video_info", "info"):
-        if isinstance(feature.get(key), dict):
-            details |= feature[key]
-    if details.get("is_depth_map") or details.get("video.is_depth_map"):
-        return "meta/info.json marks it as a depth map"
-    pixels = str(details.get("video.pix_fmt") or details.get("pix_fmt") or "")
-    if re.match(r"gray(9|1[0-6]|f)", pixels):
-        return f"its pixel format {pixels} is that of depth maps"
-    if "depth_unit" in details or "depth_unit" in feature:
-        return "meta/info.json gives its depth unit"
-    if _DEPTH_NAME.search(name):
-        return "its name says so"
-    return ""
-
-
-def choose_camera(cameras: Mapping[str, Feature], wanted: str | None) -> str:
-    """Return the key of the camera ``wanted``, which may be its last part; the only one without it.
-
-    Raises:
-        UserError: there is no such camera, several, or it is depth.
-    """
-    colors = [name for name, camera in cameras.items() if not camera.depth]
-    listed = ", ".join(colors) or "none"
-    depth = [name for name, camera in cameras.items() if camera.depth]
-    more = f" (and depth, which cannot be used: {', '.join(depth)})" if depth else ""
-    if wanted is None:
-        if len(colors) == 1:
-            return colors[0]
-        raise UserError(f"--camera is missing: the dataset's cameras are {listed}{more}")
-    named = [name for name in cameras if name == wanted]
-    named = named or [name for name in cameras if name.rpartition(".")[2] == wanted]
-    if not named:
-        raise UserError(f"--camera {wanted}: the dataset's cameras are {listed}{more}")
-    if len(named) > 1:
-        raise UserError(f"--camera {wanted}: several match, give one of {', '.join(named)}")
-    if reason := cameras[named[0]].depth:
-        raise UserError(
-            f"--camera {named[0]} is depth ({reason}), and the model is trained on colors: the "
-            f"dataset's color cameras are {listed}"
-        )
-    return named[0]
-
-
 def cameras_in(paths: Iterable[str]) -> dict[str, Feature]:
     """Return the cameras that ``paths`` of videos are named after."""
     found = {}
@@ -220,7 +155,7 @@ def cameras_in(paths: Iterable[str]) -> dict[str, Feature]:
         parts = PurePosixPath(path).parts
         if len(parts) == 4 and parts[0] == "videos" and parts[3].endswith(".mp4"):
             key = parts[2] if parts[1].startswith("chunk-") else parts[1]
-            found[key] = Feature("video", _why_depth(key, {}))
+            found[key] = Feature("video", why_depth(key, {}))
     return found
 
 

@@ -39,6 +39,22 @@ def test_typed_parts_and_mappings_make_the_same_resource():
     assert repr(typed) == "Video2World('run', size='2B')"
 
 
+def test_a_lerobot_dataset():
+    lerobot = {"repoID": "my-team/cups", "camera": "top", "episodes": ["0-9"]}
+    run = Video2World(
+        "cups", model={"size": "2B"}, dataset={"lerobot": lerobot}, training={"iterations": 5}
+    )
+    assert run.resource.dataset_dir == "datasets/cups"
+    assert run.manifest["spec"]["dataset"] == {"lerobot": lerobot}
+    with pytest.raises(InvalidResource, match="repo_id: unknown field; did you mean repoID"):
+        Video2World(
+            "cups",
+            model={"size": "2B"},
+            dataset={"lerobot": {"path": "cups", "repo_id": "a/b"}},
+            training={"iterations": 5},
+        )
+
+
 @pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_file_makes_the_same_resource(sample):
     run = Video2World.from_file(sample)

@@ -54,6 +54,7 @@ def test_the_samples_are_known():
         "agibot-2b-phases",
         "agibot-2b-sparse",
         "agibot-2b-sweep",
+        "lerobot-2b",
         "own-videos",
     }
 
@@ -163,6 +164,53 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             {"dataset": {"agibot": {}, "videos": {"path": "v"}}},
             "spec.dataset: agibot and videos set; set exactly one",
         ),
+        (
+            {"dataset": {"lerobot": {"repoID": "a/b"}, "videos": {"path": "v"}}},
+            "spec.dataset: lerobot and videos set; set exactly one",
+        ),
+        (
+            {"dataset": {"lerobot": {}}},
+            "spec.dataset.lerobot: set exactly one of repoID and path; none of them is set",
+        ),
+        (
+            {"dataset": {"lerobot": {"repoID": "a/b", "path": "c"}}},
+            "spec.dataset.lerobot: set exactly one of repoID and path; both are set",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "revision": "main"}}},
+            "spec.dataset.lerobot.revision: it is that of a repository on the Hub; set repoID",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "caption": "File"}}},
+            "spec.dataset.lerobot.captionFile: missing; set the file",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "captionFile": "a.csv"}}},
+            "spec.dataset.lerobot.captionFile: not used with caption: Task; set caption: File",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "caption": "Endpoint"}}},
+            "spec.dataset.lerobot.caption: caption: Endpoint leaves the captions to "
+            "dataset.captions; set its endpoint and model, or use Task",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "episodes": [0, "9-1"]}}},
+            "spec.dataset.lerobot.episodes[1]: '9-1' ends before it begins; write 1-9",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "validationEpisodes": ["0:5"]}}},
+            "spec.dataset.lerobot.validationEpisodes[0]: '0:5' is not valid; write a number, or an "
+            "inclusive range, such as 0-99",
+        ),
+        (
+            {"dataset": {"lerobot": {"path": "c", "subfolder": "a/../../b"}}},
+            "spec.dataset.lerobot.subfolder: 'a/../../b' leaves the volume",
+        ),
+        (
+            {"dataset": {"lerobot": {"repoId": "a/b", "path": "c"}}},
+            "spec.dataset.lerobot.repoId: unknown field; did you mean repoID?",
+        ),
+        ({"dataset": {"agibot": {"release": "beta"}}}, "did you mean Beta?"),
         ({"dataset": {"videos": {"path": "/v"}}}, "spec.dataset.videos.path: '/v' is not valid"),
         ({"dataset": {"videos": {"path": "--v"}}}, "spec.dataset.videos.path: '--v'"),
         ({"dataset": {"videos": {"path": "v/../.."}}}, "leaves the volume"),

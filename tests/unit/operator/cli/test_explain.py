@@ -205,6 +205,18 @@ ENDS = {
         "there are no videos",
         "v2w logs run",
     ),
+    "camera of a LeRobotDataset": (
+        2,
+        "error: --camera tip: the dataset's cameras are top, wrist (and depth, which cannot",
+        "its cameras are top, wrist.",
+        "Set spec.dataset.lerobot.camera to one of them",
+    ),
+    "place of a LeRobotDataset": (
+        2,
+        "error: the dataset lists no episodes: neither meta/episodes.jsonl (v2.0, v2.1) nor",
+        "no LeRobotDataset at this place",
+        "spec.dataset.lerobot.path",
+    ),
     "GPU memory": (
         2,
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate",

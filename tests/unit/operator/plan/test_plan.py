@@ -1,6 +1,7 @@
 """The plan: ordered stages, manifests a restricted cluster admits, hashes that follow inputs."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -104,6 +105,47 @@ def test_dataset_command_of_the_guide():
     ]
 
 
+def test_dataset_commands_of_other_sources():
+    def flags(**dataset):
+        argv = plan(dataset={"agibot": None} | dataset).stage("dataset").argv
+        return argv[2], list(argv[3:])
+
+    cut = ["--window-size", "4", "--min-last-window", "6"]
+    rest = ["--min_frames", "18"]
+    lerobot = {
+        "repoID": "team/cups",
+        "revision": "v3.0",
+        "subfolder": "success/",
+        "camera": "top",
+        "episodes": ["0-9", 12],
+        "validationEpisodes": [3],
+        "windowSeconds": 4,
+        "caption": "File",
+        "captionFile": "words.csv",
+    }
+    module, found = flags(lerobot=lerobot, shards=2)
+    assert module == "video2world_preprocess.lerobot"
+    source = "--repo_id team/cups --revision v3.0 --subfolder success --camera top --caption File"
+    words = "--caption_file words.csv --episode_ids 0-9 12 --val_episode_ids 3"
+    folder = ["--dataset_dir", "datasets/run"]
+    assert found == [*source.split(), *words.split(), *cut, *folder, *rest, "--shards=2"]
+    short = {"path": "mine/", "windowSeconds": 4, "name": "x"}
+    folder = ["--dataset_dir", "datasets/x"]
+    assert flags(lerobot=short)[1] == [
+        *("--data_dir", "mine", "--caption", "Task"),
+        *cut,
+        *folder,
+        *rest,
+    ]
+    _, beta = flags(agibot={"release": "Beta", "taskIDs": [363], "camera": "head_color"})
+    names = dict(pairwise(beta))
+    assert names["--repo_id"] == "agibot-world/AgiBotWorld-Beta"
+    assert names["--data_dir"] == "datasets/agibot_beta"
+    assert names["--dataset_dir"] == "datasets/agibot_beta_head_color"
+    mirrored = flags(agibot={"release": "Beta", "repoID": "mirror/beta"})[1]
+    assert "mirror/beta" in mirrored
+
+
 def test_train_group():
     service, job = plan().stage("train").manifests
     assert (service["metadata"]["name"], job["metadata"]["name"]) == ("run-train", "run-train-1")
@@ -174,9 +216,10 @@ def test_user_errors_are_not_retried():
         assert pod(stage)["restartPolicy"] == "Never"  # the policy requires it
 
 
-def test_the_token_is_a_reference_and_only_in_stages_that_need_it():
+@pytest.mark.parametrize("source", [{"agibot": {}}, {"lerobot": {"repoID": "a/b"}}])
+def test_the_token_is_a_reference_and_only_in_stages_that_need_it(source):
     token = {"huggingFaceTokenSecret": {"name": "hf", "key": "t"}}
-    made = plan(credentials=token, dataset={"agibot": {}})
+    made = plan(credentials=token, dataset={"agibot": None} | source)
     holders = []
     for stage in made.stages:
         for variable in pod(stage)["containers"][0]["env"]:
@@ -189,7 +232,12 @@ def test_the_token_is_a_reference_and_only_in_stages_that_need_it():
 
 @pytest.mark.parametrize(
     "dataset",
-    [{"videos": {"path": "v"}}, {"prepared": {"path": "p"}}, {"agibot": {"path": "a"}}],
+    [
+        {"videos": {"path": "v"}},
+        {"prepared": {"path": "p"}},
+        {"agibot": {"path": "a"}},
+        {"lerobot": {"path": "l"}},
+    ],
     ids=lambda given: next(iter(given)),
 )
 def test_a_stage_that_downloads_nothing_gets_no_token(dataset):
