@@ -20,8 +20,9 @@ __all__ = ["BETA_DEFECTS", "check_dataset", "dataset_disk"]
 
 Facts = AgiBotFacts | LeRobotFacts | None
 GB = 1e9
-# Windows are re-encoded with x264 at crf 18 unless they begin at key frames.
-WINDOWS = 3  # times the bytes of the source
+# Bytes of windows per byte of the source: 0.6 in benchmarks/results/lerobot.json, but more if the
+# source was compressed harder than x264 does at crf 18.
+WINDOWS = 3
 
 # Tasks of AgiBotWorld-Beta with known defects, as listed by the converter agibot2lerobot of
 # https://github.com/Tavish9/any4lerobot
