@@ -314,6 +314,53 @@ CASES = {
         {"evaluation": {"checkpoints": ["6"]}, "training": {"iterations": 5}} | HELD_OUT,
         "one comes after training.iterations",
     ),
+    "validation needs held-out windows": (
+        {"training": {"validation": {"everyIterations": 5}}} | HELD_OUT,
+        {"training": {"validation": {"everyIterations": 5}}},
+        "training.validation: there are no held-out windows",
+    ),
+    "a percentage is held out": (
+        {
+            "training": {"validation": {"everyIterations": 5}},
+            "dataset": {"agibot": {"path": "datasets/agibot", "validationPercent": 10}},
+        },
+        {
+            "training": {"validation": {"everyIterations": 5}},
+            "dataset": {"agibot": {"path": "datasets/agibot", "validationPercent": 0}},
+        },
+        "training.validation: there are no held-out windows",
+    ),
+    "validation within the run": (
+        {"training": {"iterations": 5, "validation": {"everyIterations": 5}}} | HELD_OUT,
+        {"training": {"iterations": 5, "validation": {"everyIterations": 6}}} | HELD_OUT,
+        "training.validation.everyIterations is above training.iterations",
+    ),
+    "validation of averaged weights": (
+        {"training": {"validation": {"everyIterations": 5, "weights": "EMA"}}} | HELD_OUT,
+        {"training": {"ema": False, "validation": {"everyIterations": 5, "weights": "EMA"}}}
+        | HELD_OUT,
+        "there are no EMA weights with training.ema: false",
+    ),
+    "stopping by the validation loss": (
+        {
+            "training": {
+                "validation": {"everyIterations": 5},
+                "stopWhen": {"validationLossNotBetterFor": 3},
+            }
+        }
+        | HELD_OUT,
+        {"training": {"stopWhen": {"validationLossNotBetterFor": 3}}} | HELD_OUT,
+        "training.stopWhen.validationLossNotBetterFor: nothing is validated",
+    ),
+    "the best checkpoint for inference": (
+        {
+            "inference": {"checkpoint": "best"},
+            "training": {"validation": {"everyIterations": 5}},
+        }
+        | HELD_OUT,
+        {"inference": {"checkpoint": "best"}} | HELD_OUT,
+        "inference.checkpoint: best is the checkpoint with the least validation loss",
+    ),
     "the best checkpoint to evaluate": (
         {
             "evaluation": {"checkpoints": ["best"]},
@@ -458,7 +505,8 @@ def test_every_field_is_tried():
 @pytest.fixture(scope="module")
 def begun(cluster):
     """A resource whose work has begun."""
-    run = Resource(cluster, "default", "begun").create(**HELD_OUT)
+    validated = {"validation": {"everyIterations": 1}}
+    run = Resource(cluster, "default", "begun").create(**HELD_OUT, training=validated)
     started = {"status": {"startTime": "2026-11-24T12:00:00Z"}}
     cluster.admin.patch(f"{run.path}/begun/status", started)
     yield run
