@@ -234,7 +234,7 @@ def spec_rules() -> list[CELRule]:
             "training.attentionPattern: this training.attention has no Sparse attention; use Auto, "
             "or Dense",
         ),
-        *_validation_rules(named),
+        *_validation_rules(),
         _rule(
             f"!({written}) || !has(self.model) || !has(self.model.weights) || "
             "(has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' ? "
@@ -330,16 +330,11 @@ def _phases_rules() -> list[CELRule]:
     ]
 
 
-def _validation_rules(named: str) -> list[CELRule]:
+def _validation_rules() -> list[CELRule]:
     """Return the rules about validation, unless an override may turn it on."""
     plain = "(!has(self.training.overrides) || size(self.training.overrides) == 0)"
     validation = "self.training.validation"
     limit = "self.training.stopWhen.validationLossNotBetterFor"
-    every = f"(has({validation}.everyIterations) ? {validation}.everyIterations : 500)"
-    total = (
-        f"(has(self.training.iterations) ? self.training.iterations : "
-        f"{_PHASED} ? {_ADDED_PHASES} : {every})"
-    )
     best = (
         "has(self.inference) && ((has(self.inference.checkpoint) && "
         "string(self.inference.checkpoint) == 'best') || (has(self.inference.checkpoints) && "
@@ -351,10 +346,6 @@ def _validation_rules(named: str) -> list[CELRule]:
             f"!{plain} || !has(self.training.stopWhen) || !has({limit}) || has({validation})",
             "training.stopWhen.validationLossNotBetterFor: nothing is validated; add "
             "training.validation, or remove it",
-        ),
-        _rule(
-            f"!{plain} || {named} || !has({validation}) || {every} <= {total}",
-            "training.validation.everyIterations is above training.iterations; use at most that",
         ),
         _rule(
             f"!has({validation}) || !has({validation}.weights) || {validation}.weights != 'EMA' "

@@ -323,12 +323,6 @@ def _validation(spec: Spec) -> Iterator[Problem]:
                 f"nothing is validated; add {field}, or remove it",
             )
         return
-    if spec.iterations and validation.every_iterations > spec.iterations:
-        yield Problem(
-            f"{field}.everyIterations",
-            f"{validation.every_iterations} is above training.iterations ({spec.iterations}); use "
-            "at most that",
-        )
     if validation.weights == "EMA" and not training.ema:
         yield Problem(
             f"{field}.weights",

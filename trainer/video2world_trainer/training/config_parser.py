@@ -198,11 +198,6 @@ def _validate_validation(config: TrainConfig) -> None:
                 "validated; set trainer.run_validation=true too, or leave it out"
             )
         return
-    if config.validation_iter > config.max_iter:
-        raise UserError(
-            f"trainer.validation_iter={config.validation_iter} is above "
-            f"trainer.max_iter={config.max_iter}: set at most that"
-        )
     if config.validation_weights == "ema" and not config.ema:
         raise UserError(
             "trainer.validation_weights=ema: there is no moving average with "

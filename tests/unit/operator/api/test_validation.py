@@ -338,12 +338,6 @@ HELD_OUT = {"agibot": {"validationEpisodeIDs": [685393]}}
             "spec.training.validation",
         ),
         (
-            {"validation": {}, "iterations": 100},
-            {},
-            "spec.training.validation.everyIterations: 500 is above training.iterations (100); use "
-            "at most that",
-        ),
-        (
             {"validation": {"weights": "EMA"}, "ema": False},
             {},
             "spec.training.validation.weights: there are no EMA weights with training.ema: false",

@@ -165,6 +165,12 @@ def test_validation_can_begin_in_the_middle_of_a_run(here, held_out):
     assert sorted(validations(out)) == [4, 6]
 
 
+def test_a_run_shorter_than_the_interval_is_validated_at_both_ends(here, held_out):
+    code, out = here(held_out, *SHORT, *ON, "trainer.validation_iter=50")
+    assert code == 0, out
+    assert sorted(validations(out)) == [0, 6]
+
+
 def test_a_stop_during_a_validation_ends_it_and_resuming_repeats_it(here, held_out):
     many = ["trainer.validation_levels=32", "trainer.max_iter=2", "checkpoint.save_iter=2"]
     _, whole = here(held_out, *ON, *many, "job.name=whole")
@@ -311,7 +317,6 @@ def test_there_is_no_best_checkpoint_without_validations(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["trainer.validation_iter=50"], "trainer.validation_iter=50 is above trainer.max_iter=40"),
         (["trainer.validation_clips=5"], "the 2 held-out windows in datasets/d/val have 4 clips"),
         (
             ["trainer.validation_weights=ema", "model.config.pipe_config.ema.enabled=false"],
