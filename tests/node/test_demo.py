@@ -75,7 +75,8 @@ def test_from_apply_to_the_video(node, volume, record):
     # The loss fell.
     lines = node.kubectl(*logs, "--timestamps").stdout.splitlines()
     reported = [line.partition(" ") for line in lines if '"iteration"' in line]
-    events = [(when, json.loads(text)) for when, _, text in reported if text.startswith("{")]
+    parsed = [(when, json.loads(text)) for when, _, text in reported if text.startswith("{")]
+    events = [(when, event) for when, event in parsed if event["event"] == "progress"]
     losses = [e["loss"] for _, e in events if e.get("loss") is not None]
     few = max(1, len(losses) // 5)
     first, last = sum(losses[:few]) / few, sum(losses[-few:]) / few
