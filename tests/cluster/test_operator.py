@@ -14,6 +14,7 @@ import pytest
 
 from operators import Operator, Resource, eventually, exists, grant, set_quota
 from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.controller.observer import PVC_SECONDS
 from video2world_operator.controller.rbac import ACCOUNT
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -652,6 +653,7 @@ def test_a_user_s_pvc_that_is_deleted_and_created_again(run, gpu_cluster):
     gpu_cluster.admin.delete(f"{job}?propagationPolicy=Background")
     eventually(
         lambda: run.condition("VolumeReady").get("reason") == "ClaimMissing",
+        seconds=PVC_SECONDS + 30,
         what=lambda: run.status,
     )
     assert run.children("persistentvolumeclaims") == []  # nothing empty is put in its place

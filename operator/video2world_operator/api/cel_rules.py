@@ -286,7 +286,7 @@ def spec_rules() -> list[CELRule]:
             f"!has(self.training.iterations) || {_overridden('trainer.max_iter')} || "
             "self.evaluation.checkpoints.all(c, !string(c).matches('^[0-9]+$') || "
             "int(string(c)) <= self.training.iterations)",
-            "evaluation.checkpoints: one comes after training.iterations; name an earlier one, or "
+            "evaluation.checkpoints: one comes after training.iterations; use an earlier one, or "
             "latest",
         ),
         _rule(

@@ -404,7 +404,7 @@ def _evaluation(spec: Spec) -> Iterator[Problem]:
         yield Problem(
             "spec.evaluation.checkpoints",
             f"{late[0]} comes after the last iteration, {spec.iterations} "
-            "(spec.training.iterations); name an earlier one, or latest",
+            "(spec.training.iterations); use an earlier one, or latest",
         )
     if len(set(spec.evaluation.metrics)) < len(spec.evaluation.metrics):
         yield Problem("spec.evaluation.metrics", "a metric is named twice; keep one")

@@ -478,6 +478,8 @@ ACTS = {  # flags with an effect that a test shows or that is obvious
     "offload",
     "benchmark",
     "device",
+    "latent_metrics",
+    "lpips_weights",
 }
 
 

@@ -10,18 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from peak_memory import PEAK_KIB
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.dataset.parquet_columns import batches, column_names
 
-READ = """
-import resource, sys
+READ = (
+    PEAK_KIB
+    + """
+import sys
 from pathlib import Path
 from video2world_preprocess.dataset.parquet_columns import batches
 rows = 0
 for batch in batches(Path(sys.argv[1]), ["text"]):
     rows += len(batch["text"])
-print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(rows, peak_kib() // 1024)
 """
+)
 
 
 def test_a_long_text_in_every_row_is_not_multiplied(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peak_memory import PEAK_KIB
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
 
@@ -118,15 +119,15 @@ def test_anything_but_one_array_of_numbers_is_refused(tmp_path, content):
 def test_a_file_cannot_request_large_amounts_of_memory(tmp_path, data):
     path = tmp_path / "greedy.pickle"
     path.write_bytes(data)
-    code = (
-        "import resource, sys\n"
+    code = PEAK_KIB + (
+        "import sys\n"
         "from pathlib import Path\n"
         "from video2world_preprocess.text.embedding_files import read_embedding\n"
         "from video2world_common.exit_codes import UserError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak_kib()\n"
         "try:\n    read_embedding(Path(sys.argv[1]))\n"
         "except UserError as error:\n    print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(peak_kib() - before)\n"
     )
     reported = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     error, kibibytes = reported.stdout.splitlines()

@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from peak_memory import PEAK_KIB
 from video2world_common.exit_codes import UserError
 from video2world_preprocess import videos
 from video2world_preprocess.stage_report import Report, write_report
@@ -299,14 +300,15 @@ def test_a_video_without_a_picture_is_named_in_the_report(tmp_path: Path) -> Non
     assert re.search(r"<p>bad: .*bad\.mp4: the video is truncated", page)
 
 
-MEMORY = """
+MEMORY = (
+    PEAK_KIB
+    + """
 import sys
-from pathlib import Path
 from video2world_preprocess import videos
 code = videos.main(["--videos_dir", "in", "--dataset_dir", "out", "--workers", "1"])
-(line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
-print(code, int(line.split()[1]) // 1024)
+print(code, peak_kib() // 1024)
 """
+)
 
 
 def test_clips_are_made_small_frame_by_frame(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lerobot_datasets import CODECS, HEIGHT, WIDTH, picture, shown
+from peak_memory import PEAK_KIB
 from video2world_preprocess.video.decode import opened
 from video2world_preprocess.video.one_pass import Damaged, VideoFrames, cut_once, timeline
 from video2world_preprocess.video.reader import probe, read_frames
@@ -96,8 +97,10 @@ def test_damage_ends_the_cut_and_finished_parts_stay(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.mp4", "20.mp4", "x.mp4"]
 
 
-CUT = """
-import resource, sys
+CUT = (
+    PEAK_KIB
+    + """
+import sys
 from pathlib import Path
 from video2world_preprocess.video.decode import opened
 from video2world_preprocess.video.one_pass import VideoFrames, cut_once, timeline
@@ -106,8 +109,9 @@ known = timeline(path)
 parts = [(k, k + 50, path.with_name(f"{k}.mp4")) for k in range(0, known.info.frames, 50)]
 with opened(path) as (container, stream):
     assert len(list(cut_once(VideoFrames(known, container, stream), parts))) == len(parts)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_kib() // 1024)
 """
+)
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
