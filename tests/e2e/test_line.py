@@ -170,7 +170,9 @@ def run_on_footage(tmp_path, endpoint):
     file = resource(tmp_path, dataset, "", inference=inference, **training)
     out = run(file, volume)
     assert check_split(volume / "datasets/line/train")
-    assert check_split(volume / "datasets/line/val")
+    names = check_split(volume / "datasets/line/val")
+    record = volume / f"datasets/line/val/captions/{names[0]}.json"
+    assert json.loads(record.read_text())["own"] == captions["bikes"]  # kept, not lost
     return volume, out
 
 

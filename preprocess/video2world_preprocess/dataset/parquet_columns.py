@@ -1,4 +1,4 @@
-"""Read columns of Parquet files that nobody has checked, with bounded memory."""
+"""Read columns of untrusted Parquet files with bounded memory."""
 
 from __future__ import annotations
 

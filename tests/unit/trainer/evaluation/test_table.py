@@ -52,14 +52,19 @@ def test_rows_have_means_intervals_and_paired_differences():
 @pytest.mark.parametrize(
     ("gain", "metric", "verdict", "text"),
     [
-        (1, "psnr", "Better", "Post-training helped: PSNR 23.50 dB (base weights) to 24.50 dB "
-         "(iteration 500), +1.00 dB on 8 held-out clips (95 % interval +1.00 dB to +1.00 dB)."),
+        (
+            1,
+            "psnr",
+            "Better",
+            "Post-training helped: PSNR 23.50 dB (base weights) to 24.50 dB "
+            "(iteration 500), +1.00 dB on 8 held-out clips (95 % interval +1.00 dB to +1.00 dB).",
+        ),
         (-1, "psnr", "Worse", "Post-training made it worse: PSNR 23.50 dB (base weights) to"),
         (1, "latent_l2", "Better", "Post-training helped: latent L2"),  # less is better
         (-1, "latent_l2", "Worse", "Post-training made it worse: latent L2"),
         (0, "psnr", "Unclear", "No clear difference: PSNR 23.50 dB (base weights) to 23.50 dB"),
     ],
-)  # fmt: skip
+)
 def test_the_answer_names_the_figures(gain, metric, verdict, text):
     found = answer(rows_of(CLIPS, [value + gain for value in CLIPS]), metric, 8)
     assert (found["verdict"], found["iteration"], found["clips"]) == (verdict, 500, 8)

@@ -197,7 +197,7 @@ def test_ranks_that_share_clips_train_alike(here, volume):
 
 
 def test_a_phase_trains_as_a_run_at_its_size_does(here, volume):
-    """The position in the data goes on: the second phase continues the first one's epoch."""
+    """The data position is kept: the second phase continues the first one's epoch."""
     _, out = here(volume, *RUN)
     small = [
         "dataloader_train.dataset.video_size=[16,32]",

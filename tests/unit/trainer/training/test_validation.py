@@ -282,7 +282,7 @@ def test_a_run_that_no_longer_improves_ends_with_a_checkpoint(here, held_out):
     assert code == 0, out
     assert "training ended early" in out
     assert not events(out, "validation")
-    code, out = here(held_out, *ON, "optimizer.lr=0", "trainer.max_iter=6")  # unless told otherwise
+    code, out = here(held_out, *ON, "optimizer.lr=0", "trainer.max_iter=6")  # without that setting
     assert code == 0, out
     assert CheckpointFolder(held_out / JOB).latest_complete() == 6
 
