@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -32,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools")]
 
 from agibot_archives import footage  # noqa: E402
-from hub_server import HubServer, Repository, folder_files, serving  # noqa: E402
+from hub_server import HubServer, Repository, client_environment, folder_files, serving  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "lerobot.json"
 REPO = "robots/benchmark"
@@ -168,15 +167,8 @@ def measure(scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in root.rglob("*.*") if path.is_file())
     chosen = [*(root / "meta").rglob("*.*"), *(root / "videos" / CAMERAS[0]).rglob("*.mp4")]
     needed = sum(path.stat().st_size for path in chosen if path.is_file())
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_"))}
     with serving(HubServer({REPO: Repository(folder_files(root))})) as hub:
-        environment = {
-            **kept,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(scratch / "hf"),
-            "NO_PROXY": "*",
-        }
+        environment = client_environment(hub, scratch / "hf")
         for path in folder_files(root):
             hub.repositories[REPO].etag(path)  # hashed beforehand
         watch = _Watch(ours)

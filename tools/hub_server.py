@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import threading
 import time
@@ -335,6 +336,19 @@ def serving(server: HubServer) -> Iterator[HubServer]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def client_environment(server: HubServer, home: Path, **more: str) -> dict[str, str]:
+    """Return this process's environment, but with a Hub client's settings for ``server``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))}
+    return {
+        **kept,
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "*",
+        **more,
+    }
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import HubServer, Repository, folder_files, serving
+from hub_server import HubServer, Repository, client_environment, folder_files, serving
 from lerobot_datasets import TOP, WRIST, Dataset
 from repository import ROOT
 from video2world_preprocess.video.reader import probe
@@ -46,7 +45,6 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
     (here / "cups.yaml").write_text(resource.replace("iterations: 200", "iterations: 4"))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))}
     run = [command for command in commands if not command.startswith("kubectl")]
     assert [command.split()[:2] for command in run] == [
         ["v2w", "preflight"],
@@ -54,13 +52,7 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
         ["python", "-m"],
     ]
     with serving(HubServer({"my-team/cups": Repository(folder_files(source))})) as hub:
-        environment = kept | {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / ".hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "hf_good",
-            "NO_PROXY": "*",
-        }
+        environment = client_environment(hub, tmp_path / ".hf", HF_TOKEN="hf_good")
         said = {}
         for command in run:
             first, *rest = shlex.split(command)

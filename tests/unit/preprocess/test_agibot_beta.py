@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agibot_archives import TASK, make_archives
-from hub_server import PAGE, HubServer, Repository, folder_files, serving
+from hub_server import PAGE, HubServer, Repository, client_environment, folder_files, serving
 
 REPO = "agibot-world/AgiBotWorld-Beta"
 CAMERA = "hand_left_color"
@@ -47,19 +46,10 @@ def test_many_archives_with_one_corrupt_video(beta: list[Path], tmp_path: Path) 
     flags += ["--data_dir", "datasets/agibot_beta", "--dataset_dir", str(OUT)]
     flags += ["--val_episode_ids", sorted(beta)[-1].stem.partition("-")[0], "--min_frames", "30"]
     with serving(HubServer({REPO: Repository(files, gated=True)})) as hub:
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))},
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / ".hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "hf_good",
-            "NO_PROXY": "*",
-            "OMP_NUM_THREADS": "1",
-        }
         process = subprocess.run(
             [sys.executable, "-m", "video2world_preprocess.agibot", *flags, "--workers", "1"],
             cwd=tmp_path,
-            env=environment,
+            env=client_environment(hub, tmp_path / ".hf", HF_TOKEN="hf_good", OMP_NUM_THREADS="1"),
             text=True,
             capture_output=True,
             check=False,

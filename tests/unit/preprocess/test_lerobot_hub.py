@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,12 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import COMMIT, Faults, HubServer, Repository, folder_files, serving
-from lerobot_datasets import TOP, WRIST, Dataset, shown
-from video2world_preprocess.video.reader import read_frames
+from hub_server import (
+    COMMIT,
+    Faults,
+    HubServer,
+    Repository,
+    client_environment,
+    folder_files,
+    serving,
+)
+from lerobot_datasets import TOP, WRIST, Dataset
+from lerobot_runs import FLAGS, windows
 
 REPO = "robots/toy"
-FLAGS = ("--window-size", "1", "--min-last-window", "1.5", "--min_frames", "5", "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +43,12 @@ def hub(toy: Path) -> Iterator[HubServer]:
 
 
 def start(hub: HubServer, volume: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))}
-    environment = {
-        **kept,
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(volume / ".hf"),
-        "NO_PROXY": "*",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_good",
-        **more,
-    }
     source = () if "--repo_id" in flags else ("--repo_id", REPO)
     command = [sys.executable, "-m", "video2world_preprocess.lerobot", *source]
     return subprocess.Popen(
         [*command, "--camera", "top", "--dataset_dir", "out", *FLAGS, *flags],
         cwd=volume,
-        env=environment,
+        env=client_environment(hub, volume / ".hf", **({"HF_TOKEN": "hf_good"} | more)),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,18 +61,6 @@ def run(hub: HubServer, volume: Path, *flags: str, **more: str) -> tuple[int, st
     return process.returncode, out, err
 
 
-def episodes(volume: Path) -> dict[int, int]:
-    """Check every frame of every window; return the number of frames by episode."""
-    found: dict[int, int] = {}
-    for path in sorted((volume / "out").glob("*/videos/*.mp4")):
-        episode = int(path.stem.split("_")[1])
-        first, last = map(int, path.stem.rpartition("_")[2].split("-"))
-        frames = [shown(pixels) for pixels in read_frames(path)]
-        assert frames == [(episode, frame, 0) for frame in range(first, last + 1)], path
-        found[episode] = found.get(episode, 0) + len(frames)
-    return found
-
-
 def counts(volume: Path) -> dict:
     return json.loads((volume / "out/report.json").read_text())["counts"]
 
@@ -86,7 +70,7 @@ def test_only_the_cameras_files_and_metadata_are_transferred(
 ) -> None:
     code, _, err = run(hub, tmp_path, "--val_episode_ids", "4")
     assert code == 0, err
-    assert episodes(tmp_path) == {0: 24, 1: 18, 2: 30, 3: 9, 4: 27}
+    assert windows(folder=tmp_path / "out") == {0: 24, 1: 18, 2: 30, 3: 9, 4: 27}
     wanted = [toy / "meta/info.json", *toy.rglob("meta/episodes/*/*"), *toy.rglob(f"{TOP}/*/*")]
     assert set(hub.sent) == {str(path.relative_to(toy)) for path in wanted}
     size = sum(path.stat().st_size for path in wanted)
@@ -99,7 +83,7 @@ def test_only_the_files_of_the_wanted_episodes_are_transferred(
     hub: HubServer, tmp_path: Path
 ) -> None:
     code, _, err = run(hub, tmp_path, "--episode_ids", "3", "--revision", COMMIT)
-    assert (code, episodes(tmp_path)) == (0, {3: 9}), err
+    assert (code, windows(folder=tmp_path / "out")) == (0, {3: 9}), err
     assert [path for path in hub.sent if path.endswith(".mp4")] == [
         f"videos/{TOP}/chunk-000/file-001.mp4"
     ]
@@ -124,7 +108,7 @@ def test_an_interrupted_run_resumes(hub: HubServer, toy: Path, tmp_path: Path) -
     hub.faults = Faults()
     hub.sent.clear()
     code, _, err = run(hub, tmp_path)
-    assert (code, episodes(tmp_path)) == (0, {0: 24, 1: 18, 2: 30, 3: 9, 4: 27}), err
+    assert (code, windows(folder=tmp_path / "out")) == (0, {0: 24, 1: 18, 2: 30, 3: 9, 4: 27}), err
     assert {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in kept} == kept
     last = f"videos/{TOP}/chunk-000/file-002.mp4"
     assert hub.sent[last] <= (toy / last).stat().st_size
@@ -136,7 +120,7 @@ def test_an_interrupted_run_resumes(hub: HubServer, toy: Path, tmp_path: Path) -
 def test_faults_of_the_network_are_survived(hub: HubServer, tmp_path: Path) -> None:
     hub.faults = Faults(status=503, answers=2, cut_after=1000, cuts=2)
     code, _, err = run(hub, tmp_path)
-    assert (code, len(episodes(tmp_path))) == (0, 5), err
+    assert (code, len(windows(folder=tmp_path / "out"))) == (0, 5), err
 
 
 @pytest.mark.parametrize(
@@ -166,7 +150,7 @@ def test_a_repository_with_several_datasets(toy: Path, tmp_path: Path) -> None:
         assert code == 2
         assert "give one as dataset.lerobot.subfolder (--subfolder): a, b/c" in err
         code, _, err = run(server, tmp_path, "--subfolder", "b/c")
-        assert (code, len(episodes(tmp_path))) == (0, 5), err
+        assert (code, len(windows(folder=tmp_path / "out"))) == (0, 5), err
         assert all(path.startswith("b/c/") for path in server.sent)
 
 
@@ -175,7 +159,7 @@ def test_a_pointer_on_the_hub_is_named(toy: Path, tmp_path: Path) -> None:
     files[f"videos/{TOP}/chunk-000/file-001.mp4"] = b"version https://git-lfs.github.com/spec/v1\n"
     with serving(HubServer({REPO: Repository(files)})) as server:
         code, _, err = run(server, tmp_path)
-    assert (code, episodes(tmp_path)) == (0, {0: 24, 1: 18, 4: 27}), err
+    assert (code, windows(folder=tmp_path / "out")) == (0, {0: 24, 1: 18, 4: 27}), err
     dropped = json.loads((tmp_path / "out/report.json").read_text())["dropped"]
     assert {problem["item"] for problem in dropped} == {"episode_000002", "episode_000003"}
     assert all("a pointer of Git LFS" in problem["reason"] for problem in dropped)

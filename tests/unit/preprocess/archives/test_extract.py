@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from agibot_archives import TASK, make_archives
-from hub_server import Faults, HubServer, Repository, folder_files, serving
+from hub_server import Faults, HubServer, Repository, client_environment, folder_files, serving
 from video2world_common.exit_codes import UserError
 from video2world_common.sharding import Shard
 from video2world_preprocess.archives.archive import local_archive
@@ -48,17 +48,8 @@ def hub(alpha: Path) -> Iterator[HubServer]:
 
 
 def environment(hub: HubServer, volume: Path, **more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "V2W_", "JOB_"))}
-    return {
-        **kept,
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(volume / ".hf"),
-        "NO_PROXY": "*",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_good",
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
+    more = {"HF_TOKEN": "hf_good", "OMP_NUM_THREADS": "1"} | more
+    return client_environment(hub, volume / ".hf", **more)
 
 
 FLAGS = ("--prepare", "--min_frames", "30", "--val_episode_ids", "648643", "--workers", "1")
