@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ from video2world_trainer.checkpoint.validation_record import best_checkpoint
 __all__ = [
     "Checkpoint",
     "SampleTask",
+    "alpha_flags",
+    "checkpoint_flags",
     "infer",
     "refuse_reserved_flags",
     "sample_task",
@@ -104,6 +107,33 @@ def _digest(*values: object) -> str:
 
 
 # --------------------------------------------------------------------- which checkpoints
+
+
+def checkpoint_flags() -> argparse.ArgumentParser:
+    """Return a parent parser: a run's checkpoints, and flags of the inference command."""
+    flags = argparse.ArgumentParser(add_help=False)
+    add = flags.add_argument
+    add("--run_folder", type=Path, required=True, help="the run's checkpoints folder")
+    add(
+        "--checkpoints",
+        nargs="+",
+        default=["latest"],
+        metavar="NAME",
+        help="latest, best (by validation loss), all, an iteration's number, or a weights file "
+        "(default: latest)",
+    )
+    add(
+        "--lora_alpha",
+        type=float,
+        help="alpha of LoRA adapters in weights files that do not record it (a run's own do)",
+    )
+    add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
+    return flags
+
+
+def alpha_flags(alpha: float | None) -> tuple[str, ...]:
+    """Return the flags of weights files that do not record the alpha of their LoRA adapters."""
+    return () if alpha is None else ("--lora_alpha", f"{alpha:g}")
 
 
 def select_checkpoints(

@@ -26,6 +26,8 @@ from video2world_trainer.checkpoint.run_config import RunConfig
 from video2world_trainer.checkpoint_runs import (
     Checkpoint,
     SampleTask,
+    alpha_flags,
+    checkpoint_flags,
     infer,
     refuse_reserved_flags,
     sample_task,
@@ -51,19 +53,11 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m video2world_trainer.evaluate",
         description=__doc__,
+        parents=[checkpoint_flags()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = flags.add_argument
-    add("--run_folder", type=Path, required=True, help="the run's checkpoints folder")
-    add(
-        "--checkpoints",
-        nargs="+",
-        default=["latest"],
-        metavar="NAME",
-        help="latest, best (by validation loss), all, an iteration's number, or a weights file "
-        "(default: latest)",
-    )
     add(
         "--base_weights",
         type=Path,
@@ -91,12 +85,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--save_dir", type=Path, required=True, help="such as results/<job>/evaluation")
     add("--seed", type=int, default=0, help="seed of the noise, with the window's name")
-    add(
-        "--lora_alpha",
-        type=float,
-        help="alpha of LoRA adapters in weights files that do not record it (a run's own do)",
-    )
-    add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
     return flags
 
 
@@ -114,9 +102,9 @@ def _check_metrics(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _skip_lpips(weights: Path | None, metrics: list[str]) -> dict[str, str]:
+def _skip_lpips(weights: Path, metrics: list[str]) -> dict[str, str]:
     """Remove LPIPS from ``metrics`` if it cannot be computed, and return why."""
-    if "lpips" not in metrics or not (why := why_no_lpips(weights or default_lpips_weights())):
+    if "lpips" not in metrics or not (why := why_no_lpips(weights)):
         return {}
     metrics.remove("lpips")
     return {"lpips": why}
@@ -128,9 +116,10 @@ def _models(args: argparse.Namespace, geometry: Geometry | None) -> list[Checkpo
     Raises:
         UserError: one of them does not exist.
     """
-    alpha = () if args.lora_alpha is None else ("--lora_alpha", f"{args.lora_alpha:g}")
     trained = tuple(flag for flag in args.flags if flag in NOT_OF_BASE)
-    found = select_checkpoints(args.checkpoints, args.run_folder, FIELD, file_flags=alpha)
+    found = select_checkpoints(
+        args.checkpoints, args.run_folder, FIELD, file_flags=alpha_flags(args.lora_alpha)
+    )
     found.sort(key=lambda one: (one.iteration is not None, one.iteration or 0))
     path = args.base_weights or initial_weights(args.run_folder)
     if not path.exists():
@@ -165,7 +154,7 @@ class _Evaluation:
         flags = [*shared, "--frames", "first"]  # what follows them is the truth
         flags += ["--latent_metrics", str(args.save_dir / "references")]
         if "lpips" in metrics:  # named, so that clips are measured again when it gets available
-            flags += ["--lpips_weights", str(args.lpips_weights or default_lpips_weights())]
+            flags += ["--lpips_weights", str(args.lpips_weights)]
         self.flags = flags
         self.tasks: dict[str, list[SampleTask]] = {
             model.label: [
@@ -221,6 +210,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     if args.samples < 1:
         raise UserError(f"--samples {args.samples}: at least 1")
     metrics = _check_metrics(args.metrics)
+    args.lpips_weights = args.lpips_weights or default_lpips_weights()
     skipped = _skip_lpips(args.lpips_weights, metrics)
     if not metrics:
         raise UserError(f"--metrics: none can be computed ({skipped['lpips']})")
@@ -240,9 +230,8 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     table["skipped_metrics"] |= skipped
     table["left_out"] |= windows.left_out
     if "lpips" in table["metrics"]:
-        weights = args.lpips_weights or default_lpips_weights()
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        table["lpips_weights"] = {"path": str(weights), "sha256": digest}
+        digest = hashlib.sha256(args.lpips_weights.read_bytes()).hexdigest()
+        table["lpips_weights"] = {"path": str(args.lpips_weights), "sha256": digest}
     for name, why in table["skipped_metrics"].items():
         say(f"note: {METRICS[name].label} is left out: {why}")
     written = write_table(args.save_dir, table)

@@ -23,6 +23,8 @@ from video2world_trainer.checkpoint.folder import pin_checkpoint
 from video2world_trainer.checkpoint_runs import (
     Checkpoint,
     SampleTask,
+    alpha_flags,
+    checkpoint_flags,
     infer,
     refuse_reserved_flags,
     sample_task,
@@ -41,20 +43,11 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m video2world_trainer.sweep",
         description=__doc__,
-        parents=[shard_flags()],
+        parents=[shard_flags(), checkpoint_flags()],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = flags.add_argument
-    add("--run_folder", type=Path, required=True, help="the run's checkpoints folder")
-    add(
-        "--checkpoints",
-        nargs="+",
-        default=["latest"],
-        metavar="NAME",
-        help="latest, best (by validation loss), all, an iteration's number, or a weights file "
-        "(default: latest)",
-    )
     add(
         "--batch_input_json",
         type=Path,
@@ -72,12 +65,6 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="report deleted checkpoints instead of failing",
     )
-    add(
-        "--lora_alpha",
-        type=float,
-        help="alpha of LoRA adapters in weights files that do not record it (a run's own do)",
-    )
-    add("flags", nargs="*", help="flags of video2world_trainer.inference, after --")
     return flags
 
 
@@ -93,7 +80,7 @@ def _checkpoints(args: argparse.Namespace) -> list[Checkpoint]:
         args.run_folder,
         FIELD,
         allow_missing=args.pass_over_missing,
-        file_flags=() if alpha is None else ("--lora_alpha", f"{alpha:g}"),
+        file_flags=alpha_flags(alpha),
     )
     if len(found) > 1 and not args.by_checkpoint:
         raise UserError("--checkpoints: several need --by_checkpoint, as they share file names")
