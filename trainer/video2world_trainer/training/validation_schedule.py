@@ -64,9 +64,10 @@ class ValidationSchedule:
     def due(self) -> bool:
         """Whether the current iteration has to be validated, and has not been."""
         iteration = self._progress.iteration
-        if self._validator is None or any(one.iteration == iteration for one in self.results):
+        every, end = self._config.validation_iter, self._config.max_iter
+        if self._validator is None or (iteration % every and iteration < end):
             return False
-        return iteration % self._config.validation_iter == 0 or iteration >= self._config.max_iter
+        return all(one.iteration != iteration for one in self.results)
 
     def run(
         self,
