@@ -32,11 +32,17 @@ TINY = (
 )  # shape of the Tiny size's latents: offsets, channels, frames, height, width
 
 
-def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None:
-    """Write latents and text embeddings of ``windows`` clips."""
+def write_data(
+    volume: Path,
+    latents: tuple[int, ...],
+    windows: int = 8,
+    split: str = DATA,
+    folder: str = "latents",
+) -> None:
+    """Write latents in ``folder`` of ``split``, and text embeddings, of ``windows`` clips."""
     generator = torch.Generator().manual_seed(0)
     for number in range(windows):
-        path = volume / DATA / f"latents/w{number}.safetensors"
+        path = volume / split / folder / f"w{number}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "latents": torch.randn(latents, generator=generator).bfloat16(),
@@ -44,7 +50,7 @@ def write_data(volume: Path, latents: tuple[int, ...], windows: int = 8) -> None
         }
         save_file(tensors, path, metadata={"geometry": "crop"})
         words = np.random.default_rng(number).normal(size=(100, 1024)).astype(np.float16)
-        write_embedding(volume / DATA / f"t5_xxl/w{number}.pickle", words)
+        write_embedding(volume / split / f"t5_xxl/w{number}.pickle", words)
 
 
 def write_base(path: Path, size: str) -> None:

@@ -1,0 +1,42 @@
+"""Test the benchmark of the train command: shares, goals and table."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.training_run import MARKS, documented, figures, goals, validation
+
+
+def _progress(*seconds: float) -> list[dict[str, object]]:
+    return [
+        {"event": "progress", "iteration": n, "seconds_per_iteration": one, "loss": 1.0 / n}
+        for n, one in enumerate(seconds, 1)
+    ]
+
+
+def test_iterations_before_the_kernels_are_ready_do_not_count() -> None:
+    found = figures(_progress(90.0, 3.0, 2.0, 2.5, 2.0, 7.0), 2, 6)
+    assert found["first_seconds"] == 3.0
+    assert found["all_seconds"] == [2.5, 2.0, 7.0]
+    assert found["seconds"] == 2.5
+    assert found["loss"] == pytest.approx(1 / 6)
+
+
+def test_the_share_of_a_validation_is_of_the_time_between_two_of_them() -> None:
+    seen = [{"event": "validation", "seconds": 100.0, "loss": 2.0}]
+    assert validation(seen, 3.8)["share_of_training_time"] == 0.05
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.05, True), (0.0501, False)])
+def test_a_validation_may_take_five_percent(share: float, met: bool) -> None:
+    (goal,) = goals({"sparse": {"validation": {"share_of_training_time": share}}, "phases": {}})
+    assert goal["met"] is met
+
+
+def test_the_table_shows_the_validation_at_its_size() -> None:
+    one = {"seconds": 200.0, "share_of_training_time": 0.036}
+    cases = {"phases": {"432x768": {"seconds": 3.0}, "704x1280": {"seconds": 10.7}}}
+    cases["phases"]["validation"] = one
+    text = documented(f"a\n{MARKS[0]}\nold\n{MARKS[1]}\nb", {"cases": cases})
+    assert "old" not in text
+    assert "| dense, 432x768 | 3.00 |  |  |" in text
+    assert "| dense, 704x1280 | 10.70 | 200 | 3.6% |" in text
