@@ -1,0 +1,1 @@
+"""Robot actions: what leads from one frame of a window to the next."""
