@@ -66,3 +66,8 @@ class EvaluationSpec(ApiModel):
     def names(self) -> list[str]:
         """Checkpoints to evaluate, as the spec names them."""
         return [str(name) for name in self.checkpoints] or ["latest"]
+
+    @property
+    def count(self) -> int | None:
+        """Number of these checkpoints; None if it is not known yet."""
+        return None if "all" in self.names else len(set(self.names))

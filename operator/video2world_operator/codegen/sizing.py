@@ -14,7 +14,7 @@ from video2world_operator.codegen.markdown import table
 from video2world_operator.preflight import measured_times, requirements
 from video2world_operator.preflight.facts import Gpu
 from video2world_operator.preflight.measured_times import Record
-from video2world_operator.preflight.time_estimate import estimate_time
+from video2world_operator.preflight.time_estimate import EvaluationTime, estimate_time
 from video2world_operator.preflight.work import SampleWork, StepWork
 
 __all__ = ["sizing_page"]
@@ -115,10 +115,10 @@ def _samples() -> str:
 def _times() -> str:
     known = measured_times.measured_times()
     text = "\n# Time\n\n"
-    text += "`v2w preflight` estimates the time of your file: per iteration, for training, and for "
-    text += f"samples. {_text_of(measured_times)} Times are those of training from cached latents "
-    text += "with flash-attn-4, without the start (about a minute, most of it compilation), "
-    text += "checkpoints, and other stages.\n\n"
+    text += "`v2w preflight` estimates the time of your file: per iteration, for training, for "
+    text += f"samples and for the evaluation. {_text_of(measured_times)} Times are those of "
+    text += "training from cached latents with flash-attn-4, without the start (about a minute, "
+    text += "most of it compilation), checkpoints, and other stages.\n\n"
     text += "## The guide's experiments\n\n"
     text += f"{_ITERATIONS} iterations on the GPUs of the experiment. Only the times in bold were "
     text += "measured in this layout; transfers between nodes (14B) were not measured at all. "
@@ -134,6 +134,14 @@ def _times() -> str:
     text += "GPUs of the size, and in comparison all of them at 720p (H200, dense).\n\n"
     head = ("model", "GPUs", "s per iteration, 480p", "720p", "training", "all at 720p")
     text += table(head, (_phases(size) for size in ("2B", "14B")))
+    text += "\n## Samples and evaluation\n\n"
+    text += (
+        "Exact samples with guidance and 35 steps at 16 fps, on one GPU. The evaluation has the "
+    )
+    text += "default 16 held-out windows, each once by the base weights and once by one checkpoint "
+    text += "(H200); measuring its clips, four VAE passes each, comes on top.\n\n"
+    head = ("model", "attention", *(f"s per sample, {gpu}" for gpu in _GPUS))
+    text += table((*head, "evaluation, H200", "estimated from"), _generation())
     text += "\n## What was measured\n\n"
     text += "Medians; the files in `benchmarks/results` name machine and command. The last columns "
     text += "check the estimates: each time is estimated from the other records, without any that "
@@ -179,6 +187,35 @@ def _phases(size: str) -> tuple[str, ...]:
     seconds = [f"{one.step.seconds:.3g}" for one in found.phases]
     totals = [f"{duration(t.seconds)}, {t.gpu_hours:.3g} GPU hours" for t in (found, plain)]
     return size, str(found.gpus), *seconds, *totals
+
+
+def _generation() -> Iterator[tuple[str, ...]]:
+    for size, resolution in _SAMPLES:
+        for pattern in ("Dense", "Sparse") if resolution == "720p" else ("Dense",):
+            made = _resource(
+                {"attentionPattern": pattern},
+                model={"size": size, "resolution": resolution},
+                dataset={"agibot": {"validationPercent": 5}},
+                evaluation={},
+            )
+            times = [_evaluation(made, gpu) for gpu in _GPUS]
+            shown = (f"{time.clip.seconds:.0f}" for time in times)
+            cells = (
+                f"**{text}**" if time.clip.measured else text
+                for time, text in zip(times, shown, strict=True)
+            )
+            whole = times[0].seconds
+            assert whole is not None
+            basis = times[0].clip.basis.removeprefix("estimated from ")
+            source = "measured" if times[0].clip.measured else basis
+            yield f"{size} {resolution}", pattern, *cells, duration(whole), source
+
+
+def _evaluation(made: Video2WorldPostTrain, gpu: str) -> EvaluationTime:
+    found = estimate_time(made, [Gpu(gpu)])
+    assert found is not None
+    assert found.evaluation is not None
+    return found.evaluation
 
 
 def _row(made: Video2WorldPostTrain) -> Sequence[str]:

@@ -239,6 +239,58 @@ def test_samples_are_counted_by_checkpoint_and_pod():
     assert line == "3m30s each, from a loaded model"
 
 
+HELD_OUT = {"agibot": {"validationPercent": 5}}
+
+
+def test_the_evaluation_is_counted_by_model():
+    evaluation = {"samples": 12, "checkpoints": [500, "latest"]}
+    found = estimate_time(resource(dataset=HELD_OUT, evaluation=evaluation), [H200])
+    sample = TIMES.sample(SampleWork("2B", 93, (704, 1280), gpu="H200"))
+    assert found.evaluation.clip == sample
+    assert found.evaluation.seconds == pytest.approx(3 * 12 * sample.seconds)  # base weights too
+    assert found.sample is None  # there is no inference stage
+    titles = [name for name, _ in describe(found)]
+    assert titles[:4] == ["iteration", "", "training", "evaluation"]
+    (text,) = [text for name, text in describe(found) if name == "evaluation"]
+    assert text == (
+        "2h06m for 36 clips (12 by the base weights and by 2 checkpoints), 3m30s each; less with "
+        "fewer held-out windows"
+    )
+    shown = [text for _, text in describe(found)]
+    assert sample.basis in shown
+    assert "measuring the clips of the evaluation, four VAE passes each, is not included" in shown
+    assert found.data()["evaluation"] == {
+        "windows": 12,
+        "models": 3,
+        "secondsPerClip": sample.seconds,
+        "clipBasis": sample.basis,
+        "seconds": found.evaluation.seconds,
+    }
+
+
+def test_an_evaluation_of_all_checkpoints_has_no_total():
+    evaluation = {"samples": 12, "checkpoints": ["all"]}
+    inference = {"samples": [{"input": "a.mp4"}], "gpus": 2}
+    made = resource(dataset=HELD_OUT, evaluation=evaluation, inference=inference)
+    found = estimate_time(made, [H200])
+    assert found.evaluation.clip == found.sample  # on as many GPUs as samples
+    assert found.evaluation.models is found.evaluation.seconds is None
+    lines = list(describe(found))
+    (text,) = [text for name, text in lines if name == "evaluation"]
+    assert text.startswith("12 clips by the base weights and by every checkpoint, 1m")
+    assert [text for _, text in lines].count(found.sample.basis) == 1  # not repeated
+    assert found.data()["evaluation"]["seconds"] is None
+
+
+def test_nothing_is_said_of_an_evaluation_that_is_not_wanted_or_not_known():
+    plain = estimate_time(resource(), [H200])
+    assert plain.evaluation is None
+    assert plain.data()["evaluation"] is None
+    tiny = estimate_time(resource("Tiny", dataset=HELD_OUT, evaluation={}))
+    assert tiny.evaluation is None
+    assert not [note for note in tiny.notes if "evaluation" in note]
+
+
 def test_a_sample_follows_mode_steps_and_guidance():
     def seconds(**inference):
         samples = [{"input": "a.mp4"}]
