@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def _variables(table: Mapping[str, Any]) -> dict[str, Any]:
         for clip in clips
     ]
     return {
-        "answer": answer["text"],
+        "answer": _with_units_kept(answer["text"]),
         "verdict": answer["verdict"],
         "columns": [
             (METRICS[name].label, "higher" if METRICS[name].more_is_better else "lower")
@@ -53,6 +54,11 @@ def _variables(table: Mapping[str, Any]) -> dict[str, Any]:
         "shown": strips[:OPEN_STRIPS],
         "folded": strips[OPEN_STRIPS:],
     }
+
+
+def _with_units_kept(text: str) -> str:
+    """Keep numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=%|dB)", "\N{NO-BREAK SPACE}", text)
 
 
 def _cell(metric: str, found: Mapping[str, Any]) -> dict[str, str]:
