@@ -22,7 +22,7 @@ from video2world_common.markers import Provenance, file_stamps
 from video2world_common.paths import on_volume
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
-from video2world_preprocess.dataset.held_out import add_requirement, require_held_out
+from video2world_preprocess.dataset.held_out import add_flag, add_requirement, require_held_out
 from video2world_preprocess.dataset.lerobot_captions import CAPTIONS
 from video2world_preprocess.dataset.lerobot_cutter import cut_dataset
 from video2world_preprocess.dataset.lerobot_dataset import (
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="episodes for validation, written likewise (default: none)",
     )
+    add_flag(flags, "episodes")
     flags.add_argument(
         "--caption",
         choices=CAPTIONS,
@@ -132,6 +133,7 @@ def _selection(args: argparse.Namespace) -> Selection:
         EpisodeNumbers.parse("--val_episode_ids", args.val_episode_ids),
         args.caption,
         args.caption_file if args.caption == "File" else None,
+        args.val_percent,
     )
 
 
@@ -172,6 +174,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
             "path": str(args.data_dir or ""),
             "subfolder": subfolder,
             "caption_file": str(wanted.caption_file or ""),
+            **({"val_percent": args.val_percent} if args.val_percent else {}),
             **asdict(settings),
         },
         "give another dataset.lerobot.name (--dataset_dir)",

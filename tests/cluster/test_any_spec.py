@@ -223,6 +223,7 @@ RELATED = {
             captionFile=["c.csv"],
             episodes=[[3, "0-9"], ["9-0"], ["5-5", "07-010"]],
             validationEpisodes=[["1"], ["12-3"]],
+            validationPercent=[0, 5],
         ),
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
     ),

@@ -386,8 +386,7 @@ def _holds_out(source: str) -> str:
     place = f"self.dataset.{source}"
     listed = f"{place}.{_HELD_OUT[source]}"
     percent = f"(has({place}.validationPercent) && {place}.validationPercent > 0)"
-    chosen = "" if source == "lerobot" else f" || {percent}"
-    return f"(!has({place}) || (has({listed}) && size({listed}) > 0){chosen})"
+    return f"(!has({place}) || (has({listed}) && size({listed}) > 0) || {percent})"
 
 
 def _by_size(field: str) -> str:

@@ -172,6 +172,7 @@ class LeRobotDataset(ApiModel):
         max_length=1024,
         description="Episodes held out of training, in val/: numbers, or inclusive ranges.",
     )
+    validation_percent: int = _validation_percent("episodes")
     window_seconds: float = Field(
         default=5,
         ge=0.5,
@@ -197,7 +198,7 @@ class LeRobotDataset(ApiModel):
     @property
     def holds_out(self) -> bool:
         """Whether there are held-out windows."""
-        return bool(self.validation_episodes)
+        return bool(self.validation_episodes or self.validation_percent)
 
 
 class PreparedDataset(ApiModel):

@@ -341,11 +341,10 @@ def _held_out(spec: Spec, field: str) -> Iterator[Problem]:
         ("videos", dataset.videos, "validationNames"),
     ):
         if source is not None and not source.holds_out:
-            percent = "" if name == "lerobot" else " or validationPercent"
             yield Problem(
                 field,
-                f"there are no held-out windows; set dataset.{name}.{held_out}{percent}, or "
-                "remove it",
+                f"there are no held-out windows; set dataset.{name}.{held_out} or "
+                "validationPercent, or remove it",
             )
 
 

@@ -215,7 +215,8 @@ def _lerobot(lerobot: LeRobotDataset) -> list[str]:
         ("--val_episode_ids", lerobot.validation_episodes),
     ):
         flags += [name, *map(str, episodes)] if episodes else []
-    return [*flags, *_windows(lerobot.window_seconds)]
+    percent = _validation_percent(lerobot.validation_percent)
+    return [*flags, *percent, *_windows(lerobot.window_seconds)]
 
 
 def _windows(seconds: float) -> list[str]:

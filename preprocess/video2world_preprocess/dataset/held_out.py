@@ -78,6 +78,6 @@ def require_held_out(args: argparse.Namespace, folder: Path, counts: Mapping[str
         raise UserError(
             f"--require_val: there is no usable window in {folder}/val, which "
             "spec.training.validation needs: hold out more (validationPercent, "
-            "validationEpisodeIDs or validationNames in spec.dataset; val/videos and val/metas of "
-            "a prepared folder), or leave spec.training.validation out"
+            "validationEpisodeIDs, validationEpisodes or validationNames in spec.dataset; "
+            "val/videos and val/metas of a prepared folder), or leave spec.training.validation out"
         )

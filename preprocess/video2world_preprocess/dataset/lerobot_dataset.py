@@ -10,6 +10,7 @@ from typing import Any
 
 from video2world_common.exit_codes import UserError
 from video2world_common.lerobot_cameras import Feature, choose_camera
+from video2world_preprocess.dataset.held_out import choose_held_out
 from video2world_preprocess.dataset.lerobot_captions import (
     CaptionKind,
     caption_of,
@@ -95,6 +96,7 @@ class Selection:
     val_episodes: EpisodeNumbers
     caption: CaptionKind
     caption_file: Path | None
+    val_percent: int = 0
 
 
 @dataclass
@@ -140,6 +142,8 @@ def find_episodes(files: DatasetFiles, wanted: Selection, report: Report) -> LeR
         report.note("metadata", INFO, counted)
     val = wanted.val_episodes.of(episodes)
     chosen = wanted.episodes.of(episodes) | val if wanted.episodes.ranges else set(episodes)
+    share = choose_held_out(map(_name, chosen), wanted.val_percent)
+    val |= {number for number in chosen if _name(number) in share}
     by_path = _by_path(files, version, kind, info, camera, episodes, chosen, report)
     tasks: dict[int, str] = {}
     if any(isinstance(task, int) for number in chosen for task in episodes[number].tasks):

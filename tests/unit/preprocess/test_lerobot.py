@@ -79,6 +79,24 @@ def test_a_few_episodes_of_a_file_with_many(codec: str) -> None:
     assert windows() == {2: 72, 6: 76, 7: 77}
 
 
+def test_a_share_of_the_episodes_is_held_out() -> None:
+    lengths = (9, 9, 9, 9, 9, 9)
+    Dataset(Path("data"), lengths=lengths, tasks=["t"] * 6, cameras={TOP: "h264"}, group=6).write()
+
+    def held_out(*flags: str) -> set[int]:
+        assert run("--require_val", *flags)[0] == 0
+        assert set(windows()) == set(range(6))
+        return {int(path.stem.split("_")[1]) for path in OUT.glob("val/videos/*")}
+
+    share = held_out("--val_percent", "40")
+    assert 0 < len(share) < 5
+    assert held_out("--val_percent", "40") == share
+    named = next(number for number in range(6) if number not in share)
+    assert held_out("--val_percent", "40", "--val_episode_ids", str(named)) == {*share, named}
+    assert len(held_out("--val_percent", "1")) == 1  # at least one
+    assert run("--require_val")[0] == 2
+
+
 def test_a_second_run_changes_nothing_and_new_settings_replace_windows() -> None:
     Dataset(Path("data")).write()
     assert run()[0] == 0

@@ -350,6 +350,11 @@ HELD_OUT = {"agibot": {"validationEpisodeIDs": [685393]}}
         ),
         (
             {"validation": {}},
+            {"dataset": {"lerobot": {"path": "l"}}},
+            "set dataset.lerobot.validationEpisodes or validationPercent",
+        ),
+        (
+            {"validation": {}},
             {"dataset": {"videos": {"path": "v"}}},
             "set dataset.videos.validationNames or validationPercent",
         ),
@@ -389,6 +394,8 @@ def test_overrides_of_the_original_turn_validation_on_and_off(overrides, expecte
     [
         HELD_OUT,
         {"agibot": {"validationPercent": 5}},
+        {"lerobot": {"path": "l", "validationPercent": 5}},
+        {"lerobot": {"path": "l", "validationEpisodes": ["0-3"]}},
         {"videos": {"path": "v", "validationPercent": 5}},
         {"videos": {"path": "v", "validationNames": ["last"]}},
         {"prepared": {"path": "p"}},  # its dataset stage counts the windows in val/

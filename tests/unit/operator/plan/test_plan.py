@@ -119,6 +119,7 @@ def test_dataset_commands_of_other_sources():
         "camera": "top",
         "episodes": ["0-9", 12],
         "validationEpisodes": [3],
+        "validationPercent": 5,
         "windowSeconds": 4,
         "caption": "File",
         "captionFile": "words.csv",
@@ -126,7 +127,7 @@ def test_dataset_commands_of_other_sources():
     module, found = flags(lerobot=lerobot, shards=2)
     assert module == "video2world_preprocess.lerobot"
     source = "--repo_id team/cups --revision v3.0 --subfolder success --camera top --caption File"
-    words = "--caption_file words.csv --episode_ids 0-9 12 --val_episode_ids 3"
+    words = "--caption_file words.csv --episode_ids 0-9 12 --val_episode_ids 3 --val_percent 5"
     folder = ["--dataset_dir", "datasets/run"]
     assert found == [*source.split(), *words.split(), *cut, *folder, *rest, "--shards=2"]
     short = {"path": "mine/", "windowSeconds": 4, "name": "x"}
