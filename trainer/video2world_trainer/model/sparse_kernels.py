@@ -38,11 +38,25 @@ Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 KERNELS = ("natten", "flash_attention_4", "flex", "masked")
 
 
+def _available(module: str) -> bool:
+    """Return whether a kernel's package can be used on GPUs.
+
+    NATTEN installs without its CUDA kernels where it finds no compiler, and then needs memory for
+    all query-key pairs.
+    """
+    if module != "natten":
+        return installed(module)
+    try:
+        return bool(importlib.import_module(module).HAS_LIBNATTEN)
+    except (ImportError, AttributeError, OSError):
+        return False
+
+
 def choose(
     capability: tuple[int, int] | None,
     dtype: torch.dtype,
     *,
-    has: Callable[[str], bool] = installed,
+    has: Callable[[str], bool] = _available,
 ) -> str:
     """Return the first of :data:`KERNELS` that runs on a GPU of that capability (None: no GPU)."""
     if capability is None:

@@ -269,6 +269,20 @@ def test_the_kernel_is_chosen_by_hardware_and_packages(capability, packages, exp
     assert in_float32 == ("masked" if capability is None else "flex")
 
 
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (SimpleNamespace(HAS_LIBNATTEN=True), "natten"),
+        (SimpleNamespace(HAS_LIBNATTEN=False), "flex"),
+        (SimpleNamespace(), "flex"),  # before 0.20
+        (None, "flex"),  # not installed
+    ],
+)
+def test_natten_without_its_cuda_kernels_is_not_used(monkeypatch, module, expected):
+    monkeypatch.setitem(sys.modules, "natten", module)
+    assert choose((10, 0), torch.bfloat16) == expected
+
+
 def na3d(query, key, value, *, kernel_size, stride, dilation):
     """A stand-in with NATTEN's call convention; the real one runs on GPUs only."""
     grid = tuple(query.shape[1:4])
