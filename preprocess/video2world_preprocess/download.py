@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from video2world_common import per_clip_actions
 from video2world_common.attention_pattern import pattern_of
 from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
@@ -48,6 +49,9 @@ _MODELS = {
     "2B": ("nvidia/Cosmos-Predict2-2B-Video2World", "f50c09f5d8ab133a90cac3f4886a6471e9ba3f18"),
     "14B": ("nvidia/Cosmos-Predict2-14B-Video2World", "03b03a377fede782647afac998f674d9f358e319"),
 }
+_ACTION_CONDITIONED = Repository(  # upstream pins no revision of it
+    per_clip_actions.REPOSITORY, "main", files=(per_clip_actions.WEIGHTS_FILE,), only=True
+)
 _TEXT_ENCODER = Repository(
     "google-t5/t5-11b",
     "90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
@@ -77,10 +81,20 @@ def parser() -> argparse.ArgumentParser:
         help="models to download (default: 2B 14B)",
     )
     flags.add_argument(
-        "--model_types", nargs="*", choices=("video2world",), default=["video2world"]
+        "--model_types",
+        nargs="*",
+        choices=("video2world", "sample_action_conditioned"),
+        default=["video2world"],
+        help="video2world: the base weights; sample_action_conditioned: those of the published "
+        "action-conditioned network of size 2B, which has one file and no text "
+        "(default: video2world)",
     )
-    flags.add_argument("--fps", nargs="*", choices=("10", "16"), default=["16"])
-    flags.add_argument("--resolution", nargs="*", choices=("480", "720"), default=["720"])
+    flags.add_argument(
+        "--fps", nargs="*", choices=("10", "16"), default=["16"], help="of video2world"
+    )
+    flags.add_argument(
+        "--resolution", nargs="*", choices=("480", "720"), default=["720"], help="of video2world"
+    )
     flags.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"))
     flags.add_argument(
         "--natten", action="store_true", help="also download the sparse-attention variant"
@@ -119,15 +133,22 @@ def repositories(args: argparse.Namespace) -> list[Repository]:
             )
     found = []
     sizes = [size for size in dict.fromkeys(args.model_sizes) if size in _MODELS]
-    for size in sizes if args.model_types else ():
+    base = "video2world" in args.model_types
+    conditioned = "sample_action_conditioned" in args.model_types and "2B" in sizes
+    for size in sizes:
+        if not base and not (conditioned and size == "2B"):
+            continue
         names = []
-        if not args.natten_only:
+        if base and not args.natten_only:
             names = [f"model-{res}p-{fps}fps.pt" for res in args.resolution for fps in args.fps]
-        if args.natten or args.natten_only:
+        if base and (args.natten or args.natten_only):
             names += [f"model-720p-{fps}fps-natten.pt" for fps in args.fps]
         repo_id, revision = _MODELS[size]
+        # the action-conditioned network has the same VAE
         found.append(Repository(repo_id, revision, (*names, "tokenizer/tokenizer.pth"), only=True))
-    if found:
+    if conditioned:
+        found.append(_ACTION_CONDITIONED)
+    if base and found:
         found.append(_TEXT_ENCODER)
     return [*found, *(_GUARDRAIL if args.guardrail else ())]
 

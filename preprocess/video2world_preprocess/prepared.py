@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="report shorter videos as unusable (default: %(default)s)",
     )
+    flags.add_argument(
+        "--require_actions",
+        action="store_true",
+        help="fail unless the data set has actions: actions.json",
+    )
     add_requirement(flags)
     return flags
 
@@ -130,6 +135,11 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     folders = (args.dataset_dir / split / kind for split in SPLITS for kind in ("videos", "metas"))
     made = Provenance.of(*folders)
     check(args.dataset_dir, report, args.min_frames)
+    if args.require_actions and not (args.dataset_dir / "actions.json").is_file():
+        raise UserError(
+            f"{args.dataset_dir / 'actions.json'}: there is no such file, so the data set has no "
+            "actions: remove spec.training.conditioning, or prepare it with spec.dataset.actions"
+        )
     require_held_out(args, args.dataset_dir, report.counts)
     return made, report.summary()
 

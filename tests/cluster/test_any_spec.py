@@ -169,6 +169,7 @@ TRAINING = {
     "ema": [False],
     "attention": ["Auto", "FlashAttention4", "Torch"],
     "attentionPattern": ["Dense", "Sparse"],
+    "conditioning": [{"actions": {}}, {"actions": {"variant": "PerClip"}}],
     "phases": st.lists(
         some(iterations=[2, 3]).flatmap(
             lambda p: st.sampled_from([p | {"resolution": r} for r in ("480p", "720p")])
@@ -193,13 +194,21 @@ NAMED = {
         )
     ],
 }
-SAMPLE = some(prompt=["", "x" * 4096], negativePrompt=["x" * 4096], output=["a.mp4", "b.mp4"]).map(
-    lambda s: {"input": "a"} | s
-)
+SAMPLE = some(
+    prompt=["", "x" * 4096],
+    negativePrompt=["x" * 4096],
+    output=["a.mp4", "b.mp4"],
+    input=["val/videos/a.mp4"],
+    actions=["a.csv", "a/../b.csv"],
+).map(lambda s: {"input": "a"} | s)
+ACTIONS = some(
+    names=[["x"], ["x", "x"]], representation=["RelativePose"], normalization=["Published"]
+).map(lambda a: {"columns": ["action"]} | a)
 RELATED = {
     "model": some(
         size=["Tiny", "2B", "14B"],
         resolution=["480p", "720p"],
+        fps=[10],
         ropeRatio=[0, 1.5],
         weights=["w.pt", "a/../w.pt", "model-720p-10fps.pt", "a/model-720p-16fps-natten.pt"],
     ),
@@ -211,6 +220,8 @@ RELATED = {
         ],
         prepared=[{"path": "b"}],
         videos=[{"path": "c"}],
+        bridge=[{"path": "d"}],
+        actions=ACTIONS,
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
         shards=[1, 2],
     )
@@ -224,7 +235,9 @@ RELATED = {
             episodes=[[3, "0-9"], ["9-0"], ["5-5", "07-010"]],
             validationEpisodes=[["1"], ["12-3"]],
             validationPercent=[0, 5],
-        ),
+        )
+        | st.just({"path": "d", "caption": "Endpoint"}),
+        actions=ACTIONS,
         captions=[{"endpoint": "http://vllm/v1", "model": "vlm"}],
     ),
     "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
@@ -238,12 +251,15 @@ RELATED = {
         parallelism=[1, 2],
         gpus=[1, 2, 3, 8],
         guidance=[0, 7],
+        framesFrom=["First", "Last"],
+        numConditionalFrames=[1, 5],
         weights=["EMA"],  # the others are the defaults
     ),
     "evaluation": some(
         metrics=st.lists(st.sampled_from(["PSNR", "SSIM"]), min_size=1, max_size=2),
         checkpoints=st.lists(st.sampled_from(["latest", "best", 3, 7, "9"]), max_size=2),
         lpipsWeights=["w.pt", "a/../w.pt"],
+        failWhenActionsIgnored=[True],
     ),
     "stages": some(
         train=[{"env": [{"name": name}]} for name in ("NCCL_DEBUG", "PET_NNODES", "RANK")]
@@ -270,6 +286,7 @@ def test_they_agree_on_rules_between_fields(cluster, namespace):
 
     rules = [*cel_rules.spec_rules(), *cel_rules.samples_rules(), cel_rules.path_rule()]
     rules += [cel_rules.overrides_rule(), cel_rules.env_name_rule(), *cel_rules.lerobot_rules()]
+    rules += cel_rules.actions_rules()
 
     def unbroken():
         said = "\n".join(refusals)

@@ -36,7 +36,153 @@ TWO_PHASES = [{"resolution": "480p", "iterations": 2}, {"resolution": "720p", "i
 GPU = {"model": {"size": "2B"}}
 WORDS = {"captionFile": "words.csv"}
 TO_CAPTION = {"path": "c", "caption": "Endpoint"}
+ACTIONS = {"columns": ["action"]}
+WITH_ACTIONS = {"agibot": {"path": "datasets/agibot"}, "actions": ACTIONS}
+HELD_OUT_ACTIONS = HELD_OUT["dataset"] | {"actions": ACTIONS}
+PER_FRAME = {"conditioning": {"actions": {}}}
+CONDITIONED = {"dataset": WITH_ACTIONS, "training": PER_FRAME}
+
+
+def per_clip(**changes):
+    """A spec of the published action-conditioned network, with changes of its sections."""
+    training = {"nodes": 1, "gpusPerNode": 8, "conditioning": {"actions": {"variant": "PerClip"}}}
+    base = {"model": {"size": "2B"}, "dataset": WITH_ACTIONS, "training": training}
+    sections = {*base, *changes}
+    return {name: base.get(name, {}) | changes.get(name, {}) for name in sections}
+
+
 CASES = {
+    "actions are those of a robot's recordings": (
+        {"dataset": {"agibot": None, "lerobot": {"path": "c"}, "actions": ACTIONS}},
+        {"dataset": {"agibot": None, "videos": {"path": "c"}, "actions": ACTIONS}},
+        "dataset.actions: they are read from agibot and lerobot only",
+    ),
+    "columns of actions differ": (
+        {"dataset": WITH_ACTIONS | {"actions": {"columns": ["a", "b"], "names": ["x", "y"]}}},
+        {"dataset": WITH_ACTIONS | {"actions": {"columns": ["a", "a"]}}},
+        "a column or name is listed twice",
+    ),
+    "names of actions differ": (
+        {"dataset": WITH_ACTIONS | {"actions": ACTIONS | {"names": ["a b", "a.b"]}}},
+        {"dataset": WITH_ACTIONS | {"actions": ACTIONS | {"names": ["x", "y", "x"]}}},
+        "a column or name is listed twice",
+    ),
+    "published normalization": (
+        {
+            "dataset": WITH_ACTIONS
+            | {
+                "actions": ACTIONS
+                | {"representation": "RelativePose", "normalization": "Published"}
+            }
+        },
+        {"dataset": WITH_ACTIONS | {"actions": ACTIONS | {"normalization": "Published"}}},
+        "normalization: Published scales the seven numbers of relative poses",
+    ),
+    "conditioning needs actions": (
+        CONDITIONED,
+        {"training": PER_FRAME},
+        "training.conditioning: the dataset has no actions",
+    ),
+    "conditioning on actions of Bridge": (
+        {"dataset": {"agibot": None, "bridge": {"path": "c"}}, "training": PER_FRAME},
+        {"dataset": {"agibot": None, "videos": {"path": "c"}}, "training": PER_FRAME},
+        "training.conditioning: the dataset has no actions",
+    ),
+    "actions of samples are followed": (
+        CONDITIONED | {"inference": {"samples": [{"input": "a.png", "actions": "moves/left.csv"}]}},
+        {"inference": {"samples": [{"input": "a.png", "actions": "moves/left.csv"}]}},
+        "inference.samples.actions: the model is not conditioned on actions",
+    ),
+    "actions of a sample stay on the volume": (
+        CONDITIONED | {"inference": {"samples": [{"input": "a.png", "actions": "a..b/l.csv"}]}},
+        CONDITIONED | {"inference": {"samples": [{"input": "a.png", "actions": "a/../l.csv"}]}},
+        "without ..",
+    ),
+    "every sample has actions": (
+        CONDITIONED | {"inference": {"samples": [{"input": "val/videos/a.mp4"}]}},
+        CONDITIONED | {"inference": {"samples": [{"input": "mine/a.mp4"}]}},
+        "inference.samples.actions: missing",
+    ),
+    "the last frames have no actions": (
+        CONDITIONED
+        | {
+            "inference": {
+                "samples": [{"input": "val/videos/a.mp4", "actions": "a.csv"}],
+                "framesFrom": "Last",
+            }
+        },
+        CONDITIONED
+        | {"inference": {"samples": [{"input": "val/videos/a.mp4"}], "framesFrom": "Last"}},
+        "inference.framesFrom: Last leaves no actions of the input",
+    ),
+    "only actions can be ignored": (
+        {
+            "dataset": HELD_OUT_ACTIONS,
+            "training": PER_FRAME,
+            "evaluation": {"failWhenActionsIgnored": True},
+        },
+        {"dataset": HELD_OUT_ACTIONS, "evaluation": {"failWhenActionsIgnored": True}},
+        "evaluation.failWhenActionsIgnored: the model is not conditioned on actions",
+    ),
+    "PerClip is 2B": (
+        per_clip(),
+        per_clip(model={"size": "Tiny"}),
+        "PerClip is a network of size 2B",
+    ),
+    "PerClip and experiments": (
+        CONDITIONED
+        | {
+            "model": {"size": "2B"},
+            "training": PER_FRAME | {"nodes": None, "experiment": EXPERIMENT},
+        },
+        per_clip(training=per_clip()["training"] | {"experiment": EXPERIMENT}),
+        "training.experiment sets another frame size",
+    ),
+    "PerClip has one resolution": (
+        per_clip(model={"geometry": "Stretch"}),
+        per_clip(model={"resolution": "480p"}),
+        "PerClip has clips of 13 frames of 480x640",
+    ),
+    "PerClip has one frame rate": (
+        per_clip(),
+        per_clip(model={"fps": 10}),
+        "PerClip has clips of 13 frames of 480x640",
+    ),
+    "PerClip has no phases": (
+        per_clip(training=per_clip()["training"] | {"phases": []}),
+        per_clip(training=per_clip()["training"] | {"iterations": 5, "phases": TWO_PHASES}),
+        "training.phases: PerClip has one frame size",
+    ),
+    "PerClip is dense": (
+        per_clip(training=per_clip()["training"] | {"attentionPattern": "Dense"}),
+        per_clip(training=per_clip()["training"] | {"attentionPattern": "Sparse"}),
+        "training.attentionPattern: Sparse weights exist for 720p only, and PerClip",
+    ),
+    "PerClip has four latent frames": (
+        per_clip(training=per_clip()["training"] | {"contextParallelSize": 4}),
+        per_clip(training=per_clip()["training"] | {"contextParallelSize": 8}),
+        "training.contextParallelSize: the GPUs share the 4 latent frames",
+    ),
+    "PerClip needs no captions": (
+        CONDITIONED | {"dataset": WITH_ACTIONS | CAPTIONS},
+        per_clip(dataset=WITH_ACTIONS | CAPTIONS),
+        "dataset.captions: PerClip has no text",
+    ),
+    "PerClip has no prompts": (
+        per_clip(inference={"samples": [{"input": "val/videos/a.mp4", "prompt": ""}]}),
+        per_clip(inference={"samples": [{"input": "val/videos/a.mp4", "prompt": "a cup"}]}),
+        "inference.samples: PerClip has no text",
+    ),
+    "PerClip continues one frame": (
+        per_clip(inference={"numConditionalFrames": 1}),
+        per_clip(inference={"numConditionalFrames": 5}),
+        "inference.numConditionalFrames: PerClip continues one frame",
+    ),
+    "GPUs of a sample of PerClip": (
+        per_clip(inference={"gpus": 4}),
+        per_clip(inference={"gpus": 8}),
+        "inference.gpus: they share the 4 latent frames",
+    ),
     "one data set": (
         {"dataset": {"agibot": None, "prepared": {"path": "x"}}},
         {"dataset": {"prepared": {"path": "x"}}},

@@ -10,6 +10,25 @@ from __future__ import annotations
 from video2world_common.attention_pattern import DENSE_WEIGHTS, SPARSE_WEIGHTS
 from video2world_common.experiments import PREFIX
 from video2world_common.model_sizes import SIZES
+from video2world_operator.api.cel_action_rules import action_rules, actions_rules
+from video2world_operator.api.cel_expressions import (
+    LAST_PHASE,
+    NAME,
+    NOT_EMPTY,
+    PHASED,
+    VALUE,
+    CELRule,
+    by_size,
+    or_default,
+    overridden,
+    rule,
+)
+from video2world_operator.api.cel_training_rules import (
+    HELD_OUT,
+    holds_out,
+    phases_rules,
+    validation_rules,
+)
 from video2world_operator.api.constants import (
     CAPTIONS_MISSING,
     CAPTIONS_PREPARED,
@@ -22,10 +41,10 @@ from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
 from video2world_operator.api.mutability import adjustable, fixed
 from video2world_operator.api.train_settings import ALLOWED, SETTINGS
-from video2world_operator.api.training_spec import MAX_PHASES
 
 __all__ = [
     "CELRule",
+    "actions_rules",
     "change_rules",
     "env_name_rule",
     "lerobot_rules",
@@ -37,19 +56,13 @@ __all__ = [
     "spec_rules",
 ]
 
-CELRule = dict[str, str]
-
-
-def _rule(rule: str, message: str) -> CELRule:
-    return {"rule": rule, "message": message}
-
 
 # --------------------------------------------------------------------- rules of single fields
 
 
 def name_rule() -> CELRule:
     """Restrict the resource's name, which the names of pods and Services start with."""
-    return _rule(
+    return rule(
         f"size(self.metadata.name) <= {MAX_NAME} && "
         f"self.metadata.name.matches('{RESOURCE_NAME_PATTERN}')",
         f"metadata.name: write {RESOURCE_NAME_EXPECTED}, since pods and Services are named after "
@@ -59,7 +72,7 @@ def name_rule() -> CELRule:
 
 def path_rule() -> CELRule:
     """Keep a path inside the volume."""
-    return _rule(
+    return rule(
         "!self.split('/').exists(part, part == '..')",
         "leaves the volume; use a path without ..",
     )
@@ -67,7 +80,7 @@ def path_rule() -> CELRule:
 
 def minimum_rule(low: float, high: float) -> CELRule:
     """Bound a number from below by a fraction, which the schema's own minimum rounds to 0."""
-    return _rule(f"self >= {low}", f"write a number from {low} to {high:g}")
+    return rule(f"self >= {low}", f"write a number from {low} to {high:g}")
 
 
 def env_name_rule() -> CELRule:
@@ -75,7 +88,7 @@ def env_name_rule() -> CELRule:
     prefixes = [name for name in RESERVED_ENV if name.endswith("_")]
     words = [name for name in RESERVED_ENV if not name.endswith("_")]
     refused = [f"!self.startsWith('{prefix}')" for prefix in prefixes]
-    return _rule(
+    return rule(
         " && ".join([*refused, f"!(self in {words})"]),
         "this variable is set by the operator; remove it",
     )
@@ -84,12 +97,12 @@ def env_name_rule() -> CELRule:
 def samples_rules() -> list[CELRule]:
     """Require distinct outputs, and prompts that fit into an annotation."""
     return [
-        _rule(
+        rule(
             "self.all(a, !has(a.output) || self.exists_one(b, has(b.output) && "
             "b.output == a.output))",
             "two samples have the same output; rename one",
         ),
-        _rule(
+        rule(
             "self.map(s, (has(s.prompt) ? size(s.prompt) : 0) + "
             f"(has(s.negativePrompt) ? size(s.negativePrompt) : 0)).sum() <= {MAX_PROMPTS}",
             f"all prompts together have more than {MAX_PROMPTS} characters; use several resources",
@@ -105,25 +118,20 @@ def lerobot_rules() -> list[CELRule]:
         for field in ("episodes", "validationEpisodes")
     )
     return [
-        _rule("has(self.repoID) != has(self.path)", "set exactly one of repoID and path"),
-        _rule(
+        rule("has(self.repoID) != has(self.path)", "set exactly one of repoID and path"),
+        rule(
             "!has(self.revision) || has(self.repoID)",
             "revision is that of a repository on the Hub; set repoID, or remove it",
         ),
-        _rule(
+        rule(
             "(has(self.caption) && self.caption == 'File') == has(self.captionFile)",
             "caption: File and captionFile belong together; set both, or none of them",
         ),
-        _rule(ordered, "the range of episodes ends before it begins; write it as FIRST-LAST"),
+        rule(ordered, "the range of episodes ends before it begins; write it as FIRST-LAST"),
     ]
 
 
 # --------------------------------------------------------------------- overrides
-
-# CEL for an override ``o``, written as name=value or "+ name = 'value'".
-_NAME = "o.split('=')[0].replace('+', ' ').trim()"
-_VALUE = """o.substring(o.indexOf('=') + 1).replace('"', ' ').replace("'", ' ').trim()"""
-_NOT_EMPTY = """o.matches('(?s)=.*[^\\\\s"\\']')"""
 
 
 def overrides_rule() -> CELRule:
@@ -136,18 +144,13 @@ def overrides_rule() -> CELRule:
     }
     unchanged = [f"{name}={value}" for name, values in sorted(ALLOWED.items()) for value in values]
     known = (
-        f"o.contains('=') && ({_NAME} in {sorted(names - texts)} ? {_NOT_EMPTY} : "
-        f"{_NAME} in {sorted(texts)} || ({_NAME} + '=' + {_VALUE}.lowerAscii()) in {unchanged})"
+        f"o.contains('=') && ({NAME} in {sorted(names - texts)} ? {NOT_EMPTY} : "
+        f"{NAME} in {sorted(texts)} || ({NAME} + '=' + {VALUE}.lowerAscii()) in {unchanged})"
     )
-    return _rule(
+    return rule(
         f"self.all(o, {known})",
         "write an override as name=value; docs/reference/training.md lists the names",
     )
-
-
-def _overridden(name: str) -> str:
-    overrides = "self.training.overrides"
-    return f"(has({overrides}) && {overrides}.exists(o, {_NAME} == '{name}' && {_NOT_EMPTY}))"
 
 
 # --------------------------------------------------------------------- rules between fields
@@ -165,62 +168,62 @@ def spec_rules() -> list[CELRule]:
         "has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' && "
         f"{written}"
     )
-    plain = f"{sized} && !{named} && !{_overridden('model_parallel.context_parallel_size')}"
-    parallel = _or_default("contextParallelSize", _by_size("context_parallel_size"))
-    nodes = _or_default("nodes", _by_size("nodes"))
-    processes = _or_default("gpusPerNode", _by_size("processes_per_node"))
-    dataset_dir = _overridden("dataloader_train.dataset.dataset_dir")
+    plain = f"{sized} && !{named} && !{overridden('model_parallel.context_parallel_size')}"
+    parallel = or_default("contextParallelSize", by_size("context_parallel_size"))
+    nodes = or_default("nodes", by_size("nodes"))
+    processes = or_default("gpusPerNode", by_size("processes_per_node"))
+    dataset_dir = overridden("dataloader_train.dataset.dataset_dir")
     sources = ", ".join(f"has(self.dataset.{name})" for name in SOURCES)
     heads = ", ".join(f"{name} {size.num_heads}" for name, size in SIZES.items())
     return [
-        _rule(
+        rule(
             f"({sized}) || {named}",
             "model.size is missing; use Tiny, 2B or 14B, or set training.experiment",
         ),
-        _rule(
+        rule(
             f"has(self.dataset) || {dataset_dir}",
             f"dataset is missing; set one of {', '.join(SOURCES)}",
         ),
-        _rule(
+        rule(
             f"!has(self.dataset) || [{sources}].exists_one(x, x) || "
             f"(![{sources}].exists(x, x) && {dataset_dir})",
             f"set exactly one of {', '.join(SOURCES)}",
         )
         | {"fieldPath": ".dataset"},
-        _rule(
+        rule(
             "!has(self.dataset) || !has(self.dataset.captions) || !has(self.dataset.prepared)",
             f"dataset.captions: {CAPTIONS_PREPARED}",
         ),
-        _rule(
+        rule(
             "!has(self.dataset) || !has(self.dataset.lerobot) || has(self.dataset.captions) || "
             "!has(self.dataset.lerobot.caption) || self.dataset.lerobot.caption != 'Endpoint'",
             f"dataset.lerobot.{CAPTIONS_MISSING}",
         ),
-        _rule(
-            f"has(self.training.iterations) || {named} || {_overridden('trainer.max_iter')} || "
-            f"{_overridden('trainer.phases')} || ({_PHASED} && has({_LAST_PHASE}.iterations))",
+        rule(
+            f"has(self.training.iterations) || {named} || {overridden('trainer.max_iter')} || "
+            f"{overridden('trainer.phases')} || ({PHASED} && has({LAST_PHASE}.iterations))",
             "training.iterations is missing; set the number of steps to train",
         ),
-        _rule(
+        rule(
             f"!({plain}) || ({nodes} * {processes} % {parallel} == 0 && "
-            f"{_by_size('num_heads')} % {parallel} == 0)",
+            f"{by_size('num_heads')} % {parallel} == 0)",
             "training.contextParallelSize must divide nodes x gpusPerNode and the attention "
             f"heads ({heads})",
         ),
-        _rule(
+        rule(
             f"!({sized}) || !{named} || "
             f"self.training.experiment.matches('^({PREFIX})?' + self.model.size.lowerAscii() "
             "+ '_')",
             "model.size contradicts training.experiment; remove model.size or use the other "
             "experiment",
         ),
-        _rule(
+        rule(
             f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
             "!has(self.training.device) || self.training.device != 'CPU'",
             "training.device: CPU can train model.size Tiny only",
         ),
-        *_phases_rules(),
-        _rule(
+        *phases_rules(),
+        rule(
             f"!({sparse}) || ({sized} && self.model.size == 'Tiny') || "
             "((!has(self.model) || !has(self.model.resolution) || "
             "self.model.resolution == '720p') && (!has(self.training.phases) || "
@@ -228,14 +231,15 @@ def spec_rules() -> list[CELRule]:
             "training.attentionPattern: Sparse weights exist for 720p only; use 720p in "
             "model.resolution or training.phases, or Dense",
         ),
-        _rule(
+        rule(
             f"!({sparse}) || !has(self.training.attention) || "
             "self.training.attention in ['Auto', 'FlashAttention4']",
             "training.attentionPattern: this training.attention has no Sparse attention; use Auto, "
             "or Dense",
         ),
-        *_validation_rules(),
-        _rule(
+        *validation_rules(),
+        *action_rules(),
+        rule(
             f"!({written}) || !has(self.model) || !has(self.model.weights) || "
             "(has(self.training.attentionPattern) && self.training.attentionPattern == 'Sparse' ? "
             f"!self.model.weights.matches('{DENSE_WEIGHTS}') : "
@@ -243,7 +247,7 @@ def spec_rules() -> list[CELRule]:
             "training.attentionPattern contradicts model.weights, which are published weights of "
             "the other pattern; change one of them",
         ),
-        _rule(
+        rule(
             "!has(self.storage) || !has(self.storage.accessMode) || "
             "self.storage.accessMode != 'ReadWriteOncePod' || "
             f"!({_shares_volume(sized)})",
@@ -251,45 +255,45 @@ def spec_rules() -> list[CELRule]:
             "dataset.shards, inference.parallelism, or inference.everyCheckpoint during "
             "training); use ReadWriteMany",
         ),
-        _rule(
+        rule(
             "!has(self.inference) || !has(self.inference.checkpoint) || "
             "!has(self.inference.checkpoints) || size(self.inference.checkpoints) == 0",
             "inference.checkpoint and inference.checkpoints are both set; keep one of them",
         ),
-        _rule(
+        rule(
             "!has(self.inference) || !has(self.inference.everyCheckpoint) || "
             "!self.inference.everyCheckpoint || "
             "(has(self.inference.samples) && size(self.inference.samples) > 0)",
             "inference.everyCheckpoint: there is nothing to generate; add inference.samples, or "
             "remove it",
         ),
-        _rule(
+        rule(
             f"!({sized}) || !has(self.inference) || !has(self.inference.gpus) || "
-            f"{_by_size('num_heads')} % {_ranks_per_branch()} == 0",
+            f"{by_size('num_heads')} % {_ranks_per_branch()} == 0",
             "inference.gpus, half of them if guidance is above 0 and they are even, must divide "
             f"the attention heads ({heads})",
         ),
-        _rule(
+        rule(
             "!has(self.inference) || !has(self.inference.weights) || "
             "self.inference.weights != 'EMA' || !has(self.training.ema) || self.training.ema",
             "inference.weights: EMA weights are not saved with training.ema: false; use Regular, "
             "or remove training.ema",
         ),
-        _rule(
+        rule(
             f"!has(self.evaluation) || !has(self.dataset) || {dataset_dir} || "
-            f"({' && '.join(map(_holds_out, _HELD_OUT))})",
+            f"({' && '.join(map(holds_out, HELD_OUT))})",
             "evaluation: no windows are held out; set validationEpisodeIDs, validationEpisodes, "
             "validationNames or validationPercent in dataset, or remove it",
         ),
-        _rule(
+        rule(
             f"!has(self.evaluation) || !has(self.evaluation.checkpoints) || {named} || "
-            f"!has(self.training.iterations) || {_overridden('trainer.max_iter')} || "
+            f"!has(self.training.iterations) || {overridden('trainer.max_iter')} || "
             "self.evaluation.checkpoints.all(c, !string(c).matches('^[0-9]+$') || "
             "int(string(c)) <= self.training.iterations)",
             "evaluation.checkpoints: one comes after training.iterations; use an earlier one, or "
             "latest",
         ),
-        _rule(
+        rule(
             "!has(self.evaluation) || !has(self.evaluation.metrics) || "
             "self.evaluation.metrics.all(a, self.evaluation.metrics.exists_one(b, b == a))",
             "evaluation.metrics: a metric is named twice; keep one",
@@ -297,113 +301,8 @@ def spec_rules() -> list[CELRule]:
     ]
 
 
-_PHASED = "(has(self.training.phases) && size(self.training.phases) > 0)"
-_ADDED_PHASES = "self.training.phases.map(p, has(p.iterations) ? p.iterations : 0).sum()"
-_LAST_PHASE = "self.training.phases[size(self.training.phases) - 1]"
-
-
-def _phases_rules() -> list[CELRule]:
-    phases, total = "self.training.phases", "self.training.iterations"
-    numbers, added = list(range(MAX_PHASES - 1)), _ADDED_PHASES
-    return [
-        _rule(
-            f"!{_PHASED} || !has(self.model) || !has(self.model.resolution)",
-            "model.resolution is set together with training.phases, which set the resolution; keep "
-            "one of them",
-        ),
-        _rule(
-            f"!{_PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
-            f"has({phases}[i].iterations))",
-            "training.phases: iterations are missing; only the last phase can take the rest",
-        ),
-        _rule(
-            f"!{_PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
-            f"{phases}[i].resolution != {phases}[i + 1].resolution)",
-            "training.phases: two phases in a row have the same resolution; make them one",
-        ),
-        _rule(
-            f"!{_PHASED} || !has({total}) || "
-            f"(has({_LAST_PHASE}.iterations) ? {added} == {total} : {added} < {total})",
-            "training.iterations contradicts training.phases: it must be their sum, or leave some "
-            "to a last phase without iterations",
-        ),
-    ]
-
-
-def _validation_rules() -> list[CELRule]:
-    """Return the rules about validation, unless an override may turn it on."""
-    plain = "(!has(self.training.overrides) || size(self.training.overrides) == 0)"
-    validation = "self.training.validation"
-    limit = "self.training.stopWhen.validationLossNotBetterFor"
-    best = (
-        "has(self.inference) && ((has(self.inference.checkpoint) && "
-        "string(self.inference.checkpoint) == 'best') || (has(self.inference.checkpoints) && "
-        "self.inference.checkpoints.exists(c, string(c) == 'best')))"
-    )
-
-    return [
-        _rule(
-            f"!{plain} || !has(self.training.stopWhen) || !has({limit}) || has({validation})",
-            "training.stopWhen.validationLossNotBetterFor: nothing is validated; add "
-            "training.validation, or remove it",
-        ),
-        _rule(
-            f"!has({validation}) || !has({validation}.weights) || {validation}.weights != 'EMA' "
-            "|| !has(self.training.ema) || self.training.ema",
-            "training.validation.weights: there are no EMA weights with training.ema: false; use "
-            "Regular, or remove training.ema",
-        ),
-        _rule(
-            f"!has({validation}) || !has(self.dataset) || "
-            f"({' && '.join(map(_holds_out, _HELD_OUT))})",
-            "training.validation: there are no held-out windows; set validationEpisodeIDs, "
-            "validationEpisodes, validationNames or validationPercent in dataset, or remove it",
-        ),
-        _rule(
-            f"!{plain} || !({best}) || has({validation})",
-            "inference.checkpoint: best is the checkpoint with the least validation loss, and "
-            "nothing is validated; add training.validation, or use latest",
-        ),
-        _rule(
-            f"!{plain} || !has(self.evaluation) || !has(self.evaluation.checkpoints) || "
-            "!self.evaluation.checkpoints.exists(c, string(c) == 'best') || "
-            f"has({validation})",
-            "evaluation.checkpoints: best is the checkpoint with the least validation loss, and "
-            "nothing is validated; add training.validation, or use latest",
-        ),
-    ]
-
-
-_HELD_OUT = {
-    "agibot": "validationEpisodeIDs",
-    "lerobot": "validationEpisodes",
-    "videos": "validationNames",
-}
-
-
-def _holds_out(source: str) -> str:
-    """A CEL expression: ``source`` is another one, or holds out some windows."""
-    place = f"self.dataset.{source}"
-    listed = f"{place}.{_HELD_OUT[source]}"
-    percent = f"(has({place}.validationPercent) && {place}.validationPercent > 0)"
-    return f"(!has({place}) || (has({listed}) && size({listed}) > 0) || {percent})"
-
-
-def _by_size(field: str) -> str:
-    """A CEL expression: the default of ``field`` for the model's size."""
-    values = {name: getattr(size, field) for name, size in SIZES.items()}
-    size = "self.model.size"
-    return f"({size} == 'Tiny' ? {values['Tiny']} : {size} == '2B' ? {values['2B']} : " + (
-        f"{values['14B']})"
-    )
-
-
-def _or_default(field: str, default: str) -> str:
-    return f"(has(self.training.{field}) ? self.training.{field} : {default})"
-
-
 def _ranks_per_branch() -> str:
-    """A CEL expression: ``InferenceSpec.ranks_per_branch``."""
+    """A CEL expression: ``Spec.ranks_per_branch``."""
     gpus, guidance = "self.inference.gpus", "self.inference.guidance"
     guided = f"(!has({guidance}) || {guidance} > 0.0)"
     return f"({guided} && {gpus} % 2 == 0 ? {gpus} / 2 : {gpus})"
@@ -411,7 +310,7 @@ def _ranks_per_branch() -> str:
 
 def _shares_volume(sized: str) -> str:
     """A CEL expression: ``Spec.pods_sharing_volume`` is above 1."""
-    nodes = f"(has(self.training.nodes) ? self.training.nodes : {sized} ? {_by_size('nodes')} : 1)"
+    nodes = f"(has(self.training.nodes) ? self.training.nodes : {sized} ? {by_size('nodes')} : 1)"
     several = (
         "size(self.inference.samples) > 1 || (size(self.inference.samples) == 1 && "
         "has(self.inference.checkpoints) && self.inference.checkpoints.exists(c, "
@@ -435,7 +334,7 @@ def change_rules() -> list[CELRule]:
     of_spec, of_training = fixed()
     remedy = "create another resource, which reuses what is complete on the volume"
     rules = [
-        _rule(
+        rule(
             f"!({started}) || {_unchanged(f'spec.{name}')}",
             f"spec.{name} cannot be changed once work has begun: {remedy}",
         )
@@ -443,14 +342,14 @@ def change_rules() -> list[CELRule]:
     ]
     same = [_unchanged(f"spec.training.{name}") for name in of_training]
     rules.append(
-        _rule(
+        rule(
             f"!({started}) || ({' && '.join(same)})",
             f"of spec.training only {', '.join(adjustable())} can be changed once work has begun: "
             f"{remedy}",
         )
     )
     rules.append(
-        _rule(
+        rule(
             f"!({started}) || self.spec.suspend || oldSelf.spec.suspend || "
             f"{_unchanged('spec.scheduling')}",
             "spec.scheduling can be changed only while spec.suspend is true",

@@ -166,6 +166,8 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         node[_RULES] = [cel_rules.overrides_rule()]
     if path == "spec.inference.samples" and node["type"] == "array":  # its items share the path
         node[_RULES] = cel_rules.samples_rules()
+    if path == "spec.dataset.actions":
+        node[_RULES] = cel_rules.actions_rules()
     if path == "spec.dataset.lerobot":
         node[_RULES] = cel_rules.lerobot_rules()
     if node["type"] == "array":

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from video2world_operator.api.captions_spec import CaptionsSpec
 from video2world_operator.api.fields import (
+    ActionColumn,
+    ActionName,
     ApiModel,
     ClipName,
     EpisodeID,
@@ -21,9 +23,17 @@ from video2world_operator.api.fields import (
     with_example,
 )
 
-__all__ = ["AGIBOT_REPOSITORIES", "SOURCES", "AgiBotDataset", "DatasetSpec", "LeRobotDataset"]
+__all__ = [
+    "AGIBOT_REPOSITORIES",
+    "SOURCES",
+    "ActionsSpec",
+    "AgiBotDataset",
+    "BridgeDataset",
+    "DatasetSpec",
+    "LeRobotDataset",
+]
 
-SOURCES = ("agibot", "lerobot", "prepared", "videos")
+SOURCES = ("agibot", "bridge", "lerobot", "prepared", "videos")
 """The fields of spec.dataset of which exactly one is set."""
 
 AGIBOT_REPOSITORIES: Mapping[str, str] = {
@@ -201,6 +211,61 @@ class LeRobotDataset(ApiModel):
         return bool(self.validation_episodes or self.validation_percent)
 
 
+class BridgeDataset(ApiModel):
+    """Episodes with annotations as those of Bridge, which the published network was trained on.
+
+    Each episode is one window. Its actions are relative poses derived from the annotated states.
+    """
+
+    path: VolumePath = Field(
+        description="Folder on the volume that holds annotation/{train,val,test} and videos/; it "
+        "is left unchanged. Episodes of val (of test, if there is no val) are held out.",
+        examples=["datasets/bridge"],
+    )
+    camera_id: int = Field(
+        default=0,
+        ge=0,
+        le=63,
+        alias="cameraID",
+        description="Index of the camera in an annotation's list of videos.",
+    )
+    name: FolderName | None = Field(
+        default=None,
+        description="Folder of the result under datasets/; defaults to the resource's name.",
+    )
+
+
+class ActionsSpec(ApiModel):
+    """Rows of numbers, each of which leads from one frame to the next."""
+
+    model_config = with_example({"columns": ["action"]})
+
+    columns: list[ActionColumn] = Field(
+        min_length=1,
+        max_length=16,
+        description="Where the actions are, joined in this order: features of a LeRobotDataset, "
+        "such as action or observation.state; for AgiBotWorld fields of its proprio files, such as "
+        "state/joint/position.",
+    )
+    names: list[ActionName] = Field(
+        default=[],
+        max_length=256,
+        description="Names of the numbers to use, in this order; defaults to all of the columns.",
+    )
+    representation: Literal["Absolute", "RelativePose"] = Field(
+        default="Absolute",
+        description="Absolute uses the numbers as they are. RelativePose takes poses of an end "
+        "effector (x, y, z, then roll, pitch, yaw or a quaternion qx, qy, qz, qw, and last the "
+        "gripper), and gives the motion from each frame to the next in seven numbers.",
+    )
+    normalization: Literal["Statistics", "Published"] = Field(
+        default="Statistics",
+        description="Statistics scales each number to mean 0 and standard deviation 1 over train/. "
+        "Published scales relative poses as the published network does: times 20, the gripper "
+        "times 1.",
+    )
+
+
 class PreparedDataset(ApiModel):
     """A dataset in the guide's layout that is already on the volume."""
 
@@ -240,12 +305,15 @@ class VideosDataset(ApiModel):
 
 
 class DatasetSpec(ApiModel):
-    """Source of the training videos: exactly one of agibot, lerobot, prepared, videos."""
+    """Source of the training videos: exactly one of agibot, bridge, lerobot, prepared, videos."""
 
     model_config = with_example({"agibot": {"taskIDs": [327]}})
 
     agibot: AgiBotDataset | None = Field(
         default=None, description="Tasks of AgiBotWorld-Alpha or -Beta."
+    )
+    bridge: BridgeDataset | None = Field(
+        default=None, description="Episodes with annotations as those of Bridge, on the volume."
     )
     lerobot: LeRobotDataset | None = Field(
         default=None, description="Episodes of a LeRobotDataset, from the Hub or the volume."
@@ -254,6 +322,11 @@ class DatasetSpec(ApiModel):
         default=None, description="A folder in the guide's layout, already on the volume."
     )
     videos: VideosDataset | None = Field(default=None, description="A folder of your own videos.")
+    actions: ActionsSpec | None = Field(
+        default=None,
+        description="Actions to read from agibot or lerobot (those of bridge are always read); "
+        "defaults to none.",
+    )
     captions: CaptionsSpec | None = Field(
         default=None,
         description="Captions by a vision-language model, in place of the dataset's own (not of "
@@ -266,6 +339,11 @@ class DatasetSpec(ApiModel):
         description="Pods that divide downloading and cutting between them; more than one need a "
         "volume with ReadWriteMany.",
     )
+
+    @property
+    def may_have_actions(self) -> bool:
+        """Whether actions are read, or a prepared dataset may bring its own."""
+        return bool(self.actions or self.bridge or self.prepared)
 
     @property
     def repository(self) -> str | None:

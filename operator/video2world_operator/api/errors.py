@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-__all__ = ["NO_CLUSTER", "InvalidResource", "Problem", "nearest"]
+__all__ = ["NO_CLUSTER", "InvalidResource", "Problem", "either", "nearest"]
 
 NO_CLUSTER = (
     "no cluster is configured: set KUBECONFIG, or run in a pod with a service account; to run on "
@@ -46,3 +46,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
     if found:
         return f"did you mean {by_lower[found[0]]}?"
     return "use one of " + ", ".join(known) if known else "remove it"
+
+
+def either(numbers: Sequence[int]) -> str:
+    """Write the possible ``numbers`` as ``1, 2 or 4``."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -61,6 +61,12 @@ class EvaluationSpec(ApiModel):
         "is left out of the table, which says so.",
         examples=["checkpoints/alexnet-owt-7be5be79.pth"],
     )
+    fail_when_actions_ignored: bool = Field(
+        default=False,
+        description="Fail if the model does not follow its actions: if its validation loss with "
+        "the true actions is not clearly below that with shuffled ones. Otherwise only the "
+        "condition ActionsFollowed says so.",
+    )
 
     @property
     def names(self) -> list[str]:

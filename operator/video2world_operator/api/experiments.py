@@ -176,6 +176,8 @@ DECIDED: Mapping[str, str] = {
     "job.group": "runs of a resource are in checkpoints/posttraining/video2world",
     "dataloader_val.dataset.dataset_dir": "held-out windows are in val/ of the data set",
     "dataloader_train.dataset.num_frames": "set spec.model.fps: 93 frames at 16, 61 at 10",
+    "model.action_conditioning": "set spec.training.conditioning: per_frame is PerFrame, per_clip "
+    "is PerClip",
 }
 """Settings of the train command that follow from the resource, and how."""
 

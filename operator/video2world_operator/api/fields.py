@@ -12,6 +12,8 @@ from video2world_operator.api.constants import MAX_NAME
 __all__ = [
     "RESOURCE_NAME_EXPECTED",
     "RESOURCE_NAME_PATTERN",
+    "ActionColumn",
+    "ActionName",
     "AnnotationKey",
     "ApiModel",
     "Checkpoint",
@@ -257,6 +259,27 @@ FeatureKey = Annotated[
         "letters, digits, dots, dashes and underscores, not starting with a dot or dash",
         "observation.images.top",
         r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+    ),
+]
+# Arguments of a command: a leading dash would be read as a flag.
+ActionColumn = Annotated[
+    str,
+    _text(
+        200,
+        "letters, digits, dots, dashes, underscores and slashes, not starting with a dot, dash or "
+        "slash",
+        "observation.state",
+        r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$",
+    ),
+]
+ActionName = Annotated[
+    str,
+    _text(
+        128,
+        "letters, digits, spaces, dots, dashes, underscores and slashes, starting with a letter, "
+        "digit or underscore, at most 128 characters",
+        "shoulder_pan.pos",
+        r"^[A-Za-z0-9_][A-Za-z0-9_./ -]*$",
     ),
 ]
 Override = Annotated[str, _text(512, "name=value", "optimizer.lr=1e-5")]

@@ -45,6 +45,14 @@ class SampleSpec(ApiModel):
         description="Text that guidance steers away from; defaults to a description of low "
         "quality, for Tiny to no text.",
     )
+    actions: VolumePath | None = Field(
+        default=None,
+        description="File with the sequence of actions to follow (.csv, .json or .safetensors), if "
+        "the model is conditioned on actions: a path as that of input. Long sequences are "
+        "generated clip after clip. Defaults to the actions of the input, which must be a window "
+        "of a dataset then.",
+        examples=["moves/left.csv"],
+    )
     output: OutputName | None = Field(
         default=None,
         description="File name of the result, ending in .mp4; defaults to sample-<number>.mp4.",
@@ -127,10 +135,6 @@ class InferenceSpec(ApiModel):
         description="Alpha of the LoRA adapters in weights files that do not record it, as files "
         "of the original code; adapters are scaled by alpha / rank.",
     )
-
-    def ranks_per_branch(self, gpus: int) -> int:
-        """Return how many of a pod's ``gpus`` share a branch of guidance; they divide the heads."""
-        return gpus // 2 if self.guidance and gpus % 2 == 0 else gpus
 
     @property
     def names(self) -> list[str]:

@@ -74,5 +74,5 @@ class Video2WorldPostTrain(ApiModel):
         if dataset.agibot:
             agibot = dataset.agibot
             return f"datasets/{agibot.name or f'{agibot.prefix}_{agibot.camera}'}"
-        source = dataset.lerobot or dataset.videos
+        source = dataset.bridge or dataset.lerobot or dataset.videos
         return f"datasets/{(source and source.name) or self.name}"

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from video2world_common import per_clip_actions
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.dataset_spec import DatasetSpec
 from video2world_operator.api.evaluation_spec import EvaluationSpec
@@ -113,6 +114,8 @@ class Spec(ApiModel):
     @property
     def resolution(self) -> str:
         """Resolution at which the run ends."""
+        if self.per_clip:
+            return "480p"
         phases = self.training.phases
         return phases[-1].resolution if phases else self.model.resolution
 
@@ -166,6 +169,21 @@ class Spec(ApiModel):
         return self.training.attention_pattern == "Sparse"
 
     @property
+    def per_clip(self) -> bool:
+        """Whether this is the published action-conditioned network, with its fixed clips."""
+        conditioning = self.training.conditioning
+        return conditioning is not None and conditioning.actions.variant == "PerClip"
+
+    @property
+    def guidance(self) -> float:
+        """Weight of guidance, which a network without text has no use for."""
+        return 0.0 if self.per_clip else self.inference.guidance
+
+    def ranks_per_branch(self, gpus: int) -> int:
+        """Return how many of a pod's ``gpus`` share a branch of guidance; they divide the heads."""
+        return gpus // 2 if self.guidance and gpus % 2 == 0 else gpus
+
+    @property
     def gpus(self) -> int:
         """GPUs of the training group."""
         return 0 if self.device == "CPU" else self.nodes * self.processes_per_node
@@ -198,9 +216,13 @@ class Spec(ApiModel):
     @property
     def num_frames(self) -> int:
         """Pixel frames of one clip."""
+        if self.per_clip:
+            return per_clip_actions.FRAMES
         return SIZES[self.model.size].clip_frames[self.model.fps]
 
     @property
     def video_size(self) -> tuple[int, int]:
         """Height and width of one frame in pixels, at which the run ends."""
+        if self.per_clip:
+            return per_clip_actions.FRAME_SIZE
         return SIZES[self.model.size].frame_sizes[self.resolution]

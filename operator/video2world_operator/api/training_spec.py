@@ -88,6 +88,28 @@ class StopWhenSpec(ApiModel):
     )
 
 
+class ActionConditioningSpec(ApiModel):
+    """How actions enter the network."""
+
+    variant: Literal["PerFrame", "PerClip"] = Field(
+        default="PerFrame",
+        description="PerFrame embeds the actions of each latent frame: any number of numbers per "
+        "action, any clip length, with text, starting from the base weights. PerClip is NVIDIA's "
+        "published network: 2B, clips of 13 frames of 480x640 with 12 actions of seven numbers, "
+        "without text and guidance, starting from Cosmos-Predict2-2B-Sample-Action-Conditioned.",
+    )
+
+
+class ConditioningSpec(ApiModel):
+    """What the videos depend on besides frames and text."""
+
+    model_config = with_example({"actions": {"variant": "PerFrame"}})
+
+    actions: ActionConditioningSpec = Field(
+        description="Condition the model on the dataset's actions."
+    )
+
+
 class LoRASpec(ApiModel):
     """Low-rank adapters, used if the architecture is LoRA."""
 
@@ -155,6 +177,10 @@ class TrainingSpec(ApiModel):
         le=64,
         description="Processes that share one clip (context parallelism); defaults to 2, for 14B "
         "to 8, for Tiny to 1.",
+    )
+    conditioning: ConditioningSpec | None = Field(
+        default=None,
+        description="What the videos depend on besides frames and text; defaults to nothing.",
     )
     architecture: Literal["Base", "LoRA"] = Field(
         default="Base", description="Train all weights (Base) or low-rank adapters only (LoRA)."

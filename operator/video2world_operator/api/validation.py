@@ -10,9 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from video2world_common.attention_pattern import published_pattern
-from video2world_common.model_sizes import SIZES
 from video2world_operator.api import wording
+from video2world_operator.api.action_validation import action_problems
 from video2world_operator.api.constants import (
     API_VERSION,
     GROUP,
@@ -24,9 +23,10 @@ from video2world_operator.api.constants import (
 from video2world_operator.api.dataset_validation import dataset_problems
 from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.experiments import expand
-from video2world_operator.api.inference_spec import MAX_GPUS
+from video2world_operator.api.inference_validation import evaluation_problems, inference_problems
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
+from video2world_operator.api.training_validation import training_problems
 from video2world_operator.api.wording import without_nulls
 from video2world_operator.api.yaml_reader import (
     Document,
@@ -213,215 +213,31 @@ def _place(raw: Any, location: Sequence[str | int]) -> tuple[list[str | int], An
 
 def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     """Check the rules between fields, each of which is a rule in cel_rules.py too."""
-    spec, heads = resource.spec, SIZES[resource.spec.model.size].num_heads
+    spec = resource.spec
     yield from dataset_problems(spec.dataset)
-    phases = spec.training.phases
-    if spec.training.iterations is None and (not phases or phases[-1].iterations is None):
-        yield Problem(
-            "spec.training.iterations",
-            "missing; set the number of steps to train, such as 1000, or spec.training.experiment",
-        )
-    world = spec.nodes * spec.processes_per_node
-    if world % spec.context_parallel or heads % spec.context_parallel:
-        fitting = [n for n in range(1, world + 1) if world % n == 0 and heads % n == 0]
-        yield Problem(
-            "spec.training.contextParallelSize",
-            f"{spec.context_parallel} is not valid: it must divide nodes x gpusPerNode ({world}) "
-            f"and the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
-        )
-    if spec.device == "CPU" and not spec.tiny:
-        yield Problem(
-            "spec.training.device",
-            f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
-        )
-    yield from _phases(spec)
-    yield from _attention_pattern(spec)
+    yield from training_problems(spec)
     modes = spec.storage.access_mode
     if modes == "ReadWriteOncePod" and spec.pods_sharing_volume > 1:
         yield Problem(
             "spec.storage.accessMode",
             f"{modes} does not allow {spec.pods_sharing_volume} pods; use ReadWriteMany",
         )
-    yield from _validation(spec)
-    yield from _inference(spec)
-    yield from _evaluation(spec)
+    yield from action_problems(spec)
+    yield from inference_problems(spec)
+    yield from evaluation_problems(spec)
     yield from _paths(resource)
     yield from _environment(spec)
-
-
-def _phases(spec: Spec) -> Iterator[Problem]:
-    phases, total, field = spec.training.phases, spec.training.iterations, "spec.training.phases"
-    if not phases:
-        return
-    if "resolution" in spec.model.model_fields_set:
-        yield Problem(
-            "spec.model.resolution",
-            f"{spec.model.resolution} is set together with training.phases, which set the "
-            "resolution; keep one of them",
-        )
-    for number, phase in enumerate(phases[:-1]):
-        if phase.iterations is None:
-            yield Problem(
-                f"{field}[{number}].iterations",
-                "missing; set how long this phase is: only the last can take the rest",
-            )
-        if phase.resolution == phases[number + 1].resolution:
-            yield Problem(
-                f"{field}[{number + 1}].resolution",
-                f"{phase.resolution} is that of the phase before, too; make them one",
-            )
-    before, last = sum(phase.iterations or 0 for phase in phases[:-1]), phases[-1].iterations
-    if total is not None and last is not None and before + last != total:
-        yield Problem(
-            "spec.training.iterations",
-            f"{total} contradicts training.phases, which add up to {before + last}; remove it, or "
-            "the iterations of the last phase",
-        )
-    if total is not None and last is None and total <= before:
-        yield Problem(
-            "spec.training.iterations",
-            f"{total} leaves no iteration for the last of training.phases: those before take "
-            f"{before}; raise it, or shorten them",
-        )
-
-
-def _attention_pattern(spec: Spec) -> Iterator[Problem]:
-    field, training = "spec.training.attentionPattern", spec.training
-    published = published_pattern(spec.model.weights or "")
-    if published is not None and published != training.attention_pattern.lower():
-        yield Problem(
-            field,
-            f"{training.attention_pattern} cannot start from {spec.model.weights} "
-            f"(spec.model.weights), which has {published} attention; use {published.capitalize()}, "
-            "or remove the weights",
-        )
-    if not spec.sparse:
-        return
-    others = [phase.resolution for phase in spec.phases if phase.resolution != "720p"]
-    if others and not spec.tiny:
-        where = "a phase's resolution" if training.phases else "spec.model.resolution"
-        yield Problem(
-            field,
-            f"Sparse weights exist for 720p only, and {where} is {others[0]}; use 720p, or Dense",
-        )
-    if training.attention not in ("Auto", "FlashAttention4"):
-        yield Problem(
-            field,
-            f"{training.attention} (spec.training.attention) has no Sparse attention; use Auto, or "
-            "Dense",
-        )
-
-
-def _validation(spec: Spec) -> Iterator[Problem]:
-    validation, training = spec.training.validation, spec.training
-    field = "spec.training.validation"
-    if validation is None:
-        limit = training.stop_when.validation_loss_not_better_for
-        if limit is not None:
-            yield Problem(
-                "spec.training.stopWhen.validationLossNotBetterFor",
-                f"nothing is validated; add {field}, or remove it",
-            )
-        return
-    if validation.weights == "EMA" and not training.ema:
-        yield Problem(
-            f"{field}.weights",
-            "there are no EMA weights with training.ema: false; use Regular, or remove "
-            "training.ema",
-        )
-    yield from _held_out(spec, field)
-
-
-def _held_out(spec: Spec, field: str) -> Iterator[Problem]:
-    """Check that the windows that ``field`` is about are held out."""
-    dataset = spec.dataset
-    for name, source, held_out in (
-        ("agibot", dataset.agibot, "validationEpisodeIDs"),
-        ("lerobot", dataset.lerobot, "validationEpisodes"),
-        ("videos", dataset.videos, "validationNames"),
-    ):
-        if source is not None and not source.holds_out:
-            yield Problem(
-                field,
-                f"there are no held-out windows; set dataset.{name}.{held_out} or "
-                "validationPercent, or remove it",
-            )
-
-
-def _inference(spec: Spec) -> Iterator[Problem]:
-    inference = spec.inference
-    if inference.checkpoint is not None and inference.checkpoints:
-        yield Problem(
-            "spec.inference.checkpoint",
-            f"{inference.checkpoint} is set together with checkpoints; keep one of them (move this "
-            "one into the list)",
-        )
-    if inference.every_checkpoint and not inference.samples:
-        yield Problem(
-            "spec.inference.everyCheckpoint",
-            "there is nothing to generate; add inference.samples, or remove it",
-        )
-    heads, gpus = SIZES[spec.model.size].num_heads, inference.gpus
-    if heads % inference.ranks_per_branch(gpus):
-        fitting = [n for n in range(1, MAX_GPUS + 1) if heads % inference.ranks_per_branch(n) == 0]
-        yield Problem(
-            "spec.inference.gpus",
-            f"{gpus} is not valid: {_who_shares(gpus, inference.ranks_per_branch(gpus))} must "
-            f"divide the {heads} attention heads of {spec.model.size}; use {_either(fitting)}",
-        )
-    if "best" in inference.names and spec.training.validation is None:
-        field = "checkpoints" if inference.checkpoints else "checkpoint"
-        yield Problem(
-            f"spec.inference.{field}",
-            "best is the checkpoint with the least validation loss, and nothing is validated; add "
-            "training.validation, or use latest",
-        )
-    if inference.weights == "EMA" and not spec.training.ema:
-        yield Problem(
-            "spec.inference.weights",
-            "EMA weights are not saved with training.ema: false; use Regular, or remove "
-            "training.ema",
-        )
-
-
-def _who_shares(gpus: int, ranks: int) -> str:
-    return "they" if ranks == gpus else f"the {ranks} that share a branch of guidance"
-
-
-def _evaluation(spec: Spec) -> Iterator[Problem]:
-    if spec.evaluation is None:
-        return
-    yield from _held_out(spec, "spec.evaluation")
-    if "best" in spec.evaluation.names and spec.training.validation is None:
-        yield Problem(
-            "spec.evaluation.checkpoints",
-            "best is the checkpoint with the least validation loss, and nothing is validated; add "
-            "training.validation, or use latest",
-        )
-    late = [n for n in spec.evaluation.names if n.isdecimal() and int(n) > spec.iterations]
-    if late and spec.training.iterations is not None:
-        yield Problem(
-            "spec.evaluation.checkpoints",
-            f"{late[0]} comes after the last iteration, {spec.iterations} "
-            "(spec.training.iterations); use an earlier one, or latest",
-        )
-    if len(set(spec.evaluation.metrics)) < len(spec.evaluation.metrics):
-        yield Problem("spec.evaluation.metrics", "a metric is named twice; keep one")
-
-
-def _either(numbers: list[int]) -> str:
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     spec = resource.spec
     agibot, prepared, videos = spec.dataset.agibot, spec.dataset.prepared, spec.dataset.videos
-    lerobot = spec.dataset.lerobot
+    lerobot, bridge = spec.dataset.lerobot, spec.dataset.bridge
     paths = {
         "spec.model.weights": spec.model.weights,
         "spec.dataset.agibot.path": agibot and agibot.path,
         "spec.dataset.agibot.captionFile": agibot and agibot.caption_file,
+        "spec.dataset.bridge.path": bridge and bridge.path,
         "spec.dataset.lerobot.path": lerobot and lerobot.path,
         "spec.dataset.lerobot.subfolder": lerobot and lerobot.subfolder,
         "spec.dataset.lerobot.captionFile": lerobot and lerobot.caption_file,
@@ -433,6 +249,7 @@ def _paths(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     }
     for number, sample in enumerate(spec.inference.samples):
         paths[f"spec.inference.samples[{number}].input"] = sample.input
+        paths[f"spec.inference.samples[{number}].actions"] = sample.actions
     for field, path in paths.items():
         if path and ".." in path.split("/"):
             yield Problem(field, f"{path!r} leaves the volume; use a path without ..")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from video2world_common import per_clip_actions
 from video2world_common.latent_folders import latents_folder
 from video2world_operator.api.captions_spec import CaptionsSpec
-from video2world_operator.api.dataset_spec import LeRobotDataset
+from video2world_operator.api.dataset_spec import ActionsSpec, LeRobotDataset
 from video2world_operator.api.evaluation_spec import METRIC_FLAGS, EvaluationSpec
 from video2world_operator.api.experiments import passed_on
 from video2world_operator.api.resource import Video2WorldPostTrain
@@ -29,6 +30,7 @@ CADENCE = (
 SPEED = (
     "--shards=",
     "--require_val",
+    "--require_actions",
     "--num_gpus=",
     "--offload",
     "--endpoint=",
@@ -39,6 +41,7 @@ SPEED = (
 # training resumes from its checkpoint when these change
 LENGTH = ("trainer.max_iter=", "trainer.stop_after_validations=")
 
+_CONDITIONING = {"PerFrame": "per_frame", "PerClip": "per_clip"}
 _ATTENTION = {
     "FlashAttention4": "flash_attention_4",
     "FlashAttention3": "flash_attention_3",
@@ -61,11 +64,9 @@ def commands(resource: Video2WorldPostTrain) -> dict[str, Command]:
     made = {"download": _download(resource), "dataset": _dataset(resource)}
     if resource.spec.dataset.captions:
         made["captions"] = _captions(resource, resource.spec.dataset.captions)
-    made |= {
-        "embeddings": _embeddings(resource),
-        "latents": _latents(resource),
-        "train": _train(resource),
-    }
+    if not resource.spec.per_clip:  # that network has no text
+        made["embeddings"] = _embeddings(resource)
+    made |= {"latents": _latents(resource), "train": _train(resource)}
     if resource.spec.inference.samples:
         made["inference"] = _inference(resource)
     if resource.spec.evaluation is not None:
@@ -93,6 +94,8 @@ def samples(resource: Video2WorldPostTrain) -> list[dict[str, str | int]]:
             "prompt": sample.prompt,
             "output_video": f"results/{resource.job_name}/{name}",
         }
+        if sample.actions is not None:
+            entry["actions"] = _within(resource, sample.actions)
         if sample.negative_prompt is not None:
             entry["negative_prompt"] = sample.negative_prompt
         if sample.seed is not None:
@@ -125,27 +128,34 @@ def _weights(resource: Video2WorldPostTrain) -> str | None:
     model = resource.spec.model
     if model.weights or resource.spec.tiny:  # Tiny starts from its seed
         return model.weights
+    if resource.spec.per_clip:
+        return f"checkpoints/{per_clip_actions.REPOSITORY}/{per_clip_actions.WEIGHTS_FILE}"
     variant = "-natten" if resource.spec.sparse else ""
     return f"{_base(resource)}/model-{resource.spec.resolution}-{model.fps}fps{variant}.pt"
 
 
 def _size_flags(resource: Video2WorldPostTrain) -> list[str]:
+    """Return the flags of a choice that Tiny and the published action-conditioned network lack."""
     spec = resource.spec
+    if spec.per_clip:
+        return []
     return ["--fps", str(spec.model.fps), "--resolution", spec.resolution.removesuffix("p")]
 
 
 def _download(resource: Video2WorldPostTrain) -> Command:
+    per_clip = resource.spec.per_clip
     argv = _python(
         "video2world_preprocess.download",
-        *("--model_sizes", resource.spec.model.size, "--model_types", "video2world"),
+        *("--model_sizes", resource.spec.model.size),
+        *("--model_types", "sample_action_conditioned" if per_clip else "video2world"),
         *_size_flags(resource),
         *("--checkpoint_dir", "checkpoints"),
         *(["--natten_only"] if resource.spec.sparse and not resource.spec.tiny else []),
         *(["--weights", weights] if (weights := resource.spec.model.weights) else []),
         *(["--attention_pattern", "sparse"] if weights and resource.spec.sparse else []),
     )
-    outputs = [f"{_base(resource)}/tokenizer", _text_encoder(resource)]
-    return Command(argv, *outputs)
+    own = f"checkpoints/{per_clip_actions.REPOSITORY}" if per_clip else _text_encoder(resource)
+    return Command(argv, f"{_base(resource)}/tokenizer", own)
 
 
 def _dataset(resource: Video2WorldPostTrain) -> Command:
@@ -171,9 +181,16 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
             *(["--local"] if agibot.path else []),
             *(["--caption_file", agibot.caption_file] if agibot.caption_file else []),
             *(["--revision", agibot.revision] if agibot.revision else []),
+            *_actions(dataset.actions),
+        )
+    elif bridge := dataset.bridge:
+        argv = _python(
+            "video2world_preprocess.bridge",
+            *("--data_dir", bridge.path.rstrip("/"), "--camera_id", bridge.camera_id),
+            *("--dataset_dir", folder, *shortest),
         )
     elif lerobot := dataset.lerobot:
-        flags = _lerobot(lerobot)
+        flags = [*_lerobot(lerobot), *_actions(dataset.actions)]
         argv = _python("video2world_preprocess.lerobot", *flags, "--dataset_dir", folder, *shortest)
     elif videos := dataset.videos:
         argv = _python(
@@ -187,11 +204,25 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         )
     else:
         argv = _python("video2world_preprocess.prepared", "--dataset_dir", folder, *shortest)
+        argv += ["--require_actions"] if resource.spec.training.conditioning else []
     if dataset.shards > 1 and not dataset.prepared:
         argv.append(f"--shards={dataset.shards}")
     if resource.spec.training.validation or resource.spec.evaluation is not None:
         argv.append("--require_val")
     return Command(argv, f"{folder}/train")
+
+
+def _actions(actions: ActionsSpec | None) -> list[str]:
+    """Return the flags of the actions to read; those that have their default are left out."""
+    if actions is None:
+        return []
+    relative = actions.representation == "RelativePose"
+    return [
+        *("--actions", *actions.columns),
+        *(("--action_names", *actions.names) if actions.names else ()),
+        *(("--action_representation", "relative_pose") if relative else ()),
+        *(("--action_normalization", "published") if actions.normalization == "Published" else ()),
+    ]
 
 
 def _validation_percent(percent: int) -> list[str]:
@@ -310,6 +341,9 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
+    if training.conditioning is not None:
+        variant = training.conditioning.actions.variant
+        settings["model.action_conditioning"] = _CONDITIONING[variant]
     settings |= _validation(training)
     if spec.sparse:
         settings["model.attention_pattern"] = "sparse"
@@ -386,6 +420,7 @@ def _evaluation(resource: Video2WorldPostTrain, evaluation: EvaluationSpec) -> C
         *("--dataset_dir", resource.dataset_dir, "--samples", evaluation.samples),
         *("--metrics", *(METRIC_FLAGS[name] for name in evaluation.metrics)),
         *(("--lpips_weights", lpips) if lpips else ()),
+        *(["--fail_when_actions_ignored"] if evaluation.fail_when_actions_ignored else []),
         *("--save_dir", folder, "--seed", spec.inference.seed),
         *(["--lora_alpha", f"{alpha:g}"] if (alpha := spec.inference.lora_alpha) else []),
         "--",
@@ -401,13 +436,13 @@ def _generation_flags(resource: Video2WorldPostTrain) -> list[object]:
         *("--model_size", spec.model.size),
         *([] if spec.tiny else _size_flags(resource)),  # Tiny's frame size and rate are fixed
         *("--num_conditional_frames", inference.num_conditional_frames),
-        *("--seed", inference.seed, "--guidance", f"{inference.guidance:g}"),
+        *("--seed", inference.seed, "--guidance", f"{spec.guidance:g}"),
         *(("--num_steps", inference.steps) if inference.steps != 35 else ()),
         *(["--load_ema"] if inference.weights == "EMA" else []),
         *(["--approximate"] if inference.mode == "Approximate" else []),
         *([f"--num_gpus={inference.gpus}"] if inference.gpus > 1 else []),
         *(["--offload"] if inference.offload else []),
         *("--vae_path", f"{_base(resource)}/tokenizer"),
-        *("--text_encoder_path", _text_encoder(resource)),
+        *([] if spec.per_clip else ["--text_encoder_path", _text_encoder(resource)]),
         *("--frames", inference.frames_from.lower()),
     ]

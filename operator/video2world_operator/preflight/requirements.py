@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from video2world_common import per_clip_actions
 from video2world_common.model_sizes import SIZES
 from video2world_common.sample_memory import sample_bytes
 from video2world_operator.api.resource import Video2WorldPostTrain
@@ -84,9 +85,13 @@ def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
     disk = checkpoint * (training.checkpoint.keep + 1) + (0 if spec.tiny else rest)
     repositories = []
     if not spec.tiny:
-        disk += shape.weights + _TEXT_ENCODER + _TOKENIZER
+        disk += shape.weights + _TOKENIZER
         repositories += [f"nvidia/Cosmos-Predict2-{spec.model.size}-Video2World"]
-        repositories += ["google-t5/t5-11b"]
+        if spec.per_clip:
+            repositories += [per_clip_actions.REPOSITORY]
+        else:
+            disk += _TEXT_ENCODER
+            repositories += ["google-t5/t5-11b"]
     agibot = spec.dataset.agibot
     if agibot and not agibot.path and agibot.keep_archives:  # otherwise videos only are downloaded
         disk += ARCHIVES * len(agibot.task_ids)
@@ -108,13 +113,13 @@ def _sample_gpu(spec: Spec, *, offload: bool) -> float:
     if spec.device == "CPU" or spec.tiny:
         return 0
     inference, (height, width) = spec.inference, spec.video_size
-    ranks = inference.ranks_per_branch(inference.gpus)
+    ranks = spec.ranks_per_branch(inference.gpus)
     sampling = sample_bytes(
         _SHAPES[spec.model.size].weights,
         SIZES[spec.model.size].num_heads * _HEAD_CHANNELS,
         height * width // 256 * (1 + (spec.num_frames - 1) // 4) / ranks,
-        2 if inference.guidance and ranks == inference.gpus else 1,
+        2 if spec.guidance and ranks == inference.gpus else 1,
         height * width,
         offload=offload,
     )
-    return max(_T5_ON_GPU, sampling)
+    return sampling if spec.per_clip else max(_T5_ON_GPU, sampling)

@@ -284,7 +284,7 @@ def sample_of(spec: Spec, gpu: str) -> SampleWork:
         video_size=spec.phases[-1].video_size,
         sparse=spec.sparse and not spec.tiny,
         approximate=inference.mode == "Approximate",
-        evaluations=(inference.steps + 1) * (2 if inference.guidance else 1),
+        evaluations=(inference.steps + 1) * (2 if spec.guidance else 1),
         gpus=inference.gpus,
         gpu=gpu,
     )

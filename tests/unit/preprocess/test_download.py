@@ -16,6 +16,7 @@ from video2world_preprocess import download
 from video2world_preprocess.download import parser, repositories
 
 PREDICT = "nvidia/Cosmos-Predict2-2B-Video2World"
+ACTIONS = "nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned"
 T5 = "google-t5/t5-11b"
 FILES = {
     PREDICT: {
@@ -188,6 +189,27 @@ def test_two_resources_fetch_the_weights_once(tmp_path, hub):
     assert all(hub.sent[name] <= sizes[name] for name in hub.sent)
 
 
+def test_the_action_conditioned_network_needs_its_weights_and_the_vae(tmp_path):
+    vae = {**FILES[PREDICT], "config.json": b"{}"}
+    conditioned = {"model-480p-4fps.pt": b"dit 480 4" * 1000, "README.md": b"readme"}
+    pinned = Repository(vae, kind="model", commits=(REVISIONS[PREDICT],))
+    server = HubServer({PREDICT: pinned, ACTIONS: Repository(conditioned, kind="model")})
+    with serving(server):
+        done = fetch(tmp_path, server.endpoint, "--model_types", "sample_action_conditioned")
+        assert done.returncode == 0, done.stderr
+        root = tmp_path / "checkpoints"
+        assert tree(root) == {
+            f"{PREDICT}/tokenizer/tokenizer.pth",
+            f"{ACTIONS}/model-480p-4fps.pt",
+        }
+        weights = root / ACTIONS / "model-480p-4fps.pt"
+        assert weights.read_bytes() == conditioned[weights.name]
+        weights.write_bytes(b"damaged")
+        again = fetch(tmp_path, server.endpoint, "--model_types", "sample_action_conditioned")
+        assert again.returncode == 0, again.stderr
+        assert weights.read_bytes() == conditioned[weights.name]
+
+
 def test_flags_choose_the_files():
     def chosen(*flags):
         return {r.repo_id: r.files for r in repositories(parser().parse_args(flags))}
@@ -220,6 +242,9 @@ def test_flags_choose_the_files():
     sparse = chosen("--model_sizes", "2B", "--natten_only")
     assert sparse[PREDICT] == ("model-720p-16fps-natten.pt", "tokenizer/tokenizer.pth")
     assert chosen("--model_sizes", "Tiny") == {}
+    kinds = ("--model_types", "video2world", "sample_action_conditioned")
+    assert chosen(*kinds) == both | {ACTIONS: ("model-480p-4fps.pt",)}
+    assert chosen("--model_sizes", "14B", *kinds[:1], *kinds[2:]) == {}
     for flag in ("--natten", "--natten_only"):
         with pytest.raises(UserError, match=f"{flag}: "):
             chosen(flag, "--resolution", "480")

@@ -54,6 +54,12 @@ def test_usable_clips_are_counted_and_others_named(tmp_path: Path) -> None:
     assert prepared.main(["--dataset_dir", str(tmp_path)]) == 0
 
 
+def test_missing_actions_are_named_before_a_gpu_is_held(tmp_path: Path, capfd) -> None:
+    clip(tmp_path, "train", "a")
+    assert prepared.main(["--dataset_dir", str(tmp_path), "--require_actions"]) == 2
+    assert "actions.json: there is no such file" in capfd.readouterr().err
+
+
 def test_wrong_layouts_are_user_errors(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="is missing"):
         prepared.check(tmp_path / "none", Report("dataset"))

@@ -147,6 +147,107 @@ def test_dataset_commands_of_other_sources():
     assert "mirror/beta" in mirrored
 
 
+LEROBOT = {"agibot": None, "lerobot": {"path": "mine", "validationEpisodes": [9]}}
+JOINTS = {"actions": {"columns": ["action", "observation.state"], "names": ["pan", "lift"]}}
+CONDITIONED = {"training": {"nodes": 1, "conditioning": {"actions": {}}}}
+
+
+def flag(argv, name):
+    """The values after the flag ``name``, up to the next flag."""
+    rest = list(argv)[argv.index(name) + 1 :]
+    return rest[: next((n for n, one in enumerate(rest) if one.startswith("--")), len(rest))]
+
+
+def test_actions_reach_the_dataset_command():
+    made = plan(dataset=LEROBOT | JOINTS)
+    argv = made.stage("dataset").argv
+    assert flag(argv, "--actions") == ["action", "observation.state"]
+    assert flag(argv, "--action_names") == ["pan", "lift"]
+    assert not {"--action_representation", "--action_normalization"} & {*argv}
+    assert not any("conditioning" in one for one in made.stage("train").argv)
+    poses = {"columns": ["p"], "representation": "RelativePose", "normalization": "Published"}
+    argv = plan(dataset=LEROBOT | {"actions": poses}).stage("dataset").argv
+    assert flag(argv, "--action_representation") == ["relative_pose"]
+    assert flag(argv, "--action_normalization") == ["published"]
+    assert "--action_names" not in argv
+    argv = plan(dataset={"actions": {"columns": ["state/joint/position"]}}).stage("dataset").argv
+    assert flag(argv, "--actions") == ["state/joint/position"]
+    assert "--action_names" not in plan(dataset=LEROBOT).stage("dataset").argv
+
+
+def test_actions_of_bridge_and_of_a_prepared_dataset():
+    bridge = {"agibot": None, "bridge": {"path": "datasets/bridge/", "cameraID": 1}}
+    argv = plan(dataset=bridge, **CONDITIONED, evaluation={}).stage("dataset").argv
+    assert argv[2] == "video2world_preprocess.bridge"
+    expected = "--data_dir datasets/bridge --camera_id 1 --dataset_dir datasets/run"
+    assert list(argv[3:]) == [*expected.split(), "--min_frames", "18", "--require_val"]
+    ready = {"agibot": None, "prepared": {"path": "datasets/mine"}}
+    assert "--require_actions" in plan(dataset=ready, **CONDITIONED).stage("dataset").argv
+    assert "--require_actions" not in plan(dataset=ready).stage("dataset").argv
+
+
+def test_conditioning_per_frame_keeps_the_model_and_its_text():
+    one_node = {"training": {"nodes": 1}}
+    plain = plan(dataset=LEROBOT | JOINTS, **one_node)
+    made = plan(dataset=LEROBOT | JOINTS, **CONDITIONED)
+    assert [s.name for s in made.stages] == STAGES
+    added = {*made.stage("train").argv} - {*plain.stage("train").argv}
+    assert added == {"model.action_conditioning=per_frame"}
+    for stage in STAGES[:-2]:
+        assert made.stage(stage).argv == plain.stage(stage).argv
+    assert made.stage("train").inputs_hash != plain.stage("train").inputs_hash
+
+
+def test_the_published_network_has_its_own_clips_weights_and_no_text():
+    made = plan(
+        model={"size": "2B"},
+        dataset={"agibot": None, "bridge": {"path": "datasets/bridge"}},
+        training={
+            "iterations": 10,
+            "nodes": 1,
+            "conditioning": {"actions": {"variant": "PerClip"}},
+        },
+        inference={"samples": [{"input": "val/videos/a.mp4", "actions": "moves/left.csv"}]},
+        evaluation={"failWhenActionsIgnored": True},
+    )
+    assert [s.name for s in made.stages] == [
+        "download",
+        "dataset",
+        "latents",
+        "train",
+        "inference",
+        "evaluation",
+    ]
+    folder = "checkpoints/nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned"
+    vae = "checkpoints/nvidia/Cosmos-Predict2-2B-Video2World/tokenizer"
+    download = made.stage("download")
+    assert flag(download.argv, "--model_types") == ["sample_action_conditioned"]
+    assert download.outputs == (vae, folder)
+    assert flag(made.stage("dataset").argv, "--min_frames") == ["14"]
+    latents = made.stage("latents").argv
+    assert flag(latents, "--num_frames") == ["13"]
+    assert flag(latents, "--video_size") == ["480", "640"]
+    assert {
+        "model.action_conditioning=per_clip",
+        f"model.config.model_manager_config.dit_path={folder}/model-480p-4fps.pt",
+        "dataloader_train.dataset.num_frames=13",
+        "dataloader_train.dataset.video_size=[480,640]",
+    } < {*made.stage("train").argv}
+    for stage in ("inference", "evaluation"):
+        argv = made.stage(stage).argv
+        assert flag(argv, "--guidance") == ["0"]
+        assert flag(argv, "--vae_path") == [vae]
+        assert not {"--fps", "--resolution", "--text_encoder_path"} & {*argv}
+    assert "--fail_when_actions_ignored" in made.stage("evaluation").argv
+    assert flag(made.stage("evaluation").argv, "--base_weights")[0].startswith(folder)
+    (one,) = json.loads(
+        made.stage("inference").job["spec"]["template"]["metadata"]["annotations"][
+            "video2world.dev/samples"
+        ]
+    )
+    assert one["actions"] == "moves/left.csv"
+
+
 def test_train_group():
     service, job = plan().stage("train").manifests
     assert (service["metadata"]["name"], job["metadata"]["name"]) == ("run-train", "run-train-1")

@@ -1,0 +1,98 @@
+"""Write the rules about phases and validation as CEL; see cel_rules.py."""
+
+from __future__ import annotations
+
+from video2world_operator.api.cel_expressions import LAST_PHASE, PHASED, CELRule, rule
+from video2world_operator.api.training_spec import MAX_PHASES
+
+__all__ = ["HELD_OUT", "holds_out", "phases_rules", "validation_rules"]
+
+_ADDED_PHASES = "self.training.phases.map(p, has(p.iterations) ? p.iterations : 0).sum()"
+
+
+def phases_rules() -> list[CELRule]:
+    """Return the rules about phases."""
+    phases, total = "self.training.phases", "self.training.iterations"
+    numbers, added = list(range(MAX_PHASES - 1)), _ADDED_PHASES
+    return [
+        rule(
+            f"!{PHASED} || !has(self.model) || !has(self.model.resolution)",
+            "model.resolution is set together with training.phases, which set the resolution; keep "
+            "one of them",
+        ),
+        rule(
+            f"!{PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
+            f"has({phases}[i].iterations))",
+            "training.phases: iterations are missing; only the last phase can take the rest",
+        ),
+        rule(
+            f"!{PHASED} || {numbers}.all(i, i + 1 >= size({phases}) || "
+            f"{phases}[i].resolution != {phases}[i + 1].resolution)",
+            "training.phases: two phases in a row have the same resolution; make them one",
+        ),
+        rule(
+            f"!{PHASED} || !has({total}) || "
+            f"(has({LAST_PHASE}.iterations) ? {added} == {total} : {added} < {total})",
+            "training.iterations contradicts training.phases: it must be their sum, or leave some "
+            "to a last phase without iterations",
+        ),
+    ]
+
+
+def validation_rules() -> list[CELRule]:
+    """Return the rules about validation, unless an override may turn it on."""
+    plain = "(!has(self.training.overrides) || size(self.training.overrides) == 0)"
+    validation = "self.training.validation"
+    limit = "self.training.stopWhen.validationLossNotBetterFor"
+    best = (
+        "has(self.inference) && ((has(self.inference.checkpoint) && "
+        "string(self.inference.checkpoint) == 'best') || (has(self.inference.checkpoints) && "
+        "self.inference.checkpoints.exists(c, string(c) == 'best')))"
+    )
+
+    return [
+        rule(
+            f"!{plain} || !has(self.training.stopWhen) || !has({limit}) || has({validation})",
+            "training.stopWhen.validationLossNotBetterFor: nothing is validated; add "
+            "training.validation, or remove it",
+        ),
+        rule(
+            f"!has({validation}) || !has({validation}.weights) || {validation}.weights != 'EMA' "
+            "|| !has(self.training.ema) || self.training.ema",
+            "training.validation.weights: there are no EMA weights with training.ema: false; use "
+            "Regular, or remove training.ema",
+        ),
+        rule(
+            f"!has({validation}) || !has(self.dataset) || "
+            f"({' && '.join(map(holds_out, HELD_OUT))})",
+            "training.validation: there are no held-out windows; set validationEpisodeIDs, "
+            "validationEpisodes, validationNames or validationPercent in dataset, or remove it",
+        ),
+        rule(
+            f"!{plain} || !({best}) || has({validation})",
+            "inference.checkpoint: best is the checkpoint with the least validation loss, and "
+            "nothing is validated; add training.validation, or use latest",
+        ),
+        rule(
+            f"!{plain} || !has(self.evaluation) || !has(self.evaluation.checkpoints) || "
+            "!self.evaluation.checkpoints.exists(c, string(c) == 'best') || "
+            f"has({validation})",
+            "evaluation.checkpoints: best is the checkpoint with the least validation loss, and "
+            "nothing is validated; add training.validation, or use latest",
+        ),
+    ]
+
+
+HELD_OUT = {
+    "agibot": "validationEpisodeIDs",
+    "lerobot": "validationEpisodes",
+    "videos": "validationNames",
+}
+
+
+def holds_out(source: str) -> str:
+    """Return a CEL expression: ``source`` is another one, or holds out some windows."""
+    place = f"self.dataset.{source}"
+    listed = f"{place}.{HELD_OUT[source]}"
+    percent = f"(has({place}.validationPercent) && {place}.validationPercent > 0)"
+    return f"(!has({place}) || (has({listed}) && size({listed}) > 0) || {percent})"
