@@ -22,7 +22,9 @@ from video2world_common.markers import Provenance, file_stamps
 from video2world_common.paths import on_volume
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
+from video2world_preprocess.actions.selection import action_flags, action_selection
 from video2world_preprocess.dataset.held_out import add_flag, add_requirement, require_held_out
+from video2world_preprocess.dataset.lerobot_actions import find_actions
 from video2world_preprocess.dataset.lerobot_captions import CAPTIONS
 from video2world_preprocess.dataset.lerobot_cutter import cut_dataset
 from video2world_preprocess.dataset.lerobot_dataset import (
@@ -43,6 +45,7 @@ __all__ = ["main", "parser"]
 EPILOG = """\
 folders:
   DATASET_DIR/{train,val}/{videos,metas}, report.{json,html}   the result
+  DATASET_DIR/actions.json, {train,val}/actions               with --actions
   DATASET_DIR/.lerobot                                         downloads, deleted once they are cut
 
 examples:
@@ -50,6 +53,8 @@ examples:
       --camera cam_high --val_episode_ids 80-84 --dataset_dir datasets/cabinet
   python -m video2world_preprocess.lerobot --data_dir my_dataset --camera observation.images.top \\
       --caption File --caption_file captions.csv --dataset_dir datasets/mine
+  python -m video2world_preprocess.lerobot --data_dir my_dataset --camera top \\
+      --actions action --dataset_dir datasets/mine_with_actions
 """
 TEMPORARY = ".lerobot"
 
@@ -61,7 +66,11 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[cut_flags(), shard_flags()],
+        parents=[
+            cut_flags(),
+            shard_flags(),
+            action_flags("the dataset's columns of numbers, such as action"),
+        ],
     )
     place = flags.add_mutually_exclusive_group(required=True)
     place.add_argument("--repo_id", help="dataset on the Hugging Face Hub, as OWNER/NAME")
@@ -152,6 +161,7 @@ def _inputs(args: argparse.Namespace, root: Path | None) -> Provenance:
 
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     settings, shard, wanted = cut_settings(args), shard_of(args), _selection(args)
+    selection = action_selection(args)
     subfolder, folder = check_subfolder(args.subfolder), args.dataset_dir
     if args.data_dir is not None:
         note_unused_flags(args, parser(), ["revision"], "with --data_dir")
@@ -176,6 +186,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
             "caption_file": str(wanted.caption_file or ""),
             **({"val_percent": args.val_percent} if args.val_percent else {}),
             **asdict(settings),
+            **(selection.settings() if selection else {}),
         },
         "give another dataset.lerobot.name (--dataset_dir)",
         leftovers=leftover_folders(folder),
@@ -183,7 +194,12 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]] | None:
     ) as made.owned:
         data = find_episodes(files, wanted, report)
         _count(report, data, files)
-        done = cut_dataset(data, files, root, folder, settings, args.workers, shard, report)
+        actions = None
+        if selection is not None:
+            actions = find_actions(files, data, selection, wanted.name, report)
+        done = cut_dataset(
+            data, files, root, folder, settings, args.workers, shard, report, actions
+        )
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # other shards have theirs
             temporary.parent.rmdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +70,8 @@ class Dataset:
     """A dataset to write: ``lengths`` and ``tasks`` by episode, ``cameras`` with their codecs.
 
     The codec ``image`` stores pictures in the Parquet files. ``group`` is the number of episodes
-    per v3 video file; ``numbers`` are the episodes' indices.
+    per v3 video file; ``numbers`` are the episodes' indices. ``numbers_of`` has more columns of
+    numbers, by functions of episode and frame.
     """
 
     root: Path
@@ -86,6 +87,7 @@ class Dataset:
     features: dict[str, Any] = field(default_factory=dict)
     drift: float = 0.0  # seconds added to each from_timestamp
     task_column: str | None = "task"
+    numbers_of: dict[str, Callable[[int, int], Any]] = field(default_factory=dict)  # more columns
 
     def __post_init__(self) -> None:
         self.numbers = self.numbers or tuple(range(len(self.lengths)))
@@ -180,6 +182,9 @@ class Dataset:
                     stream = io.BytesIO()
                     Image.fromarray(pixels).save(stream, "png")
                     columns[name].append({"bytes": stream.getvalue(), "path": None})
+        for name, value in self.numbers_of.items():
+            pairs = ((place, frame) for place in places for frame in range(self.lengths[place]))
+            columns[name] = [value(self.numbers[place], frame) for place, frame in pairs]
         return pa.table(columns)
 
     def _write_v2(self) -> None:

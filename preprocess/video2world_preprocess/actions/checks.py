@@ -48,8 +48,12 @@ def quaternion_places(names: Sequence[str]) -> list[list[int]]:
     return found
 
 
-def quaternions_normalised(rows: np.ndarray, names: Sequence[str], place: Path | str) -> np.ndarray:
+def quaternions_normalised(
+    rows: np.ndarray, names: Sequence[str], place: Path | str, first: int = 0
+) -> np.ndarray:
     """Return ``rows`` [N, D] with their quaternions divided by their lengths.
+
+    ``first`` is the number of the first row in the file ``place``.
 
     Raises:
         UserError: a length differs from 1 by more than ``QUATERNION_SLACK``.
@@ -60,8 +64,9 @@ def quaternions_normalised(rows: np.ndarray, names: Sequence[str], place: Path |
         bad = np.flatnonzero(np.abs(length - 1) > QUATERNION_SLACK)
         if len(bad):
             raise UserError(
-                f"{place}: row {bad[0]}: the quaternion {', '.join(names[c] for c in columns)} has "
-                f"the length {length[bad[0]]:.4g} instead of 1; normalise it"
+                f"{place}: row {first + bad[0]}: the quaternion "
+                f"{', '.join(names[c] for c in columns)} has the length {length[bad[0]]:.4g} "
+                "instead of 1; normalise it"
             )
         result = result.copy()
         result[:, columns] = rows[:, columns] / length[:, None]

@@ -205,6 +205,7 @@ def _plan(
         record.notes.append(vars(Problem(source.kind, source.label, reason)))
 
     record.fps, record.source_bytes = float(outline.fps), outline.source_bytes
+    record.frames = outline.frames
     windows, merges = cut_points(
         outline.frames,
         outline.fps,
@@ -282,6 +283,7 @@ def record_failure(folder: Path, settings: CutSettings, source: Source, reason: 
     record.failed = is_unexpected(reason)
     if before.cut_by == record.cut_by:
         record.fps, record.source_bytes = before.fps, before.source_bytes
+        record.frames = before.frames
         for clip in before.clips:
             if _finish_clip(folder, source, clip, before.fps):
                 size = video_path(folder, source.split, clip.name).stat().st_size

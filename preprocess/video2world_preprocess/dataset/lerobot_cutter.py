@@ -23,6 +23,12 @@ from video2world_preprocess.dataset.merge import merge_records
 from video2world_preprocess.dataset.records import SPLITS, is_complete, read_record
 from video2world_preprocess.dataset.source import CutSettings, Source
 from video2world_preprocess.dataset.splitter import MORE_MEMORY
+from video2world_preprocess.dataset.window_actions import (
+    EpisodeActions,
+    actions_done,
+    was_left_out,
+    write_actions,
+)
 from video2world_preprocess.item_faults import Crashed, reason_for
 from video2world_preprocess.stage_report import Report
 from video2world_preprocess.video.one_pass import timeline
@@ -49,12 +55,14 @@ def cut_dataset(
     workers: int,
     shard: Shard,
     report: Report,
+    actions: EpisodeActions | None = None,
 ) -> tuple[Listings, dict[str, Any]] | None:
     """Cut this process's shard of the episodes into ``folder``.
 
     Args:
         files: provides the dataset's files.
         root: its folder, if it is one on the volume.
+        actions: those to write for every window, of which the sources have the digest.
 
     Returns:
         The result of :func:`.merge.merge_records`, or None while other shards are not finished.
@@ -67,12 +75,16 @@ def cut_dataset(
         for kind in ("videos", "metas"):
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
     cutter = _Cutter(data, files, root, folder, settings, report)
-    cutter.run(_shard_of(data.files, shard), workers)
+    mine = _shard_of(data.files, shard)
+    cutter.run(mine, workers)
+    own = [source for file in mine for source in file.sources.values()]
+    cutter.tally.removed_windows += write_actions(folder, own, actions, workers, report)
     sources = [source for file in data.files for source in file.sources.values()]
-    if not all(cutter.is_done(source) for source in sources):
+    if not all(cutter.is_done(source) and actions_done(folder, source) for source in sources):
         return None
     report.counts["transferred_bytes"] = files.transferred
-    return merge_records(folder, [source.name for source in sources], report, cutter.tally)
+    names = [source.name for source in sources]
+    return merge_records(folder, names, report, cutter.tally, actions)
 
 
 def _shard_of(files: Sequence[EpisodeFile], shard: Shard) -> list[EpisodeFile]:
@@ -104,7 +116,8 @@ class _Cutter:
         return is_current and is_complete(self.folder, record)
 
     def _needs(self, source: Source) -> bool:
-        return read_record(self.folder, source.name).failed or not self.is_done(source)
+        failed = read_record(self.folder, source.name).failed
+        return failed or not self.is_done(source) or was_left_out(self.folder, source)
 
     def run(self, files: Sequence[EpisodeFile], workers: int) -> None:
         """Cut what is not done of ``files``."""

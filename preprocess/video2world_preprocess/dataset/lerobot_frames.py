@@ -40,18 +40,21 @@ class Span:
     fault: str = ""
 
 
-def spans_of(placements: Sequence[Placement], frames: int, fps: Fraction) -> dict[int, Span]:
+def spans_of(
+    placements: Sequence[Placement], frames: int, fps: Fraction, *, other_rate: bool = False
+) -> dict[int, Span]:
     """Return the frames of every episode of a file.
 
     Args:
         placements: all episodes of the file, also those that are not wanted.
         frames: number of frames in the file.
         fps: its frames per second.
+        other_rate: rows may be of another rate than frames; they are resampled.
     """
     lengths = [p.length for p in placements]
     if None not in lengths and sum(filter(None, lengths)) == frames:
         return _counted(placements, fps)
-    return _timed(placements, frames, fps)
+    return _timed(placements, frames, fps, other_rate)
 
 
 def _counted(placements: Sequence[Placement], fps: Fraction) -> dict[int, Span]:
@@ -84,7 +87,9 @@ def _counted(placements: Sequence[Placement], fps: Fraction) -> dict[int, Span]:
     return found
 
 
-def _timed(placements: Sequence[Placement], frames: int, fps: Fraction) -> dict[int, Span]:
+def _timed(
+    placements: Sequence[Placement], frames: int, fps: Fraction, other_rate: bool
+) -> dict[int, Span]:
     """Divide a file by the episodes' times, as its frames are not those of its episodes."""
     order = sorted(placements, key=lambda p: (p.begin, p.episode))
     starts = [round(p.begin * fps) for p in order]
@@ -92,11 +97,11 @@ def _timed(placements: Sequence[Placement], frames: int, fps: Fraction) -> dict[
     for place, (placement, start) in enumerate(zip(order, starts, strict=True)):
         limit = min([frames, *starts[place + 1 : place + 2]])
         stop = limit if placement.end is None else min(limit, round(placement.end * fps))
-        found[placement.episode] = _checked(placement, start, stop, frames)
+        found[placement.episode] = _checked(placement, start, stop, frames, other_rate)
     return found
 
 
-def _checked(placement: Placement, start: int, stop: int, frames: int) -> Span:
+def _checked(placement: Placement, start: int, stop: int, frames: int, other_rate: bool) -> Span:
     length, count = placement.length, stop - start
     if count < 1:
         return Span(
@@ -105,6 +110,12 @@ def _checked(placement: Placement, start: int, stop: int, frames: int) -> Span:
         )
     if length is None:
         return Span(start, stop, ("the metadata do not say its length; all frames are used",))
+    if abs(count - length) > LOST_FRAMES and other_rate:
+        return Span(
+            start,
+            stop,
+            (f"{length} rows for {count} frames; actions are resampled by their times",),
+        )
     if abs(count - length) > LOST_FRAMES:
         return Span(
             fault=f"the counts disagree: {length} rows, but {count} frames in the video; correct "

@@ -68,7 +68,8 @@ class _File:
         else:
             known = self._timeline = timeline(job.path)
             self.fps, self.count = known.info.fps, known.info.frames
-            self.spans = spans_of(job.placements, self.count, self.fps)
+            resampled = any(source.actions for source in job.sources.values())
+            self.spans = spans_of(job.placements, self.count, self.fps, other_rate=resampled)
             if job.fps and abs(job.fps - self.fps) > self.fps / 100:
                 self.remarks.append(
                     f"meta/info.json says {float(job.fps):g} frames/s, but the video has "

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import PurePosixPath
+from typing import Any
 
 from video2world_common.exit_codes import UserError
 from video2world_common.lerobot_cameras import Feature, cameras_of, why_depth
@@ -54,6 +55,7 @@ class Info:
     chunks_size: int = CHUNKS_SIZE
     templates: Mapping[str, str] = field(default_factory=dict)  # by kind: video, image
     cameras: Mapping[str, Feature] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 def fill(template: str, values: Mapping[str, int | str]) -> str:
@@ -134,7 +136,8 @@ def parse_info(value: object) -> tuple[Info, list[str]]:
         faults.append("features is not an object; cameras are taken from the folder names")
         features = {}
     total = _number(value.get("total_episodes"))
-    info = Info(str(label)[:40], total, fps, int(chunks_size), templates, cameras_of(features))
+    cameras = cameras_of(features)
+    info = Info(str(label)[:40], total, fps, int(chunks_size), templates, cameras, features)
     return info, faults
 
 

@@ -18,6 +18,7 @@ from video2world_preprocess.dataset.records import (
     remove_clips,
     video_path,
 )
+from video2world_preprocess.dataset.window_actions import EpisodeActions, merge_actions
 from video2world_preprocess.item_faults import nothing_left
 from video2world_preprocess.stage_report import Report, write_report
 
@@ -25,9 +26,15 @@ __all__ = ["merge_records"]
 
 
 def merge_records(
-    folder: Path, sources: Iterable[str], report: Report, tally: Tally
+    folder: Path,
+    sources: Iterable[str],
+    report: Report,
+    tally: Tally,
+    actions: EpisodeActions | None = None,
 ) -> tuple[Listings, dict[str, Any]]:
     """Write the report of the dataset made of ``sources``; remove the clips of all other sources.
+
+    ``actions`` are those that its windows have.
 
     Returns:
         The files that are there now (see :class:`video2world_common.markers.Provenance`), and the
@@ -43,6 +50,7 @@ def merge_records(
         for problem in record.notes:
             report.note(**problem)
     report.counts |= _counts(records, tally)
+    of_actions = merge_actions(folder, records, actions, report)
     clips = [(record, clip) for record in records for clip in record.clips]
     names = {s: sorted(clip.name for r, clip in clips if r.split == s) for s in SPLITS}
     samples = [video_path(folder, split, name) for split in SPLITS for name in names[split]]
@@ -62,6 +70,8 @@ def merge_records(
             (caption_path(folder, record.split, clip.name), ""),  # users may edit captions
         ):
             files.setdefault(str(path.parent), {})[path.name] = stamp
+    for path in of_actions:
+        files.setdefault(str(path.parent), {})[path.name] = str(path.stat().st_size)
     return files, report.summary()
 
 

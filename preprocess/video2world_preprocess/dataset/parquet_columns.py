@@ -10,7 +10,7 @@ from typing import Any
 from video2world_common.exit_codes import UserError
 from video2world_common.paths import on_volume
 
-__all__ = ["LFS_POINTER", "batches", "check_content", "column_names"]
+__all__ = ["LFS_POINTER", "batches", "check_content", "column_names", "column_widths"]
 
 LFS_POINTER = b"version https://git-lfs"
 MAGIC = b"PAR1"
@@ -135,3 +135,30 @@ def batches(
 def _is_in(path: str, column: str) -> bool:
     """Whether the leaf ``path`` of a schema belongs to ``column``, whose name may have dots."""
     return path == column or path.startswith(f"{column}.")
+
+
+def column_widths(path: Path) -> dict[str, int]:
+    """Return how many numbers a row has in each column, 0 for columns of other types.
+
+    Of a list without a fixed size, the first row decides.
+
+    Raises:
+        UserError: the file is unusable.
+    """
+    from pyarrow import types
+
+    with _opened(path) as file:
+        schema = file.schema_arrow
+    found = {}
+    for name in schema.names:
+        kind = schema.field(name).type
+        is_list = types.is_list(kind) or types.is_large_list(kind)
+        is_fixed = types.is_fixed_size_list(kind)
+        inner = kind.value_type if is_list or is_fixed else kind
+        is_number = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+        found[name] = (kind.list_size if is_fixed else 1) if is_number else 0
+        if is_list and is_number:
+            first = next((batch[name] for batch in batches(path, [name], rows=1)), None)
+            row = None if first is None or not len(first) else first[0].as_py()
+            found[name] = len(row) if row else 0
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from video2world_common.files import read_json, write_json
 
@@ -18,6 +18,7 @@ __all__ = [
     "SPLITS",
     "Clip",
     "Record",
+    "actions_path",
     "caption_path",
     "is_complete",
     "leftover_folders",
@@ -30,13 +31,18 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val")
-# files that later stages add per clip
-DERIVED = {"captions": ".json", "t5_xxl": ".pickle", "latents": ".safetensors"}
+# files that belong to a clip: its actions, and what later stages add
+DERIVED = {
+    "actions": ".safetensors",
+    "captions": ".json",
+    "t5_xxl": ".pickle",
+    "latents": ".safetensors",
+}
 
 
 def leftover_folders(folder: Path) -> list[Path]:
     """Return the folders in which a killed run may have left partial files."""
-    kinds = [folder / split / kind for split in SPLITS for kind in ("videos", "metas")]
+    kinds = [folder / split / kind for split in SPLITS for kind in ("videos", "metas", "actions")]
     return [folder, record_folder(folder), *kinds]
 
 
@@ -45,13 +51,18 @@ def video_path(folder: Path, split: str, clip: str) -> Path:
     return folder / split / "videos" / f"{clip}.mp4"
 
 
+def actions_path(folder: Path, split: str, clip: str) -> Path:
+    """Return the path of a clip's actions."""
+    return folder / split / "actions" / f"{clip}{DERIVED['actions']}"
+
+
 def caption_path(folder: Path, split: str, clip: str) -> Path:
     """Return the path of a clip's caption."""
     return folder / split / "metas" / f"{clip}.txt"
 
 
 def remove_derived(folder: Path, split: str, clip: str, kinds: Iterable[str] = DERIVED) -> None:
-    """Remove what later stages made of a clip (``kinds`` of :data:`DERIVED`), as it is outdated."""
+    """Remove what was made of a clip (``kinds`` of :data:`DERIVED`), as it is outdated."""
     for kind in kinds:
         (folder / split / kind / f"{clip}{DERIVED[kind]}").unlink(missing_ok=True)
 
@@ -88,7 +99,9 @@ class Record:
 
     ``cut_by`` is the digest of all that decides the clips, ``told_by`` of all that decides clips
     and captions; the latter is empty until the source is finished. ``dropped`` and ``notes`` hold
-    :class:`~video2world_preprocess.stage_report.Problem` as objects.
+    :class:`~video2world_preprocess.stage_report.Problem` as objects. ``frames`` is the length of
+    the source, 0 if unknown. ``actions_by`` is the digest of all that decides the actions, empty
+    without actions, and ``moments`` their statistics (see :mod:`.window_actions`).
     """
 
     cut_by: str = ""
@@ -100,6 +113,9 @@ class Record:
     dropped: list[dict[str, str]] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)
     failed: bool = False  # for a reason that may be temporary: the next run tries again
+    frames: int = 0
+    actions_by: str = ""
+    moments: dict[str, Any] | None = None
 
     @property
     def names(self) -> list[str]:

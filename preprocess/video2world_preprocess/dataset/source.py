@@ -57,7 +57,8 @@ class Source:
 
     ``name`` is the prefix of its clips' names and ``kind`` what reports call it. ``origin``
     identifies its content: it changes when the content does. A ``temporary`` video is deleted once
-    its clips are complete.
+    its clips are complete. ``actions`` is the digest of all that decides its actions, empty if
+    there are none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source:
     captions: Captions
     origin: str
     temporary: bool = False
+    actions: str = ""
 
     @property
     def label(self) -> str:
