@@ -116,6 +116,10 @@ def _training_charts(results: RunResults) -> list[Markup]:
             y_label="mean since the last report",
             name="training",
             others={"validation": total},
+        )
+        # a run of few iterations reports its training loss once, but was validated
+        or line_chart(
+            total, title="Validation loss", x_label="iteration", y_label="", markers=True
         ),
         line_chart(
             low,

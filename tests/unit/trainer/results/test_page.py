@@ -380,6 +380,16 @@ def test_the_validation_loss_is_drawn_beside_the_training_loss(tmp_path):
     assert [one["iteration"] for one in record["results"]] == [0, 10, 20, 30]
 
 
+def test_the_validation_loss_of_a_short_run_is_drawn_alone(tmp_path):
+    job = tmp_path / "job"
+    HistoryWriter(job).append(4, loss=1.0, seconds=1.0)
+    write_results(job / "checkpoints", [validation(0, 2.0), validation(4, 0.5)])
+    write_page(tmp_path / "results", job)
+    page = (tmp_path / "results/index.html").read_text()
+    assert page.count("<polyline") == 4  # validation; low, middle, high
+    assert "<figcaption>Validation loss <small>" in page
+
+
 def test_a_damaged_record_of_validations_does_not_lose_the_page(tmp_path):
     job = tmp_path / "job"
     (job / "checkpoints").mkdir(parents=True)
