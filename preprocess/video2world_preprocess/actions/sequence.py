@@ -14,6 +14,12 @@ from video2world_common.action_statistics import ActionStatistics
 from video2world_common.exit_codes import UserError
 from video2world_common.paths import on_volume
 from video2world_common.user_text import decode, parse_json
+from video2world_preprocess.actions.annotations import (
+    MOST_ROWS,
+    annotated_poses,
+    is_number,
+    matrix,
+)
 from video2world_preprocess.actions.checks import check_rows, quaternions_normalised
 from video2world_preprocess.actions.poses import relative_actions
 from video2world_preprocess.actions.resample import resampled
@@ -22,7 +28,6 @@ __all__ = ["SUFFIXES", "normalise", "read_actions", "read_sequence"]
 
 SUFFIXES = (".safetensors", ".csv", ".json")
 LARGEST_FILE = 256 << 20  # bytes
-MOST_ROWS = 1_000_000
 FPS_TOLERANCE = 1e-3  # relative: 29.97 is another rate than 30, 30.00003 is not
 GRIPPER_SLACK = 0.05  # of the range of the gripper in training
 
@@ -203,7 +208,7 @@ def _json(path: Path, text: str, statistics: ActionStatistics) -> tuple[np.ndarr
     elif rows.shape[1] != statistics.dimension:
         raise UserError(_dimension(path, rows.shape[1], statistics))
     fps = value.get("fps")
-    if fps is not None and not (_is_number(fps) and 0 < fps < 1e6):
+    if fps is not None and not (is_number(fps) and 0 < fps < 1e6):
         raise ValueError(f"fps: {fps!r:.40} is not a rate")
     return rows, None if fps is None else float(fps)
 
@@ -215,69 +220,7 @@ def _annotated(path: Path, value: Mapping[str, Any], statistics: ActionStatistic
             "is an annotation with poses (`state`), but the model's actions are "
             f"{', '.join(statistics.names)} ({statistics.representation})"
         )
-    return annotated_actions(value)
-
-
-def annotated_actions(annotation: Mapping[str, Any]) -> np.ndarray:
-    """Return the relative actions [N - 1, 7] of an annotation of N states, as in Bridge.
-
-    Only ``state`` (at least 6 columns) and ``continuous_gripper_state`` are read: the annotation's
-    ``action`` has another sense of the gripper.
-
-    Raises:
-        ValueError: it is unusable; the message names key and row.
-    """
-    states = matrix(annotation.get("state"), "state")
-    if states.shape[1] < 6:
-        raise ValueError(f"state: rows of {states.shape[1]} values, at least 6 are expected")
-    gripper = matrix([[v] for v in _list(annotation, "continuous_gripper_state")], GRIPPER)[:, 0]
-    if len(gripper) != len(states):
-        raise ValueError(f"{GRIPPER}: {len(gripper)} values for {len(states)} rows of state")
-    outside = np.flatnonzero((gripper < -1e-3) | (gripper > 1 + 1e-3))
-    if len(outside):
-        raise ValueError(
-            f"{GRIPPER}: row {outside[0]} is {gripper[outside[0]]:g}, from 0 (open) to 1 (closed) "
-            "is expected"
-        )
-    if len(states) < 2:
-        raise ValueError(f"state: {len(states)} row, at least 2 are needed for an action")
-    return relative_actions(states[:, :6], gripper)
-
-
-GRIPPER = "continuous_gripper_state"
-
-
-def _list(annotation: Mapping[str, Any], key: str) -> list[Any]:
-    value = annotation.get(key)
-    if not isinstance(value, list):
-        raise ValueError(f"{key}: a list is expected")
-    return value
-
-
-def matrix(value: object, key: str) -> np.ndarray:
-    """Return a JSON list of lists of finite numbers as float64 [rows, columns].
-
-    Raises:
-        ValueError: it is none; the message names key and row.
-    """
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{key}: a list of rows is expected")
-    if len(value) > MOST_ROWS:
-        raise ValueError(f"{key}: more than {MOST_ROWS} rows")
-    for number, row in enumerate(value):
-        if not isinstance(row, list) or not row or not all(map(_is_number, row)):
-            raise ValueError(f"{key}: row {number} is {row!r:.60}, numbers are expected")
-        if len(row) != len(value[0]):
-            raise ValueError(f"{key}: row {number} has {len(row)} values, row 0 {len(value[0])}")
-    rows = np.asarray(value, dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        raise ValueError(f"{key}: row {bad[0][0]} has {rows[tuple(bad[0])]}")
-    return rows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return relative_actions(*annotated_poses(value))
 
 
 def _check_gripper(path: Path, rows: np.ndarray, statistics: ActionStatistics) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,13 @@ class Outline:
         size = known.path.stat().st_size
         return cls(known.info.frames, known.info.fps, size, known.remarks, known.fault)
 
+    def limited(self, frames: int) -> Outline:
+        """Return the outline of the first ``frames`` frames; of all, if there are fewer or 0."""
+        if not 0 < frames < self.frames:
+            return self
+        remark = f"the first {frames} of its {self.frames} frames are used, as many as states"
+        return replace(self, frames=frames, remarks=(*self.remarks, remark))
+
 
 def process_source(folder: Path, settings: CutSettings, source: Source) -> Tally:
     """Publish the clips of ``source`` in ``folder``; put any error of the source on its record.
@@ -93,7 +100,7 @@ def _publish(folder: Path, settings: CutSettings, source: Source) -> Tally:
     except UserError as error:
         publication.drop_source(str(error))
     else:
-        publication.plan(Outline.of(surveyed))
+        publication.plan(Outline.of(surveyed).limited(source.most_frames))
         publication.cut(source.path, surveyed)
     tally = publication.finish()
     if source.temporary:

@@ -58,7 +58,8 @@ class Source:
     ``name`` is the prefix of its clips' names and ``kind`` what reports call it. ``origin``
     identifies its content: it changes when the content does. A ``temporary`` video is deleted once
     its clips are complete. ``actions`` is the digest of all that decides its actions, empty if
-    there are none.
+    there are none. Of a video with more than ``most_frames``, the first ones are used, if it is
+    not 0.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Source:
     origin: str
     temporary: bool = False
     actions: str = ""
+    most_frames: int = 0
 
     @property
     def label(self) -> str:

@@ -27,6 +27,12 @@ from video2world_preprocess.dataset.clips import (
 from video2world_preprocess.dataset.merge import merge_records
 from video2world_preprocess.dataset.records import SPLITS, is_complete, read_record
 from video2world_preprocess.dataset.source import CutSettings, Source
+from video2world_preprocess.dataset.window_actions import (
+    EpisodeActions,
+    actions_done,
+    was_left_out,
+    write_actions,
+)
 from video2world_preprocess.item_faults import Crashed, reason_for
 from video2world_preprocess.stage_report import Report
 from video2world_preprocess.worker_pool import WorkerPool
@@ -85,7 +91,8 @@ class Splitter:
         """
         if source is None or source.name in self._submitted:
             return False
-        return read_record(self.folder, source.name).failed or not self.is_done(source)
+        failed = read_record(self.folder, source.name).failed
+        return failed or not self.is_done(source) or was_left_out(self.folder, source)
 
     def acquire_slot(self) -> None:
         """Wait for a slot for one more video, to be used by submit() or returned."""
@@ -147,8 +154,11 @@ def split_all(
     workers: int,
     shard: Shard,
     report: Report,
+    actions: EpisodeActions | None = None,
 ) -> tuple[Listings, dict[str, Any]] | None:
     """Cut this process's shard of ``sources``, which are all sources of the dataset.
+
+    With ``actions``, write those of every window, too.
 
     Returns:
         The result of :func:`.merge.merge_records`, or None while other shards are not finished.
@@ -166,6 +176,9 @@ def split_all(
                 splitter.submit(source)
             progress.advance()
         splitter.wait()
-        if not all(splitter.is_done(source) for source in sources):
+        removed = write_actions(folder, mine, actions, workers, report)
+        splitter.tally.removed_windows += removed
+        if not all(splitter.is_done(source) and actions_done(folder, source) for source in sources):
             return None
-    return merge_records(folder, [source.name for source in sources], report, splitter.tally)
+    names = [source.name for source in sources]
+    return merge_records(folder, names, report, splitter.tally, actions)

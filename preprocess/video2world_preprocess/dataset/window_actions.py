@@ -42,10 +42,15 @@ __all__ = ["EpisodeActions", "actions_done", "merge_actions", "was_left_out", "w
 
 
 class EpisodeActions(Protocol):
-    """The actions of a data set's episodes; ``description`` says where they are from."""
+    """The actions of a data set's episodes."""
 
-    layout: ActionLayout
-    description: str
+    @property
+    def layout(self) -> ActionLayout:
+        """Which values become the actions, and how."""
+
+    @property
+    def description(self) -> str:
+        """Where they are from, for people."""
 
     def batches(self, sources: Sequence[Source]) -> Sequence[Sequence[Source]]:
         """Divide the sources into parts that are read together, such as those of one file."""
