@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 __all__ = [
+    "ActionsMeasured",
     "CheckpointSaved",
     "Evaluated",
     "Event",
@@ -124,6 +125,22 @@ class SamplesMade:
 
 
 @dataclass(frozen=True)
+class ActionsMeasured:
+    """Whether a model follows its actions, by its loss on held-out clips.
+
+    ``lift`` is 1 - loss with true actions / loss with shuffled ones, at the same noise, over
+    ``clips``; ``low`` and ``high`` are the ends of its interval (None with too few clips for one).
+    """
+
+    followed: bool
+    text: str
+    clips: int
+    lift: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Checkpoints were compared with the base weights on held-out clips.
 
@@ -143,6 +160,7 @@ class Evaluated:
     iteration: int | None = None
     low: float | None = None
     high: float | None = None
+    actions: ActionsMeasured | None = None  # of a model that is conditioned on actions
 
 
 @dataclass(frozen=True)
@@ -284,6 +302,21 @@ def _known_number(value: Any) -> float:
     return number
 
 
+def _actions(value: Any) -> ActionsMeasured | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not isinstance(value.get("followed"), bool):
+        raise _InvalidField
+    return ActionsMeasured(
+        value["followed"],
+        _text(value.get("text")),
+        _count(value.get("clips")),
+        _known_number(value.get("lift")),
+        _number(value.get("low")),
+        _number(value.get("high")),
+    )
+
+
 def _evaluation(stage: str, line: Mapping[str, Any]) -> Event:
     iteration = line.get("iteration")
     if line.get("verdict") not in ("Better", "Worse", "Unclear"):
@@ -301,6 +334,7 @@ def _evaluation(stage: str, line: Mapping[str, Any]) -> Event:
         None if iteration is None else _count(iteration),
         _number(line.get("low")),
         _number(line.get("high")),
+        _actions(line.get("actions")),
     )
 
 

@@ -50,6 +50,11 @@ class Type(StrEnum):
         "SamplesMade",
         "the samples of the newest checkpoint sampled during training are complete",
     )
+    ACTIONS = (
+        "ActionsFollowed",
+        "the evaluated model follows its actions: its loss with the true ones is lower than with "
+        "shuffled ones",
+    )
     PROGRESSING = "Progressing", "a stage is running, or will start without intervention"
     SUSPENDED = "Suspended", "stopped on request; nothing is lost"
     SUCCEEDED = "Succeeded", "every stage is done"
@@ -99,6 +104,8 @@ class Reason(StrEnum):
     SAMPLING = "Sampling"
     SAMPLED = "Sampled"
     SAMPLES_FAILED = "SamplesFailed"
+    ACTIONS_FOLLOWED = "ActionsFollowed"
+    ACTIONS_IGNORED = "ActionsIgnored"
     STAGE_RUNNING = "StageRunning"
     RESTARTING = "Restarting"
     STOPPING = "Stopping"
@@ -183,6 +190,8 @@ _MESSAGES: dict[Reason, str] = {
     "complete.",
     Reason.SAMPLES_FAILED: "Samples of iteration {iteration} could not be made; training "
     "continues, and the next checkpoint is tried: {message}",
+    Reason.ACTIONS_FOLLOWED: "{message}",
+    Reason.ACTIONS_IGNORED: "{message}",
     Reason.STAGE_RUNNING: "Stage {stage} is running (attempt {attempt}).",
     Reason.RESTARTING: "Stage {stage} failed (exit code {code}); attempt {attempt} follows "
     "(restart {restart} of {limit}).",

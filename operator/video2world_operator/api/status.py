@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 from video2world_operator.api.fields import ApiModel
 
 __all__ = [
+    "ActionsStatus",
     "AttemptStatus",
     "CheckpointStatus",
     "Condition",
@@ -192,6 +193,25 @@ class CheckpointStatus(_StatusModel):
     time: Time | None = Field(default=None, description="Time at which it was saved.")
 
 
+class ActionsStatus(_StatusModel):
+    """Whether the model follows its actions: its losses with true and with shuffled ones."""
+
+    followed: bool = Field(
+        default=False,
+        description="Whether the loss with the true actions is lower: the interval of lift is "
+        "above 0.",
+    )
+    text: str = Field(default="", description="Human-readable answer with the figures.")
+    clips: int = Field(default=0, ge=0, description="Number of held-out clips.")
+    lift: float = Field(
+        default=0,
+        description="1 - loss with the true actions / loss with shuffled ones, at the same noise; "
+        "0 if the model ignores them.",
+    )
+    low: float | None = Field(default=None, description="Lower end of lift's 95 % interval.")
+    high: float | None = Field(default=None, description="Upper end of lift's 95 % interval.")
+
+
 class EvaluationStatus(_StatusModel):
     """Whether post-training helped, by one metric on held-out clips."""
 
@@ -215,6 +235,10 @@ class EvaluationStatus(_StatusModel):
     )
     high: float | None = Field(
         default=None, description="Upper end of the difference's 95 % interval."
+    )
+    actions: ActionsStatus | None = Field(
+        default=None,
+        description="Whether the model follows its actions, if it is conditioned on them.",
     )
 
 

@@ -82,7 +82,7 @@ class Diagnosis:
         if self._status.is_empty:
             return [] if self._is_new() else [self._no_operator()]
         if self._if_true(Type.SUCCEEDED):
-            return list(self._divergence())
+            return [*self._divergence(), *self._ignored_actions()]
         for kind in (Type.FAILED, Type.SUSPENDED):
             if (condition := self._if_true(kind)) is not None:
                 return [self._of_condition(condition)]
@@ -212,6 +212,10 @@ class Diagnosis:
     def _divergence(self) -> Iterator[Cause]:
         if self._status.progress and self._status.progress.warning:
             yield Cause(self._status.progress.warning, _DIVERGED)
+
+    def _ignored_actions(self) -> Iterator[Cause]:
+        if (condition := self._if_false(Type.ACTIONS)) is not None:
+            yield self._of_condition(condition)
 
     # ------------------------------------------------------------------ pods and the Job
 

@@ -92,6 +92,8 @@ def _stage(seen: Snapshot, entry: StageStatus, now: datetime, plain: bool) -> _N
         children = _samples(status=seen.status, pods=seen.pods)
     if name == "evaluation" and seen.status.evaluation is not None:
         children = [_Node(seen.status.evaluation.text)]
+        if (actions := seen.status.evaluation.actions) is not None:
+            children.append(_Node(actions.text))
     if state in ("Running", "Restarting", "Failed", "Suspended"):
         children += _pods([p for p in seen.pods if p.stage == name])
     return _Node("  ".join(parts), children)

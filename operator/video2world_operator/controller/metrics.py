@@ -213,6 +213,11 @@ class ResourceMetrics(Collector):
         text = "Resources by the verdict of their evaluation."
         shown = {verdict: verdicts[verdict] for verdict in ("Better", "Worse", "Unclear")}
         yield _family("evaluations", text, "verdict", shown)
+        measured = [s.evaluation.actions for s in statuses if s.evaluation is not None]
+        answers = Count(str(one.followed).lower() for one in measured if one is not None)
+        text = "Evaluated resources by whether their model follows its actions."
+        shown = {answer: answers[answer] for answer in ("true", "false")}
+        yield _family("actions_followed", text, "followed", shown)
         ages = [pair for r in resources if (pair := _checkpoint_age(r, now)) is not None]
         text = "Age of the oldest of the latest checkpoints of running trainings, in seconds."
         yield _one("checkpoint_age_seconds_max", text, max([0.0, *(age for age, _ in ages)]))

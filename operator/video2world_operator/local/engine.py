@@ -139,6 +139,8 @@ class LocalEngine:
         reason = Reason.USER_ERROR if user_error else Reason.RESTARTS_EXHAUSTED
         if outcome.log is None:
             reason = Reason.ENGINE_ERROR
+        if user_error and stage.name == "evaluation" and self._record.actions_ignored:
+            reason = Reason.ACTIONS_IGNORED
         message = outcome.message or "see its log"
         self._record.fail(stage.name, reason, code=outcome.code, restarts=restarts, message=message)
         self._display.end(stage.name, f"failed (exit code {outcome.code})")

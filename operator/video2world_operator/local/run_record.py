@@ -23,6 +23,7 @@ from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.state import RunRefused, StateFolder
 from video2world_operator.plan.plan import Plan
 from video2world_operator.reconcile import checkpoint_samples, gpu_time
+from video2world_operator.reconcile.actions_followed import fails_the_run, report_actions
 from video2world_operator.reconcile.observed_state import Pod
 from video2world_operator.reconcile.progress import update_status
 
@@ -156,6 +157,11 @@ class RunRecord:
         """Update the status from a worker's event; the caller saves it."""
         update_status(self._status, event, _now())
 
+    @property
+    def actions_ignored(self) -> bool:
+        """Whether the evaluation stage failed because the model ignores its actions."""
+        return fails_the_run(self._status, self._spec.evaluation)
+
     def save_progress(self, group: PodGroup) -> None:
         """Account for the GPU time of ``group`` and save, at most once a second."""
         if time.monotonic() - self._saved_at < SAVE_SECONDS:
@@ -192,6 +198,7 @@ class RunRecord:
     def save(self) -> None:
         """Write the status to the state file."""
         status = self._status
+        report_actions(status, _now())
         status.phase = phase_of(status.conditions, status.stages)
         state = {
             "source": str(self._source),

@@ -15,6 +15,7 @@ from video2world_operator.api.status import StageStatus
 from video2world_operator.api.timestamps import format_time, parse_time
 from video2world_operator.plan.stage import Stage
 from video2world_operator.reconcile import pods_started
+from video2world_operator.reconcile.actions_followed import fails_the_run
 from video2world_operator.reconcile.completion import clean_up
 from video2world_operator.reconcile.draft import Draft
 from video2world_operator.reconcile.failures import Failure, diagnose
@@ -60,6 +61,9 @@ def fail_attempt(draft: Draft, stage: Stage, entry: StageStatus, failure: Failur
         if failure.final:
             user_error = failure.reason == "UserError"
             reason = Reason.USER_ERROR if user_error else Reason.STAGE_FAILED
+            evaluation = draft.resource.spec.evaluation if stage.name == "evaluation" else None
+            if user_error and fails_the_run(status, evaluation):
+                reason = Reason.ACTIONS_IGNORED
         facts = {"stage": stage.name, "message": failure.message, "restarts": counted}
         fail_resource(draft, entry, reason, code=failure.exit_code, **facts)
         return

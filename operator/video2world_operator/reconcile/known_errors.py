@@ -369,6 +369,9 @@ BY_REASON: Mapping[str, str] = {
     Reason.SUSPENDED: "`v2w resume {name}` resumes it from its last checkpoint",
     Reason.INTERRUPTED: "Run the same `v2w run` command again to resume",
     Reason.USER_ERROR: "Correct what it names, " + AGAIN + "; " + LOGS,
+    Reason.ACTIONS_IGNORED: "Check that rows of actions and frames belong together (columns, names "
+    "and rate in spec.dataset.actions), then train longer in another resource; results/ shows the "
+    "losses with true, shuffled, zeroed and shifted actions",
     Reason.STAGE_FAILED: LOGS + "; fix the cause, " + AGAIN,
     Reason.RESTARTS_EXHAUSTED: LOGS + "; fix the cause, " + AGAIN,
     Reason.DEADLINE_EXCEEDED: "Raise spec.activeDeadlineSeconds",

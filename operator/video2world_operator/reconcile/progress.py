@@ -68,6 +68,8 @@ def update_status(status: Status, event: Event, now: str) -> None:
         case Evaluated():
             facts = {name: value for name, value in vars(event).items() if value is not None}
             del facts["stage"]
+            if event.actions is not None:
+                facts["actions"] = vars(event.actions)
             status.evaluation = EvaluationStatus.model_validate(facts)
         case VolumeSeen():
             # a worker that was given an identity does not change it

@@ -13,7 +13,9 @@ from video2world_operator.api.conditions import (
     phase_of,
 )
 from video2world_operator.api.status import Condition
+from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.actions import Apply
+from video2world_operator.reconcile.actions_followed import report_actions
 from video2world_operator.reconcile.draft import Draft
 
 __all__ = ["summarize"]
@@ -38,6 +40,7 @@ def summarize(draft: Draft) -> None:
         draft.set_condition(Type.CHILDREN_APPLIED, False, Reason.REFUSED, problem=problem)
     elif not any(isinstance(action, Apply) for action in draft.actions):
         draft.set_condition(Type.CHILDREN_APPLIED, True, Reason.APPLIED)
+    report_actions(status, format_time(draft.now), draft.generation)
     stage = draft.current_stage()
     status.observed_generation = draft.generation or 0
     status.stage = stage.name if stage else ""

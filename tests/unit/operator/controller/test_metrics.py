@@ -58,8 +58,11 @@ def test_gauges_show_the_current_state():
         "checkpoint": {"iteration": 500, "time": moment},
         "progress": {"iteration": 500, "iterations": 1000, "secondsPerIteration": 2.0},
         "gpuSeconds": {"useful": 100.0, "lost": 20.0, "idle": 3.0},
+        "evaluation": {"verdict": "Worse", "actions": {"followed": False}},
     }
     scraped.look()
+    assert scraped.value("actions_followed", followed="false") == 1
+    assert scraped.value("actions_followed", followed="true") == 0
     assert scraped.value("resources", phase="Running") == 1
     assert scraped.value("resources", phase="Failed") == 0
     assert scraped.value("stages_at_work", stage="train") == 1

@@ -45,6 +45,13 @@ if what == "wait":  # until SIGTERM, then save
     print(json.dumps({"event": "progress", "stage": stage, "iteration": 3, "iterations": 9,
                       "loss": 0.5}), flush=True)
     time.sleep(600)
+if what == "ignores actions":
+    actions = {"followed": False, "lift": 0.01, "low": -0.02, "high": 0.04, "clips": 8,
+               "text": "The model ignores its actions."}
+    print(json.dumps({"event": "evaluation", "stage": stage, "verdict": "Better", "text": "Better",
+                      "metric": "psnr", "checkpoint": "c", "clips": 8, "base": 1, "value": 2,
+                      "difference": 1, "actions": actions}))
+    what = "exit 2"
 if what.startswith("exit"):
     code = int(what.split()[1])
     for number in range(30):
@@ -64,7 +71,7 @@ def setup(tmp_path):
     volume = tmp_path / "volume"
     volume.mkdir()
 
-    def write(behaviour=None, name="run", **training):
+    def write(behaviour=None, name="run", evaluation=None, **training):
         def patch(stage):
             argv = ["python", "-c", WORKER, "$(V2W_CONFIG_DIR)/samples.json", "$$HOME", "/data/x"]
             container = {"name": stage, "command": argv}
@@ -79,9 +86,11 @@ def setup(tmp_path):
                 "dataset": {"prepared": {"path": "datasets/d"}},
                 "training": {"iterations": 9, "nodes": 2} | training,
                 "inference": {"samples": [{"input": "a.mp4", "prompt": "x"}]},
-                "stages": {stage: patch(stage) for stage in STAGES},
+                "stages": {stage: patch(stage) for stage in (*STAGES, "evaluation")},
             },
         }
+        if evaluation is not None:
+            document["spec"]["evaluation"] = evaluation
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(document))
         (volume / "behave.json").write_text(json.dumps(behaviour or {}))
@@ -168,6 +177,28 @@ def test_stages_run_in_order_and_once(setup):
     assert state["phase"] == "Succeeded"
     logs = volume / ".video2world/run/logs"
     assert (logs / "dataset-1-0.log").read_text() == "plain words of dataset\n"
+
+
+@pytest.mark.parametrize(("asked", "reason"), [(True, "ActionsIgnored"), (False, "UserError")])
+def test_a_model_that_ignores_its_actions_fails_the_run_if_that_is_asked(setup, asked, reason):
+    write, volume = setup
+    file = write(
+        {"evaluation-0-1": "ignores actions"},
+        evaluation={"failWhenActionsIgnored": asked},
+        conditioning={"actions": {}},
+        nodes=1,
+    )
+    file.write_text(file.read_text().replace("input: a.mp4", "input: val/videos/a.mp4"))
+    code, out = run(file, volume)
+    assert code == 2, out
+    status = StateFolder(volume, "run").read()["status"]
+    conditions = {one["type"]: one for one in status["conditions"]}
+    assert conditions["Failed"]["reason"] == reason
+    assert conditions["ActionsFollowed"]["status"] == "False"
+    assert conditions["ActionsFollowed"]["message"] == "The model ignores its actions."
+    assert status["evaluation"]["actions"]["lift"] == 0.01
+    shown = v2w("status", "run", "--volume", str(volume))
+    assert "The model ignores its actions." in shown
 
 
 def test_environment_and_paths_are_mapped_to_this_machine(setup):
