@@ -13,6 +13,7 @@ from video2world_trainer.distributed.parallelize import (
     build_mesh,
 )
 from video2world_trainer.distributed.process_group import join
+from video2world_trainer.model.action_conditioning import ActionConditioning
 from video2world_trainer.model.attention import sdpa
 from video2world_trainer.training.loss import (
     NoiseSample,
@@ -24,6 +25,7 @@ from video2world_trainer.training.optimizer import MasterAdamW
 
 torch.set_num_threads(1)
 CLIP = (16, 3, 4, 6)  # three frames: two ranks cannot share them evenly
+ACTIONS = ActionConditioning("per_frame", 3)
 
 
 def clips(numbers, device):
@@ -31,8 +33,9 @@ def clips(numbers, device):
     latents = torch.stack([torch.randn(CLIP, generator=one) for one in generators])
     text = torch.stack([torch.randn(5, 32, generator=one) for one in generators])
     randomness = collate_noise([sample_noise(CLIP, one) for one in generators])
+    actions = torch.stack([torch.randn(8, 3, generator=one) for one in generators])
     moved = {name: one.to(device) for name, one in vars(randomness).items()}
-    return latents.to(device), text.to(device), NoiseSample(**moved)
+    return latents.to(device), text.to(device), NoiseSample(**moved), actions.to(device)
 
 
 def whole(tensor):
@@ -42,20 +45,23 @@ def whole(tensor):
 def check(world, context, shard_size):
     layout = build_mesh(world, context=context, shard_size=shard_size, frames=CLIP[1], heads=4)
     device = world.device
-    alone = network().to(device)
-    expected = training_loss(alone, *clips(range(layout.data_size), device))
+    alone = network(actions=ACTIONS).to(device)
+    *batch, actions = clips(range(layout.data_size), device)
+    expected = training_loss(alone, *batch, actions=actions)
     expected.backward()
     wanted = {name: one.grad for name, one in alone.named_parameters()}
 
-    net = network().to(device)
+    net = network(actions=ACTIONS).to(device)
     apply_context_parallel(net, sdpa, sdpa, layout, CLIP[1])
     prepare_blocks(net, keep="attention")
     apply_fsdp(net, layout)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=0.1)
-    latents, text, randomness = clips([layout.data_rank], device)
+    latents, text, randomness, actions = clips([layout.data_rank], device)
     own = layout.frames(CLIP[1])
     randomness = replace(randomness, noise=randomness.noise[:, :, own])
-    loss = training_loss(net, latents[:, :, own], text, randomness, first_frame=own.start)
+    loss = training_loss(
+        net, latents[:, :, own], text, randomness, actions=actions, first_frame=own.start
+    )
     loss = loss * layout.weight(CLIP[1])
     loss.backward()
     if layout.shard_mesh is None:

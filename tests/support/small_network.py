@@ -2,11 +2,12 @@
 
 import torch
 
+from video2world_trainer.model.action_conditioning import ActionConditioning
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import DiTConfig
 
 
-def network(blocks=2):
+def network(blocks=2, actions: ActionConditioning | None = None):
     net = VideoDiT(
         DiTConfig(
             model_channels=64,
@@ -17,6 +18,7 @@ def network(blocks=2):
             max_height=16,
             max_width=16,
             max_frames=8,
+            actions=actions,
         )
     )
     generator = torch.Generator().manual_seed(0)

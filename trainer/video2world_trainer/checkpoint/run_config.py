@@ -9,9 +9,10 @@ from typing import Any
 from video2world_common.attention_pattern import published_pattern, recorded_pattern
 from video2world_common.exit_codes import UserError
 from video2world_common.files import read_json
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions, published_actions
 from video2world_trainer.model.lora import AdapterFacts
 
-__all__ = ["RunConfig", "attention_pattern"]
+__all__ = ["RunConfig", "actions_of", "attention_pattern"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunConfig:
     fps: int | None = None
     attention_pattern: str | None = None  # "dense" or "sparse"
     adapters: AdapterFacts = field(default_factory=AdapterFacts)
+    actions: RecordedActions | None = None  # also None if the network reads no actions
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -68,6 +70,9 @@ class RunConfig:
             fps=int(content["fps"]) if "fps" in content else None,
             attention_pattern=recorded_pattern(content),
             adapters=adapters,
+            actions=RecordedActions.from_json(content["action_conditioning"])
+            if "action_conditioning" in content
+            else None,
         )
 
 
@@ -79,3 +84,13 @@ def attention_pattern(path: Path, run: RunConfig) -> str | None:
         run: the record next to it.
     """
     return run.attention_pattern or published_pattern(path.name)
+
+
+def actions_of(path: Path, run: RunConfig) -> RecordedActions | None:
+    """Return the actions that weights were trained with; None if they read none.
+
+    Args:
+        path: the model file; that of NVIDIA's action-conditioned weights is known by its name.
+        run: the record next to it.
+    """
+    return run.actions or (published_actions(path) if run.size is None else None)

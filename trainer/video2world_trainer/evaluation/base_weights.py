@@ -37,7 +37,8 @@ def initial_weights(run_folder: Path) -> Path:
     seed = int(record["run"]["seed"])
     path = folder.folder / "model" / f"initial_seed_{seed}.pt"
     if not path.is_file():
-        net = VideoDiT(preset(run.size, rope_ratios=run.rope_ratios).dit)
+        actions = run.actions.conditioning if run.actions else None
+        net = VideoDiT(preset(run.size, rope_ratios=run.rope_ratios, actions=actions).dit)
         net.init_weights(generator_for(seed, "weights", 0))  # as in training/network.py
         state = {f"net.{name}": one.bfloat16() for name, one in net.named_parameters()}
         atomic_write(path, lambda stream: torch.save(state, stream))

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video2world_trainer.model.action_conditioning import ActionEmbedder, is_action_parameter
 from video2world_trainer.model.attention import EPS, Attend, Attention, KeyValue, RMSNorm, linear
 from video2world_trainer.model.presets import DiTConfig
 from video2world_trainer.model.rope import Rotation, VideoRope, rotation_of
@@ -72,7 +73,7 @@ class Block(nn.Module):
         x: Tensor,
         embedding: Tensor,
         shared: Tensor,
-        text: Tensor | KeyValue,
+        text: Tensor | KeyValue | None,
         rotation: Rotation,
     ) -> Tensor:
         """Run :meth:`compute` the way ``runner`` does.
@@ -81,7 +82,8 @@ class Block(nn.Module):
             x: tokens [B, T, HW, D].
             embedding: of each frame's noise level, [B, T, D].
             shared: modulation that all blocks share, [B, T, 3D].
-            text: caption [B, N, C], or its keys and values in this block.
+            text: caption [B, N, C], or its keys and values in this block; None skips
+                cross-attention, which adds nothing for a caption of zeros.
             rotation: RoPE of all T * HW tokens.
 
         Returns:
@@ -94,15 +96,18 @@ class Block(nn.Module):
         x: Tensor,
         embedding: Tensor,
         shared: Tensor,
-        text: Tensor | KeyValue,
+        text: Tensor | KeyValue | None,
         rotation: Rotation,
     ) -> Tensor:
         """Compute :meth:`forward`, without recomputation or compilation around it."""
-        for modulation, layer in (
+        layers: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
             (self.adaln_modulation_self_attn, lambda y: self.self_attn(y, rotation)),
-            (self.adaln_modulation_cross_attn, lambda y: self.cross_attn.cross(y, text)),
             (self.adaln_modulation_mlp, self.mlp),
-        ):
+        ]
+        if text is not None:
+            cross = (self.adaln_modulation_cross_attn, lambda y: self.cross_attn.cross(y, text))
+            layers.insert(1, cross)
+        for modulation, layer in layers:
             shift, scale, gate = (modulation(embedding) + shared).unsqueeze(2).chunk(3, dim=-1)
             x = x + gate * layer(_modulate(x, shift, scale))
         return x
@@ -204,6 +209,10 @@ class VideoDiT(nn.Module):
             "Sequence[Block]", nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         )
         self.final_layer = FinalLayer(config)
+        if config.actions is not None:
+            inputs = config.actions.inputs
+            self.action_embedder_B_D = ActionEmbedder(inputs, 4 * width, width)
+            self.action_embedder_B_3D = ActionEmbedder(inputs, 4 * width, 3 * width)
         for name, dtype in (
             ("accum_video_sample_counter", torch.int64),
             ("accum_image_sample_counter", torch.int64),
@@ -238,8 +247,13 @@ class VideoDiT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Initialize like upstream: truncated normal, with all modulations starting at zero."""
+        """Initialize like upstream: truncated normal, with all modulations starting at zero.
+
+        Action embedders come last, so that the others do not depend on them.
+        """
         for name, parameter in self.named_parameters():
+            if is_action_parameter(name):
+                continue
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
             elif "adaln_modulation" in name and name.endswith(".2.weight"):
@@ -249,6 +263,46 @@ class VideoDiT(nn.Module):
                 nn.init.trunc_normal_(
                     parameter, std=std, a=-3 * std, b=3 * std, generator=generator
                 )
+        self.init_action_embedders(generator)
+
+    def init_action_embedders(self, generator: torch.Generator | None = None) -> None:
+        """Initialize action embedders, if there are any.
+
+        ``per_clip`` has random ones as upstream; those of ``per_frame`` add zero, so that training
+        starts exactly at the weights it starts from.
+        """
+        if self.config.actions is not None:
+            zero = self.config.actions.kind == "per_frame"
+            self.action_embedder_B_D.init_weights(generator, zero=zero)
+            self.action_embedder_B_3D.init_weights(generator, zero=zero)
+
+    def _action_embeddings(
+        self, actions: Tensor | None, frames: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the embeddings of ``frames`` latent frames, [B, T or 1, D] and [B, T or 1, 3D].
+
+        None is for a network without actions.
+
+        Raises:
+            ValueError: actions and network do not fit.
+        """
+        config = self.config.actions
+        if config is None or actions is None:
+            if config is not None or actions is not None:
+                found = "none were given" if actions is None else "they were given"
+                wanted = "reads no actions" if config is None else "reads actions"
+                raise ValueError(f"the network {wanted}, and {found}")
+            return None
+        own = slice(self.first_frame, self.first_frame + frames)
+        vectors = config.vectors(actions.to(dtype), own, self.all_frames or frames)
+        narrow, wide = self.action_embedder_B_D(vectors), self.action_embedder_B_3D(vectors)
+        if config.kind == "per_frame" and own.start == 0:
+            # no action leads to the clip's first frame
+            narrow, wide = (
+                torch.cat([one.new_zeros(len(one), 1, one.shape[2]), one], dim=1)
+                for one in (narrow, wide)
+            )
+        return narrow, wide
 
     def forward(
         self,
@@ -257,6 +311,7 @@ class VideoDiT(nn.Module):
         text: Tensor | Sequence[KeyValue],
         condition_mask: Tensor,
         padding_mask: Tensor | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
         """Return the velocity [B, 16, T, H, W].
 
@@ -271,6 +326,12 @@ class VideoDiT(nn.Module):
                 :meth:`caption_keys_values`.
             condition_mask: 1 on conditioning frames, [B, 1, T, H, W].
             padding_mask: 1 on padded pixels, [B, 1, height, width]; None is all zeros.
+            actions: normalised actions of the complete clip of F pixel frames, [B, F - 1, D], also
+                if these are only some of its frames; None for a network without actions. With
+                actions ``per_clip`` the text is not read.
+
+        Raises:
+            ValueError: actions are missing, of another shape, or unknown to the network.
         """
         batch, _, frames, height, width = x.shape
         if padding_mask is None:
@@ -282,14 +343,20 @@ class VideoDiT(nn.Module):
 
         sinusoid = _sinusoid(timesteps, self.config.model_channels).to(x.dtype)
         shared = self.t_embedder(sinusoid)
+        embedded = self._action_embeddings(actions, frames, x.dtype)
+        if embedded is not None:
+            sinusoid, shared = sinusoid + embedded[0], shared + embedded[1]
         embedding = self.t_embedding_norm(sinusoid)
         patch = self.config.patch_spatial
         grid = (frames // self.config.patch_temporal, height // patch, width // patch)
         angles = self.pos_embedder(self.all_frames or frames, *grid[1:])
         first = self.first_frame * grid[1] * grid[2]
         rotation = rotation_of(angles[first : first + math.prod(grid)])
+        uses_text = self.config.actions is None or self.config.actions.uses_text
         for number, block in enumerate(self.blocks):
-            context = text if isinstance(text, Tensor) else text[number]
+            context: Tensor | KeyValue | None = None
+            if uses_text:
+                context = text if isinstance(text, Tensor) else text[number]
             tokens = block(tokens, embedding, shared, context, rotation)
         return self._unpatchify(self.final_layer(tokens, embedding, shared), grid)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from video2world_common.exit_codes import UserError
+from video2world_trainer.model.action_conditioning import is_action_parameter
 
 __all__ = [
     "TARGETS",
@@ -125,7 +126,8 @@ def inject(
     """Adapt every linear layer whose name ends in one of ``targets``; freeze everything else.
 
     Load the base weights before: the adapted layers' parameters have other names. The output does
-    not change until the adapters are trained.
+    not change until the adapters are trained. Action embedders are not adapted but trained
+    themselves, as base weights have none; parameters that are frozen already stay as they are.
 
     Args:
         net: the network, changed in place.
@@ -142,7 +144,11 @@ def inject(
     """
     if rank < 1:
         raise UserError(f"model.config.lora_rank={rank}: this must be at least 1")
-    layers = {name: one for name, one in net.named_modules() if isinstance(one, nn.Linear)}
+    layers = {
+        name: one
+        for name, one in net.named_modules()
+        if isinstance(one, nn.Linear) and one.weight.requires_grad and not is_action_parameter(name)
+    }
     chosen: set[str] = set()
     for target in targets:
         fitting = {name for name in layers if f".{name}".endswith(f".{target}")}
@@ -152,7 +158,8 @@ def inject(
                 f"upstream's are {','.join(TARGETS)}"
             )
         chosen |= fitting
-    net.requires_grad_(False)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(is_action_parameter(name))
     for name in (ordered := [name for name in layers if name in chosen]):
         adapted = LoRALinear(layers[name], rank, alpha)
         adapted.init_weights(generator)

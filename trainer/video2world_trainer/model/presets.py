@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from video2world_common.model_sizes import SIZES
+from video2world_trainer.model.action_conditioning import ActionConditioning
 
 __all__ = ["PRESETS", "DiTConfig", "Preset", "preset"]
 
@@ -19,7 +20,7 @@ class DiTConfig:
     """Hyperparameters of the network; the defaults are common to 2B and 14B.
 
     ``max_*`` are in latent frames and cells. RoPE ratios scale the base of the rotary frequencies
-    along time, height and width.
+    along time, height and width. ``actions`` is None for a network that reads no actions.
     """
 
     model_channels: int
@@ -37,6 +38,7 @@ class DiTConfig:
     rope_ratio_t: float = 1.0
     rope_ratio_h: float = 3.0
     rope_ratio_w: float = 3.0
+    actions: ActionConditioning | None = None
 
     @property
     def head_dim(self) -> int:
@@ -117,14 +119,22 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(size: str, *, rope_ratios: tuple[float, float, float] | None = None) -> Preset:
+def preset(
+    size: str,
+    *,
+    rope_ratios: tuple[float, float, float] | None = None,
+    actions: ActionConditioning | None = None,
+) -> Preset:
     """Return the preset of a size, with ``rope_ratios`` (time, height, width) if set.
+
+    ``actions`` is how the network reads actions.
 
     Raises:
         KeyError: no such size.
     """
     chosen = PRESETS[size]
-    if rope_ratios is None:
-        return chosen
-    t, h, w = rope_ratios
-    return replace(chosen, dit=replace(chosen.dit, rope_ratio_t=t, rope_ratio_h=h, rope_ratio_w=w))
+    dit = replace(chosen.dit, actions=actions)
+    if rope_ratios is not None:
+        t, h, w = rope_ratios
+        dit = replace(dit, rope_ratio_t=t, rope_ratio_h=h, rope_ratio_w=w)
+    return replace(chosen, dit=dit)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
+from video2world_trainer.model.action_conditioning import EMBEDDERS, is_action_parameter
 from video2world_trainer.model.lora import AdapterFacts, has_adapters, merge_state
 
 __all__ = ["fitting_weights", "from_diffusers", "load_dit_weights", "read_weights", "to_diffusers"]
@@ -23,6 +24,8 @@ UNKNOWN = AdapterFacts()
 
 # Entries of checkpoints beyond parameters. They are recomputed here: not loaded and not required.
 _DERIVED = re.compile(r"^(accum_|pos_embedder\.)|\._extra_state$")
+
+_SIZE_QUESTION = "is --model_size (model.size) the checkpoint's own?"
 
 # (ours, diffusers'): prefixes or parts of keys; the first that fits is replaced
 _LAYERS = (
@@ -144,6 +147,7 @@ def fitting_weights(
     adapters: AdapterFacts = UNKNOWN,
     recorded: AdapterFacts = UNKNOWN,
     adapted: bool = False,
+    without_actions: bool = False,
 ) -> dict[str, Tensor]:
     """Read a checkpoint's tensors for the parameters of ``net``, with adapters merged.
 
@@ -157,6 +161,8 @@ def fitting_weights(
         adapters: what the user set about its adapters.
         recorded: what its run recorded about them.
         adapted: refuse a file without adapters.
+        without_actions: accept a file without any action embedder, as base weights are, for an
+            action-conditioned ``net``; the result then lacks these parameters.
 
     Raises:
         UserError: keys are missing, unknown or of another shape (the message names the first), or
@@ -175,6 +181,8 @@ def fitting_weights(
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     wanted = dict(net.named_parameters())
+    if without_actions and not any(map(is_action_parameter, state)):
+        wanted = {key: one for key, one in wanted.items() if not is_action_parameter(key)}
     wrong = [
         f"{key} is {list(state[key].shape)}, the model has {list(one.shape)}"
         for key, one in wanted.items()
@@ -186,9 +194,34 @@ def fitting_weights(
         shown = "; ".join(wrong[:3])
         raise UserError(
             f"{path} does not fit the model ({len(wrong)} of {len(wanted)} tensors: {shown}); "
-            "is --model_size (model.size) the checkpoint's own?"
+            f"{_action_mismatch(state, wanted) or _SIZE_QUESTION}"
         )
     return {key: state[key] for key in wanted}
+
+
+def _action_mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Explain how a file's action embedders differ from the network's; empty if they do not."""
+    key = f"{EMBEDDERS[0]}.fc1.weight"
+    if key not in wanted:
+        if not any(map(is_action_parameter, state)):
+            return ""
+        return (
+            "the file is action-conditioned and this model is not: set model.action_conditioning "
+            "(spec.training.conditioning.actions) as it was trained"
+        )
+    if not any(map(is_action_parameter, state)):
+        return (
+            "the file has no action embedders, as base weights are: only training may start from "
+            "it; to generate videos name a checkpoint of an action-conditioned run"
+        )
+    if key not in state or state[key].shape == wanted[key].shape:
+        return ""
+    found, here = state[key].shape[-1], wanted[key].shape[-1]
+    return (
+        f"its action embedders read {found} numbers, the model's read {here}: it was trained with "
+        "actions of another dimension, or another kind of model.action_conditioning (per_frame "
+        "reads 4 x the dimension, per_clip 12 x; 28 is 4 x 7 and 84 is 12 x 7)"
+    )
 
 
 def load_dit_weights(
@@ -198,13 +231,26 @@ def load_dit_weights(
     ema: bool = False,
     adapters: AdapterFacts = UNKNOWN,
     recorded: AdapterFacts = UNKNOWN,
-) -> None:
+    without_actions: bool = False,
+) -> list[str]:
     """Copy a checkpoint's weights into ``net``, converted to its dtype.
+
+    Returns:
+        The parameters that are left as they are: none, or with ``without_actions`` all action
+        embedders', if the file has none of them.
 
     Raises:
         UserError: see :func:`fitting_weights`.
     """
-    state = fitting_weights(net, path, ema=ema, adapters=adapters, recorded=recorded)
+    state = fitting_weights(
+        net,
+        path,
+        ema=ema,
+        adapters=adapters,
+        recorded=recorded,
+        without_actions=without_actions,
+    )
     with torch.no_grad():
-        for key, parameter in net.named_parameters():
-            parameter.copy_(state[key])
+        for key, value in state.items():
+            net.get_parameter(key).copy_(value)
+    return [key for key, _ in net.named_parameters() if key not in state]

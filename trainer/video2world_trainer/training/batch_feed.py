@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.presets import PRESETS
 from video2world_trainer.training.config import TrainConfig
@@ -35,21 +37,30 @@ class BatchFeed:
         config: the run's settings.
         mesh: determines this rank's samples and latent frames.
         phases: the run's phases.
+        actions: the actions that the network reads; None for none.
 
     Raises:
         UserError: a data set has no window to train on, or too few.
     """
 
-    def __init__(self, config: TrainConfig, mesh: ParallelMesh, phases: tuple[Phase, ...]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: ParallelMesh,
+        phases: tuple[Phase, ...],
+        actions: RecordedActions | None = None,
+    ) -> None:
+        build = partial(_build_dataset, config, mesh, actions)
         self._config, self._mesh = config, mesh
         self._by_size: dict[tuple[int, int], LatentDataset] = {}
         for phase in phases:
             if phase.video_size not in self._by_size:
-                folder = Path(config.dataset_dir)
-                dataset = _build_dataset(config, mesh, phase, folder)
+                dataset = build(phase, Path(config.dataset_dir))
                 dataset.require(mesh.data_size)
                 self._by_size[phase.video_size] = dataset
-        self.held_out = _build_held_out(config, mesh, phases[-1]) if config.run_validation else None
+        self.held_out: LatentDataset | None = None
+        if config.run_validation:
+            self.held_out = build(phases[-1], _held_out_folder(config, phases[-1]))
         self.encode: Callable[[Tensor], Tensor] | None = None  # of pixels, without latents
         if config.encode:
             path = config.vae_path or f"{PRESETS[config.size].base_folder}/tokenizer"
@@ -97,26 +108,31 @@ class BatchFeed:
 
 
 def _build_dataset(
-    config: TrainConfig, mesh: ParallelMesh, phase: Phase, folder: Path
+    config: TrainConfig,
+    mesh: ParallelMesh,
+    actions: RecordedActions | None,
+    phase: Phase,
+    folder: Path,
 ) -> LatentDataset:
     dataset = VideoDataset if config.encode else LatentDataset
     return dataset(
         folder,
         shape=phase.latent_shape,
         geometry=config.geometry,
-        text_length=config.text_length,
+        text_length=config.text_length if config.reads_text else 0,
         cache=config.cache,
         frames=mesh.frames(phase.latent_shape[1]),
         latents=phase.latents,
+        actions=actions.statistics if actions else None,
     )
 
 
-def _build_held_out(config: TrainConfig, mesh: ParallelMesh, phase: Phase) -> LatentDataset:
-    """Return the held-out windows at the size of ``phase``; raise UserError if there are none."""
+def _held_out_folder(config: TrainConfig, phase: Phase) -> Path:
+    """Return the folder of the held-out split; raise UserError if it has no window."""
     train = Path(config.dataset_dir)
     outer = train if (train / "train").is_dir() else train.parent
     folder = Path(config.validation_dir or outer / "val")
     part = "videos" if config.encode else phase.latents
     if not any((folder / part).glob("[!.]*")):
         raise UserError(f"trainer.run_validation=true: no window in {folder}/{part}: {NO_WINDOWS}")
-    return _build_dataset(config, mesh, phase, folder)
+    return folder

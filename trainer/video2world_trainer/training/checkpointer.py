@@ -12,6 +12,7 @@ from video2world_trainer.checkpoint.async_saver import AsyncSaver, CheckpointCon
 from video2world_trainer.checkpoint.dcp import StagingBuffers, read_shards
 from video2world_trainer.checkpoint.export import merged_entries, model_entries
 from video2world_trainer.checkpoint.folder import CheckpointFolder
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.checkpoint.validation_record import (
     ValidationResult,
     losses_by_iteration,
@@ -28,8 +29,8 @@ from video2world_trainer.training.progress import STAGE, Progress
 __all__ = ["Checkpointer", "describe_run"]
 
 
-def describe_run(config: TrainConfig) -> dict[str, Any]:
-    """Return the content of ``model/config.json``.
+def describe_run(config: TrainConfig, actions: RecordedActions | None = None) -> dict[str, Any]:
+    """Return the content of ``model/config.json`` of a run that reads ``actions``.
 
     The top level has what inference needs to know, ``run`` what must be equal to resume.
     """
@@ -57,6 +58,9 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
     if config.encode:
         known["encode"] = True
     run = known | {"dataset_dir": config.dataset_dir, "ema": config.ema, "seed": config.seed}
+    if actions is not None:
+        run["action_conditioning"] = actions.kind
+        known["action_conditioning"] = actions.to_json()
     return known | {"fps": config.fps, "run": run}
 
 
@@ -69,6 +73,7 @@ class Checkpointer:
         net: the network, sharded if FSDP is used.
         optimizer: its optimizer.
         ema: its average; None for none.
+        actions: the actions that it reads; None for none.
     """
 
     def __init__(
@@ -78,8 +83,9 @@ class Checkpointer:
         net: VideoDiT,
         optimizer: MasterAdamW,
         ema: Ema | None,
+        actions: RecordedActions | None = None,
     ) -> None:
-        self._config, self._world = config, mesh.world
+        self._config, self._world, self._actions = config, mesh.world, actions
         self._net, self._optimizer, self._ema = net, optimizer, ema
         self.folder = CheckpointFolder(config.checkpoint_folder)
         self._saver = AsyncSaver(
@@ -162,7 +168,7 @@ class Checkpointer:
         """
 
         def find() -> int | None:
-            self.folder.set_description(describe_run(self._config))
+            self.folder.set_description(describe_run(self._config, self._actions))
             self.folder.delete_partial_files()
             return self.folder.latest_complete()
 

@@ -17,6 +17,7 @@ from video2world_trainer.distributed.activation_checkpoint import (
     RecomputePolicy,
 )
 from video2world_trainer.model.lora import TARGETS
+from video2world_trainer.training.action_config import ActionConfig
 from video2world_trainer.training.config_setting import setting as _setting
 from video2world_trainer.training.ema import EMA_RATE
 from video2world_trainer.training.loss import (
@@ -40,7 +41,7 @@ _NET = "model.config.pipe_config.net."
 
 
 @dataclass(frozen=True)
-class TrainConfig(ValidationConfig):
+class TrainConfig(ActionConfig, ValidationConfig):
     """Settings of a training run; each field's metadata has its dotted name, meaning and bounds."""
 
     size: str = _setting("model.size", "2B", "model size", choices=("Tiny", "2B", "14B"))
@@ -267,8 +268,8 @@ class TrainConfig(ValidationConfig):
 
     @property
     def fps(self) -> int:
-        """Frames per second of the videos, which follows from the clip length."""
-        return 10 if self.num_frames == 61 else 16
+        """Frames per second of the videos, which follows from the clips."""
+        return 4 if not self.reads_text else 10 if self.num_frames == 61 else 16
 
     @property
     def resolution(self) -> str:
@@ -314,6 +315,9 @@ def settings_without_effect(config: TrainConfig) -> list[tuple[str, str]]:
             unused[name] = "model.config.train_architecture is base"
     if not config.encode:
         unused["vae_path"] = "dataloader_train.dataset.encode is false"
+    if not config.reads_text:
+        for name in ("text_dropout", "text_length"):
+            unused[name] = "there are no captions with model.action_conditioning=per_clip"
     if not config.ema:
         unused["ema_rate"] = "model.config.pipe_config.ema.enabled is false"
     if not config.run_validation:

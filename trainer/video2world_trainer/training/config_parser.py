@@ -11,6 +11,7 @@ from typing import Any
 
 from video2world_common.exit_codes import UserError
 from video2world_common.experiments import EXPERIMENTS, full_name
+from video2world_trainer.training.action_config import require_published_clip, settings_of_kind
 from video2world_trainer.training.config import SETTINGS, TrainConfig, value_kind
 from video2world_trainer.training.config_defaults import experiment_settings, size_defaults
 from video2world_trainer.training.fixed_settings import FIXED, why_fixed
@@ -135,7 +136,8 @@ def read_config(overrides: Iterable[str]) -> TrainConfig:
     wanted = read.get("size", settings.get("size", "2B"))
     if name and wanted != settings["size"]:
         raise UserError(f"model.size={wanted} contradicts experiment={name}: leave one of them out")
-    settings = with_phases({**size_defaults(wanted), **settings, **read}, read)
+    by_kind = settings_of_kind(read.get("action_conditioning", "none"), wanted)
+    settings = with_phases({**size_defaults(wanted), **by_kind, **settings, **read}, read)
     config = TrainConfig(**settings)
     _validate(config)
     return config
@@ -183,6 +185,9 @@ def _validate(config: TrainConfig) -> None:
             "inputs of compiled blocks can be offloaded"
         )
     _validate_validation(config)
+    if not config.reads_text:
+        sizes = [config.video_size, *(one[:2] for one in config.phases)]
+        require_published_clip(config.size, config.num_frames, sizes)
     if any(side % 16 for side in config.video_size):
         raise UserError(
             f"dataloader_train.dataset.video_size={list(config.video_size)}: height and width "

@@ -16,12 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from video2world_common.action_statistics import ActionStatistics
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_common.latent_folders import LATENTS
 from video2world_preprocess.text.embedding_files import read_embedding
 from video2world_preprocess.video.reader import probe, read_fitted
 from video2world_preprocess.video.resize import Geometry
+from video2world_trainer.training.clip_actions import ClipActions
 
 __all__ = [
     "Batch",
@@ -44,6 +46,7 @@ class TrainingSample:
     name: str  # "<stem>, clip k", for messages
     latents: Tensor  # [16, T, h, w] float32, normalised; VideoDataset: uint8 [3, T', H, W]
     text: Tensor  # [N, 1024] float32, zeros beyond the caption
+    actions: Tensor | None = None  # [F - 1, D] float32, normalised; of the complete clip
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Batch:
     names: tuple[str, ...]
     latents: Tensor  # [B, 16, T, h, w], or pixels (see TrainingSample)
     text: Tensor  # [B, N, 1024]
+    actions: Tensor | None = None  # [B, F - 1, D]
 
 
 def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
@@ -80,16 +84,18 @@ def positions(consumed: int, rank: int, batch_size: int) -> range:
 
 
 class LatentDataset:
-    """The windows of a split folder that have both latents and a text embedding.
+    """The windows of a split folder that have latents and all else that a sample consists of.
 
     Args:
         folder: the split's folder, ``.../train``, or the data set's folder that contains it.
         shape: shape of one clip's latents, ``(16, T, h, w)``, from the run's settings.
         geometry: how videos were fitted to the frame size; checked against the files.
-        text_length: tokens to pad or truncate captions to.
+        text_length: tokens to pad or truncate captions to; 0 reads no text embeddings, and samples
+            have a single token of zeros.
         cache: cache samples in memory.
         frames: latent frames to read of each clip; None for all.
         latents: the folder of the latents within the split's.
+        actions: names and normalisation of the actions to read; None reads none.
 
     Raises:
         UserError: there is no window to train on, or latents have another shape or geometry.
@@ -108,6 +114,7 @@ class LatentDataset:
         cache: bool = False,
         frames: slice | None = None,
         latents: str = LATENTS,
+        actions: ActionStatistics | None = None,
     ) -> None:
         folder, self.part = Path(folder), self._part(latents)
         self._frames = frames or slice(None)
@@ -116,8 +123,9 @@ class LatentDataset:
         self.folder, self.text_length = folder, text_length
         self._shape, self._geometry = tuple(shape), geometry
         self._cache: dict[tuple[str, int], TrainingSample] | None = {} if cache else None
+        self._actions = ClipActions(folder, actions, self._clip_frames) if actions else None
         self.stems: list[str] = []
-        self._clips: list[int] = []
+        self._starts: list[Sequence[int]] = []  # first frames of the clips of each window
         self.problems: list[str] = []  # left-out windows with their reasons
         for path in sorted((folder / self.part).glob(self.pattern)):
             self._add(path)
@@ -142,7 +150,10 @@ class LatentDataset:
         try:
             with safe_open(path, framework="pt") as file:
                 clips, *shape = file.get_slice("latents").get_shape()
-                geometry = (file.metadata() or {}).get("geometry", self._geometry)
+                metadata = file.metadata() or {}
+                geometry = metadata.get("geometry", self._geometry)
+                starts = file.get_tensor("starts").tolist() if self._actions else range(clips)
+                frames = int(metadata["source_frames"]) if "source_frames" in metadata else None
         except (SafetensorError, OSError, ValueError) as error:
             self.problems.append(f"{path} is damaged ({error})")
             return
@@ -152,17 +163,28 @@ class LatentDataset:
                 f"needs {list(self._shape)} and {self._geometry}: run the latents stage with the "
                 "run's num_frames, video_size and geometry, or set these as the latents have them"
             )
-        self._keep(path, clips)
+        if len(starts) != clips:
+            self.problems.append(f"{path} holds {clips} clips with {len(starts)} first frames")
+            return
+        self._keep(path, starts, frames)
 
-    def _keep(self, path: Path, clips: int) -> None:
-        embedding = self._embedding_path(path.stem)
-        if not clips:
-            self.problems.append(f"{path} holds no clip")
-        elif not embedding.is_file() or not embedding.stat().st_size:
-            self.problems.append(f"{embedding} is missing or empty")
+    def _keep(self, path: Path, starts: Sequence[int], frames: int | None) -> None:
+        """Add a window with clips from ``starts``, of a video of ``frames`` frames if known."""
+        if problem := self._problem(path, starts, frames):
+            self.problems.append(problem)
         else:
             self.stems.append(path.stem)
-            self._clips.append(clips)
+            self._starts.append(starts)
+
+    def _problem(self, path: Path, starts: Sequence[int], frames: int | None) -> str:
+        embedding = self._embedding_path(path.stem)
+        if not starts:
+            return f"{path} holds no clip"
+        if self.text_length and (not embedding.is_file() or not embedding.stat().st_size):
+            return f"{embedding} is missing or empty"
+        if self._actions is not None:
+            return self._actions.problem(path.stem, starts, frames)
+        return ""
 
     def _embedding_path(self, stem: str) -> Path:
         return self.folder / "t5_xxl" / f"{stem}.pickle"
@@ -173,11 +195,21 @@ class LatentDataset:
     @property
     def clip_counts(self) -> list[int]:
         """Number of clips of each window."""
-        return list(self._clips)
+        return [len(starts) for starts in self._starts]
+
+    @property
+    def parts(self) -> list[str]:
+        """The folders of the split that are read."""
+        texts = ["t5_xxl"] if self.text_length else []
+        return [self.part, *texts, *([self._actions.folder.name] if self._actions else [])]
+
+    @property
+    def _clip_frames(self) -> int:
+        return 1 + 4 * (self._shape[1] - 1)
 
     def report(self) -> None:
         """Log the number of windows, and which were left out and why."""
-        say(f"{len(self)} windows with {sum(self._clips)} clips in {self.folder / self.part}")
+        say(f"{len(self)} windows with {sum(self.clip_counts)} clips in {self.folder / self.part}")
         if self.problems:
             say(f"{len(self.problems)} windows left out:")
             for problem in self.problems[:20]:
@@ -202,7 +234,7 @@ class LatentDataset:
         """Return the sample at ``position`` of a run: a random clip of a window."""
         window = sample_at(position, len(self), seed)
         generator = generator_for(seed, "clip", position)
-        clip = int(torch.randint(self._clips[window], (1,), generator=generator))
+        clip = int(torch.randint(len(self._starts[window]), (1,), generator=generator))
         return self.read(window, clip)
 
     def _read(self, stem: str, clip: int) -> Tensor:
@@ -215,12 +247,22 @@ class LatentDataset:
         """Read one clip of one window; latents are memory-mapped.
 
         Raises:
-            UserError: the embedding is damaged.
+            UserError: the embedding or the actions are damaged.
         """
         stem = self.stems[window]
         if self._cache is not None and (stem, clip) in self._cache:
             return self._cache[stem, clip]
-        latents = self._read(stem, clip)
+        latents, actions = self._read(stem, clip), None
+        if self._actions is not None:
+            actions = self._actions.read(stem, self._starts[window][clip])
+        sample = TrainingSample(f"{stem}, clip {clip}", latents, self._text(stem), actions)
+        if self._cache is not None:
+            self._cache[stem, clip] = sample
+        return sample
+
+    def _text(self, stem: str) -> Tensor:
+        if not self.text_length:
+            return torch.zeros(1, TEXT_WIDTH)
         embedding = torch.from_numpy(read_embedding(self._embedding_path(stem)))
         if embedding.shape[1] != TEXT_WIDTH:
             raise UserError(
@@ -230,10 +272,7 @@ class LatentDataset:
         text = torch.zeros(self.text_length, TEXT_WIDTH)
         kept = embedding[: self.text_length]
         text[: len(kept)] = kept.float()
-        sample = TrainingSample(f"{stem}, clip {clip}", latents, text)
-        if self._cache is not None:
-            self._cache[stem, clip] = sample
-        return sample
+        return text
 
 
 class _UnreadableClip(UserError):
@@ -253,17 +292,13 @@ class VideoDataset(LatentDataset):
     def _part(self, latents: str) -> str:
         return "videos"
 
-    @property
-    def _clip_frames(self) -> int:
-        return 1 + 4 * (self._shape[1] - 1)
-
     def _add(self, path: Path) -> None:
         try:
             frames = probe(path).frames
         except UserError as error:
             self.problems.append(str(error))
             return
-        self._keep(path, max(frames - self._clip_frames + 1, 0))
+        self._keep(path, range(max(frames - self._clip_frames + 1, 0)), frames)
 
     def sample(self, position: int, seed: int) -> TrainingSample:
         """Return the sample at ``position``; a clip of the next window if it is unreadable.
@@ -293,8 +328,10 @@ class VideoDataset(LatentDataset):
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
     """Stack samples into a batch."""
+    actions = [one.actions for one in samples if one.actions is not None]
     return Batch(
         tuple(one.name for one in samples),
         torch.stack([one.latents for one in samples]),
         torch.stack([one.text for one in samples]),
+        torch.stack(actions) if actions else None,
     )

@@ -49,7 +49,7 @@ CONDITION_SIGMA = 1e-4  # noise level passed to the network for conditional fram
 TEXT_DROPOUT = 0.2
 LOSS_SCALE = 10.0
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,7 @@ def training_loss(
     text: Tensor,
     noise: NoiseSample,
     *,
+    actions: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     first_frame: int = 0,
     scale: float = LOSS_SCALE,
@@ -225,10 +226,13 @@ def training_loss(
     """Return the loss of one batch as a float32 scalar.
 
     Args:
-        net: called as ``net(x, timesteps, text, condition_mask)``; predicts noise - clean.
+        net: called as ``net(x, timesteps, text, condition_mask)``, with ``actions`` if there are
+            any; predicts noise - clean.
         latents: clean normalised latents ``[B, C, T, H, W]``.
         text: embeddings ``[B, N, 1024]``, zeros beyond the caption.
         noise: the batch's randomness, from :func:`sample_noise` for each sample.
+        actions: normalised actions of the complete clips ``[B, F - 1, D]``. They are never dropped,
+            as there is no generation without them.
         dtype: what the network computes in; everything else is float32.
         first_frame: index of the first of these frames within the clip, if ranks share a clip.
         scale: factor of the loss.
@@ -244,11 +248,13 @@ def training_loss(
     is_conditional = mask[:, 0, :, 0, 0].bool()  # [B, T]
     level = torch.where(is_conditional, CONDITION_SIGMA, sigma.view(-1, 1))
     text = text * noise.keep_text.to(device).view(-1, 1, 1)
+    given = {} if actions is None else {"actions": actions.to(dtype)}
     velocity = net(
         torch.where(mask.bool(), clean, noisy).to(dtype),
         sigma_to_time(level).to(dtype),
         text.to(dtype),
         mask.to(dtype),
+        **given,
     )
     weight = edm_weight(sigma) if edm else None
     return velocity_loss(velocity, clean, epsilon, mask, scale=scale, weight=weight)

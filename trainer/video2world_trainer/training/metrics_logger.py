@@ -14,6 +14,7 @@ from video2world_common.exit_codes import UserError
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_trainer.checkpoint.validation_record import ValidationResult, best_result
 from video2world_trainer.distributed.parallelize import ParallelMesh
+from video2world_trainer.model.action_conditioning import is_action_parameter
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import step_flops
 from video2world_trainer.training.config import TrainConfig
@@ -55,7 +56,10 @@ class MetricsLogger:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
         self._clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
-        parameters = sum(one.numel() for one in net.parameters())
+        # action embedders work on a few vectors per clip, not on its tokens
+        parameters = sum(
+            one.numel() for name, one in net.named_parameters() if not is_action_parameter(name)
+        )
         lora = config.architecture == "lora"
         self._flops = {  # of an iteration
             one: self._clips

@@ -34,13 +34,15 @@ AHEAD = 2  # batches to prepare in host memory
 class PrefetchedBatch:
     """A batch on the host, and its tensors on the device.
 
-    ``latents`` are this rank's latent frames ``[B, 16, T, h, w]``, also if ``batch`` has pixels.
+    ``latents`` are this rank's latent frames ``[B, 16, T, h, w]``, also if ``batch`` has pixels;
+    ``actions`` are those of the complete clips, None for a network without actions.
     """
 
     batch: Batch
     latents: Tensor
     text: Tensor
     noise: NoiseSample
+    actions: Tensor | None
 
 
 class Prefetcher(Iterator[PrefetchedBatch]):
@@ -94,7 +96,12 @@ class Prefetcher(Iterator[PrefetchedBatch]):
         own = mesh.frames(self._shape[1])
         noise = replace(noise, noise=noise.noise[:, :, own])
         if self._copy_stream is not None:
-            batch = replace(batch, latents=batch.latents.pin_memory(), text=batch.text.pin_memory())
+            batch = replace(
+                batch,
+                latents=batch.latents.pin_memory(),
+                text=batch.text.pin_memory(),
+                actions=None if batch.actions is None else batch.actions.pin_memory(),
+            )
             noise = NoiseSample(**{name: one.pin_memory() for name, one in vars(noise).items()})
         return batch, noise
 
@@ -125,17 +132,22 @@ class Prefetcher(Iterator[PrefetchedBatch]):
             raise prepared
         batch, noise = prepared
         if self._copy_stream is None:
-            return PrefetchedBatch(batch, self._own_latents(batch.latents), batch.text, noise)
+            latents = self._own_latents(batch.latents)
+            return PrefetchedBatch(batch, latents, batch.text, noise, batch.actions)
         with torch.cuda.stream(self._copy_stream):
             latents, text, *rest = (
                 one.to(self._device, non_blocking=True)
                 for one in (batch.latents, batch.text, *vars(noise).values())
             )
+            actions = batch.actions
+            if actions is not None:
+                actions = actions.to(self._device, non_blocking=True)
         current = torch.cuda.current_stream(self._device)
         current.wait_stream(self._copy_stream)
-        for one in (latents, text, *rest):
+        for one in (latents, text, *rest, *([] if actions is None else [actions])):
             one.record_stream(current)
-        return PrefetchedBatch(batch, self._own_latents(latents), text, NoiseSample(*rest))
+        own = self._own_latents(latents)
+        return PrefetchedBatch(batch, own, text, NoiseSample(*rest), actions)
 
     def _own_latents(self, content: Tensor) -> Tensor:
         """Return this rank's latent frames, encoding them if the data set has pixels."""

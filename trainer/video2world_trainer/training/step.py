@@ -61,10 +61,15 @@ class TrainStep:
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
 
     def __call__(
-        self, latents: Tensor, text: Tensor, noise: NoiseSample, learning_rate: float
+        self,
+        latents: Tensor,
+        text: Tensor,
+        noise: NoiseSample,
+        learning_rate: float,
+        actions: Tensor | None = None,
     ) -> StepResult:
         """Train on one batch, whose tensors are all on the device."""
-        loss = self._loss(self.net, latents, text, noise, dtype=self.dtype)
+        loss = self._loss(self.net, latents, text, noise, actions=actions, dtype=self.dtype)
         loss.backward()
         return self.apply(loss.detach(), learning_rate)
 

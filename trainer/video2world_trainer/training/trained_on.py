@@ -26,7 +26,7 @@ class TrainingDataRecord:
     def __init__(self, checkpoints: Path, datasets: Sequence[LatentDataset]) -> None:
         self._path = checkpoints / "trained_on.json"
         self.now = Provenance.of(
-            *(one.folder / part for one in datasets for part in (one.part, "t5_xxl"))
+            *(one.folder / part for one in datasets for part in one.parts)
         ).inputs
         try:
             self._before: Listings | None = read_json(self._path)

@@ -30,6 +30,7 @@ from video2world_trainer.training.network_setup import NetworkSetup
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.phases import phase_at, phases_of
 from video2world_trainer.training.progress import Progress
+from video2world_trainer.training.run_actions import actions_of_run
 from video2world_trainer.training.step import TrainStep
 from video2world_trainer.training.step_results import StepResults
 from video2world_trainer.training.validation import Validator
@@ -66,8 +67,9 @@ class Trainer:
             one: choose_attention(config, one.token_grid, world.device, dtype)
             for one in self.phases
         }
-        self.feed = BatchFeed(config, self.mesh, self.phases)
-        self.net = build_network(config, world)
+        actions = actions_of_run(config, world)
+        self.feed = BatchFeed(config, self.mesh, self.phases, actions)
+        self.net = build_network(config, world, actions)
         apply_fsdp(self.net, self.mesh)
         beta1, beta2 = config.betas
         self.optimizer = MasterAdamW(
@@ -95,7 +97,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.divergence = Divergence()
-        self.checkpointer = Checkpointer(config, self.mesh, self.net, self.optimizer, ema)
+        self.checkpointer = Checkpointer(config, self.mesh, self.net, self.optimizer, ema, actions)
         self._results = StepResults(self.progress, world, lambda: self.checkpointer.last_saved)
         validator = None
         if self.feed.held_out is not None:
@@ -176,7 +178,9 @@ class Trainer:
         batch = self.feed.next(phase, progress.consumed)
         if not self.divergence.nothing:
             self._measure_zero_loss(batch.latents)
-        result = self._train_step(batch.latents, batch.text, batch.noise, self.learning_rate)
+        result = self._train_step(
+            batch.latents, batch.text, batch.noise, self.learning_rate, batch.actions
+        )
         progress.iteration += 1
         progress.consumed += self.mesh.data_size * self.config.batch_size
         self._results.add(result, batch.batch)

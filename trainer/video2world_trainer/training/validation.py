@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,10 +25,9 @@ from video2world_trainer.checkpoint.validation_record import ValidationResult
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.training.batch_feed import BatchFeed
+from video2world_trainer.training.clip_losses import ClipLosses, Evaluation, evaluations
 from video2world_trainer.training.config import TrainConfig
-from video2world_trainer.training.dataset import generator_for
 from video2world_trainer.training.ema import Ema
-from video2world_trainer.training.loss import NoiseSample, sigma_at
 from video2world_trainer.training.network_setup import NetworkSetup
 from video2world_trainer.training.validation_config import DEFAULT_CLIPS
 
@@ -62,16 +60,6 @@ def choose_clips(counts: Sequence[int], wanted: int) -> list[tuple[int, int]]:
     ]
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """One forward pass: a clip at a noise level."""
-
-    window: int
-    clip: int
-    level: int  # j
-    share: float  # of training's noise levels that are lower
-
-
 class Validator:
     """Measure the loss of the network as it is, without changing anything that training depends on.
 
@@ -86,7 +74,7 @@ class Validator:
         feed: the held-out windows, at the frame size of the last phase.
         setup: sets the network up for that size.
         loss: computes the loss of a batch on this rank, weighted as in training; called as
-            ``loss(net, latents, text, noise)``.
+            ``loss(net, latents, text, noise)``, and with ``actions`` if there are any.
 
     Raises:
         UserError: there are fewer held-out clips than requested.
@@ -105,8 +93,8 @@ class Validator:
         self._config, self._mesh, self._net = config, mesh, net
         self._ema = ema if config.validation_weights == "ema" else None
         assert feed.held_out is not None
-        self._dataset, self._encode = feed.held_out, feed.encode
-        self._setup, self._loss, dataset = setup, loss, feed.held_out
+        self._setup, self._dataset = setup, feed.held_out
+        dataset = feed.held_out
         counts = dataset.clip_counts
         if config.validation_clips > sum(counts):
             raise UserError(
@@ -115,15 +103,17 @@ class Validator:
                 "out more (spec.training.validation.clips)"
             )
         clips = choose_clips(counts, config.validation_clips or DEFAULT_CLIPS)
-        levels = config.validation_levels
         self.clips = len(clips)
-        self._evaluations = [
-            _Evaluation(window, clip, level, (level + (number + 0.5) / len(clips)) / levels)
-            for number, (window, clip) in enumerate(clips)
-            for level in range(levels)
-        ]
-        low, high = config.noise_distribution.conditional_frames
-        self._conditional = min(max(low, 1), high) if config.latent_shape[1] > 1 else 0
+        self._evaluations = evaluations(clips, config.validation_levels)
+        self._losses = ClipLosses(
+            dataset,
+            config.latent_shape,
+            config.noise_distribution,
+            loss,
+            mesh.world.device,
+            frames=mesh.frames(config.latent_shape[1]),
+            encode=feed.encode,
+        )
         self.draws = self._identify(clips)
 
     def _identify(self, clips: Sequence[tuple[int, int]]) -> str:
@@ -135,10 +125,12 @@ class Validator:
             config.latent_shape,
             config.validation_levels,
             config.validation_weights,
-            self._conditional,
+            self._losses.conditional,
             (config.high_sigma_ratio, config.adjust_noise),
             (config.loss_scale, config.loss_weight),
         ]
+        if config.action_conditioning != "none":
+            facts.append(config.action_conditioning)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def measure(self, iteration: int, keep_on: Callable[[], bool]) -> ValidationResult:
@@ -189,25 +181,9 @@ class Validator:
             draws=self.draws,
         )
 
-    def _evaluate(self, one: _Evaluation) -> float:
+    def _evaluate(self, one: Evaluation) -> float:
         """Return this rank's part of the loss of one evaluation; the sum over ranks is its loss."""
-        config, mesh, device = self._config, self._mesh, self._mesh.world.device
-        shape = config.latent_shape
-        own = mesh.frames(shape[1])
-        sample = self._dataset.read(one.window, one.clip)
-        latents = sample.latents[None].to(device)
-        if self._encode is not None:
-            latents = self._encode(latents.float() / 127.5 - 1).float()[:, :, own]
-        generator = generator_for(0, f"validation/{sample.name}", one.level)
-        sigma = sigma_at(one.share, shape[1], config.noise_distribution)
-        noise = NoiseSample(
-            sigma=torch.tensor([sigma], dtype=torch.float32),
-            noise=torch.randn((1, *shape), generator=generator)[:, :, own],
-            conditional=torch.tensor([self._conditional]),
-            keep_text=torch.tensor([True]),
-        )
-        loss = self._loss(self._net, latents, sample.text[None].to(device), noise)
-        return float(loss) / mesh.context_size
+        return float(self._losses(self._net, one)) / self._mesh.context_size
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
