@@ -22,6 +22,7 @@ from video2world_trainer.distributed.activation_checkpoint import (
 )
 from video2world_trainer.distributed.parallelize import frame_slice
 from video2world_trainer.distributed.ulysses import ulysses
+from video2world_trainer.model.action_conditioning import ActionConditioning
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
 from video2world_trainer.model.dit import Block, VideoDiT
 from video2world_trainer.model.flops import step_flops
@@ -132,11 +133,19 @@ def step_2b(
     compiled: bool = True,
     count: int = 5,
     profile: bool = True,
+    dimension: int = 0,
 ) -> dict[str, Any]:
-    """Measure the complete 2B step: 93 frames of 704x1280, batch 1, cached latents."""
+    """Measure the complete 2B step: 93 frames of 704x1280, batch 1, cached latents.
+
+    ``dimension`` is that of an action per frame; 0: not conditioned on actions.
+    """
     preset, latents = PRESETS["2B"], LATENTS["720p"]
     tokens = tokens_of(latents)
-    net = network(preset.dit)
+    dit, actions = preset.dit, None
+    if dimension:
+        dit = replace(dit, actions=ActionConditioning("per_frame", dimension))
+        actions = torch.randn(1, 4 * (latents[1] - 1), dimension, device="cuda")
+    net = network(dit)
     choice = attention_of("2B", pattern, backend)
     net.set_attention(choice.cross_attention, choice.self_attention)
     optimizer = MasterAdamW(net.named_parameters(), weight_decay=preset.weight_decay)
@@ -149,10 +158,10 @@ def step_2b(
     prepare_blocks(net, keep=policies, compiled=compiled)
     batch = _batch(latents)
     started = time.monotonic()
-    outcome = step(*batch, 1e-5)
+    outcome = step(*batch, 1e-5, actions)
     torch.cuda.synchronize()
     first = time.monotonic() - started
-    times = seconds_of(lambda: step(*batch, 1e-5), warm=1, count=count)
+    times = seconds_of(lambda: step(*batch, 1e-5, actions), warm=1, count=count)
     parameters = sum(one.numel() for one in net.parameters())
     flops = step_flops(preset.dit, parameters, tokens, density=choice.density)
     median = statistics.median(times)
@@ -171,7 +180,7 @@ def step_2b(
         "skipped": float(outcome.skipped),
     }
     if profile:
-        result["device_seconds"] = _profile(lambda: step(*batch, 1e-5))
+        result["device_seconds"] = _profile(lambda: step(*batch, 1e-5, actions))
     return result
 
 

@@ -7,7 +7,9 @@ docs/performance.md. Every case runs in a process of its own.
 - ``phases``: dense attention, a phase at 432x768 and one at 704x1280, with a validation before
   training, at the size of the last phase;
 - ``sparse``: sparse attention at 704x1280, with a validation before training;
-- ``sparse_kernels``: sparse attention inside activation checkpointing, by kernel.
+- ``sparse_kernels``: sparse attention inside activation checkpointing, by kernel;
+- ``step`` and ``step_with_actions``: the dense step at 704x1280, without and with actions of 7
+  numbers per frame.
 """
 
 from __future__ import annotations
@@ -103,10 +105,15 @@ def figures(seen: list[dict[str, Any]], first: int, last: int) -> dict[str, Any]
 
 
 def validation(seen: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Return the time of the validation before training, and its share of training time."""
-    (one,) = [one for one in seen if one["event"] == "validation"]
+    """Return the time of the last validation, and its share of training time.
+
+    The first one includes compilation; ``all_seconds`` has them all.
+    """
+    found = [one for one in seen if one["event"] == "validation"]
+    one = found[-1]
     share = one["seconds"] / (one["seconds"] + DEFAULT_INTERVAL * seconds)
     return {name: one[name] for name in ("seconds", "loss")} | {
+        "all_seconds": [one["seconds"] for one in found],
         "clips": DEFAULT_CLIPS,
         "share_of_training_time": round(share, 4),
     }
@@ -126,7 +133,7 @@ def phases() -> dict[str, Any]:
 
 def sparse() -> dict[str, Any]:
     """Train with sparse attention at 704x1280."""
-    seen = _run("model.attention_pattern=sparse", until=EACH)
+    seen = _run("model.attention_pattern=sparse", "trainer.validation_iter=4", until=EACH)
     high = figures(seen, 1, EACH)
     return {"704x1280": high, "validation": validation(seen, high["seconds"])}
 
@@ -191,8 +198,20 @@ def sparse_kernels() -> dict[str, Any]:
     return found
 
 
+def step(dimension: int = 0) -> dict[str, Any]:
+    """Measure the dense step, conditioned on actions of ``dimension`` numbers if it is not 0."""
+    from .train_step_cases import step_2b
+
+    return step_2b(dimension=dimension, count=3, profile=False)
+
+
+def step_with_actions() -> dict[str, Any]:
+    """Measure the dense step conditioned on actions."""
+    return step(dimension=7)
+
+
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
-    one.__name__: one for one in (sparse_kernels, sparse, phases)
+    one.__name__: one for one in (sparse_kernels, sparse, phases, step, step_with_actions)
 }
 
 
@@ -203,7 +222,7 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
         for name in ("phases", "sparse")
         if "validation" in cases.get(name, {})
     }
-    return [
+    found = [
         {
             "goal": f"validation of {DEFAULT_CLIPS} clips every {DEFAULT_INTERVAL} iterations "
             f"({name}), share of the time <= 0.05",
@@ -212,6 +231,12 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for name, share in shares.items()
     ]
+    times = [cases.get(name, {}).get("seconds") for name in ("step_with_actions", "step")]
+    if all(times):
+        ratio = round(times[0] / times[1], 4)
+        goal = "the step with actions over the one without <= 1.02"
+        found.append({"goal": goal, "measured": ratio, "met": ratio <= 1.02})
+    return found
 
 
 def documented(text: str, record: dict[str, Any]) -> str:

@@ -22,8 +22,10 @@ def test_iterations_before_the_kernels_are_ready_do_not_count() -> None:
 
 
 def test_the_share_of_a_validation_is_of_the_time_between_two_of_them() -> None:
-    seen = [{"event": "validation", "seconds": 100.0, "loss": 2.0}]
-    assert validation(seen, 3.8)["share_of_training_time"] == 0.05
+    seen = [{"event": "validation", "seconds": one, "loss": 2.0} for one in (130.0, 100.0)]
+    found = validation(seen, 3.8)
+    assert found["share_of_training_time"] == 0.05
+    assert found["all_seconds"] == [130.0, 100.0]  # the first one compiles
 
 
 @pytest.mark.parametrize(("share", "met"), [(0.05, True), (0.0501, False)])
@@ -40,3 +42,10 @@ def test_the_table_shows_the_validation_at_its_size() -> None:
     assert "old" not in text
     assert "| dense, 432x768 | 3.00 |  |  |" in text
     assert "| dense, 704x1280 | 10.70 | 200 | 3.6% |" in text
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(10.9, True), (11.0, False)])
+def test_actions_may_take_two_percent(seconds: float, met: bool) -> None:
+    (goal,) = goals({"step": {"seconds": 10.7}, "step_with_actions": {"seconds": seconds}})
+    assert goal["met"] is met
+    assert goals({"step": {"seconds": 10.7}, "step_with_actions": {"error": "x"}}) == []

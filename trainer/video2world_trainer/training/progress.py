@@ -17,7 +17,7 @@ class Progress:
 
     iteration: int = 0
     consumed: int = 0  # samples consumed by all ranks together: the data position
-    updates: int = 0  # optimizer steps applied, not counting skipped ones: the EMA's step counter
+    updates: int = 0  # optimizer steps applied in this phase, not skipped ones: the EMA's counter
     loss_sum: float = 0.0  # since the last report
     loss_count: int = 0
     skipped: list[int] = field(default_factory=list)  # iterations whose step was not applied

@@ -57,7 +57,7 @@ class TrainStep:
         self.dtype, self.clip = dtype, clip
         self._loss, self._reduce, self._norm, self._mean = loss, reduce, norm or total_norm, mean
         device = next(iter(optimizer.masters.values())).device
-        # optimizer steps applied, not counting skipped ones; the EMA's step counter
+        # optimizer steps applied in this phase, not counting skipped ones; the EMA's step counter
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
 
     def __call__(

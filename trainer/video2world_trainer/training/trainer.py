@@ -175,6 +175,10 @@ class Trainer:
         progress, phase = self.progress, phase_at(self.phases, self.progress.iteration)
         if self.setup.enter(phase) and self.world.is_main_rank:
             say(f"phase {phase.label}, up to iteration {phase.end}")
+        if phase.start and progress.iteration == phase.start:
+            # the EMA restarts: weights of another frame size would make it worse
+            self._train_step.updates.zero_()
+            progress.updates = 0
         batch = self.feed.next(phase, progress.consumed)
         if not self.divergence.nothing:
             self._measure_zero_loss(batch.latents)

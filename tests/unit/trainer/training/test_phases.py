@@ -213,6 +213,21 @@ def test_a_phase_trains_as_a_run_at_its_size_does(here, volume):
     assert losses(alone) == {k: v for k, v in losses(out).items() if k <= BOUNDARY}
 
 
+def test_the_moving_average_restarts_with_each_phase(here, volume):
+    here(volume, *SAVED)
+    for iteration in range(1, LENGTH + 1):
+        folder = CheckpointFolder(volume / JOB)
+        weights = folder.load("model", iteration)
+        average, own = (
+            {name.removeprefix(part): one for name, one in weights.items() if part in name}
+            for part in ("net_ema.", "net.")
+        )
+        names = own.keys() & average.keys()
+        assert names
+        restarted = iteration in (1, BOUNDARY + 1)
+        assert all(torch.equal(average[name], own[name]) for name in names) is restarted
+
+
 def test_checkpoints_record_the_phases_and_a_run_can_be_made_longer(here, volume):
     here(volume, *RUN)
     record = json.loads((volume / JOB / "model/config.json").read_text())
