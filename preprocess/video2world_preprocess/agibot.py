@@ -20,6 +20,7 @@ from video2world_common.markers import Provenance
 from video2world_common.paths import on_volume
 from video2world_common.sharding import shard_flags, shard_of
 from video2world_common.stage_runner import run_stage
+from video2world_preprocess.actions.selection import action_flags, action_selection
 from video2world_preprocess.dataset.agibot_dataset import DEFAULT_CAMERA, AgiBotDataset
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout
 from video2world_preprocess.dataset.agibot_modes import extract, prepare, split
@@ -42,7 +43,9 @@ folders:
   DATA_DIR/observations/TASK/*.tar                           archives, with --local or --keep_tar
   DATA_DIR/observations/TASK/EPISODE/videos/CAMERA.mp4       extracted videos (not with --prepare)
   DATA_DIR/task_info/task_TASK.json                          source of composed captions
+  DATA_DIR/proprio_stats/TASK/EPISODE/proprio_stats.h5       with --actions; put there by you
   DATASET_DIR/{train,val}/{videos,metas}, report.{json,html} the result
+  DATASET_DIR/actions.json, {train,val}/actions              with --actions
 
 example:
   python -m video2world_preprocess.agibot --prepare --task_ids 327 --val_episode_ids 685393
@@ -58,6 +61,10 @@ _SPLIT_FLAGS = (
     "require_val",
     "dataset_dir",
     "caption_file",
+    "actions",
+    "action_names",
+    "action_representation",
+    "action_normalization",
     "shards",
     "shard",
 )
@@ -70,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[cut_flags(), shard_flags()],
+        parents=[
+            cut_flags(),
+            shard_flags(),
+            action_flags("the fields of proprio_stats.h5, such as state/joint/position"),
+        ],
     )
     flags.add_argument(
         "--task_ids",
@@ -179,6 +190,7 @@ def _dataset(args: argparse.Namespace) -> AgiBotDataset:
         workers=args.workers,
         shard=shard,
         report=report,
+        selection=action_selection(args),
     )
 
 

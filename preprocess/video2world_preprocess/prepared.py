@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from video2world_common.action_statistics import ACTIONS_FILE, ActionStatistics
 from video2world_common.exit_codes import UserError
-from video2world_common.markers import Provenance
+from video2world_common.markers import Provenance, file_stamps
 from video2world_common.paths import on_volume
 from video2world_common.stage_runner import run_stage
 from video2world_common.user_text import caption_in
+from video2world_preprocess.actions.sequence import read_actions
 from video2world_preprocess.dataset.held_out import add_requirement, require_held_out
 from video2world_preprocess.dataset.records import SPLITS
 from video2world_preprocess.item_faults import reason_for
@@ -48,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--require_actions",
         action="store_true",
-        help="fail unless the data set has actions: actions.json",
+        help="fail unless the data set has actions: actions.json, and in {train,val}/actions a "
+        "file for every video, with one row less than it has frames",
     )
     add_requirement(flags)
     return flags
@@ -79,8 +82,27 @@ def _check_clip(split: Path, name: str, metas: Mapping[str, Path], min_frames: i
     return info
 
 
-def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
+def _check_actions(split: Path, name: str, frames: int, actions: ActionStatistics) -> None:
+    """Check the actions of a clip of ``frames`` frames.
+
+    Raises:
+        UserError: they are missing or unusable.
+    """
+    path = split / "actions" / f"{name}.safetensors"
+    rows, dimension = read_actions(path).shape
+    if dimension != actions.dimension:
+        raise UserError(f"{path}: {dimension} values per row, {actions.dimension} in actions.json")
+    if rows != frames - 1:
+        fewer = ": fewer actions than frames" if rows < frames - 1 else ""
+        raise UserError(f"{path}: {rows} rows for {frames} frames, {frames - 1} are needed{fewer}")
+
+
+def check(
+    folder: Path, report: Report, min_frames: int = 1, actions: ActionStatistics | None = None
+) -> dict[str, int]:
     """Return the number of usable clips by split; report unusable ones.
+
+    With ``actions``, each clip needs such actions.
 
     Raises:
         UserError: the folder has another layout, or no usable clip to train on.
@@ -105,6 +127,8 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
         for name in sorted(videos):
             try:
                 info = _check_clip(folder / split, name, metas, min_frames)
+                if actions is not None:
+                    _check_actions(folder / split, name, info.frames, actions)
             except Exception as error:
                 report.drop("clip", f"{split}/{name}", reason_for(error, folder))
                 continue
@@ -133,13 +157,18 @@ def check(folder: Path, report: Report, min_frames: int = 1) -> dict[str, int]:
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     report = Report("dataset")
     folders = (args.dataset_dir / split / kind for split in SPLITS for kind in ("videos", "metas"))
-    made = Provenance.of(*folders)
-    check(args.dataset_dir, report, args.min_frames)
-    if args.require_actions and not (args.dataset_dir / "actions.json").is_file():
-        raise UserError(
-            f"{args.dataset_dir / 'actions.json'}: there is no such file, so the data set has no "
-            "actions: remove spec.training.conditioning, or prepare it with spec.dataset.actions"
-        )
+    made, actions = Provenance.of(*folders), None
+    if args.require_actions:
+        described = args.dataset_dir / ACTIONS_FILE
+        made.inputs |= Provenance.of(*(args.dataset_dir / s / "actions" for s in SPLITS)).inputs
+        made.files = file_stamps([described])
+        if not described.is_file():
+            raise UserError(
+                f"{described}: there is no such file, so the data set has no actions: remove "
+                "spec.training.conditioning, or prepare it with spec.dataset.actions"
+            )
+        actions = ActionStatistics.read(described)
+    check(args.dataset_dir, report, args.min_frames, actions)
     require_held_out(args, args.dataset_dir, report.counts)
     return made, report.summary()
 

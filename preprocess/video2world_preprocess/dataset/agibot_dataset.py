@@ -13,8 +13,10 @@ from video2world_common.exit_codes import UserError
 from video2world_common.folder_locks import owned_folder
 from video2world_common.markers import Provenance, file_stamps
 from video2world_common.sharding import Shard
+from video2world_preprocess.actions.selection import ActionSelection
 from video2world_preprocess.archives.archive import Archive
 from video2world_preprocess.archives.tar_scan import Member
+from video2world_preprocess.dataset.agibot_actions import AgiBotActions, find_agibot_actions
 from video2world_preprocess.dataset.agibot_layout import AgiBotLayout, clip_prefix
 from video2world_preprocess.dataset.agibot_repository import AgiBotRepository
 from video2world_preprocess.dataset.captions import EpisodeCaptions
@@ -46,6 +48,18 @@ class AgiBotDataset:
     workers: int
     shard: Shard
     report: Report
+    selection: ActionSelection | None = None
+
+    @cached_property
+    def actions(self) -> AgiBotActions | None:
+        """The actions to write for every window.
+
+        Raises:
+            UserError: there are none, or no such fields.
+        """
+        if self.selection is None:
+            return None
+        return find_agibot_actions(self.selection, self.layout, self.task_ids)
 
     @property
     def layout(self) -> AgiBotLayout:
@@ -83,6 +97,10 @@ class AgiBotDataset:
             made = Provenance.of(*map(self.layout.observations, self.task_ids))
             made.files = file_stamps(map(self.layout.task_info, self.task_ids))
         made.files |= file_stamps([self.caption_file or self.layout.default_caption_file])
+        if self.actions is not None:
+            tasks = [self.layout.proprio(task, 0).parent.parent for task in self.task_ids]
+            folders = (path.parent for top in tasks for path in top.glob("*/proprio_stats.h5"))
+            made.inputs |= Provenance.of(*sorted(map(str, folders))).inputs
         return made
 
     def lock(self) -> contextlib.AbstractContextManager[dict[str, dict[str, Any]]]:
@@ -96,6 +114,7 @@ class AgiBotDataset:
             "caption_file": str(self.caption_file or ""),
             **({"val_percent": self.val_percent} if self.val_percent else {}),
             **asdict(self.settings),
+            **(self.selection.settings() if self.selection else {}),
         }
         if self.repository.local:
             settings["path"] = str(self.layout.data_dir)
@@ -143,7 +162,8 @@ class AgiBotDataset:
         if captions is None:
             return None
         name, split = clip_prefix(task, episode), self._split(episode)
-        return Source(name, "episode", path, split, captions, origin, temporary)
+        digest = self.actions.digest(task, episode) if self.actions else ""
+        return Source(name, "episode", path, split, captions, origin, temporary, digest)
 
     def check_validation(self, known: set[int], without_camera: Iterable[int] = ()) -> None:
         """Check that all validation episodes are ``known``.

@@ -38,6 +38,10 @@ class AgiBotLayout:
         """Return the path of a task's descriptions of episodes."""
         return self.data_dir / "task_info" / f"task_{task}.json"
 
+    def proprio(self, task: int, episode: int) -> Path:
+        """Return the path of an episode's joint angles, poses and commands."""
+        return self.data_dir / "proprio_stats" / str(task) / str(episode) / "proprio_stats.h5"
+
     @property
     def default_caption_file(self) -> Path:
         """The caption file that is used if it exists and no other is specified."""

@@ -15,7 +15,9 @@ from video2world_preprocess.archives.tar_scan import Member
 from video2world_preprocess.dataset.agibot_dataset import AgiBotDataset
 from video2world_preprocess.dataset.agibot_layout import clip_prefix
 from video2world_preprocess.dataset.merge import merge_records
+from video2world_preprocess.dataset.source import Source
 from video2world_preprocess.dataset.splitter import Splitter, split_all
+from video2world_preprocess.dataset.window_actions import write_actions
 
 __all__ = ["extract", "prepare", "split"]
 
@@ -48,8 +50,8 @@ def prepare(data: AgiBotDataset, made: Provenance) -> tuple[Listings, dict[str, 
             extraction.run(data.report.stage)
         found = {task: e.members(data.report) for task, e in extractions.items()}
         splitter.wait()
-        names: list[str] = []
         episodes: set[int] = set()
+        finished: list[Source] = []
         without_camera: set[int] = set()
         for task, members in found.items():
             if members is None:
@@ -58,14 +60,18 @@ def prepare(data: AgiBotDataset, made: Provenance) -> tuple[Listings, dict[str, 
                 raise data.no_video_error(task, extractions[task].cameras)
             without_camera |= _drop_without_camera(data, task, extractions[task])
             episodes |= {member.episode for _, member in members}
-            finished = _finished_episodes(data, task, members, splitter)
-            if finished is None:
+            of_task = _finished_episodes(data, task, members, splitter)
+            if of_task is None:
                 return None
-            names += finished
+            finished += of_task
+        splitter.tally.removed_windows += write_actions(
+            data.folder, finished, data.actions, data.workers, data.report
+        )
         data.check_validation(episodes, without_camera)
         shutil.rmtree(data.temporary_folder.parent, ignore_errors=True)
         data.report.counts["transferred_bytes"] = data.repository.transferred
-        return merge_records(data.folder, names, data.report, splitter.tally)
+        names = [source.name for source in finished]
+        return merge_records(data.folder, names, data.report, splitter.tally, data.actions)
 
 
 def _extraction(
@@ -87,9 +93,9 @@ def _extraction(
 
 def _finished_episodes(
     data: AgiBotDataset, task: int, members: list[tuple[Archive, Member]], splitter: Splitter
-) -> list[str] | None:
-    """Return the names of a task's episodes that were cut; None while another shard cuts one."""
-    names = []
+) -> list[Source] | None:
+    """Return a task's episodes that were cut; None while another shard cuts one."""
+    found = []
     for episode in sorted({member.episode for _, member in members}):
         copies = [
             data.archived_source(task, archive, member)
@@ -101,11 +107,11 @@ def _finished_episodes(
             data.report.note("episode", clip_prefix(task, episode), reason)
         if copies[0] is None:
             data.drop_episode(task, episode, data.captions.why_missing(task))
-        elif any(splitter.is_done(copy) for copy in copies if copy):
-            names.append(clip_prefix(task, episode))
+        elif done := [copy for copy in copies if copy and splitter.is_done(copy)]:
+            found.append(done[0])
         else:
             return None  # the shard that finishes it merges the records
-    return names
+    return found
 
 
 def _drop_without_camera(data: AgiBotDataset, task: int, extraction: Extraction) -> set[int]:
@@ -143,7 +149,15 @@ def split(data: AgiBotDataset, made: Provenance) -> tuple[Listings, dict[str, An
         else:
             sources.append(source)
     with data.lock() as made.owned:
-        return split_all(data.folder, sources, data.settings, data.workers, data.shard, data.report)
+        return split_all(
+            data.folder,
+            sources,
+            data.settings,
+            data.workers,
+            data.shard,
+            data.report,
+            data.actions,
+        )
 
 
 def extract(data: AgiBotDataset) -> None:

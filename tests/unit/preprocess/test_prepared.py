@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from video2world_common.exit_codes import UserError
 from video2world_preprocess import prepared
@@ -69,3 +71,39 @@ def test_wrong_layouts_are_user_errors(tmp_path: Path, capfd: pytest.CaptureFixt
     (tmp_path / "train" / "metas").mkdir()
     assert prepared.main(["--dataset_dir", str(tmp_path)]) == 2
     assert "no usable clip in train" in capfd.readouterr().err
+
+
+def test_required_actions_are_checked_for_every_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dataset_dir", str(tmp_path), "--require_actions"]
+    for name in ("good", "short", "wide", "bad", "none"):
+        clip(tmp_path, "train", name)
+    assert prepared.main(flags) == 2
+    assert "actions.json: there is no such file, so the data set has no" in capsys.readouterr().err
+    numbers = {key: [1.0, 2.0] for key in ("mean", "std", "min", "max", "offset", "scale")}
+    described = {"format": 1, "names": ["a", "b"], "representation": "absolute", "source": ""}
+    (tmp_path / "actions.json").write_text(
+        json.dumps(described | {"fps": 10, "rows": 19} | numbers)
+    )
+    (tmp_path / "train/actions").mkdir()
+    for name, rows in (
+        ("good", np.zeros((19, 2), np.float32)),
+        ("short", np.zeros((18, 2), np.float32)),
+        ("wide", np.zeros((19, 3), np.float32)),
+        ("bad", np.full((19, 2), np.nan, np.float32)),
+    ):
+        save_file({"actions": rows}, tmp_path / f"train/actions/{name}.safetensors")
+    assert prepared.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "train windows: 1" in out
+    for reason in (
+        "short.safetensors: 18 rows for 20 frames, 19 are needed: fewer actions than frames",
+        "wide.safetensors: 3 values per row, 2 in actions.json",
+        "bad.safetensors: row 0: value 0 is nan",
+        "none.safetensors: there is no such file",
+    ):
+        assert reason in out
+    (tmp_path / "actions.json").write_text("{}")
+    assert prepared.main(flags) == 2
+    assert "is not a description of actions" in capsys.readouterr().err
