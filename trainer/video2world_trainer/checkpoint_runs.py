@@ -29,6 +29,7 @@ __all__ = [
     "checkpoint_flags",
     "infer",
     "refuse_reserved_flags",
+    "run_worker",
     "sample_task",
     "select_checkpoints",
 ]
@@ -241,25 +242,48 @@ def infer(
     Raises:
         SystemExit: the process failed otherwise, with its exit code.
     """
-    # variables of the stage, which is this process and not its children
-    hidden = ("V2W_INPUTS_HASH", "V2W_LATER_STAGES")
-    env = {name: value for name, value in os.environ.items() if name not in hidden}
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as batch:
         json.dump([task.entry for task in todo], batch)
         batch.flush()
         argv = [*INFERENCE, "--dit_path", str(checkpoint.path), "--batch_input_json", batch.name]
         argv += [*flags, *checkpoint.flags]
-        child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
-        try:
-            refusal = _follow(child, {str(one.output): one for one in todo}, on_event)
-            code = child.wait()
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    child.kill()
+        tasks = {str(one.output): one for one in todo}
+
+        def finish(kind: str, event: dict[str, Any]) -> None:
+            if kind == "sample" and (task := tasks.get(str(event.get("path")))) is not None:
+                task.finish()
+            on_event(kind, event)
+
+        return run_worker(argv, finish)
+
+
+def run_worker(argv: Sequence[str], on_event: Callable[[str, dict[str, Any]], None]) -> str | None:
+    """Run a worker as a part of this stage; it ends with this process.
+
+    Args:
+        argv: the command.
+        on_event: called with the kind and the fields of its events but the last.
+
+    Returns:
+        Why the command refused its input; None if it did not.
+
+    Raises:
+        SystemExit: it failed otherwise, with its exit code.
+    """
+    # variables of the stage, which is this process and not its children
+    hidden = ("V2W_INPUTS_HASH", "V2W_LATER_STAGES")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
+    try:
+        refusal = _follow(child, on_event)
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
     if code == EXIT_USER_ERROR:
         return refusal or "see the log"
     if code:
@@ -267,12 +291,8 @@ def infer(
     return None
 
 
-def _follow(
-    child: subprocess.Popen[bytes],
-    todo: dict[str, SampleTask],
-    on_event: Callable[[str, dict[str, Any]], None],
-) -> str:
-    """Forward the output of an inference process; return the message of its failure, if any."""
+def _follow(child: subprocess.Popen[bytes], on_event: Callable[[str, dict[str, Any]], None]) -> str:
+    """Forward the output of a worker; return the message of its failure, if any."""
     refusal = ""
     assert child.stdout is not None
     for raw in child.stdout:
@@ -287,8 +307,6 @@ def _follow(
             case "finished" | "skipped":
                 pass
             case str(kind):
-                if kind == "sample" and (task := todo.get(str(event.get("path")))) is not None:
-                    task.finish()
                 on_event(kind, event)
     return refusal
 

@@ -3,7 +3,8 @@
 Each clip is generated from the first frames of a held-out window, by the base weights and by each
 checkpoint with the same noise, and compared with the window's own continuation. Clips that exist
 already are kept. The table is written to ``evaluation.json``, ``evaluation.csv`` and ``clips.csv``
-in ``--save_dir``, and shown on the results page.
+in ``--save_dir``, and shown on the results page. Of an action-conditioned checkpoint, it is also
+measured whether it follows its actions (video2world_trainer.action_losses).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from video2world_trainer.checkpoint_runs import (
     sample_task,
     select_checkpoints,
 )
+from video2world_trainer.evaluation.action_run import measure_actions, reads_actions
 from video2world_trainer.evaluation.base_weights import initial_weights
 from video2world_trainer.evaluation.held_out import HeldOutWindows, choose_windows
 from video2world_trainer.evaluation.measured_clips import MeasuredClips, has_reference
@@ -85,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--save_dir", type=Path, required=True, help="such as results/<job>/evaluation")
     add("--seed", type=int, default=0, help="seed of the noise, with the window's name")
+    add(
+        "--fail_when_actions_ignored",
+        action="store_true",
+        help="end with code 2 if the last checkpoint does not follow its actions",
+    )
     return flags
 
 
@@ -205,6 +212,19 @@ class _Evaluation:
                 say(f"{model.label}: {refusal}")
 
 
+def _require_followed(actions: Mapping[str, Any] | None) -> None:
+    """Check the verdict of the action gate.
+
+    Raises:
+        UserError: the actions are not followed, or that is unknown.
+    """
+    field = "--fail_when_actions_ignored (spec.evaluation.failWhenActionsIgnored)"
+    if actions is None:
+        raise UserError(f"{field}: the last checkpoint was trained without actions")
+    if not actions["followed"]:
+        raise UserError(f"{field}: {actions['text']}")
+
+
 def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     refuse_reserved_flags(args.flags)
     if args.samples < 1:
@@ -234,12 +254,21 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
         table["lpips_weights"] = {"path": str(args.lpips_weights), "sha256": digest}
     for name, why in table["skipped_metrics"].items():
         say(f"note: {METRICS[name].label} is left out: {why}")
+    if reads_actions(models[-1]):
+        table["actions"] = measure_actions(models[-1], args)
     written = write_table(args.save_dir, table)
     written += clips.write_strips(args.save_dir / "strips", geometry or "crop")
     write_page(args.save_dir.parent, args.run_folder.parent)
     verdict = {name: value for name, value in table["answer"].items() if value is not None}
     say(verdict["text"])
+    if "actions" in table:
+        say(table["actions"]["text"])
+        if table["actions"]["followed"] is not None:
+            names = ("followed", "lift", "low", "high", "clips", "text")
+            verdict["actions"] = {name: table["actions"][name] for name in names}
     emit("evaluation", os.environ.get("V2W_STAGE", "evaluation"), **verdict)
+    if args.fail_when_actions_ignored:
+        _require_followed(table.get("actions"))
     every = [task for tasks in evaluation.tasks.values() for task in tasks]
     written += [path for task in every if task.done for path in task.outputs]
     return provenance.left(written, timed=True), {

@@ -34,7 +34,7 @@ from video2world_trainer.generation.quality_metrics import lpips
 from video2world_trainer.generation.requests import SampleRequest, parse_requests
 from video2world_trainer.model.presets import PRESETS
 
-__all__ = ["main", "parser"]
+__all__ = ["device_of", "main", "parser"]
 
 NOT_INCLUDED = (  # the guide's flags for components that this project does not have
     "disable_guardrail",
@@ -211,7 +211,8 @@ def _note_flags_without_effect(
         say("note: --approximate: most network evaluations are extrapolated, not computed")
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """Return the device of ``--device``; raise UserError if it cannot be used."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
@@ -326,7 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return launch.main([*flags, "video2world_trainer.inference", *argv])
 
     def work() -> tuple[Provenance, Mapping[str, Any]]:
-        world = join(on_cpu=args.device == "cpu") if ranked else World(device=_device(args.device))
+        world = (
+            join(on_cpu=args.device == "cpu") if ranked else World(device=device_of(args.device))
+        )
         if ranked and args.device not in (None, "cpu", "cuda"):
             say(f"note: --device {args.device} has no effect with --num_gpus: each rank has a GPU")
         try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from video2world_common.files import read_json, write_json, write_text
 from video2world_preprocess.video.reader import read_frames
+from video2world_trainer.evaluation.action_gate import VARIANTS
 from video2world_trainer.generation.contact_sheet import write_contact_sheet
 
 __all__ = ["FOLDER", "TABLE", "read_table", "write_strip", "write_table"]
@@ -23,6 +24,8 @@ TABLE = "evaluation.json"
 def write_table(folder: Path, table: Mapping[str, Any]) -> list[Path]:
     """Write ``evaluation.json``, ``evaluation.csv`` (rows) and ``clips.csv`` (clips).
 
+    With the losses of the action gate also ``actions.csv``.
+
     Returns:
         The files written.
     """
@@ -30,6 +33,11 @@ def write_table(folder: Path, table: Mapping[str, Any]) -> list[Path]:
     write_json(paths[0], table)
     write_text(paths[1], _rows_as_csv(table["rows"]))
     write_text(paths[2], _clips_as_csv(table["clips"], table["metrics"]))
+    if losses := table.get("actions", {}).get("losses"):
+        paths.append(folder / "actions.csv")
+        kinds = [name for name in VARIANTS if name in losses]
+        lines = zip(table["actions"]["names"], *(losses[name] for name in kinds), strict=True)
+        write_text(paths[-1], _csv(["clip", *kinds], [list(line) for line in lines]))
     return paths
 
 

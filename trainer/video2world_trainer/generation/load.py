@@ -33,7 +33,7 @@ from video2world_trainer.model.sparse_attention import why_unsupported
 from video2world_trainer.model.sparse_kernels import sparse_for
 from video2world_trainer.model.state_dict import fitting_weights
 
-__all__ = ["load_pipeline"]
+__all__ = ["empty_network", "load_pipeline", "loaded_network"]
 
 
 def load_pipeline(
@@ -56,7 +56,7 @@ def load_pipeline(
         raise UserError(
             "--batch_input_json: guidance 0 and above it in one batch need --num_gpus 1"
         )
-    skeleton = _skeleton(chosen.dit)
+    skeleton = empty_network(chosen.dit)
     parameters = sum(one.numel() for one in skeleton.parameters())
     if world.device.type == "cpu":
         warn_of_cpu_time(chosen, parameters, clip.tokens, requests, force=args.force)
@@ -93,7 +93,9 @@ def load_pipeline(
         encoders.vae.prepare_to_decode(4 if offload else 16)
     on_gpu = world.device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    net = _network(chosen.dit, weights, torch.device("cpu") if offload else world.device, dtype)
+    net = loaded_network(
+        chosen.dit, weights, torch.device("cpu") if offload else world.device, dtype
+    )
     choice = select_for("auto", world.device, dtype)
     attend: Attend | Sequence[Attend] = choice.attend
     attention = choice.name
@@ -137,13 +139,13 @@ def _embed_prompts(
     return prompts
 
 
-def _skeleton(dit: DiTConfig) -> VideoDiT:
+def empty_network(dit: DiTConfig) -> VideoDiT:
     """Create the network without memory for its weights."""
     with torch.device("meta"):
         return VideoDiT(dit)
 
 
-def _network(
+def loaded_network(
     dit: DiTConfig, weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
 ) -> VideoDiT:
     """Create the network on ``device``, moving one tensor at a time: there is no second copy.
@@ -155,6 +157,6 @@ def _network(
     state = {name: one.to(device) for name, one in buffers.items()}
     for name in list(weights):
         state[name] = weights.pop(name).to(device, dtype)
-    net = _skeleton(dit)
+    net = empty_network(dit)
     net.load_state_dict(state, strict=True, assign=True)
     return net.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from video2world_trainer.evaluation.action_gate import VARIANTS
 from video2world_trainer.evaluation.report import FOLDER
 from video2world_trainer.evaluation.table import METRICS
 from video2world_trainer.results.rendering import render
@@ -51,6 +52,7 @@ def _variables(table: Mapping[str, Any]) -> dict[str, Any]:
             for row in table["rows"]
         ],
         "notes": _notes(table),
+        "actions": _actions(table["actions"]) if "actions" in table else None,
         "shown": strips[:OPEN_STRIPS],
         "folded": strips[OPEN_STRIPS:],
     }
@@ -72,6 +74,29 @@ def _cell(metric: str, found: Mapping[str, Any]) -> dict[str, str]:
             low, high = (f"{difference[end]:+.{kind.digits}f}" for end in ("low", "high"))
             cell["difference"] += f" ({low} to {high})"
     return cell
+
+
+def _actions(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the action gate's sentence, its rows of losses, and how much videos differ."""
+    verdict = {True: "better", False: "worse", None: "unclear"}[found["followed"]]
+    rows = []
+    losses = found.get("variants", {})
+    for name, one in ((name, losses[name]) for name in VARIANTS if name in losses):
+        lift, interval = "", ""
+        if name != "true":
+            lift = f"{one['lift']:+.1%}"
+            if one["low"] is not None:
+                interval = f"{one['low']:+.1%} to {one['high']:+.1%}"
+        rows.append((VARIANTS[name], f"{one['loss']:.4f}", lift, interval))
+    motion = found.get("motion") or {}
+    note = ""
+    if motion.get("ratio") is not None:
+        note = (
+            f"Videos from one first frame under {motion['sequences']} sequences of actions differ "
+            f"by {motion['by_actions']:.3f} (root mean square of latents), videos of different "
+            f"seeds under the same actions by {motion['by_seed']:.3f}: {motion['ratio']:.1f} times."
+        )
+    return {"text": found["text"], "verdict": verdict, "rows": rows, "note": note}
 
 
 def _clip_figures(values: Mapping[str, Any], metrics: list[str], checkpoint: str) -> str:
