@@ -24,6 +24,7 @@ from hub_server import (
 )
 from lerobot_datasets import TOP, WRIST, Dataset
 from lerobot_runs import FLAGS, windows
+from video2world_preprocess.actions.sequence import read_actions
 
 REPO = "robots/toy"
 
@@ -87,6 +88,27 @@ def test_only_the_files_of_the_wanted_episodes_are_transferred(
     assert [path for path in hub.sent if path.endswith(".mp4")] == [
         f"videos/{TOP}/chunk-000/file-001.mp4"
     ]
+
+
+def test_actions_are_read_from_data_files_that_are_transferred_once(
+    hub: HubServer, toy: Path, tmp_path: Path
+) -> None:
+    flags = ("--actions", "observation.state", "--action_names", "observation.state_1")
+    code, _, err = run(hub, tmp_path, *flags)
+    assert code == 0, err
+    data = "data/chunk-000/file-000.parquet"
+    assert hub.sent[data] == (toy / data).stat().st_size
+    found = sorted((tmp_path / "out/train/actions").iterdir())
+    assert [path.stem for path in found] == sorted(
+        path.stem for path in (tmp_path / "out/train/videos").iterdir()
+    )
+    assert {float(value) for path in found for value in read_actions(path)[:, 0]} == {0.5}
+    described = json.loads((tmp_path / "out/actions.json").read_text())
+    assert (described["std"], described["scale"]) == ([0.0], [1.0])  # a constant is not divided
+    assert not (tmp_path / "out/.lerobot").exists()
+    hub.sent.clear()
+    assert run(hub, tmp_path, "--actions", "observation.state", *flags[2:], "timestamp")[0] == 2
+    assert not [path for path in hub.sent if path.endswith(".mp4")]
 
 
 def test_an_interrupted_run_resumes(hub: HubServer, toy: Path, tmp_path: Path) -> None:
