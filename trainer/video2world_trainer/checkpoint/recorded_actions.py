@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from video2world_common.action_statistics import ActionStatistics
+from video2world_common.per_clip_actions import REPOSITORY, WEIGHTS_FILE
 from video2world_trainer.model.action_conditioning import (
     ACTION_KINDS,
     PUBLISHED_ROWS,
@@ -16,9 +17,7 @@ from video2world_trainer.model.action_conditioning import (
 
 __all__ = ["PUBLISHED_FILE", "RecordedActions", "published_actions"]
 
-PUBLISHED_FILE = (
-    "checkpoints/nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned/model-480p-4fps.pt"
-)
+PUBLISHED_FILE = f"checkpoints/{REPOSITORY}/{WEIGHTS_FILE}"
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ def published_actions(path: Path) -> RecordedActions | None:
     times 20), and how far it is closed. Ranges of its training data are not published; the
     statistics are the normalisation's.
     """
-    if path.name != Path(PUBLISHED_FILE).name:
+    if path.name != WEIGHTS_FILE:
         return None
     scale = (20.0,) * 6 + (1.0,)
     statistics = ActionStatistics(
         names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
         representation="relative_pose",
-        source="nvidia/Cosmos-Predict2-2B-Sample-Action-Conditioned",
+        source=REPOSITORY,
         fps=4.0,
         rows=1,
         mean=(0.0,) * 7,

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video2world_common.per_clip_actions import FRAMES
+
 __all__ = [
     "ACTION_KINDS",
     "EMBEDDERS",
@@ -25,6 +27,7 @@ __all__ = [
     "ActionEmbedder",
     "ActionKind",
     "is_action_parameter",
+    "is_text_parameter",
 ]
 
 ActionKind = Literal["per_frame", "per_clip"]
@@ -34,8 +37,13 @@ ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 the weights' shape, and no captions."""
 
 ROWS_PER_FRAME = 4  # of actions for each latent frame but the first: its pixel frames
-PUBLISHED_ROWS = 12  # of actions in a clip of the published network, which has 13 frames
+PUBLISHED_ROWS = FRAMES - 1  # of actions in a clip of the published network
 EMBEDDERS = ("action_embedder_B_D", "action_embedder_B_3D")  # modules of the network
+
+
+def is_text_parameter(name: str) -> bool:
+    """Return whether the network's parameter ``name`` belongs to cross-attention to a caption."""
+    return ".cross_attn." in name or ".adaln_modulation_cross_attn." in name
 
 
 def is_action_parameter(name: str) -> bool:

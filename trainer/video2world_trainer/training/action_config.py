@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from video2world_common.exit_codes import UserError
-from video2world_trainer.model.action_conditioning import PUBLISHED_ROWS
+from video2world_common.per_clip_actions import FRAME_SIZE, FRAMES
 from video2world_trainer.training.config_setting import setting
 
 __all__ = ["ActionConfig", "require_published_clip", "settings_of_kind"]
 
-PUBLISHED_FRAMES = PUBLISHED_ROWS + 1
-PUBLISHED_SIZE = (480, 640)  # height, width
 _KEY = "model.action_conditioning=per_clip"
 
 
@@ -38,8 +36,8 @@ def settings_of_kind(kind: str, size: str) -> dict[str, Any]:
     """Return the fields that follow from a kind of action conditioning and the model size."""
     if kind != "per_clip":
         return {}
-    clip: dict[str, Any] = {"num_frames": PUBLISHED_FRAMES}
-    return clip if size == "Tiny" else clip | {"video_size": PUBLISHED_SIZE}
+    clip: dict[str, Any] = {"num_frames": FRAMES}
+    return clip if size == "Tiny" else clip | {"video_size": FRAME_SIZE}
 
 
 def require_published_clip(size: str, num_frames: int, sizes: list[tuple[int, ...]]) -> None:
@@ -53,10 +51,10 @@ def require_published_clip(size: str, num_frames: int, sizes: list[tuple[int, ..
     Raises:
         UserError: they are others, and weights for them do not exist.
     """
-    if num_frames != PUBLISHED_FRAMES:
+    if num_frames != FRAMES:
         raise UserError(
             f"dataloader_train.dataset.num_frames={num_frames}: {_KEY} has clips of "
-            f"{PUBLISHED_FRAMES} frames, a number that is part of its weights; leave it out, or "
+            f"{FRAMES} frames, a number that is part of its weights; leave it out, or "
             "set model.action_conditioning=per_frame"
         )
     if size == "Tiny":
@@ -66,9 +64,9 @@ def require_published_clip(size: str, num_frames: int, sizes: list[tuple[int, ..
             f"model.size={size}: {_KEY} is published for 2B only; set "
             "model.action_conditioning=per_frame"
         )
-    other = next((one for one in sizes if one != PUBLISHED_SIZE), None)
+    other = next((one for one in sizes if one != FRAME_SIZE), None)
     if other is not None:
         raise UserError(
             f"dataloader_train.dataset.video_size={list(other)}: {_KEY} was trained on frames of "
-            f"{list(PUBLISHED_SIZE)}; leave it out, or set model.action_conditioning=per_frame"
+            f"{list(FRAME_SIZE)}; leave it out, or set model.action_conditioning=per_frame"
         )

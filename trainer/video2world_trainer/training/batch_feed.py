@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from video2world_common.action_statistics import ACTIONS_FILE, ActionStatistics
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_trainer.checkpoint.recorded_actions import RecordedActions
@@ -60,7 +61,10 @@ class BatchFeed:
                 self._by_size[phase.video_size] = dataset
         self.held_out: LatentDataset | None = None
         if config.run_validation:
-            self.held_out = build(phases[-1], _held_out_folder(config, phases[-1]))
+            folder = _held_out_folder(config, phases[-1])
+            if actions is not None:
+                _require_same_actions(folder, actions)
+            self.held_out = build(phases[-1], folder)
         self.encode: Callable[[Tensor], Tensor] | None = None  # of pixels, without latents
         if config.encode:
             path = config.vae_path or f"{PRESETS[config.size].base_folder}/tokenizer"
@@ -125,6 +129,20 @@ def _build_dataset(
         latents=phase.latents,
         actions=actions.statistics if actions else None,
     )
+
+
+def _require_same_actions(split: Path, actions: RecordedActions) -> None:
+    """Check that held-out windows have the actions of the run; another data set may not."""
+    path, known = split.parent / ACTIONS_FILE, actions.statistics
+    if not path.is_file():
+        return
+    found = ActionStatistics.read(path)
+    if (found.names, found.representation) != (known.names, known.representation):
+        raise UserError(
+            f"dataloader_val.dataset.dataset_dir={split}: its actions are "
+            f"{', '.join(found.names)} ({found.representation}), those of training "
+            f"{', '.join(known.names)} ({known.representation}): prepare it with the same actions"
+        )
 
 
 def _held_out_folder(config: TrainConfig, phase: Phase) -> Path:

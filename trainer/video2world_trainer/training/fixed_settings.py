@@ -130,6 +130,9 @@ FIXED: Mapping[str, Fixed] = {
     "model.config.pipe_config.conditioner.": Fixed(
         "dropout applies to text only: set model.config.pipe_config.conditioner.text.dropout_rate"
     ),
+    "model.config.pipe_config.net.action_dim": Fixed(
+        "actions.json of the data set has the dimension: set model.action_conditioning", ("84",)
+    ),
     "model.config.pipe_config.net.sac_config.": Fixed("set model.config.keep_activations"),
     "model.config.pipe_config.net.natten_parameters": Fixed(
         "set model.attention_pattern=sparse for the published patterns"

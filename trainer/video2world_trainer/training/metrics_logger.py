@@ -14,7 +14,10 @@ from video2world_common.exit_codes import UserError
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
 from video2world_trainer.checkpoint.validation_record import ValidationResult, best_result
 from video2world_trainer.distributed.parallelize import ParallelMesh
-from video2world_trainer.model.action_conditioning import is_action_parameter
+from video2world_trainer.model.action_conditioning import (
+    is_action_parameter,
+    is_text_parameter,
+)
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import step_flops
 from video2world_trainer.training.config import TrainConfig
@@ -56,10 +59,7 @@ class MetricsLogger:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
         self._clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
-        # action embedders work on a few vectors per clip, not on its tokens
-        parameters = sum(
-            one.numel() for name, one in net.named_parameters() if not is_action_parameter(name)
-        )
+        parameters = _token_parameters(net)
         lora = config.architecture == "lora"
         self._flops = {  # of an iteration
             one: self._clips
@@ -247,6 +247,20 @@ class MetricsLogger:
         memory = torch.cuda.max_memory_allocated(device) / 2**30
         numbers["peak_memory_gib"] = round(memory, 2)
         return numbers
+
+
+def _token_parameters(net: VideoDiT) -> int:
+    """Count the parameters that tokens are multiplied with.
+
+    Those of action embedders are not, nor are those of cross-attention without captions.
+    """
+    actions = net.config.actions
+    uses_text = actions is None or actions.uses_text
+    return sum(
+        one.numel()
+        for name, one in net.named_parameters()
+        if not is_action_parameter(name) and (uses_text or not is_text_parameter(name))
+    )
 
 
 def _tensorboard_writer(config: TrainConfig) -> SummaryWriter:

@@ -12,6 +12,7 @@ from video2world_common.exit_codes import UserError
 from video2world_trainer.checkpoint.recorded_actions import PUBLISHED_FILE, RecordedActions
 from video2world_trainer.checkpoint.run_config import RunConfig, attention_pattern
 from video2world_trainer.distributed.process_group import World
+from video2world_trainer.model.action_conditioning import is_text_parameter
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.lora import AdapterFacts, inject
 from video2world_trainer.model.presets import PRESETS
@@ -92,12 +93,11 @@ def build_network(
 
 def _download(config: TrainConfig) -> str:
     """Return the command that downloads a run's base weights."""
+    command = f"python -m video2world_preprocess.download --model_sizes {config.size}"
     if not config.reads_text:
-        folder = Path(PUBLISHED_FILE).parent
-        return f"hf download nvidia/{folder.name} --local-dir {folder}"
+        return f"{command} --model_types sample_action_conditioned --checkpoint_dir checkpoints"
     return (
-        "python -m video2world_preprocess.download --model_types video2world "
-        f"--model_sizes {config.size} --fps {config.fps} "
+        f"{command} --model_types video2world --fps {config.fps} "
         f"--resolution {config.resolution.removesuffix('p')} --checkpoint_dir checkpoints"
         f"{' --natten' if config.attention_pattern == 'sparse' else ''}"
     )
@@ -118,7 +118,7 @@ def _freeze_cross_attention(net: VideoDiT) -> None:
     It adds exactly zero, so its gradients are zero: weight decay alone would change it.
     """
     for name, parameter in net.named_parameters():
-        if ".cross_attn." in name or ".adaln_modulation_cross_attn." in name:
+        if is_text_parameter(name):
             parameter.requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from typing import cast
 from video2world_common.action_statistics import ACTIONS_FILE, ActionStatistics
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
+from video2world_common.per_clip_actions import DIMENSION
 from video2world_trainer.checkpoint.folder import CheckpointFolder
 from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.checkpoint.run_config import RunConfig, actions_of
@@ -19,7 +20,6 @@ from video2world_trainer.training.network import initial_weights_path
 
 __all__ = ["actions_of_run"]
 
-PUBLISHED_DIMENSION = 7
 _KEY = "model.action_conditioning"
 _REPRESENTATIONS = {"absolute": "Absolute", "relative_pose": "RelativePose"}
 
@@ -87,10 +87,10 @@ def _data_folder(config: TrainConfig) -> Path:
 
 
 def _require_published(found: ActionStatistics, path: Path) -> None:
-    if found.dimension != PUBLISHED_DIMENSION:
+    if found.dimension != DIMENSION:
         raise UserError(
             f"{path}: {found.dimension} numbers per action; {_KEY}=per_clip reads "
-            f"{PUBLISHED_DIMENSION} (pose and gripper); set {_KEY}=per_frame for any number"
+            f"{DIMENSION} (pose and gripper); set {_KEY}=per_frame for any number"
         )
 
 

@@ -1,6 +1,8 @@
 """Training with actions: data and clips line up, runs resume exactly, mistakes are refused."""
 
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 from tiny_actions import ACTIONS, add_actions, statistics, write_actions, write_statistics
 from tiny_training import (
     JOB,
+    SETTINGS,
     SHAPE,
     add_window,
     events,
@@ -24,16 +27,21 @@ from video2world_preprocess.latents import clip_starts
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.dcp import read_full_tensors
 from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.checkpoint.run_config import RunConfig, actions_of
+from video2world_trainer.distributed.process_group import World
+from video2world_trainer.training.checkpointer import describe_run
 from video2world_trainer.training.clip_losses import ClipLosses, evaluations
 from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.dataset import LatentDataset, VideoDataset, collate
-from video2world_trainer.training.loss import NoiseDistribution, training_loss
+from video2world_trainer.training.loss import NoiseDistribution, NoiseSample, training_loss
 from video2world_trainer.training.network import initial_weights_path
+from video2world_trainer.training.run_actions import actions_of_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = ["trainer.max_iter=6", "checkpoint.save_iter=3"]
+PER_CLIP = ["model.action_conditioning=per_clip", "dataloader_train.dataset.num_frames=13"]
 DIT = "model.config.model_manager_config.dit_path="
 
 
@@ -118,7 +126,7 @@ def test_a_window_with_unusable_actions_is_left_out_and_named(
 
 def test_the_log_counts_and_names_windows_without_actions(here, acted):
     (acted / "datasets/d/train/actions/w3.safetensors").unlink()
-    code, out = here(acted, ACTIONS, *SHORT)
+    code, out = here(acted, ACTIONS, "trainer.max_iter=1")
     assert code == 0, out
     assert "4 windows with 8 clips" in out
     assert "1 windows left out" in out
@@ -181,10 +189,8 @@ def test_two_ranks_resume_exactly_after_kill_9(acted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_ranks_that_share_a_clip_train_like_one(here, acted, lora):
-    settings = [ACTIONS, "trainer.max_iter=3"]
-    settings += ["model.config.train_architecture=lora"] if lora else []
+def test_ranks_that_share_a_clip_train_like_one(here, acted):
+    settings = [ACTIONS, "trainer.max_iter=3", "model.config.train_architecture=lora"]
     _, alone = here(acted, *settings, "job.name=alone")
     two = ["model_parallel.context_parallel_size=2", "model.config.fsdp_shard_size=2"]
     code, out = run(acted, *settings, *two, ranks=2)
@@ -246,6 +252,19 @@ def test_resuming_keeps_the_statistics_of_the_checkpoint(here, acted):
     assert record.actions.statistics == statistics()
 
 
+@pytest.fixture
+def trained(acted, monkeypatch):
+    """The record of a run that was trained with actions, and nothing else of it."""
+    monkeypatch.chdir(acted)
+    model = acted / JOB / "model"
+    model.mkdir(parents=True)
+    config = read_config([*SETTINGS, ACTIONS])
+    description = describe_run(config, RecordedActions("per_frame", statistics()))
+    (model / "config.json").write_text(json.dumps(description))
+    (model / "iter_000000001.pt").touch()
+    return acted
+
+
 @pytest.mark.parametrize("starts_from", [False, True], ids=["resume", "start"])
 @pytest.mark.parametrize(
     ("changed", "message"),
@@ -260,18 +279,34 @@ def test_resuming_keeps_the_statistics_of_the_checkpoint(here, acted):
             "actions are RelativePose, but JOB was trained with Absolute",
         ),
         (None, "was trained with actions; set model.action_conditioning=per_frame"),
+        ("per_clip", "JOB was trained with per_frame; set model.action_conditioning=per_frame"),
     ],
 )
-def test_other_actions_than_the_checkpoints_are_refused(here, acted, changed, message, starts_from):
-    here(acted, ACTIONS, *SHORT, "trainer.max_iter=1")
+def test_other_actions_than_the_checkpoints_are_refused(trained, changed, message, starts_from):
     source = f"{JOB}/model/{'iter_000000001.pt' if starts_from else 'config.json'}"
-    settings = [f"{DIT}{source}", "job.name=next"] if starts_from else []
-    conditioning = [] if changed is None else [ACTIONS]
-    if changed is not None:
-        write_statistics(acted, changed)
-    code, out = here(acted, *conditioning, *SHORT, *settings)
-    assert code == 2, out
-    assert message.replace("JOB", source) in out
+    settings = [*SETTINGS, *([f"{DIT}{source}", "job.name=next"] if starts_from else [])]
+    if changed == "per_clip":
+        settings += PER_CLIP
+    elif changed is not None:
+        write_statistics(trained, changed)
+        settings.append(ACTIONS)
+    with pytest.raises(UserError, match=re.escape(message.replace("JOB", source))):
+        actions_of_run(read_config(settings), World())
+
+
+@pytest.mark.parametrize(("folder", "refused"), [("d", False), ("e", True)])
+def test_held_out_windows_have_the_same_actions(here, acted, folder, refused):
+    add_window(acted, "v0", torch.randn((2, *SHAPE)), "val")
+    add_actions(acted, split="val")
+    if refused:
+        shutil.copytree(acted / "datasets/d", acted / "datasets/e")
+        made = statistics(["right", "left", "grip"]).to_json()
+        (acted / "datasets/e/actions.json").write_text(json.dumps(made))
+    val = f"dataloader_val.dataset.dataset_dir=datasets/{folder}/val"
+    code, out = here(acted, ACTIONS, "trainer.run_validation=true", val, "trainer.max_iter=1")
+    assert code == (2 if refused else 0), out
+    assert len(events(out, "validation")) == (0 if refused else 2)
+    assert ("its actions are right, left, grip" in out) == refused
     assert "Traceback" not in out
 
 
@@ -298,12 +333,16 @@ def published_clips(tmp_path):
     return tmp_path
 
 
-PER_CLIP = ["model.action_conditioning=per_clip", "dataloader_train.dataset.num_frames=13"]
-
-
-def test_per_clip_trains_without_captions(here, published_clips):
+def test_per_clip_trains_without_captions_and_resumes_exactly(here, published_clips):
+    code, out = here(published_clips, *PER_CLIP, *SHORT, "job.name=whole")
+    assert code == 0, out
+    here(published_clips, *PER_CLIP, *SHORT, "trainer.max_iter=3")
     code, out = here(published_clips, *PER_CLIP, *SHORT)
     assert code == 0, out
+    whole = checkpoint(published_clips, 6, "whole")
+    assert all(
+        torch.equal(one, whole[name]) for name, one in checkpoint(published_clips, 6).items()
+    )
     model, start = checkpoint(published_clips, 6), checkpoint(published_clips, 3)
     assert model["net.action_embedder_B_D.fc1.weight"].shape == (512, 84)
     unused = "net.blocks.0.cross_attn.k_proj.weight"
@@ -343,18 +382,26 @@ def test_per_clip_has_the_published_settings_by_default():
     assert actions_of(Path("model-480p-16fps.pt"), RunConfig()) is None
 
 
-# --------------------------------------------------------------------- validation
+# --------------------------------------------------------------------- losses
 
 
-def test_validation_reads_actions(here, acted):
-    generator = torch.Generator().manual_seed(1)
-    add_window(acted, "v0", torch.randn((2, *SHAPE), generator=generator), "val")
-    add_actions(acted, split="val")
-    _, plain = here(acted, ACTIONS, *SHORT, "job.name=plain")
-    code, out = here(acted, ACTIONS, *SHORT, "trainer.run_validation=true")
-    assert code == 0, out
-    assert losses(out) == losses(plain)
-    assert len(events(out, "validation")) == 2
+def test_actions_stay_when_the_caption_is_dropped():
+    seen = []
+
+    def net(x, times, text, mask, *, actions):
+        seen.append((text, actions))
+        return x
+
+    actions = torch.randn(2, 4, 3)
+    noise = NoiseSample(
+        sigma=torch.ones(2),
+        noise=torch.randn(2, *SHAPE),
+        conditional=torch.ones(2, dtype=torch.int64),
+        keep_text=torch.tensor([True, False]),
+    )
+    training_loss(net, torch.randn(2, *SHAPE), torch.ones(2, 4, 8), noise, actions=actions)
+    assert torch.equal(seen[0][1], actions)
+    assert seen[0][0].mean(dim=(1, 2)).tolist() == [1, 0]
 
 
 def test_losses_compare_actions_at_equal_noise(acted):
