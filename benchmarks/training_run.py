@@ -240,20 +240,43 @@ def goals(cases: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def documented(text: str, record: dict[str, Any]) -> str:
-    """Return ``text`` with the record's table between its marks."""
-    rows = [
-        "| run | iteration, s | validation of 16 clips, s | its share |",
-        "| --- | --- | --- | --- |",
-    ]
+    """Return ``text`` with the record's tables between its marks."""
     cases = record["cases"]
+    measured = {
+        f"{one['nvidia_smi']} (name, driver, memory), PyTorch {one['torch']}, {one['date']}, "
+        f"commit {one['commit'][:12]}, `{one['command']}`.": None
+        for one in (case["machine"] for case in cases.values())
+    }
+    rows = [*measured, "", "| goal | measured | |", "| --- | --- | --- |"]
+    rows += [
+        f"| {one['goal']} | {one['measured']:.4g} | {'met' if one['met'] else 'missed'} |"
+        for one in record["goals"]
+    ]
+    rows += ["", "| run | iteration, s | validations of 16 clips, s |", "| --- | --- | --- |"]
     for name, label in (("phases", "dense"), ("sparse", "sparse")):
         for size in ("432x768", "704x1280"):
             if size in cases.get(name, {}):
-                one = cases[name]["validation"]
-                shown = (f"{one['seconds']:.0f}", f"{one['share_of_training_time']:.1%}")
-                last = shown if size == "704x1280" else ("", "")
+                times = cases[name]["validation"]["all_seconds"] if size == "704x1280" else []
+                shown = ", ".join(f"{one:.0f}" for one in times)
                 seconds = cases[name][size]["seconds"]
-                rows.append(f"| {label}, {size} | {seconds:.2f} | {last[0]} | {last[1]} |")
+                rows.append(f"| {label}, {size} | {seconds:.2f} | {shown} |")
+    for name, label in (("step", "without actions"), ("step_with_actions", "with actions")):
+        if "seconds" in cases.get(name, {}):
+            rows.append(f"| dense step alone, {label} | {cases[name]['seconds']:.2f} | |")
+    rows += [
+        "",
+        "| kernel, what blocks save (not compiled) | forward and backward, s | peak, GiB "
+        "| largest difference of a gradient to the first |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, one in cases.get("sparse_kernels", {}).items():
+        if "seconds" in one:
+            rows.append(
+                f"| {name} | {one['seconds']:.2f} | {one['peak_GiB']:.1f} "
+                f"| {one['largest_difference']:.1e} |"
+            )
+        elif "error" in one:
+            rows.append(f"| {name} | failed: {one['error'].split(': ')[0]} | | |")
     return between(MARKS, text, "\n".join(rows))
 
 
@@ -266,6 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     flags.add_argument("--commit", default="", help="commit, without a git repository")
     flags.add_argument("--json", type=Path, default=RESULTS)
+    flags.add_argument("--resume", action="store_true", help="keep the record of other cases")
     flags.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
     flags.add_argument("--case", help=argparse.SUPPRESS)
     flags.add_argument("--options", default="{}", help=argparse.SUPPRESS)
@@ -279,9 +303,12 @@ def main(argv: list[str] | None = None) -> int:
         record: dict[str, Any] = json.loads(args.json.read_text(encoding="utf-8"))
         DOCUMENT.write_text(documented(DOCUMENT.read_text(encoding="utf-8"), record), "utf-8")
         return 0
-    record = {"machine": machine(MODULE, args.commit), "cases": {}}
+    where = machine(MODULE, args.commit)
+    record = {"cases": {}}
+    if args.resume and args.json.exists():
+        record = json.loads(args.json.read_text(encoding="utf-8"))
     for name in args.only:
-        record["cases"][name] = run_case(name, MODULE)
+        record["cases"][name] = run_case(name, MODULE) | {"machine": where}
         record["goals"] = goals(record["cases"])
         write(args.json, record)
     print("\n".join(verdicts(record)))

@@ -34,14 +34,24 @@ def test_a_validation_may_take_five_percent(share: float, met: bool) -> None:
     assert goal["met"] is met
 
 
-def test_the_table_shows_the_validation_at_its_size() -> None:
-    one = {"seconds": 200.0, "share_of_training_time": 0.036}
-    cases = {"phases": {"432x768": {"seconds": 3.0}, "704x1280": {"seconds": 10.7}}}
-    cases["phases"]["validation"] = one
-    text = documented(f"a\n{MARKS[0]}\nold\n{MARKS[1]}\nb", {"cases": cases})
+def test_the_document_shows_every_case() -> None:
+    machine = dict.fromkeys(("nvidia_smi", "torch", "date", "command"), "X") | {"commit": "c" * 40}
+    cases: dict[str, dict[str, object]] = {
+        "phases": {"432x768": {"seconds": 3.0}, "704x1280": {"seconds": 10.7}},
+        "step": {"seconds": 10.5},
+        "sparse_kernels": {"natten, nothing": {"error": "OutOfMemoryError: 53 GiB"}},
+    }
+    cases["phases"]["validation"] = {"all_seconds": [200.4, 180.0], "share_of_training_time": 0.04}
+    cases = {name: one | {"machine": machine} for name, one in cases.items()}
+    record = {"cases": cases, "goals": goals(cases)}
+    text = documented(f"a\n{MARKS[0]}\nold\n{MARKS[1]}\nb", record)
     assert "old" not in text
-    assert "| dense, 432x768 | 3.00 |  |  |" in text
-    assert "| dense, 704x1280 | 10.70 | 200 | 3.6% |" in text
+    assert text.count("commit cccccccccccc,") == 1  # the same for all cases
+    assert "share of the time <= 0.05 | 0.04 | met |" in text
+    assert "| dense, 432x768 | 3.00 |  |" in text
+    assert "| dense, 704x1280 | 10.70 | 200, 180 |" in text
+    assert "| dense step alone, without actions | 10.50 | |" in text
+    assert "| natten, nothing | failed: OutOfMemoryError | | |" in text
 
 
 @pytest.mark.parametrize(("seconds", "met"), [(10.9, True), (11.0, False)])
