@@ -11,6 +11,7 @@ import torch
 from repository import ROOT
 from video2world_common.exit_codes import UserError
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
+from video2world_trainer.model.action_conditioning import ActionConditioning
 from video2world_trainer.model.attention_backends import BACKENDS, select_for
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import DiTConfig
@@ -61,10 +62,11 @@ def test_kernels_against_float64(name, queries, keys):
     assert max(errors(choice.cross_attention, given, gradient)) < 1e-2
 
 
-def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
+def step_with(keep, compiled, *, steps=3, backend="auto", offload=False, kind=None):
     device = torch.device("cuda")
     torch.manual_seed(0)
-    net = VideoDiT(CONFIG).to(device, BF16)
+    conditioning = ActionConditioning(kind, 7, 12 if kind == "per_clip" else None) if kind else None
+    net = VideoDiT(replace(CONFIG, actions=conditioning)).to(device, BF16)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() > 1:
@@ -79,14 +81,18 @@ def step_with(keep, compiled, *, steps=3, backend="auto", offload=False):
     randomness = replace(randomness, **{n: one.cuda() for n, one in vars(randomness).items()})
     latents = torch.randn(1, *CLIP, generator=generator).cuda()
     text = torch.randn(1, 32, 1024, generator=generator).cuda()
-    outcomes = [step(latents, text, randomness, 1e-4) for _ in range(steps)]
+    actions = torch.randn(1, 12, 7, generator=generator).cuda() if kind else None
+    outcomes = [step(latents, text, randomness, 1e-4, actions) for _ in range(steps)]
     return net, step, [(float(one.loss), float(one.gradient_norm)) for one in outcomes]
 
 
-@pytest.mark.parametrize("keep", ["products", "narrow"])
-def test_the_compiled_step_equals_the_plain_one(keep):
-    _, _, plain = step_with("all", False, backend="torch")
-    _, _, found = step_with(keep, True)
+@pytest.mark.parametrize(
+    ("keep", "kind"),
+    [("products", None), ("narrow", None), ("narrow", "per_frame"), ("products", "per_clip")],
+)
+def test_the_compiled_step_equals_the_plain_one(keep, kind):
+    _, _, plain = step_with("all", False, backend="torch", kind=kind)
+    _, _, found = step_with(keep, True, kind=kind)
     for (loss, norm), (expected, expected_norm) in zip(found, plain, strict=True):
         assert loss == pytest.approx(expected, rel=5e-3)
         assert norm == pytest.approx(expected_norm, rel=3e-2)
