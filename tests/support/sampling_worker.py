@@ -17,10 +17,12 @@ from video2world_trainer.generation.guidance_parallel import (
     shard_sample,
     splits_branches,
 )
+from video2world_trainer.model.action_conditioning import ActionConditioning
 from video2world_trainer.model.attention import sdpa
 
 torch.set_num_threads(1)
 CLIP = (1, 16, 3, 4, 6)  # three frames, which two ranks split unevenly
+ACTIONS = ActionConditioning("per_frame", 3)
 
 
 def twice(query, key, value):
@@ -33,16 +35,20 @@ def check(world: World, branches: int) -> None:
     given = torch.randn(CLIP, generator=generator)
     text = torch.randn(branches, 5, 32, generator=generator)
     mask, settings = conditioning_mask(given, 1), SamplingSettings(seed=1, steps=4, guidance=1.5)
-    alone = network().requires_grad_(False)
+    actions = torch.randn(1, 8, 3, generator=generator)
+    alone = network(actions=ACTIONS).requires_grad_(False)
     alone.set_attention(sdpa, [sdpa, twice])
-    expected = denoise(network_velocity(alone, text, mask), given, 1, settings)
-    net = network().requires_grad_(False)
+    expected = denoise(network_velocity(alone, text, mask, actions=actions), given, 1, settings)
+    other = denoise(network_velocity(alone, text, mask, actions=-actions), given, 1, settings)
+    assert (expected - other).abs().max() > 1e-2
+    net = network(actions=ACTIONS).requires_grad_(False)
     layout = shard_sample(net, [sdpa, twice], sdpa, world, branches, CLIP[2])
     own = layout.frames(CLIP[2])
     branch = layout.data_rank if splits_branches(world, branches) else "*"
     frames = f"{own.start}-{own.stop - 1}"
     print(f"rank {world.rank}: branch {branch} frames {frames}", flush=True)
-    found = denoise(parallel_velocity(net, text, mask, layout), given, 1, settings)
+    velocity = parallel_velocity(net, text, mask, layout, actions=actions)
+    found = denoise(velocity, given, 1, settings)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     same = world.gather(found.double().sum().item())
     assert len(set(same)) == 1, same

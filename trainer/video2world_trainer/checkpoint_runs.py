@@ -35,7 +35,10 @@ __all__ = [
 ]
 
 INFERENCE = (sys.executable, "-m", "video2world_trainer.inference")
-RESERVED_FLAGS = ("--dit_path", "--batch_input_json", "--input_path", "--save_path", "--prompt")
+RESERVED_FLAGS = (
+    *("--dit_path", "--batch_input_json", "--input_path", "--input_video", "--save_path"),
+    *("--prompt", "--action_path", "--input_annotation"),
+)
 SPEED_FLAGS = ("--num_gpus=", "--offload")  # change no sample: those that exist are kept
 GRACE_SECONDS = 30  # for an inference process to exit after SIGTERM
 
@@ -74,10 +77,16 @@ class SampleTask:
 
     @property
     def files_read(self) -> list[Path]:
-        """The files that the sample depends on: checkpoint, input, and the input's caption."""
+        """The files that the sample depends on: checkpoint, input, its caption and its actions."""
         source = Path(self.entry["input_video"])
-        caption = source.parent.parent / "metas" / f"{source.stem}.txt"
-        return [self.checkpoint.path, source, caption]
+        window = source.parent.parent
+        files = [self.checkpoint.path, source, window / "metas" / f"{source.stem}.txt"]
+        own = window / "actions" / f"{source.stem}.safetensors"
+        if self.entry.get("actions"):
+            files.append(Path(self.entry["actions"]))
+        if own.is_file():  # named only then, so that samples from before there were any are kept
+            files.append(own)
+        return files
 
     @property
     def _marker(self) -> Marker:

@@ -140,12 +140,6 @@ def _models(args: argparse.Namespace, geometry: Geometry | None) -> list[Checkpo
     return models
 
 
-def _geometry(run_folder: Path) -> Geometry | None:
-    """Return how the run resized frames; None if it is not recorded."""
-    recorded = RunConfig.read(CheckpointFolder(run_folder).config_path).geometry
-    return cast("Geometry | None", recorded)
-
-
 class _Evaluation:
     """Generate the clips that are missing, and report how many exist."""
 
@@ -234,8 +228,10 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     skipped = _skip_lpips(args.lpips_weights, metrics)
     if not metrics:
         raise UserError(f"--metrics: none can be computed ({skipped['lpips']})")
-    windows = choose_windows(args.dataset_dir, args.samples)
-    geometry = _geometry(args.run_folder)
+    run = RunConfig.read(CheckpointFolder(args.run_folder).config_path)
+    reads_text = run.actions is None or run.actions.conditioning.uses_text
+    windows = choose_windows(args.dataset_dir, args.samples, needs_captions=reads_text)
+    geometry = cast("Geometry | None", run.geometry)
     models = _models(args, geometry)
     for name, why in windows.left_out.items():
         say(f"left out: {name}: {why}")

@@ -112,7 +112,25 @@ def parser() -> argparse.ArgumentParser:
         help="text that guidance steers away from (default: our own description of low quality, "
         "not upstream's; for Tiny, the all-zero embedding of dropped captions)",
     )
-    add("--input_path", type=Path, help="image or video to start from")
+    add("--input_path", "--input_video", type=Path, help="image or video to start from")
+    add(
+        "--action_path",
+        type=Path,
+        help="actions that an action-conditioned checkpoint follows from the first frame on, clip "
+        "after clip: .safetensors, .csv or .json (default: those of the data set's window, as many "
+        "as a clip takes)",
+    )
+    add(
+        "--input_annotation",
+        type=Path,
+        help="like --action_path, but as many as a clip takes, unless --autoregressive is set",
+    )
+    add(
+        "--autoregressive",
+        action="store_true",
+        help="follow all actions of the annotation or window, clip after clip",
+    )
+    add("--chunk_size", type=int, help=argparse.SUPPRESS)  # the checkpoint decides it
     add(
         "--frames",
         choices=("first", "last"),
@@ -237,7 +255,7 @@ def _generate_all(args: argparse.Namespace, world: World) -> tuple[Provenance, M
         shared = f"; {world.size} ranks share each sample" if world.size > 1 else ""
         say(f"attention: {pipeline.attention}{offloaded}{shared}")
         runs = BENCHMARK_RUNS if args.benchmark else 1
-        ends = list(itertools.accumulate(runs * (one.num_steps + 1) for one in requests))
+        ends = list(itertools.accumulate(runs * pipeline.steps(one) for one in requests))
         progress = ProgressReporter("inference", ends[-1], "steps")
         outputs: list[str] = []
         failures: list[str] = []

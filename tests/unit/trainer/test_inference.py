@@ -451,6 +451,8 @@ NOTES = {  # flags that have no effect here, and their notes
     "--offload_text_encoder": "--offload_text_encoder has no effect",
     "--downcast_text_encoder": "--downcast_text_encoder has no effect",
     "--use_cuda_graphs": "--use_cuda_graphs has no effect",
+    "--autoregressive": "--autoregressive has no effect: this checkpoint follows no actions",
+    "--chunk_size 8": "--chunk_size 8 has no effect: this checkpoint makes clips of 17 frames",
 }
 ACTS = {  # flags with an effect that a test shows or that is obvious
     "model_size",
@@ -480,6 +482,8 @@ ACTS = {  # flags with an effect that a test shows or that is obvious
     "device",
     "latent_metrics",
     "lpips_weights",
+    "action_path",
+    "input_annotation",
 }
 
 

@@ -44,11 +44,18 @@ def _clip_name(window: Path) -> str:
     return f"{short}-{zlib.crc32(window.stem.encode()):08x}"
 
 
-def choose_windows(dataset_dir: Path, samples: int) -> HeldOutWindows:
+def choose_windows(
+    dataset_dir: Path, samples: int, *, needs_captions: bool = True
+) -> HeldOutWindows:
     """Choose ``samples`` windows of ``dataset_dir``/val, evenly spaced in order of their names.
 
     All are chosen if there are fewer. Names begin with the episode, so that the choice spreads over
     episodes; it is the same for every run.
+
+    Args:
+        dataset_dir: the data set.
+        samples: at least 1.
+        needs_captions: leave windows without a caption out.
 
     Raises:
         UserError: there is no held-out window with a caption.
@@ -58,7 +65,7 @@ def choose_windows(dataset_dir: Path, samples: int) -> HeldOutWindows:
     left_out = {
         path.stem: f"it has no caption {path.stem}.txt in {videos.parent / 'metas'}"
         for path in found
-        if not SampleRequest(path, "", path).effective_prompt
+        if needs_captions and not SampleRequest(path, "", path).effective_prompt
     }
     usable = [path for path in found if path.stem not in left_out]
     if not usable:

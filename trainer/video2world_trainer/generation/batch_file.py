@@ -39,7 +39,7 @@ NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Numeric flags that an entry may override: a check, and the allowed values for messages."""
 
-_TEXTS = ("input_video", "prompt", "negative_prompt", "output_video")
+_TEXTS = ("input_video", "prompt", "negative_prompt", "output_video", "actions")
 
 
 def check_number(name: str, value: Any, where: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from video2world_common import per_clip_actions
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_common.model_sizes import SIZES
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.checkpoint.run_config import RunConfig
 from video2world_trainer.model.presets import Preset
 
@@ -55,7 +57,12 @@ class ClipFormat:
 
 
 def choose_clip_format(
-    args: argparse.Namespace, preset: Preset, run: RunConfig, checkpoint: Path, given: int
+    args: argparse.Namespace,
+    preset: Preset,
+    run: RunConfig,
+    checkpoint: Path,
+    given: int,
+    actions: RecordedActions | None = None,
 ) -> ClipFormat:
     """Combine the flags with what the checkpoint records of its training, which takes precedence.
 
@@ -67,12 +74,18 @@ def choose_clip_format(
         run: the checkpoint's record.
         checkpoint: its path, for messages.
         given: the most conditioning frames of any sample.
+        actions: the actions that the checkpoint was trained with. Those of ``per_clip`` decide the
+            frame rate too, and without a record the size and length of NVIDIA's weights.
 
     Raises:
         UserError: the clip would have no frames left to generate.
     """
-    fps = args.fps or run.fps or 16
-    published = SIZES[preset.size].clip_frames[fps]
+    if actions is not None and actions.kind == "per_clip":
+        fps = args.fps or round(actions.statistics.fps) or 1
+        published = per_clip_actions.FRAMES
+    else:
+        fps = args.fps or run.fps or 16
+        published = SIZES[preset.size].clip_frames[fps]
     frames = run.num_frames or published
     if args.fps is not None and frames != published:
         say(
@@ -84,6 +97,8 @@ def choose_clip_format(
             f"--num_conditional_frames {given}: {checkpoint} makes clips of {frames} frames, so "
             "nothing would be left to generate"
         )
+    if actions is not None and run.size is None:
+        run = replace(run, video_size=per_clip_actions.FRAME_SIZE)
     size = _choose_size(args, preset, run, checkpoint)
     return ClipFormat(size, frames, fps)
 

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from video2world_common.files import atomic_path
+from video2world_trainer.generation.action_strip import action_strip
+from video2world_trainer.generation.action_trace import ActionTrace
 
 __all__ = ["contact_sheet", "write_contact_sheet"]
 
@@ -17,7 +19,13 @@ CELL_WIDTH = 160  # least width in pixels; smaller frames are enlarged without s
 HEADER, LABEL, GAP = 22, 96, 4  # height of a header, width of the labels, space between cells
 
 
-def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = "") -> Image.Image:
+def contact_sheet(
+    rows: Mapping[str, np.ndarray],
+    fps: float,
+    *,
+    title: str = "",
+    actions: ActionTrace | None = None,
+) -> Image.Image:
     """Draw a contact sheet.
 
     Columns are evenly spaced from the first to the last frame of the longest video; shorter rows
@@ -27,6 +35,7 @@ def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
         rows: label to uint8 video [T, H, W, 3]; all with the same frame size.
         fps: frames per second, for the labels of the columns.
         title: text above the rows.
+        actions: that the longest video follows, drawn under the rows with the same columns.
 
     Raises:
         ValueError: there are no rows.
@@ -60,12 +69,24 @@ def contact_sheet(rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
         for column, moment in enumerate(moments):
             frame = Image.fromarray(video[min(moment, len(video) - 1)])
             sheet.paste(frame.resize(cell, resample), (LABEL + column * (cell[0] + GAP), y))
-    return sheet
+    if actions is None:
+        return sheet
+    first = LABEL + cell[0] / 2
+    strip = action_strip(actions, size[0], first, first + (len(moments) - 1) * (cell[0] + GAP))
+    taller = Image.new("RGB", (size[0], size[1] + strip.height), "white")
+    taller.paste(sheet, (0, 0))
+    taller.paste(strip, (0, size[1]))
+    return taller
 
 
 def write_contact_sheet(
-    path: Path, rows: Mapping[str, np.ndarray], fps: float, *, title: str = ""
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    fps: float,
+    *,
+    title: str = "",
+    actions: ActionTrace | None = None,
 ) -> None:
     """Write :func:`contact_sheet` to ``path`` as PNG, atomically."""
     with atomic_path(path) as partial:
-        contact_sheet(rows, fps, title=title).save(partial, "png")
+        contact_sheet(rows, fps, title=title, actions=actions).save(partial, "png")

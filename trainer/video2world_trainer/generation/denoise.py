@@ -73,7 +73,12 @@ def encode_condition(vae: VideoVAE, frames: np.ndarray, clip_frames: int) -> Ten
 
 @torch.no_grad()
 def network_velocity(
-    net: VideoDiT, text: Tensor, mask: Tensor, *, batch_branches: bool = True
+    net: VideoDiT,
+    text: Tensor,
+    mask: Tensor,
+    *,
+    actions: Tensor | None = None,
+    batch_branches: bool = True,
 ) -> Velocity:
     """Return a function that evaluates the network under each embedding of ``text``.
 
@@ -81,12 +86,15 @@ def network_velocity(
         net: the network, on the device that it runs on.
         text: one embedding for each branch of guidance, [B, N, 1024].
         mask: 1 on conditioning frames, [1, 1, T, h, w].
+        actions: normalised actions of the complete clip, [1, F - 1, D], which all branches follow;
+            None for a network without actions.
         batch_branches: run the branches as one batch, which computes everything before the first
             cross-attention once. False runs them one after another, which takes less memory.
     """
     dtype = next(net.parameters()).dtype
     captions = net.caption_keys_values(text.to(mask.device, dtype))
     mask = mask.to(dtype)
+    followed = None if actions is None else actions.to(mask.device, dtype)
     batches = [captions]
     if not batch_branches:
         batches = [
@@ -97,7 +105,7 @@ def network_velocity(
     @torch.no_grad()
     def velocity(x: Tensor, times: Tensor) -> Tensor:
         x, times = x.to(dtype), times.to(dtype)
-        return torch.cat([net(x, times, one, mask).float() for one in batches])
+        return torch.cat([net(x, times, one, mask, actions=followed).float() for one in batches])
 
     return velocity
 

@@ -67,7 +67,13 @@ def shard_sample(
 
 
 def parallel_velocity(
-    net: VideoDiT, text: Tensor, mask: Tensor, mesh: ParallelMesh, *, batch_branches: bool = True
+    net: VideoDiT,
+    text: Tensor,
+    mask: Tensor,
+    mesh: ParallelMesh,
+    *,
+    actions: Tensor | None = None,
+    batch_branches: bool = True,
 ) -> Velocity:
     """Evaluate the network on all ranks; every rank gets all branches and frames.
 
@@ -76,11 +82,13 @@ def parallel_velocity(
     """
     world, frames = mesh.world, mask.shape[2]
     if world.size == 1:
-        return network_velocity(net, text, mask, batch_branches=batch_branches)
+        return network_velocity(net, text, mask, actions=actions, batch_branches=batch_branches)
     split = splits_branches(world, len(text))
     mine = text[mesh.data_rank : mesh.data_rank + 1] if split else text
     own = mesh.frames(frames)
-    local = network_velocity(net, mine, mask[:, :, own], batch_branches=batch_branches)
+    local = network_velocity(
+        net, mine, mask[:, :, own], actions=actions, batch_branches=batch_branches
+    )
     parts = [frame_slice(frames, mesh.context_size, i) for i in range(mesh.context_size)]
     longest = max(one.stop - one.start for one in parts)
 

@@ -10,19 +10,21 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.vae.vae import load_vae
 from video2world_preprocess.video.resize import Geometry
-from video2world_trainer.checkpoint.run_config import RunConfig, attention_pattern
+from video2world_trainer.checkpoint.run_config import RunConfig, actions_of, attention_pattern
 from video2world_trainer.distributed.activation_checkpoint import prepare_blocks
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.checkpoint_choice import choose_checkpoint
-from video2world_trainer.generation.clip_format import choose_clip_format
+from video2world_trainer.generation.clip_format import ClipFormat, choose_clip_format
 from video2world_trainer.generation.guidance_parallel import shard_sample, splits_branches
 from video2world_trainer.generation.machine_fit import needs_offload, warn_of_cpu_time
 from video2world_trainer.generation.pipeline import Encoders, Pipeline
 from video2world_trainer.generation.prompts import PromptEmbeddings, negative_prompt_of
 from video2world_trainer.generation.requests import SampleRequest
+from video2world_trainer.generation.sample_actions import ActionPlan, without_text
 from video2world_trainer.generation.weight_offload import offload_weights
 from video2world_trainer.model.attention import Attend
 from video2world_trainer.model.attention_backends import select_for
@@ -45,9 +47,18 @@ def load_pipeline(
         UserError: a flag or file is invalid, or this machine is too small.
     """
     checkpoint, run = choose_checkpoint(args, PRESETS[args.model_size])
-    chosen = preset(args.model_size, rope_ratios=run.rope_ratios)
+    recorded = actions_of(checkpoint, run)
+    chosen = preset(
+        args.model_size,
+        rope_ratios=run.rope_ratios,
+        actions=recorded.conditioning if recorded else None,
+    )
     given = max(request.num_conditional_frames for request in requests)
-    clip = choose_clip_format(args, chosen, run, checkpoint, given)
+    clip = choose_clip_format(args, chosen, run, checkpoint, given, recorded)
+    actions = ActionPlan(requests, recorded, checkpoint, clip.frames, args.frames)
+    _note_unread_flags(args, actions, requests, clip)
+    if not actions.reads_text:
+        requests = [without_text(request) for request in requests]
     sparse = args.natten or attention_pattern(checkpoint, run) == "sparse"
     if sparse and (problem := why_unsupported(chosen.size, clip.grid)):
         raise UserError(f"{'--natten' if args.natten else checkpoint}: {problem}")
@@ -59,7 +70,10 @@ def load_pipeline(
     skeleton = empty_network(chosen.dit)
     parameters = sum(one.numel() for one in skeleton.parameters())
     if world.device.type == "cpu":
-        warn_of_cpu_time(chosen, parameters, clip.tokens, requests, force=args.force)
+        passes = max(
+            one.branches * (one.num_steps + 1) * len(actions.chunks(one)) for one in requests
+        )
+        warn_of_cpu_time(chosen, parameters, clip.tokens, passes, force=args.force)
     targets = tuple(args.lora_target_modules.split(",")) if args.lora_target_modules else None
     weights = fitting_weights(
         skeleton,
@@ -74,7 +88,7 @@ def load_pipeline(
     def load_encoders() -> None:
         nonlocal encoders
         encoders = Encoders(
-            _embed_prompts(args, requests, chosen, run, world.device),
+            _embed_prompts(args, requests if actions.reads_text else (), chosen, run, world.device),
             load_vae(args.vae_path or f"{chosen.base_folder}/tokenizer", world.device),
         )
 
@@ -119,7 +133,29 @@ def load_pipeline(
         net=net,
         mesh=mesh,
         encoders=encoders,
+        actions=actions,
     )
+
+
+def _note_unread_flags(
+    args: argparse.Namespace,
+    actions: ActionPlan,
+    requests: Sequence[SampleRequest],
+    clip: ClipFormat,
+) -> None:
+    """Log which flags have no effect for this checkpoint."""
+    if not actions.reads_text:
+        if any(one.prompt or one.negative_prompt for one in requests):
+            say("note: prompts have no effect: this checkpoint reads actions alone")
+        if any(one.guidance for one in requests):
+            say("note: guidance has no effect without text, and is left out: half the cost")
+    if actions.recorded is None and args.autoregressive:
+        say("note: --autoregressive has no effect: this checkpoint follows no actions")
+    if args.chunk_size is not None and args.chunk_size != clip.frames - 1:
+        say(
+            f"note: --chunk_size {args.chunk_size} has no effect: this checkpoint makes clips of "
+            f"{clip.frames} frames, from {clip.frames - 1} actions"
+        )
 
 
 def _embed_prompts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
 
@@ -12,7 +11,6 @@ from video2world_common.exit_codes import UserError
 from video2world_common.sample_memory import sample_bytes
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.clip_format import ClipFormat
-from video2world_trainer.generation.requests import SampleRequest
 from video2world_trainer.model.flops import pass_flops
 from video2world_trainer.model.presets import DiTConfig, Preset
 
@@ -46,14 +44,13 @@ def needs_offload(
 
 
 def warn_of_cpu_time(
-    preset: Preset, parameters: int, tokens: int, requests: Sequence[SampleRequest], *, force: bool
+    preset: Preset, parameters: int, tokens: int, passes: int, *, force: bool
 ) -> None:
-    """Log how long a sample takes without a GPU.
+    """Log how long a sample of ``passes`` network evaluations takes without a GPU.
 
     Raises:
         UserError: the model is 14B and ``force`` is not set.
     """
-    passes = max(request.branches * (request.num_steps + 1) for request in requests)
     flops = pass_flops(preset.dit, parameters, tokens) * passes
     hours = flops / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600
     duration = f"{hours:.0f} hours" if hours > 2 else f"{max(1, hours * 60):.0f} min"

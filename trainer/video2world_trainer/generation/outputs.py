@@ -12,6 +12,7 @@ import numpy as np
 
 from video2world_common.files import write_json, write_text
 from video2world_preprocess.video.writer import write_video
+from video2world_trainer.generation.action_trace import ActionTrace
 from video2world_trainer.generation.conditioning import Conditioning
 from video2world_trainer.generation.contact_sheet import write_contact_sheet
 from video2world_trainer.generation.quality_metrics import lpips, psnr, ssim
@@ -73,6 +74,7 @@ def write_sample(
     summary: Mapping[str, Any],
     peak_memory: Callable[[], float | None],
     measure: Compare,
+    actions: ActionTrace | None = None,
 ) -> dict[str, Any]:
     """Write ``target`` and the files next to it, the ``.json`` last.
 
@@ -83,9 +85,11 @@ def write_sample(
         fps: frames per second.
         condition: conditioning frames and ground truth.
         title: title of the contact sheet.
-        summary: facts for the ``.json``, to which timings, metrics and others are added.
+        summary: facts for the ``.json``, to which timings, metrics and others are added. Its
+            ``timings`` may have a ``decode`` of earlier clips.
         peak_memory: returns the peak memory of the device in GiB.
         measure: computes the metrics of the video.
+        actions: that the video follows, for the contact sheet.
 
     Returns:
         The content of the ``.json``.
@@ -105,14 +109,15 @@ def write_sample(
     if condition.ground_truth is not None:
         rows["ground truth"] = condition.ground_truth
     rows["generated"] = video
-    write_contact_sheet(target.with_suffix(".png"), rows, fps, title=title)
+    write_contact_sheet(target.with_suffix(".png"), rows, fps, title=title, actions=actions)
     write_text(target.with_suffix(".txt"), summary["prompt"] + "\n")
     marks.append(time.perf_counter())
     decode, write = np.diff(marks).round(3).tolist()
     complete = dict(summary) | {
         "frames": len(video),
         "seconds": round(sum(summary["timings"].values()) + decode, 3),
-        "timings": summary["timings"] | {"decode": decode, "write": write},
+        "timings": summary["timings"]
+        | {"decode": round(summary["timings"].get("decode", 0) + decode, 3), "write": write},
         "peak_memory_gib": peak_memory(),
         "metrics": measure(video, condition),
     }

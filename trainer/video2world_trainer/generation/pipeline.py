@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from video2world_preprocess.vae.vae import VideoVAE
 from video2world_preprocess.video.resize import Geometry
 from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.distributed.process_group import World
+from video2world_trainer.generation.action_chunks import Chunk, kept_parts
 from video2world_trainer.generation.clip_format import ClipFormat
 from video2world_trainer.generation.conditioning import Conditioning, read_conditioning
 from video2world_trainer.generation.denoise import (
@@ -32,9 +34,11 @@ from video2world_trainer.generation.guidance_parallel import parallel_velocity
 from video2world_trainer.generation.outputs import Compare, compare, write_sample
 from video2world_trainer.generation.prompts import PromptEmbeddings, negative_prompt_of
 from video2world_trainer.generation.requests import SampleRequest
+from video2world_trainer.generation.sample_actions import ActionPlan, SampleActions, without_text
 from video2world_trainer.generation.step_cache import computed_steps
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.presets import Preset
+from video2world_trainer.training.dataset import TEXT_WIDTH
 
 __all__ = ["Encoders", "Pipeline"]
 
@@ -63,7 +67,12 @@ class Pipeline:
     net: VideoDiT
     mesh: ParallelMesh
     encoders: Encoders | None
+    actions: ActionPlan
     measure: Compare = compare  # of a sample's video with its ground truth
+
+    def steps(self, request: SampleRequest) -> int:
+        """Return how often :meth:`generate` calls ``after_step`` for a sample."""
+        return len(self.actions.chunks(request)) * (request.num_steps + 1)
 
     def generate(
         self, request: SampleRequest, after_step: Callable[[], None]
@@ -72,62 +81,90 @@ class Pipeline:
 
         Args:
             request: the sample.
-            after_step: called after each of the ``num_steps`` + 1 evaluations.
+            after_step: called after each of the ``num_steps`` + 1 evaluations of a clip.
 
         Returns:
             The content of the sample's ``.json`` on the main rank, which writes the files; None on
             other ranks.
 
         Raises:
-            UserError: the input or prompt of this sample is invalid (on every rank).
+            UserError: input, prompt or actions of this sample are invalid (on every rank).
         """
-        device = self.world.device
+        device, main = self.world.device, self.encoders is not None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        marks = [_synchronized_time(device)]
+        if not self.actions.reads_text:
+            request = without_text(request)
+        actions = self.actions.of(request)
+        chunks = self.actions.chunks(request)
+        stopwatch = _Stopwatch(device)
         condition: Conditioning | None = None
 
         def encode_inputs() -> tuple[Tensor, Tensor]:
             nonlocal condition
-            condition, latents, text = self._encode_inputs(request)
+            condition, latents, text = self._encode_inputs(request, actions)
             return latents.cpu(), text
 
         given, text = self.world.on_main_rank(encode_inputs)
-        given = given.to(device)
         given_frames = 1 + (request.num_conditional_frames - 1) // 4
-        velocity = parallel_velocity(
-            self.net,
-            text,
-            conditioning_mask(given, given_frames),
-            self.mesh,
-            batch_branches=not self.offload,
-        )
-        marks.append(_synchronized_time(device))
-        settings = SamplingSettings(
-            request.seed, request.num_steps, request.guidance, approximate=self.args.approximate
-        )
-        latents = denoise(velocity, given, given_frames, settings, after_step=after_step)
-        marks.append(_synchronized_time(device))
-        if condition is None or self.encoders is None:  # not the main rank
+        video: list[np.ndarray] = []  # of the chunks before the last
+        for chunk in chunks:
+            if chunk.number:
+                given = self.world.on_main_rank(lambda: self._encode(video[-1][-1:]).cpu())
+                given_frames = 1
+            given = given.to(device)
+            velocity = parallel_velocity(
+                self.net,
+                text,
+                conditioning_mask(given, given_frames),
+                self.mesh,
+                actions=None if actions is None else actions.tensor(chunk),
+                batch_branches=not self.offload,
+            )
+            settings = SamplingSettings(
+                chunk.seed(request.seed),
+                request.num_steps,
+                request.guidance,
+                approximate=self.args.approximate,
+            )
+            stopwatch.add("condition")
+            latents = denoise(velocity, given, given_frames, settings, after_step=after_step)
+            stopwatch.add("denoise")
+            if self.offload and device.type == "cuda":
+                torch.cuda.empty_cache()
+            if main and chunk is not chunks[-1]:
+                video.append(np.concatenate([*self._decode(latents, chunk)]))
+                stopwatch.add("decode")
+        if condition is None:  # not the main rank
             return None
-        if self.offload and device.type == "cuda":
-            torch.cuda.empty_cache()
-        timings = dict(zip(("condition", "denoise"), np.diff(marks).round(3).tolist(), strict=True))
         return write_sample(
             request.target,
-            decode_video(self.encoders.vae, latents),
+            itertools.chain(video, self._decode(latents, chunks[-1])),
             self.clip.fps,
             condition,
             f"{request.source.name}   {self.checkpoint.name}",
-            self._summary(request) | {"timings": timings},
+            self._summary(request, actions) | {"timings": stopwatch.seconds},
             lambda: _peak_memory_gib(device),
             self.measure,
+            actions=actions.trace if actions else None,
         )
 
-    def _encode_inputs(self, request: SampleRequest) -> tuple[Conditioning, Tensor, Tensor]:
+    def _decode(self, latents: Tensor, chunk: Chunk) -> Iterator[np.ndarray]:
+        """Yield the chunk's frames that belong to the video, in parts."""
+        assert self.encoders is not None
+        return kept_parts(decode_video(self.encoders.vae, latents), chunk.kept)
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        assert self.encoders is not None
+        return encode_condition(self.encoders.vae, frames, self.clip.frames)
+
+    def _encode_inputs(
+        self, request: SampleRequest, actions: SampleActions | None
+    ) -> tuple[Conditioning, Tensor, Tensor]:
         """Return the conditioning frames, their latents, and the embeddings of all branches."""
         assert self.encoders is not None
-        if not request.effective_prompt:
+        reads_text = self.actions.reads_text
+        if reads_text and not request.effective_prompt:
             raise UserError(
                 f"{request.source}: give --prompt, as there is no caption "
                 f"{request.source.stem}.txt in ../metas or next to it"
@@ -135,19 +172,23 @@ class Pipeline:
         condition = read_conditioning(
             request.source,
             count=request.num_conditional_frames,
-            clip_frames=self.clip.frames,
+            clip_frames=self.clip.frames if actions is None else actions.frames,
             size=self.clip.size,
             geometry=self.geometry,
             frames=self.args.frames,
         )
-        given = encode_condition(self.encoders.vae, condition.frames, self.clip.frames)
+        if actions is not None and not actions.of_input:
+            condition = replace(condition, ground_truth=None)
+        given = self._encode(condition.frames)
+        if not reads_text:
+            return condition, given, torch.zeros(1, 1, TEXT_WIDTH)
         embeddings = [self.encoders.prompts.padded(request.effective_prompt)]
         if request.guidance:
             negative = negative_prompt_of(request, self.preset.size)
             embeddings.append(self.encoders.prompts.padded(negative))
         return condition, given, torch.cat(embeddings)
 
-    def _summary(self, request: SampleRequest) -> dict[str, Any]:
+    def _summary(self, request: SampleRequest, actions: SampleActions | None) -> dict[str, Any]:
         """Return the facts of the sample's ``.json`` that are known before it is written."""
         args, device = self.args, self.world.device
         found = re.search(r"iter_(\d+)$", self.checkpoint.stem)
@@ -155,7 +196,7 @@ class Pipeline:
         if args.approximate:
             evaluations = len(computed_steps(evaluations))
         return {
-            "prompt": request.effective_prompt,
+            "prompt": request.effective_prompt if self.actions.reads_text else "",
             "negative_prompt": negative_prompt_of(request, self.preset.size),
             "input": str(request.source),
             "frames_from": args.frames,
@@ -174,15 +215,34 @@ class Pipeline:
             "attention": self.attention,
             "gpus": self.world.size if device.type == "cuda" else 0,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "passes": evaluations * request.branches,
+            "passes": evaluations * request.branches * len(self.actions.chunks(request)),
+            "actions": actions.to_json() if actions else None,
         }
 
 
-def _synchronized_time(device: torch.device) -> float:
-    """Return the time in seconds once the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+class _Stopwatch:
+    """Sum up the seconds of a sample's phases, which end when the device has finished its work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._mark = self._now()
+        self._seconds: dict[str, float] = {}
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def add(self, phase: str) -> None:
+        """Add the time since the last call to ``phase``."""
+        now = self._now()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._mark
+        self._mark = now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, rounded."""
+        return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
 
 
 def _peak_memory_gib(device: torch.device) -> float | None:

@@ -21,7 +21,9 @@ class SampleRequest:
     """One sample to generate.
 
     An empty ``prompt`` means the caption of the input, ``negative_prompt`` None the model's
-    default. ``num_conditional_frames`` are pixel frames.
+    default. ``num_conditional_frames`` are pixel frames. ``actions`` None means those of the input,
+    if the checkpoint follows actions; ``all_actions`` makes the video as long as they are, and not
+    one clip long.
     """
 
     source: Path
@@ -32,6 +34,13 @@ class SampleRequest:
     guidance: float = 7.0
     num_steps: int = 35
     num_conditional_frames: int = 1
+    actions: Path | None = None
+    all_actions: bool = False
+
+    @property
+    def own_actions(self) -> Path:
+        """Where the actions of a data set's window are."""
+        return self.source.parent.parent / "actions" / f"{self.source.stem}.safetensors"
 
     @property
     def caption(self) -> str:
@@ -87,14 +96,23 @@ def parse_requests(args: argparse.Namespace) -> list[SampleRequest]:
             files, or cannot be written.
     """
     common = {name: getattr(args, name) for name in (*NUMBERS, "negative_prompt")}
+    if args.action_path is not None and args.input_annotation is not None:
+        raise UserError("--action_path and --input_annotation: name the actions once")
     if args.batch_input_json is None:
         if args.input_path is None:
             raise UserError("--input_path: name the image or video to start from")
         target = args.save_path or Path("output/generated_video.mp4")
-        request = SampleRequest(existing_path(args.input_path), args.prompt or "", target, **common)
+        request = SampleRequest(
+            existing_path(args.input_path),
+            args.prompt or "",
+            target,
+            actions=args.action_path or args.input_annotation,
+            all_actions=args.action_path is not None or args.autoregressive,
+            **common,
+        )
         return _checked([request], "--save_path")
     path = args.batch_input_json
-    for name in ("input_path", "prompt", "save_path"):
+    for name in ("input_path", "prompt", "save_path", "action_path", "input_annotation"):
         if getattr(args, name) is not None:
             say(f"note: --{name} has no effect with --batch_input_json")
     requests = [
@@ -102,6 +120,8 @@ def parse_requests(args: argparse.Namespace) -> list[SampleRequest]:
             existing_path(Path(entry["input_video"])),
             entry.get("prompt") or "",
             Path(entry.get("output_video") or f"output_{number}.mp4"),
+            actions=Path(entry["actions"]) if entry.get("actions") else None,
+            all_actions=bool(entry.get("actions")) or args.autoregressive,
             **common | {name: entry[name] for name in common if entry.get(name) is not None},
         )
         for number, entry in enumerate(read_batch(path))

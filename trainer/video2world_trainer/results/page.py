@@ -1,7 +1,8 @@
 """Render a run's results as one page, ``results/<name>/index.html``, to be opened as a file.
 
-The page has no scripts and loads nothing from elsewhere. Videos and pictures are named relative to
-the page, so that the folder can be copied (``kubectl cp``).
+The page loads nothing from elsewhere. Its only script is that of the replay of samples that follow
+actions; without such samples there is none. Videos and pictures are named relative to the page, so
+that the folder can be copied (``kubectl cp``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from video2world_common.events import say
 from video2world_common.files import write_text
 from video2world_trainer.results.evaluation_section import evaluation_section
 from video2world_trainer.results.line_chart import line_chart
-from video2world_trainer.results.rendering import render
+from video2world_trainer.results.rendering import render, script
+from video2world_trainer.results.replay import replays
 from video2world_trainer.results.run_results import GeneratedSample, RunResults, collect
 from video2world_trainer.results.validation_table import (
     loss_series,
@@ -32,8 +34,7 @@ __all__ = ["render_page", "write_page"]
 NAME = "index.html"
 MAX_AUTOPLAY = 24  # with more samples than this, videos wait for a click
 MAX_DROPPED = 20  # dropped items listed per report
-METRIC_FORMATS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "lpips": "LPIPS {:.3f}"}
-SHOWN_ELSEWHERE = ("prompt", "metrics")  # facts of a sample that its table of settings leaves out
+SHOWN_ELSEWHERE = ("prompt", "metrics", "actions")  # facts left out of a sample's table
 
 Rows = list[tuple[str, str, bool]]  # label, value, whether the value is a number
 
@@ -54,6 +55,8 @@ def write_page(results: Path, job_folder: Path) -> None:
 
 def render_page(results: RunResults) -> str:
     """Return the HTML of the page; every text in it is escaped."""
+    shown_in_step = replays(results.samples)
+    code, allowed = script("replay.js") if shown_in_step else ("", "'none'")
     page = render(
         "page.html.jinja",
         name=results.name,
@@ -65,7 +68,10 @@ def render_page(results: RunResults) -> str:
         evaluation=evaluation_section(results.evaluation),
         groups=_sample_groups(results.samples),
         uneven=_is_uneven(results.samples),
-        autoplay=len(results.samples) <= MAX_AUTOPLAY,
+        autoplay=len(results.samples) <= MAX_AUTOPLAY and not shown_in_step,
+        replays=shown_in_step,
+        script=code,
+        allowed_script=allowed,
         reports=_report_tables(results.reports),
         configuration=_configuration(results),
     )
@@ -174,10 +180,6 @@ def _sample_group(name: str, samples: Sequence[GeneratedSample]) -> dict[str, An
         "prompts": [prompt for prompt in dict.fromkeys(s.prompt for s in samples) if prompt],
         "ground_truth": next((s.ground_truth for s in samples if s.ground_truth), None),
         "samples": samples,
-        "metrics": [
-            [METRIC_FORMATS[key].format(value) for key, value in sample.metrics.items()]
-            for sample in samples
-        ],
         "latest": latest,
         "chart": line_chart(
             psnr, title="PSNR by checkpoint", x_label="iteration", y_label="dB", markers=True

@@ -17,13 +17,14 @@ from video2world_trainer.checkpoint.validation_record import (
     read_results,
 )
 from video2world_trainer.evaluation.report import read_table
+from video2world_trainer.generation.action_trace import ActionTrace
 from video2world_trainer.generation.conditioning import read_conditioning
 from video2world_trainer.training.history import is_number, read_history
 
 __all__ = ["METRICS", "GeneratedSample", "RunResults", "collect"]
 
 GROUND_TRUTH = "ground-truth"  # folder of the ground truth videos, next to the samples
-METRICS = ("psnr", "ssim", "lpips")
+METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}", "lpips": "LPIPS {:.3f}"}
 REPORTS = {  # file in the data set's folder: title
     "report.json": "Videos",
     "report-captions.json": "Captions",
@@ -70,6 +71,19 @@ class GeneratedSample:
         """Metrics against the ground truth, those of :data:`METRICS` that are known."""
         metrics = self._comparison
         return {name: metrics[name] for name in METRICS if is_number(metrics.get(name))}
+
+    @property
+    def metric_texts(self) -> list[str]:
+        """The metrics, formatted."""
+        return [METRICS[name].format(value) for name, value in self.metrics.items()]
+
+    @property
+    def actions(self) -> ActionTrace | None:
+        """The actions that the video follows; None if it follows none, or they are damaged."""
+        try:
+            return ActionTrace.from_json(self.facts["actions"])
+        except (KeyError, ValueError):
+            return None
 
     @property
     def baseline_psnr(self) -> float | None:

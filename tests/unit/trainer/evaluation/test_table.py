@@ -122,6 +122,7 @@ def test_windows_are_spread_evenly_and_keep_their_noise(tmp_path):
     found = choose_windows(tmp_path, 3)
     assert [path.stem[8] for path in found.chosen] == ["0", "4", "7"]
     assert found.available == 9
+    assert choose_windows(tmp_path, 3, needs_captions=False).available == 10
     assert "no caption" in found.left_out["episode_3_window_0"]
     everything = choose_windows(tmp_path, 99)
     assert len(everything.chosen) == 9

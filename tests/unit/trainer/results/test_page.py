@@ -1,7 +1,11 @@
 """The results page: its content, and the escaping of every text in it."""
 
+import base64
+import hashlib
 import json
 import math
+import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -101,6 +105,15 @@ TAGS = {
     "ul",
     "li",
 }
+REPLAY_TAGS = {"path", "b", "button", "input", "output", "script"}
+ACTIONS = st.fixed_dictionaries(
+    {
+        "names": st.lists(HOSTILE, min_size=2, max_size=2),
+        "range": st.just({"min": [-1, 0], "max": [1, 1]}),
+        "rows": st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=3),
+        "seams": st.lists(st.integers(-9, 9), max_size=2),
+    }
+)
 FACTS = st.dictionaries(
     st.sampled_from(
         [
@@ -405,3 +418,93 @@ def test_texts_of_the_record_are_escaped(weights, draws):
     result = ValidationResult(5, 1.0, 1.0, 1.0, 1.0, 1, 3, weights, draws)
     page = render_page(RunResults("x", validations=[result, result]))
     assert Read(page).tags <= TAGS
+
+
+def policy_of(read):
+    (policy,) = [v for _, name, v in read.attributes if name == "content" and "script-src" in v]
+    return policy
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    actions=ACTIONS,
+    inputs=st.lists(HOSTILE, min_size=1, max_size=3),
+    path=PATHS,
+    truth=st.none() | PATHS,
+)
+def test_any_text_of_a_replay_is_escaped_and_only_its_own_script_may_run(
+    actions, inputs, path, truth
+):
+    samples = [
+        GeneratedSample(
+            f"{path}/{number}.mp4",
+            {"input": one, "fps": 16, "checkpoint": one, "actions": actions},
+            ground_truth=truth,
+        )
+        for number, one in enumerate(inputs)
+    ]
+    page = render_page(RunResults(name=path, samples=samples))
+    read = Read(page)
+    assert read.tags <= TAGS | REPLAY_TAGS
+    for tag, attribute, value in read.attributes:
+        assert not attribute.startswith("on")
+        if attribute in ("src", "href"):
+            assert ":" not in value
+            assert not value.startswith("//")
+        assert (attribute != "style") or tag == "svg"
+    code = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    assert [one for tag, one, _ in read.attributes if tag == "script"] == []
+    digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in code]
+    assert [f"script-src 'sha256-{one}';" in policy_of(read) for one in digests] == [True]
+    rows = [json.loads(value) for _, name, value in read.attributes if name == "data-rows"]
+    assert [len(one) for one in rows] == [len(actions["rows"])] * len(samples)
+
+
+def motions(results, facts, names, iterations=(500,)):
+    """Write samples that follow actions from the first frame of ``w``."""
+    rows = [[np.sin(step / 5), step > 8] for step in range(16)]
+    actions = {
+        "names": ["elbow", "gripper"],
+        "range": {"min": [-2, 0], "max": [2, 1]},
+        "rows": [[float(x) for x in row] for row in rows],
+        "seams": [8],
+    }
+    for iteration in iterations:
+        for number, name in enumerate(names):
+            path = results / f"iter_{iteration:09d}/{name}.mp4"
+            shutil.copy(results / "iter_000000500/sample-0.mp4", path)
+            metrics = facts["metrics"] if number == 0 else None
+            more = {"iteration": iteration, "metrics": metrics, "actions": actions}
+            put(path.with_suffix(".json"), facts | more)
+
+
+def test_motions_from_one_first_frame_are_replayed_next_to_each_other(volume):
+    results, job = volume
+    facts = json.loads((results / "iter_000000500/sample-0.json").read_text())
+    motions(results, facts, ["left", "right", "up", "down"], (500, 1000))
+    write_page(results, job)
+    page = (results / "index.html").read_text()
+    replay = page[page.index('<section class="sample replay') : page.index("<h2>Samples")]
+    read = Read(replay)
+    videos = [value for tag, name, value in read.attributes if (tag, name) == ("video", "src")]
+    newest = [f"iter_000001000/{name}.mp4" for name in ("down", "left", "right", "up")]
+    assert videos == ["ground-truth/w-17x96x128.mp4", *newest]
+    assert ("input", "max", "16") in read.attributes  # the last of 17 frames
+    text = " ".join("".join(read.text).split())
+    assert "4 motions from one first frame" in text
+    assert "elbow 0" in text
+    (path,) = {v for tag, name, v in read.attributes if tag == "path" and v.startswith("M0 100")}
+    assert path.endswith("H9V0H10V0H11V0H12V0H13V0H14V0H15V0H16")  # the gripper closes at frame 9
+    assert page.count("<script>") == 1
+    assert "autoplay" not in page
+
+
+def test_damaged_actions_leave_the_sample_on_the_page(volume):
+    results, job = volume
+    path = results / "iter_000000500/sample-0.json"
+    put(path, json.loads(path.read_text()) | {"actions": {"names": ["a"], "rows": "x"}})
+    write_page(results, job)
+    page = (results / "index.html").read_text()
+    assert "iter_000000500/sample-0.mp4" in page
+    assert "<script>" not in page
+    assert "script-src 'none';" in policy_of(Read(page))
