@@ -240,7 +240,7 @@ def _object(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
 
 
 def _string(node: Schema) -> None:
-    # Paths on the volume: the strings whose pattern may end in a slash or starts with latest.
+    # Paths on the volume: the strings whose pattern has segments or starts with latest.
     pattern = node.get("pattern", "")
-    if pattern.endswith("/?$") or pattern.startswith("^(latest|"):
+    if r"(/[^/$\x00]+)*" in pattern or pattern.startswith("^(latest|"):
         node[_RULES] = [cel_rules.path_rule()]

@@ -255,8 +255,9 @@ class ActionsSpec(ApiModel):
     representation: Literal["Absolute", "RelativePose"] = Field(
         default="Absolute",
         description="Absolute uses the numbers as they are. RelativePose takes poses of an end "
-        "effector (x, y, z, then roll, pitch, yaw or a quaternion qx, qy, qz, qw, and last the "
-        "gripper), and gives the motion from each frame to the next in seven numbers.",
+        "effector at each frame, as in observation.state (x, y, z, then roll, pitch, yaw or a "
+        "quaternion qx, qy, qz, qw, and last the gripper), and gives the motion from each frame to "
+        "the next in seven numbers.",
     )
     normalization: Literal["Statistics", "Published"] = Field(
         default="Statistics",

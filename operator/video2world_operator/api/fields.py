@@ -14,6 +14,7 @@ __all__ = [
     "RESOURCE_NAME_PATTERN",
     "ActionColumn",
     "ActionName",
+    "ActionSequence",
     "AnnotationKey",
     "ApiModel",
     "Checkpoint",
@@ -180,6 +181,16 @@ VolumePath = Annotated[
         r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*/?$",
     ),
 ]
+ActionSequence = Annotated[
+    str,
+    _text(
+        512,
+        "a path relative to the volume's root, without a leading slash or dash, // and $, ending "
+        "in .csv, .json or .safetensors",
+        "moves/left.csv",
+        r"^[^-/$\x00][^/$\x00]*(/[^/$\x00]+)*\.(csv|json|safetensors)$",
+    ),
+]
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*"
 FolderName = Annotated[
     str,
@@ -276,10 +287,9 @@ ActionName = Annotated[
     str,
     _text(
         128,
-        "letters, digits, spaces, dots, dashes, underscores and slashes, starting with a letter, "
-        "digit or underscore, at most 128 characters",
+        "1 to 128 characters without control characters and $, not starting with a dash",
         "shoulder_pan.pos",
-        r"^[A-Za-z0-9_][A-Za-z0-9_./ -]*$",
+        r"^[^-$\x00-\x1f][^$\x00-\x1f]*$",
     ),
 ]
 Override = Annotated[str, _text(512, "name=value", "optimizer.lr=1e-5")]

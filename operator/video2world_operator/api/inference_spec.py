@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from video2world_operator.api.fields import (
+    ActionSequence,
     ApiModel,
     Checkpoint,
     CheckpointName,
@@ -45,13 +46,11 @@ class SampleSpec(ApiModel):
         description="Text that guidance steers away from; defaults to a description of low "
         "quality, for Tiny to no text.",
     )
-    actions: VolumePath | None = Field(
+    actions: ActionSequence | None = Field(
         default=None,
-        description="File with the sequence of actions to follow (.csv, .json or .safetensors), if "
-        "the model is conditioned on actions: a path as that of input. Long sequences are "
-        "generated clip after clip. Defaults to the actions of the input, which must be a window "
-        "of a dataset then.",
-        examples=["moves/left.csv"],
+        description="File with the sequence of actions to follow, if the model is conditioned on "
+        "actions: a path as that of input. Long sequences are generated clip after clip. Defaults "
+        "to the actions of the input, which must be a window of a dataset then.",
     )
     output: OutputName | None = Field(
         default=None,

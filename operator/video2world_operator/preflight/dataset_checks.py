@@ -12,6 +12,7 @@ from video2world_operator.api.dataset_spec import AgiBotDataset, LeRobotDataset
 from video2world_operator.api.errors import nearest
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.plan.plan import Plan
+from video2world_operator.preflight.action_checks import check_actions
 from video2world_operator.preflight.check import Check, Verdict
 from video2world_operator.preflight.facts import AgiBotFacts, LeRobotFacts
 from video2world_operator.preflight.requirements import ARCHIVES
@@ -55,6 +56,8 @@ def check_dataset(plan: Plan, facts: Facts) -> Iterator[Check]:
             yield from _defects(dataset.agibot)
     if dataset.lerobot and isinstance(facts, LeRobotFacts):
         yield from _lerobot(dataset.lerobot, facts, frames)
+        if isinstance(facts.info, dict) and isinstance(facts.info.get("features"), dict):
+            yield from check_actions(plan.resource.spec, facts.info["features"])
 
 
 def _check(text: str, remedy: str = "", verdict: Verdict = Verdict.FAIL) -> Check:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from video2world_preprocess.actions.resample import resampled
 from video2world_preprocess.actions.selection import ActionSelection
 from video2world_preprocess.listing import nearest
 
-__all__ = ["ActionLayout", "Column", "Track", "labels_of"]
+__all__ = ["ActionLayout", "Column", "Track"]
 
 LOST_ROWS = 2  # by which rows and frames may differ, as encoders lose or repeat frames
 SAME_RATE = 0.02  # relative difference of rates
@@ -50,24 +49,6 @@ class Column:
     def of(cls, name: str, labels: Sequence[str]) -> Column:
         """Return the column ``name``, which has commands if its name says action."""
         return cls(name, tuple(labels), "action" not in name.lower())
-
-
-def labels_of(feature: Mapping[str, Any], column: str, width: int) -> tuple[str, ...]:
-    """Return the names of a column's values, from ``names`` of a feature in ``meta/info.json``.
-
-    They may be a list, a list in a list, or an object whose values are a list or whose keys are
-    the names; if they are missing or of another number, values are named after column and place.
-    """
-    names: Any = feature.get("names")
-    if isinstance(names, Mapping):
-        inner = next(iter(names.values()), None)
-        names = inner if isinstance(inner, list) else list(names)
-    while isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):
-        names = names[0]
-    is_valid = isinstance(names, list) and len(names) == width
-    if not is_valid or not all(isinstance(n, str) and n for n in names):
-        return tuple(f"{column}_{place}" for place in range(width)) if width > 1 else (column,)
-    return tuple(names)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,8 @@ import numpy as np
 
 from video2world_common.action_statistics import MOST_DIMENSIONS
 from video2world_common.exit_codes import UserError
-from video2world_preprocess.actions.layout import ActionLayout, Column, Track, labels_of
+from video2world_common.lerobot_columns import INDEX_COLUMNS, labels_of, width_of
+from video2world_preprocess.actions.layout import ActionLayout, Column, Track
 from video2world_preprocess.actions.selection import ActionSelection
 from video2world_preprocess.dataset.lerobot_dataset import LeRobotDataset
 from video2world_preprocess.dataset.lerobot_files import DatasetFiles, FolderFiles, ListedFile
@@ -27,7 +27,6 @@ from video2world_preprocess.stage_report import Report
 __all__ = ["LeRobotActions", "find_actions"]
 
 MOST_VALUES = 1 << 28  # of an episode
-_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
 @dataclass
@@ -286,7 +285,9 @@ def _columns(
 ) -> list[Column]:
     """Return the selected columns, with the names of their values."""
     widths = column_widths(files.local(file))  # a download is kept until its rows are read
-    known = {column: width for column, width in widths.items() if column not in _KEYS and width}
+    known = {
+        column: width for column, width in widths.items() if column not in INDEX_COLUMNS and width
+    }
     found = []
     for column in selection.columns:
         if column not in known:
@@ -299,17 +300,10 @@ def _columns(
             )
         feature = features.get(column)
         feature = feature if isinstance(feature, Mapping) else {}
-        width = _width(feature.get("shape")) or known[column]
+        width = width_of(feature.get("shape")) or known[column]
         if not 1 <= width <= MOST_DIMENSIONS:
             raise UserError(
                 f"--actions {column}: {width} values per row, at most {MOST_DIMENSIONS} are read"
             )
         found.append(Column.of(column, labels_of(feature, column, width)))
     return found
-
-
-def _width(shape: object) -> int | None:
-    """Return the number of values of a shape such as [7] in ``meta/info.json``."""
-    value = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return int(value) if is_number and 0 < value <= 1 << 20 else None  # type: ignore[arg-type,operator]

@@ -54,7 +54,9 @@ def test_the_samples_are_known():
         "agibot-2b-phases",
         "agibot-2b-sparse",
         "agibot-2b-sweep",
+        "bridge-2b-actions",
         "lerobot-2b",
+        "lerobot-2b-actions",
         "own-videos",
     }
 

@@ -13,6 +13,7 @@ from hub_server import HubServer, Repository, serving
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.main import main
 from video2world_operator.plan.plan import make_plan
+from video2world_operator.preflight.action_checks import check_sequences
 from video2world_operator.preflight.check import Check
 from video2world_operator.preflight.dataset_checks import BETA_DEFECTS, check_dataset, dataset_disk
 from video2world_operator.preflight.dataset_facts import dataset_facts
@@ -73,7 +74,12 @@ def environment(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
-def resource(dataset: dict[str, Any], size: str = "2B") -> Any:
+def resource(
+    dataset: dict[str, Any],
+    size: str = "2B",
+    inference: dict[str, Any] | None = None,
+    **training: Any,
+) -> Any:
     return parse(
         {
             "apiVersion": "video2world.dev/v1alpha1",
@@ -82,7 +88,8 @@ def resource(dataset: dict[str, Any], size: str = "2B") -> Any:
             "spec": {
                 "model": {"size": size},
                 "dataset": dataset,
-                "training": {"iterations": 5},
+                "training": {"iterations": 5, **training},
+                "inference": inference or {},
             },
         }
     )
@@ -180,14 +187,105 @@ def test_nothing_is_guessed_without_facts(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     "features",
-    [None, [], {TOP: None}, {TOP: {"dtype": ["video"]}}, {"a\x1b[31m": {"dtype": "video"}}],
+    [
+        None,
+        [],
+        {TOP: None},
+        {TOP: {"dtype": ["video"]}},
+        {"a\x1b[31m": {"dtype": "video"}},
+        {"action": {"shape": [float("nan")], "dtype": []}, TOP: {"dtype": "video"}},
+        {"action": {"shape": [3], "names": {"a": [{}]}}, TOP: {"dtype": "video"}},
+    ],
 )
 @pytest.mark.parametrize("fps", [None, True, "30", -1, float("inf"), {}])
 def test_a_hostile_info_is_no_crash(features: Any, fps: Any) -> None:
     facts = LeRobotFacts(info=info(features=features, fps=fps, total_episodes=fps), bytes=5.0)
-    made = resource({"lerobot": {"repoID": "a/b", "episodes": [3]}})
+    lerobot = {"repoID": "a/b", "episodes": [3]}
+    made = resource({"lerobot": lerobot, "actions": {"columns": ["action"]}})
     assert all(c.text for c in check_dataset(make_plan(made), facts))
     assert dataset_disk(made, facts) == 15.0
+
+
+POSE = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+ARM: dict[str, Any] = {
+    TOP: {"dtype": "video", "shape": [480, 640, 3]},
+    "action": {"dtype": "float32", "shape": [2], "names": {"motors": ["pan.pos", "lift.pos"]}},
+    "observation.state": {"dtype": "float32", "shape": [7], "names": POSE},
+    "timestamp": {"dtype": "float32", "shape": [1]},
+    "task": {"dtype": "string", "shape": [1]},
+}
+PER_CLIP = {"conditioning": {"actions": {"variant": "PerClip"}}}
+
+
+@pytest.mark.parametrize(
+    ("actions", "training", "expected"),
+    [
+        ({"columns": ["action"]}, {}, "ok 2 numbers of action; "),
+        (
+            {"columns": ["action", "observation.state"], "names": ["gripper", "action.pan.pos"]},
+            {},
+            "ok 2 numbers of action and observation.state; ",
+        ),
+        (
+            {"columns": ["observation.state"], "representation": "RelativePose"},
+            PER_CLIP,
+            "ok 7 numbers of observation.state, as relative poses; ",
+        ),
+        (
+            {"columns": ["actions"]},
+            {},
+            "fail meta/info.json has no column of numbers actions; it has action (2), "
+            "observation.state (7); did you mean action?",
+        ),
+        (
+            {"columns": ["timestamp"]},
+            {},
+            "fail meta/info.json has no column of numbers timestamp; it has action (2), "
+            "observation.state (7); set spec.dataset.actions.columns to some of them",
+        ),
+        (
+            {"columns": ["action"], "names": ["pan"]},
+            {},
+            "fail action has no value pan; it has pan.pos, lift.pos; did you mean pan.pos?",
+        ),
+        (
+            {"columns": ["action"], "representation": "RelativePose"},
+            {},
+            "fail RelativePose takes 7 or 8 numbers (x, y, z, roll, pitch, yaw or qx, qy, qz, qw, "
+            "and gripper), and 2 are selected; choose them with spec.dataset.actions.names, or use "
+            "representation: Absolute",
+        ),
+        (
+            {"columns": ["action"]},
+            PER_CLIP,
+            "fail PerClip takes 7 numbers per action, and 2 are selected; choose them with "
+            "spec.dataset.actions.names, use RelativePose, or variant: PerFrame",
+        ),
+    ],
+)
+def test_actions_that_the_dataset_has_or_lacks(
+    actions: dict[str, Any], training: dict[str, Any], expected: str
+) -> None:
+    dataset = {"lerobot": {"repoID": "a/b", "camera": "top"}, "actions": actions}
+    plan = make_plan(resource(dataset, **training))
+    *_, check = check_dataset(plan, LeRobotFacts(info=info(features=ARM)))
+    assert (check.name, f"{check.verdict} {check.text}; {check.remedy}") == ("actions", expected)
+
+
+def test_sequences_of_samples_are_looked_for_on_the_volume(tmp_path: Path) -> None:
+    samples = [
+        {"input": "a.png", "actions": "moves/left.csv"},
+        {"input": "a.png", "actions": "moves/right.json"},
+        {"input": "val/videos/a.mp4", "actions": "val/actions/b.safetensors"},
+    ]
+    dataset = {"lerobot": {"path": "mine"}, "actions": {"columns": ["action"]}}
+    made = resource(dataset, conditioning={"actions": {}}, inference={"samples": samples})
+    (tmp_path / "moves").mkdir()
+    (tmp_path / "moves/left.csv").write_text("a\n1\n")
+    (check,) = check_sequences(make_plan(made), tmp_path)
+    assert check.text == "moves/right.json is not on the volume"
+    assert check.remedy == "put it there, or fix spec.inference.samples[1].actions"
+    assert list(check_sequences(make_plan(made), None)) == []
 
 
 def test_a_dataset_on_the_volume(tmp_path: Path) -> None:
