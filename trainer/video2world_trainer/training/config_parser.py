@@ -124,7 +124,10 @@ def read_config(overrides: Iterable[str]) -> TrainConfig:
     if name:
         full = full_name(name)
         if full not in EXPERIMENTS:
-            raise UserError(f"experiment={name} is not known; {_suggest(full, EXPERIMENTS)}")
+            hint = _suggest(full, EXPERIMENTS)
+            if "action_conditioned" in name:  # Cosmos-Predict2's is named so
+                hint = "set model.size=2B and model.action_conditioning=per_clip instead"
+            raise UserError(f"experiment={name} is not known; {hint}")
         settings |= experiment_settings(EXPERIMENTS[full])
     read: dict[str, Any] = {}
     for key, value in given.items():

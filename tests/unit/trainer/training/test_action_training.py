@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -24,18 +25,20 @@ from tiny_training import (
 )
 from video2world_common.exit_codes import UserError
 from video2world_preprocess.latents import clip_starts
+from video2world_preprocess.text.embedding_files import write_embedding
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.dcp import read_full_tensors
 from video2world_trainer.checkpoint.folder import CheckpointFolder, read_latest
 from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.checkpoint.run_config import RunConfig, actions_of
 from video2world_trainer.distributed.process_group import World
+from video2world_trainer.evaluation.base_weights import initial_weights
 from video2world_trainer.training.checkpointer import describe_run
 from video2world_trainer.training.clip_losses import ClipLosses, evaluations
 from video2world_trainer.training.config_parser import read_config
 from video2world_trainer.training.dataset import LatentDataset, VideoDataset, collate
 from video2world_trainer.training.loss import NoiseDistribution, NoiseSample, training_loss
-from video2world_trainer.training.network import initial_weights_path
+from video2world_trainer.training.network import build_network, initial_weights_path
 from video2world_trainer.training.run_actions import actions_of_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,16 +189,6 @@ def test_two_ranks_resume_exactly_after_kill_9(acted):
         for job in ("demo", "whole")
     ]
     assert all(torch.equal(one, shards[1][name]) for name, one in shards[0].items())
-
-
-@pytest.mark.slow
-def test_ranks_that_share_a_clip_train_like_one(here, acted):
-    settings = [ACTIONS, "trainer.max_iter=3", "model.config.train_architecture=lora"]
-    _, alone = here(acted, *settings, "job.name=alone")
-    two = ["model_parallel.context_parallel_size=2", "model.config.fsdp_shard_size=2"]
-    code, out = run(acted, *settings, *two, ranks=2)
-    assert code == 0, out
-    assert list(losses(out).values()) == pytest.approx(list(losses(alone).values()), rel=2e-3)
 
 
 def test_lora_trains_saves_and_exports_the_embedders(here, acted):
@@ -380,6 +373,49 @@ def test_per_clip_has_the_published_settings_by_default():
     assert actions.conditioning.inputs == 84
     assert actions.statistics.scale == (20.0,) * 6 + (1.0,)
     assert actions_of(Path("model-480p-16fps.pt"), RunConfig()) is None
+
+
+def test_adapters_of_a_network_without_captions_are_not_in_cross_attention():
+    made = statistics([*"abcdefg"])
+    config = read_config([*SETTINGS, *PER_CLIP, "model.config.train_architecture=lora"])
+    net = build_network(config, World(), RecordedActions("per_clip", made))
+    trained = [name for name, one in net.named_parameters() if one.requires_grad]
+    assert any(".self_attn.q_proj.lora_A" in name for name in trained)
+    assert any("action_embedder_B_D.fc1.bias" in name for name in trained)
+    assert not any("cross_attn" in name for name in trained)
+
+
+def test_the_weights_that_tiny_starts_from_have_its_embedders(trained):
+    path = initial_weights(trained / JOB)
+    config = read_config([*SETTINGS, ACTIONS])
+    net = build_network(config, World(), RecordedActions("per_frame", statistics()))
+    state = torch.load(path, weights_only=True)
+    assert all(
+        torch.equal(one.bfloat16(), state[f"net.{name}"]) for name, one in net.named_parameters()
+    )
+
+
+def test_the_original_experiment_has_a_remedy():
+    name = "predict2_video2world_2b_action_conditioned_training"
+    with pytest.raises(UserError, match=r"model\.action_conditioning=per_clip instead"):
+        read_config([f"experiment={name}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "per_clip"])
+def test_ranks_that_share_a_clip_train_like_one(here, published_clips, kind):
+    """Two ranks with frozen weights in FSDP's units, which no gradient reaches."""
+    settings = [*PER_CLIP, "trainer.max_iter=3"]
+    if kind == "lora":
+        settings += [ACTIONS, "model.config.train_architecture=lora"]
+        for path in (published_clips / "datasets/d/train/latents").iterdir():
+            embedding = published_clips / f"datasets/d/train/t5_xxl/{path.stem}.pickle"
+            write_embedding(embedding, np.ones((2, 1024), np.float16))
+    _, alone = here(published_clips, *settings, "job.name=alone")
+    two = ["model_parallel.context_parallel_size=2", "model.config.fsdp_shard_size=2"]
+    code, out = run(published_clips, *settings, *two, ranks=2)
+    assert code == 0, out
+    assert list(losses(out).values()) == pytest.approx(list(losses(alone).values()), rel=2e-3)
 
 
 # --------------------------------------------------------------------- losses
