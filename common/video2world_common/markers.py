@@ -145,9 +145,11 @@ class Provenance:
         return self
 
 
-def _noun(name: str, count: int) -> str:
-    noun = "folder" if name.endswith("/") else _NOUNS.get(Path(name).suffix.lower(), "file")
-    return noun if count == 1 else f"{noun}s"
+def _noun(name: str, folder: str) -> str:
+    if name.endswith("/"):
+        return "folder"
+    noun = _NOUNS.get(Path(name).suffix.lower(), "file")
+    return "actions file" if noun == "latents file" and Path(folder).name == "actions" else noun
 
 
 def _shown(name: str) -> str:
@@ -180,10 +182,11 @@ def changes(recorded: Listings, now: Listings, *, complete: bool = True) -> str:
         found = _compare(listing, now.get(folder, {}), complete=complete)
         for verb, changed in found.items():
             for name in sorted(changed):
-                groups.setdefault((verb, _noun(name, 1)), []).append(name)
+                groups.setdefault((verb, _noun(name, folder)), []).append(name)
     parts = []
-    for (verb, _), names in groups.items():
-        parts.append(_listed(f"{len(names)} {verb} {_noun(names[0], len(names))}", names))
+    for (verb, noun), names in groups.items():
+        plural = "s" if len(names) > 1 else ""
+        parts.append(_listed(f"{len(names)} {verb} {noun}{plural}", names))
     return "; ".join(parts)
 
 

@@ -7,11 +7,12 @@ is left out, with its windows.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -59,11 +60,8 @@ class EpisodeActions(Protocol):
         """Yield the rows of each source of a part, or why they cannot be used."""
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    source: Source
-    steps: np.ndarray | None
-    reason: str = ""
+_Work = Callable[[Sequence[Source]], list[int]]
+_Counts = Iterator[list[int]]
 
 
 def write_actions(
@@ -95,16 +93,49 @@ def write_actions(
     for split in SPLITS:
         (folder / split / "actions").mkdir(parents=True, exist_ok=True)
     progress = ProgressReporter(report.stage, len(waiting), "episodes with actions")
-    publish = _publisher(folder, actions)
     removed = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for counts in pool.map(publish, actions.batches(waiting)):
-            removed += sum(counts)
-            progress.advance(len(counts))
+    for counts in _in_threads(_publisher(folder, actions), actions.batches(waiting), workers):
+        removed += sum(counts)
+        progress.advance(len(counts))
     return removed
 
 
-def _publisher(folder: Path, actions: EpisodeActions) -> Callable[[Sequence[Source]], list[int]]:
+def _in_threads(work: _Work, batches: Sequence[Sequence[Source]], workers: int) -> _Counts:
+    """Yield the result of ``work`` for each batch, in any order.
+
+    The threads are daemons, as a terminating pod does not wait for downloads.
+
+    Raises:
+        OSError: the work on a batch failed.
+    """
+    tasks: queue.SimpleQueue[Sequence[Source]] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[list[int] | BaseException] = queue.SimpleQueue()
+    stopped = threading.Event()
+    for batch in batches:
+        tasks.put(batch)
+
+    def serve() -> None:
+        with contextlib.suppress(queue.Empty):
+            while not stopped.is_set():
+                batch = tasks.get_nowait()
+                try:
+                    outcomes.put(work(batch))
+                except BaseException as error:
+                    outcomes.put(error)
+
+    for _ in range(min(workers, len(batches))):
+        threading.Thread(target=serve, daemon=True).start()
+    try:
+        for _ in batches:
+            outcome = outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+    finally:
+        stopped.set()
+
+
+def _publisher(folder: Path, actions: EpisodeActions) -> _Work:
     """Return the function that writes the actions of a batch."""
 
     def publish(batch: Sequence[Source]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from video2world_common.folder_locks import owned_folder
-from video2world_common.markers import NOT_DONE, Marker, Provenance, file_stamps
+from video2world_common.markers import NOT_DONE, Marker, Provenance, changes, file_stamps
 from video2world_common.stage_runner import run_stage
 
 MARKER = Marker("dataset", "h")
@@ -224,3 +224,12 @@ def test_interrupted_work_leaves_no_record(volume):
         run_stage(work, stage="dataset")
     Path("in/c.mp4").unlink()  # as the record had it: but out/c.mp4 is left
     assert not MARKER.judge().done
+
+
+def test_a_missing_actions_file_is_named_as_such():
+    recorded = {f"d/train/{kind}": {"w.safetensors": "9"} for kind in ("actions", "latents")}
+    recorded["d/train/actions"]["x.safetensors"] = "9"
+    assert changes(recorded, {}, complete=False) == (
+        "2 missing actions files: w.safetensors, x.safetensors; "
+        "1 missing latents file: w.safetensors"
+    )

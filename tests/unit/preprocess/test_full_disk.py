@@ -19,8 +19,14 @@ from safetensors.torch import save_file
 from video2world_common.files import write_text
 from video2world_common.sharding import Shard
 from video2world_preprocess import latents
+from video2world_preprocess.actions.layout import ActionLayout, Column, Track
+from video2world_preprocess.actions.selection import ActionSelection
 from video2world_preprocess.archives.archive import local_archive
 from video2world_preprocess.archives.extract import Extraction
+from video2world_preprocess.dataset.records import Clip, Record, read_record, write_record
+from video2world_preprocess.dataset.source import OneCaption, Source
+from video2world_preprocess.dataset.window_actions import write_actions
+from video2world_preprocess.stage_report import Report
 from video2world_preprocess.text.embedding_files import read_embedding, write_embedding
 from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.reader import read_frames
@@ -46,6 +52,22 @@ def extract(folder, episode):
         lambda *_: True,
         Shard(),
     ).run("dataset")
+
+
+class WideActions:
+    """Actions of 100 numbers, too large for the disk."""
+
+    description = "drawn"
+    layout = ActionLayout.of(
+        ActionSelection(("action",)), [Column.of("action", [f"joint_{n}" for n in range(100)])]
+    )
+
+    def batches(self, sources):
+        return [[source] for source in sources]
+
+    def tracks(self, sources):
+        for source in sources:
+            yield source, Track(np.ones((1000, 100)), None, "rows")
 
 
 WRITERS = {
@@ -76,6 +98,20 @@ def test_a_file_that_does_not_fit_is_named_and_not_left_behind(small_disk, kind)
     small_disk(4000)
     write(disk)
     assert len([path for path in disk.rglob("*") if path.is_file()]) > 1
+
+
+def test_actions_that_do_not_fit_end_the_stage_and_are_written_later(small_disk):
+    disk = small_disk(100)
+    clips = [Clip("window", 0, 1000, 1, False)]
+    write_record(disk, "episode", Record("c", "t", fps=10.0, frames=1000, clips=clips))
+    source = Source("episode", "episode", disk, "train", OneCaption("c"), "o", actions="d")
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_actions(disk, [source], WideActions(), 2, Report("dataset"))
+    assert caught.value.filename.endswith("train/actions/window.safetensors")
+    assert read_record(disk, "episode").names == ["window"]  # it is no fault of the episode
+    small_disk(4000)
+    assert write_actions(disk, [source], WideActions(), 2, Report("dataset")) == 0
+    assert read_record(disk, "episode").moments["rows"] == 999
 
 
 def test_latents_stage(small_disk, capfd, monkeypatch):
