@@ -9,10 +9,10 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cluster tools test images e2e node torture chaos bench-operator lint dist docs format generate constraints clean
+.PHONY: help setup demo demo-actions cluster tools test images e2e node torture chaos bench-operator lint dist docs format generate constraints clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready ## Create .venv with everything the other targets need (they run it when needed)
 
@@ -26,6 +26,9 @@ setup: .venv/ready ## Create .venv with everything the other targets need (they 
 
 demo: .venv/ready ## Post-train a tiny model on generated robot video, and show its output
 	$(BIN)/python tools/training_demo.py
+
+demo-actions: .venv/ready ## Train a tiny world model that obeys a drawn robot's joint angles
+	$(BIN)/python tools/actions_demo.py
 
 cluster: .venv/ready ## Open a shell with a temporary Kubernetes cluster of fake 8-GPU nodes
 	PYTHONPATH=tools $(BIN)/python -m control_plane

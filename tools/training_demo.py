@@ -80,7 +80,7 @@ def _own_kib(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def _child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def run_child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a process that may take its time to stop after Ctrl-C or SIGTERM; exit with its code."""
     child = subprocess.Popen([sys.executable, "-m", *command], text=True, **options)
     # The terminal sends SIGINT to the child too; a second one would make it stop at once.
@@ -99,13 +99,13 @@ def _child(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         raise SystemExit(code)
 
 
-def _worker(display: Display, title: str, module: str, *arguments: str) -> None:
+def run_worker(display: Display, title: str, module: str, *arguments: str) -> None:
     """Run a worker on the volume, and show its progress as ``v2w run`` does for a stage."""
     display.start(title)
     last = collections.deque[str](maxlen=15)
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
     try:
-        with _child(module, *arguments, cwd=VOLUME, **options) as child:
+        with run_child(module, *arguments, cwd=VOLUME, **options) as child:
             for line in child.stdout or ():
                 if (event := parse(line)) is not None:
                     display.event(event)
@@ -124,10 +124,10 @@ def main() -> int:
     display = Display(sys.stdout)
     with Meter() as meter:
         task = ("--data_dir", "datasets/agibot")
-        _worker(display, "demo data", "video2world_preprocess.demo", *task)
+        run_worker(display, "demo data", "video2world_preprocess.demo", *task)
         what = ("run", "-f", str(RESOURCE.relative_to(ROOT)))
         where = ("--volume", str(VOLUME.relative_to(ROOT)))
-        with _child("video2world_operator.cli", *what, *where, cwd=ROOT):
+        with run_child("video2world_operator.cli", *what, *where, cwd=ROOT):
             pass
     table = json.loads((VOLUME / TABLE).read_text())
     return _show(table, time.monotonic() - started, meter.peak_kib / 1024)

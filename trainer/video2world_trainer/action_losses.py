@@ -34,7 +34,7 @@ from video2world_trainer.distributed.process_group import World
 from video2world_trainer.evaluation.action_gate import VARIANTS, action_variants, gate
 from video2world_trainer.generation.checkpoint_choice import choose_checkpoint
 from video2world_trainer.generation.clip_format import ClipFormat, choose_clip_format
-from video2world_trainer.generation.denoise import SamplingSettings, Velocity, denoise
+from video2world_trainer.generation.denoise import SamplingSettings, denoise, network_velocity
 from video2world_trainer.generation.denoise import conditioning_mask as mask_of
 from video2world_trainer.generation.guidance_parallel import shard_sample
 from video2world_trainer.generation.load import empty_network, loaded_network
@@ -109,7 +109,7 @@ def _load(args: argparse.Namespace, device: torch.device) -> _Model:
             "follow (spec.training.conditioning.actions)"
         )
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios, actions=actions.conditioning)
-    clip = choose_clip_format(args, chosen, run, checkpoint, 1)
+    clip = choose_clip_format(args, chosen, run, checkpoint, 1, actions)
     weights = fitting_weights(
         empty_network(chosen.dit),
         checkpoint,
@@ -185,19 +185,6 @@ def _actions(sample: TrainingSample) -> Tensor:
     return sample.actions
 
 
-def _velocity(model: _Model, text: Tensor, mask: Tensor, actions: Tensor) -> Velocity:
-    """Return a function that evaluates the network under the actions [1, F - 1, D]."""
-    net, device, dtype = model.net, model.device, model.dtype
-    captions = net.caption_keys_values(text.to(device, dtype))
-    mask, actions = mask.to(dtype), actions.to(device, dtype)
-
-    def velocity(x: Tensor, times: Tensor) -> Tensor:
-        out: Tensor = net(x.to(dtype), times.to(dtype), captions, mask, actions=actions)
-        return out.float()
-
-    return velocity
-
-
 @torch.no_grad()
 def _motion(
     model: _Model,
@@ -219,7 +206,7 @@ def _motion(
     mask = mask_of(given, CONDITIONAL)
     videos = {}
     for number, actions in enumerate(sequences):
-        velocity = _velocity(model, first.text[None], mask, actions[None])
+        velocity = network_velocity(model.net, first.text[None], mask, actions=actions[None])
         for other in range(SEEDS):
             settings = SamplingSettings(seed + other, STEPS, guidance=0.0)
             videos[number, other] = denoise(

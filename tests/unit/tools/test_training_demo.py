@@ -68,7 +68,7 @@ def test_a_stop_waits_for_the_child_to_save(tmp_path, send, number):
     (tmp_path / "slow_child.py").write_text(CHILD)
     script = (
         f"import sys; sys.path.insert(0, {str(PATH.parent)!r}); import training_demo\n"
-        "with training_demo._child('slow_child'):\n    pass\n"
+        "with training_demo.run_child('slow_child'):\n    pass\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -92,11 +92,11 @@ def test_a_worker_is_shown_like_a_stage_and_its_failure_explained(demo, tmp_path
     (tmp_path / "bad.py").write_text("import sys; print('because'); sys.exit(2)\n")
     demo.VOLUME = tmp_path
     display = demo.Display(sys.stdout)
-    demo._worker(display, "demo data", "good")
+    demo.run_worker(display, "demo data", "good")
     out = capsys.readouterr().out
     assert "demo data   3/3 episodes" in out
     assert "plain" not in out
     with pytest.raises(SystemExit) as caught:
-        demo._worker(display, "demo data", "bad")
+        demo.run_worker(display, "demo data", "bad")
     assert caught.value.code == 2
     assert "because" in capsys.readouterr().out

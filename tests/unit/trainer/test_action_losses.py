@@ -95,10 +95,7 @@ def test_the_gate_tells_an_honest_model_from_one_trained_with_other_clips_action
     assert found["variants"]["zeroed"]["low"] > 0.05
     assert motion["ratio"] > 0.3
 
-    # the same figures again, and a model without actions is refused
-    before = Path("actions.json").read_text()
-    assert measure(capfd)[0] == 0
-    assert Path("actions.json").read_text() == before
+    # two clips have no interval, and a model without actions is refused
     progress = events(measure(capfd, "--clips", "2")[1], "progress")
     assert progress[-1]["done"] == progress[-1]["total"]
     few = json.loads(Path("actions.json").read_text())

@@ -2,21 +2,27 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
+from video2world_common.action_statistics import ActionStatistics
+from video2world_preprocess import latents
 from video2world_preprocess.demo import draw_episode, scene
 from video2world_preprocess.text.embedding_files import write_embedding
 from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer import evaluate
 from video2world_trainer.checkpoint.folder import CheckpointFolder
+from video2world_trainer.checkpoint.recorded_actions import RecordedActions
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.evaluation.base_weights import initial_weights
 from video2world_trainer.model.presets import PRESETS
@@ -177,3 +183,76 @@ def test_the_initial_weights_are_those_that_training_starts_from(volume):
     for name, one in net.named_parameters():
         torch.testing.assert_close(read[f"net.{name}"], one.detach().bfloat16(), rtol=0, atol=0)
     assert CheckpointFolder(RUN).iterations() == [7]  # it is not taken for a checkpoint
+
+
+ACTIONS = ActionStatistics(
+    names=("x", "y"),
+    representation="absolute",
+    source="test",
+    fps=30.0,
+    rows=36,
+    mean=(0.0, 0.0),
+    std=(1.0, 1.0),
+    min=(-3.0, -3.0),
+    max=(3.0, 3.0),
+    offset=(0.0, 0.0),
+    scale=(1.0, 1.0),
+)
+
+
+def test_an_action_conditioned_checkpoint_that_ignores_its_actions_fails_if_asked_to(
+    made, tmp_path, monkeypatch, capfd
+):
+    shutil.copytree(made, tmp_path / "v")
+    monkeypatch.chdir(tmp_path / "v")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    random = np.random.default_rng(0)
+    Path("datasets/d/actions.json").write_text(json.dumps(ACTIONS.to_json()))
+    Path("datasets/d/val/actions").mkdir()
+    for name in WINDOWS:
+        rows = random.normal(size=(18, 2)).astype(np.float32)
+        save_file({"actions": rows}, f"datasets/d/val/actions/{name}.safetensors")
+    vae = str(PRESETS["Tiny"].base_folder) + "/tokenizer"
+    flags = ["--dataset_path", "datasets/d/val", "--vae_path", vae, "--num_frames", "17"]
+    flags += ["--video_size", "96", "128", "--clips_per_window", "3", "--device", "cpu"]
+    assert latents.main(flags) == 0
+    # as training starts: the embedders add zero, so every lift is exactly 0
+    config = replace(CONFIG, action_conditioning="per_frame", name="y")
+    recorded = RecordedActions("per_frame", ACTIONS)
+    folder = CheckpointFolder(Path(str(RUN).replace("/x/", "/y/")))
+    folder.set_description(describe_run(config, recorded))
+    net = build_network(config, World(device=torch.device("cpu")), recorded)
+    state = {f"net_ema.{name}": one.detach() for name, one in net.named_parameters()}
+    folder.save(7, {"model": state, "optim": {}, "scheduler": {}, "trainer": {}})
+
+    def evaluated(*flags):
+        capfd.readouterr()
+        argv = [one.replace("/x/", "/y/") for one in FLAGS]
+        code = evaluate.main([*argv, "--samples", "6", *flags, *INFERENCE])
+        out, err = capfd.readouterr()
+        lines = [json.loads(line) for line in out.splitlines() if line.startswith('{"event"')]
+        return code, lines, out + err
+
+    code, events, out = evaluated("--fail_when_actions_ignored")
+    assert code == 2, out
+    assert "(spec.evaluation.failWhenActionsIgnored): The model ignores its actions" in out
+    assert "Traceback" not in out
+    (verdict,) = [event for event in events if event["event"] == "evaluation"]
+    actions = verdict["actions"]
+    assert (actions["followed"], actions["lift"], actions["clips"]) == (False, 0.0, 6)
+    assert actions["low"] == actions["high"] == 0.0
+
+    # everything is written, and measured once
+    results = Path("results/y/evaluation")
+    table = json.loads((results / "evaluation.json").read_text())["actions"]
+    assert table["text"] == actions["text"]
+    lines = (results / "actions.csv").read_text().splitlines()
+    assert lines[0] == "clip,true,shuffled,zeroed,late,early"
+    assert len(lines) == 7
+    page = Path("results/y/index.html").read_text()
+    assert "Does it follow its actions?" in page
+    assert "another clip&#39;s" in page
+    code, events, out = evaluated()
+    assert code == 0
+    assert "its actions are measured already" in out
+    assert events[-1]["evaluation"]["actions"] == actions
