@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from video2world_common import per_clip_actions
+from video2world_common.actions_kind import actions_kind_of
 from video2world_common.attention_pattern import pattern_of
 from video2world_common.events import ProgressReporter, emit, say
 from video2world_common.exit_codes import UserError
@@ -115,6 +116,12 @@ def parser() -> argparse.ArgumentParser:
         choices=("dense", "sparse"),
         default="dense",
         help="attention that --weights must have been trained with (default: dense)",
+    )
+    flags.add_argument(
+        "--action_conditioning",
+        choices=("none", "per_frame", "per_clip"),
+        default="none",
+        help="how the model in training reads actions, which --weights must fit (default: none)",
     )
     flags.add_argument("--dry-run", action="store_true", help="only print what would be downloaded")
     return flags
@@ -280,21 +287,28 @@ def _is_offline() -> bool:
 
 
 def _check_weights(args: argparse.Namespace) -> None:
-    """Refuse weights for another attention pattern now, when no stage holds a GPU yet.
+    """Refuse weights that do not fit the model now, when no stage holds a GPU yet.
 
     Raises:
-        UserError: the weights were trained with the other pattern.
+        UserError: the weights were trained with the other attention pattern, or with actions that
+            the model does not read in the same way.
     """
     if args.weights is None:
         return
     try:
-        found = pattern_of(args.weights)
+        found, kind = pattern_of(args.weights), actions_kind_of(args.weights)
     except ValueError:
         return  # training reports a damaged record
     if found not in (None, args.attention_pattern):
         raise UserError(
             f"spec.training.attentionPattern: {args.weights} (spec.model.weights) was trained with "
             f"{found} attention; use {found.capitalize()}, or other weights"
+        )
+    if kind not in (None, "none", args.action_conditioning):
+        variant = "".join(part.capitalize() for part in kind.split("_"))
+        raise UserError(
+            f"spec.training.conditioning: {args.weights} (spec.model.weights) was trained with "
+            f"actions; use actions: {{variant: {variant}}}, or other weights"
         )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run_checks(args: argparse.Namespace) -> int:
     """Run the preflight checks, print them and the estimated times; returns 2 if one fails."""
-    from video2world_operator.preflight.action_checks import check_sequences
+    from video2world_operator.preflight.action_checks import check_proprioception, check_sequences
     from video2world_operator.preflight.caption_requests import check_captions
     from video2world_operator.preflight.check import Check, Verdict
     from video2world_operator.preflight.checks import check_hub
@@ -41,6 +41,7 @@ def run_checks(args: argparse.Namespace) -> int:
     found = [Check("spec", Verdict.OK, f"{args.file} is valid"), *found]
     found += check_captions(plan, None if args.cluster else args.volume)
     found += check_sequences(plan, None if args.cluster else args.volume)
+    found += check_proprioception(plan.resource.spec, None if args.cluster else args.volume)
     found += check_hub(access)
     found += check_dataset(plan, dataset)
     times = estimate_time(plan.resource, gpus)

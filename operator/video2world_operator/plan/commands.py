@@ -143,7 +143,7 @@ def _size_flags(resource: Video2WorldPostTrain) -> list[str]:
 
 
 def _download(resource: Video2WorldPostTrain) -> Command:
-    per_clip = resource.spec.per_clip
+    per_clip, kind = resource.spec.per_clip, _conditioning(resource.spec.training)
     argv = _python(
         "video2world_preprocess.download",
         *("--model_sizes", resource.spec.model.size),
@@ -153,6 +153,7 @@ def _download(resource: Video2WorldPostTrain) -> Command:
         *(["--natten_only"] if resource.spec.sparse and not resource.spec.tiny else []),
         *(["--weights", weights] if (weights := resource.spec.model.weights) else []),
         *(["--attention_pattern", "sparse"] if weights and resource.spec.sparse else []),
+        *(["--action_conditioning", kind] if weights and kind else []),
     )
     own = f"checkpoints/{per_clip_actions.REPOSITORY}" if per_clip else _text_encoder(resource)
     return Command(argv, f"{_base(resource)}/tokenizer", own)
@@ -341,9 +342,7 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     if training.architecture == "LoRA":
         settings["model.config.lora_rank"] = training.lora.rank
         settings["model.config.lora_alpha"] = training.lora.alpha
-    if training.conditioning is not None:
-        variant = training.conditioning.actions.variant
-        settings["model.action_conditioning"] = _CONDITIONING[variant]
+    settings["model.action_conditioning"] = _conditioning(training)
     settings |= _validation(training)
     if spec.sparse:
         settings["model.attention_pattern"] = "sparse"
@@ -355,6 +354,11 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
     argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
     return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
+
+
+def _conditioning(training: TrainingSpec) -> str | None:
+    conditioning = training.conditioning
+    return _CONDITIONING[conditioning.actions.variant] if conditioning else None
 
 
 def _phases(spec: Spec) -> str | None:

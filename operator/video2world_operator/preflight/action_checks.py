@@ -14,7 +14,7 @@ from video2world_operator.api.spec import Spec
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.check import Check, Verdict
 
-__all__ = ["check_actions", "check_sequences"]
+__all__ = ["check_actions", "check_proprioception", "check_sequences"]
 
 _FIELD = "spec.dataset.actions"
 _LISTED = 64  # values that a message names
@@ -52,6 +52,24 @@ def check_actions(spec: Spec, features: Mapping[str, Any]) -> Iterator[Check]:
         + (", as relative poses" if actions.representation == "RelativePose" else ""),
         verdict=Verdict.OK,
     )
+
+
+def check_proprioception(spec: Spec, volume: Path | None) -> Iterator[Check]:
+    """Say where the actions of AgiBotWorld have to be; ``volume`` is None if it is not here."""
+    agibot = spec.dataset.agibot
+    if agibot is None or spec.dataset.actions is None:
+        return
+    folder = f"{(agibot.path or f'datasets/{agibot.prefix}').rstrip('/')}/proprio_stats"
+    root = None if volume is None else volume / (spec.storage.sub_path or "")
+    missing = [n for n in agibot.task_ids if not (root and (root / folder / str(n)).is_dir())]
+    if missing:
+        tasks = ", ".join(map(str, missing))
+        where = "cannot be seen from here" if root is None else "is not there"
+        yield _check(
+            f"archives with actions are not downloaded, and {folder} of task {tasks} {where}",
+            f"unpack the proprio_stats of these tasks to {folder}/TASK/EPISODE/proprio_stats.h5",
+            Verdict.UNKNOWN if root is None else Verdict.WARN,
+        )
 
 
 def check_sequences(plan: Plan, volume: Path | None) -> Iterator[Check]:

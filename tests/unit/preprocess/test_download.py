@@ -275,6 +275,29 @@ def test_weights_of_another_pattern_are_refused_before_a_gpu_is_held(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "run", "wanted", "expected"),
+    [
+        ("w.pt", {"action_conditioning": "per_frame"}, "none", "use actions: {variant: PerFrame}"),
+        ("w.pt", {"action_conditioning": "per_frame"}, "per_clip", "{variant: PerFrame}"),
+        ("w.pt", {"action_conditioning": "per_clip"}, "per_frame", "{variant: PerClip}"),
+        ("model-480p-4fps.pt", None, "per_frame", "{variant: PerClip}, or other weights"),
+        ("w.pt", {"action_conditioning": "per_clip"}, "per_clip", ""),
+        ("w.pt", {}, "per_frame", ""),  # embedders are added to a network without actions
+        ("model-480p-16fps.pt", None, "per_clip", ""),
+    ],
+)
+def test_weights_with_other_actions_are_refused_before_a_gpu_is_held(
+    tmp_path, monkeypatch, capsys, name, run, wanted, expected
+):
+    monkeypatch.chdir(tmp_path)
+    if run is not None:
+        Path("config.json").write_text(json.dumps({"run": run}))
+    flags = ["--weights", name, "--action_conditioning", wanted, "--dry-run"]
+    assert download.main(["--model_sizes", "Tiny", *flags]) == (2 if expected else 0)
+    assert expected in capsys.readouterr().err
+
+
 def test_tiny_and_dry_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("V2W_INPUTS_HASH", "abc")

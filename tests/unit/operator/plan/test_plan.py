@@ -191,6 +191,8 @@ def test_conditioning_per_frame_keeps_the_model_and_its_text():
     plain = plan(dataset=LEROBOT | JOINTS, **one_node)
     made = plan(dataset=LEROBOT | JOINTS, **CONDITIONED)
     assert [s.name for s in made.stages] == STAGES
+    own = plan(model={"weights": "w.pt"}, dataset=LEROBOT | JOINTS, **CONDITIONED)
+    assert flag(own.stage("download").argv, "--action_conditioning") == ["per_frame"]
     added = {*made.stage("train").argv} - {*plain.stage("train").argv}
     assert added == {"model.action_conditioning=per_frame"}
     for stage in STAGES[:-2]:

@@ -13,7 +13,7 @@ from hub_server import HubServer, Repository, serving
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.main import main
 from video2world_operator.plan.plan import make_plan
-from video2world_operator.preflight.action_checks import check_sequences
+from video2world_operator.preflight.action_checks import check_proprioception, check_sequences
 from video2world_operator.preflight.check import Check
 from video2world_operator.preflight.dataset_checks import BETA_DEFECTS, check_dataset, dataset_disk
 from video2world_operator.preflight.dataset_facts import dataset_facts
@@ -270,6 +270,21 @@ def test_actions_that_the_dataset_has_or_lacks(
     plan = make_plan(resource(dataset, **training))
     *_, check = check_dataset(plan, LeRobotFacts(info=info(features=ARM)))
     assert (check.name, f"{check.verdict} {check.text}; {check.remedy}") == ("actions", expected)
+
+
+def test_proprioception_of_agibot_is_put_there_by_hand(tmp_path: Path) -> None:
+    agibot = {"agibot": {"taskIDs": [327, 363]}, "actions": {"columns": ["state/joint/position"]}}
+    spec = resource(agibot).spec
+    (tmp_path / "datasets/agibot/proprio_stats/327").mkdir(parents=True)
+    (check,) = check_proprioception(spec, tmp_path)
+    assert str(check.verdict) == "warn"
+    assert "datasets/agibot/proprio_stats of task 363 is not there" in check.text
+    assert "datasets/agibot/proprio_stats/TASK/EPISODE/proprio_stats.h5" in check.remedy
+    (tmp_path / "datasets/agibot/proprio_stats/363").mkdir()
+    assert list(check_proprioception(spec, tmp_path)) == []
+    (unknown,) = check_proprioception(spec, None)
+    assert str(unknown.verdict) == "?"
+    assert list(check_proprioception(resource({"agibot": {}}).spec, tmp_path)) == []
 
 
 def test_sequences_of_samples_are_looked_for_on_the_volume(tmp_path: Path) -> None:
