@@ -18,9 +18,11 @@ from video2world_preprocess.vae.tiny_vae import TransformVAE
 from video2world_preprocess.video.reader import probe, read_frames
 from video2world_preprocess.video.writer import write_video
 from video2world_trainer.checkpoint.recorded_actions import RecordedActions
+from video2world_trainer.checkpoint.run_config import RunConfig
 from video2world_trainer.checkpoint_runs import Checkpoint, sample_task
 from video2world_trainer.distributed.process_group import World
 from video2world_trainer.generation.action_chunks import plan_chunks
+from video2world_trainer.generation.clip_format import choose_clip_format
 from video2world_trainer.generation.load import load_pipeline
 from video2world_trainer.generation.quality_metrics import psnr
 from video2world_trainer.generation.requests import parse_requests
@@ -249,6 +251,13 @@ def test_upstream_s_documented_call(volume, capfd):
     assert facts("all.mp4")["actions"]["repeated_last_rows"] == 6
     assert infer("--num_conditional_frames", "5", "--action_path", "13.json", checkpoint=PER_CLIP)
     assert "starts from 1 frame; set 1" in capfd.readouterr().err
+
+
+def test_nvidia_s_weights_decide_the_clip_without_a_record():
+    path = Path("x/Cosmos-Predict2-2B-Sample-Action-Conditioned/model-480p-4fps.pt")
+    args = parser().parse_args([])
+    found = choose_clip_format(args, PRESETS["2B"], RunConfig(), path, 1)
+    assert (found.size, found.frames, found.fps) == ((480, 640), 13, 4)
 
 
 def test_no_text_is_read_without_a_reason(volume):

@@ -10,8 +10,7 @@ from video2world_common import per_clip_actions
 from video2world_common.events import say
 from video2world_common.exit_codes import UserError
 from video2world_common.model_sizes import SIZES
-from video2world_trainer.checkpoint.recorded_actions import RecordedActions
-from video2world_trainer.checkpoint.run_config import RunConfig
+from video2world_trainer.checkpoint.run_config import RunConfig, actions_of
 from video2world_trainer.model.presets import Preset
 
 __all__ = ["ASPECTS", "ClipFormat", "choose_clip_format"]
@@ -62,11 +61,11 @@ def choose_clip_format(
     run: RunConfig,
     checkpoint: Path,
     given: int,
-    actions: RecordedActions | None = None,
 ) -> ClipFormat:
     """Combine the flags with what the checkpoint records of its training, which takes precedence.
 
-    Logs a note about flags that have no effect.
+    Logs a note about flags that have no effect. Actions ``per_clip`` decide the frame rate too, and
+    NVIDIA's weights of that kind, which have no record, the size and length.
 
     Args:
         args: the command's flags.
@@ -74,12 +73,11 @@ def choose_clip_format(
         run: the checkpoint's record.
         checkpoint: its path, for messages.
         given: the most conditioning frames of any sample.
-        actions: the actions that the checkpoint was trained with. Those of ``per_clip`` decide the
-            frame rate too, and without a record the size and length of NVIDIA's weights.
 
     Raises:
         UserError: the clip would have no frames left to generate.
     """
+    actions = actions_of(checkpoint, run)
     if actions is not None and actions.kind == "per_clip":
         fps = args.fps or round(actions.statistics.fps) or 1
         published = per_clip_actions.FRAMES

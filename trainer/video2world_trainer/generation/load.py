@@ -54,7 +54,7 @@ def load_pipeline(
         actions=recorded.conditioning if recorded else None,
     )
     given = max(request.num_conditional_frames for request in requests)
-    clip = choose_clip_format(args, chosen, run, checkpoint, given, recorded)
+    clip = choose_clip_format(args, chosen, run, checkpoint, given)
     actions = ActionPlan(requests, recorded, checkpoint, clip.frames, args.frames)
     _note_unread_flags(args, actions, requests, clip)
     if not actions.reads_text:
