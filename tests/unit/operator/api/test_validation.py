@@ -48,6 +48,7 @@ def test_the_samples_are_known():
         "posttrain",
         "captioned-videos",
         "demo",
+        "demo-actions",
         "agibot-2b",
         "agibot-14b",
         "agibot-14b-lora",
