@@ -26,7 +26,7 @@ from video2world_preprocess.dataset.splitter import MORE_MEMORY
 from video2world_preprocess.dataset.window_actions import (
     EpisodeActions,
     actions_done,
-    was_left_out,
+    needs_plan,
     write_actions,
 )
 from video2world_preprocess.item_faults import Crashed, reason_for
@@ -117,7 +117,7 @@ class _Cutter:
 
     def _needs(self, source: Source) -> bool:
         failed = read_record(self.folder, source.name).failed
-        return failed or not self.is_done(source) or was_left_out(self.folder, source)
+        return failed or not self.is_done(source) or needs_plan(self.folder, source)
 
     def run(self, files: Sequence[EpisodeFile], workers: int) -> None:
         """Cut what is not done of ``files``."""

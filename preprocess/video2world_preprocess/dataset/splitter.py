@@ -30,7 +30,7 @@ from video2world_preprocess.dataset.source import CutSettings, Source
 from video2world_preprocess.dataset.window_actions import (
     EpisodeActions,
     actions_done,
-    was_left_out,
+    needs_plan,
     write_actions,
 )
 from video2world_preprocess.item_faults import Crashed, reason_for
@@ -92,7 +92,7 @@ class Splitter:
         if source is None or source.name in self._submitted:
             return False
         failed = read_record(self.folder, source.name).failed
-        return failed or not self.is_done(source) or was_left_out(self.folder, source)
+        return failed or not self.is_done(source) or needs_plan(self.folder, source)
 
     def acquire_slot(self) -> None:
         """Wait for a slot for one more video, to be used by submit() or returned."""

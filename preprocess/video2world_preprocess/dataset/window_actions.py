@@ -39,7 +39,7 @@ from video2world_preprocess.dataset.source import Source
 from video2world_preprocess.item_faults import is_unexpected, reason_for
 from video2world_preprocess.stage_report import Problem, Report
 
-__all__ = ["EpisodeActions", "actions_done", "merge_actions", "was_left_out", "write_actions"]
+__all__ = ["EpisodeActions", "actions_done", "merge_actions", "needs_plan", "write_actions"]
 
 
 class EpisodeActions(Protocol):
@@ -215,10 +215,14 @@ def actions_done(folder: Path, source: Source) -> bool:
     return all(actions_path(folder, record.split, clip.name).is_file() for clip in clips)
 
 
-def was_left_out(folder: Path, source: Source) -> bool:
-    """Whether a source has no windows, perhaps because of its actions, which are others now."""
+def needs_plan(folder: Path, source: Source) -> bool:
+    """Whether a source is to be planned again because its actions are others now.
+
+    It has no windows, perhaps because of its earlier actions, or its record is of a version that
+    did not record its length. Windows that exist are not cut again.
+    """
     record = read_record(folder, source.name)
-    return record.actions_by != source.actions and not record.clips
+    return record.actions_by != source.actions and not (record.clips and record.frames)
 
 
 def merge_actions(

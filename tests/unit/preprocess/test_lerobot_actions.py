@@ -372,3 +372,20 @@ def test_a_run_that_was_killed_resumes() -> None:
     assert {path: path.read_bytes() for path in OUT.glob("*/actions/*")} == expected
     assert stamps("videos") == videos
     assert statistics().rows == 65
+
+
+def test_windows_of_an_earlier_version_get_actions_without_being_cut_again() -> None:
+    dataset().write()
+    assert run()[0] == 0
+    for path in OUT.glob(".sources/*.json"):
+        record = json.loads(path.read_text())
+        for name in ("frames", "actions_by", "moments"):
+            del record[name]
+        record["clips"] = record["clips"][:1]  # the others were left out
+        path.write_text(json.dumps(record))
+    for path in OUT.glob("*/*/*_window_[12]_*"):
+        path.unlink()
+    videos = stamps("videos")
+    assert run("--actions", "action")[0] == 0
+    assert {path: time for path, time in stamps("videos").items() if path in videos} == videos
+    assert set(windows()) == {0, 1, 2} == {episode for episode, _ in written()}
