@@ -111,10 +111,13 @@ def _clip_figures(values: Mapping[str, Any], metrics: list[str], checkpoint: str
 def _notes(table: Mapping[str, Any]) -> list[str]:
     count, frames = len(table["clips"]), sorted({clip["frames"] for clip in table["clips"]})
     span = f"{frames[0]}" if len(frames) == 1 else f"{frames[0]} to {frames[-1]}"
+    found = (figures for row in table["rows"] for figures in row["metrics"].values())
+    some = any(figures["low"] is not None for figures in found)
+    intervals = " with 95 % bootstrap intervals" if some else ""
     notes = [
         f"{count} clips of {table['windows']} held-out windows, {span} generated frames each; "
-        "conditioning frames are not counted. Means over clips with 95 % bootstrap intervals; "
-        "differences are paired with the base weights."
+        f"conditioning frames are not counted. Means over clips{intervals}; differences are paired "
+        "with the base weights."
     ]
     if table["requested"] > count:
         notes.append(f"{table['requested']} samples were requested.")
