@@ -118,7 +118,11 @@ class InferenceSpec(ApiModel):
         "Last, as the original does.",
     )
     guidance: float = Field(
-        default=7, ge=0, le=100, description="Weight of classifier-free guidance; 0 turns it off."
+        default=7,
+        ge=0,
+        le=100,
+        description="Weight of classifier-free guidance; 0 turns it off, as PerClip does, which "
+        "has no text.",
     )
     seed: Seed = Field(default=0, description="Seed of the initial noise.")
     steps: int = Field(default=35, ge=1, le=1000, description="Steps of the solver.")

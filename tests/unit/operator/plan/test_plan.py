@@ -1,6 +1,7 @@
 """The plan: ordered stages, manifests a restricted cluster admits, hashes that follow inputs."""
 
 import json
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,8 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.validation import load_resource, parse
 from video2world_operator.plan.manifests import CONFIG_DIR, VOLUME_DIR, owned
 from video2world_operator.plan.plan import make_plan, to_yaml
+from video2world_trainer import inference
+from video2world_trainer.training.config_parser import read_config
 
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -184,6 +187,20 @@ def test_actions_of_bridge_and_of_a_prepared_dataset():
     ready = {"agibot": None, "prepared": {"path": "datasets/mine"}}
     assert "--require_actions" in plan(dataset=ready, **CONDITIONED).stage("dataset").argv
     assert "--require_actions" not in plan(dataset=ready).stage("dataset").argv
+
+
+@pytest.mark.parametrize("name", ["lerobot-2b-actions", "bridge-2b-actions"])
+def test_the_workers_understand_the_flags_about_actions(name):
+    made = make_plan(load_resource(ROOT / f"manifests/samples/{name}.yaml"))
+    for stage in made.stages:
+        _, _, module, *flags = stage.argv
+        if stage.name == "train":
+            config = read_config([one for one in flags if "=" in one])
+            assert config.action_conditioning in ("per_frame", "per_clip")
+            continue
+        split = flags.index("--") if "--" in flags else len(flags)
+        import_module(module).parser().parse_args(flags[:split])
+        inference.parser().parse_args(flags[split + 1 :])
 
 
 def test_conditioning_per_frame_keeps_the_model_and_its_text():
