@@ -109,7 +109,7 @@ def _load(args: argparse.Namespace, device: torch.device) -> _Model:
             "follow (spec.training.conditioning.actions)"
         )
     chosen = preset(args.model_size, rope_ratios=run.rope_ratios, actions=actions.conditioning)
-    clip = choose_clip_format(args, chosen, run, checkpoint, 1, actions)
+    clip = choose_clip_format(args, chosen, run, checkpoint, 1)
     weights = fitting_weights(
         empty_network(chosen.dit),
         checkpoint,
