@@ -188,7 +188,9 @@ def _dataset(resource: Video2WorldPostTrain) -> Command:
         argv = _python(
             "video2world_preprocess.bridge",
             *("--data_dir", bridge.path.rstrip("/"), "--camera_id", bridge.camera_id),
-            *("--dataset_dir", folder, *shortest),
+            *("--dataset_dir", folder),
+            # whole episodes: one that is as long as a clip has its one clip
+            *("--min_frames", resource.spec.num_frames),
         )
     elif lerobot := dataset.lerobot:
         flags = [*_lerobot(lerobot), *_actions(dataset.actions)]

@@ -183,7 +183,7 @@ def test_actions_of_bridge_and_of_a_prepared_dataset():
     argv = plan(dataset=bridge, **CONDITIONED, evaluation={}).stage("dataset").argv
     assert argv[2] == "video2world_preprocess.bridge"
     expected = "--data_dir datasets/bridge --camera_id 1 --dataset_dir datasets/run"
-    assert list(argv[3:]) == [*expected.split(), "--min_frames", "18", "--require_val"]
+    assert list(argv[3:]) == [*expected.split(), "--min_frames", "17", "--require_val"]
     ready = {"agibot": None, "prepared": {"path": "datasets/mine"}}
     assert "--require_actions" in plan(dataset=ready, **CONDITIONED).stage("dataset").argv
     assert "--require_actions" not in plan(dataset=ready).stage("dataset").argv
@@ -242,7 +242,7 @@ def test_the_published_network_has_its_own_clips_weights_and_no_text():
     download = made.stage("download")
     assert flag(download.argv, "--model_types") == ["sample_action_conditioned"]
     assert download.outputs == (vae, folder)
-    assert flag(made.stage("dataset").argv, "--min_frames") == ["14"]
+    assert flag(made.stage("dataset").argv, "--min_frames") == ["13"]
     latents = made.stage("latents").argv
     assert flag(latents, "--num_frames") == ["13"]
     assert flag(latents, "--video_size") == ["480", "640"]
