@@ -50,5 +50,6 @@ def labels_of(feature: Mapping[str, Any], column: str, width: int) -> tuple[str,
 def width_of(shape: object) -> int | None:
     """Return the number of values of a shape such as [7] in ``meta/info.json``."""
     value = shape[0] if isinstance(shape, list) and len(shape) == 1 else None
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return int(value) if is_number and 0 < value <= 1 << 20 else None  # type: ignore[arg-type,operator]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return int(value) if 0 < value <= 1 << 20 else None

@@ -56,6 +56,10 @@ COLUMNS = (
     Column("state", ("x", "y", "z", "roll", "pitch", "yaw"), True),
     Column("continuous_gripper_state", ("gripper",), True),
 )
+# relative poses, normalised as in the published weights
+LAYOUT = ActionLayout.of(
+    ActionSelection(tuple(one.name for one in COLUMNS), (), "relative_pose", "published"), COLUMNS
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,13 +118,7 @@ class _Annotations:
 
     paths: Mapping[str, Path]  # by source name
     description: str
-
-    @property
-    def layout(self) -> ActionLayout:
-        """The layout of relative poses, normalised as in the published weights."""
-        names = tuple(column.name for column in COLUMNS)
-        selection = ActionSelection(names, (), "relative_pose", "published")
-        return ActionLayout.of(selection, COLUMNS)
+    layout: ActionLayout = LAYOUT
 
     def batches(self, sources: Sequence[Source]) -> list[list[Source]]:
         """Return each source alone."""
@@ -205,7 +203,6 @@ def _sources(args: argparse.Namespace, report: Report) -> tuple[list[Source], _A
     held_out = next((name for name in ("val", "test") if any((root / name).glob("*.json"))), "val")
     found, paths = [], {}
     description = f"relative poses of the annotations in {args.data_dir}"
-    layout = _Annotations({}, "").layout
     for split, folder in (("train", "train"), ("val", held_out)):
         for path in usable_files(root / folder, f"annotation/{folder}", ".json", "episode", report):
             name = f"{folder}_{path.stem}"
@@ -217,7 +214,7 @@ def _sources(args: argparse.Namespace, report: Report) -> tuple[list[Source], _A
             except Exception as error:
                 report.drop("episode", name, reason_for(error, args.dataset_dir))
                 continue
-            stamp = f"{layout.digest}/{status.st_size}-{status.st_mtime_ns}"
+            stamp = f"{LAYOUT.digest}/{status.st_size}-{status.st_mtime_ns}"
             paths[name] = path
             found.append(
                 Source(

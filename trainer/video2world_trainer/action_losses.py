@@ -152,9 +152,10 @@ def _losses(
     model: _Model,
     dataset: LatentDataset,
     clips: Sequence[tuple[int, int]],
+    samples: Sequence[TrainingSample],
     after_each: Callable[[], None],
 ) -> dict[str, list[list[float]]]:
-    """Return by variant the loss of each clip at each noise level."""
+    """Return by variant the loss of each clip, read as ``samples``, at each noise level."""
     measure = ClipLosses(
         dataset,
         clip_latent_shape(model.clip.frames, model.clip.size),
@@ -162,12 +163,10 @@ def _losses(
         functools.partial(training_loss, dtype=model.dtype),
         model.device,
     )
-    rows = torch.stack([_actions(dataset.read(*clip)) for clip in clips])
+    rows = torch.stack([_actions(sample) for sample in samples])
     losses: dict[str, list[list[float]]] = {}
     for name, variant in action_variants(rows, [window for window, _ in clips]).items():
-        by_name = {
-            dataset.read(*clip).name: rows for clip, rows in zip(clips, variant, strict=True)
-        }
+        by_name = {one.name: rows for one, rows in zip(samples, variant, strict=True)}
 
         def lend(sample: TrainingSample, lent: dict[str, Tensor] = by_name) -> Tensor:
             return lent[sample.name]
@@ -242,7 +241,7 @@ def _work(args: argparse.Namespace) -> tuple[Provenance, dict[str, Any]]:
     passes = len(clips) * LEVELS * len(VARIANTS)
     passes += min(len(clips), SEQUENCES) * SEEDS * (STEPS + 1)
     progress = ProgressReporter("evaluation", passes, "passes")
-    losses = _losses(model, dataset, clips, progress.advance)
+    losses = _losses(model, dataset, clips, samples, progress.advance)
     found = gate(losses) | {"motion": _motion(model, samples, args.seed, progress.advance)}
     per_clip = {name: [sum(row) / len(row) for row in rows] for name, rows in losses.items()}
     names = [sample.name for sample in samples]

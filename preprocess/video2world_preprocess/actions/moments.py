@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from video2world_common.action_statistics import ActionStatistics
+from video2world_common.per_clip_actions import SCALE
 from video2world_preprocess.actions.layout import ActionLayout
 
 __all__ = ["Moments", "describe"]
 
-PUBLISHED_SCALE = (20.0,) * 6 + (1.0,)  # of Cosmos-Predict2's Bridge data
 LEAST_STD = 1e-6  # relative to the mean: below it, a dimension is taken for constant
 
 
@@ -52,8 +52,10 @@ class Moments:
         Raises:
             ValueError: they are not moments of ``dimension`` values.
         """
+        if not isinstance(value, Mapping):
+            raise ValueError("not an object")
         try:
-            found = cls(**value)  # type: ignore[arg-type]
+            found = cls(**value)
             lists = np.asarray([found.mean, found.squares, found.low, found.high], np.float64)
             if lists.shape != (4, dimension) or not np.isfinite(lists).all() or found.rows < 1:
                 raise ValueError("not the moments of these actions")
@@ -80,7 +82,7 @@ def describe(
     std = np.where(is_constant, 0.0, std)
     offset, scale = total.mean, tuple(np.where(is_constant, 1.0, 1 / np.where(is_constant, 1, std)))
     if layout.normalization == "published":
-        offset, scale = (0.0,) * len(layout.names), PUBLISHED_SCALE
+        offset, scale = (0.0,) * len(layout.names), SCALE
     return ActionStatistics(
         names=layout.names,
         representation=layout.representation,

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 RELATIVE_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
-GIMBAL = 1e-6  # cos(pitch) below which roll and yaw cannot be told apart
+GIMBAL = 1e-6  # cos(pitch) below which roll and yaw turn about the same axis
 
 
 def matrix_of(angles: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from video2world_common.events import ProgressReporter
 from video2world_common.exit_codes import UserError
 from video2world_common.markers import Listings
 from video2world_common.sharding import Shard
+from video2world_preprocess.daemon_threads import in_daemon_threads
 from video2world_preprocess.dataset.clips import Tally, record_failure
 from video2world_preprocess.dataset.lerobot_dataset import EpisodeFile, LeRobotDataset
 from video2world_preprocess.dataset.lerobot_files import DatasetFiles
@@ -134,29 +134,15 @@ class _Cutter:
         if not waiting:
             return
         load = functools.partial(_load, self.folder, self.settings)
-        tasks: queue.SimpleQueue[EpisodeFile | None] = queue.SimpleQueue()
-        outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-        def serve(pool: WorkerPool) -> None:
-            while (file := tasks.get()) is not None:
-                try:
-                    self._cut_file(pool, file, progress)
-                except BaseException as error:
-                    outcomes.put(error)
-                else:
-                    outcomes.put(None)
-
         # The number of threads bounds the number of files on disk: those being cut, and the next
-        # ones. Daemon threads, as a terminating pod does not wait for downloads.
+        # ones.
         with WorkerPool(load, ["cpu"] * workers) as pool:
-            for file in waiting:
-                tasks.put(file)
-            for _ in range(min(workers + FILES_AHEAD, len(waiting))):
-                tasks.put(None)
-                threading.Thread(target=serve, args=(pool,), daemon=True).start()
-            for _ in waiting:
-                if (error := outcomes.get()) is not None:
-                    raise error
+
+            def serve(file: EpisodeFile) -> None:
+                self._cut_file(pool, file, progress)
+
+            for _ in in_daemon_threads(serve, waiting, workers + FILES_AHEAD):
+                pass
 
     def _cut_file(self, pool: WorkerPool, file: EpisodeFile, progress: ProgressReporter) -> None:
         """Download a file, cut its episodes, and delete it."""

@@ -7,10 +7,7 @@ is left out, with its windows.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +22,7 @@ from video2world_common.exit_codes import UserError
 from video2world_common.files import atomic_write, write_json
 from video2world_preprocess.actions.layout import ActionLayout, Track
 from video2world_preprocess.actions.moments import Moments, describe
+from video2world_preprocess.daemon_threads import in_daemon_threads
 from video2world_preprocess.dataset.records import (
     SPLITS,
     Record,
@@ -61,7 +59,6 @@ class EpisodeActions(Protocol):
 
 
 _Work = Callable[[Sequence[Source]], list[int]]
-_Counts = Iterator[list[int]]
 
 
 def write_actions(
@@ -94,45 +91,11 @@ def write_actions(
         (folder / split / "actions").mkdir(parents=True, exist_ok=True)
     progress = ProgressReporter(report.stage, len(waiting), "episodes with actions")
     removed = 0
-    for counts in _in_threads(_publisher(folder, actions), actions.batches(waiting), workers):
+    batches = actions.batches(waiting)
+    for counts in in_daemon_threads(_publisher(folder, actions), batches, workers):
         removed += sum(counts)
         progress.advance(len(counts))
     return removed
-
-
-def _in_threads(work: _Work, batches: Sequence[Sequence[Source]], workers: int) -> _Counts:
-    """Yield the result of ``work`` for each batch, in any order.
-
-    The threads are daemons, as a terminating pod does not wait for downloads.
-
-    Raises:
-        OSError: the work on a batch failed.
-    """
-    tasks: queue.SimpleQueue[Sequence[Source]] = queue.SimpleQueue()
-    outcomes: queue.SimpleQueue[list[int] | BaseException] = queue.SimpleQueue()
-    stopped = threading.Event()
-    for batch in batches:
-        tasks.put(batch)
-
-    def serve() -> None:
-        with contextlib.suppress(queue.Empty):
-            while not stopped.is_set():
-                batch = tasks.get_nowait()
-                try:
-                    outcomes.put(work(batch))
-                except BaseException as error:
-                    outcomes.put(error)
-
-    for _ in range(min(workers, len(batches))):
-        threading.Thread(target=serve, daemon=True).start()
-    try:
-        for _ in batches:
-            outcome = outcomes.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield outcome
-    finally:
-        stopped.set()
 
 
 def _publisher(folder: Path, actions: EpisodeActions) -> _Work:

@@ -1,26 +1,19 @@
 """tools/actions_demo.py: its moves, the model that it compares with, and its verdict."""
 
-import importlib.util
-import sys
+import importlib
 
 import numpy as np
 import pytest
 import yaml
 
-from repository import ROOT
 from video2world_operator.api.validation import parse
 from video2world_preprocess.drawn_arm import LIMITS, ArmScene, render
 from video2world_preprocess.video.writer import write_video
 
-PATH = ROOT / "tools/actions_demo.py"
-
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("actions_demo", PATH)
-    module = sys.modules["actions_demo"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("actions_demo")
 
 
 def test_the_moves_start_at_the_first_frame_and_end_in_four_poses(demo, tmp_path, monkeypatch):

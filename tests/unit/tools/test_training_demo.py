@@ -1,6 +1,6 @@
 """tools/training_demo.py: its verdict, its memory meter, and how it stops."""
 
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -16,10 +16,7 @@ PATH = ROOT / "tools/training_demo.py"
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("training_demo", PATH)
-    module = sys.modules["training_demo"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("training_demo")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from video2world_common.action_statistics import ActionStatistics
-from video2world_common.per_clip_actions import REPOSITORY, WEIGHTS_FILE
+from video2world_common.per_clip_actions import DIMENSION, REPOSITORY, SCALE, WEIGHTS_FILE
 from video2world_trainer.model.action_conditioning import (
     ACTION_KINDS,
     PUBLISHED_ROWS,
@@ -59,18 +59,17 @@ def published_actions(path: Path) -> RecordedActions | None:
     """
     if path.name != WEIGHTS_FILE:
         return None
-    scale = (20.0,) * 6 + (1.0,)
     statistics = ActionStatistics(
         names=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
         representation="relative_pose",
         source=REPOSITORY,
         fps=4.0,
         rows=1,
-        mean=(0.0,) * 7,
-        std=tuple(1 / one for one in scale),
-        min=(*(-1 / one for one in scale[:6]), 0.0),
-        max=tuple(1 / one for one in scale),
-        offset=(0.0,) * 7,
-        scale=scale,
+        mean=(0.0,) * DIMENSION,
+        std=tuple(1 / one for one in SCALE),
+        min=(*(-1 / one for one in SCALE[:6]), 0.0),
+        max=tuple(1 / one for one in SCALE),
+        offset=(0.0,) * DIMENSION,
+        scale=SCALE,
     )
     return RecordedActions("per_clip", statistics)

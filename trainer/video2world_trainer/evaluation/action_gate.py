@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from video2world_trainer.evaluation.bootstrap import FEWEST_CLIPS, interval
+from video2world_trainer.model.action_conditioning import ROWS_PER_FRAME
 
 __all__ = [
     "LEAST_LIFT",
@@ -28,7 +29,6 @@ __all__ = [
 # The smallest lift that counts. Models trained with actions of other clips, which they can only
 # ignore, reach a third of it by chance (benchmarks/results/actions.json).
 LEAST_LIFT = 0.01
-ROWS = 4  # pixel frames, and so rows of actions, per latent frame after the first
 
 VARIANTS: Mapping[str, str] = {
     "true": "the clip's own",
@@ -71,7 +71,7 @@ def action_variants(clips: Tensor, windows: Sequence[object]) -> dict[str, Tenso
         windows: the window of each clip.
     """
     order = other_clips(windows)
-    first, last = clips[:, :1].expand(-1, ROWS, -1), clips[:, -1:].expand(-1, ROWS, -1)
+    first, last = (edge.expand(-1, ROWS_PER_FRAME, -1) for edge in (clips[:, :1], clips[:, -1:]))
     return {
         "true": clips,
         "shuffled": clips.flip(1) if order is None else clips[torch.tensor(order)],

@@ -16,6 +16,7 @@ from video2world_common.latent_folders import LATENTS
 from video2world_common.markers import file_stamps
 from video2world_trainer.checkpoint.run_config import RunConfig, actions_of
 from video2world_trainer.checkpoint_runs import Checkpoint, run_worker
+from video2world_trainer.training.clip_actions import ACTIONS
 
 __all__ = ["measure_actions", "reads_actions"]
 
@@ -65,6 +66,6 @@ def measure_actions(model: Checkpoint, args: argparse.Namespace) -> dict[str, An
 def _digest(argv: list[str], checkpoint: Path, dataset_dir: Path) -> str:
     """Identify everything that the verdict depends on."""
     val = dataset_dir / "val"
-    read = [path for part in (LATENTS, "actions") for path in sorted((val / part).glob("[!.]*"))]
+    read = [path for part in (LATENTS, ACTIONS) for path in sorted((val / part).glob("[!.]*"))]
     stamps = file_stamps([checkpoint, dataset_dir / ACTIONS_FILE, *read])
     return hashlib.sha256(json.dumps([argv[1:], stamps]).encode()).hexdigest()[:16]

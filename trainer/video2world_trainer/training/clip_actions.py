@@ -72,11 +72,11 @@ class ClipActions:
         Raises:
             UserError: the file is damaged.
         """
-        rows = normalise(read_actions(self.path(stem)), self._statistics)
-        clip = torch.from_numpy(rows[start : start + self._rows]).float()
+        rows = read_actions(self.path(stem))
+        clip = rows[start : start + self._rows]
         if len(clip) != self._rows:
             raise UserError(
                 f"{self.path(stem)} has {len(rows)} rows, the clip from frame {start} needs "
                 f"{start + self._rows}: it was changed during training; run the dataset stage again"
             )
-        return clip.contiguous()
+        return torch.from_numpy(normalise(clip, self._statistics)).contiguous()
