@@ -150,7 +150,7 @@ class Video2WorldOperator(System):
         )
         kubeconfig = cluster.write_kubeconfig(grant(cluster, OPERATOR_NAMESPACE))
         # restarted, as its pod would be, when it loses its lease on a busy machine
-        self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log", kept=True)
+        self.operator = Operator(kubeconfig, *flags, log=folder / "operator.log")
         self._entered = False
 
     def launch(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from control_plane import ApiError, Cluster, Unavailable, binaries
+from operators import Operator
 
 HERE = Path(__file__).parent
 CRD = HERE.parents[1] / "manifests" / "crd.yaml"
@@ -33,12 +34,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"no test cluster: {error}"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what its operator and the components of its clusters logged last."""
+    report = yield
+    for value in getattr(item, "funcargs", {}).values() if report.failed else ():
+        if isinstance(value, Operator):
+            report.sections.append(("operator" if value.alive else "ended operator", value.tail()))
+        elif isinstance(value, Cluster):
+            for process in value.components.running.values():
+                name = process.name if process.alive() else f"ended {process.name}"
+                report.sections.append((name, process.log_tail()))
+    return report
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """API server and controllers, no nodes; our resource's definition is installed."""
     with Cluster() as running:
         running.install_definition(CRD)
         yield running
+        running.components.check()
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +68,7 @@ def gpu_cluster() -> Iterator[Cluster]:
     with Cluster(nodes=4, native_gang=True, readable_store=True) as running:
         running.install_definition(CRD)
         yield running
+        running.components.check()
 
 
 @pytest.fixture

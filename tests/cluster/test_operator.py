@@ -29,7 +29,7 @@ def operator(gpu_cluster, tmp_path_factory):
     log = tmp_path_factory.mktemp("operator") / "log"
     flags = ("--termination-bound-seconds", "2", "--lease-seconds", "4")
     flags += ("--own-namespace", "video2world-system")
-    with Operator(kubeconfig, *flags, log=log, kept=True) as running:
+    with Operator(kubeconfig, *flags, log=log) as running:
         yield running
 
 

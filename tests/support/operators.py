@@ -80,11 +80,11 @@ def connection(api: Api) -> Callable[[], Awaitable[Connection]]:
 
 
 class Operator:
-    """``python -m video2world_operator`` with a kubeconfig. Use as a context manager.
+    """``python -m video2world_operator`` with a kubeconfig.
 
-    ``module`` runs instead of it; ``environment`` extends that of this process. With ``kept`` it is
-    restarted like its pod when it has lost its lease, as happens on a busy machine. Any other exit
-    is left for the test to see.
+    ``module`` runs instead of it; ``environment`` extends that of this process. As a context
+    manager it is restarted like its pod when it has lost its lease, as happens on a busy machine;
+    any other exit is left for the test to see.
     """
 
     def __init__(
@@ -92,11 +92,10 @@ class Operator:
         kubeconfig: Path,
         *flags: str,
         log: Path,
-        kept: bool = False,
         module: str = "video2world_operator",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._kept, self._wanted = kept, False
+        self._kept = self._wanted = False
         self._port = free_port()
         self._argv = [
             *(sys.executable, "-m", module),
@@ -108,8 +107,8 @@ class Operator:
 
     def __enter__(self) -> Self:
         self.start()
-        if self._kept:
-            threading.Thread(target=self._keep, daemon=True).start()
+        self._kept = True
+        threading.Thread(target=self._keep, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

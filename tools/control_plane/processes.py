@@ -130,11 +130,7 @@ class Components:
                 probe()
                 return
             except (ApiError, OSError) as error:
-                for process in self.running.values():
-                    if not process.alive():
-                        raise RuntimeError(
-                            f"{process.name} has ended:\n{process.log_tail()}"
-                        ) from error
+                self.check()
                 if time.monotonic() > until:
                     logs = "\n".join(
                         f"--- {one.name}\n{one.log_tail()}" for one in self.running.values()
@@ -143,6 +139,12 @@ class Components:
                         f"{what} did not answer within {START_SECONDS:.0f} s ({error})\n{logs}"
                     ) from error
             time.sleep(0.1)
+
+    def check(self) -> None:
+        """Raise RuntimeError, with the end of its log, if a component has ended."""
+        for process in self.running.values():
+            if not process.alive():
+                raise RuntimeError(f"{process.name} has ended:\n{process.log_tail(60)}")
 
     def close(self) -> None:
         """Kill all components and remove the cluster's folder."""
