@@ -165,6 +165,11 @@ BARE = [
 ]
 
 
+# As a cluster with the Prometheus operator answers.
+MONITORED = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
+MONITORING = [f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in MONITORED]
+
+
 def rendered(helm, values, tmp_path, check=True):
     """What the chart makes of ``values``, or None where they are refused."""
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
@@ -174,6 +179,7 @@ def rendered(helm, values, tmp_path, check=True):
         str(CHART),
         "--kube-version",
         "1.34.0",
+        *MONITORING,
         "--values",
         str(tmp_path / "values.yaml"),
         check=check,
@@ -274,7 +280,7 @@ def test_the_network_policy_allows_what_docs_security_md_lists(helm, tmp_path):
 
 def test_monitoring_is_optional(helm):
     def kinds(*flags):
-        done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *flags)
+        done = helm("template", "v2w", str(CHART), "--kube-version", "1.34.0", *MONITORING, *flags)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
     ours = ("ServiceMonitor", "ConfigMap", "PodMonitor", "PrometheusRule")
@@ -307,3 +313,30 @@ def test_monitoring_is_optional(helm):
     )
     for name in asked:  # the operator has all that the dashboard asks for
         assert f"`{name.removesuffix('_bucket')}`" in reported
+
+
+SETTINGS = {
+    "ServiceMonitor": "metrics.serviceMonitor.enabled",
+    "PodMonitor": "metrics.podMonitor.enabled",
+    "PrometheusRule": "metrics.alerts.enabled",
+}
+
+
+@pytest.mark.parametrize("kind", MONITORED)
+def test_monitoring_is_of_the_version_that_the_cluster_serves(helm, kind):
+    """The known one if there are several, another if only that is served."""
+
+    def version(*served, check=True):
+        flags = [f"--api-versions=monitoring.coreos.com/{one}" for one in served]
+        flags += ["--kube-version=1.34.0", f"--set={SETTINGS[kind]}=true"]
+        done = helm("template", "v2w", str(CHART), *flags, check=check)
+        if done.returncode:
+            return done.stderr
+        (made,) = [m for m in yaml.safe_load_all(done.stdout) if m and m["kind"] == kind]
+        return made["apiVersion"]
+
+    assert version(f"v2/{kind}", f"v1/{kind}") == "monitoring.coreos.com/v1"
+    assert version(f"v2/{kind}") == "monitoring.coreos.com/v2"
+    refusal = version("v1/Probe", check=False)  # the group alone says nothing
+    assert f"{SETTINGS[kind]}: the cluster does not serve the kind {kind}" in refusal
+    assert f"--api-versions monitoring.coreos.com/v1/{kind}" in refusal

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from pathlib import Path
 
 import pytest
 
 from control_plane import ApiError
 from operators import Operator, Resource, connection, eventually, exists, grant
+from video2world_operator.api.validation import parse
 from video2world_operator.cli.main import main
 from video2world_operator.kube.client import ApiClient
-from video2world_operator.plan.gang import Capabilities
-from video2world_operator.preflight.discovery import discover
+from video2world_operator.kube.discovery import discover
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
+from video2world_operator.plan.plan import make_plan
+from video2world_operator.preflight.cluster_facts import cluster_facts
 
+SUPPORT = Path(__file__).parents[1] / "support"
 WAYS = {
     "Volcano": ("scheduling.volcano.sh", "v1beta1"),
     "Coscheduling": ("scheduling.x-k8s.io", "v1alpha1"),
@@ -69,23 +75,42 @@ SERVED = {
     "nothing": ([], Capabilities()),
     "Kueue of today": (
         [("kueue.x-k8s.io", "LocalQueue", "v1beta2")],
-        Capabilities(kueue="v1beta2"),
+        Capabilities({OptionalApi.LOCAL_QUEUE: "v1beta2"}),
     ),
-    "Kueue of then": ([("kueue.x-k8s.io", "LocalQueue", "v1")], Capabilities(kueue="v1")),
+    "Kueue of then": (
+        [("kueue.x-k8s.io", "LocalQueue", "v1")],
+        Capabilities({OptionalApi.LOCAL_QUEUE: "v1"}),
+    ),
     "Kueue of before": (
         [("kueue.x-k8s.io", "LocalQueue", "v1beta1", "v1beta2")],
-        Capabilities(kueue="v1beta2"),
+        Capabilities({OptionalApi.LOCAL_QUEUE: "v1beta2"}),
     ),
     "Kueue without queues": ([("kueue.x-k8s.io", "Cohort", "v1beta1")], Capabilities()),
     "Volcano": (
         [("scheduling.volcano.sh", "PodGroup", "v1beta1", "v2")],
-        Capabilities(volcano="v1beta1"),
+        Capabilities({OptionalApi.VOLCANO_POD_GROUP: "v1beta1"}),
     ),
-    "Volcano of then": ([("scheduling.volcano.sh", "PodGroup", "v2")], Capabilities(volcano="v2")),
+    "Volcano of then": (
+        [("scheduling.volcano.sh", "PodGroup", "v2")],
+        Capabilities({OptionalApi.VOLCANO_POD_GROUP: "v2"}),
+    ),
     "Volcano without groups": ([("scheduling.volcano.sh", "Queue", "v1beta1")], Capabilities()),
     "coscheduling": (
         [("scheduling.x-k8s.io", "PodGroup", "v1alpha1")],
-        Capabilities(coscheduling="v1alpha1"),
+        Capabilities({OptionalApi.COSCHEDULING_POD_GROUP: "v1alpha1"}),
+    ),
+    "coscheduling of then": (
+        [("scheduling.x-k8s.io", "PodGroup", "v1alpha2")],
+        Capabilities({OptionalApi.COSCHEDULING_POD_GROUP: "v1alpha2"}),
+    ),
+    "two of them": (
+        [
+            ("scheduling.volcano.sh", "PodGroup", "v1beta1"),
+            ("kueue.x-k8s.io", "LocalQueue", "v1beta1"),
+        ],
+        Capabilities(
+            {OptionalApi.VOLCANO_POD_GROUP: "v1beta1", OptionalApi.LOCAL_QUEUE: "v1beta1"}
+        ),
     ),
     "elastic quotas": ([("scheduling.x-k8s.io", "ElasticQuota", "v1alpha1")], Capabilities()),
 }
@@ -106,10 +131,71 @@ def test_what_a_cluster_serves(cluster, namespace, name):
             define(cluster, group, *versions, kind=kind)
         eventually(lambda: asyncio.run(ask()) == expected, what=lambda: asyncio.run(ask()))
     finally:
-        for group, kind, *_ in kinds:
-            path = f"{CRDS}/{kind.lower()}s.{group}"
+        remove(cluster, kinds)
+
+
+def remove(cluster, kinds):
+    for group, kind, *_ in kinds:
+        path = f"{CRDS}/{kind.lower()}s.{group}"
+        if exists(cluster.admin, path):
             cluster.admin.delete(path)
-            eventually(lambda path=path: not exists(cluster.admin, path))
+        eventually(lambda path=path: not exists(cluster.admin, path))
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1beta2", "v1"])
+def test_preflight_lists_the_queues_in_the_version_that_is_served(cluster, namespace, version):
+    kueue = [("kueue.x-k8s.io", "LocalQueue", version)]
+    manifest = Resource.body(scheduling={"queueName": "team"})
+    manifest["metadata"]["namespace"] = namespace
+    plan = make_plan(parse(manifest))
+
+    async def queues():
+        async with ApiClient(connection(cluster.admin)) as client:
+            return (await cluster_facts(client, namespace, plan, manifest)).queues
+
+    assert asyncio.run(queues()) is None
+    try:
+        define(cluster, *kueue[0][:1], version, kind="LocalQueue")
+        path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{namespace}/localqueues"
+        cluster.admin.post(
+            path,
+            {
+                "apiVersion": f"kueue.x-k8s.io/{version}",
+                "kind": "LocalQueue",
+                "metadata": {"name": "team"},
+            },
+        )
+        assert asyncio.run(queues()) == ["team"]
+    finally:
+        remove(cluster, kueue)
+
+
+def test_an_api_installed_later_is_used_in_the_version_that_is_served(
+    gpu_cluster, gpu_namespace, tmp_path
+):
+    """Here one that the operator has never been tested with."""
+    group, path = "scheduling.x-k8s.io", f"namespaces/{gpu_namespace}/podgroups/run-train-1"
+    remove(gpu_cluster, [(group, "PodGroup")])
+    api = grant(gpu_cluster, gpu_namespace, [gpu_namespace])
+    flags = ("--namespaces", gpu_namespace, "--own-namespace", gpu_namespace)
+    with Operator(
+        gpu_cluster.write_kubeconfig(api),
+        *flags,
+        log=tmp_path / "log",
+        module="impatient_operator",
+        environment={"PYTHONPATH": os.fspath(SUPPORT)},
+    ) as operator:
+        run = Resource(gpu_cluster, gpu_namespace).create(scheduling={"gang": "Coscheduling"})
+        try:
+            define(gpu_cluster, group, "v1alpha2")
+            for stage in ("download", "dataset", "embeddings", "latents"):
+                run.finish(stage)
+            made = f"/apis/{group}/v1alpha2/{path}"
+            eventually(lambda: exists(gpu_cluster.admin, made), what=operator.tail)
+            assert run.condition("GangScheduled")["reason"] == "Coscheduling"
+            assert f"{group}/v1alpha2" in json.dumps(gpu_cluster.admin.get(made))
+        finally:
+            remove(gpu_cluster, [(group, "PodGroup")])
 
 
 @pytest.mark.parametrize("way", WAYS)

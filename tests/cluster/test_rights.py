@@ -20,17 +20,20 @@ from video2world_operator.controller.rbac import (
     policy_rules,
 )
 from video2world_operator.kube.client import ApiClient
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
-EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if not rule.optional for v in rule.verbs]
+EVERY = [(n, v) for n, rule in enumerate(NAMESPACED) if rule.api is None for v in rule.verbs]
 
 
 def lacking(api, own, namespaces):
     """Return what the check at the start finds missing."""
 
+    served = Capabilities({OptionalApi.NATIVE_POD_GROUP: "v1beta1"})
+
     async def ask():
         async with ApiClient(connection(api)) as client:
-            return await missing_rights(client, own, namespaces, ["scheduling.k8s.io"])
+            return await missing_rights(client, own, namespaces, served)
 
     return asyncio.run(ask())
 
@@ -167,6 +170,6 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
         (rule.group, rule.resource, verb)
         for rule in (*NAMESPACED, *OWN_NAMESPACE)
         for verb in rule.verbs
-        if not rule.optional or rule.group == "scheduling.k8s.io"
+        if rule.api in (None, OptionalApi.NATIVE_POD_GROUP)
     }
     assert granted - used == set()

@@ -27,9 +27,9 @@ from video2world_operator.controller.rbac import may_list_nodes, missing_rights
 from video2world_operator.controller.resource import Key
 from video2world_operator.controller.watches import fill, watch
 from video2world_operator.kube.client import ApiClient, path_of
+from video2world_operator.kube.discovery import discover
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.kube.leader_election import LeaderElector, LostLease
-from video2world_operator.preflight.discovery import discover
 from video2world_operator.reconcile.blocked_status import unauthorized
 
 __all__ = ["main", "run"]
@@ -179,8 +179,8 @@ async def _wait_for_rights(options: Options, api: ApiClient, health: Health) -> 
     reported: list[str] = []
 
     async def check() -> list[str]:
-        groups = (await discover(api)).groups
-        return await missing_rights(api, options.own_namespace, options.namespaces, groups)
+        capabilities = await discover(api)
+        return await missing_rights(api, options.own_namespace, options.namespaces, capabilities)
 
     while True:
         missing = await _until_answered(check)
@@ -260,7 +260,7 @@ async def _keep_house(
                 controller.queue.add(key)
             capabilities = controller.observer.capabilities = await discover(api)
             missing = await missing_rights(
-                api, options.own_namespace, options.namespaces, capabilities.groups
+                api, options.own_namespace, options.namespaces, capabilities
             )
         except (ApiError, OSError) as error:
             log.warning("housekeeping: %s", error)

@@ -16,8 +16,8 @@ from video2world_operator.controller.worker_logs import WorkerLogs
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.plan import gang
 from video2world_operator.plan.commands import run_folder
-from video2world_operator.plan.gang import Capabilities
 from video2world_operator.plan.labels import ATTEMPT_LABEL, RESOURCE_LABEL, STAGE_LABEL
+from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.plan import Plan
 from video2world_operator.reconcile.actions import Apply, Decision
 from video2world_operator.reconcile.observed_state import Claim, Job, ObservedState, Pod, VolumePeer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from video2world_operator.api.constants import GROUP, PLURAL
 from video2world_operator.kube.client import ApiClient
+from video2world_operator.plan.gang import POD_GROUPS
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 
 __all__ = [
     "ACCOUNT",
@@ -26,12 +28,12 @@ ACCOUNT = "video2world-operator"
 
 @dataclass(frozen=True)
 class PolicyRule:
-    """Verbs on one resource of an API group; ``optional`` ones are of APIs that may be absent."""
+    """Verbs on a resource of an API group; with an ``api``, required only where that is served."""
 
     group: str
     resource: str
     verbs: tuple[str, ...]
-    optional: bool = False
+    api: OptionalApi | None = None
 
 
 _CREATED = ("create", "get")  # read if an object of the name exists already
@@ -46,12 +48,10 @@ NAMESPACED: tuple[PolicyRule, ...] = (
     # deleted if they belong to an earlier resource of the name
     PolicyRule("", "persistentvolumeclaims", (*_CREATED, "delete")),
     PolicyRule("", "events", ("create", "list")),  # listed for stages that are stuck
-    PolicyRule("scheduling.k8s.io", "podgroups", (*_CREATED, "delete"), optional=True),
-    PolicyRule("scheduling.volcano.sh", "podgroups", (*_CREATED, "delete"), optional=True),
-    PolicyRule("scheduling.x-k8s.io", "podgroups", (*_CREATED, "delete"), optional=True),
+    *(PolicyRule(api.group, api.plural, (*_CREATED, "delete"), api) for api in POD_GROUPS.values()),
 )
 # If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
-CLUSTER_WIDE: tuple[PolicyRule, ...] = (PolicyRule("", "nodes", ("list",), optional=True),)
+CLUSTER_WIDE: tuple[PolicyRule, ...] = (PolicyRule("", "nodes", ("list",)),)
 # In its own namespace, for the Lease of the leader election.
 OWN_NAMESPACE: tuple[PolicyRule, ...] = (
     PolicyRule("coordination.k8s.io", "leases", ("get", "create", "update")),
@@ -66,17 +66,17 @@ def policy_rules(table: Sequence[PolicyRule]) -> list[dict[str, Any]]:
 
 
 async def missing_rights(
-    api: ApiClient, own: str, namespaces: Sequence[str], groups: Collection[str]
+    api: ApiClient, own: str, namespaces: Sequence[str], capabilities: Capabilities
 ) -> list[str]:
     """Return the missing rights, such as ``watch pods in team-a``; empty if there are none.
 
     ``own`` is the namespace of the Lease, ``namespaces`` are those to watch (empty: all), and
-    ``groups`` the optional API groups that the server serves.
+    ``capabilities`` the optional APIs that the server serves.
     """
     watched: Sequence[str | None] = namespaces or (None,)
     questions: list[tuple[str | None, str, PolicyRule]] = []
     for rule in NAMESPACED:
-        if rule.optional and rule.group not in groups:
+        if rule.api is not None and rule.api not in capabilities.versions:
             continue
         for namespace in watched:
             questions += [(namespace, verb, rule) for verb in rule.verbs]

@@ -9,36 +9,18 @@ from typing import Any
 from video2world_operator.api.conditions import Reason
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.plan.manifests import GPU
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 from video2world_operator.plan.stage import Manifest
 
-__all__ = ["WAYS", "Capabilities", "Gang", "choose"]
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """Versions of the optional APIs that the cluster serves; empty if it does not serve one.
-
-    That an API is served does not mean that a scheduler acts on its objects.
-    """
-
-    native: str = ""  # of PodGroup in scheduling.k8s.io
-    volcano: str = ""  # of PodGroup in scheduling.volcano.sh
-    coscheduling: str = ""  # of PodGroup in scheduling.x-k8s.io
-    kueue: str = ""  # of LocalQueue in kueue.x-k8s.io
-
-    @property
-    def groups(self) -> frozenset[str]:
-        """API groups that are served."""
-        names = {
-            "scheduling.k8s.io": self.native,
-            "scheduling.volcano.sh": self.volcano,
-            "scheduling.x-k8s.io": self.coscheduling,
-            "kueue.x-k8s.io": self.kueue,
-        }
-        return frozenset(group for group, version in names.items() if version)
+__all__ = ["POD_GROUPS", "WAYS", "Gang", "choose"]
 
 
 WAYS = (Reason.GANG_NATIVE, Reason.GANG_VOLCANO, Reason.GANG_COSCHEDULING, Reason.GANG_KUEUE)
+POD_GROUPS: Mapping[Reason, OptionalApi] = {
+    Reason.GANG_NATIVE: OptionalApi.NATIVE_POD_GROUP,
+    Reason.GANG_VOLCANO: OptionalApi.VOLCANO_POD_GROUP,
+    Reason.GANG_COSCHEDULING: OptionalApi.COSCHEDULING_POD_GROUP,
+}
 
 
 @dataclass(frozen=True)
@@ -90,14 +72,9 @@ def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
         return Gang(Reason.GANG_OFF, facts)
     if scheduling.queue_name and scheduling.gang == "Auto":
         return Gang(Reason.GANG_KUEUE, facts | {"queue": scheduling.queue_name})
-    ways = {
-        "Native": (Reason.GANG_NATIVE, "scheduling.k8s.io", cluster.native),
-        "Volcano": (Reason.GANG_VOLCANO, "scheduling.volcano.sh", cluster.volcano),
-        "Coscheduling": (Reason.GANG_COSCHEDULING, "scheduling.x-k8s.io", cluster.coscheduling),
-    }
-    for name, (reason, group, served) in ways.items():
-        if served and scheduling.gang in ("Auto", name):
-            version = f"{group}/{served}"
+    for reason, api in POD_GROUPS.items():
+        version = cluster.api_version(api)
+        if version and scheduling.gang in ("Auto", reason):
             return Gang(reason, facts | {"version": version}, version)
     problem = "This cluster serves no PodGroup: nodes start one by one and hold their GPUs idle "
     problem += "until the last one starts. Install Kueue, Volcano or coscheduling, or use "

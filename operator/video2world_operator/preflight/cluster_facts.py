@@ -10,11 +10,12 @@ from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.api.yaml_reader import as_json
 from video2world_operator.kube.client import ApiClient, path_of
+from video2world_operator.kube.discovery import discover
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.kube.leader_election import NAME as LEASE
+from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.crd_version import problem_of
-from video2world_operator.preflight.discovery import discover
 from video2world_operator.preflight.facts import ClusterFacts
 
 __all__ = ["cluster_facts"]
@@ -42,8 +43,9 @@ async def cluster_facts(
     claim = spec.storage.claim_name or f"{plan.name}-data"
     capabilities = await discover(cluster)
     queues = None
-    if spec.scheduling.queue_name and capabilities.kueue:
-        path = f"/apis/kueue.x-k8s.io/{capabilities.kueue}/namespaces/{namespace}/localqueues"
+    if spec.scheduling.queue_name and (
+        path := capabilities.path(OptionalApi.LOCAL_QUEUE, namespace)
+    ):
         queues = _names(await _items(cluster, path))
     return ClusterFacts(
         namespace=namespace,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from video2world_operator.plan.gang import Capabilities
+from video2world_operator.plan.optional_apis import Capabilities
 
 __all__ = [
     "UNKNOWN_GPU",

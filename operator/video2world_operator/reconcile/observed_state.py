@@ -9,7 +9,6 @@ from typing import Any
 
 from video2world_common.progress_events import Event
 from video2world_operator.api.timestamps import parse_time
-from video2world_operator.plan.gang import Capabilities
 from video2world_operator.plan.labels import (
     ATTEMPT_LABEL,
     HASH_ANNOTATION,
@@ -18,6 +17,7 @@ from video2world_operator.plan.labels import (
     RESOURCE_LABEL,
     STAGE_LABEL,
 )
+from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.stage import container_of
 
 __all__ = ["Claim", "Job", "KubeEvent", "ObservedState", "Pod", "VolumePeer"]

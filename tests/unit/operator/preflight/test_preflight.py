@@ -12,7 +12,7 @@ from video2world_operator.api.quantity import quantity
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.main import main
 from video2world_operator.kube.errors import ApiError
-from video2world_operator.plan.gang import Capabilities
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.preflight import node_fit
 from video2world_operator.preflight.caption_requests import check_captions
@@ -294,7 +294,7 @@ GOOD = ClusterFacts(
     leader="one",
     priority_classes=["high"],
     queues=["team"],
-    capabilities=Capabilities(native="v1beta1"),
+    capabilities=Capabilities({OptionalApi.NATIVE_POD_GROUP: "v1beta1"}),
 )
 
 

@@ -15,7 +15,7 @@ from video2world_common.progress_events import (
     Validated,
     VolumeSeen,
 )
-from video2world_operator.plan.gang import Capabilities
+from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.reconcile.actions import Apply, Delete, Policy
 from video2world_operator.reconcile.observed_state import Claim, Pod, VolumePeer
@@ -509,7 +509,13 @@ def test_the_gang_depends_on_what_the_cluster_serves():
         )
         return world.condition("GangScheduled"), groups, job["spec"]["template"]
 
-    every = Capabilities(native="v1beta1", volcano="v1beta1", coscheduling="v1alpha1")
+    every = Capabilities(
+        {
+            OptionalApi.NATIVE_POD_GROUP: "v1beta1",
+            OptionalApi.VOLCANO_POD_GROUP: "v1beta1",
+            OptionalApi.COSCHEDULING_POD_GROUP: "v1alpha1",
+        }
+    )
     condition, (group,), template = kinds(every)
     assert condition["reason"] == "Native"
     assert group["apiVersion"] == "scheduling.k8s.io/v1beta1"
@@ -518,11 +524,15 @@ def test_the_gang_depends_on_what_the_cluster_serves():
     condition, (group,), template = kinds(every, gang="Volcano")
     assert (condition["reason"], template["spec"]["schedulerName"]) == ("Volcano", "volcano")
     assert group["spec"] == {"minMember": 2, "minResources": {"nvidia.com/gpu": "16"}}
-    condition, (group,), template = kinds(Capabilities(coscheduling="v1alpha1"))
+    condition, (group,), template = kinds(
+        Capabilities({OptionalApi.COSCHEDULING_POD_GROUP: "v1alpha1"})
+    )
     assert condition["reason"] == "Coscheduling"
     assert template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == "run-train-1"
     assert group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
-    condition, (group,), _ = kinds(Capabilities(volcano="v2"))  # a future version
+    condition, (group,), _ = kinds(
+        Capabilities({OptionalApi.VOLCANO_POD_GROUP: "v2"})
+    )  # a future version
     assert group["apiVersion"] == "scheduling.volcano.sh/v2"
     condition, groups, _ = kinds(Capabilities())
     assert (condition["status"], condition["reason"], groups) == ("False", "Unavailable", [])
@@ -532,14 +542,29 @@ def test_the_gang_depends_on_what_the_cluster_serves():
 
 ACTS = {  # evidence that a scheduler acts: in the PodGroup, the pods or the Job
     "Native": (
-        Capabilities(native="v1"),
+        Capabilities({OptionalApi.NATIVE_POD_GROUP: "v1"}),
         {"conditions": [{"type": "PodGroupInitiallyScheduled"}]},
         {},
         {},
     ),
-    "Volcano": (Capabilities(volcano="v1beta1"), {"phase": "Inqueue"}, {}, {}),
-    "Volcano by its pods": (Capabilities(volcano="v1beta1"), {}, {"unschedulable": "no room"}, {}),
-    "Coscheduling": (Capabilities(coscheduling="v1alpha1"), {"phase": "Pending"}, {}, {}),
+    "Volcano": (
+        Capabilities({OptionalApi.VOLCANO_POD_GROUP: "v1beta1"}),
+        {"phase": "Inqueue"},
+        {},
+        {},
+    ),
+    "Volcano by its pods": (
+        Capabilities({OptionalApi.VOLCANO_POD_GROUP: "v1beta1"}),
+        {},
+        {"unschedulable": "no room"},
+        {},
+    ),
+    "Coscheduling": (
+        Capabilities({OptionalApi.COSCHEDULING_POD_GROUP: "v1alpha1"}),
+        {"phase": "Pending"},
+        {},
+        {},
+    ),
     "Kueue": (Capabilities(), {}, {}, {"queued": True}),
 }
 
