@@ -9,6 +9,8 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
+export NO_MKDOCS_2_WARNING := 1  # about a successor of its theme
+
 .PHONY: help setup demo demo-actions cluster tools test images e2e node torture chaos bench-operator lint dist docs format generate constraints clean
 
 help: ## Show this list
