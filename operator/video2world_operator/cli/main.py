@@ -15,6 +15,8 @@ __all__ = ["main"]
 
 # Modules are imported only when their command runs: `v2w --help` stays fast.
 _LOCAL: Mapping[str, tuple[str, str]] = {
+    "init": ("init", "init"),
+    "completion": ("completion", "completion"),
     "validate": ("spec_commands", "validate"),
     "render": ("spec_commands", "render"),
     "preflight": ("preflight", "run_checks"),

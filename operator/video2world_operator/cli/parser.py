@@ -26,6 +26,13 @@ def parser() -> argparse.ArgumentParser:
     _add_file_commands(commands)
     _add_read_commands(commands)
     _add_suspend_commands(commands)
+    one = _add(
+        commands,
+        "completion",
+        "Print a script that completes commands and flags in your shell.",
+        "completion bash > ~/.local/share/bash-completion/completions/v2w",
+    )
+    one.add_argument("shell", metavar="SHELL", choices=("bash", "zsh"), help="bash or zsh")
     return top
 
 
@@ -34,7 +41,25 @@ def _add(commands: Subparsers, name: str, text: str, example: str) -> argparse.A
 
 
 def _add_file_commands(commands: Subparsers) -> None:
-    """Add the commands that take a resource file."""
+    """Add the commands that write or take a resource file."""
+    one = _add(
+        commands,
+        "init",
+        "Write a commented resource file: asks five questions, of which flags answer some or all.",
+        "init --data lerobot --location my-team/cups --camera top --size 2B --iterations 1000",
+    )
+    one.add_argument(
+        "--data", help="lerobot, videos, agibot, or prepared (a folder in the guide's layout)"
+    )
+    one.add_argument(
+        "--location", help="repository on the Hub, folder on the volume, or AgiBotWorld's tasks"
+    )
+    one.add_argument("--camera", help="camera of a LeRobotDataset (default: the only one)")
+    one.add_argument("--size", help="Tiny, 2B or 14B (default: 2B)")
+    one.add_argument("--iterations", help="optimizer steps (default: 1000)")
+    one.add_argument("--name", help="name of the resource (default: from the location)")
+    one.add_argument("-o", "--output", type=Path, help="file to write (default: NAME.yaml)")
+    one.add_argument("--force", action="store_true", help="replace the file if it exists")
     one = _add(commands, "validate", "Check a resource file.", "validate -f posttrain.yaml")
     _file_flag(one)
     one = _add(
