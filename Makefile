@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 export NO_MKDOCS_2_WARNING := 1  # about a successor of its theme
 
-.PHONY: help setup demo demo-actions cluster tools test images e2e node torture chaos bench-operator lint dist docs format generate constraints clean
+.PHONY: help setup demo demo-actions cluster tools test images e2e node torture chaos bench-operator bench-upgrade lint dist docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ chaos: .venv/ready ## Inject faults around the operator, seed by seed (hours; SE
 
 bench-operator: .venv/ready ## Measure the operator at 1,000 resources, next to Kubeflow's (half an hour; RESOURCES=50)
 	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))
+
+bench-upgrade: .venv/ready ## Upgrade the operator under 100 resources in every stage (ten minutes; RESOURCES=20)
+	$(BIN)/python -m benchmarks.upgrade $(if $(RESOURCES),--resources $(RESOURCES))
 
 lint: .venv/ready ## Check style, types, layers, generated files, known vulnerabilities and secrets
 	$(BIN)/ruff check .

@@ -187,10 +187,15 @@ def _job(
 
 
 def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
-    """Hash the fields of the spec that shape a stage's pods and can be changed."""
+    """Hash the fields of the spec that shape a stage's pods and can be changed.
+
+    The same spec must give the same hash in the next version of the operator, whose default images
+    are others; the API server has stored those of the version that a resource was created with.
+    """
     spec = resource.spec
     parts = (spec.images, spec.credentials, spec.scheduling, getattr(spec.stages, stage.kind))
     dumped = [p.model_dump(mode="json", by_alias=True, exclude_defaults=True) for p in parts]
+    dumped[0] |= {"preprocess": spec.images.preprocess, "trainer": spec.images.trainer}
     if stage.kind in ("inference", "evaluation"):
         divided = spec.inference.model_dump(include={"gpus", "offload"}, exclude_defaults=True)
         dumped += [divided] if divided else []

@@ -11,9 +11,11 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.status import Status, parse_status
 from video2world_operator.api.timestamps import format_time
 
-__all__ = ["invalid", "outdated", "unauthorized"]
+__all__ = ["BLOCKING", "invalid", "outdated", "unauthorized"]
 
 Object = Mapping[str, Any]
+
+BLOCKING = (Type.ACCEPTED, Type.AUTHORIZED, Type.DEFINITION)  # conditions that these set
 
 
 def invalid(

@@ -29,7 +29,7 @@ from video2world_operator.reconcile import (
     volume_loss,
 )
 from video2world_operator.reconcile.actions import Decision, Delete, Policy
-from video2world_operator.reconcile.blocked_status import invalid
+from video2world_operator.reconcile.blocked_status import BLOCKING, invalid
 from video2world_operator.reconcile.draft import Draft
 from video2world_operator.reconcile.observed_state import ObservedState
 from video2world_operator.reconcile.progress import update_status
@@ -108,12 +108,13 @@ class Reconciler:
     def _accept_spec(self) -> None:
         """Make the status fit the spec: its stages, their input hashes, the first conditions."""
         draft, status = self._draft, self._draft.status
+        edited = not self._is_accepted_spec()
         stages = []
         for stage in draft.plan.stages:
             entry = status.stage_status(stage.name)
             if entry is None:
                 entry = StageStatus(name=cast(StageName, stage.name), state="Pending")
-            elif entry.inputs_hash not in ("", stage.inputs_hash):
+            elif edited and entry.inputs_hash not in ("", stage.inputs_hash):
                 if stage.name == "train":
                     draft.close_attempt("SpecChanged")
                 entry = volume_loss.reset_entry(entry)
@@ -135,6 +136,19 @@ class Reconciler:
             draft.set_condition(Type.AUTHORIZED, True, Reason.ALLOWED)
         if find(status.conditions, Type.DEFINITION):
             draft.set_condition(Type.DEFINITION, True, Reason.CURRENT)
+
+    def _is_accepted_spec(self) -> bool:
+        """Return whether the stages in the status are already those of this spec.
+
+        A stage whose hash differs nevertheless was hashed by another version of the operator. Its
+        result is still that of the spec, and an upgrade must not repeat it. Conditions that block
+        a resource do not count: they are also set for a spec that is refused. An older operator
+        refuses every spec for a moment, when the new CRD adds defaults that it does not know.
+        """
+        generation = self._draft.generation
+        conditions = self._draft.status.conditions
+        accepted = (c.observed_generation for c in conditions if c.type not in BLOCKING)
+        return generation is not None and generation in accepted
 
     def _apply_events(self) -> None:
         """Bring the status up to date with what the workers have reported."""
