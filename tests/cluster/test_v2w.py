@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import threading
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -173,6 +174,20 @@ def test_status_shows_pods_and_losses_to_those_who_may_see_them(v2w, gpu_cluster
     guest = gpu_cluster.user("guest")
     eventually(lambda: "you may not list them" in v2w("status", "run", user=guest), 20)
     assert "no problems found" in v2w("explain", "run", user=guest)
+
+    kept = {}
+    for who in (gpu_cluster.admin, guest):
+        v2w("doctor", "run", user=who)
+        with zipfile.ZipFile("v2w-doctor-run.zip") as archive:
+            kept[who] = {name: archive.read(name).decode() for name in archive.namelist()}
+    whole = kept[gpu_cluster.admin]
+    assert "phase: Running" in whole["resource.yaml"]
+    assert "managedFields" not in "".join(whole.values())
+    assert lines[-1] in whole[f"logs/{lead}.log"]
+    assert second in whole["pods.yaml"]
+    assert "run-train-1" in whole["jobs.yaml"]
+    assert "phase: Running" in kept[guest]["resource.yaml"]
+    assert "not readable" in kept[guest]["pods.yaml"]
 
 
 NOTEBOOK = ROOT / "docs/notebooks/post_train.ipynb"

@@ -31,6 +31,7 @@ __all__ = [
     "logs",
     "observe",
     "preflight",
+    "run_with_client",
     "status",
     "suspend",
     "watch",
@@ -52,7 +53,7 @@ def status(name: str, namespace: str | None) -> Status:
     async def work(client: ApiClient, namespace: str) -> Status:
         return parse_status((await _get(client, namespace, name)).get("status"))
 
-    return _run(work, namespace)
+    return run_with_client(work, namespace)
 
 
 def watch(
@@ -79,7 +80,7 @@ def watch(
                     raise
                 seen = replace(seen, note=f"(API server: {error}; showing the last known state)")
 
-    _run(work, namespace)
+    run_with_client(work, namespace)
 
 
 def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]:
@@ -106,7 +107,7 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]
             crd_problem=await problem_of(client),
         )
 
-    return _run(work, namespace)
+    return run_with_client(work, namespace)
 
 
 def preflight(plan: Plan, manifest: Mapping[str, Any], namespace: str | None) -> ClusterFacts:
@@ -118,7 +119,7 @@ def preflight(plan: Plan, manifest: Mapping[str, Any], namespace: str | None) ->
     async def work(client: ApiClient, namespace: str) -> ClusterFacts:
         return await cluster_facts(client, namespace, plan, manifest)
 
-    return _run(work, namespace)
+    return run_with_client(work, namespace)
 
 
 def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
@@ -133,7 +134,7 @@ def apply(manifest: Mapping[str, Any], namespace: str | None) -> None:
             content_type="application/apply-patch+yaml",
         )
 
-    _run(work, namespace)
+    run_with_client(work, namespace)
 
 
 def delete(name: str, namespace: str | None) -> bool:
@@ -146,7 +147,7 @@ def delete(name: str, namespace: str | None) -> bool:
         await client.request("DELETE", path)
         return True
 
-    return _run(work, namespace)
+    return run_with_client(work, namespace)
 
 
 def suspend(name: str, namespace: str | None, value: bool) -> bool:
@@ -164,7 +165,7 @@ def suspend(name: str, namespace: str | None, value: bool) -> bool:
         )
         return True
 
-    return _run(work, namespace)
+    return run_with_client(work, namespace)
 
 
 def logs(
@@ -204,14 +205,18 @@ def logs(
                 shown = why
             await asyncio.sleep(LOG_RETRY_SECONDS)
 
-    _run(work, namespace)
+    run_with_client(work, namespace)
 
 
 # ---------------------------------------------------------------------- requests
 
 
-def _run(work: Callable[[ApiClient, str], Awaitable[T]], namespace: str | None) -> T:
-    """Run ``work`` with a client and a namespace, by default that of the kubeconfig."""
+def run_with_client(work: Callable[[ApiClient, str], Awaitable[T]], namespace: str | None) -> T:
+    """Run ``work`` with a client and a namespace, by default that of the kubeconfig.
+
+    Raises:
+        RequestFailed: the cluster refuses, or does not answer.
+    """
 
     async def connected() -> T:
         async with ApiClient() as client:

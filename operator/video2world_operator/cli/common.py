@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from video2world_operator.plan.plan import Plan
 
+DOCTOR = "`v2w doctor {name}` gathers what a bug report needs"
 POLL_SECONDS = 2.0  # between two updates of --watch
 _DEFAULT_VOLUME = Path("volume")
 _ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -25,7 +26,7 @@ def uses_cluster(args: argparse.Namespace) -> bool:
 
     Otherwise ``args.volume`` is set.
     """
-    if args.volume is not None:
+    if args.volume is not None or args.name is None:  # of v2w doctor: this machine
         return False
     is_plugin = Path(sys.argv[0]).name.startswith("kubectl-")
     if args.namespace or is_plugin or not _DEFAULT_VOLUME.is_dir():

@@ -64,17 +64,17 @@ def explain_local(args: argparse.Namespace) -> int:
     from video2world_operator.cli.local_run import snapshot
     from video2world_operator.cli.snapshot import ClusterObjects
 
-    return _print_causes(snapshot(args.volume, args.name), ClusterObjects())
+    return print_causes(snapshot(args.volume, args.name), ClusterObjects())
 
 
 def explain_cluster(args: argparse.Namespace) -> int:
     """Explain why a resource in the cluster is stuck."""
     from video2world_operator.cli.cluster_run import observe
 
-    return _print_causes(*observe(args.name, args.namespace))
+    return print_causes(*observe(args.name, args.namespace))
 
 
-def _print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
+def print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
     """Print the causes; returns the exit code, 0 also if there are some."""
     from video2world_operator.cli.explain import explain
     from video2world_operator.terminal import sanitize_terminal

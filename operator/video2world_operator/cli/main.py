@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 
-from video2world_common.exit_codes import EXIT_USER_ERROR
-from video2world_operator.cli.common import UsageError, require_cluster, uses_cluster
+from video2world_common.exit_codes import EXIT_FAILURE, EXIT_USER_ERROR
+from video2world_operator.cli.common import DOCTOR, UsageError, require_cluster, uses_cluster
 from video2world_operator.cli.parser import parser
 
 __all__ = ["main"]
@@ -25,12 +26,14 @@ _LOCAL: Mapping[str, tuple[str, str]] = {
     "explain": ("inspect", "explain_local"),
     "logs": ("inspect", "logs_local"),
     "checkpoints": ("inspect", "checkpoints_local"),
+    "doctor": ("doctor", "doctor_local"),
 }
 _CLUSTER: Mapping[str, tuple[str, str]] = {
     "status": ("inspect", "status_cluster"),
     "explain": ("inspect", "explain_cluster"),
     "logs": ("inspect", "logs_cluster"),
     "checkpoints": ("inspect", "checkpoints_cluster"),
+    "doctor": ("doctor", "doctor_cluster"),
     "suspend": ("suspend", "suspend_cluster"),
     "resume": ("suspend", "resume_cluster"),
 }
@@ -58,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        traceback.print_exc()
+        name = getattr(args, "name", None) or "NAME"
+        print(f"error: this is a defect of v2w; {DOCTOR.format(name=name)}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -134,6 +134,17 @@ def _add_read_commands(commands: Subparsers) -> None:
     one.add_argument("--follow", action="store_true", help="keep printing until the log ends")
     one = _add(commands, "checkpoints", "List the checkpoints of a run.", "checkpoints demo")
     _run_flags(one)
+    one = _add(
+        commands,
+        "doctor",
+        "Write an archive for a bug report: versions, state, causes, events and the ends of the "
+        "logs, without secrets.",
+        "doctor agibot-2b",
+    )
+    _run_flags(one, optional=True)
+    one.add_argument(
+        "-o", "--output", type=Path, help="archive to write (default: v2w-doctor-NAME.zip)"
+    )
 
 
 def _add_suspend_commands(commands: Subparsers) -> None:
@@ -160,8 +171,13 @@ def _volume_flag(to: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_flags(to: argparse.ArgumentParser) -> None:
-    to.add_argument("name", metavar="NAME", help="metadata.name of the resource")
+def _run_flags(to: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    to.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?" if optional else None,
+        help=f"metadata.name of the resource{' (default: this machine only)' if optional else ''}",
+    )
     to.add_argument(
         "--volume",
         type=Path,

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from video2world_operator.cli.common import UsageError, load_plan
+from video2world_common.exit_codes import EXIT_FAILURE
+from video2world_operator.cli.common import DOCTOR, UsageError, load_plan
 
 if TYPE_CHECKING:
     from video2world_operator.plan.plan import Plan
@@ -23,14 +24,16 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _dry_run(plan, args.volume.resolve())
         return 0
+    display = Display(sys.stdout, verbose=args.verbose)
     try:
-        return LocalEngine(
-            plan, args.volume, Display(sys.stdout, verbose=args.verbose), args.file
-        ).run()
+        code = LocalEngine(plan, args.volume, display, args.file).run()
     except RunRefused as error:
         raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"--volume {args.volume}: {error}") from None
+    if code == EXIT_FAILURE:
+        display.say(f"{DOCTOR.format(name=plan.name)} (add --volume {args.volume})")
+    return code
 
 
 def _dry_run(plan: Plan, volume: Path) -> None:
