@@ -37,12 +37,15 @@ _KUBERNETES_STAMPS = {
         "gitTreeState": "clean",
     }.items()
 }
+_KUEUE_STAMPS = {"sigs.k8s.io/kueue/pkg/version.GitVersion": "v{version}"}
 _STAMPS = {
     "k8s": _KUBERNETES_STAMPS,
     "node": _KUBERNETES_STAMPS,
     "kwok": {"sigs.k8s.io/kwok/pkg/consts.Version": "{version}"},
     "helm": {"helm.sh/helm/v3/internal/version.version": "v{version}"},
     "helm4": {"helm.sh/helm/v4/internal/version.version": "v{version}"},
+    "kueue": _KUEUE_STAMPS,
+    "kueue_previous": _KUEUE_STAMPS,
 }
 
 # Leave out cloud service discovery, whose SDKs are most of what Prometheus compiles.
@@ -57,7 +60,8 @@ class Unavailable(Exception):
 class Tool:
     """A binary: its name, its Go module folder, its package, and the module with its version.
 
-    The folder is in ``home``.
+    The folder is in ``home``. ``files`` are folders of the module's source that the binary is
+    installed with, such as its CRDs; see :func:`installed_files`.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Tool:
     package: str
     versioned: str
     home: Path = TOOLS
+    files: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -101,6 +106,13 @@ def _kubernetes(name: str, module: str = "k8s") -> Tool:
     return Tool(name, module, f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes")
 
 
+def _kueue(module: str) -> Tool:
+    files = ("config/components/crd", "config/components/webhook")
+    name = module.replace("_", "-")
+    package = "sigs.k8s.io/kueue"
+    return Tool(name, module, f"{package}/cmd/kueue", package, files=files)
+
+
 _CRANE = "github.com/google/go-containerregistry"
 _PROMETHEUS = "github.com/prometheus/prometheus"
 ALL = {
@@ -120,6 +132,8 @@ ALL = {
         _kubernetes("kube-proxy", "node"),
         Tool("coredns", "coredns", "github.com/coredns/coredns", "github.com/coredns/coredns"),
         Tool("crane", "crane", f"{_CRANE}/cmd/crane", _CRANE),
+        _kueue("kueue"),
+        _kueue("kueue_previous"),
     )
 }
 NODE = ("kubelet", "kube-proxy", "coredns", "crane")  # for a real node only
@@ -146,6 +160,12 @@ def find(*names: str) -> dict[str, Path]:
 def ready(tool: Tool) -> Path:
     """Return one tool's binary, built if necessary, from any folder of Go modules."""
     return _present(tool) or _build(tool)
+
+
+def installed_files(tool: Tool) -> Path:
+    """Return the folder with the tool's ``files``, for a tool that :func:`ready` has returned."""
+    copied = tool.cached.parent / "files"
+    return copied if copied.exists() else module_folder(tool)
 
 
 def module_folder(tool: Tool) -> Path:
@@ -194,11 +214,18 @@ def _build(tool: Tool) -> Path:
                     f" {source}: is the Go module proxy reachable, is there disk and"
                     f" memory (4 GiB)? Output of Go:\n{last}"
                 )
+            _copy_files(tool, target.parent / "files")
             partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
         _say(f"built {target} in {time.monotonic() - started:.0f} s")
         return target
+
+
+def _copy_files(tool: Tool, target: Path) -> None:
+    """Copy the tool's ``files`` out of Go's module cache, which may be emptied."""
+    for name in tool.files:
+        shutil.copytree(module_folder(tool) / name, target / name, dirs_exist_ok=True)
 
 
 def _go() -> str:
