@@ -42,7 +42,7 @@ def _printer(args: argparse.Namespace) -> Callable[[Snapshot], None]:
     """Return a function that shows a snapshot: as JSON, or as a tree updated in place."""
     from video2world_operator.api.status import dump_status
     from video2world_operator.cli.status_tree import tree
-    from video2world_operator.terminal import Screen
+    from video2world_operator.terminal import Screen, writes_unicode
 
     screen, before = Screen(sys.stdout, live=args.watch), list[object]()
 
@@ -53,7 +53,7 @@ def _printer(args: argparse.Namespace) -> Callable[[Snapshot], None]:
             if changed:
                 print(json.dumps(dump_status(seen.status), indent=2), flush=True)
             return
-        plain = "utf" not in (sys.stdout.encoding or "").lower()
+        plain = not writes_unicode(sys.stdout)
         screen.show(tree(seen, datetime.now(UTC), plain=plain), changed=changed)
 
     return show

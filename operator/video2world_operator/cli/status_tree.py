@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 
 from video2world_common.progress_events import duration
 from video2world_operator.api.status import (
@@ -22,12 +21,12 @@ from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.plan.stage import SAMPLING
 from video2world_operator.reconcile.observed_state import Pod
+from video2world_operator.terminal import ASCII_MARKS, BAR_WIDTH, MARKS, sparkline
 
-__all__ = ["sparkline", "tree"]
+__all__ = ["tree"]
 
 MAX_PODS = 8  # of a stage, listed one by one
 MAX_SAMPLES = 8  # checkpoints whose samples are listed one by one
-BAR_WIDTH, SPARKLINE_WIDTH = 24, 32  # characters
 NO_OPERATOR = "no operator has handled it yet; is one running?"
 ENDED: tuple[State, ...] = ("Succeeded", "Failed", "Skipped")
 
@@ -36,20 +35,6 @@ ENDED: tuple[State, ...] = ("Succeeded", "Failed", "Skipped")
 class _Node:
     text: str
     children: list[_Node] = field(default_factory=list)
-
-
-def sparkline(
-    values: Sequence[float], marks: str = "▁▂▃▄▅▆▇█", width: int = SPARKLINE_WIDTH
-) -> str:
-    """Draw ``values``, one character each; with more than ``width``, means of neighbours."""
-    count = min(len(values), width)
-    edges = [len(values) * n // count for n in range(count + 1)] if count else []
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    if not means:
-        return ""
-    low, span = min(means), max(means) - min(means)
-    top = len(marks) - 1
-    return "".join(marks[round((mean - low) / span * top) if span else 0] for mean in means)
 
 
 def tree(seen: Snapshot, now: datetime, *, plain: bool = False) -> list[str]:
@@ -111,7 +96,7 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         if progress.warning:
             children.append(_Node(f"{'warning':<11} {progress.warning}"))
     if len(seen.losses) > 1:
-        marks = ".:-=+*#%" if plain else "▁▂▃▄▅▆▇█"
+        marks = ASCII_MARKS if plain else MARKS
         first, newest = seen.losses[0], seen.losses[-1]
         line = f"{sparkline(seen.losses, marks)}  {first:.4f} to {newest:.4f}"
         children.append(_Node(f"{'loss':<11} {line}"))

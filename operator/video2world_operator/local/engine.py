@@ -50,6 +50,7 @@ class LocalEngine:
                 self._display.say(
                     f"{self._state.volume} is not the volume of the last run: starting over"
                 )
+            self._display.expect([stage.name for stage in self._plan.stages])
             for stage in self._plan.stages:
                 if stage.name == "inference" and not self._sampler.finish(stage.name):
                     return self._interrupt(stage)

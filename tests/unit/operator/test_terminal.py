@@ -90,6 +90,58 @@ class Pipe:
         pass
 
 
+STAGES = """
+import sys
+from video2world_common.progress_events import ItemProgress, TrainProgress
+from video2world_operator.terminal import Display
+display = Display(sys.stdout)
+display.expect(["download", "dataset", "train", "inference"])
+display.skip("download")
+display.start("dataset")
+display.event(ItemProgress("dataset", 4, 4, "pieces"))
+display.end("dataset", "done")
+display.start("train", "2 pods")
+for iteration in (250, 500, 750):
+    display.event(TrainProgress("train", iteration, 1000, 1000.0 / iteration, 0.1, 60.0))
+    if iteration == 500:
+        display.say("a line that stays")
+"""
+
+
+def what_is_left(shown):
+    """The lines on a terminal that has been sent ``shown``."""
+    lines, row, column = [""], 0, 0
+    for part in re.finditer(r"\x1b\[(\d*)([AKJ])|\r|\n|[^\x1b\r\n]+", shown):
+        text, command = part[0], part[2]
+        if command == "A":
+            row -= int(part[1])
+        elif command in ("K", "J"):
+            lines[row] = lines[row][:column]
+            del lines[row + 1 if command == "J" else len(lines) :]
+        elif text == "\r":
+            column = 0
+        elif text == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        else:
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
+            column += len(text)
+    return lines
+
+
+def test_a_terminal_shows_every_stage_below_the_lines_that_stay():
+    full, none = "#" * 24, "." * 24
+    assert what_is_left(on_a_terminal(STAGES)) == [
+        "a line that stays",
+        f"download    [{full}] already done, skipped",
+        f"dataset     [{full}] done in 0s",
+        "train       [##################......] 750/1000  loss 1.3333  0.1 s/iteration  ",  # cut
+        "            loss █▃▁  4.0000 to 1.3333",
+        f"inference   [{none}]",
+        "",
+    ]
+
+
 def test_training_shows_loss_speed_and_time_left():
     out = Pipe()
     display = Display(out)

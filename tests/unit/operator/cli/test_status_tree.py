@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from reconcile_world import NOW, World
 from video2world_operator.api.status import parse_status
 from video2world_operator.cli.snapshot import Snapshot, losses_of
-from video2world_operator.cli.status_tree import sparkline, tree
+from video2world_operator.cli.status_tree import tree
 from video2world_operator.reconcile.observed_state import Pod
+from video2world_operator.terminal import sparkline
 
 AT = "2026-11-24T12:00:00Z"
 STATUS = {
