@@ -107,6 +107,7 @@ OVERRIDES: Mapping[str, _Override] = {
         "training.contextParallelSize", _number(int), _WHOLE
     ),
     "dataloader_train.batch_size": _Override("training.batchSize", _number(int), _WHOLE),
+    "trainer.grad_accum_iter": _Override("training.gradientAccumulation", _number(int), _WHOLE),
     "dataloader_train.dataset.dataset_dir": _Override(
         "dataset.prepared.path", _dataset_root, "a folder on the volume"
     ),

@@ -204,7 +204,17 @@ class TrainingSpec(ApiModel):
         "follows.",
     )
     batch_size: int = Field(
-        default=1, ge=1, le=1024, description="Clips per step in each context-parallel group."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Clips per micro-batch in each context-parallel group.",
+    )
+    gradient_accumulation: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Micro-batches per iteration, whose gradients are averaged. An iteration "
+        "trains on batchSize x gradientAccumulation clips in each context-parallel group.",
     )
     learning_rate: float | None = Field(
         default=None,

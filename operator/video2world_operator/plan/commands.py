@@ -346,6 +346,8 @@ def _train(resource: Video2WorldPostTrain) -> Command:
         settings["model.config.lora_alpha"] = training.lora.alpha
     settings["model.action_conditioning"] = _conditioning(training)
     settings |= _validation(training)
+    if training.gradient_accumulation > 1:
+        settings["trainer.grad_accum_iter"] = training.gradient_accumulation
     if spec.sparse:
         settings["model.attention_pattern"] = "sparse"
     if training.stop_when_diverged:

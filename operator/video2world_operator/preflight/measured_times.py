@@ -129,7 +129,7 @@ class MeasuredTimes:
 
     def _step(self, work: StepWork) -> dict[str, float]:
         shape, split = SIZES[work.size], work.context_parallel
-        clips = work.batch_size / split
+        clips = work.batch_size * work.micro_batches / split
         elements = work.tokens * shape.model_channels * shape.num_blocks * clips
         attention = {"FlashAttention4": ("dense", "sparse"), "Torch": ("torch", "flex")}
         costs = {
@@ -141,7 +141,7 @@ class MeasuredTimes:
         }
         if work.transfers:
             costs["context_parallel"] = elements * (split - 1) / split
-            costs["sharding"] = _weights(work) if work.gpus > 1 else 0.0
+            costs["sharding"] = _weights(work) * work.micro_batches if work.gpus > 1 else 0.0
         return costs
 
     def _sample(self, work: SampleWork) -> dict[str, float]:

@@ -24,6 +24,7 @@ __all__ = ["ARCHIVES", "ResourceEstimate", "estimate"]
 
 GIB, GB = 2**30, 10**9
 STATE_BYTES, EMA_BYTES, WEIGHT_BYTES = 22, 4, 2  # per parameter
+SUM_BYTES = 4  # per parameter, of gradients summed over micro-batches
 
 
 class _Shape(NamedTuple):
@@ -78,8 +79,9 @@ def estimate(resource: Video2WorldPostTrain) -> ResourceEstimate:
     tokens = max(pixels) * latents / (704 * 1280 * 24)  # of the largest phase
     activations = _ACTIVATIONS * shape.activations * tokens * training.batch_size
     world = spec.nodes * spec.processes_per_node
-    # FSDP shards frozen weights (LoRA) as it shards the state
-    gpu = state / world + activations / spec.context_parallel
+    sums = 0.0 if lora or training.gradient_accumulation == 1 else shape.parameters * SUM_BYTES
+    # FSDP shards frozen weights (LoRA) and sums as it shards the state
+    gpu = (state + sums) / world + activations / spec.context_parallel
     checkpoint = shape.parameters * (WEIGHT_BYTES if lora else per_parameter)
     rest = _REST * (1 + (sum(pixels) - max(pixels)) / (704 * 1280))
     disk = checkpoint * (training.checkpoint.keep + 1) + (0 if spec.tiny else rest)

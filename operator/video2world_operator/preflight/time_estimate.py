@@ -268,6 +268,7 @@ def step_of(spec: Spec, phase: TrainingPhase, gpu: str) -> StepWork:
         sparse=spec.sparse and not spec.tiny,  # of Tiny only dense steps were measured
         lora=training.architecture == "LoRA",
         batch_size=training.batch_size,
+        micro_batches=training.gradient_accumulation,
         gpus=spec.nodes * spec.processes_per_node,
         context_parallel=spec.context_parallel,
         kernel=_KERNELS.get(training.attention, "FlashAttention4"),

@@ -17,9 +17,9 @@ class StepWork:
     """One training step: forward, backward and update, from cached latents.
 
     ``frames`` and ``video_size`` (height, width) are those of a clip in pixels. ``batch_size``
-    counts the clips of a group of ``context_parallel`` GPUs. ``transfers`` is false for one rank's
-    share, measured without the other ranks. ``gpu`` is an entry of
-    :data:`video2world_common.gpu_rates.RATED_FLOPS`, or :data:`CPU`.
+    counts the clips of a group of ``context_parallel`` GPUs in one of the ``micro_batches`` of the
+    step. ``transfers`` is false for one rank's share, measured without the other ranks. ``gpu`` is
+    an entry of :data:`video2world_common.gpu_rates.RATED_FLOPS`, or :data:`CPU`.
     """
 
     size: str
@@ -28,6 +28,7 @@ class StepWork:
     sparse: bool = False
     lora: bool = False
     batch_size: int = 1
+    micro_batches: int = 1
     gpus: int = 1
     context_parallel: int = 1
     kernel: Kernel = "FlashAttention4"
@@ -72,7 +73,8 @@ class StepWork:
             "LoRA" if self.lora else "all weights",
             "sparse" if self.sparse else "dense",
             _clip(self.frames, self.video_size),
-            f"batch size {self.batch_size}",
+            f"batch size {self.batch_size}"
+            + (f" x {self.micro_batches} micro-batches" if self.micro_batches > 1 else ""),
             kernel,
             layout,
         )

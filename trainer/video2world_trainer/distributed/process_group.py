@@ -55,28 +55,28 @@ class World:
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return bool(shared)
 
-    def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the ranks, summed in float32 in a fixed order."""
+    def average_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Replace each gradient by its mean over the ranks, summed in float32 in a fixed order.
+
+        All ranks must pass the same shapes.
+        """
         if self.size == 1:
             return
-        bucket: list[torch.nn.Parameter] = []
+        bucket: list[Tensor] = []
         elements = 0
-        for parameter in parameters:
-            if parameter.grad is None:  # all ranks must send the same shapes
-                parameter.grad = torch.zeros_like(parameter)
-            bucket.append(parameter)
-            elements += parameter.numel()
+        for gradient in gradients:
+            bucket.append(gradient)
+            elements += gradient.numel()
             if elements >= BUCKET_ELEMENTS:
                 self._average_bucket(bucket)
                 bucket, elements = [], 0
         if bucket:
             self._average_bucket(bucket)
 
-    def _average_bucket(self, bucket: Sequence[torch.nn.Parameter]) -> None:
-        gradients = [one.grad for one in bucket if one.grad is not None]
-        flat = self.average(torch.cat([one.reshape(-1).float() for one in gradients]))
-        parts = flat.split([one.numel() for one in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
+    def _average_bucket(self, bucket: Sequence[Tensor]) -> None:
+        flat = self.average(torch.cat([one.reshape(-1).float() for one in bucket]))
+        parts = flat.split([one.numel() for one in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def gather(self, value: T) -> list[T]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from video2world_common.events import emit
+from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
 from video2world_trainer.checkpoint.async_saver import AsyncSaver, CheckpointContent, Retention
 from video2world_trainer.checkpoint.dcp import StagingBuffers, read_shards
@@ -22,6 +22,7 @@ from video2world_trainer.distributed.parallelize import ParallelMesh
 from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.ema import Ema
+from video2world_trainer.training.global_batch import GlobalBatch
 from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.phases import describe_phases
 from video2world_trainer.training.progress import STAGE, Progress
@@ -86,6 +87,7 @@ class Checkpointer:
         actions: RecordedActions | None = None,
     ) -> None:
         self._config, self._world, self._actions = config, mesh.world, actions
+        self._batch = GlobalBatch.of(config, mesh.data_size)
         self._net, self._optimizer, self._ema = net, optimizer, ema
         self.folder = CheckpointFolder(config.checkpoint_folder)
         self._saver = AsyncSaver(
@@ -133,6 +135,7 @@ class Checkpointer:
             "iteration": progress.iteration,
             "progress": dict(vars(progress)),
             "world_size": self._world.size,
+            "global_batch": self._batch.plain(),
         }
         optim = {
             "param_groups": [self._optimizer.settings()],
@@ -164,7 +167,8 @@ class Checkpointer:
             Whether there was a checkpoint.
 
         Raises:
-            UserError: the folder belongs to another run, or no checkpoint is usable.
+            UserError: the folder belongs to another run, no checkpoint is usable, or the global
+                batch has changed.
         """
 
         def find() -> int | None:
@@ -184,6 +188,9 @@ class Checkpointer:
                 "model.config.model_manager_config.dit_path="
                 f"{self.folder.path('model', iteration)}"
             )
+        change = self._batch.resumes(trainer.get("global_batch"), self._config.global_batch)
+        if change and self._world.is_main_rank:
+            say(change)
         group = None if self._world.size == 1 else self._saver.group
         read_shards(self.folder.shards(iteration), self._tensors(), group)
         self._optimizer.restored()

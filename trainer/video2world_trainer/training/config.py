@@ -18,6 +18,7 @@ from video2world_trainer.distributed.activation_checkpoint import (
 )
 from video2world_trainer.model.lora import TARGETS
 from video2world_trainer.training.action_config import ActionConfig
+from video2world_trainer.training.batch_config import BatchConfig
 from video2world_trainer.training.config_setting import setting as _setting
 from video2world_trainer.training.ema import EMA_RATE
 from video2world_trainer.training.loss import (
@@ -41,7 +42,7 @@ _NET = "model.config.pipe_config.net."
 
 
 @dataclass(frozen=True)
-class TrainConfig(ActionConfig, ValidationConfig):
+class TrainConfig(BatchConfig, ActionConfig, ValidationConfig):
     """Settings of a training run; each field's metadata has its dotted name, meaning and bounds."""
 
     size: str = _setting("model.size", "2B", "model size", choices=("Tiny", "2B", "14B"))
@@ -107,9 +108,6 @@ class TrainConfig(ActionConfig, ValidationConfig):
     )
     dataset_dir: str = _setting(
         "dataloader_train.dataset.dataset_dir", f"datasets/{DATASET}/train", "folder of the split"
-    )
-    batch_size: int = _setting(
-        "dataloader_train.batch_size", 1, "clips per rank and iteration", low=1
     )
     num_frames: int = _setting(
         "dataloader_train.dataset.num_frames", 93, "pixel frames per clip, 4k+1", low=1

@@ -38,9 +38,6 @@ FIXED: Mapping[str, Fixed] = {
     "trainer.distributed_parallelism": Fixed(
         "set model.config.fsdp_shard_size (1 for none)", ("fsdp",)
     ),
-    "trainer.grad_accum_iter": Fixed(
-        "raise dataloader_train.batch_size instead, or train on more GPUs", ("1",)
-    ),
     "trainer.max_val_iter": Fixed("set trainer.validation_clips and trainer.validation_levels"),
     "trainer.timeout_period": Fixed("set trainer.timeout_seconds"),
     "trainer.cudnn.deterministic": Fixed("kernels are chosen by the hardware", ("false",)),

@@ -22,6 +22,7 @@ from video2world_trainer.model.dit import VideoDiT
 from video2world_trainer.model.flops import step_flops
 from video2world_trainer.training.config import TrainConfig
 from video2world_trainer.training.divergence import REMEDY, Divergence
+from video2world_trainer.training.global_batch import GlobalBatch
 from video2world_trainer.training.history import HistoryWriter
 from video2world_trainer.training.phases import Phase, phase_at
 from video2world_trainer.training.progress import STAGE, Progress
@@ -58,7 +59,7 @@ class MetricsLogger:
     ) -> None:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
-        self._clips = config.batch_size * mesh.data_size  # per iteration, on all ranks
+        self._clips = GlobalBatch.of(config, mesh.data_size).clips  # per iteration, on all ranks
         parameters = _token_parameters(net)
         lora = config.architecture == "lora"
         self._flops = {  # of an iteration

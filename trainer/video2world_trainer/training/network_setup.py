@@ -104,6 +104,5 @@ class NetworkSetup:
         if device.type != "cuda" or config.size == "Tiny":
             return ["all"] * dit.num_blocks
         tokens = config.batch_size * phase.tokens_per_clip // mesh.context_size
-        gradients = self._optimizer.gradients_like()
-        size = sum(one.numel() * one.element_size() for one in gradients)
+        size = self._optimizer.gradient_bytes(accumulating=config.micro_batches > 1)
         return policies_for_free_memory(dit, tokens, size, device)

@@ -81,16 +81,38 @@ class MasterAdamW:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def gradients_like(self) -> list[Tensor]:
-        """Return tensors with the shapes and dtypes that :meth:`gradients` will have."""
-        return [to_local(one.detach()) for one in self.parameters.values()]
+    def gradient_bytes(self, *, accumulating: bool) -> int:
+        """Return the bytes of this rank's gradients, with their sums if ``accumulating``."""
+        own = [to_local(one.detach()) for one in self.parameters.values()]
+        return sum(
+            one.numel() * (one.element_size() + 4 * (accumulating and one.dtype != torch.float32))
+            for one in own
+        )
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Add low-precision gradients to float32 sums, which :meth:`step` applies, and drop them.
+
+        Gradients of float32 parameters are summed by the backward pass itself.
+        """
+        for master, parameter in zip(self.masters.values(), self.parameters.values(), strict=True):
+            if parameter.grad is None or parameter.dtype == torch.float32:
+                continue
+            gradient = to_local(parameter.grad)
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Return this rank's gradients, with zeros for parameters that have none."""
-        for parameter in self.parameters.values():
+        """Return this rank's gradients or their sums, with zeros for parameters that have none."""
+        found = []
+        for master, parameter in zip(self.masters.values(), self.parameters.values(), strict=True):
+            if master.grad is not None:
+                found.append(master.grad)
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        return [to_local(one.grad) for one in self.parameters.values() if one.grad is not None]
+            found.append(to_local(parameter.grad))
+        return found
 
     @torch.no_grad()
     def step(

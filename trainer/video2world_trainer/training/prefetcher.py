@@ -46,13 +46,17 @@ class PrefetchedBatch:
 
 
 class Prefetcher(Iterator[PrefetchedBatch]):
-    """Iterate over one rank's batches, starting at a data position.
+    """Iterate over one rank's micro-batches, starting at a data position.
+
+    The n-th micro-batches of all ranks together have consecutive positions, which follow those of
+    the micro-batches before: R ranks with K micro-batches per iteration and 1 rank with R K of them
+    train on the same clips with the same noise.
 
     Args:
         dataset: the samples.
         mesh: determines this rank's samples and latent frames.
         consumed: number of samples that all ranks together have consumed before.
-        batch_size: clips per rank and iteration.
+        batch_size: clips per rank and micro-batch.
         shape: shape of a complete clip's latents, ``(16, T, h, w)``.
         distribution: distribution of noise, conditional frames and text dropout.
         seed: the run's seed.

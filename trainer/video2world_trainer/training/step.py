@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from video2world_trainer.distributed.local_tensors import total_norm
 from video2world_trainer.training.ema import Ema
@@ -35,7 +36,7 @@ class TrainStep:
         dtype: what the network computes in.
         clip: largest norm of the gradients; 0 disables clipping.
         loss: computes the loss; called like :func:`training_loss`.
-        reduce: averages gradients over all ranks, unless FSDP already does.
+        reduce: averages gradients over all ranks in place, unless FSDP already does.
         norm: computes the norm of gradients from this rank's shards.
         mean: averages the loss over all ranks.
     """
@@ -49,7 +50,7 @@ class TrainStep:
         dtype: torch.dtype,
         clip: float = 0.0,
         loss: Callable[..., Tensor] = training_loss,
-        reduce: Callable[[list[nn.Parameter]], None] = lambda _: None,
+        reduce: Callable[[list[Tensor]], None] = lambda _: None,
         norm: Callable[[list[Tensor]], Tensor] | None = None,
         mean: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> None:
@@ -69,16 +70,44 @@ class TrainStep:
         actions: Tensor | None = None,
     ) -> StepResult:
         """Train on one batch, whose tensors are all on the device."""
+        return self.apply(self.backward(latents, text, noise, actions), learning_rate)
+
+    def backward(
+        self,
+        latents: Tensor,
+        text: Tensor,
+        noise: NoiseSample,
+        actions: Tensor | None = None,
+        *,
+        number: int = 1,
+        count: int = 1,
+    ) -> Tensor:
+        """Add the gradients of micro-batch ``number`` of ``count`` to those of the step.
+
+        FSDP reduces the gradients of each micro-batch to shards: it overlaps that with computing,
+        and keeping them unsharded would take 4 bytes per parameter of the network on every rank.
+        Shards of several replicas are averaged with the last micro-batch only.
+
+        Returns:
+            The micro-batch's part of the step's loss; the sum of all is its loss on this rank.
+        """
+        if count > 1 and isinstance(self.net, FSDPModule):
+            self.net.set_requires_all_reduce(number == count)
         loss = self._loss(self.net, latents, text, noise, actions=actions, dtype=self.dtype)
+        if count > 1:
+            loss = loss / count
         loss.backward()
-        return self.apply(loss.detach(), learning_rate)
+        if count > 1:
+            self.optimizer.accumulate()
+        return loss.detach()
 
     @torch.no_grad()
     def apply(self, loss: Tensor, learning_rate: float) -> StepResult:
-        """Update the parameters from their gradients."""
-        self._reduce(list(self.optimizer.parameters.values()))
+        """Update the parameters from their gradients, given the step's loss on this rank."""
+        gradients = self.optimizer.gradients()
+        self._reduce(gradients)
         loss = self._mean(loss)
-        norm = self._norm(self.optimizer.gradients())
+        norm = self._norm(gradients)
         finite = loss.isfinite() & norm.isfinite()
         skip = (~finite).float()
         divisor = (norm / self.clip).clamp(min=1.0) if self.clip else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ class _Pending:
     """A step whose results the host has not read yet."""
 
     iteration: int
-    batch: Batch
+    batches: Sequence[Batch]
     numbers: Tensor  # loss, gradient norm, skipped; on the host once ``ready``
     ready: torch.cuda.Event | None
 
@@ -53,8 +53,12 @@ class StepResults:
         self._pending: deque[_Pending] = deque()
         self.gradient_norm: float | None = None  # of the newest step that was read
 
-    def add(self, result: StepResult, batch: Batch) -> None:
+    def add(self, result: StepResult, batches: Sequence[Batch]) -> None:
         """Add the step that has just been launched, and read earlier ones.
+
+        Args:
+            result: the step's scalars.
+            batches: this rank's micro-batches of the step.
 
         Raises:
             NonFiniteError: too many steps were skipped.
@@ -66,7 +70,7 @@ class StepResults:
             numbers = on_host.copy_(numbers, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record()
-        self._pending.append(_Pending(self._progress.iteration, batch, numbers, ready))
+        self._pending.append(_Pending(self._progress.iteration, batches, numbers, ready))
         self._read(leave=self._lag)
 
     def read_all(self) -> None:
@@ -92,10 +96,12 @@ class StepResults:
 
     def _count_skipped(self, step: _Pending) -> None:
         """Report a step that was not applied; give up if there are too many."""
-        finite = step.batch.latents.isfinite().flatten(1).all(1).tolist()
         own = [
             name if is_finite else f"{name} (its latents are not finite)"
-            for name, is_finite in zip(step.batch.names, finite, strict=True)
+            for batch in step.batches
+            for name, is_finite in zip(
+                batch.names, batch.latents.isfinite().flatten(1).all(1).tolist(), strict=True
+            )
         ]
         of_all_ranks = dict.fromkeys(name for names in self._world.gather(own) for name in names)
         names = "; ".join(of_all_ranks)

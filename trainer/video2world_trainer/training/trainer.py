@@ -20,8 +20,10 @@ from video2world_trainer.training.attention_choice import choose_attention
 from video2world_trainer.training.batch_feed import BatchFeed
 from video2world_trainer.training.checkpointer import Checkpointer
 from video2world_trainer.training.config import TrainConfig, settings_without_effect
+from video2world_trainer.training.dataset import Batch
 from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.ema import Ema
+from video2world_trainer.training.global_batch import GlobalBatch
 from video2world_trainer.training.loss import training_loss
 from video2world_trainer.training.lr_schedule import LinearSchedule
 from video2world_trainer.training.metrics_logger import MetricsLogger
@@ -63,6 +65,7 @@ class Trainer:
         )
         on_gpu = world.device.type == "cuda"
         dtype = getattr(torch, preset.compute_dtype) if on_gpu else torch.float32
+        self._clips = GlobalBatch.of(config, self.mesh.data_size).clips  # per iteration
         attention = {  # of every phase, so that what cannot run is refused now
             one: choose_attention(config, one.token_grid, world.device, dtype)
             for one in self.phases
@@ -143,7 +146,7 @@ class Trainer:
         if self.validation.due and not validate():  # the initial weights
             return False
         while not self.finished:
-            self.step()
+            self.step(heartbeat)
             iteration = progress.iteration
             heartbeat(f"training iteration {iteration + 1}")
             self.checkpointer.check()
@@ -165,8 +168,11 @@ class Trainer:
                 return False
         return True
 
-    def step(self) -> None:
+    def step(self, heartbeat: Callable[[str], None] = lambda _: None) -> None:
         """Train one iteration.
+
+        Args:
+            heartbeat: called before every micro-batch but the first with what comes next.
 
         Raises:
             UserError: a file of the batch is damaged.
@@ -179,15 +185,34 @@ class Trainer:
             # the EMA restarts: weights of another frame size would make it worse
             self._train_step.updates.zero_()
             progress.updates = 0
-        batch = self.feed.next(phase, progress.consumed)
-        if not self.divergence.nothing:
-            self._measure_zero_loss(batch.latents)
-        result = self._train_step(
-            batch.latents, batch.text, batch.noise, self.learning_rate, batch.actions
-        )
+        count = self.config.micro_batches
+        batches: list[Batch] = []
+        losses: list[Tensor] = []
+        powers: list[Tensor] = []
+        for number in range(1, count + 1):
+            if number > 1:
+                heartbeat(f"training iteration {progress.iteration + 1}, micro-batch {number}")
+            batch = self.feed.next(phase, progress.consumed)
+            if not self.divergence.nothing:
+                powers.append(batch.latents.float().square().mean())
+            batches.append(batch.batch)
+            losses.append(
+                self._train_step.backward(
+                    batch.latents,
+                    batch.text,
+                    batch.noise,
+                    batch.actions,
+                    number=number,
+                    count=count,
+                )
+            )
+        if powers:
+            self._measure_zero_loss(torch.stack(powers).mean())
+        loss = losses[0] if count == 1 else torch.stack(losses).sum()
+        result = self._train_step.apply(loss, self.learning_rate)
         progress.iteration += 1
-        progress.consumed += self.mesh.data_size * self.config.batch_size
-        self._results.add(result, batch.batch)
+        progress.consumed += self._clips
+        self._results.add(result, batches)
 
     def save(self) -> None:
         """Write a checkpoint, in the background if the settings say so.
@@ -239,18 +264,18 @@ class Trainer:
         )
         return loss if weight == 1 else loss * weight
 
-    def _measure_zero_loss(self, latents: Tensor) -> None:
-        """Measure the loss of a network that predicts zero: the power of noise and latents."""
-        power = float(self.world.average(latents.float().square().mean()))
-        if math.isfinite(power):
-            self.divergence.nothing = self.config.loss_scale * (1 + power)
+    def _measure_zero_loss(self, power: Tensor) -> None:
+        """Measure the loss of predicting zero, given the mean square of this rank's latents."""
+        mean = float(self.world.average(power))
+        if math.isfinite(mean):
+            self.divergence.nothing = self.config.loss_scale * (1 + mean)
 
     def _report(self, metrics: MetricsLogger) -> None:
         """Report the mean loss since the last report, and check it for divergence."""
         self._results.read_all()
-        progress, config = self.progress, self.config
+        progress = self.progress
         loss = progress.loss_sum / progress.loss_count if progress.loss_count else None
-        clips = progress.loss_count * config.batch_size * self.mesh.data_size
+        clips = progress.loss_count * self._clips
         was_sound = self.divergence.since is None
         self.divergence.report(progress.iteration, loss, clips, last=self.finished)
         progress.loss_sum, progress.loss_count = 0.0, 0
@@ -292,3 +317,5 @@ def log_setup(trainer: Trainer, *, resumed: bool) -> None:
         f"data parallel {mesh.data_size}, context parallel {mesh.context_size}, FSDP over "
         f"{shards}; blocks save {saved}{compiled}"
     )
+    if config.micro_batches > 1:
+        say(GlobalBatch.of(config, mesh.data_size).text)

@@ -286,6 +286,15 @@ def test_train_group():
     assert command[2:5] == ["video2world_trainer.launch", "-m", "video2world_trainer.train"]
 
 
+def test_gradient_accumulation_reaches_the_train_command_if_there_is_any():
+    def settings(**training):
+        return [one for one in plan(training=training).stage("train").argv if "grad_accum" in one]
+
+    assert settings() == settings(gradientAccumulation=1) == []
+    assert settings(gradientAccumulation=4) == ["trainer.grad_accum_iter=4"]
+    assert settings(overrides=["trainer.grad_accum_iter=2"]) == ["trainer.grad_accum_iter=2"]
+
+
 def test_attempts_differ_in_name_and_rendezvous_only():
     first, third = (json.dumps(plan().manifests("train", n)) for n in (1, 3))
     assert "run-train-3-0.run-train:29500" in third

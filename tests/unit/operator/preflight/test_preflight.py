@@ -25,6 +25,7 @@ from video2world_operator.preflight.node_fit import before_training, training_gp
 from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.preflight.registry import parts, pullable
 from video2world_operator.preflight.requirements import GIB, estimate
+from video2world_operator.preflight.time_estimate import estimate_time
 
 H100 = Gpu("NVIDIA-H100-80GB-HBM3", 81559 * 2**20, 9)
 REPOSITORIES = (
@@ -73,6 +74,19 @@ def resource(size="2B", *, model=None, training=None, **spec):
 )
 def test_estimated_gpu_memory_matches_measured_runs(made, measured):
     assert estimate(made).gpu / GIB == pytest.approx(measured, rel=0.02)
+
+
+def test_gradient_accumulation_takes_memory_for_sums_and_time_for_each_micro_batch():
+    one, four = (resource(training={"gradientAccumulation": count}) for count in (1, 4))
+    gpus = four.spec.nodes * four.spec.processes_per_node
+    assert estimate(four).gpu - estimate(one).gpu == pytest.approx(4 * 3.91e9 / 2 / gpus)
+    lora = [
+        resource(training={"architecture": "LoRA", "gradientAccumulation": count})
+        for count in (1, 4)
+    ]
+    assert estimate(lora[0]).gpu == estimate(lora[1]).gpu
+    seconds = [estimate_time(made).phases[0].step.seconds for made in (one, four)]
+    assert seconds[1] == pytest.approx(4 * seconds[0])
 
 
 def test_disk_and_repositories():

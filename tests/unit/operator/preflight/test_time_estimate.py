@@ -76,6 +76,7 @@ def test_more_work_takes_longer(work, more):
     larger = [
         replace(work, frames=work.frames + 4 * more),
         replace(work, batch_size=work.batch_size + more),
+        replace(work, micro_batches=work.micro_batches + more),
         replace(work, video_size=(work.video_size[0] + 16 * more, work.video_size[1])),
     ]
     assert all(TIMES.step(one).seconds > seconds for one in larger)
