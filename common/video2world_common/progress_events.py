@@ -53,6 +53,8 @@ class TrainProgress:
     checkpoint: int | None = None  # the last saved iteration
     warning: str = ""  # human-readable, such as a diverged loss
     phase: str = ""  # human-readable, such as 1/2 at 432x768; empty if the run has one phase
+    checkpoint_interval: int | None = None  # iterations, if the trainer has chosen it
+    checkpoint_interval_reason: str = ""  # human-readable
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
     if "iteration" not in line:
         unit = _text(line.get("unit", ""))
         return ItemProgress(stage, _count(line.get("done")), _count(line.get("total")), unit, eta)
-    checkpoint = line.get("checkpoint")
+    checkpoint, interval = line.get("checkpoint"), line.get("checkpoint_interval")
     return TrainProgress(
         stage,
         _count(line["iteration"]),
@@ -260,6 +262,8 @@ def _progress(stage: str, line: Mapping[str, Any]) -> Event:
         None if checkpoint is None else _count(checkpoint),
         _text(line.get("warning", "")),
         _text(line.get("phase", "")),
+        None if interval is None else _count(interval),
+        _text(line.get("checkpoint_interval_reason", "")),
     )
 
 

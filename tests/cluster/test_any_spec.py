@@ -179,6 +179,11 @@ TRAINING = {
         ),
         max_size=3,
     ),
+    "checkpoint": [
+        {"everyIterations": "Auto"},
+        {"everyIterations": "Auto", "keep": 1},
+        {"keep": 2},
+    ],
     "validation": [{}, {"everyIterations": 5}, {"everyIterations": 2, "weights": "EMA"}],
     "stopWhen": [{}, {"validationLossNotBetterFor": 2}],
 }
@@ -194,6 +199,7 @@ NAMED = {
             "dataloader_train.dataset.dataset_dir=datasets/a",
             "model_parallel.context_parallel_size=2",
             "trainer.unknown=1",
+            "checkpoint.save_iter=auto",
         )
     ],
 }
@@ -318,7 +324,7 @@ ALL = {
     "training": {
         "iterations": 5,
         "lora": {"rank": 1, "alpha": 2},
-        "checkpoint": {"keep": 1},
+        "checkpoint": {"keep": 1, "everyIterations": 3},
         "ema": True,
         "learningRate": 0.1,
         "jobName": "j",

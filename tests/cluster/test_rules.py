@@ -40,6 +40,7 @@ ACTIONS = {"columns": ["action"]}
 WITH_ACTIONS = {"agibot": {"path": "datasets/agibot"}, "actions": ACTIONS}
 HELD_OUT_ACTIONS = HELD_OUT["dataset"] | {"actions": ACTIONS}
 PER_FRAME = {"conditioning": {"actions": {}}}
+AUTOMATIC = {"checkpoint": {"everyIterations": "Auto"}}
 CONDITIONED = {"dataset": WITH_ACTIONS, "training": PER_FRAME}
 
 
@@ -512,6 +513,31 @@ CASES = {
         {"evaluation": {"checkpoints": ["best"]}} | HELD_OUT,
         "evaluation.checkpoints: best is the checkpoint with the least validation loss",
     ),
+    "an automatic interval": (
+        {"training": {"checkpoint": {"everyIterations": "Auto"}}},
+        {"training": {"checkpoint": {"everyIterations": "auto"}}},
+        "spec.training.checkpoint.everyIterations",
+    ),
+    "an interval of at least one iteration": (
+        {"training": {"checkpoint": {"everyIterations": 1}}},
+        {"training": {"checkpoint": {"everyIterations": 0}}},
+        "spec.training.checkpoint.everyIterations",
+    ),
+    "an iteration that may have no checkpoint": (
+        {"inference": {"checkpoint": "5"}, "training": {"iterations": 5} | AUTOMATIC},
+        {"inference": {"checkpoint": "4"}, "training": {"iterations": 5} | AUTOMATIC},
+        "inference.checkpoint: with training.checkpoint.everyIterations: Auto",
+    ),
+    "iterations that may have no checkpoint": (
+        {"inference": {"checkpoints": ["latest", 5]}, "training": {"iterations": 5} | AUTOMATIC},
+        {"inference": {"checkpoints": ["latest", 4]}, "training": {"iterations": 5} | AUTOMATIC},
+        "inference.checkpoints: with training.checkpoint.everyIterations: Auto",
+    ),
+    "an evaluated iteration that may have no checkpoint": (
+        {"evaluation": {"checkpoints": [5]}, "training": {"iterations": 5} | AUTOMATIC} | HELD_OUT,
+        {"evaluation": {"checkpoints": [4]}, "training": {"iterations": 5} | AUTOMATIC} | HELD_OUT,
+        "evaluation.checkpoints: with training.checkpoint.everyIterations: Auto",
+    ),
     "metrics differ": (
         {"evaluation": {"metrics": ["PSNR", "SSIM"]}} | HELD_OUT,
         {"evaluation": {"metrics": ["PSNR", "PSNR"]}} | HELD_OUT,
@@ -627,6 +653,8 @@ def training_changes():
 def _other(field):
     if "enum" in field:
         return next(word for word in field["enum"][::-1] if word != field.get("default"))
+    if "anyOf" in field:  # a number, or one word
+        return HOW["integer"](field)
     if field["type"] == "object":
         name, inner = next(iter(field["properties"].items()))
         return {name: _other(inner)}

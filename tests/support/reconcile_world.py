@@ -9,7 +9,7 @@ from video2world_operator.api.status import dump_status, parse_status
 from video2world_operator.cli.explain import explain
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.controller.observer import needs_live_read
-from video2world_operator.reconcile.actions import Apply
+from video2world_operator.reconcile.actions import Annotate, Apply
 from video2world_operator.reconcile.observed_state import Job, ObservedState, Pod
 from video2world_operator.reconcile.reconciler import plan_of, reconcile
 
@@ -51,6 +51,7 @@ class World:
         self.jobs, self.pods, self.applied = {}, {}, []
         self._forced = set()  # pods kept only by the finalizer of their Job
         self.extra = {}
+        self.annotated = []
 
     @property
     def status(self):
@@ -91,6 +92,11 @@ class World:
                 job = Job.of({**manifest, "metadata": manifest["metadata"] | made})
                 assert lagging or job.name not in self.jobs, "two Jobs of one name"
                 self.jobs.setdefault(job.name, job)
+        elif isinstance(action, Annotate):
+            self.annotated.append(dict(action.annotations))
+            job = self.jobs[action.name]
+            (cost,) = action.annotations.values()
+            self.jobs[action.name] = replace(job, eviction_cost=int(cost))
         elif action.uid not in self._uids() and (lagging or action.uid in before):
             pass  # already gone, for example with its Job
         elif action.kind == "Job":

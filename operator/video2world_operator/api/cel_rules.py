@@ -25,6 +25,7 @@ from video2world_operator.api.cel_expressions import (
 )
 from video2world_operator.api.cel_training_rules import (
     HELD_OUT,
+    automatic_interval_rules,
     holds_out,
     phases_rules,
     validation_rules,
@@ -238,6 +239,7 @@ def spec_rules() -> list[CELRule]:
             "or Dense",
         ),
         *validation_rules(),
+        *automatic_interval_rules(),
         *action_rules(),
         rule(
             f"!({written}) || !has(self.model) || !has(self.model.weights) || "

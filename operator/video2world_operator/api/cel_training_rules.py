@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from video2world_operator.api.cel_expressions import LAST_PHASE, PHASED, CELRule, rule
+from video2world_operator.api.constants import UNKNOWN_ITERATION
 from video2world_operator.api.training_spec import MAX_PHASES
 
-__all__ = ["HELD_OUT", "holds_out", "phases_rules", "validation_rules"]
+__all__ = ["HELD_OUT", "automatic_interval_rules", "holds_out", "phases_rules", "validation_rules"]
 
+_DIGITS = [*"0123456789"]
 _ADDED_PHASES = "self.training.phases.map(p, has(p.iterations) ? p.iterations : 0).sum()"
 
 
@@ -79,6 +81,42 @@ def validation_rules() -> list[CELRule]:
             f"has({validation})",
             "evaluation.checkpoints: best is the checkpoint with the least validation loss, and "
             "nothing is validated; add training.validation, or use latest",
+        ),
+    ]
+
+
+def automatic_interval_rules() -> list[CELRule]:
+    """Refuse to name iterations of checkpoints that the trainer chooses.
+
+    A number is what starts and ends with a digit: the API server would take matches() for too
+    expensive, since it does not bound the length of a text where integers are allowed too.
+    """
+    every, last = "self.training.checkpoint.everyIterations", "self.training.iterations"
+    fixed = (
+        f"!has(self.training.checkpoint) || !has({every}) || string({every}) != 'Auto' || "
+        f"!has({last})"
+    )
+
+    def known(name: str) -> str:
+        ends = [f"{name}.charAt({place}) in {_DIGITS}" for place in ("0", f"size({name}) - 1")]
+        return f"(!({' && '.join(ends)}) || {name} == string({last}))"
+
+    one, several = "self.inference.checkpoint", "self.inference.checkpoints"
+    evaluated = "self.evaluation.checkpoints"
+    return [
+        rule(
+            f"{fixed} || !has(self.inference) || !has({one}) || {known(one)}",
+            f"inference.checkpoint: {UNKNOWN_ITERATION}",
+        ),
+        rule(
+            f"{fixed} || !has(self.inference) || !has({several}) || "
+            f"{several}.all(c, {known('string(c)')})",
+            f"inference.checkpoints: {UNKNOWN_ITERATION}",
+        ),
+        rule(
+            f"{fixed} || !has(self.evaluation) || !has({evaluated}) || "
+            f"{evaluated}.all(c, {known('string(c)')})",
+            f"evaluation.checkpoints: {UNKNOWN_ITERATION}",
         ),
     ]
 

@@ -13,6 +13,7 @@ __all__ = [
     "PLURAL",
     "RESERVED_ENV",
     "STAGES",
+    "UNKNOWN_ITERATION",
     "VERSION",
 ]
 
@@ -37,6 +38,10 @@ CAPTIONS_MISSING = (
 CAPTIONS_PREPARED = (
     "a prepared dataset is not changed; remove captions, use videos instead of prepared, or run "
     "python -m video2world_preprocess.captions on the folder"
+)
+UNKNOWN_ITERATION = (
+    "with training.checkpoint.everyIterations: Auto, only the last iteration is known to have a "
+    "checkpoint; use latest, best, all or training.iterations, or set everyIterations to a number"
 )
 # Environment variables that the operator or torchrun sets; a trailing _ marks a prefix.
 RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

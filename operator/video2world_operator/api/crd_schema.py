@@ -140,13 +140,18 @@ def _structural(raw: Schema, definitions: Schema, path: str) -> Schema:
         text = next(b for b in branches if b["type"] == "string")
         number = next(b for b in branches if b["type"] == "integer")
         bounds = {name: number[name] for name in ("minimum", "maximum") if name in number}
-        return {
+        if "const" in text:  # a number, or one word
+            text |= {"pattern": f"^{text['const']}$", "maxLength": len(text["const"])}
+        node = {
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": text["pattern"],
             "maxLength": text["maxLength"],
             **bounds,
         }
+        if path in _NO_SERVER_DEFAULT:
+            node["description"] = f"{raw['description']} Default: {raw['default']}."
+        return node
     node = {name: value for name, value in raw.items() if name in _KEPT and value is not None}
     if "const" in raw:
         node["enum"] = [raw["const"]]

@@ -47,6 +47,10 @@ def _number(kind: type[int] | type[float]) -> Callable[[str], Any]:
     return lambda text: kind(text.replace("_", "")) if kind is int else kind(text)
 
 
+def _number_or_auto(text: str) -> int | str:
+    return "Auto" if text == "auto" else int(text.replace("_", ""))
+
+
 def _choice(**choices: str) -> Callable[[str], Any]:
     def read(text: str) -> str:
         if text.lower() not in choices:
@@ -100,7 +104,9 @@ OVERRIDES: Mapping[str, _Override] = {
     "trainer.max_iter": _Override("training.iterations", _number(int), _WHOLE),
     "trainer.phases": _Override("training.phases", _phases, "[[432,768,700],[704,1280,300]]"),
     "trainer.seed": _Override("training.seed", _number(int), _WHOLE),
-    "checkpoint.save_iter": _Override("training.checkpoint.everyIterations", _number(int), _WHOLE),
+    "checkpoint.save_iter": _Override(
+        "training.checkpoint.everyIterations", _number_or_auto, f"{_WHOLE}, or auto"
+    ),
     "checkpoint.keep": _Override("training.checkpoint.keep", _number(int), _WHOLE),
     "job.name": _Override("training.jobName", _text, "a folder name"),
     "model_parallel.context_parallel_size": _Override(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from video2world_common.model_sizes import SIZES
+from video2world_operator.api.constants import UNKNOWN_ITERATION
 from video2world_operator.api.errors import Problem, either
 from video2world_operator.api.inference_spec import MAX_GPUS
 from video2world_operator.api.spec import Spec
@@ -42,12 +43,24 @@ def inference_problems(spec: Spec) -> Iterator[Problem]:
             "best is the checkpoint with the least validation loss, and nothing is validated; add "
             "training.validation, or use latest",
         )
+    field = "spec.inference.checkpoints" if inference.checkpoints else "spec.inference.checkpoint"
+    yield from _unknown_iterations(spec, field, inference.names)
     if inference.weights == "EMA" and not spec.training.ema:
         yield Problem(
             "spec.inference.weights",
             "EMA weights are not saved with training.ema: false; use Regular, or remove "
             "training.ema",
         )
+
+
+def _unknown_iterations(spec: Spec, field: str, names: list[str]) -> Iterator[Problem]:
+    """Refuse to name iterations of checkpoints that the trainer chooses."""
+    last = spec.training.iterations
+    if spec.training.checkpoint.every_iterations == "Auto" and last is not None:
+        digits = [name for name in names if {name[0], name[-1]} <= {*"0123456789"}]
+        wrong = [name for name in digits if name != str(last)]
+        if wrong:
+            yield Problem(field, f"{wrong[0]}: {UNKNOWN_ITERATION}")
 
 
 def _who_shares(gpus: int, ranks: int) -> str:
@@ -65,6 +78,7 @@ def evaluation_problems(spec: Spec) -> Iterator[Problem]:
             "best is the checkpoint with the least validation loss, and nothing is validated; add "
             "training.validation, or use latest",
         )
+    yield from _unknown_iterations(spec, "spec.evaluation.checkpoints", spec.evaluation.names)
     late = [n for n in spec.evaluation.names if n.isdecimal() and int(n) > spec.iterations]
     if late and spec.training.iterations is not None:
         yield Problem(

@@ -17,6 +17,8 @@ __all__ = [
     "CheckpointStatus",
     "Condition",
     "EvaluationStatus",
+    "EvictionCost",
+    "FailureStatus",
     "GPUSeconds",
     "Phase",
     "ProgressStatus",
@@ -149,6 +151,14 @@ class ProgressStatus(_StatusModel):
         default="",
         description="Running phase of training.phases and its frame size, such as 1/2 at 432x768.",
     )
+    checkpoint_interval: int | None = Field(
+        default=None,
+        ge=0,
+        description="Iterations between two checkpoints, with checkpoint.everyIterations: Auto.",
+    )
+    checkpoint_interval_reason: str = Field(
+        default="", description="Why it is that many: what a save costs, and how often runs fail."
+    )
     warning: str = Field(
         default="", description="Warning that the loss has diverged, and since when."
     )
@@ -250,6 +260,39 @@ class GPUSeconds(_StatusModel):
     idle: float = Field(default=0, ge=0, description="Held without training.")
 
 
+class EvictionCost(_StatusModel):
+    """What ending the running attempt without a further checkpoint would lose."""
+
+    gpu_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="GPU seconds since the last checkpoint when this was written; until the next "
+        "one, every second adds gpus.",
+    )
+    gpus: int = Field(default=0, ge=0, description="Number of GPUs that the attempt holds.")
+    since: Time | None = Field(
+        default=None, description="Time of the last checkpoint, or of the start of the attempt."
+    )
+
+
+class FailureStatus(_StatusModel):
+    """How often attempts at training have lost iterations, for the interval of checkpoints."""
+
+    count: int = Field(
+        default=0, ge=0, description="Number of attempts that ended and lost iterations."
+    )
+    device_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="Seconds that all attempts that have ended held their GPUs (or processes, "
+        "without GPUs), times their number.",
+    )
+    attempt: int = Field(default=0, ge=0, description="Last attempt that is included.")
+    expected_seconds: float = Field(
+        default=0, ge=0, description="Expected seconds between two failures of this run."
+    )
+
+
 class Condition(_StatusModel):
     """A condition, like metav1.Condition."""
 
@@ -322,6 +365,14 @@ class Status(_StatusModel):
         default=None,
         alias="closedGPUSeconds",
         description="Use of the GPU time of attempts that have ended.",
+    )
+    eviction_cost: EvictionCost | None = Field(
+        default=None,
+        description="What an eviction of the running attempt would lose, if it could not save a "
+        "checkpoint within its grace period.",
+    )
+    failures: FailureStatus | None = Field(
+        default=None, description="How often attempts at training have lost iterations."
     )
     volume_id: str = Field(
         default="",

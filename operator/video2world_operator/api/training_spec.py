@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,8 +16,13 @@ MAX_PHASES = 8
 class CheckpointSpec(ApiModel):
     """When checkpoints are saved and how many are kept."""
 
-    every_iterations: int = Field(
-        default=500, ge=1, le=10_000_000, description="Iterations between two checkpoints."
+    every_iterations: Annotated[int, Field(ge=1, le=10_000_000, strict=True)] | Literal["Auto"] = (
+        Field(
+            default=500,
+            description="Iterations between two checkpoints. Auto lets the trainer choose as many "
+            "as lose least time, from what a save costs and how often runs fail "
+            "(status.progress.checkpointInterval).",
+        )
     )
     keep: int = Field(
         default=3,

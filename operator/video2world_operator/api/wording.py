@@ -117,7 +117,8 @@ def message(location: Sequence[str | int], value: Any, source: str | None = None
     if not nodes or not location:
         return f"{_shown(value)} is not valid; remove it"
     choices = _choices(nodes)
-    if choices and type(value) is type(choices[0]):
+    several = any(not _choices([node]) for node in nodes)  # a number, or one word
+    if choices and type(value) is type(choices[0]) and not several:
         near = nearest(value, map(str, choices))
         asked = f"; {near}" if near.startswith("did") else ""
         return f"{_shown(value)} is not one of the choices; use {_either(choices)}{asked}"
@@ -139,6 +140,8 @@ def _remedy(nodes: Sequence[Schema], value: Any, source: str | None, *, item: bo
     if isinstance(value, str) and number and (meant := _number(value, number)) is not None:
         return f"write {meant} without quotes"
     text = kinds.get("string")
+    if number and text and (words := _choices([text])):  # a number, or one word
+        return f"{_of_number(number)}, or {_either(words)}"
     if text and (choices := text.get("enum")):
         return f"use {_either(choices)}"
     if text and isinstance(value, (bool, int, float)) and not (number and value.__class__ is int):

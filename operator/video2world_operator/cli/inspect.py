@@ -77,10 +77,11 @@ def explain_cluster(args: argparse.Namespace) -> int:
 def print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
     """Print the causes; returns the exit code, 0 also if there are some."""
     from video2world_operator.cli.explain import explain
+    from video2world_operator.reconcile.eviction_cost import describe
     from video2world_operator.terminal import sanitize_terminal
 
-    status = seen.status
-    causes = explain(seen, objects, datetime.now(UTC))
+    status, now = seen.status, datetime.now(UTC)
+    causes = explain(seen, objects, now)
     message = "" if causes else status.message  # a cause says more
     print(sanitize_terminal(f"{seen.name}: {status.phase}  {message}".rstrip()))
     if not causes:
@@ -91,6 +92,8 @@ def print_causes(seen: Snapshot, objects: ClusterObjects) -> int:
         reported = [line for line in cause.evidence.splitlines() if line and line != cause.what]
         for number, line in enumerate(reported):
             print(f"{'' if number else 'reported':<9} {sanitize_terminal(line)}")
+    if status.eviction_cost is not None:
+        print(f"eviction  would lose {describe(status.eviction_cost, now)}, unless it saves first")
     return 0
 
 

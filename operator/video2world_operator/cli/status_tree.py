@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from video2world_common.checkpoint_interval import every
 from video2world_common.progress_events import duration
 from video2world_operator.api.status import (
     AttemptStatus,
@@ -20,6 +21,7 @@ from video2world_operator.api.status import (
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli.snapshot import Snapshot
 from video2world_operator.plan.stage import SAMPLING
+from video2world_operator.reconcile.eviction_cost import describe
 from video2world_operator.reconcile.observed_state import Pod
 from video2world_operator.terminal import ASCII_MARKS, BAR_WIDTH, MARKS, sparkline
 
@@ -107,6 +109,11 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""
         parts = [str(checkpoint.iteration), age, checkpoint.path]
         children.append(_Node(f"{'checkpoint':<11} {'  '.join(filter(None, parts))}"))
+    if progress is not None and progress.checkpoint_interval:
+        often, why = every(progress.checkpoint_interval), progress.checkpoint_interval_reason
+        children.append(_Node(f"{'interval':<11} {': '.join(filter(None, (often, why)))}"))
+    if status.eviction_cost is not None:
+        children.append(_Node(f"{'at risk':<11} {describe(status.eviction_cost, now)}"))
     for attempt in status.attempts:
         if attempt.end_time and attempt.reason != "Succeeded":
             children.append(_Node(_attempt(attempt)))

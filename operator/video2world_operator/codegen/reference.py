@@ -140,6 +140,11 @@ ENVIRONMENT: Mapping[str, tuple[Variable, ...]] = {
         Variable("WORLD_SIZE", "", "Set by torchrun for each process."),
         Variable("V2W_RUN_HASH", "", "Identifies a run that may resume from its checkpoints."),
         Variable("V2W_ATTEMPT", "", "Number of the attempt."),
+        Variable(
+            "V2W_SECONDS_BETWEEN_FAILURES",
+            "by the number of GPUs",
+            "Expected seconds between two failures, with checkpoint.everyIterations: Auto.",
+        ),
         Variable("V2W_METRICS_PORT", "", "Port of rank 0's metrics for Prometheus."),
         Variable("NCCL_*, FI_*", "", "Follow from spec.training.interconnect."),
     ),
@@ -202,7 +207,10 @@ def _type(field: Schema) -> str:
         return " \\| ".join(f"`{value}`" for value in field["enum"]).replace("\\|", "or")
     if field.get("type") == "array":
         return f"list of {_type(field['items'])}"
-    kind = "quantity" if field.get("x-kubernetes-int-or-string") else field.get("type", "any")
+    mixed = field.get("x-kubernetes-int-or-string")
+    if mixed and (word := re.fullmatch(r"\^(\w+)\$", field["pattern"])):
+        return f"integer, {field['minimum']} to {field['maximum']}, or `{word[1]}`"
+    kind = "quantity" if mixed else field.get("type", "any")
     low, high = field.get("minimum"), field.get("maximum")
     if low is not None or high is not None:
         above = "above " if field.get("exclusiveMinimum") else ""

@@ -13,13 +13,13 @@ from video2world_operator.controller.key_state import UNSEEN, KeyState
 from video2world_operator.controller.resource import Key, Object, Resource
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
-from video2world_operator.reconcile.actions import Action, Apply, Delete
+from video2world_operator.reconcile.actions import Action, Annotate, Apply, Delete
 from video2world_operator.reconcile.observed_state import Job
 
 __all__ = ["Applier", "Outcome", "path_in", "split_passive"]
 
 log = logging.getLogger(__name__)
-Outcome = tuple[Action, ApiError | None]  # None: it was applied
+Outcome = tuple[Apply | Delete, ApiError | None]  # None: it was applied
 
 _VERSIONS = {"Job": "batch/v1", "Pod": "v1", KIND: API_VERSION}
 _INSTANCE = "app.kubernetes.io/instance"
@@ -49,6 +49,9 @@ class Applier:
             OSError: the API server cannot be reached.
         """
         for action in actions:
+            if isinstance(action, Annotate):
+                await self._annotate(resource.key[0], action)
+                continue
             refused = any(error and isinstance(other, Apply) for other, error in outcomes)
             if not (refused and isinstance(action, Apply)):
                 outcomes.append(await self._apply(resource, state, action))
@@ -61,7 +64,7 @@ class Applier:
             raise refusals[-1][1]  # the work queue's backoff decides when to try again
 
     async def apply_together(
-        self, resource: Resource, state: KeyState, actions: Sequence[Action]
+        self, resource: Resource, state: KeyState, actions: Sequence[Apply]
     ) -> list[Outcome]:
         """Apply the actions concurrently, and wait for all of them even if one fails.
 
@@ -77,7 +80,21 @@ class Applier:
             outcomes.append(outcome)
         return outcomes
 
-    async def _apply(self, resource: Resource, state: KeyState, action: Action) -> Outcome:
+    async def _annotate(self, namespace: str, action: Annotate) -> None:
+        """Set annotations; the next reconciliation tries again what the API server refuses."""
+        try:
+            await self._api.annotate(
+                _VERSIONS[action.kind],
+                action.kind,
+                namespace,
+                action.name,
+                action.uid,
+                action.annotations,
+            )
+        except ApiError as error:
+            log.debug("%s %s/%s is not annotated: %s", action.kind, namespace, action.name, error)
+
+    async def _apply(self, resource: Resource, state: KeyState, action: Apply | Delete) -> Outcome:
         try:
             if isinstance(action, Apply):
                 await self._create(resource, state, action.manifest)
@@ -190,19 +207,18 @@ class Applier:
         return [one["metadata"]["uid"] async for one in named] == [resource.uid]
 
 
-def split_passive(actions: Iterable[Action]) -> tuple[list[Action], list[Action]]:
+def split_passive(actions: Iterable[Action]) -> tuple[list[Apply], list[Action]]:
     """Split off the objects that do nothing by themselves (Services, PodGroups), in order.
 
     They are created while the status is written, before the Job that needs them.
     """
-    passive: list[Action] = []
+    passive: list[Apply] = []
     others: list[Action] = []
     for action in actions:
-        is_passive = isinstance(action, Apply) and action.manifest["kind"] in (
-            "PodGroup",
-            "Service",
-        )
-        (passive if is_passive else others).append(action)
+        if isinstance(action, Apply) and action.manifest["kind"] in ("PodGroup", "Service"):
+            passive.append(action)
+        else:
+            others.append(action)
     return passive, others
 
 
@@ -248,7 +264,7 @@ def _is_orphan(found: Object, resource: Resource) -> bool:
     )
 
 
-def _summary(action: Action) -> str:
+def _summary(action: Apply | Delete) -> str:
     if isinstance(action, Apply):
         return f"{action.manifest['kind']} {action.manifest['metadata']['name']}"
     return f"deleting {action.kind} {action.name}"

@@ -19,12 +19,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from video2world_common.checkpoint_interval import FIRST_SAVE
 from video2world_operator.api.constants import STAGES
 from video2world_operator.api.status import Phase, StageStatus, Status
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.controller.resource import Key, Resource
 from video2world_operator.kube.client import KNOWN_RESOURCES
 from video2world_operator.kube.workqueue import WorkQueue
+from video2world_operator.reconcile.eviction_cost import gpu_seconds_at
 from video2world_operator.reconcile.failures import REASONS
 from video2world_operator.reconcile.observed_state import Pod
 
@@ -209,6 +211,9 @@ class ResourceMetrics(Collector):
         }
         text = "GPU seconds of training, by use, summed over the existing resources."
         yield _family("gpu_seconds", text, "use", uses)
+        text = "GPU seconds since the latest checkpoints of running trainings, summed over them."
+        at_risk = sum(gpu_seconds_at(s.eviction_cost, now) for s in statuses if s.eviction_cost)
+        yield _one("gpu_seconds_at_risk", text, at_risk)
         verdicts = Count(s.evaluation.verdict for s in statuses if s.evaluation is not None)
         text = "Resources by the verdict of their evaluation."
         shown = {verdict: verdicts[verdict] for verdict in ("Better", "Worse", "Unclear")}
@@ -264,8 +269,10 @@ def _checkpoint_age(resource: Resource, now: datetime) -> tuple[float, bool] | N
     age = max(0.0, (now - max(known)).total_seconds())
     training = (resource.body.get("spec") or {}).get("training") or {}
     every = (training.get("checkpoint") or {}).get("everyIterations", 500)
-    pace = status.progress.seconds_per_iteration if status.progress else None
-    return age, bool(pace) and age > OVERDUE * every * (pace or 0.0) + GRACE
+    pace = (status.progress.seconds_per_iteration if status.progress else None) or 0.0
+    if every == "Auto":
+        every = (status.progress.checkpoint_interval if status.progress else None) or FIRST_SAVE
+    return age, bool(pace) and age > OVERDUE * every * pace + GRACE
 
 
 def resource_in(path: str) -> str:

@@ -41,7 +41,8 @@ _CREATED = ("create", "get")  # read if an object of the name exists already
 NAMESPACED: tuple[PolicyRule, ...] = (
     PolicyRule(GROUP, PLURAL, ("list", "watch", "delete")),
     PolicyRule(GROUP, f"{PLURAL}/status", ("patch",)),
-    PolicyRule("batch", "jobs", (*_CREATED, "list", "watch", "delete")),
+    # annotated with what an eviction would cost
+    PolicyRule("batch", "jobs", (*_CREATED, "list", "watch", "patch", "delete")),
     PolicyRule("", "pods", ("list", "watch", "delete")),
     PolicyRule("", "pods/log", ("get",)),
     PolicyRule("", "services", (*_CREATED, "delete")),

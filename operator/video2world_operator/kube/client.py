@@ -268,6 +268,30 @@ class ApiClient:
         )
         return written
 
+    async def annotate(
+        self,
+        version: str,
+        kind: str,
+        namespace: str,
+        name: str,
+        uid: str,
+        annotations: Mapping[str, str],
+    ) -> None:
+        """Set annotations of the object with this UID; the others stay.
+
+        Raises:
+            ApiError: it does not exist (404; 409: another object has the name), or may not be
+                changed.
+        """
+        await self.request(
+            "PATCH",
+            path_of(version, kind, namespace, name),
+            params=_FIELD_MANAGER,
+            body={"metadata": {"uid": uid, "annotations": dict(annotations)}},
+            content_type="application/merge-patch+json",
+            fenced=True,
+        )
+
     async def delete(
         self,
         version: str,

@@ -110,8 +110,8 @@ class LocalEngine:
     def _run_attempt(self, stage: Stage, attempt: int) -> Outcome:
         """Start the stage's pods and wait for all of them; nothing is left running."""
         manifests = self._plan.manifests(stage.name, attempt)
-        if self._record.volume_id:
-            manifests = with_env(manifests, V2W_VOLUME_ID=self._record.volume_id)
+        if env := self._record.attempt_env(stage.name):
+            manifests = with_env(manifests, **env)
         # a pod that is alone uses all GPUs that it finds
         gpus = visible_gpus() if pod_count(job_of(manifests)) > 1 else ()
         group = PodGroup(stage.name, attempt, manifests, self._state, gpus)

@@ -22,7 +22,12 @@ from video2world_operator.api.timestamps import format_time
 from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.state import RunRefused, StateFolder
 from video2world_operator.plan.plan import Plan
-from video2world_operator.reconcile import checkpoint_samples, gpu_time
+from video2world_operator.reconcile import (
+    checkpoint_samples,
+    eviction_cost,
+    failure_rate,
+    gpu_time,
+)
 from video2world_operator.reconcile.actions_followed import fails_the_run, report_actions
 from video2world_operator.reconcile.observed_state import Pod
 from video2world_operator.reconcile.progress import update_status
@@ -104,6 +109,13 @@ class RunRecord:
         self._set_stage(stage, "Running", attempt=attempt, start_time=_now())
         return attempt
 
+    def attempt_env(self, stage: str) -> dict[str, str]:
+        """Return the environment of an attempt that follows from the run so far."""
+        env = {"V2W_VOLUME_ID": self.volume_id} if self.volume_id else {}
+        if stage == "train":
+            env |= failure_rate.expected_env(self._status, self._spec)
+        return env
+
     def close_attempt(self, reason: str, message: str, *, counted: bool) -> None:
         """End the record of the attempt at training, if one is open."""
         now = datetime.now(UTC)
@@ -170,7 +182,9 @@ class RunRecord:
         pods = [
             Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in group.pods
         ]
-        gpu_time.observe(self._status, pods, self._spec.gpus, group.size, datetime.now(UTC))
+        now, gpus = datetime.now(UTC), self._spec.gpus
+        gpu_time.observe(self._status, pods, gpus, group.size, now)
+        eviction_cost.observe(self._status, pods, gpus, group.size, now)
         self.save()
 
     def is_sampled(self, iteration: int) -> bool:

@@ -338,7 +338,7 @@ def _train(resource: Video2WorldPostTrain) -> Command:
         "trainer.phases": _phases(spec),
         "trainer.timeout_seconds": training.hang_timeout_seconds,
         "optimizer.clip_norm": training.gradient_clip_norm,
-        "checkpoint.save_iter": training.checkpoint.every_iterations,
+        "checkpoint.save_iter": str(training.checkpoint.every_iterations).lower(),
         "checkpoint.keep": training.checkpoint.keep,
     }
     if training.architecture == "LoRA":

@@ -10,7 +10,7 @@ from typing import Any
 from video2world_operator.api.status import Status
 from video2world_operator.reconcile import stuck_stages
 
-__all__ = ["Action", "Apply", "Decision", "Delete", "Policy"]
+__all__ = ["Action", "Annotate", "Apply", "Decision", "Delete", "Policy"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,17 @@ class Delete:
     why: str = ""
 
 
-Action = Apply | Delete
+@dataclass(frozen=True)
+class Annotate:
+    """Set annotations of the object with this UID, if it still exists; nothing depends on them."""
+
+    kind: str
+    name: str
+    uid: str
+    annotations: Mapping[str, str]
+
+
+Action = Annotate | Apply | Delete
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def close_attempt(
         return
     record.end_time = format_time(now)
     record.reason, record.message, record.charged = reason, message, counted
+    del status.eviction_cost
     if gpus:
         kept = record.end_iteration if reason == "Succeeded" else _saved(status)
         part = _live(status, record, gpus, min(kept, record.end_iteration))

@@ -11,6 +11,7 @@ from video2world_common.progress_events import Event
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.plan.labels import (
     ATTEMPT_LABEL,
+    EVICTION_COST_ANNOTATION,
     HASH_ANNOTATION,
     PODS_ANNOTATION,
     QUEUE_LABEL,
@@ -63,6 +64,7 @@ class Job:
     queue: str = ""  # Kueue's queue, from its label
     managed_by: str = ""  # another controller than that of Kubernetes, which then ignores it
     notes: tuple[str, ...] = ()  # its true conditions, as text, and why it is idle
+    eviction_cost: int = 0  # as announced: see reconcile.eviction_cost
 
     @classmethod
     def of(cls, body: Object) -> Job:
@@ -98,6 +100,9 @@ class Job:
             notes=(
                 *(["spec.parallelism is 0"] if spec.get("parallelism") == 0 else []),
                 *(_describe(c) for c in conditions.values()),
+            ),
+            eviction_cost=_number(
+                (metadata.get("annotations") or {}).get(EVICTION_COST_ANNOTATION, "")
             ),
         )
 

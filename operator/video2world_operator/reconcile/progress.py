@@ -126,6 +126,9 @@ def _progress(event: TrainProgress) -> ProgressStatus:
         progress.eta = duration(event.eta_seconds)
     if event.phase:
         progress.phase = event.phase
+    if event.checkpoint_interval is not None:
+        progress.checkpoint_interval = event.checkpoint_interval
+        progress.checkpoint_interval_reason = event.checkpoint_interval_reason
     if event.warning:
         progress.warning = event.warning
     return progress

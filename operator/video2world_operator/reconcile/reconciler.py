@@ -24,6 +24,7 @@ from video2world_operator.reconcile import (
     checkpoint_samples,
     completion,
     failure_policy,
+    failure_rate,
     gpu_time,
     suspension,
     volume_loss,
@@ -156,6 +157,7 @@ class Reconciler:
         for event in draft.observed.events:
             update_status(status, event, format_time(draft.now))
             if isinstance(event, Resumed):
+                failure_rate.correct(status, event.iteration)
                 gpu_time.correct_start(status, event.iteration, draft.resource.spec.gpus)
             if isinstance(event, Skipped):
                 entry = status.stage_status(event.stage)

@@ -6,15 +6,20 @@ from video2world_common.progress_events import Skipped
 from video2world_operator.api.conditions import Reason, Type
 from video2world_operator.api.status import StageStatus
 from video2world_operator.api.timestamps import format_time
+from video2world_operator.plan.labels import EVICTION_COST_ANNOTATION
 from video2world_operator.plan.manifests import pods_hash
+from video2world_operator.plan.plan import with_env
 from video2world_operator.plan.stage import Stage
 from video2world_operator.reconcile import (
     checkpoint_samples,
+    eviction_cost,
     failure_policy,
+    failure_rate,
     gpu_time,
     pods_started,
     teardown,
 )
+from video2world_operator.reconcile.actions import Annotate
 from video2world_operator.reconcile.draft import Draft
 from video2world_operator.reconcile.failures import Failure
 from video2world_operator.reconcile.gang_condition import as_gang, watch_gang
@@ -82,6 +87,8 @@ def _apply(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     manifests = draft.plan.manifests(stage.name, entry.attempt)
     if stage.name == "train":
         manifests = as_gang(draft, manifests)
+        if env := failure_rate.expected_env(draft.status, draft.resource.spec):
+            manifests = with_env(manifests, **env)
     draft.apply(draft.plan.shared)
     draft.apply_attempt(manifests)
 
@@ -90,6 +97,8 @@ def _follow(draft: Draft, stage: Stage, entry: StageStatus, job: Job | None) -> 
     """Follow the attempt that is under way; return whether it has completed the stage."""
     pods = draft.pods_of(entry)
     _count_pods(draft, stage, entry, pods)
+    if job is not None:
+        _announce_cost(draft, job)
     if stage.name == "train" and job is not None:
         watch_gang(draft, job, pods)
     if job is not None and job.complete:
@@ -136,6 +145,15 @@ def _count_pods(draft: Draft, stage: Stage, entry: StageStatus, pods: list[Pod])
     if stage.name == "train":
         spec = draft.resource.spec
         gpu_time.observe(draft.status, pods, spec.gpus, spec.nodes, draft.now)
+        eviction_cost.observe(draft.status, pods, spec.gpus, spec.nodes, draft.now)
+
+
+def _announce_cost(draft: Draft, job: Job) -> None:
+    """Annotate the train Job with what its eviction would cost, if that changed by a step."""
+    cost = eviction_cost.announced(draft.status.eviction_cost) if job.stage == "train" else 0
+    if cost != job.eviction_cost and not job.deleting:
+        values = {EVICTION_COST_ANNOTATION: str(cost)}
+        draft.actions.append(Annotate("Job", job.name, job.uid, values))
 
 
 def _finish(draft: Draft, stage: Stage, entry: StageStatus) -> None:

@@ -6,6 +6,7 @@ The state is first copied to host memory; the copies are then written by a threa
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,8 @@ class AsyncSaver:
         self.folder, self.world, self.keep = folder, world, keep
         self._staging = staging
         self.last_saved = 0  # iteration of the newest checkpoint
+        self.saved_at = time.monotonic()  # when its state was copied; before the first, the start
+        self.writing = 0.0  # seconds that writing in the background took the last time
         self._asynchronous = asynchronous
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -108,13 +111,16 @@ class AsyncSaver:
         staged = CheckpointContent(
             self._staging(content.tensors), content.model, content.merged, content.parts
         )
+        copied_at = time.monotonic()
         if self._asynchronous:
             self._thread = threading.Thread(
-                target=self._write_in_background, args=(iteration, staged, retention), name="saver"
+                target=self._write_in_background,
+                args=(iteration, staged, retention, copied_at),
+                name="saver",
             )
             self._thread.start()
         else:
-            self._write(iteration, staged, retention)
+            self._write(iteration, staged, retention, copied_at)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written.
@@ -134,14 +140,17 @@ class AsyncSaver:
             raise error
 
     def _write_in_background(
-        self, iteration: int, content: CheckpointContent, retention: Retention
+        self, iteration: int, content: CheckpointContent, retention: Retention, copied_at: float
     ) -> None:
         try:
-            self._write(iteration, content, retention)
+            self._write(iteration, content, retention, copied_at)
+            self.writing = time.monotonic() - copied_at
         except Exception as error:  # raised again by check() in the main thread
             self._error = error
 
-    def _write(self, iteration: int, content: CheckpointContent, retention: Retention) -> None:
+    def _write(
+        self, iteration: int, content: CheckpointContent, retention: Retention, copied_at: float
+    ) -> None:
         folder, shards = self.folder, self.folder.shards(iteration)
         write_shards(shards, content.tensors, self.group)
         if self.world.is_main_rank:
@@ -162,4 +171,4 @@ class AsyncSaver:
                 losses=retention.losses,
             )
             emit("checkpoint", "train", iteration=iteration, path=str(path))
-        self.last_saved = iteration
+        self.last_saved, self.saved_at = iteration, copied_at

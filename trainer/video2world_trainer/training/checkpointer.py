@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from torch import Tensor
@@ -104,6 +105,16 @@ class Checkpointer:
         """Iteration of the newest checkpoint; 0 if there is none."""
         return self._saver.last_saved
 
+    @property
+    def writing(self) -> float:
+        """Seconds that writing a checkpoint in the background took last; 0 if it never was."""
+        return self._saver.writing
+
+    def gpu_seconds_at_risk(self) -> float:
+        """Return the GPU seconds of all ranks that the newest checkpoint does not hold."""
+        gpus = self._world.size if self._world.device.type == "cuda" else 0
+        return (time.monotonic() - self._saver.saved_at) * gpus
+
     def _tensors(self) -> dict[str, Tensor]:
         """Return the tensors to save and restore, by name; not copies."""
         frozen = {
@@ -113,7 +124,7 @@ class Checkpointer:
         }
         return self._optimizer.state() | (self._ema.state() if self._ema else {}) | frozen
 
-    def save(self, progress: Progress, *, learning_rate: float, healthy: int) -> None:
+    def save(self, progress: Progress, *, learning_rate: float, healthy: int) -> float:
         """Write a checkpoint, in the background if the settings say so.
 
         Args:
@@ -121,9 +132,13 @@ class Checkpointer:
             learning_rate: learning rate of the next step.
             healthy: newest iteration with a sound loss; the last checkpoint up to it is not pruned.
 
+        Returns:
+            The seconds that training waited for it.
+
         Raises:
             OSError: this or the previous checkpoint could not be written.
         """
+        started = time.monotonic()
         scheduler = {
             "last_epoch": progress.iteration,
             "_step_count": progress.iteration + 1,
@@ -156,6 +171,7 @@ class Checkpointer:
         results = [ValidationResult.restored(one) for one in progress.validation]
         losses = losses_by_iteration(results)
         self._saver.save(progress.iteration, content, Retention(healthy, losses))
+        return time.monotonic() - started
 
     def restore(self, progress: Progress) -> bool:
         """Load the newest complete checkpoint, if there is one, and update ``progress``.

@@ -19,6 +19,7 @@ from video2world_trainer.distributed.activation_checkpoint import (
 from video2world_trainer.model.lora import TARGETS
 from video2world_trainer.training.action_config import ActionConfig
 from video2world_trainer.training.batch_config import BatchConfig
+from video2world_trainer.training.checkpoint_config import CheckpointConfig
 from video2world_trainer.training.config_setting import setting as _setting
 from video2world_trainer.training.ema import EMA_RATE
 from video2world_trainer.training.loss import (
@@ -42,7 +43,7 @@ _NET = "model.config.pipe_config.net."
 
 
 @dataclass(frozen=True)
-class TrainConfig(BatchConfig, ActionConfig, ValidationConfig):
+class TrainConfig(BatchConfig, CheckpointConfig, ActionConfig, ValidationConfig):
     """Settings of a training run; each field's metadata has its dotted name, meaning and bounds."""
 
     size: str = _setting("model.size", "2B", "model size", choices=("Tiny", "2B", "14B"))
@@ -70,13 +71,6 @@ class TrainConfig(BatchConfig, ActionConfig, ValidationConfig):
     )
     logging_iter: int = _setting("trainer.logging_iter", 10, "iterations between reports", low=1)
     seed: int = _setting("trainer.seed", 0, "seed of noise, order and adapters", low=0)
-    save_iter: int = _setting("checkpoint.save_iter", 500, "iterations between checkpoints", low=1)
-    keep: int = _setting(
-        "checkpoint.keep", 0, "number of newest checkpoints to keep; 0 keeps all", low=0
-    )
-    asynchronous: bool = _setting(
-        "checkpoint.asynchronous", True, "write checkpoints in the background"
-    )
     timeout: float = _setting(
         "trainer.timeout_seconds",
         1800.0,

@@ -22,6 +22,7 @@ __all__ = ["VALUE_FORMATS", "read_config"]
 VALUE_FORMATS = {
     "bool": "true or false",
     "int": "a whole number",
+    "int | Literal['auto']": "a whole number, or auto",
     "float": "a number",
     "tuple[int, ...]": "[height,width], as [704,1280]",
     "tuple[float, ...]": "two numbers, as [0.9,0.99]",
@@ -73,6 +74,8 @@ def _convert(kind: str, text: str) -> Any:
         return text
     if kind == "tuple[tuple[int, ...], ...]":
         return read_phases(text)
+    if "'auto'" in kind:
+        return text if text == "auto" else _convert("int", text)
     if kind == "tuple[int, ...]":
         return _pair(text, int)
     if kind == "tuple[float, ...]":
@@ -88,7 +91,7 @@ def _parse_value(key: str, text: str) -> Any:
     text = text.strip().strip("\"'")
     try:
         value = _convert(kind, text)
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple) else () if value == "auto" else (value,)
         if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
             raise ValueError
     except (KeyError, ValueError, SyntaxError, TypeError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from video2world_common.checkpoint_interval import Interval
 from video2world_common.events import emit, say
 from video2world_common.exit_codes import UserError
 from video2world_common.gpu_rates import RATED_FLOPS, gpu_kind
@@ -43,6 +44,7 @@ class MetricsLogger:
         net: the network, for the floating-point operations of a step.
         densities: share of query-key pairs that self-attention computes, by phase in order.
         iteration: iterations done so far.
+        at_risk: returns the GPU seconds since the newest checkpoint, at every scrape.
 
     Raises:
         UserError: TensorBoard is requested but not installed.
@@ -56,6 +58,7 @@ class MetricsLogger:
         densities: Mapping[Phase, float],
         *,
         iteration: int,
+        at_risk: Callable[[], float],
     ) -> None:
         self._config, self._world = config, mesh.world
         self._last_time, self._last_iteration = time.monotonic(), iteration
@@ -73,6 +76,7 @@ class MetricsLogger:
         if mesh.world.is_main_rank:
             self._history = HistoryWriter(config.job_folder)
             self._exporter = PrometheusExporter()
+            self._exporter.compute("gpu_seconds_at_risk", at_risk)
             if config.tensorboard:
                 self._tensorboard = _tensorboard_writer(config)
 
@@ -86,6 +90,7 @@ class MetricsLogger:
         gradient_norm: float | None,
         checkpoint: int,
         newly_diverged: bool,
+        interval: Interval | None,
     ) -> None:
         """Report the iterations since the last call.
 
@@ -97,6 +102,7 @@ class MetricsLogger:
             gradient_norm: norm of the newest gradients.
             checkpoint: iteration of the newest checkpoint.
             newly_diverged: training had not diverged at the last report.
+            interval: the interval of checkpoints and its reason, if it was chosen automatically.
         """
         iteration, config = progress.iteration, self._config
         now = time.monotonic()
@@ -135,6 +141,10 @@ class MetricsLogger:
             f"{seconds:.3f} s/iteration  {shown}  {eta:.0f} s left"
             f"{phase.label and f'  phase {phase.label}'}"
         )
+        saves: dict[str, int | str] = {}
+        if interval is not None:
+            saves["checkpoint_interval"] = interval.iterations
+            saves["checkpoint_interval_reason"] = interval.reason
         warnings: dict[str, str] = {}
         if divergence.since is not None:
             warnings["warning"] = divergence.warning()
@@ -150,6 +160,7 @@ class MetricsLogger:
             seconds_per_iteration=round(seconds, 4),
             eta_seconds=round(eta, 1),
             checkpoint=checkpoint,
+            **saves,
             **numbers,
             **({"phase": phase.label} if phase.label else {}),
             **warnings,

@@ -23,6 +23,7 @@ class Progress:
     skipped: list[int] = field(default_factory=list)  # iterations whose step was not applied
     divergence: dict[str, Any] = field(default_factory=dict)  # state of a Divergence
     validation: list[dict[str, Any]] = field(default_factory=list)  # see ValidationResult
+    measured: dict[str, float] = field(default_factory=dict)  # see checkpoint_interval.Measured
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take over the counters of a checkpoint."""

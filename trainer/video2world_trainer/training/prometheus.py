@@ -29,6 +29,7 @@ METRICS: Mapping[str, str] = {
     "model_flops_utilisation": "Model FLOPs utilization: share of the GPUs' peak performance.",
     "peak_memory_gib": "Peak GPU memory of the main rank.",
     "checkpoint_iteration": "Iteration of the newest complete checkpoint.",
+    "gpu_seconds_at_risk": "GPU seconds of all ranks since the newest complete checkpoint.",
     "validation_loss": "Loss on the held-out clips at the last validation.",
     "validation_loss_low": "The same at the lowest third of noise levels.",
     "validation_loss_middle": "The same at the middle third of noise levels.",
@@ -49,6 +50,7 @@ class PrometheusExporter:
 
     def __init__(self, port: str | None = None) -> None:
         self._set: dict[str, Callable[[float], None]] = {}
+        self._compute: dict[str, Callable[[Callable[[], float]], None]] = {}
         self._server: WSGIServer | None = None
         port = os.environ.get("V2W_METRICS_PORT") if port is None else port
         if not port:
@@ -69,7 +71,8 @@ class PrometheusExporter:
             say(f"note: no metrics on port {port} ({error})")
             return
         for name, text in METRICS.items():
-            self._set[name] = Gauge(f"video2world_training_{name}", text, registry=registry).set
+            gauge = Gauge(f"video2world_training_{name}", text, registry=registry)
+            self._set[name], self._compute[name] = gauge.set, gauge.set_function
             if "validation" in name:
                 self._set[name](float("nan"))  # none yet, or none at all
         self.port = self._server.server_port
@@ -79,6 +82,11 @@ class PrometheusExporter:
         for name, value in (metrics | {"report_time_seconds": time.time()}).items():
             if name in self._set:
                 self._set[name](float("nan") if value is None else value)
+
+    def compute(self, name: str, value: Callable[[], float]) -> None:
+        """Compute a metric at every scrape."""
+        if name in self._compute:
+            self._compute[name](value)
 
     def close(self) -> None:
         """Stop serving."""

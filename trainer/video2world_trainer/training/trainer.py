@@ -33,6 +33,7 @@ from video2world_trainer.training.optimizer import MasterAdamW
 from video2world_trainer.training.phases import phase_at, phases_of
 from video2world_trainer.training.progress import Progress
 from video2world_trainer.training.run_actions import actions_of_run
+from video2world_trainer.training.save_schedule import SaveSchedule
 from video2world_trainer.training.step import TrainStep
 from video2world_trainer.training.step_results import StepResults
 from video2world_trainer.training.validation import Validator
@@ -107,6 +108,7 @@ class Trainer:
             loss = partial(self._loss, dtype=dtype)
             validator = Validator(config, self.mesh, self.net, ema, self.feed, self.setup, loss)
         self.validation = ValidationSchedule(config, world, self.progress, validator)
+        self.saves = SaveSchedule(config, world, self.progress, self.phases)
 
     @property
     def learning_rate(self) -> float:
@@ -141,6 +143,7 @@ class Trainer:
             self.net,
             {phase: one.density for phase, one in self.setup.choices.items()},
             iteration=progress.iteration,
+            at_risk=self.checkpointer.gpu_seconds_at_risk,
         )
         validate = partial(self.validation.run, metrics.log_validation, stop_requested, heartbeat)
         if self.validation.due and not validate():  # the initial weights
@@ -160,7 +163,7 @@ class Trainer:
                 if config.stop_when_diverged and self.divergence.since is not None:
                     kept = self.checkpointer.withdraw_after(self.divergence.since)
                     raise UserError(f"{self.divergence.warning()} {kept} {REMEDY}")
-            if iteration % config.save_iter == 0 or self.finished or stopping:
+            if self.saves.is_due() or self.finished or stopping:
                 self.save()  # after the report, so that a resumed run reports the same means
                 heartbeat(f"training iteration {iteration + 1}")
             if stopping and not self.finished:
@@ -222,9 +225,10 @@ class Trainer:
         """
         self._results.read_all()
         self.progress.divergence = self.divergence.state()
-        self.checkpointer.save(
+        blocked = self.checkpointer.save(
             self.progress, learning_rate=self.learning_rate, healthy=self.divergence.healthy
         )
+        self.saves.saved(blocked, self.checkpointer.writing)
 
     def resume(self) -> bool:
         """Resume from the newest complete checkpoint; return whether there is one.
@@ -238,6 +242,7 @@ class Trainer:
         state = self.progress.divergence or {"healthy": self.progress.iteration}
         self.divergence = Divergence.restored(state)
         self._train_step.updates.fill_(self.progress.updates)
+        self.saves.resume()
         return True
 
     def close(self) -> None:
@@ -287,6 +292,7 @@ class Trainer:
             gradient_norm=self._results.gradient_norm,
             checkpoint=self.checkpointer.last_saved,
             newly_diverged=was_sound,
+            interval=self.saves.interval,
         )
 
 
