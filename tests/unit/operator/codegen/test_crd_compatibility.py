@@ -28,6 +28,10 @@ ALLOWED = {
         "spec.storage.storageClassName: pattern",
         "spec.storage.claimName: pattern",
         "spec.inference.checkpoint: pattern",  # wider: best
+        # wider: a whole number, or Auto
+        "spec.training.checkpoint.everyIterations: type",
+        "spec.training.checkpoint.everyIterations: pattern",
+        "spec.training.checkpoint.everyIterations: maxLength",
         # stored in resources with the value that is now chosen by the operator
         "spec.training.hangTimeoutSeconds: default",
         "spec.dataset.agibot.repoID: default",
