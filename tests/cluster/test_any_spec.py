@@ -252,7 +252,7 @@ RELATED = {
     "storage": some(accessMode=["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]),
     "inference": some(
         samples=st.lists(SAMPLE, max_size=3) | st.just([{"input": "a", "prompt": "x" * 4096}] * 25),
-        checkpoint=["latest", "best", "w.pt", "../w.pt"],
+        checkpoint=["latest", "best", "7", "w.pt", "../w.pt"],
         checkpoints=st.lists(
             st.sampled_from(["latest", "best", "all", "7", 7, "w.pt"]), max_size=2
         ),

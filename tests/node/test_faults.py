@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane import ApiError
 from control_plane.node import NAME
 from on_node import NAMESPACE, OPERATOR, apply, demo
 from operators import Resource, eventually, exists
@@ -126,6 +127,43 @@ def test_the_node_is_drained(node, train, record):
     first = status["attempts"][0]
     assert (first["reason"], first["charged"]) == ("Evicted", False)
     assert lost(run, record, "node drained") == 0
+
+
+def exit_code(node, path):
+    """Exit code of a pod's container, as text; empty while it runs."""
+    try:
+        pod = node.admin.get(path)
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return "gone"
+    states = [c["state"] for c in pod["status"].get("containerStatuses", [])]
+    return "".join(str(one["terminated"]["exitCode"]) for one in states if "terminated" in one)
+
+
+def test_an_evicted_pod_saves_within_its_grace_period(node, train, data, record):
+    """By the eviction API, as kubectl drain and others call it; with an automatic interval."""
+    training = LENGTH | {"checkpoint": {"everyIterations": "Auto", "keep": 2}}
+    run = train("evicted", training=training)
+    victim = run.pods("train")[1]
+    name, grace = victim["metadata"]["name"], victim["spec"]["terminationGracePeriodSeconds"]
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}"
+    asked = time.monotonic()
+    node.admin.post(f"{path}/eviction", {"metadata": {"name": name, "namespace": NAMESPACE}})
+    code = eventually(lambda: exit_code(node, path), grace, lambda: shown(node, run))
+    seconds = time.monotonic() - asked
+    record["eviction"] = {"seconds_until_saved": round(seconds, 1), "grace_seconds": grace}
+    assert code in ("143", "gone")
+    assert seconds < grace
+    status = run.reaches(phase="Succeeded", seconds=300)
+    first, second = status["attempts"]
+    assert (first["reason"], first["charged"]) == ("Evicted", False)
+    assert second["startIteration"] == first["endIteration"] > 0
+    assert lost(run, record, "evicted") == 0
+    assert status.get("chargedRestarts", 0) == 0
+    assert status["failures"]["count"] == 0  # nothing was lost
+    assert status["progress"]["checkpointInterval"] >= 1
+    assert "a failure every" in status["progress"]["checkpointIntervalReason"]
 
 
 def test_out_of_memory(node, train, data):

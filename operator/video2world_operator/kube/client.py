@@ -280,8 +280,8 @@ class ApiClient:
         """Set annotations of the object with this UID; the others stay.
 
         Raises:
-            ApiError: it does not exist (404; 409: another object has the name), or may not be
-                changed.
+            ApiError: it does not exist (404; 409 or 422: another object has the name), or may not
+                be changed.
         """
         await self.request(
             "PATCH",
