@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 export NO_MKDOCS_2_WARNING := 1  # about a successor of its theme
 
-.PHONY: help setup demo demo-actions cluster tools test images e2e node torture chaos bench-operator bench-upgrade lint dist docs format generate constraints clean
+.PHONY: help setup demo demo-actions cluster tools test volcano images e2e node torture chaos bench-operator bench-upgrade lint dist docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ tools: .venv/ready ## Build the cluster's binaries into ~/.cache (runs when need
 
 test: .venv/ready ## Run all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+volcano: .venv/ready ## Test training groups under a real Volcano (builds it once: 4 minutes)
+	PYTHONPATH=tools $(BIN)/python -m control_plane build volcano-scheduler volcano-controller-manager
+	$(BIN)/python -m pytest tests/cluster/test_volcano.py
 
 images: .venv/ready ## Build the container images with buildah (VARIANT=hopper BASE=... BUILDER=...)
 	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \

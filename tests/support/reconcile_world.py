@@ -48,7 +48,7 @@ class World:
     def __init__(self, body=None, policy=None):
         self.body, self.policy = body or resource(), policy
         self.now = NOW
-        self.jobs, self.pods, self.applied = {}, {}, []
+        self.jobs, self.pods, self.applied, self.groups_deleted = {}, {}, [], []
         self._forced = set()  # pods kept only by the finalizer of their Job
         self.extra = {}
         self.annotated = []
@@ -97,6 +97,8 @@ class World:
             job = self.jobs[action.name]
             (cost,) = action.annotations.values()
             self.jobs[action.name] = replace(job, eviction_cost=int(cost))
+        elif action.kind == "PodGroup":
+            self.groups_deleted.append(action.name)
         elif action.uid not in self._uids() and (lagging or action.uid in before):
             pass  # already gone, for example with its Job
         elif action.kind == "Job":

@@ -1,7 +1,7 @@
 """Run a cluster to try things on, for as long as its shell is open (``make cluster``).
 
-With the argument ``build``, only build the binaries (``make tools``). With ``node IMAGE ...``,
-inside a sandbox, run a cluster whose node runs containers (``make node``).
+With the argument ``build``, only build the binaries (``make tools``), or those named after it. With
+``node IMAGE ...``, inside a sandbox, run a cluster whose node runs containers (``make node``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         helm = binaries.find("helm")["helm"]
-        if sys.argv[1:] == ["build"]:
-            print(*binaries.find(*binaries.WITHOUT_NODE).values(), sep="\n")
+        if sys.argv[1:2] == ["build"]:
+            names = sys.argv[2:] or binaries.WITHOUT_NODE
+            print(*binaries.find(*names).values(), sep="\n")
             return 0
         print("starting the cluster ...", flush=True)
         if sys.argv[1:2] == ["node"]:

@@ -113,6 +113,11 @@ def _kueue(module: str) -> Tool:
     return Tool(name, module, f"{package}/cmd/kueue", package, files=files)
 
 
+def _volcano(command: str) -> Tool:
+    files, package = ("config/crd/volcano/bases",), "volcano.sh/volcano"
+    return Tool(f"volcano-{command}", "volcano", f"{package}/cmd/{command}", package, files=files)
+
+
 _CRANE = "github.com/google/go-containerregistry"
 _PROMETHEUS = "github.com/prometheus/prometheus"
 ALL = {
@@ -134,10 +139,13 @@ ALL = {
         Tool("crane", "crane", f"{_CRANE}/cmd/crane", _CRANE),
         _kueue("kueue"),
         _kueue("kueue_previous"),
+        _volcano("scheduler"),
+        _volcano("controller-manager"),
     )
 }
 NODE = ("kubelet", "kube-proxy", "coredns", "crane")  # for a real node only
-WITHOUT_NODE = tuple(name for name in ALL if name not in NODE)
+VOLCANO = ("volcano-scheduler", "volcano-controller-manager")  # `make volcano` builds them
+WITHOUT_NODE = tuple(name for name in ALL if name not in (*NODE, *VOLCANO))
 
 
 def cache() -> Path:
@@ -155,6 +163,11 @@ def find(*names: str) -> dict[str, Path]:
         Unavailable: one of them is missing and cannot be built.
     """
     return {name: ready(ALL[name]) for name in names}
+
+
+def have(*names: str) -> bool:
+    """Return whether the binaries are there and need not be built."""
+    return all(_present(ALL[name]) for name in names)
 
 
 def ready(tool: Tool) -> Path:

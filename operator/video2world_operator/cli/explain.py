@@ -221,7 +221,8 @@ class Diagnosis:
 
     def _pod_causes(self) -> Iterator[Cause]:
         yield from object_causes.terminating_pods(self._seen.pods, self._now)
-        yield from object_causes.blocked_pods(self._pods, self._remedies)
+        group = object_causes.group_reports(self._job_name, self._job, self._events)
+        yield from object_causes.blocked_pods(self._pods, self._remedies, group)
 
     def _job_causes(self) -> Iterator[Cause]:
         job, entry = self._job, self._entry

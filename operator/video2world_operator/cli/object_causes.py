@@ -15,6 +15,7 @@ from video2world_operator.reconcile.stuck_stages import Finding, judge, reports
 
 __all__ = [
     "blocked_pods",
+    "group_reports",
     "pvc_causes",
     "stuck_job",
     "suspended_job",
@@ -56,8 +57,13 @@ def terminating_pods(pods: Sequence[Pod], now: datetime) -> Iterator[Cause]:
             )
 
 
-def blocked_pods(pods: Sequence[Pod], remedies: Remedies) -> Iterator[Cause]:
-    """Explain pods that cannot be scheduled or started, once for each text."""
+def blocked_pods(
+    pods: Sequence[Pod], remedies: Remedies, group: Sequence[str] = ()
+) -> Iterator[Cause]:
+    """Explain pods that cannot be scheduled or started, once for each text.
+
+    ``group`` are the Events about their PodGroup: Volcano tells only there what the group lacks.
+    """
     blocked: dict[str, Pod] = {}
     for pod in pods:
         text = pod.waits or pod.unschedulable
@@ -66,6 +72,9 @@ def blocked_pods(pods: Sequence[Pod], remedies: Remedies) -> Iterator[Cause]:
     # A pod that waits for its group says less than the pod that the group waits for.
     alone = {text: pod for text, pod in blocked.items() if not text.startswith(GANG)}
     for text, pod in (alone or blocked).items():
+        if pod.unschedulable and (cause := remedies.known(*group, pod=pod)):
+            yield Cause(cause.what, cause.remedy, "\n".join([*group[:1], text]))
+            continue
         yield remedies.known(text, pod=pod) or _blocked_pod(pod, text, remedies)
 
 
@@ -112,6 +121,19 @@ def _stuck(finding: Finding, remedies: Remedies, now: datetime) -> Cause:
     if cause := remedies.known(*finding.evidence, pod=finding.pod):
         return Cause(cause.what, cause.remedy, f"{reported}\n{what}")
     return Cause(what, remedies.fill(finding.remedy, finding.pod), reported)
+
+
+def group_reports(job_name: str, job: Job | None, events: Sequence[KubeEvent]) -> list[str]:
+    """Return what was reported of the PodGroup of a Job, which has its name, newest first."""
+    since = job.created if job else None
+    about = [
+        event
+        for event in events
+        if (event.kind, event.name) == ("PodGroup", job_name)
+        and (since is None or event.time is None or event.time >= since)
+    ]
+    about.sort(key=lambda event: event.time.timestamp() if event.time else 0.0, reverse=True)
+    return [event.text for event in about]
 
 
 def workload_reports(job_name: str, job: Job | None, events: Sequence[KubeEvent]) -> list[str]:

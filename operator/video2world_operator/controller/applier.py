@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from video2world_operator.api.constants import API_VERSION, KIND
@@ -99,7 +100,8 @@ class Applier:
             if isinstance(action, Apply):
                 await self._create(resource, state, action.manifest)
             else:
-                await self.delete(resource.key[0], action)
+                if (identified := await self._identified(resource, action)) is not None:
+                    await self.delete(resource.key[0], identified)
                 if action.why:
                     reason = "PodForceDeleted" if action.force else "SidecarEnded"
                     await self._recorder.record(resource, "Warning", reason, action.why, action.uid)
@@ -155,10 +157,19 @@ class Applier:
         )
         raise _already_exists("the one of another size is being deleted")
 
+    async def _identified(self, resource: Resource, action: Delete) -> Delete | None:
+        """Return ``action`` with a UID; None if the resource owns no object of that name."""
+        if action.uid:
+            return action
+        path = path_of(action.version, action.kind, resource.key[0], action.name)
+        metadata = (await self._api.get(path) or {}).get("metadata", {})
+        owners = {owner["uid"] for owner in metadata.get("ownerReferences", [])}
+        return replace(action, uid=metadata["uid"]) if resource.uid in owners else None
+
     async def delete(self, namespace: str, action: Delete) -> None:
         """Delete the object of ``action``, if it still exists."""
         await self._api.delete(
-            _VERSIONS[action.kind],
+            action.version or _VERSIONS[action.kind],
             action.kind,
             namespace,
             action.name,

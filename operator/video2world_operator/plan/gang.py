@@ -21,6 +21,7 @@ POD_GROUPS: Mapping[Reason, OptionalApi] = {
     Reason.GANG_VOLCANO: OptionalApi.VOLCANO_POD_GROUP,
     Reason.GANG_COSCHEDULING: OptionalApi.COSCHEDULING_POD_GROUP,
 }
+VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"  # annotation of pods
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,25 @@ def _native(job: Manifest, version: str) -> GroupParts:
 
 
 def _volcano(job: Manifest, version: str) -> GroupParts:
+    """Put the pods into a PodGroup as Volcano itself makes one for pods that lack it.
+
+    Queue and priority are read from the pods: the scheduler takes both from the PodGroup only.
+    """
     name, nodes = job["metadata"]["name"], job["spec"]["completions"]
+    template = job["spec"]["template"]
     group = {"apiVersion": version, "kind": "PodGroup"}
-    container = job["spec"]["template"]["spec"]["containers"][0]
+    container = template["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}  # a podTemplate may remove them
     spec: dict[str, Any] = {"minMember": nodes}
     if GPU in limits:
         spec["minResources"] = {GPU: str(int(limits[GPU]) * nodes)}
+    if queue := (template["metadata"].get("annotations") or {}).get(VOLCANO_QUEUE):
+        spec["queue"] = queue
+    if priority := template["spec"].get("priorityClassName"):
+        spec["priorityClassName"] = priority
     annotations = {"scheduling.k8s.io/group-name": name}
     made = group | {"metadata": _meta(job), "spec": spec}
-    scheduler = job["spec"]["template"]["spec"].get("schedulerName", "volcano")
+    scheduler = template["spec"].get("schedulerName", "volcano")
     return made, {"annotations": annotations}, {"schedulerName": scheduler}
 
 

@@ -37,7 +37,8 @@ class Apply:
 class Delete:
     """Delete the object with this UID; ``force`` does not wait for its node.
 
-    If ``why`` is not empty, an Event reports it.
+    An empty UID stands for the resource's own object of that name. If ``why`` is not empty, an
+    Event reports it.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Delete:
     uid: str
     force: bool = False
     why: str = ""
+    version: str = ""  # of the API; empty if the kind has only one
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def clean_up(draft: Draft) -> None:
     if ended is None or ended > draft.now:  # it was written when the clock was ahead
         ended = draft.now
         status.completion_time = format_time(ended)
-    draft.actions.clear()
+    draft.actions[:] = [a for a in draft.actions if isinstance(a, Delete) and a.kind == "PodGroup"]
     failed = find(status.conditions, Type.FAILED)
     overdue = failed is not None and failed.reason == Reason.DEADLINE_EXCEEDED
     grace = timedelta(seconds=draft.policy.min_requeue)

@@ -8,11 +8,12 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from video2world_operator.api.conditions import Reason, Type, set_condition
+from video2world_operator.api.conditions import Reason, Type, find, set_condition
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.status import StageStatus, Status
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.plan.manifests import owned
+from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan, with_env
 from video2world_operator.plan.stage import Manifest, Stage
 from video2world_operator.reconcile import gpu_time
@@ -20,6 +21,8 @@ from video2world_operator.reconcile.actions import Action, Apply, Decision, Dele
 from video2world_operator.reconcile.observed_state import Job, ObservedState, Pod
 
 __all__ = ["Draft"]
+
+_VOLCANO = (Reason.GANG_VOLCANO, Reason.GANG_UNATTENDED)  # reasons of groups that may be Volcano's
 
 
 @dataclass
@@ -90,6 +93,8 @@ class Draft:
 
     def close_attempt(self, reason: str, message: str = "", *, counted: bool = False) -> None:
         """End the record of the attempt at training, if one is open."""
+        if (group := self._reserving_group()) is not None:
+            self.actions.append(group)
         gpus = self.resource.spec.gpus
         gpu_time.close_attempt(self.status, gpus, self.now, reason, message, counted)
 
@@ -122,6 +127,18 @@ class Draft:
     def delete_job(self, job: Job) -> None:
         """Delete a Job and its pods."""
         self.actions.append(Delete("Job", job.name, job.uid))
+
+    def _reserving_group(self) -> Delete | None:
+        """Return the deletion of the open attempt's PodGroup, if it keeps GPUs without its pods.
+
+        Volcano queues a PodGroup without pods again, and keeps its ``minResources`` for it.
+        """
+        attempt = next((a.number for a in self.status.attempts[-1:] if not a.end_time), None)
+        gang = find(self.status.conditions, Type.GANG)
+        version = self.observed.capabilities.api_version(OptionalApi.VOLCANO_POD_GROUP)
+        if attempt is None or gang is None or not version or gang.reason not in _VOLCANO:
+            return None
+        return Delete("PodGroup", f"{self.plan.name}-train-{attempt}", "", version=version)
 
     # ------------------------------------------------------------------ time
 

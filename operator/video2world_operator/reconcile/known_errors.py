@@ -294,6 +294,17 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "The stage waits in its queue: the queue's quota is in use.",
         "Wait, or request less; kubectl get workloads -n {namespace} shows what is ahead of it",
     ),
+    KnownError(
+        r"queue resource quota insufficient",
+        "The training pods wait in their Volcano queue: too little of its capability is free.",
+        "Wait, or raise it; kubectl get podgroups.scheduling.volcano.sh -A -o wide shows the queue "
+        "and what runs in it",
+    ),
+    KnownError(
+        r"resource in cluster is overused",
+        "The training pods start together or not at all, and Volcano finds no room for all.",
+        "{gpu_remedy}",
+    ),
     # -------------------------------------------------- the nodes are full or do not fit
     KnownError(
         r"non-empty scheduling gates",
@@ -405,7 +416,8 @@ BY_REASON: Mapping[str, str] = {
     Reason.REFUSED: "Correct what the API server names; the operator retries by itself",
     Reason.WAITING: "Wait, or give this resource a volume of its own (spec.storage)",
     Reason.GANG_UNATTENDED: "Start or install it; or `v2w suspend {name}`, change spec.scheduling "
-    "(gang, queueName), and `v2w resume {name}`",
+    "(gang, queueName), and `v2w resume {name}`. A Volcano queue named in the podTemplate must "
+    "exist: kubectl get queues.scheduling.volcano.sh",
     Reason.QUEUED: "Wait; kubectl get workloads -n {namespace} shows what is ahead of it. An empty "
     "list means that Kueue is not installed: remove spec.scheduling.queueName",
 }

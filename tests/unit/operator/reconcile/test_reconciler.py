@@ -540,6 +540,51 @@ def test_the_gang_depends_on_what_the_cluster_serves():
     assert (condition["reason"], groups) == ("Off", [])
 
 
+def crashed_gang(served, **training):
+    """Return the world of a gang, one of whose pods has crashed."""
+    world = World(resource(training=training))
+    world.extra = {"capabilities": Capabilities({served: "v1beta1"})}
+    pods = world.to_training()
+    world.round()
+    world.pod(pods[0], phase="Failed", exit_code=137, ended=world.now)
+    world.round()
+    return world
+
+
+def test_an_ended_attempt_of_volcano_leaves_no_group_that_would_reserve_gpus():
+    world = crashed_gang(OptionalApi.VOLCANO_POD_GROUP)
+    assert world.groups_deleted == ["run-train-1"]
+    world.round()
+    world.tick(10)
+    world.settle()
+    assert world.groups_deleted == ["run-train-1"]
+
+
+def test_a_run_that_fails_for_good_leaves_no_group_either():
+    world = crashed_gang(OptionalApi.VOLCANO_POD_GROUP, maxRestarts=0)
+    world.settle()
+    assert (world.status["phase"], world.groups_deleted) == ("Failed", ["run-train-1"])
+
+
+def test_a_group_of_kubernetes_itself_stays_until_the_resource_goes():
+    assert crashed_gang(OptionalApi.NATIVE_POD_GROUP).groups_deleted == []
+
+
+def test_a_group_of_volcano_has_the_queue_and_priority_of_its_pods():
+    annotations = {"scheduling.volcano.sh/queue-name": "team"}
+    world = World(
+        resource(
+            scheduling={"gang": "Volcano", "priorityClassName": "urgent"},
+            stages={"train": {"podTemplate": {"metadata": {"annotations": annotations}}}},
+        )
+    )
+    served = {OptionalApi.VOLCANO_POD_GROUP: "v1beta1"}
+    world.extra = {"capabilities": Capabilities(served)}
+    world.to_training()
+    (group,) = [m for m in world.applied if m["kind"] == "PodGroup"]
+    assert (group["spec"]["queue"], group["spec"]["priorityClassName"]) == ("team", "urgent")
+
+
 ACTS = {  # evidence that a scheduler acts: in the PodGroup, the pods or the Job
     "Native": (
         Capabilities({OptionalApi.NATIVE_POD_GROUP: "v1"}),
