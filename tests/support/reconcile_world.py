@@ -184,7 +184,7 @@ class World:
         self.now += timedelta(seconds=seconds)
 
 
-def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False):
+def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False, workload=None):
     """Return what v2w explain finds; ``events`` are matched to existing objects by name."""
     metadata = world.body["metadata"]
     uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
@@ -192,7 +192,9 @@ def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False
         about = reported["involvedObject"]
         about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
     jobs = list(world.jobs.values())
-    objects = ClusterObjects(metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs)
+    objects = ClusterObjects(
+        metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs, workload=workload
+    )
     status = parse_status(world.status)
     seen = Snapshot("run", status, list(world.pods.values()), note=note, gone=gone)
     return explain(seen, objects, world.now)

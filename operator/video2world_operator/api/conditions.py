@@ -165,7 +165,7 @@ _MESSAGES: dict[Reason, str] = {
     Reason.PODS_STARTING: "{ready} of {desired} pods of stage {stage} are running, the rest are "
     "starting.",
     Reason.UNSCHEDULABLE: "Pod {pod} waits for a node: {problem}",
-    Reason.QUEUED: "Stage {stage} waits in queue {queue}.",
+    Reason.QUEUED: "Stage {stage} waits in queue {queue}{why}",
     Reason.CONTAINER_WAITS: "Pod {pod} cannot start: {problem}. {todo}",
     Reason.NO_PROGRESS: "{problem}",
     Reason.JOB_SUSPENDED: "Stage {stage} is not running. Its Job was suspended by someone else: "

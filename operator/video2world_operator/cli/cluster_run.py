@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TextIO, TypeVar
@@ -16,13 +16,16 @@ from video2world_operator.api.validation import parse
 from video2world_operator.cli.common import UsageError
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot, losses_of
 from video2world_operator.kube.client import ApiClient, path_of
+from video2world_operator.kube.discovery import discover
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.plan.labels import RESOURCE_LABEL
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.cluster_facts import cluster_facts
 from video2world_operator.preflight.crd_version import problem_of
 from video2world_operator.preflight.facts import ClusterFacts
+from video2world_operator.preflight.queues import find_workload
 from video2world_operator.reconcile.observed_state import Job, Pod
+from video2world_operator.reconcile.workload import Workload
 
 __all__ = [
     "RequestFailed",
@@ -95,13 +98,15 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]
         except InvalidResource:
             gpus = 0
         seen = await _snapshot(client, namespace, name)
+        jobs = await _jobs(client, namespace, name)
         events = await client.get_if_allowed(path_of("v1", "Event", namespace)) or {}
         return seen, ClusterObjects(
             metadata=body["metadata"],
             spec=spec,
             pvc=await client.get_if_allowed(path_of("v1", "PersistentVolumeClaim", namespace, pvc)),
             events=events.get("items", []),
-            jobs=await _jobs(client, namespace, name),
+            jobs=jobs,
+            workload=await _workload(client, namespace, seen.status.stage, jobs or ()),
             nodes=(await client.get_if_allowed("/api/v1/nodes") or {}).get("items"),
             gpus_per_node=gpus,
             crd_problem=await problem_of(client),
@@ -287,6 +292,16 @@ async def _jobs(client: ApiClient, namespace: str, name: str) -> list[Job] | Non
             raise
         return None
     return [Job.of(item) for item in (found or {}).get("items", [])]
+
+
+async def _workload(
+    client: ApiClient, namespace: str, stage: str, jobs: Sequence[Job]
+) -> Workload | None:
+    """Return the Workload of the unfinished Job of ``stage``, if that is in a queue of Kueue's."""
+    for job in jobs:
+        if job.queue and job.stage == stage and not job.finished:
+            return await find_workload(client, await discover(client), namespace, job.uid)
+    return None
 
 
 def _choose(name: str, pods: list[Pod], stage: str, rank: int, attempt: int | None) -> Pod:

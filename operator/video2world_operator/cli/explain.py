@@ -7,6 +7,7 @@ the common ones; any other text is shown as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from video2world_common.progress_events import duration
@@ -65,6 +66,11 @@ class Diagnosis:
         attempt = self._entry.attempt if self._entry else 0
         self._job_name = f"{seen.name}-{self._stage}-{attempt}"
         self._pods = [p for p in seen.pods if (p.stage, p.attempt) == (self._stage, attempt)]
+        if (workload := objects.workload) is not None:
+            self._pods = [
+                replace(p, unschedulable=workload.explain_placement(p.unschedulable))
+                for p in self._pods
+            ]
         self._events = [KubeEvent.of(event) for event in objects.events]
         uid = objects.metadata.get("uid")
         self._job = next(
@@ -177,8 +183,10 @@ class Diagnosis:
             yield self._of_condition(progressing)
         if started and started.reason == Reason.QUEUED and not self._pods:
             reported = object_causes.workload_reports(self._job_name, self._job, self._events)
+            if (workload := self._objects.workload) is not None and workload.waits:
+                reported = [workload.problem]
             remedy = self._remedies.fill(BY_REASON[Reason.QUEUED])
-            yield self._remedies.known(*reported) or Cause(started.message, remedy)
+            yield self._remedies.known(*reported, started.message) or Cause(started.message, remedy)
         if self._entry and self._entry.state == "Restarting":
             yield self._restarting(self._entry.message)
 

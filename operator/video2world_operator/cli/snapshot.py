@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from video2world_common.progress_events import TrainProgress, parse
 from video2world_operator.api.status import Phase, Status
 from video2world_operator.reconcile.observed_state import Job, Pod
+from video2world_operator.reconcile.workload import Workload
 
 __all__ = ["ClusterObjects", "Snapshot", "losses_of"]
 
@@ -42,7 +43,8 @@ class ClusterObjects:
 
     ``metadata`` and ``spec`` are the resource's; ``events`` are the namespace's core/v1 Events;
     ``jobs`` and ``nodes`` are None if the user may not list them; ``gpus_per_node`` is what one
-    training pod requests; ``crd_problem`` says what is wrong with the CRD, if something is.
+    training pod requests; ``crd_problem`` says what is wrong with the CRD, if something is;
+    ``workload`` is Kueue's of the current stage's Job, if that is in a queue.
     """
 
     metadata: KubeObject = field(default_factory=dict)
@@ -53,6 +55,7 @@ class ClusterObjects:
     gpus_per_node: int = 0
     crd_problem: str = ""
     jobs: Sequence[Job] | None = None
+    workload: Workload | None = None
 
 
 def losses_of(lines: Iterable[str | bytes]) -> list[float]:

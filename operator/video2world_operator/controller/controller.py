@@ -118,7 +118,8 @@ class Controller:
         key, plan = resource.key, self._plan_of(resource.body)
         observed = await self.observer.observe(resource, plan)
         if isinstance(plan, Plan) and not resource.ended:
-            found = await self.preflight.failures(key, plan, resource.body, observed.claim)
+            claim, served = observed.claim, self.observer.capabilities
+            found = await self.preflight.failures(key, plan, resource.body, claim, served)
             observed = replace(observed, preflight=found)
         decision = self._reconcile(resource, plan, observed)
 

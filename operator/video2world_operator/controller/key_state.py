@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from video2world_common.progress_events import Event
 from video2world_operator.controller.resource import Resource
 from video2world_operator.reconcile.observed_state import Claim, VolumePeer
+from video2world_operator.reconcile.workload import Workload
 
 __all__ = ["KeyState", "LogPosition", "RefusedStatus", "StatusWrite"]
 
@@ -63,6 +64,8 @@ class KeyState:
     just_accepted: bool = False  # its first status has been written, and nothing created yet
     problems: tuple[str, ...] = ()  # what the API server refused in the last reconciliation
     pvc: tuple[float, Claim] | None = None  # when the PVC was last read, and its state
+    # when the Workload of a Job (its UID) was last read, and its state
+    workload: tuple[float, str, Workload | None] | None = None
     created: dict[str, float] = field(default_factory=dict)  # objects created of late, by path
     logs: dict[str, LogPosition] = field(default_factory=dict)  # by UID of the pod
     events: list[Event] = field(default_factory=list)  # of workers, not in a written status yet

@@ -19,11 +19,14 @@ from video2world_operator.plan.commands import run_folder
 from video2world_operator.plan.labels import ATTEMPT_LABEL, RESOURCE_LABEL, STAGE_LABEL
 from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.plan import Plan
+from video2world_operator.preflight.queues import find_workload
 from video2world_operator.reconcile.actions import Apply, Decision
 from video2world_operator.reconcile.observed_state import Claim, Job, ObservedState, Pod, VolumePeer
+from video2world_operator.reconcile.workload import Workload
 
 __all__ = ["Observer", "needs_live_read"]
 
+WORKLOAD_SECONDS = 1.0  # for which a Workload is not read again
 PVC_SECONDS = 60.0  # for which a PVC is not read again while an attempt is running
 PlanOf = Callable[[Object], Plan | InvalidResource]
 
@@ -61,6 +64,7 @@ class Observer:
             claim=await self._pvc(resource, state, plan),
             peers=self._peers(resource, plan),
             pod_group=await self._pod_group(resource, plan),
+            workload=await self._workload(resource, state, observed),
         )
 
     async def read_live(self, resource: Resource, observed: ObservedState) -> ObservedState:
@@ -109,6 +113,25 @@ class Observer:
             return None
         name = f"{plan.name}-train-{entry.attempt}"
         return await self._api.get(path_of(chosen.version, "PodGroup", plan.namespace, name))
+
+    async def _workload(
+        self, resource: Resource, state: KeyState, observed: ObservedState
+    ) -> Workload | None:
+        """Return Kueue's Workload of the running attempt while that waits."""
+        running = {(e.name, e.attempt) for e in resource.status.stages if e.state == "Running"}
+        job = next((j for j in observed.jobs if j.queue and (j.stage, j.attempt) in running), None)
+        if job is None:
+            return None
+        if not (job.suspended or any(pod.unschedulable for pod in observed.pods)):
+            return None
+        if state.workload is not None:
+            read_at, uid, workload = state.workload
+            if uid == job.uid and time.monotonic() - read_at < WORKLOAD_SECONDS:
+                return workload
+        namespace = resource.key[0]
+        workload = await find_workload(self._api, self.capabilities, namespace, job.uid)
+        state.workload = (time.monotonic(), job.uid, workload)
+        return workload
 
     def _peers(self, resource: Resource, plan: Plan) -> list[VolumePeer]:
         """Return older resources on the same volume that have not ended."""

@@ -50,6 +50,8 @@ NAMESPACED: tuple[PolicyRule, ...] = (
     PolicyRule("", "persistentvolumeclaims", (*_CREATED, "delete")),
     PolicyRule("", "events", ("create", "list")),  # listed for stages that are stuck
     *(PolicyRule(api.group, api.plural, (*_CREATED, "delete"), api) for api in POD_GROUPS.values()),
+    PolicyRule("kueue.x-k8s.io", "localqueues", ("get",), OptionalApi.LOCAL_QUEUE),
+    PolicyRule("kueue.x-k8s.io", "workloads", ("list",), OptionalApi.WORKLOAD),  # of queued Jobs
 )
 # If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
 CLUSTER_WIDE: tuple[PolicyRule, ...] = (PolicyRule("", "nodes", ("list",)),)

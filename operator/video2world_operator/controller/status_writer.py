@@ -112,6 +112,7 @@ def _written_at_once(status: Status) -> tuple[object, ...]:
         status.observed_generation,
         status.restarts,
         status.attempt,
+        [(a.number, a.end_time) for a in status.attempts],
         status.checkpoint,
         [(row.checkpoint, row.state) for row in status.samples],
         [(e.name, e.state, e.attempt, e.inputs_hash) for e in status.stages],

@@ -38,6 +38,8 @@ __all__ = [
 VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
 GPU = "nvidia.com/gpu"
 USER = 1000
+_SIGKILL, _SIGTERM = 137, 143  # exit codes of a container that was stopped
+_UNLIMITED = 2**31 - 1  # as a backoffLimit
 LOST_NODE_SECONDS = 30  # tolerated unreachability of a node; the default of Kubernetes is 300
 _NETWORK = ("download", "dataset", "captions")  # stages without a GPU, which use the network
 _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (train: per GPU)
@@ -177,6 +179,7 @@ def _job(
     queue = resource.spec.scheduling.queue_name
     if queue and (stage.name == "train" or _gpus(resource, stage.kind)):
         labels[QUEUE_LABEL] = queue  # on the Job, not its pods
+        spec |= _evictable(spec, stage)
     name = f"{resource.name}-{stage.name}-{attempt}"
     job = _object("batch/v1", "Job", name, namespace, labels, spec=spec)
     job["metadata"]["annotations"] = {
@@ -200,6 +203,22 @@ def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
         divided = spec.inference.model_dump(include={"gpus", "offload"}, exclude_defaults=True)
         dumped += [divided] if divided else []
     return digest(dumped)
+
+
+def _evictable(spec: Manifest, stage: Stage) -> Manifest:
+    """Return fields of a Job that Kueue may stop: its pods' end is no failure of the Job.
+
+    Kueue stops a Job by suspending it. The Job controller then deletes the pods, and counts those
+    that do not succeed as failures. A crash still fails the group's Job at once.
+    """
+    codes = {"containerName": stage.kind, "operator": "In", "values": [_SIGTERM]}
+    rule = {"action": "Ignore", "onExitCodes": codes}
+    if stage.name == "train":
+        codes |= {"operator": "NotIn", "values": [_SIGKILL, _SIGTERM]}
+        rule = {"action": "FailJob", "onExitCodes": codes}
+    rules = [*spec["podFailurePolicy"]["rules"], rule]
+    changed: Manifest = {"podFailurePolicy": {"rules": rules}}
+    return changed | ({"backoffLimit": _UNLIMITED} if stage.name == "train" else {})
 
 
 def _on_disruption(action: str) -> Manifest:

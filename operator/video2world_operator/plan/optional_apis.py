@@ -21,6 +21,7 @@ class OptionalApi(Enum):
     VOLCANO_POD_GROUP = ("scheduling.volcano.sh", "PodGroup", ("v1beta1",))
     COSCHEDULING_POD_GROUP = ("scheduling.x-k8s.io", "PodGroup", ("v1alpha1",))
     LOCAL_QUEUE = ("kueue.x-k8s.io", "LocalQueue", ("v1beta2", "v1beta1"))
+    WORKLOAD = ("kueue.x-k8s.io", "Workload", ("v1beta2", "v1beta1"))
 
     def __init__(self, group: str, kind: str, known: tuple[str, ...]) -> None:
         self.group, self.kind, self.known = group, kind, known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from video2world_operator.api.quantity import quantity
 from video2world_operator.plan import gang
@@ -155,6 +155,18 @@ def _quota_usage(stage: Stage) -> Counter[str]:
     return amounts
 
 
+def _queue(name: str, queues: Mapping[str, str]) -> Check:
+    """Check a LocalQueue; ``queues`` are those of the namespace, with why they admit nothing."""
+    usable = ", ".join(queue for queue, problem in queues.items() if not problem) or "none"
+    remedy = f"use one of: {usable}"
+    if name not in queues:
+        return Check("queue", Verdict.FAIL, f"{name} is not in this namespace", remedy)
+    if queues[name]:
+        text = f"{name} admits nothing: {queues[name]}"
+        return Check("queue", Verdict.WARN, text, f"wait, or {remedy}")
+    return Check("queue", Verdict.OK, f"{name} exists and admits")
+
+
 def _scheduling(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
     spec = plan.resource.spec.scheduling
     queue, priority = spec.queue_name, spec.priority_class_name
@@ -162,10 +174,7 @@ def _scheduling(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
         text = f"{queue}: Kueue is not installed, or there is no permission to list its queues"
         yield Check("queue", Verdict.FAIL, text, "install Kueue, or remove queueName")
     elif queue:
-        found = queue in (facts.queues or ())
-        known = f"use one of: {', '.join(facts.queues or ()) or 'none'}"
-        text = f"{queue} {'exists' if found else 'is not in this namespace'}"
-        yield Check("queue", Verdict.OK if found else Verdict.FAIL, text, "" if found else known)
+        yield _queue(queue, facts.queues or {})
     if priority and facts.priority_classes is None:
         yield Check("priority class", Verdict.UNKNOWN, "no permission to list priority classes")
     elif priority and priority not in (facts.priority_classes or ()):

@@ -17,6 +17,7 @@ from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.crd_version import problem_of
 from video2world_operator.preflight.facts import ClusterFacts
+from video2world_operator.preflight.queues import why_inactive
 
 __all__ = ["cluster_facts"]
 
@@ -46,7 +47,8 @@ async def cluster_facts(
     if spec.scheduling.queue_name and (
         path := capabilities.path(OptionalApi.LOCAL_QUEUE, namespace)
     ):
-        queues = _names(await _items(cluster, path))
+        listed = await _items(cluster, path)
+        queues = None if listed is None else {_name(q): why_inactive(q) for q in listed}
     return ClusterFacts(
         namespace=namespace,
         nodes=await _items(cluster, "/api/v1/nodes"),
@@ -73,7 +75,11 @@ async def _items(cluster: ApiClient, path: str) -> list[Any] | None:
 
 
 def _names(items: list[Any] | None) -> list[str] | None:
-    return None if items is None else [item["metadata"]["name"] for item in items]
+    return None if items is None else [_name(item) for item in items]
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return str(item["metadata"]["name"])
 
 
 def _leader(leases: list[Any] | None) -> str | None:

@@ -89,7 +89,7 @@ class ClusterFacts:
     secrets: Mapping[str, Sequence[str] | None] = field(default_factory=dict)  # keys by name
     unreadable: frozenset[str] = frozenset()  # Secrets without permission to read
     priority_classes: Sequence[str] | None = None
-    queues: Sequence[str] | None = None
+    queues: Mapping[str, str] | None = None  # why each admits nothing; empty: it does
     capabilities: Capabilities = field(default_factory=Capabilities)
     leader: str | None = None  # holder of the operator's Lease; empty: none
     definition: str = ""  # problem with the CRD

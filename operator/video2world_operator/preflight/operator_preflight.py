@@ -16,9 +16,11 @@ from typing import Any
 
 from video2world_operator.kube.client import SMALL_PAGE, ApiClient
 from video2world_operator.kube.errors import ApiError
+from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.check import Verdict
 from video2world_operator.preflight.node_fit import before_training
+from video2world_operator.preflight.queues import queue_problem
 from video2world_operator.preflight.requirements import estimate
 from video2world_operator.reconcile.observed_state import Claim
 
@@ -40,7 +42,12 @@ class NodePreflight:
         self._known: dict[tuple[str, str], tuple[tuple[int, bool], list[str]]] = {}
 
     async def failures(
-        self, key: tuple[str, str], plan: Plan, body: Mapping[str, Any], claim: Claim | None
+        self,
+        key: tuple[str, str],
+        plan: Plan,
+        body: Mapping[str, Any],
+        claim: Claim | None,
+        capabilities: Capabilities,
     ) -> list[str] | None:
         """Return the failed checks of the plan of ``body``; None once its training has begun."""
         states = {e["name"]: e["state"] for e in (body.get("status") or {}).get("stages") or []}
@@ -53,12 +60,20 @@ class NodePreflight:
             size = "" if spec.storage.claim_name else spec.volume_size
             if claim is not None and claim.found:
                 size = claim.size
-            known = self._known[key] = moment, await self.check(plan, size)
+            failed = await self._queue_problems(plan, capabilities) + await self.check(plan, size)
+            known = self._known[key] = moment, failed
         return known[1]
 
     def forget(self, key: tuple[str, str]) -> None:
         """Drop the results of a resource that is gone."""
         self._known.pop(key, None)
+
+    async def _queue_problems(self, plan: Plan, capabilities: Capabilities) -> list[str]:
+        queue, problem = plan.resource.spec.scheduling.queue_name, ""
+        if queue:
+            with contextlib.suppress(ApiError, OSError):  # not worth delaying a reconciliation
+                problem = await queue_problem(self._cluster, capabilities, plan.namespace, queue)
+        return [f"queue: {problem}"] if problem else []
 
     async def check(self, plan: Plan, claim_size: str) -> list[str]:
         """Return the failed checks of ``plan``, each with its remedy."""

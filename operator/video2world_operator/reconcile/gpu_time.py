@@ -9,7 +9,14 @@ from video2world_operator.api.status import AttemptStatus, GPUSeconds, Status
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.observed_state import Pod
 
-__all__ = ["close_attempt", "correct_start", "observe", "open_attempt", "uncount_last_restart"]
+__all__ = [
+    "close_attempt",
+    "correct_start",
+    "has_started",
+    "observe",
+    "open_attempt",
+    "uncount_last_restart",
+]
 
 KEPT = 10  # attempts listed in the status
 
@@ -48,6 +55,12 @@ def _saved(status: Status) -> int:
 def _open_record(status: Status) -> AttemptStatus | None:
     records = status.attempts
     return records[-1] if records and records[-1].end_time is None else None
+
+
+def has_started(status: Status) -> bool:
+    """Return whether pods of the open attempt have started."""
+    record = _open_record(status)
+    return record is not None and record.start_time is not None
 
 
 def observe(status: Status, pods: Sequence[Pod], gpus: int, nodes: int, now: datetime) -> None:

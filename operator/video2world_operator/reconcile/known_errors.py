@@ -285,9 +285,37 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     # -------------------------------------------------- queues
     KnownError(
-        r"LocalQueue[^\n]*(?:doesn't exist|not found)",
+        r"LocalQueue[^\n]*(?:doesn't exist|not found|missing)",
         "The Kueue queue in spec.scheduling.queueName does not exist in this namespace.",
-        "kubectl get localqueues -n {namespace} lists them",
+        "kubectl get localqueues -n {namespace} lists them; `v2w suspend {name}`, correct "
+        "spec.scheduling.queueName, and `v2w resume {name}`",
+    ),
+    KnownError(
+        r"Queue (?:\S+ )?is (?:inactive|stopped)|"
+        r"ClusterQueue \S+ (?:doesn't exist|not found|is terminating or missing)",
+        "The Kueue queue is stopped or incomplete, and admits nothing.",
+        "Ask an administrator to resume or create it (`kubectl describe clusterqueue` shows "
+        "spec.stopPolicy and what is missing), or name another queue in spec.scheduling.queueName",
+    ),
+    KnownError(
+        r"for (?P<lacking>\S+) in flavor [^,\s]+, request > maximum capacity "
+        r"\((?P<asked>\S+) > (?P<room>[^)\s]+)\)",
+        "Stage {stage} requests {asked} of {lacking}, but its queue can never give more than "
+        "{room}.",
+        "Ask for more quota or name another queue in spec.scheduling.queueName; or use fewer nodes "
+        "or GPUs, in another resource",
+    ),
+    KnownError(
+        r"resource (?P<lacking>\S+) unavailable in ClusterQueue",
+        "The Kueue queue has no quota for {lacking}, which stage {stage} requests.",
+        "Ask an administrator to add {lacking} to its ClusterQueue, or name another queue in "
+        "spec.scheduling.queueName",
+    ),
+    KnownError(
+        r"Workload is deactivated",
+        "Kueue does not consider stage {stage} any more: its Workload was deactivated.",
+        "Find out why (kubectl describe workloads -n {namespace}), then set the Workload's "
+        "spec.active to true, or `v2w suspend {name}` and `v2w resume {name}`",
     ),
     KnownError(
         r"(?:couldn't assign flavors|insufficient (?:unused )?quota)",
@@ -337,6 +365,13 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "The volume is bound to another node or zone than the nodes with enough room.",
         "Use a claim that every node can mount (ReadWriteMany), or select nodes of its zone with "
         "spec.stages.{stage}.nodeSelector",
+    ),
+    KnownError(
+        r"didn't match Pod's node affinity[^\n]*\(Kueue assigned flavor (?P<flavor>[^)]+)\)",
+        "No node has the labels of flavor {flavor}, which Kueue assigned to stage {stage}, and "
+        "those that spec.stages.{stage} requires.",
+        "kubectl describe resourceflavor {flavor} lists its nodeLabels: label nodes, or ask an "
+        "administrator to correct the flavor",
     ),
     KnownError(
         r"didn't match Pod's node affinity/selector",

@@ -20,6 +20,7 @@ from video2world_operator.plan.labels import (
 )
 from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.stage import container_of
+from video2world_operator.reconcile.workload import Workload
 
 __all__ = ["Claim", "Job", "KubeEvent", "ObservedState", "Pod", "VolumePeer"]
 
@@ -59,6 +60,7 @@ class Job:
     failed: str = ""  # the Failed condition's reason
     message: str = ""
     created: datetime | None = None
+    started: datetime | None = None  # when it was created or last resumed; None while suspended
     ended: datetime | None = None  # when it became complete or failed
     completions: int = 1
     queue: str = ""  # Kueue's queue, from its label
@@ -93,6 +95,7 @@ class Job:
             failed=failed.get("reason", "Failed") if failed else "",
             message=failed.get("message", ""),
             created=parse_time(metadata.get("creationTimestamp")),
+            started=parse_time(status.get("startTime")),
             ended=parse_time(end.get("lastTransitionTime")),
             completions=int(spec.get("completions") or 1),
             queue=_label(labels, QUEUE_LABEL),
@@ -320,6 +323,7 @@ class ObservedState:
     events: Sequence[Event] = ()
     problems: Sequence[str] = ()
     pod_group: Object | None = None  # that of the attempt at training, if it was read
+    workload: Workload | None = None  # Kueue's, of the Job that waits, if it was read
     kube_events: Sequence[KubeEvent] | None = None
     preflight: Sequence[str] | None = None  # problems found before training; None: not checked
 

@@ -11,7 +11,7 @@ from video2world_operator.reconcile.draft import Draft
 from video2world_operator.reconcile.known_errors import explain_error, remedy_facts
 from video2world_operator.reconcile.observed_state import Job, Pod
 
-__all__ = ["desired_pods", "report_pods", "report_stuck", "reset"]
+__all__ = ["desired_pods", "facts_for", "report_pods", "report_stuck", "reset"]
 
 
 def desired_pods(stage: Stage) -> int:
@@ -28,7 +28,7 @@ def report_pods(draft: Draft, stage: Stage, job: Job | None, pods: Sequence[Pod]
     """Report how many pods are ready, or the first reason why one is not."""
     for pod in pods:
         if pod.waits:
-            error = explain_error([pod.waits], _facts(draft, pod.stage, job) | {"pod": pod.name})
+            error = explain_error([pod.waits], facts_for(draft, pod.stage, job) | {"pod": pod.name})
             todo = error.remedy if error else f"`kubectl describe pod {pod.name}` shows more"
             draft.set_condition(
                 Type.PODS_STARTED,
@@ -40,12 +40,11 @@ def report_pods(draft: Draft, stage: Stage, job: Job | None, pods: Sequence[Pod]
             )
             return
         if pod.unschedulable:
+            workload, problem = draft.observed.workload, pod.unschedulable
+            if workload is not None:
+                problem = workload.explain_placement(problem)
             draft.set_condition(
-                Type.PODS_STARTED,
-                False,
-                Reason.UNSCHEDULABLE,
-                pod=pod.name,
-                problem=pod.unschedulable,
+                Type.PODS_STARTED, False, Reason.UNSCHEDULABLE, pod=pod.name, problem=problem
             )
             return
     desired = desired_pods(stage)
@@ -64,7 +63,7 @@ def report_stuck(draft: Draft, kind: Type, job: Job, pods: Sequence[Pod], desire
     if not judged.findings:
         return False
     first = judged.findings[0]
-    problem = stuck_stages.message(first, _facts(draft, job.stage, job))
+    problem = stuck_stages.message(first, facts_for(draft, job.stage, job))
     draft.set_condition(kind, False, Reason.NO_PROGRESS, problem=problem)
     draft.stuck += judged.uids
     draft.requeue_rarely(first.since)
@@ -84,7 +83,7 @@ def _set(draft: Draft, stage: Stage, *, ready: int) -> None:
     )
 
 
-def _facts(draft: Draft, stage: str, job: Job | None) -> dict[str, str]:
+def facts_for(draft: Draft, stage: str, job: Job | None) -> dict[str, str]:
     """Return what remedies may name."""
     name = draft.resource.name
     return remedy_facts(

@@ -17,6 +17,7 @@ from video2world_operator.reconcile import (
     failure_rate,
     gpu_time,
     pods_started,
+    queue_wait,
     teardown,
 )
 from video2world_operator.reconcile.actions import Annotate
@@ -104,26 +105,19 @@ def _follow(draft: Draft, stage: Stage, entry: StageStatus, job: Job | None) -> 
     if job is not None and job.complete:
         _finish(draft, stage, entry)
         return True
-    if job is not None and job.suspended:
-        # Kueue starts and stops the pods of a Job in a queue; otherwise someone suspended it.
-        draft.set_condition(
-            Type.PODS_STARTED,
-            False,
-            Reason.QUEUED if job.queue else Reason.JOB_SUSPENDED,
-            stage=stage.name,
-            queue=job.queue,
-            job=job.name,
-            namespace=draft.plan.namespace,
-        )
-        return False
-    failure = failure_policy.find_failure(stage, job, pods)
-    if failure is not None:
-        failure_policy.fail_attempt(draft, stage, entry, failure)
-        return False
+    is_suspended = job is not None and job.suspended and not job.finished
+    if not is_suspended:
+        failure = failure_policy.find_failure(stage, job, queue_wait.since_resumed(job, pods))
+        if failure is not None:
+            failure_policy.fail_attempt(draft, stage, entry, failure)
+            return False
     if job is not None and _is_outdated(draft, stage, job, pods):
         why = "none of its pods had started, and the spec of its pods has changed"
         failure_policy.fail_attempt(draft, stage, entry, Failure("SpecChanged", why))
         del draft.status.next_attempt_time  # nothing has run that could fail again
+        return False
+    if job is not None and is_suspended:
+        queue_wait.follow(draft, stage, entry, job, pods)
         return False
     pods_started.report_pods(draft, stage, job, pods)
     return False

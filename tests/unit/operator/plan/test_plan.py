@@ -706,6 +706,24 @@ def test_queue_label_is_on_one_level_only():
         assert "kueue.x-k8s.io/queue-name" not in template
 
 
+def test_pods_that_kueue_stops_are_no_failure_of_their_job():
+    """A group that crashes fails its Job at once, and so does a group that no queue stops."""
+    queued = plan(model={"size": "2B"}, scheduling={"queueName": "q"})
+    spec = queued.stage("train").job["spec"]
+    assert spec["backoffLimit"] == 2**31 - 1
+    assert spec["podFailurePolicy"]["rules"][-1] == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "train", "operator": "NotIn", "values": [137, 143]},
+    }
+    spec = queued.stage("embeddings").job["spec"]
+    assert spec["podFailurePolicy"]["rules"][-1] == {
+        "action": "Ignore",
+        "onExitCodes": {"containerName": "embeddings", "operator": "In", "values": [143]},
+    }
+    spec = plan(model={"size": "2B"}).stage("train").job["spec"]
+    assert (spec["backoffLimit"], len(spec["podFailurePolicy"]["rules"])) == (0, 2)
+
+
 def test_stage_settings_and_patch():
     patch = {
         "spec": {

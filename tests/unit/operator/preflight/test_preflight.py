@@ -307,7 +307,7 @@ GOOD = ClusterFacts(
     quotas=[],
     leader="one",
     priority_classes=["high"],
-    queues=["team"],
+    queues={"team": "", "held": "LocalQueue is stopped"},
     capabilities=Capabilities({OptionalApi.NATIVE_POD_GROUP: "v1beta1"}),
 )
 
@@ -477,6 +477,13 @@ BAD = {
         "q leaves 0 of 5 pods, 1 are needed",
     ),
     "no queue": ({"scheduling": {"queueName": "x"}}, {}, "queue", "fail", "not in this namespace"),
+    "stopped queue": (
+        {"scheduling": {"queueName": "held"}},
+        {},
+        "queue",
+        "warn",
+        "admits nothing: LocalQueue is stopped",
+    ),
     "no Kueue": (
         {"scheduling": {"queueName": "x"}},
         {"queues": None},
