@@ -58,8 +58,8 @@ node: .venv/ready ## Open a shell with such a node (root)
 torture: .venv/ready ## Kill a training 200 times at random and compare its weights (an hour; KILLS=20)
 	$(BIN)/python -m benchmarks.torture --kills $(or $(KILLS),200)
 
-chaos: .venv/ready ## Inject faults around the operator, seed by seed (hours; SEEDS=20, JOBS=2, or one: SEED=7)
-	$(BIN)/python -m benchmarks.chaos $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) $(if $(JOBS),--jobs $(JOBS)))
+chaos: .venv/ready ## Inject faults around the operator, seed by seed (hours; SEEDS=20, JOBS=2, KUEUE=1, or one: SEED=7)
+	$(BIN)/python -m benchmarks.chaos $(if $(KUEUE),--kueue) $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) $(if $(JOBS),--jobs $(JOBS)))
 
 bench-operator: .venv/ready ## Measure the operator at 1,000 resources, next to Kubeflow's (half an hour; RESOURCES=50)
 	$(BIN)/python -m benchmarks.scale $(if $(RESOURCES),--resources $(RESOURCES) --nodes $(RESOURCES))

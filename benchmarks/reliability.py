@@ -1,4 +1,4 @@
-"""Write the tables of docs/reliability.md from chaos.json and torture.json."""
+"""Write the tables of docs/reliability.md from the records of chaos and torture."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from typing import Any
 
 from .cases import Marks, between
 
-__all__ = ["CHAOS", "DOCUMENT", "TORTURE", "documented", "write"]
+__all__ = ["CHAOS", "CHAOS_KUEUE", "DOCUMENT", "TORTURE", "documented", "write"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAOS = ROOT / "benchmarks" / "results" / "chaos.json"
+CHAOS_KUEUE = ROOT / "benchmarks" / "results" / "chaos_kueue.json"
 TORTURE = ROOT / "benchmarks" / "results" / "torture.json"
 DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN = "<!-- {0}: made by `python -m benchmarks.reliability` -->"
 CHAOS_MARKS: Marks = (BEGIN.format("chaos"), "<!-- /chaos -->")
+KUEUE_MARKS: Marks = (BEGIN.format("chaos with Kueue"), "<!-- /chaos with Kueue -->")
 TORTURE_MARKS: Marks = (BEGIN.format("torture"), "<!-- /torture -->")
 
 Record = dict[str, Any]
 
 
-def documented(text: str, chaos: Record | None, torture: Record | None) -> str:
+def documented(
+    text: str, chaos: Record | None, kueue: Record | None, torture: Record | None
+) -> str:
     """Return ``text`` with the records' tables between its marks; a record may be missing."""
-    text = between(CHAOS_MARKS, text, _chaos(chaos) if chaos else "Not run yet.")
+    text = between(CHAOS_MARKS, text, _chaos(chaos, 200) if chaos else "Not run yet.")
+    text = between(KUEUE_MARKS, text, _chaos(kueue, 50) if kueue else "Not run yet.")
     return between(TORTURE_MARKS, text, _torture(torture) if torture else "Not run yet.")
 
 
 def write() -> None:
     """Update the document from the records."""
-    chaos, torture = (
-        json.loads(path.read_text()) if path.exists() else None for path in (CHAOS, TORTURE)
+    records = (
+        json.loads(path.read_text()) if path.exists() else None
+        for path in (CHAOS, CHAOS_KUEUE, TORTURE)
     )
-    DOCUMENT.write_text(documented(DOCUMENT.read_text(), chaos, torture))
+    DOCUMENT.write_text(documented(DOCUMENT.read_text(), *records))
 
 
 def _machine(machine: Record) -> str:
@@ -60,14 +66,15 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
 
 
-def _chaos(record: Record) -> str:
+def _chaos(record: Record, goal: int) -> str:
     trials = sorted(record["trials"], key=lambda one: int(one["seed"]))
     failed = [one for one in trials if one["broken"]]
     commits = sorted({one["commit"] for one in trials})
+    kueue = f", Kueue v{record['kueue']}" if "kueue" in record else ""
     lines = [
         f"**{len(trials) - len(failed)} of {len(trials)} seeds without a violation** (goal: "
-        f"200 of 200). Kubernetes {record['control_plane']}, {_machine(record['machine'])}; "
-        f"commits of the trials: {', '.join(commits)}."
+        f"{goal} of {goal}). Kubernetes {record['control_plane']}{kueue}, "
+        f"{_machine(record['machine'])}; commits of the trials: {', '.join(commits)}."
     ]
     seconds = sorted(one["seconds"] for one in trials)
     ends = sorted(one["seconds_from_calm_to_all_ended"] for one in trials)

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from control_plane import Cluster
+from control_plane.kueue import Kueue
 
 from .. import reliability
 from ..host import facts
-from ..reliability import CHAOS
+from ..reliability import CHAOS, CHAOS_KUEUE
 from . import ROOT
-from .schedule import KINDS, Fault, faults, resources, worker_events
+from .schedule import KINDS, KUEUE_KINDS, QUEUE, Fault, faults, resources, worker_events
 from .testbed import Testbed
 from .trial import Timeouts, Trial, run
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument(
         "--kinds",
         nargs="+",
-        choices=KINDS,
+        choices=[*KINDS, *KUEUE_KINDS],
         default=[],
         metavar="KIND",
         help="inject these kinds of faults only; not for the record",
@@ -67,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--new-record",
         action="store_true",
         help="start a new record instead of adding to it",
+    )
+    flags.add_argument(
+        "--kueue",
+        action="store_true",
+        help="let Kueue admit the GPU stages, with faults of its own; a record of its own",
     )
     flags.add_argument("--minutes", type=float, default=1e9, help="start no seed after this time")
     flags.add_argument(
@@ -86,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # the proxy's clients get killed
     with tempfile.TemporaryDirectory() as folder, _cluster() as cluster:
         cluster.install_definition(ROOT / "manifests" / "crd.yaml")
-        with Testbed(cluster, Path(folder)) as testbed:
+        kueue = Kueue(cluster) if args.kueue else None
+        with Testbed(cluster, Path(folder), kueue=kueue) as testbed:
             series = _Series(testbed, args)
             if args.seed is not None:
                 return series.repeat(args.seed)
@@ -97,7 +104,7 @@ def _run_in_parallel(command: list[str], jobs: int) -> int:
     """Start ``jobs`` processes that divide the seeds and share the record."""
     if "--new-record" in command:
         command = [one for one in command if one != "--new-record"]
-        CHAOS.unlink(missing_ok=True)
+        (CHAOS_KUEUE if "--kueue" in command else CHAOS).unlink(missing_ok=True)
     shares = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks.chaos", *command, "--share", str(number)]
@@ -123,10 +130,10 @@ def _cluster() -> Cluster:
 
 
 @contextlib.contextmanager
-def _record(size: dict[str, int], start_new: bool = False) -> Iterator[dict[str, Any]]:
+def _record(path: Path, size: dict[str, int], start_new: bool = False) -> Iterator[dict[str, Any]]:
     """Lock the record, yield it, and write it back."""
-    CHAOS.touch()
-    with CHAOS.open("r+") as stream:
+    path.touch()
+    with path.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         record: dict[str, Any] = json.loads(stream.read() or "{}")
         if start_new or any(record.get(name) != value for name, value in size.items()):
@@ -147,18 +154,24 @@ class _Series:
 
     def trial(self, seed: int, schedule: Sequence[Fault] | None = None) -> Trial:
         """Run a seed, print its outcome, and write a trace if an invariant did not hold."""
-        bodies = resources(seed, self._args.resources)
+        bodies = resources(seed, self._args.resources, QUEUE if self._args.kueue else "")
         if schedule is None:
-            schedule = faults(seed, self._args.faults, self._args.kinds)
+            schedule = self._faults(seed)
         one = run(self._testbed, seed, bodies, schedule, Timeouts(), self._known)
         print(f"seed {seed}: {'BROKEN' if one.violations else 'held'} {json.dumps(one.figures)}")
         for violation in one.violations[:10]:
             print(f"  {violation.invariant}: {violation.resource}: {violation.text[-400:]}")
         if one.violations or self._args.trace:
             path = one.write(TRACES, self._testbed.logs())
-            print(f"  {path.relative_to(ROOT)}; repeat: python -m benchmarks.chaos --seed {seed}")
+            flag = " --kueue" if self._args.kueue else ""
+            again = f"python -m benchmarks.chaos{flag} --seed {seed}"
+            print(f"  {path.relative_to(ROOT)}; repeat: {again}")
         sys.stdout.flush()
         return one
+
+    def _faults(self, seed: int) -> list[Fault]:
+        kinds = self._args.kinds or ([*KINDS, *KUEUE_KINDS] if self._args.kueue else [])
+        return faults(seed, self._args.faults, kinds)
 
     def run_all(self, command: str) -> int:
         """Run the seeds that the record lacks, and write it after each."""
@@ -166,7 +179,8 @@ class _Series:
         machine = facts(command)
         version = self._testbed.cluster.admin.get("/version")["gitVersion"]
         size = {"resources": args.resources, "faults": args.faults}
-        with _record(size, args.new_record) as record:
+        path = CHAOS_KUEUE if args.kueue else CHAOS
+        with _record(path, size, args.new_record) as record:
             recorded = {one["seed"] for one in record["trials"]}
         for seed in range(1 + (args.share or 0), args.seeds + 1, args.jobs):
             if seed in recorded:
@@ -174,11 +188,13 @@ class _Series:
             if time.monotonic() > until:
                 break
             trial = self.trial(seed)
-            with _record(size) as record:
+            with _record(path, size) as record:
                 record |= {"machine": machine, "control_plane": version}
+                if self._testbed.kueue is not None:
+                    record["kueue"] = self._testbed.kueue.version
                 record["trials"].append(trial.record() | {"commit": machine["commit"]})
             reliability.write()
-        with _record(size) as record:
+        with _record(path, size) as record:
             trials = record["trials"]
         failed = sorted(one["seed"] for one in trials if one["broken"])
         print(f"{len(trials)} seeds, {len(failed)} with a broken invariant: {failed}")
@@ -186,7 +202,7 @@ class _Series:
 
     def repeat(self, seed: int) -> int:
         """Run one seed again; with ``--shrink`` drop faults while it still fails."""
-        schedule = faults(seed, self._args.faults, self._args.kinds)
+        schedule = self._faults(seed)
         broken = bool(self.trial(seed, schedule).violations)
         if broken and self._args.shrink:
             step = len(schedule) // 2

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 
-from . import cluster_faults, operator_faults, user_actions
+from . import cluster_faults, kueue_faults, operator_faults, user_actions
 from .schedule import Fault
 from .target import Target, retry
 
@@ -16,6 +16,7 @@ FAULTS: dict[str, Callable[[Target, Fault, random.Random], str]] = {
     **operator_faults.FAULTS,
     **cluster_faults.FAULTS,
     **user_actions.FAULTS,
+    **kueue_faults.FAULTS,
 }
 
 
@@ -30,7 +31,8 @@ class FaultInjector:
         return FAULTS[fault.kind](self.target, fault, random.Random(fault.seed))
 
     def resume_all(self) -> None:
-        """Resume every suspended resource; nodes that are lost for good stay lost."""
+        """Resume every suspended resource and the queue; lost nodes stay lost."""
+        kueue_faults.restore(self.target)
         everything = Fault(0, "users resume", options={"share": 1.0})
 
         def resume() -> None:

@@ -14,6 +14,9 @@ from video2world_operator.plan.plan import make_plan
 __all__ = [
     "KINDS",
     "KNOWN_DATA",
+    "KUEUE_KINDS",
+    "QUEUE",
+    "QUEUE_GPUS",
     "Fault",
     "count_jobs",
     "draw_edit",
@@ -97,6 +100,14 @@ KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
     "users delete": (0, 0, _share(0.05)),
 }
 
+# The same for a trial in which Kueue admits the GPU stages.
+KUEUE_KINDS: Mapping[str, tuple[float, float, Callable[[random.Random], Body]]] = {
+    "Kueue killed": (0, 6, lambda rng: {"grace": rng.choice([0, 0, 10])}),
+    "queue held": (2, 9, lambda rng: {"policy": rng.choice(["Hold", "HoldAndDrain"])}),
+    "quota shrunk": (3, 9, lambda rng: {"gpus": rng.choice([0, 2, 6])}),
+}
+QUEUE, QUEUE_GPUS = "gpus", 24  # of the 64 that the nodes have
+
 
 def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
     """Draw ``count`` faults; over many seeds every kind is equally frequent."""
@@ -106,7 +117,7 @@ def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
     drawn += rng.sample(names, count % len(names))
     schedule = []
     for kind in drawn:
-        shortest, longest, options = KINDS[kind]
+        shortest, longest, options = {**KINDS, **KUEUE_KINDS}[kind]
         schedule.append(
             Fault(
                 round(rng.uniform(0, LATEST), 3),
@@ -119,10 +130,13 @@ def faults(seed: int, count: int, kinds: Sequence[str] = ()) -> list[Fault]:
     return sorted(schedule, key=lambda fault: fault.at)
 
 
-def resources(seed: int, count: int) -> list[Body]:
-    """Draw ``count`` resources: small runs on one to three GPU nodes."""
+def resources(seed: int, count: int, queue: str = "") -> list[Body]:
+    """Draw ``count`` resources: small runs on one to three GPU nodes, admitted by ``queue``."""
     rng = random.Random(f"resources {seed}")
-    return [_resource(rng, number) for number in range(count)]
+    drawn = [_resource(rng, number) for number in range(count)]
+    for body in drawn if queue else ():
+        body["spec"]["scheduling"] = {"queueName": queue}
+    return drawn
 
 
 def _resource(rng: random.Random, number: int) -> Body:

@@ -31,6 +31,7 @@ class Target:
     lost_nodes: list[str] = field(default_factory=list)  # nodes lost until the end of the trial
     nodes_lock: threading.Lock = field(default_factory=threading.Lock)
     nodes_added: int = 0
+    queue: str = ""  # Kueue's ClusterQueue
 
     @property
     def cluster(self) -> Cluster:

@@ -22,6 +22,7 @@ import yaml
 
 from api_proxy import Proxy
 from control_plane import Cluster
+from control_plane.kueue import Kueue
 from operators import Operator, grant
 
 from . import ROOT
@@ -136,13 +137,15 @@ class ErrorBurst:
 class Testbed:
     """A cluster with operators behind a proxy; use as a context manager.
 
-    ``lease``: the operators' lease duration in seconds.
+    ``lease``: the operators' lease duration in seconds; ``kueue``: what admits the GPU stages.
     """
 
     __test__ = False  # not a test class, whatever pytest reads into its name
 
-    def __init__(self, cluster: Cluster, folder: Path, lease: float = 15) -> None:
-        self.cluster, self.folder, self._lease = cluster, folder, lease
+    def __init__(
+        self, cluster: Cluster, folder: Path, lease: float = 15, kueue: Kueue | None = None
+    ) -> None:
+        self.cluster, self.folder, self._lease, self.kueue = cluster, folder, lease, kueue
         self.control_plane = threading.Lock()  # one fault of API server or etcd at a time
         self.requests: Counter[str] = Counter()
         self._bursts: list[ErrorBurst] = []

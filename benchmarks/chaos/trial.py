@@ -20,7 +20,7 @@ from video2world_operator.plan.labels import RESOURCE_LABEL
 from .etcd_watcher import EtcdWatcher
 from .fault_injector import FaultInjector
 from .invariants import Checker, Violation
-from .schedule import Body, Fault, count_jobs
+from .schedule import QUEUE, QUEUE_GPUS, Body, Fault, count_jobs
 from .target import Target
 from .testbed import Testbed
 
@@ -88,6 +88,8 @@ def run(
     namespace = _create_namespace(cluster, seed, bodies)
     watcher = EtcdWatcher(cluster.store, namespace, since, checker)
     target = Target(testbed, watcher, namespace, {b["metadata"]["name"]: b for b in bodies})
+    if testbed.kueue is not None:
+        target.queue = testbed.kueue.add_queue(namespace, QUEUE, gpus=QUEUE_GPUS)
     injector = FaultInjector(target)
     log: list[str] = []
     try:

@@ -7,15 +7,17 @@ from itertools import count
 
 import pytest
 from benchmarks.chaos import __main__ as chaos
+from benchmarks.chaos.fault_injector import FAULTS
 from benchmarks.chaos.history import RESOURCES
 from benchmarks.chaos.invariants import Checker
-from benchmarks.chaos.schedule import KINDS, faults, resources
-from benchmarks.reliability import CHAOS, DOCUMENT, TORTURE, documented
+from benchmarks.chaos.schedule import KINDS, KUEUE_KINDS, faults, resources
+from benchmarks.reliability import CHAOS, CHAOS_KUEUE, DOCUMENT, TORTURE, documented
 
 from control_plane import Change
 from video2world_operator.api.constants import GROUP
 from video2world_operator.api.validation import parse
 
+ALL_KINDS = [*KINDS, *KUEUE_KINDS]
 DONE = {"type": "Complete", "status": "True", "reason": "", "message": ""}
 
 
@@ -246,33 +248,36 @@ def test_a_seed_is_reproducible_and_every_kind_of_fault_is_drawn():
     assert faults(7, 14) == faults(7, 14) != faults(8, 14)
     drawn = {fault.kind for seed in range(20) for fault in faults(seed, 14)}
     assert drawn == set(KINDS)
-    for body in resources(7, 100):
+    drawn = {fault.kind for seed in range(20) for fault in faults(seed, 17, ALL_KINDS)}
+    assert drawn == set(ALL_KINDS) == set(FAULTS)
+    for body in (*resources(7, 100), *resources(7, 100, queue="gpus")):
         parse(body)  # raises where it is not valid
 
 
 def test_the_page_matches_the_committed_records():
-    chaos, torture = (
-        json.loads(path.read_text()) if path.exists() else None for path in (CHAOS, TORTURE)
-    )
+    records = [
+        json.loads(path.read_text()) if path.exists() else None
+        for path in (CHAOS, CHAOS_KUEUE, TORTURE)
+    ]
     text = DOCUMENT.read_text()
-    assert text == documented(text, chaos, torture)
-    assert "Not run yet." in documented(text, None, None)
+    assert text == documented(text, *records)
+    assert "Not run yet." in documented(text, None, None, None)
 
 
-def test_parallel_trials_share_the_record_and_another_size_starts_a_new_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(chaos, "CHAOS", tmp_path / "chaos.json")
+def test_parallel_trials_share_the_record_and_another_size_starts_a_new_one(tmp_path):
+    path = tmp_path / "chaos.json"
 
     def add(seed, size):
-        with chaos._record(size) as record:
+        with chaos._record(path, size) as record:
             time.sleep(0.01)  # without the lock another thread would read the old record here
             record["trials"].append({"seed": seed})
 
     small = {"resources": 10, "faults": 2}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: add(seed, small), range(20)))
-    found = json.loads((tmp_path / "chaos.json").read_text())
+    found = json.loads(path.read_text())
     assert found["resources"] == 10
     assert sorted(one["seed"] for one in found["trials"]) == [*range(20)]
     add(7, {"resources": 100, "faults": 2})
-    found = json.loads((tmp_path / "chaos.json").read_text())
+    found = json.loads(path.read_text())
     assert found == {"resources": 100, "faults": 2, "trials": [{"seed": 7}]}
