@@ -143,7 +143,7 @@ class World:
     def start_pods(self, **fields):
         """Create the pods of the unfinished Job."""
         (job,) = [j for j in self.jobs.values() if not j.finished and j.stage != "samples"]
-        count = 2 if job.stage == "train" else 1
+        count = job.completions if job.stage == "train" else 1
         for index in range(count):
             pod = Pod(
                 f"{job.name}-{index}",

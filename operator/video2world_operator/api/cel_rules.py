@@ -27,6 +27,7 @@ from video2world_operator.api.cel_training_rules import (
     HELD_OUT,
     automatic_interval_rules,
     holds_out,
+    min_nodes_rules,
     phases_rules,
     validation_rules,
 )
@@ -222,6 +223,12 @@ def spec_rules() -> list[CELRule]:
             f"(!({sized}) && !{named}) || ({sized} && self.model.size == 'Tiny') || "
             "!has(self.training.device) || self.training.device != 'CPU'",
             "training.device: CPU can train model.size Tiny only",
+        ),
+        *min_nodes_rules(
+            f"has(self.training.nodes) || ({sized})",
+            nodes,
+            plain,
+            f"{nodes} / k * {processes} % {parallel} == 0",
         ),
         *phases_rules(),
         rule(

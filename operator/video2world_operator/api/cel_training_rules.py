@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from video2world_operator.api.cel_expressions import LAST_PHASE, PHASED, CELRule, rule
 from video2world_operator.api.constants import UNKNOWN_ITERATION
+from video2world_operator.api.spec import MAX_ACCUMULATION
 from video2world_operator.api.training_spec import MAX_PHASES
 
-__all__ = ["HELD_OUT", "automatic_interval_rules", "holds_out", "phases_rules", "validation_rules"]
+__all__ = [
+    "HELD_OUT",
+    "automatic_interval_rules",
+    "holds_out",
+    "min_nodes_rules",
+    "phases_rules",
+    "validation_rules",
+]
 
 _DIGITS = [*"0123456789"]
+_FACTORS = list(range(2, MAX_ACCUMULATION + 1))
 _ADDED_PHASES = "self.training.phases.map(p, has(p.iterations) ? p.iterations : 0).sum()"
 
 
@@ -37,6 +46,30 @@ def phases_rules() -> list[CELRule]:
             f"(has({LAST_PHASE}.iterations) ? {added} == {total} : {added} < {total})",
             "training.iterations contradicts training.phases: it must be their sum, or leave some "
             "to a last phase without iterations",
+        ),
+    ]
+
+
+def min_nodes_rules(known: str, nodes: str, plain: str, whole: str) -> list[CELRule]:
+    """Return the rules about minNodes, of CEL expressions.
+
+    Args:
+        known: ``nodes`` can be evaluated.
+        nodes: the nodes asked for.
+        plain: ``whole`` can be evaluated.
+        whole: a group of ``nodes / k`` nodes holds whole context-parallel groups.
+    """
+    least = "self.training.minNodes"
+    return [
+        rule(
+            f"!has({least}) || !({known}) || {least} <= {nodes}",
+            "training.minNodes is more than training.nodes; lower it",
+        ),
+        rule(
+            f"!has({least}) || !({plain}) || {least} >= {nodes} || {_FACTORS}.exists(k, "
+            f"{nodes} % k == 0 && {nodes} / k >= {least} && {whole})",
+            "training.minNodes: no smaller node count divides training.nodes and holds whole "
+            "context-parallel groups; lower it, or remove it",
         ),
     ]
 

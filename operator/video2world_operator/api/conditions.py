@@ -46,6 +46,7 @@ class Type(StrEnum):
     CHILDREN_APPLIED = "ChildrenApplied", "the API server accepted every object"
     PODS_STARTED = "PodsStarted", "the pods of the current stage are running"
     GANG = "GangScheduled", "the train group starts as a whole or not at all"
+    FULL_SIZE = "FullSize", "the train group has all nodes that spec.training.nodes asks for"
     SAMPLES = (
         "SamplesMade",
         "the samples of the newest checkpoint sampled during training are complete",
@@ -101,6 +102,10 @@ class Reason(StrEnum):
     GANG_NOT_NEEDED = "NotNeeded"
     GANG_UNAVAILABLE = "Unavailable"
     GANG_UNATTENDED = "SchedulerMissing"
+    GROUP_COMPLETE = "GroupComplete"
+    GROUP_SHRUNK = "GroupShrunk"
+    GROUP_GROWN = "GroupGrown"
+    GROUP_WAITING = "GroupWaiting"
     SAMPLING = "Sampling"
     SAMPLED = "Sampled"
     SAMPLES_FAILED = "SamplesFailed"
@@ -185,6 +190,10 @@ _MESSAGES: dict[Reason, str] = {
     Reason.GANG_UNAVAILABLE: "{problem}",
     Reason.GANG_UNATTENDED: "No scheduler has acted on {what} within {seconds} s: is "
     "{scheduler} running? Its API is served, but that alone schedules nothing.",
+    Reason.GROUP_COMPLETE: "The train group has all {asked} nodes.",
+    Reason.GROUP_SHRUNK: "The train group has {nodes} of {asked} nodes: {why}.",
+    Reason.GROUP_GROWN: "The train group grows to {nodes} of {asked} nodes: {why}.",
+    Reason.GROUP_WAITING: "The train group waits for nodes ({nodes} asked for now): {why}.",
     Reason.SAMPLING: "Samples of iteration {iteration} are being made.",
     Reason.SAMPLED: "No samples are being made; those of the checkpoints sampled so far are "
     "complete.",

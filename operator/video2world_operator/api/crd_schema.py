@@ -33,6 +33,7 @@ _COLUMNS = (
         1,
         "Newest checkpoint's iteration.",
     ),
+    ("Nodes", "string", ".status.groupSize.text", 1, "Nodes of an elastic group, of those asked."),
     ("Message", "string", ".status.message", 1, "Human-readable summary."),
 )
 _MAP_LISTS = {

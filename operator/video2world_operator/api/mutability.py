@@ -29,6 +29,7 @@ CHANGEABLE: Mapping[str, str] = {  # by path below spec
     "training.validation": NEXT,
     "training.stopWhen": "At once: the attempt ends, and the next one resumes from the last "
     "checkpoint; a training that ended early continues if it no longer applies.",
+    "training.minNodes": "At once: a running attempt keeps its nodes.",
     "training.maxRestarts": AT_ONCE,
     "training.restartBackoffSeconds": AT_ONCE,
     "inference": "At once: samples that the change affects are generated again. `gpus` and "

@@ -27,7 +27,9 @@ from video2world_operator.api.pods import (
 )
 from video2world_operator.api.training_spec import TrainingSpec
 
-__all__ = ["Spec", "TrainingPhase"]
+__all__ = ["MAX_ACCUMULATION", "Spec", "TrainingPhase"]
+
+MAX_ACCUMULATION = 64  # times longer that an iteration of the smallest group takes, at most
 
 
 class TrainingPhase(NamedTuple):
@@ -136,6 +138,22 @@ class Spec(ApiModel):
         return self.training.nodes or SIZES[self.model.size].nodes
 
     @property
+    def usable_nodes(self) -> tuple[int, ...]:
+        """Node counts that an attempt may have, largest first."""
+        least = self.training.min_nodes or self.nodes
+        return tuple(count for count in self.nodes_keeping_batch if count >= least)
+
+    @property
+    def nodes_keeping_batch(self) -> tuple[int, ...]:
+        """Node counts with which gradient accumulation keeps the global batch, largest first.
+
+        They divide the nodes asked for, and hold whole context-parallel groups.
+        """
+        size, each = self.nodes, self.processes_per_node
+        counts = (size // k for k in range(1, MAX_ACCUMULATION + 1) if size % k == 0)
+        return tuple(count for count in counts if count * each % self.context_parallel == 0)
+
+    @property
     def pods_sharing_volume(self) -> int:
         """Largest number of pods that use the volume at the same time."""
         samplers = self.inference.pods(1) if self.inference.every_checkpoint else 0
@@ -186,7 +204,11 @@ class Spec(ApiModel):
     @property
     def gpus(self) -> int:
         """GPUs of the training group."""
-        return 0 if self.device == "CPU" else self.nodes * self.processes_per_node
+        return self.gpus_on(self.nodes)
+
+    def gpus_on(self, nodes: int) -> int:
+        """Return the GPUs of a training group of so many nodes."""
+        return 0 if self.device == "CPU" else nodes * self.processes_per_node
 
     @property
     def token_secrets(self) -> list[SecretKey]:

@@ -20,6 +20,7 @@ __all__ = [
     "EvictionCost",
     "FailureStatus",
     "GPUSeconds",
+    "GroupSizeStatus",
     "Phase",
     "ProgressStatus",
     "SamplesStatus",
@@ -119,6 +120,39 @@ class AttemptStatus(_StatusModel):
     end_iteration: int = Field(default=0, ge=0, description="Last iteration it reached.")
     held_gpu_seconds: float = Field(
         default=0, ge=0, alias="heldGPUSeconds", description="GPU seconds its pods held."
+    )
+    nodes: int | None = Field(default=None, ge=1, description="Nodes of the training group.")
+
+
+class GroupSizeStatus(_StatusModel):
+    """How many nodes an elastic training group has, and why."""
+
+    asked: int = Field(ge=1, description="Nodes that spec.training.nodes asks for.")
+    running: int = Field(ge=1, description="Nodes of the current attempt.")
+    text: str = Field(default="", description="Human-readable: running/asked.")
+    usable: list[int] = Field(
+        default=[],
+        max_length=64,
+        description="Node counts that an attempt may have, largest first: they keep the global "
+        "batch and hold whole context-parallel groups.",
+    )
+    available: int | None = Field(
+        default=None, ge=0, description="Nodes that could be had when last counted, if known."
+    )
+    message: str = Field(default="", description="Human-readable reason of the number of nodes.")
+    last_change: Literal["", "Shrunk", "Grown"] = Field(default="", description="Its last change.")
+    change_time: Time | None = Field(default=None, description="Time of its last change.")
+    waiting_since: Time | None = Field(
+        default=None, description="Time since when the current attempt has lacked nodes."
+    )
+    room_since: Time | None = Field(
+        default=None, description="Time since when more nodes than running could be had."
+    )
+    failed_growths: int = Field(
+        default=0,
+        ge=0,
+        description="Attempts in a row that were to grow the group and never started; each "
+        "doubles the time until the next.",
     )
 
 
@@ -346,6 +380,9 @@ class Status(_StatusModel):
         default=None, description="Whether post-training helped."
     )
     attempt: int = Field(default=0, ge=0, description="Number of the current attempt at training.")
+    group_size: GroupSizeStatus | None = Field(
+        default=None, description="Number of nodes of a training group with minNodes."
+    )
     restarts: int = Field(default=0, ge=0, description="Number of restarts.")
     charged_restarts: int = Field(
         default=0,

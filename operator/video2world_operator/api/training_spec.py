@@ -165,6 +165,17 @@ class TrainingSpec(ApiModel):
         le=1024,
         description="Pods of the training group; defaults to 1, for 14B to 4.",
     )
+    min_nodes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Fewest nodes to train on when fewer than nodes can be had for longer than "
+        "the operator's elasticAfterSeconds: the next attempt resumes from the checkpoint on "
+        "fewer nodes with the same global batch, and grows back at a checkpoint. Counts are used "
+        "that divide nodes, at most by 64, and hold whole context-parallel groups. Defaults to "
+        "nodes.",
+        examples=[2],
+    )
     gpus_per_node: int | None = Field(
         default=None,
         ge=1,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from video2world_common.attention_pattern import published_pattern
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.errors import Problem, either
-from video2world_operator.api.spec import Spec
+from video2world_operator.api.spec import MAX_ACCUMULATION, Spec
 
 __all__ = ["held_out_problems", "training_problems"]
 
@@ -34,9 +34,28 @@ def training_problems(spec: Spec) -> Iterator[Problem]:
             "spec.training.device",
             f"CPU cannot train {spec.model.size}; use GPU, or spec.model.size Tiny",
         )
+    yield from _min_nodes(spec)
     yield from _phases(spec)
     yield from _attention_pattern(spec)
     yield from _validation(spec)
+
+
+def _min_nodes(spec: Spec) -> Iterator[Problem]:
+    least, field = spec.training.min_nodes, "spec.training.minNodes"
+    if least is None or least == spec.nodes:
+        return
+    if least > spec.nodes:
+        yield Problem(field, f"{least} is more than spec.training.nodes ({spec.nodes}); use fewer")
+    elif len(spec.usable_nodes) < 2:
+        smaller = sorted(set(spec.nodes_keeping_batch) - {spec.nodes})
+        remedy = f"use {either(smaller)}" if smaller else "remove it, or change nodes"
+        yield Problem(
+            field,
+            f"{least} is not valid: no node count from {least} to {spec.nodes - 1} divides nodes "
+            f"({spec.nodes}), at most by {MAX_ACCUMULATION}, and holds whole context-parallel "
+            f"groups ({spec.context_parallel} processes, {spec.processes_per_node} per node); "
+            f"{remedy}",
+        )
 
 
 def _phases(spec: Spec) -> Iterator[Problem]:

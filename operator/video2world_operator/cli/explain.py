@@ -194,6 +194,10 @@ class Diagnosis:
         when = parse_time(self._status.next_attempt_time)
         left = (when - self._now).total_seconds() if when else 0
         delay = f"in {duration(left)}" if left > 0 else "once its last pods are gone"
+        reason = message.partition(":")[0]
+        if reason in (Reason.GROUP_SHRUNK, Reason.GROUP_GROWN):
+            remedy = self._remedies.fill(BY_REASON[reason])
+            return Cause(f"Stage {self._stage} resumes with another number of nodes.", remedy)
         known = self._remedies.known(message)
         remedy = known.remedy if known else self._remedies.fill("Wait; if it repeats: " + LOGS)
         return Cause(f"Stage {self._stage} failed and restarts {delay}.", remedy, message)
@@ -211,6 +215,8 @@ class Diagnosis:
         gang = self._if_false(Type.GANG)
         if self._stage == "train" and gang and gang.reason == Reason.GANG_UNATTENDED:
             yield self._of_condition(gang)
+        if self._stage == "train" and (fewer := self._if_false(Type.FULL_SIZE)):
+            yield self._of_condition(fewer)
         if lost := self._if_false(Type.CONTENT):
             yield self._of_condition(lost)
         train = self._status.stage_status("train")

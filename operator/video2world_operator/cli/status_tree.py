@@ -104,6 +104,9 @@ def _training(seen: Snapshot, now: datetime, plain: bool) -> list[_Node]:
         children.append(_Node(f"{'loss':<11} {line}"))
     if (validation := status.validation) is not None:
         children += _validation(validation)
+    if (size := status.group_size) is not None:
+        why = f"  {size.message}" if size.message else ""
+        children.append(_Node(f"{'nodes':<11} {size.running} of {size.asked}{why}"))
     if (checkpoint := status.checkpoint) is not None:
         saved = parse_time(checkpoint.time)
         age = f"{duration((now - saved).total_seconds())} ago" if saved else ""

@@ -24,6 +24,7 @@ from video2world_operator.kube.errors import ApiError
 from video2world_operator.kube.resync import ResyncPacer
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.plan.plan import Plan
+from video2world_operator.preflight.cluster_room import ClusterRoom
 from video2world_operator.preflight.crd_version import Definition, without
 from video2world_operator.preflight.operator_preflight import NodePreflight
 from video2world_operator.reconcile.actions import Decision, Policy
@@ -63,6 +64,7 @@ class Controller:
         )
         self.definition = Definition(api)
         self.preflight = NodePreflight(api)
+        self.room = ClusterRoom(api)
         self._states: defaultdict[Key, KeyState] = defaultdict(KeyState)
         self._pacer: ResyncPacer[Key] = ResyncPacer(RESYNCS_PER_SECOND)
         recorder = EventRecorder(api)
@@ -120,7 +122,8 @@ class Controller:
         if isinstance(plan, Plan) and not resource.ended:
             claim, served = observed.claim, self.observer.capabilities
             found = await self.preflight.failures(key, plan, resource.body, claim, served)
-            observed = replace(observed, preflight=found)
+            room = await self.room.count(key, plan, resource.status, served)
+            observed = replace(observed, preflight=found, room=room)
         decision = self._reconcile(resource, plan, observed)
 
         def created(manifest: Object) -> bool:

@@ -20,6 +20,12 @@ COMPONENT = "video2world-operator"
 MAX_MESSAGE = 1024  # characters
 
 
+def _has_resized(before: Status, after: Status) -> bool:
+    """Return whether the training group has got another number of nodes."""
+    old, new = before.group_size, after.group_size
+    return old is not None and new is not None and old.running != new.running
+
+
 class EventRecorder:
     """Create Events. One that cannot be created is logged, and not worth a retry."""
 
@@ -41,12 +47,15 @@ class EventRecorder:
                 )
         if after.restarts > before.restarts:
             cause, reason = find(new, Type.CONTENT), str(Reason.RESTARTING)
+            size, level = find(new, Type.FULL_SIZE), "Warning"
             if cause is not None and cause != find(old, Type.CONTENT):
                 reason = cause.reason
+            elif size is not None and _has_resized(before, after):
+                cause, reason, level = size, size.reason, "Normal"
             else:
                 cause = find(new, Type.PROGRESSING)
             message = cause.message if cause else ""
-            await self.record(resource, "Warning", reason, message, str(after.restarts))
+            await self.record(resource, level, reason, message, str(after.restarts))
 
     async def record(
         self, resource: Resource, level: str, reason: str, message: str, occasion: str

@@ -86,6 +86,14 @@ FLAGS = (
         "outlives its worker by so long",
     ),
     Flag(
+        "elastic-after-seconds",
+        "V2W_ELASTIC_AFTER_SECONDS",
+        float,
+        "600",
+        "shrink a training group with minNodes that lacks nodes for so long, and let it grow once "
+        "more could be had for so long",
+    ),
+    Flag(
         "lease-seconds",
         "V2W_LEASE_SECONDS",
         float,
@@ -129,6 +137,7 @@ def parse_arguments(argv: Sequence[str] | None) -> Options:
         policy=Policy(
             termination_bound=args.termination_bound_seconds,
             stuck_after=args.stuck_after_seconds,
+            elastic_after=args.elastic_after_seconds,
         ),
         lease=LeaseTimes.of(args.lease_seconds),
         verbose=args.verbose,

@@ -128,6 +128,7 @@ async def _work(
     api.fence = health.holds = elector.holds
     controller.observer.capabilities = await _until_answered(lambda: discover(api))
     controller.preflight.may_list_nodes = await _until_answered(lambda: may_list_nodes(api))
+    controller.room.may_list = controller.preflight.may_list_nodes and not options.namespaces
     freshness = Freshness(api, cache, options.namespaces)
     health.queue_lag, health.cache_age = (lambda: controller.queue.lag), (lambda: freshness.age)
     controller.queue.observe = metrics.count_reconciliation

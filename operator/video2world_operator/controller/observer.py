@@ -106,7 +106,8 @@ class Observer:
         entry, condition = status.stage_status("train"), find(status.conditions, Type.GANG)
         if entry is None or condition is None or condition.status == "True":
             return None
-        chosen = gang.choose(plan.resource, self.capabilities)
+        nodes = status.group_size.running if status.group_size else None
+        chosen = gang.choose(plan.resource, self.capabilities, nodes)
         waits = condition.reason in (chosen.reason, Reason.GANG_UNATTENDED)
         is_running = entry.state == "Running" and entry.job_uid
         if not (chosen.version and waits and is_running):

@@ -54,7 +54,11 @@ NAMESPACED: tuple[PolicyRule, ...] = (
     PolicyRule("kueue.x-k8s.io", "workloads", ("list",), OptionalApi.WORKLOAD),  # of queued Jobs
 )
 # If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
-CLUSTER_WIDE: tuple[PolicyRule, ...] = (PolicyRule("", "nodes", ("list",)),)
+CLUSTER_WIDE: tuple[PolicyRule, ...] = (
+    PolicyRule("", "nodes", ("list",)),
+    # the quota of elastic groups
+    PolicyRule(OptionalApi.LOCAL_QUEUE.group, "clusterqueues", ("get",), OptionalApi.LOCAL_QUEUE),
+)
 # In its own namespace, for the Lease of the leader election.
 OWN_NAMESPACE: tuple[PolicyRule, ...] = (
     PolicyRule("coordination.k8s.io", "leases", ("get", "create", "update")),

@@ -26,6 +26,7 @@ _ALWAYS = (
     Type.AUTHORIZED,
     Type.DEFINITION,
     Type.CONTENT,
+    Type.FULL_SIZE,
     Type.PROGRESSING,
     Type.SUSPENDED,
     Type.SUCCEEDED,
@@ -104,6 +105,11 @@ class StatusWriter:
         return time.monotonic() - state.written_at >= self._interval()
 
 
+def _of_group(status: Status) -> tuple[object, ...]:
+    size = status.group_size
+    return (size.running, size.waiting_since, size.room_since) if size else ()
+
+
 def _written_at_once(status: Status) -> tuple[object, ...]:
     """Return the part of a status whose change is written at once; the rest is mere progress."""
     return (
@@ -114,6 +120,7 @@ def _written_at_once(status: Status) -> tuple[object, ...]:
         status.attempt,
         [(a.number, a.end_time) for a in status.attempts],
         status.checkpoint,
+        _of_group(status),
         [(row.checkpoint, row.state) for row in status.samples],
         [(e.name, e.state, e.attempt, e.inputs_hash) for e in status.stages],
         [

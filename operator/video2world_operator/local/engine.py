@@ -10,6 +10,7 @@ from video2world_common.progress_events import CheckpointSaved, Event, Resumed, 
 from video2world_operator.api.conditions import Reason
 from video2world_operator.local.attempt import Attempt, Outcome
 from video2world_operator.local.gpu_shares import visible_gpus
+from video2world_operator.local.node_count import NodeCount
 from video2world_operator.local.pod_environment import UnsupportedManifest, job_of, pod_count
 from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.run_record import RunRecord
@@ -24,6 +25,10 @@ from video2world_operator.terminal import Display
 __all__ = ["LocalEngine"]
 
 
+class _FewerStarted(Exception):
+    """Not all nodes of an elastic training group could be started."""
+
+
 class LocalEngine:
     """Runs one plan on one volume folder."""
 
@@ -34,6 +39,7 @@ class LocalEngine:
         self._stop = StopSignal()
         self._record = RunRecord(plan, self._state, source.resolve())
         self._sampler = Sampler(plan, self._record, self._stop, display)
+        self._node_count = NodeCount(plan.resource.spec)
         self._checks: dict[str, StageCheck] = {}  # by stage; valid until the next stage has run
 
     def run(self) -> int:
@@ -82,9 +88,14 @@ class LocalEngine:
         limit = self._plan.resource.spec.training.max_restarts if stage.name == "train" else 0
         restarts = 0
         while True:
-            attempt = self._record.start_attempt(stage.name)
+            nodes = self._choose_nodes(stage)
+            attempt = self._record.start_attempt(stage.name, nodes, self._node_count.why)
             try:
-                outcome = self._run_attempt(stage, attempt)
+                outcome = self._run_attempt(stage, attempt, nodes)
+            except _FewerStarted as error:
+                self._record.close_attempt(str(Reason.GROUP_SHRUNK), str(error), counted=False)
+                self._display.say(f"{stage.name}: {error}; resuming on fewer nodes")
+                continue
             except (UnsupportedManifest, OSError) as error:
                 return self._fail(stage, Outcome(EXIT_FAILURE, message=str(error)), restarts)
             self._record.close_attempt(outcome.reason, outcome.text, counted=outcome.is_counted)
@@ -107,9 +118,25 @@ class LocalEngine:
                 )
             )
 
-    def _run_attempt(self, stage: Stage, attempt: int) -> Outcome:
-        """Start the stage's pods and wait for all of them; nothing is left running."""
-        manifests = self._plan.manifests(stage.name, attempt)
+    def _choose_nodes(self, stage: Stage) -> int:
+        """Return the nodes of the training group, and say if these are not all."""
+        count = self._node_count
+        if stage.name != "train" or not count.is_elastic:
+            return self._plan.resource.spec.nodes
+        nodes = count.choose(visible_gpus())
+        if count.why:
+            asked = self._plan.resource.spec.nodes
+            self._display.say(Reason.GROUP_SHRUNK.text(nodes=nodes, asked=asked, why=count.why))
+        return nodes
+
+    def _run_attempt(self, stage: Stage, attempt: int, nodes: int) -> Outcome:
+        """Start the stage's pods and wait for all of them; nothing is left running.
+
+        Raises:
+            _FewerStarted: not all nodes of a training group could be started, but enough.
+            UnsupportedManifest, OSError: the pods cannot be started.
+        """
+        manifests = self._plan.manifests(stage.name, attempt, nodes)
         if env := self._record.attempt_env(stage.name):
             manifests = with_env(manifests, **env)
         # a pod that is alone uses all GPUs that it finds
@@ -125,7 +152,15 @@ class LocalEngine:
             self._record.save_progress(group)
 
         try:
-            group.start()
+            try:
+                group.start()
+            except OSError as error:
+                started = len(group.pods)
+                if stage.name != "train" or not self._node_count.note_failed_start(started):
+                    raise
+                raise _FewerStarted(
+                    f"{started} of {nodes} nodes could be started: {error}"
+                ) from error
             return Attempt(group, self._stop, self._display, on_event).wait(self._sampler.tick)
         finally:
             group.kill()

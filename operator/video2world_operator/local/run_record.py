@@ -11,6 +11,7 @@ from typing import Any, cast
 from video2world_common.progress_events import Event, with_warning
 from video2world_operator.api.conditions import Reason, Type, finished, phase_of, set_condition
 from video2world_operator.api.status import (
+    GroupSizeStatus,
     StageName,
     StageStatus,
     State,
@@ -96,14 +97,18 @@ class RunRecord:
 
     # ------------------------------------------------------------------ stages and attempts
 
-    def start_attempt(self, stage: str) -> int:
-        """Record that an attempt at a stage starts; returns its number, from 1."""
+    def start_attempt(self, stage: str, nodes: int, why: str) -> int:
+        """Record that an attempt at a stage starts; returns its number, from 1.
+
+        ``nodes`` are those of the training group; ``why`` tells why these are not all.
+        """
         attempt = self._attempts[stage] = int(self._attempts.get(stage, 0)) + 1
         self.set_condition(
             Type.PROGRESSING, True, Reason.STAGE_RUNNING, stage=stage, attempt=attempt
         )
         if stage == "train":
-            gpu_time.open_attempt(self._status, attempt)
+            self._set_group_size(nodes, why)
+            gpu_time.open_attempt(self._status, attempt, nodes)
         if stage == "evaluation":
             del self._status.evaluation
         self._set_stage(stage, "Running", attempt=attempt, start_time=_now())
@@ -116,10 +121,23 @@ class RunRecord:
             env |= failure_rate.expected_env(self._status, self._spec)
         return env
 
+    def _set_group_size(self, nodes: int, why: str) -> None:
+        asked, usable = self._spec.nodes, list(self._spec.usable_nodes)
+        if len(usable) < 2:
+            del self._status.group_size
+            return
+        size = GroupSizeStatus(asked=asked, running=nodes, usable=usable, text=f"{nodes}/{asked}")
+        if why:
+            size.message = why
+        self._status.group_size = size
+        complete = nodes == asked
+        reason = Reason.GROUP_COMPLETE if complete else Reason.GROUP_SHRUNK
+        self.set_condition(Type.FULL_SIZE, complete, reason, nodes=nodes, asked=asked, why=why)
+
     def close_attempt(self, reason: str, message: str, *, counted: bool) -> None:
         """End the record of the attempt at training, if one is open."""
         now = datetime.now(UTC)
-        gpu_time.close_attempt(self._status, self._spec.gpus, now, reason, message, counted)
+        gpu_time.close_attempt(self._status, self._spec, now, reason, message, counted)
 
     def skip_stage(self, stage: str, note: str) -> None:
         """Record that a stage is already done; ``note`` is something the user should know."""
@@ -182,9 +200,9 @@ class RunRecord:
         pods = [
             Pod(p.name, p.name, "train", 0, 0, "Running", started=p.started) for p in group.pods
         ]
-        now, gpus = datetime.now(UTC), self._spec.gpus
-        gpu_time.observe(self._status, pods, gpus, group.size, now)
-        eviction_cost.observe(self._status, pods, gpus, group.size, now)
+        now, spec = datetime.now(UTC), self._spec
+        gpu_time.observe(self._status, pods, spec, now)
+        eviction_cost.observe(self._status, pods, spec.gpus, spec.nodes, now)
         self.save()
 
     def is_sampled(self, iteration: int) -> bool:

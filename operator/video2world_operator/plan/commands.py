@@ -15,7 +15,7 @@ from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.training_spec import TrainingSpec
 
-__all__ = ["Command", "commands", "run_folder", "samples", "sampling"]
+__all__ = ["Command", "accumulating", "commands", "run_folder", "samples", "sampling"]
 
 # settings of when to save or give up, which do not change the result
 CADENCE = (
@@ -41,6 +41,7 @@ SPEED = (
 # training resumes from its checkpoint when these change
 LENGTH = ("trainer.max_iter=", "trainer.stop_after_validations=")
 
+_ACCUMULATION = "trainer.grad_accum_iter="
 _CONDITIONING = {"PerFrame": "per_frame", "PerClip": "per_clip"}
 _ATTENTION = {
     "FlashAttention4": "flash_attention_4",
@@ -358,6 +359,15 @@ def _train(resource: Video2WorldPostTrain) -> Command:
     argv = _python("video2world_trainer.launch", "-m", "video2world_trainer.train")
     argv += [f"{name}={_shown(value)}" for name, value in settings.items() if value is not None]
     return Command(argv, f"{run_folder(resource)}/latest_checkpoint.txt")
+
+
+def accumulating(argv: tuple[str, ...], factor: int) -> tuple[str, ...]:
+    """Return the train command with ``factor`` times as many accumulated batches per step."""
+    if factor == 1:
+        return argv
+    kept = [a for a in argv if not a.startswith(_ACCUMULATION)]
+    own = [int(a.removeprefix(_ACCUMULATION)) for a in argv if a.startswith(_ACCUMULATION)]
+    return (*kept, f"{_ACCUMULATION}{factor * (own or [1])[-1]}")
 
 
 def _conditioning(training: TrainingSpec) -> str | None:

@@ -63,9 +63,12 @@ class Gang:
         return (group, *others, job | {"spec": job["spec"] | {"template": template}})
 
 
-def choose(resource: Video2WorldPostTrain, cluster: Capabilities) -> Gang:
-    """Choose how the training group of ``resource`` starts together on this cluster."""
-    scheduling, nodes = resource.spec.scheduling, resource.spec.nodes
+def choose(resource: Video2WorldPostTrain, cluster: Capabilities, nodes: int | None = None) -> Gang:
+    """Choose how the training group of ``resource`` starts together on this cluster.
+
+    ``nodes`` is the size of an elastic group, by default that of the spec.
+    """
+    scheduling, nodes = resource.spec.scheduling, nodes or resource.spec.nodes
     facts = {"nodes": nodes}
     if nodes == 1:
         return Gang(Reason.GANG_NOT_NEEDED, facts)

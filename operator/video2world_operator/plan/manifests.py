@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from video2world_common.exit_codes import EXIT_USER_ERROR
@@ -12,7 +13,7 @@ from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.pods import StagePatch
 from video2world_operator.api.quantity import quantity
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.plan.commands import samples
+from video2world_operator.plan.commands import accumulating, samples
 from video2world_operator.plan.labels import (
     ATTEMPT_LABEL,
     HASH_ANNOTATION,
@@ -30,6 +31,7 @@ __all__ = [
     "GPU",
     "VOLUME_DIR",
     "claim_manifests",
+    "group_manifests",
     "owned",
     "pods_hash",
     "stage_manifests",
@@ -117,19 +119,10 @@ def stage_manifests(
     resource: Video2WorldPostTrain, namespace: str, stage: Stage, later: list[Stage], attempt: int
 ) -> tuple[Manifest, ...]:
     """Build the manifests of an attempt at ``stage``, which the stages ``later`` follow."""
-    env = {
-        "V2W_STAGE": stage.name,
-        "V2W_RESOURCE": resource.name,
-        "V2W_INPUTS_HASH": stage.inputs_hash,
-        # the worker reports which of them are complete on the volume already
-        "V2W_LATER_STAGES": ",".join(f"{s.name}={s.inputs_hash}" for s in later),
-        "V2W_CONFIG_DIR": CONFIG_DIR,
-        "PYTHONUNBUFFERED": "1",
-        "HOME": "/tmp",  # the root file system is read-only
-        "USER": "video2world",  # PyTorch names folders by it, and the user ID may have no name
-    }
     if stage.name == "train":
-        return _train(resource, namespace, stage, env, attempt)
+        nodes = resource.spec.nodes
+        return group_manifests(resource, namespace, stage, later, attempt, nodes)
+    env = _worker_env(resource, stage, later)
     settings: dict[str, Any] = {"backoffLimit": 3}
     if stage.name == "dataset":
         env["V2W_WORKERS"] = str(_whole_cpus(_resources(resource, "dataset")["requests"]["cpu"]))
@@ -142,6 +135,20 @@ def stage_manifests(
             "backoffLimitPerIndex": 3,
         }
     return (_job(resource, namespace, stage, env, attempt, settings, _disrupted),)
+
+
+def _worker_env(resource: Video2WorldPostTrain, stage: Stage, later: list[Stage]) -> dict[str, str]:
+    return {
+        "V2W_STAGE": stage.name,
+        "V2W_RESOURCE": resource.name,
+        "V2W_INPUTS_HASH": stage.inputs_hash,
+        # the worker reports which of them are complete on the volume already
+        "V2W_LATER_STAGES": ",".join(f"{s.name}={s.inputs_hash}" for s in later),
+        "V2W_CONFIG_DIR": CONFIG_DIR,
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",  # the root file system is read-only
+        "USER": "video2world",  # PyTorch names folders by it, and the user ID may have no name
+    }
 
 
 def _parallel_pods(resource: Video2WorldPostTrain, stage: Stage) -> int:
@@ -231,19 +238,24 @@ def _on_disruption(action: str) -> Manifest:
 _disrupted = _on_disruption("Ignore")
 
 
-def _train(
+def group_manifests(
     resource: Video2WorldPostTrain,
     namespace: str,
     stage: Stage,
-    env: Mapping[str, str],
+    later: list[Stage],
     attempt: int,
+    nodes: int,
 ) -> tuple[Manifest, ...]:
-    """Service and Indexed Job; every node runs one torchrun agent, which meet at node 0."""
+    """Service and Indexed Job; each of ``nodes`` runs one torchrun agent, which meet at node 0.
+
+    With fewer nodes than the spec asks for, the trainer accumulates gradients, so that the global
+    batch is the same.
+    """
     spec, port = resource.spec, resource.spec.training.rendezvous_port
     service, name = f"{resource.name}-train", f"{resource.name}-train-{attempt}"
     host = f"{name}-0.{service}"
     group = {
-        "PET_NNODES": str(spec.nodes),
+        "PET_NNODES": str(nodes),
         "PET_NPROC_PER_NODE": str(spec.processes_per_node),
         # A pod's index is its node rank (launch.py); c10d would sort nodes by name and PID.
         "PET_RDZV_BACKEND": "static",
@@ -262,14 +274,14 @@ def _train(
     }
     settings = {
         "completionMode": "Indexed",
-        "completions": spec.nodes,
-        "parallelism": spec.nodes,
+        "completions": nodes,
+        "parallelism": nodes,
         "backoffLimit": 0,
     }
+    env = _worker_env(resource, stage, later) | group
+    step = replace(stage, argv=accumulating(stage.argv, spec.nodes // nodes))
     # One lost node ends the attempt at once: the others cannot continue without it.
-    job = _job(
-        resource, namespace, stage, {**env, **group}, attempt, settings, _on_disruption("FailJob")
-    )
+    job = _job(resource, namespace, step, env, attempt, settings, _on_disruption("FailJob"))
     ports = [
         {"name": "rendezvous", "port": port},
         {"name": "master", "port": port + 1},

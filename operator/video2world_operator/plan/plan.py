@@ -10,7 +10,7 @@ from typing import Any
 from video2world_operator.api.resource import Video2WorldPostTrain
 from video2world_operator.plan.commands import CADENCE, SPEED, Command, commands, samples, sampling
 from video2world_operator.plan.labels import STAGE_LABEL
-from video2world_operator.plan.manifests import claim_manifests, stage_manifests
+from video2world_operator.plan.manifests import claim_manifests, group_manifests, stage_manifests
 from video2world_operator.plan.merge_patch import merge, merge_named
 from video2world_operator.plan.stage import (
     SAMPLING,
@@ -54,9 +54,16 @@ class Plan:
                 return stage
         raise KeyError(name)
 
-    def manifests(self, name: str, attempt: int) -> tuple[Manifest, ...]:
-        """Build the manifests of an attempt (1, 2, ...): a Job, for training also a Service."""
-        return self.stage(name).make(attempt)
+    def manifests(self, name: str, attempt: int, nodes: int | None = None) -> tuple[Manifest, ...]:
+        """Build the manifests of an attempt (1, 2, ...): a Job, for training also a Service.
+
+        ``nodes`` is the size of an elastic training group, by default that of the spec.
+        """
+        stage, asked = self.stage(name), self.resource.spec.nodes
+        if name != "train" or nodes in (None, asked):
+            return stage.make(attempt)
+        later = list(self.stages[self.stages.index(stage) + 1 :])
+        return group_manifests(self.resource, self.namespace, stage, later, attempt, nodes)
 
     def sampling(self, iteration: int) -> tuple[Manifest, ...]:
         """Build the Job that generates the samples of one checkpoint during training."""

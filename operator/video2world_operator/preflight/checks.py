@@ -17,6 +17,7 @@ from video2world_operator.preflight.check import (
 )
 from video2world_operator.preflight.facts import Access, Machine
 from video2world_operator.preflight.requirements import ResourceEstimate
+from video2world_operator.reconcile.group_size import largest
 
 __all__ = ["check_hub", "check_images", "check_machine", "images_of"]
 
@@ -73,7 +74,12 @@ def check_machine(plan: Plan, estimate: ResourceEstimate, machine: Machine) -> I
     found = machine.gpus or ()
     wanted, pods = spec.gpus, spec.inference.pods(spec.inference.count)
     sampling = spec.inference.pods(1) * spec.inference.gpus  # during training
-    if len(found) < wanted:
+    fewer = largest(spec.usable_nodes, len(found) // spec.processes_per_node)
+    if fewer is not None and fewer < spec.nodes:
+        text = f"{wanted} are requested, {len(found)} are available: training runs on {fewer} of "
+        text += f"{spec.nodes} nodes (spec.training.minNodes)"
+        yield Check("GPUs", Verdict.WARN, text, "use a machine with more, or lower nodes")
+    elif len(found) < wanted:
         remedy = "set spec.training.gpusPerNode (and nodes: 1), or run on a cluster"
         yield Check(
             "GPUs", Verdict.FAIL, f"{wanted} are requested, {len(found)} are available", remedy

@@ -22,12 +22,15 @@ from video2world_operator.preflight.check import (
 )
 from video2world_operator.preflight.facts import UNKNOWN_GPU, ClusterFacts, Gpu, Object
 from video2world_operator.preflight.requirements import ResourceEstimate
+from video2world_operator.reconcile.group_size import largest
 
 __all__ = [
     "before_training",
     "check_nodes",
     "container_resources",
+    "free_room",
     "parallel_pods",
+    "quota_room",
     "sampler_stage",
     "training_gpus",
 ]
@@ -70,6 +73,12 @@ def check_nodes(
             del counts[""]  # of those that fit
             reasons = "; ".join(f"{count} {misfit}" for misfit, count in counts.most_common())
             text = f"there is room for {room} of {wanted} pods on {len(facts.nodes)} nodes"
+            usable = plan.resource.spec.usable_nodes
+            if stage.name == "train" and (fewer := largest(usable, room)) is not None:
+                text += f": training runs on {fewer} of them (spec.training.minNodes)"
+                remedy = "add nodes, or lower spec.training.nodes"
+                yield Check(name, Verdict.WARN, text, remedy)
+                continue
             section = "inference" if stage.name == "inference" else "training"
             remedy = f"change spec.{section} or spec.stages.{stage.name}, or add nodes"
             yield Check(name, Verdict.FAIL, text + (f" ({reasons})" if reasons else ""), remedy)
@@ -172,6 +181,52 @@ def _check_samplers(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Ch
     )
     remedy = "add a GPU, train on fewer, or use inference.checkpoints instead of everyCheckpoint"
     return Check("nodes for samples", Verdict.WARN, text, remedy)
+
+
+def free_room(
+    stage: Stage, nodes: Sequence[Object], taken: Mapping[str, Mapping[str, float]]
+) -> int:
+    """Return how many pods of the stage fit on the nodes besides what is ``taken`` on each.
+
+    ``taken`` has the requests of the pods on a node, and their number as ``pods``, by its name.
+    """
+    requested = _requested(stage)
+    return sum(
+        max(0, _capacity(requested, node, taken.get(node["metadata"]["name"])))
+        for node in nodes
+        if not _misfit(stage, requested, node)
+    )
+
+
+def quota_room(stage: Stage, queue: Object, pods: int) -> int | None:
+    """Return how many pods of the stage Kueue's ClusterQueue has nominal quota for.
+
+    ``pods`` of them are admitted already. What other queues of the cohort lend is left out. None
+    if the queue covers nothing that the stage requests.
+    """
+    spec, status = queue.get("spec") or {}, queue.get("status") or {}
+    if spec.get("stopPolicy", "None") != "None":
+        return pods
+    used = {
+        (flavor["name"], one["name"]): quantity(str(one.get("total", 0)))
+        for flavor in status.get("flavorsReservation") or []
+        for one in flavor.get("resources") or []
+    }
+    requested, rooms = _requested(stage), list[int]()
+    for group in spec.get("resourceGroups") or []:
+        names = [name for name in group["coveredResources"] if requested.get(name)]
+        free = [
+            min(
+                (quantity(str(one["nominalQuota"])) - used.get((flavor["name"], one["name"]), 0))
+                // requested[one["name"]]
+                for one in flavor["resources"]
+                if one["name"] in names
+            )
+            for flavor in group["flavors"]
+            if names
+        ]
+        rooms += [max(0, int(max(free)))] if free else []
+    return pods + min(rooms) if rooms else None
 
 
 def parallel_pods(stage: Stage) -> int:

@@ -23,6 +23,7 @@ class Policy:
     max_backoff: float = 600
     gang_timeout: float = 30  # for a scheduler to act on a gang
     stuck_after: float = stuck_stages.BOUND  # without progress
+    elastic_after: float = 600  # without all nodes, or with room for more, until a group changes
     short_lived: float = 60  # attempts shorter than this are not restarted at once
 
 

@@ -64,6 +64,12 @@ class Draft:
         """The Jobs that the resource owns."""
         return [job for job in self.observed.jobs if job.owner == self.uid]
 
+    @property
+    def nodes(self) -> int:
+        """Nodes of the current attempt at training."""
+        size = self.status.group_size
+        return size.running if size else self.resource.spec.nodes
+
     # ------------------------------------------------------------------ stages
 
     def current_stage(self) -> Stage | None:
@@ -89,14 +95,14 @@ class Draft:
         entry.clear_pods()
         if entry.name == "train":
             self.status.attempt = number
-            gpu_time.open_attempt(self.status, number)
+            gpu_time.open_attempt(self.status, number, self.nodes)
 
     def close_attempt(self, reason: str, message: str = "", *, counted: bool = False) -> None:
         """End the record of the attempt at training, if one is open."""
         if (group := self._reserving_group()) is not None:
             self.actions.append(group)
-        gpus = self.resource.spec.gpus
-        gpu_time.close_attempt(self.status, gpus, self.now, reason, message, counted)
+        spec = self.resource.spec
+        gpu_time.close_attempt(self.status, spec, self.now, reason, message, counted)
 
     # ------------------------------------------------------------------ conditions and actions
 

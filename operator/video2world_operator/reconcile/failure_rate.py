@@ -7,6 +7,7 @@ the status, so that they survive the operator and the list of attempts.
 from __future__ import annotations
 
 from video2world_common.checkpoint_interval import seconds_between_failures
+from video2world_operator.api.conditions import Reason
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.status import AttemptStatus, FailureStatus, Status
 from video2world_operator.api.timestamps import parse_time
@@ -24,6 +25,8 @@ _WANTED = frozenset(
         "DeadlineExceeded",
         "UserError",
         "VolumeLost",
+        str(Reason.GROUP_SHRUNK),
+        str(Reason.GROUP_GROWN),
     }
 )
 # Ends that leave the trainer a grace period to save: only those that lost iterations count.
@@ -36,7 +39,8 @@ def expect(status: Status, spec: Spec) -> None:
     Call it before an attempt starts, when all that the last one saved is known. Calling it twice is
     the same as once.
     """
-    devices = spec.nodes * spec.processes_per_node
+    each, size = spec.processes_per_node, status.group_size
+    devices = (size.running if size else spec.nodes) * each
     failures = (status.failures or FailureStatus(count=0, device_seconds=0)).model_copy()
     saved = status.checkpoint.iteration if status.checkpoint else 0
     for attempt in status.attempts:
@@ -44,7 +48,7 @@ def expect(status: Status, spec: Spec) -> None:
             continue
         failures.attempt = attempt.number
         failures.count += _lost_iterations(attempt, saved)
-        failures.device_seconds += round(_held(attempt, devices), 1)
+        failures.device_seconds += round(_held(attempt, (attempt.nodes or spec.nodes) * each), 1)
     failures.expected_seconds = round(
         seconds_between_failures(devices, failures.count, failures.device_seconds)
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from video2world_common.exit_codes import EXIT_USER_ERROR
 from video2world_common.progress_events import Failed, parse
+from video2world_operator.api.conditions import Reason
 from video2world_operator.reconcile.observed_state import Job, Pod
 
 __all__ = ["REASONS", "Failure", "diagnose", "tail_of"]
@@ -41,6 +42,7 @@ REASONS = frozenset(
     | set(_POD_REASONS.values())
     | {"Crashed", "Disrupted", "JobDeleted", "JobFailed", "OutOfMemory", "PodDeleted"}
     | {"SpecChanged", "VolumeLost"}
+    | {str(Reason.GROUP_SHRUNK), str(Reason.GROUP_GROWN)}
     | {"Terminated", "UserError"}
 )
 

@@ -18,7 +18,7 @@ __all__ = ["as_gang", "watch_gang"]
 
 def as_gang(draft: Draft, manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
     """Return the manifests of the train group as the cluster can schedule them together."""
-    chosen = gang.choose(draft.resource, draft.observed.capabilities)
+    chosen = gang.choose(draft.resource, draft.observed.capabilities, draft.nodes)
     draft.set_condition(
         Type.GANG,
         chosen.scheduled,
@@ -35,7 +35,7 @@ def watch_gang(draft: Draft, job: Job, pods: Sequence[Pod]) -> None:
     That an API is served does not mean that anything acts on its objects.
     """
     condition = find(draft.status.conditions, Type.GANG)
-    chosen = gang.choose(draft.resource, draft.observed.capabilities)
+    chosen = gang.choose(draft.resource, draft.observed.capabilities, draft.nodes)
     if chosen.reason not in gang.WAYS or condition is None or condition.status == "True":
         return
     if condition.reason not in (chosen.reason, Reason.GANG_UNATTENDED):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from video2world_operator.api.spec import Spec
 from video2world_operator.api.status import AttemptStatus, GPUSeconds, Status
 from video2world_operator.api.timestamps import format_time
 from video2world_operator.reconcile.observed_state import Pod
@@ -40,16 +41,21 @@ def _add(a: GPUSeconds | None, useful: float, lost: float, idle: float = 0.0) ->
     )
 
 
-def open_attempt(status: Status, number: int) -> None:
+def open_attempt(status: Status, number: int, nodes: int) -> None:
     """Begin the record of an attempt, which resumes from the newest checkpoint."""
     start = _saved(status)
-    record = AttemptStatus(number=number, start_iteration=start, end_iteration=start)
+    record = AttemptStatus(number=number, start_iteration=start, end_iteration=start, nodes=nodes)
     status.attempts = [*status.attempts[-KEPT + 1 :], record]
 
 
 def _saved(status: Status) -> int:
     """Return the iteration of the newest checkpoint."""
     return status.checkpoint.iteration if status.checkpoint else 0
+
+
+def _gpus(record: AttemptStatus, spec: Spec) -> int:
+    """Return the GPUs of an attempt; one without a number of nodes had all of them."""
+    return spec.gpus_on(record.nodes or spec.nodes)
 
 
 def _open_record(status: Status) -> AttemptStatus | None:
@@ -63,12 +69,11 @@ def has_started(status: Status) -> bool:
     return record is not None and record.start_time is not None
 
 
-def observe(status: Status, pods: Sequence[Pod], gpus: int, nodes: int, now: datetime) -> None:
+def observe(status: Status, pods: Sequence[Pod], spec: Spec, now: datetime) -> None:
     """Bring the open attempt's record and ``gpuSeconds`` up to date.
 
-    ``pods`` are those of the attempt; ``gpus`` is the total of all ``nodes`` of them. While the
-    attempt runs, every iteration counts as useful. The time held never decreases, even if the
-    clock is set back.
+    ``pods`` are those of the attempt. While the attempt runs, every iteration counts as useful. The
+    time held never decreases, even if the clock is set back.
     """
     record = _open_record(status)
     if record is None:
@@ -79,10 +84,10 @@ def observe(status: Status, pods: Sequence[Pod], gpus: int, nodes: int, now: dat
     held = sum(
         max(0.0, ((pod.ended or now) - pod.started).total_seconds()) for pod in pods if pod.started
     )
-    record.held_gpu_seconds = round(max(record.held_gpu_seconds, held * gpus / nodes), 1)
+    record.held_gpu_seconds = round(max(record.held_gpu_seconds, held * spec.gpus_on(1)), 1)
     iteration = status.progress.iteration if status.progress else 0
     record.end_iteration = max(record.end_iteration, iteration)
-    if gpus:
+    if gpus := _gpus(record, spec):
         live = _live(status, record, gpus, record.end_iteration)
         status.gpu_seconds = _add(status.closed_gpu_seconds, live.useful, live.lost, live.idle)
 
@@ -99,26 +104,23 @@ def _live(status: Status, record: AttemptStatus, gpus: int, kept: int) -> GPUSec
 
 
 def close_attempt(
-    status: Status, gpus: int, now: datetime, reason: str, message: str, counted: bool
+    status: Status, spec: Spec, now: datetime, reason: str, message: str, counted: bool
 ) -> None:
-    """End the open attempt's record; iterations beyond the newest checkpoint become lost.
-
-    ``gpus`` is the total of all pods of the group.
-    """
+    """End the open attempt's record; iterations beyond the newest checkpoint become lost."""
     record = _open_record(status)
     if record is None:
         return
     record.end_time = format_time(now)
     record.reason, record.message, record.charged = reason, message, counted
     del status.eviction_cost
-    if gpus:
+    if gpus := _gpus(record, spec):
         kept = record.end_iteration if reason == "Succeeded" else _saved(status)
         part = _live(status, record, gpus, min(kept, record.end_iteration))
         closed = _add(status.closed_gpu_seconds, part.useful, part.lost, part.idle)
         status.closed_gpu_seconds = status.gpu_seconds = closed
 
 
-def correct_start(status: Status, iteration: int, gpus: int) -> None:
+def correct_start(status: Status, iteration: int, spec: Spec) -> None:
     """Correct the iteration at which the open attempt began.
 
     It is later than assumed if the last lines of the previous attempt's log were lost with their
@@ -135,7 +137,7 @@ def correct_start(status: Status, iteration: int, gpus: int) -> None:
     saved = min(iteration, before.end_iteration) - max(known, before.start_iteration)
     before.end_iteration = max(before.end_iteration, iteration)
     spent = status.closed_gpu_seconds
-    if gpus and spent and saved > 0:
+    if (gpus := _gpus(before, spec)) and spent and saved > 0:
         moved = min(spent.lost, saved * _pace(status) * gpus)
         status.closed_gpu_seconds = status.gpu_seconds = _add(spent, moved, -moved)
 

@@ -453,6 +453,10 @@ BY_REASON: Mapping[str, str] = {
     Reason.GANG_UNATTENDED: "Start or install it; or `v2w suspend {name}`, change spec.scheduling "
     "(gang, queueName), and `v2w resume {name}`. A Volcano queue named in the podTemplate must "
     "exist: kubectl get queues.scheduling.volcano.sh",
+    Reason.GROUP_SHRUNK: "Nothing to do: training continues with the same global batch, and grows "
+    "back at a checkpoint once more nodes can be had. `kubectl get nodes` shows what is missing",
+    Reason.GROUP_GROWN: "Nothing to do: the attempt resumes from the checkpoint",
+    Reason.GROUP_WAITING: "Add nodes or quota, or lower spec.training.minNodes",
     Reason.QUEUED: "Wait; kubectl get workloads -n {namespace} shows what is ahead of it. An empty "
     "list means that Kueue is not installed: remove spec.scheduling.queueName",
 }

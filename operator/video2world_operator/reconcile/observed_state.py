@@ -326,6 +326,7 @@ class ObservedState:
     workload: Workload | None = None  # Kueue's, of the Job that waits, if it was read
     kube_events: Sequence[KubeEvent] | None = None
     preflight: Sequence[str] | None = None  # problems found before training; None: not checked
+    room: int | None = None  # nodes that the training group could have, if that is known
 
 
 def resource_of(body: Object) -> str:

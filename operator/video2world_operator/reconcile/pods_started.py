@@ -14,8 +14,10 @@ from video2world_operator.reconcile.observed_state import Job, Pod
 __all__ = ["desired_pods", "facts_for", "report_pods", "report_stuck", "reset"]
 
 
-def desired_pods(stage: Stage) -> int:
-    """Return how many pods an attempt has."""
+def desired_pods(draft: Draft, stage: Stage) -> int:
+    """Return how many pods the current attempt has."""
+    if stage.name == "train":
+        return draft.nodes
     return int(stage.job["spec"].get("completions", 1))
 
 
@@ -47,7 +49,7 @@ def report_pods(draft: Draft, stage: Stage, job: Job | None, pods: Sequence[Pod]
                 Type.PODS_STARTED, False, Reason.UNSCHEDULABLE, pod=pod.name, problem=problem
             )
             return
-    desired = desired_pods(stage)
+    desired = desired_pods(draft, stage)
     if job is not None and report_stuck(draft, Type.PODS_STARTED, job, pods, desired):
         return
     _set(draft, stage, ready=sum(pod.ready or pod.over for pod in pods))
@@ -71,7 +73,7 @@ def report_stuck(draft: Draft, kind: Type, job: Job, pods: Sequence[Pod], desire
 
 
 def _set(draft: Draft, stage: Stage, *, ready: int) -> None:
-    desired = desired_pods(stage)
+    desired = desired_pods(draft, stage)
     all_ready = ready >= desired
     draft.set_condition(
         Type.PODS_STARTED,

@@ -64,4 +64,4 @@ def _account_for_eviction(draft: Draft, entry: StageStatus, pods: Sequence[Pod])
     evicted = workload.evicted if workload else ""
     message = workload.eviction if workload else "its Job was suspended"
     draft.close_attempt("Preempted" if evicted == PREEMPTED else "Evicted", message)
-    gpu_time.open_attempt(draft.status, entry.attempt)
+    gpu_time.open_attempt(draft.status, entry.attempt, draft.nodes)

@@ -32,6 +32,7 @@ from video2world_operator.reconcile import (
 from video2world_operator.reconcile.actions import Decision, Delete, Policy
 from video2world_operator.reconcile.blocked_status import BLOCKING, invalid
 from video2world_operator.reconcile.draft import Draft
+from video2world_operator.reconcile.elastic_group import accept_min_nodes
 from video2world_operator.reconcile.observed_state import ObservedState
 from video2world_operator.reconcile.progress import update_status
 from video2world_operator.reconcile.sampling_jobs import run_sampling
@@ -122,6 +123,7 @@ class Reconciler:
             entry.inputs_hash = stage.inputs_hash
             stages.append(entry)
         status.stages = stages
+        accept_min_nodes(draft)
         if status.stage_status("evaluation") is None:
             del status.evaluation
         status.start_time = status.start_time or format_time(draft.now)
@@ -158,7 +160,7 @@ class Reconciler:
             update_status(status, event, format_time(draft.now))
             if isinstance(event, Resumed):
                 failure_rate.correct(status, event.iteration)
-                gpu_time.correct_start(status, event.iteration, draft.resource.spec.gpus)
+                gpu_time.correct_start(status, event.iteration, draft.resource.spec)
             if isinstance(event, Skipped):
                 entry = status.stage_status(event.stage)
                 if entry and entry.state == "Pending" and event.inputs_hash == entry.inputs_hash:

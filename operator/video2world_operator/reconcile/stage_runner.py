@@ -22,6 +22,7 @@ from video2world_operator.reconcile import (
 )
 from video2world_operator.reconcile.actions import Annotate
 from video2world_operator.reconcile.draft import Draft
+from video2world_operator.reconcile.elastic_group import begin_group, resize
 from video2world_operator.reconcile.failures import Failure
 from video2world_operator.reconcile.gang_condition import as_gang, watch_gang
 from video2world_operator.reconcile.observed_state import Job, Pod
@@ -77,6 +78,8 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
         entry.start_time = format_time(draft.now)
     pods_started.reset(draft, stage)
     del entry.completion_time, entry.log_tail, entry.message
+    if stage.name == "train":
+        begin_group(draft)
     draft.begin_attempt(entry, max([entry.attempt, *numbers]) + 1)
     if stage.name == "inference":
         checkpoint_samples.abandon(draft.status)
@@ -85,7 +88,7 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
 
 
 def _apply(draft: Draft, stage: Stage, entry: StageStatus) -> None:
-    manifests = draft.plan.manifests(stage.name, entry.attempt)
+    manifests = draft.plan.manifests(stage.name, entry.attempt, draft.nodes)
     if stage.name == "train":
         manifests = as_gang(draft, manifests)
         if env := failure_rate.expected_env(draft.status, draft.resource.spec):
@@ -106,8 +109,9 @@ def _follow(draft: Draft, stage: Stage, entry: StageStatus, job: Job | None) -> 
         _finish(draft, stage, entry)
         return True
     is_suspended = job is not None and job.suspended and not job.finished
+    started = queue_wait.since_resumed(job, pods)
     if not is_suspended:
-        failure = failure_policy.find_failure(stage, job, queue_wait.since_resumed(job, pods))
+        failure = failure_policy.find_failure(stage, job, started)
         if failure is not None:
             failure_policy.fail_attempt(draft, stage, entry, failure)
             return False
@@ -115,6 +119,8 @@ def _follow(draft: Draft, stage: Stage, entry: StageStatus, job: Job | None) -> 
         why = "none of its pods had started, and the spec of its pods has changed"
         failure_policy.fail_attempt(draft, stage, entry, Failure("SpecChanged", why))
         del draft.status.next_attempt_time  # nothing has run that could fail again
+        return False
+    if job is not None and stage.name == "train" and resize(draft, stage, job, started):
         return False
     if job is not None and is_suspended:
         queue_wait.follow(draft, stage, entry, job, pods)
@@ -131,14 +137,14 @@ def _is_outdated(draft: Draft, stage: Stage, job: Job, pods: list[Pod]) -> bool:
 
 
 def _count_pods(draft: Draft, stage: Stage, entry: StageStatus, pods: list[Pod]) -> None:
-    entry.desired = pods_started.desired_pods(stage)
+    entry.desired = pods_started.desired_pods(draft, stage)
     entry.active = sum(not pod.over for pod in pods)
     entry.ready = sum(pod.ready for pod in pods)
     entry.succeeded = sum(pod.phase == "Succeeded" for pod in pods)
     entry.failed = sum(pod.phase == "Failed" for pod in pods)
     if stage.name == "train":
         spec = draft.resource.spec
-        gpu_time.observe(draft.status, pods, spec.gpus, spec.nodes, draft.now)
+        gpu_time.observe(draft.status, pods, spec, draft.now)
         eviction_cost.observe(draft.status, pods, spec.gpus, spec.nodes, draft.now)
 
 

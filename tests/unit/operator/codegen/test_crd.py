@@ -115,6 +115,7 @@ def test_columns_show_scalars_that_exist():
         "Loss",
         "Validation",
         "Checkpoint",
+        "Nodes",
         "Message",
     ]
     for column in columns:

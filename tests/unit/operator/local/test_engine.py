@@ -13,11 +13,14 @@ import pytest
 import yaml
 
 from video2world_operator.api.validation import load_resource
+from video2world_operator.local.engine import LocalEngine
 from video2world_operator.local.gpu_shares import gpu_shares, visible_gpus
 from video2world_operator.local.pod_environment import PodEnvironment, UnsupportedManifest
 from video2world_operator.local.pod_process import process_spec
+from video2world_operator.local.pods import PodGroup
 from video2world_operator.local.state import StateFolder
 from video2world_operator.plan.plan import make_plan
+from video2world_operator.terminal import Display
 
 V2W = (sys.executable, "-m", "video2world_operator.cli")
 STAGES = ("download", "dataset", "embeddings", "latents", "train", "inference")
@@ -480,3 +483,43 @@ def test_what_runs_is_what_is_rendered(setup):
     names = {e["name"] for e in rendered["spec"]["template"]["spec"]["containers"][0]["env"]}
     env = json.loads((volume / "env-train-0.json").read_text())
     assert names <= set(env)
+
+
+def nodes_of(volume, name="run"):
+    """Return the state's groupSize, and number, nodes and reason of the attempts."""
+    status = json.loads((volume / ".video2world" / name / "state.json").read_text())["status"]
+    records = [(r["number"], r["nodes"], r["reason"]) for r in status["attempts"]]
+    return status["groupSize"], records
+
+
+def test_fewer_gpus_than_asked_run_fewer_nodes(setup, monkeypatch):
+    write, volume = setup
+    file = write(nodes=4, minNodes=1, device="GPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    code, out = run(file, volume)
+    assert code == 0, out
+    assert "The train group has 2 of 4 nodes: this machine has 3 GPUs, and a node 1." in out
+    env = json.loads((volume / "env-train-1.json").read_text())
+    assert (env["PET_NNODES"], env["CUDA_VISIBLE_DEVICES"]) == ("2", "1")
+    size, records = nodes_of(volume)
+    assert (size["text"], records) == ("2/4", [(1, 2, "Succeeded")])
+    assert "nodes       2 of 4" in v2w("status", "run", "--volume", str(volume))
+
+
+def test_a_node_that_cannot_be_started_leaves_the_others(setup, monkeypatch, capsys):
+    """Here it is the second process, as if the machine had no room for it."""
+    write, volume = setup
+    plan = make_plan(load_resource(write(minNodes=1)))
+    start_pod = PodGroup._start_pod
+
+    def refuse(self, index, *more):
+        if index and self.stage == "train":
+            raise OSError(11, "Resource temporarily unavailable")
+        start_pod(self, index, *more)
+
+    monkeypatch.setattr(PodGroup, "_start_pod", refuse)
+    assert LocalEngine(plan, volume, Display(sys.stdout), Path("run.yaml")).run() == 0
+    assert "1 of 2 nodes could be started" in capsys.readouterr().out
+    size, records = nodes_of(volume)
+    assert records == [(1, 2, "GroupShrunk"), (2, 1, "Succeeded")]
+    assert (size["text"], size["message"]) == ("1/2", "1 could be started")
