@@ -59,6 +59,7 @@ def test_gauges_show_the_current_state():
         "progress": {"iteration": 500, "iterations": 1000, "secondsPerIteration": 2.0},
         "gpuSeconds": {"useful": 100.0, "lost": 20.0, "idle": 3.0},
         "evaluation": {"verdict": "Worse", "actions": {"followed": False}},
+        "evictionCost": {"gpus": 16, "gpuSeconds": 1.0, "since": moment},  # written long ago
     }
     scraped.look()
     assert scraped.value("actions_followed", followed="false") == 1
@@ -69,16 +70,22 @@ def test_gauges_show_the_current_state():
     assert scraped.value("stages_at_work", stage="latents") == 0
     assert scraped.value("gpu_seconds", use="useful") == 100
     assert scraped.value("gpu_seconds", use="lost") == 20
+    assert scraped.value("gpu_seconds_at_risk") == pytest.approx(16 * 7200, abs=16 * 60)
     assert scraped.value("checkpoint_age_seconds_max") == pytest.approx(7200, abs=60)
     assert scraped.value("checkpoints_overdue") == 1  # due every 500 x 2 s
     world.body["status"]["progress"]["secondsPerIteration"] = 10.0  # due every 5000 s
     scraped.look()
     assert scraped.value("checkpoints_overdue") == 0
+    world.body["spec"]["training"]["checkpoint"] = {"everyIterations": "Auto"}
+    world.body["status"]["progress"]["checkpointInterval"] = 100  # due every 1000 s
+    scraped.look()
+    assert scraped.value("checkpoints_overdue") == 1
     assert scraped.value("cache_age_seconds") == 7
     scraped.resources.clear()
     scraped.metrics.observe_resource(("ns", "run"), None, ())
     assert scraped.value("resources", phase="Running") == 0
     assert scraped.value("checkpoint_age_seconds_max") == 0
+    assert scraped.value("gpu_seconds_at_risk") == 0
 
 
 def test_reconciliations_and_requests():

@@ -45,6 +45,13 @@ def test_metrics_have_the_values_of_the_last_report(exporter: PrometheusExporter
     assert scraped(exporter)["report_time_seconds"] > 1.7e9
 
 
+def test_a_metric_is_computed_at_every_scrape(exporter: PrometheusExporter) -> None:
+    values = iter((5.0, 6.5))
+    exporter.compute("gpu_seconds_at_risk", lambda: next(values))
+    exporter.update(iteration=7)
+    assert [scraped(exporter)["gpu_seconds_at_risk"] for _ in range(2)] == [5.0, 6.5]
+
+
 def test_a_local_run_listens_on_loopback_only(exporter: PrometheusExporter) -> None:
     assert exporter._server.server_address[0] == "127.0.0.1"
 
