@@ -8,7 +8,7 @@ from control_plane import ApiError
 from operators import Resource
 from video2world_operator.api.crd_schema import build
 from video2world_operator.api.errors import InvalidResource
-from video2world_operator.api.mutability import CHANGEABLE, SUSPENDED
+from video2world_operator.api.mutability import CHANGEABLE, IMMUTABLE, SUSPENDED
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.validation import parse
 
@@ -34,6 +34,7 @@ CAPTIONS = {"captions": {"endpoint": "http://vllm/v1", "model": "vlm"}}
 EXPERIMENT = "predict2_video2world_training_2b_agibot_head_center_fisheye_color"
 TWO_PHASES = [{"resolution": "480p", "iterations": 2}, {"resolution": "720p", "iterations": 3}]
 GPU = {"model": {"size": "2B"}}
+MULTIKUEUE = {"managedBy": "kueue.x-k8s.io/multikueue"}
 WORDS = {"captionFile": "words.csv"}
 TO_CAPTION = {"path": "c", "caption": "Endpoint"}
 ACTIONS = {"columns": ["action"]}
@@ -543,6 +544,21 @@ CASES = {
         {"evaluation": {"metrics": ["PSNR", "PSNR"]}} | HELD_OUT,
         "a metric is named twice",
     ),
+    "what MultiKueue sends waits in a queue": (
+        MULTIKUEUE | {"scheduling": {"queueName": "gpus"}},
+        MULTIKUEUE | {"scheduling": {"gang": "None"}},
+        "scheduling.queueName: MultiKueue sends what waits in a queue",
+    ),
+    "what MultiKueue sends keeps its results": (
+        MULTIKUEUE | {"scheduling": {"queueName": "gpus"}, "storage": {"retention": "Keep"}},
+        MULTIKUEUE | {"scheduling": {"queueName": "gpus"}, "storage": {"retention": "Delete"}},
+        "storage.retention: with Delete the results would be lost",
+    ),
+    "managers": (
+        {"managedBy": "video2world.dev/operator"},
+        {"managedBy": "example.com/other"},
+        "Unsupported value",
+    ),
     "enumerations": (
         {"training": {"attention": "FlashAttention4"}},
         {"training": {"attention": "FlashAttention9"}},
@@ -572,6 +588,7 @@ def messages(node):
 def test_every_rule_has_a_case():
     """A rule that is added in CEL only fails here, since the operator judges each case too."""
     elsewhere = ("metadata.name", "once work has begun", "only while spec.suspend is true")
+    elsewhere += ("managedBy cannot be changed",)
     words = [*elsewhere, *(words for _, _, words in CASES.values())]
     assert [m for m in set(messages(build())) if not any(w in m for w in words)] == []
 
@@ -627,6 +644,7 @@ CHANGES = {
     "scheduling": {"priorityClassName": "high"},
     "images": {"trainer": "mine:2"},
     "stages": {"train": {"resources": {"limits": {"memory": "9Gi"}}}},
+    "managedBy": "video2world.dev/operator",
     "suspend": True,
     "activeDeadlineSeconds": 500,
     "cleanupPolicy": "All",
@@ -697,6 +715,8 @@ def test_once_work_has_begun_the_server_accepts_what_the_table_allows(cluster, b
     if when == SUSPENDED:
         assert f"spec.{name} can be changed only while spec.suspend is true" in said
         cluster.admin.patch(path, {"spec": EVERY[name] | {"suspend": True}})
+    elif name in IMMUTABLE:
+        assert f"spec.{name} cannot be changed: delete this resource" in said
     elif name.startswith("training."):
         assert "of spec.training only" in said
         assert "can be changed once work has begun: create another resource" in said
@@ -721,6 +741,23 @@ def test_before_work_has_begun_every_field_can_be_changed(cluster, fresh, name):
         said = str(error)
     assert "once work has begun" not in said
     assert "only while spec.suspend" not in said
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "kueue.x-k8s.io/multikueue"),
+        ("kueue.x-k8s.io/multikueue", None),
+        ("video2world.dev/operator", None),
+        ("video2world.dev/operator", "kueue.x-k8s.io/multikueue"),
+    ],
+)
+def test_the_manager_cannot_be_changed(cluster, namespace, before, after):
+    queued = {"scheduling": {"queueName": "gpus"}}
+    run = Resource(cluster, namespace).create(**queued, **({"managedBy": before} if before else {}))
+    run.patch(training={"maxRestarts": 3})
+    with pytest.raises(ApiError, match=r"spec\.managedBy cannot be changed"):
+        run.patch(managedBy=after)
 
 
 def test_annotations_at_their_size_limit_are_accepted(cluster, namespace):

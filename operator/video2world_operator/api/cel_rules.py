@@ -36,12 +36,15 @@ from video2world_operator.api.constants import (
     CAPTIONS_PREPARED,
     MAX_NAME,
     MAX_PROMPTS,
+    MULTIKUEUE,
+    QUEUE_MISSING,
     RESERVED_ENV,
+    RESULTS_DELETED,
 )
 from video2world_operator.api.dataset_spec import SOURCES
 from video2world_operator.api.experiments import DECIDED, OVERRIDES
 from video2world_operator.api.fields import RESOURCE_NAME_EXPECTED, RESOURCE_NAME_PATTERN
-from video2world_operator.api.mutability import adjustable, fixed
+from video2world_operator.api.mutability import IMMUTABLE, adjustable, fixed
 from video2world_operator.api.train_settings import ALLOWED, SETTINGS
 
 __all__ = [
@@ -177,6 +180,7 @@ def spec_rules() -> list[CELRule]:
     dataset_dir = overridden("dataloader_train.dataset.dataset_dir")
     sources = ", ".join(f"has(self.dataset.{name})" for name in SOURCES)
     heads = ", ".join(f"{name} {size.num_heads}" for name, size in SIZES.items())
+    dispatched = f"(has(self.managedBy) && self.managedBy == '{MULTIKUEUE}')"
     return [
         rule(
             f"({sized}) || {named}",
@@ -307,6 +311,15 @@ def spec_rules() -> list[CELRule]:
             "self.evaluation.metrics.all(a, self.evaluation.metrics.exists_one(b, b == a))",
             "evaluation.metrics: a metric is named twice; keep one",
         ),
+        rule(
+            f"!{dispatched} || (has(self.scheduling) && has(self.scheduling.queueName))",
+            f"scheduling.queueName: {QUEUE_MISSING}",
+        ),
+        rule(
+            f"!{dispatched} || !has(self.storage) || !has(self.storage.retention) || "
+            "self.storage.retention != 'Delete'",
+            f"storage.retention: {RESULTS_DELETED}",
+        ),
     ]
 
 
@@ -343,6 +356,13 @@ def change_rules() -> list[CELRule]:
     of_spec, of_training = fixed()
     remedy = "create another resource, which reuses what is complete on the volume"
     rules = [
+        rule(
+            _unchanged(f"spec.{name}"),
+            f"spec.{name} cannot be changed: delete this resource and create another",
+        )
+        for name in IMMUTABLE
+    ]
+    rules += [
         rule(
             f"!({started}) || {_unchanged(f'spec.{name}')}",
             f"spec.{name} cannot be changed once work has begun: {remedy}",

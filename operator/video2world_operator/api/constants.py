@@ -10,8 +10,11 @@ __all__ = [
     "KIND",
     "MAX_NAME",
     "MAX_PROMPTS",
+    "MULTIKUEUE",
     "PLURAL",
+    "QUEUE_MISSING",
     "RESERVED_ENV",
+    "RESULTS_DELETED",
     "STAGES",
     "UNKNOWN_ITERATION",
     "VERSION",
@@ -19,6 +22,7 @@ __all__ = [
 
 GROUP, VERSION = "video2world.dev", "v1alpha1"
 API_VERSION, KIND, PLURAL = f"{GROUP}/{VERSION}", "Video2WorldPostTrain", "video2worldposttrains"
+MULTIKUEUE = "kueue.x-k8s.io/multikueue"  # spec.managedBy of what Kueue sends to another cluster
 STAGES = (
     "download",
     "dataset",
@@ -42,6 +46,11 @@ CAPTIONS_PREPARED = (
 UNKNOWN_ITERATION = (
     "with training.checkpoint.everyIterations: Auto, only the last iteration is known to have a "
     "checkpoint; use latest, best, all or training.iterations, or set everyIterations to a number"
+)
+QUEUE_MISSING = "MultiKueue sends what waits in a queue; set the LocalQueue, or remove managedBy"
+RESULTS_DELETED = (
+    "with Delete the results would be lost: at the end MultiKueue deletes the resource in the "
+    "cluster where it ran; use Keep, or remove managedBy"
 )
 # Environment variables that the operator or torchrun sets; a trailing _ marks a prefix.
 RESERVED_ENV = ("PET_", "MASTER_", "V2W_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from video2world_operator.api.spec import Spec
 from video2world_operator.api.training_spec import TrainingSpec
 
-__all__ = ["CHANGEABLE", "SUSPENDED", "adjustable", "fixed"]
+__all__ = ["CHANGEABLE", "IMMUTABLE", "SUSPENDED", "adjustable", "fixed"]
 
 AT_ONCE = "At once."
 NEXT = (
@@ -19,6 +19,8 @@ NEXT = (
     "suspend NAME` and `v2w resume NAME` start the next attempt from the last checkpoint."
 )
 SUSPENDED = "Only while `spec.suspend` is true; takes effect on resume."
+
+IMMUTABLE = ("managedBy",)  # fields of spec that can never be changed, not even before work begins
 
 CHANGEABLE: Mapping[str, str] = {  # by path below spec
     "training.iterations": "At once: the attempt ends, and the next one resumes from the last "
@@ -57,6 +59,6 @@ def fixed() -> tuple[list[str], list[str]]:
     of_training = [field.alias or name for name, field in TrainingSpec.model_fields.items()]
     changes = adjustable()
     return (
-        [name for name in of_spec if name not in CHANGEABLE and name != "training"],
+        [name for name in of_spec if name not in {*CHANGEABLE, *IMMUTABLE, "training"}],
         [name for name in of_training if name not in changes],
     )

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from video2world_common import per_clip_actions
 from video2world_common.model_sizes import SIZES
+from video2world_operator.api.constants import MULTIKUEUE
 from video2world_operator.api.dataset_spec import DatasetSpec
 from video2world_operator.api.evaluation_spec import EvaluationSpec
 from video2world_operator.api.fields import ApiModel, with_example
@@ -80,6 +81,11 @@ class Spec(ApiModel):
     stages: StagesSpec = Field(
         default_factory=lambda: StagesSpec(), description="Settings of individual stages."
     )
+    managed_by: Literal["video2world.dev/operator", "kueue.x-k8s.io/multikueue"] | None = Field(
+        default=None,
+        description="Who runs this resource: the operator of this cluster (the default), or Kueue, "
+        "which sends it to another cluster (MultiKueue). Cannot be changed.",
+    )
     suspend: bool = Field(
         default=False,
         description="Save a checkpoint, delete all pods and wait until this is false again.",
@@ -102,6 +108,11 @@ class Spec(ApiModel):
         le=2**31 - 1,
         description="Seconds after which a finished resource is deleted; defaults to never.",
     )
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether MultiKueue runs this resource in another cluster."""
+        return self.managed_by == MULTIKUEUE
 
     @property
     def tiny(self) -> bool:

@@ -17,7 +17,9 @@ from video2world_operator.api.constants import (
     GROUP,
     KIND,
     MAX_PROMPTS,
+    QUEUE_MISSING,
     RESERVED_ENV,
+    RESULTS_DELETED,
     STAGES,
 )
 from video2world_operator.api.dataset_validation import dataset_problems
@@ -222,6 +224,10 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
             "spec.storage.accessMode",
             f"{modes} does not allow {spec.pods_sharing_volume} pods; use ReadWriteMany",
         )
+    if spec.dispatched and not spec.scheduling.queue_name:
+        yield Problem("spec.scheduling.queueName", QUEUE_MISSING)
+    if spec.dispatched and spec.storage.retention == "Delete":
+        yield Problem("spec.storage.retention", RESULTS_DELETED)
     yield from action_problems(spec)
     yield from inference_problems(spec)
     yield from evaluation_problems(spec)

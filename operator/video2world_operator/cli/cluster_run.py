@@ -14,14 +14,17 @@ from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.status import Status, parse_status
 from video2world_operator.api.validation import parse
 from video2world_operator.cli.common import UsageError
+from video2world_operator.cli.dispatched import dispatch_note
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot, losses_of
 from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.discovery import discover
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.plan.labels import RESOURCE_LABEL
+from video2world_operator.plan.multikueue import is_dispatched
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.cluster_facts import cluster_facts
 from video2world_operator.preflight.crd_version import problem_of
+from video2world_operator.preflight.dispatch import read_dispatch
 from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.preflight.queues import find_workload
 from video2world_operator.reconcile.observed_state import Job, Pod
@@ -44,6 +47,7 @@ T = TypeVar("T")
 LOG_LINES = "1000"  # of the training log, read for its losses: within the client's size limit
 LOG_RETRY_SECONDS = 2.0  # while a pod has not started
 _NO_CRD = f"the cluster does not know {KIND}: kubectl apply -f manifests/crd.yaml"
+_ELSEWHERE = "{name} runs in another cluster, and its logs are there: v2w status {name} names it"
 
 
 class RequestFailed(UsageError):
@@ -98,6 +102,10 @@ def observe(name: str, namespace: str | None) -> tuple[Snapshot, ClusterObjects]
         except InvalidResource:
             gpus = 0
         seen = await _snapshot(client, namespace, name)
+        if is_dispatched(body):
+            facts = await read_dispatch(client, body, namespace)
+            problem = await problem_of(client)
+            return seen, ClusterObjects(body["metadata"], spec, crd_problem=problem, dispatch=facts)
         jobs = await _jobs(client, namespace, name)
         events = await client.get_if_allowed(path_of("v1", "Event", namespace)) or {}
         return seen, ClusterObjects(
@@ -188,7 +196,10 @@ def logs(
     async def work(client: ApiClient, namespace: str) -> None:
         shown = ""
         while True:
-            status = parse_status((await _get(client, namespace, name)).get("status"))
+            body = await _get(client, namespace, name)
+            if is_dispatched(body):
+                raise RequestFailed(_ELSEWHERE.format(name=name))
+            status = parse_status(body.get("status"))
             pods = await _pods(client, namespace, name)
             pod = _choose(name, pods, stage or status.stage, rank, attempt)
             try:
@@ -261,7 +272,12 @@ async def _get(client: ApiClient, namespace: str, name: str) -> dict[str, Any]:
 
 async def _snapshot(client: ApiClient, namespace: str, name: str) -> Snapshot:
     """Read status, pods and losses; only the status if the user may not list pods."""
-    status = parse_status((await _get(client, namespace, name)).get("status"))
+    body = await _get(client, namespace, name)
+    status = parse_status(body.get("status"))
+    if is_dispatched(body):
+        facts = await read_dispatch(client, body, namespace)
+        note = dispatch_note(facts, suspended=bool(body["spec"].get("suspend")))
+        return Snapshot(name, status, note=note)
     try:
         pods = await _pods(client, namespace, name)
     except ApiError as error:

@@ -15,8 +15,10 @@ from video2world_operator.api.conditions import STATUS_REFUSED, Reason, Type, fi
 from video2world_operator.api.status import Condition
 from video2world_operator.api.timestamps import parse_time
 from video2world_operator.cli import object_causes
+from video2world_operator.cli.dispatched import dispatch_causes
 from video2world_operator.cli.remedies import Cause, Remedies
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
+from video2world_operator.preflight.dispatch import DispatchFacts
 from video2world_operator.reconcile.known_errors import BY_REASON, LOGS
 from video2world_operator.reconcile.observed_state import KubeEvent
 from video2world_operator.reconcile.stuck_stages import BOUND, reports
@@ -85,6 +87,8 @@ class Diagnosis:
 
     def causes(self) -> list[Cause]:
         """Return the causes, the decisive one first."""
+        if self._objects.dispatch is not None:
+            return self._of_another_cluster(self._objects.dispatch)
         if self._status.is_empty:
             return [] if self._is_new() else [self._no_operator()]
         if self._if_true(Type.SUCCEEDED):
@@ -107,6 +111,18 @@ class Diagnosis:
             found.append(self._no_operator())
         found += self._warnings()
         return list(dict.fromkeys([*found, *self._divergence()]))
+
+    def _of_another_cluster(self, facts: DispatchFacts) -> list[Cause]:
+        """Explain a resource that another cluster runs: all but its status is there."""
+        if self._objects.spec.get("suspend") or self._if_true(Type.SUCCEEDED):
+            return []
+        if (failed := self._if_true(Type.FAILED)) is not None:
+            return [self._of_condition(failed)]
+        found = list(dispatch_causes(facts))
+        if not found and facts.workload is None and not self._is_new():
+            found.append(self._no_operator())
+        found += [self._of_condition(c) for kind in _PRECONDITIONS if (c := self._if_false(kind))]
+        return [*found, *self._waits(), *self._blocked_conditions(), *self._warnings()]
 
     # ------------------------------------------------------------------ the operator
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from video2world_common.progress_events import TrainProgress, parse
 from video2world_operator.api.status import Phase, Status
+from video2world_operator.preflight.dispatch import DispatchFacts
 from video2world_operator.reconcile.observed_state import Job, Pod
 from video2world_operator.reconcile.workload import Workload
 
@@ -44,7 +45,8 @@ class ClusterObjects:
     ``metadata`` and ``spec`` are the resource's; ``events`` are the namespace's core/v1 Events;
     ``jobs`` and ``nodes`` are None if the user may not list them; ``gpus_per_node`` is what one
     training pod requests; ``crd_problem`` says what is wrong with the CRD, if something is;
-    ``workload`` is Kueue's of the current stage's Job, if that is in a queue.
+    ``workload`` is Kueue's of the current stage's Job, if that is in a queue;
+    ``dispatch`` is there if the resource is MultiKueue's, and its other objects elsewhere.
     """
 
     metadata: KubeObject = field(default_factory=dict)
@@ -56,6 +58,7 @@ class ClusterObjects:
     crd_problem: str = ""
     jobs: Sequence[Job] | None = None
     workload: Workload | None = None
+    dispatch: DispatchFacts | None = None
 
 
 def losses_of(lines: Iterable[str | bytes]) -> list[float]:

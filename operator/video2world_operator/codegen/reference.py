@@ -16,7 +16,7 @@ from typing import Any
 
 from video2world_operator.api import crd_schema
 from video2world_operator.api.conditions import Reason, Type
-from video2world_operator.api.mutability import CHANGEABLE, fixed
+from video2world_operator.api.mutability import CHANGEABLE, IMMUTABLE, fixed
 from video2world_operator.api.wording import Schema
 from video2world_operator.cli import parser
 from video2world_operator.codegen.markdown import HEAD, table
@@ -181,7 +181,8 @@ def _fields() -> str:
     text += "\n## What can be changed once work has begun\n\n"
     of_spec, _ = fixed()
     text += "The API server refuses any other change: of " + ", ".join(f"`{n}`" for n in of_spec)
-    text += " and the rest of `training`.\n\n"
+    text += " and the rest of `training`. "
+    text += f"{', '.join(f'`{n}`' for n in IMMUTABLE)} cannot be changed before that either.\n\n"
     changes = ((f"`spec.{path}`", when) for path, when in CHANGEABLE.items())
     return text + table(("field", "when a change takes effect"), changes)
 

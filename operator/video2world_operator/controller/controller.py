@@ -16,6 +16,7 @@ from video2world_operator.controller.cache import WatchCache
 from video2world_operator.controller.event_reader import EventReader
 from video2world_operator.controller.event_recorder import EventRecorder
 from video2world_operator.controller.key_state import KeyState
+from video2world_operator.controller.multikueue import MultiKueue
 from video2world_operator.controller.observer import Observer, needs_live_read
 from video2world_operator.controller.resource import Key, Object, Resource
 from video2world_operator.controller.status_writer import StatusWriter
@@ -23,6 +24,7 @@ from video2world_operator.kube.client import ApiClient
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.kube.resync import ResyncPacer
 from video2world_operator.kube.workqueue import WorkQueue
+from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.cluster_room import ClusterRoom
 from video2world_operator.preflight.crd_version import Definition, without
@@ -72,6 +74,7 @@ class Controller:
         self._applier = Applier(api, recorder, self.queue.add)
         self.observer = Observer(api, cache, self._states, self._plan_of, self.interval)
         self._kube_events = EventReader(api)
+        self._multikueue = MultiKueue(api)
 
     async def work(self, key: Key) -> None:
         """Reconcile the resource ``key`` once.
@@ -83,6 +86,9 @@ class Controller:
         if resource is None:
             self._forget(key)
             await self._force_delete_stuck_pods(key)
+            return
+        if resource.dispatched:
+            await self._dispatch(resource)
             return
         state = self._states[key]
         just_accepted, state.just_accepted = state.just_accepted, False
@@ -108,10 +114,21 @@ class Controller:
         if not proceed:
             return
         await self._applier.apply_in_order(resource, state, others, outcomes)
+        version = self.observer.capabilities.api_version(OptionalApi.WORKLOAD)
+        if version and await self._multikueue.answer(resource, version):
+            self.resync_later(key)
         if decision.wake is not None:
             self._wake_at(key, decision.wake)
         if any(not pod.over for pod in observed.pods):
             self.resync_later(key)
+
+    async def _dispatch(self, resource: Resource) -> None:
+        """Queue a resource that another cluster runs, whose status comes from there."""
+        plan = self._plan_of(resource.body)
+        version = self.observer.capabilities.api_version(OptionalApi.WORKLOAD)
+        if version and isinstance(plan, Plan):
+            await self._multikueue.dispatch(resource, plan, version)
+            self.resync_later(resource.key)  # Workloads are not watched
 
     async def _decide(
         self, resource: Resource, state: KeyState, just_accepted: bool
@@ -169,7 +186,8 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         self._states.pop(key, None)
-        for store in (self._pacer, self.queue, self.preflight, self._kube_events):
+        stores = (self._pacer, self.queue, self.preflight, self._kube_events, self._multikueue)
+        for store in stores:
             store.forget(key)
 
     def definition_changed(self) -> None:
@@ -214,9 +232,9 @@ def is_high_priority(resource: Resource, jobs: Iterable[Job], pods: Iterable[Pod
 
     That is so if the resource is new, its stage has ended, or a pod of it has failed.
     """
-    if not resource.status.observed_generation:
+    if not (resource.status.observed_generation or resource.dispatched):
         return True
-    if resource.ended:
+    if resource.ended or resource.dispatched:
         return False
     running = {(e.name, e.attempt) for e in resource.status.stages if e.state == "Running"}
     stage_ended = any(job.finished and (job.stage, job.attempt) in running for job in jobs)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import filterfalse
 from typing import TypeVar
 
 from video2world_operator.api.constants import API_VERSION, KIND
@@ -30,6 +31,7 @@ from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.discovery import discover
 from video2world_operator.kube.errors import ApiError, LoginFailed
 from video2world_operator.kube.leader_election import LeaderElector, LostLease
+from video2world_operator.plan.multikueue import is_dispatched
 from video2world_operator.reconcile.blocked_status import unauthorized
 
 __all__ = ["main", "run"]
@@ -135,7 +137,9 @@ async def _work(
     metrics.attach(ResourceMetrics(cache.resources, controller.queue, lambda: freshness.age))
 
     def wake(key: Key) -> None:
-        metrics.observe_resource(key, cache.resource(key), cache.pods(key))
+        found = cache.resource(key)
+        if found is None or not found.dispatched:  # the cluster where it runs counts it
+            metrics.observe_resource(key, found, cache.pods(key))
         controller.queue.add(key)
 
     informers = [
@@ -200,7 +204,7 @@ async def _wait_for_rights(options: Options, api: ApiClient, health: Health) -> 
 async def _report_missing_rights(options: Options, api: ApiClient, missing: list[str]) -> None:
     for namespace in options.namespaces or (None,):
         listing = await api.request("GET", path_of(API_VERSION, KIND, namespace))
-        for body in listing["items"]:
+        for body in filterfalse(is_dispatched, listing["items"]):
             status = unauthorized(body, missing, datetime.now(UTC))
             with contextlib.suppress(ApiError):
                 await api.apply_status(body, dump_status(status))

@@ -196,7 +196,8 @@ class ResourceMetrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the metrics; see prometheus_client."""
-        now, resources = datetime.now(UTC), self._resources()
+        now = datetime.now(UTC)
+        resources = [one for one in self._resources() if not one.dispatched]
         statuses = [resource.status for resource in resources]
         phases = Count(str(status.phase) for status in statuses)
         yield _family("resources", "Resources by phase.", "phase", {p: phases[p] for p in Phase})

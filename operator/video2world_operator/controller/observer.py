@@ -140,7 +140,7 @@ class Observer:
             return []  # the PVC is its own
         peers = []
         for other in self._cache.on_volume(resource.volume):
-            if other.created >= resource.created or other.ended:
+            if other.created >= resource.created or other.ended or other.dispatched:
                 continue
             use = self._volume_use(other)
             if use is None:

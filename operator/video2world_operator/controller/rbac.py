@@ -51,7 +51,14 @@ NAMESPACED: tuple[PolicyRule, ...] = (
     PolicyRule("", "events", ("create", "list")),  # listed for stages that are stuck
     *(PolicyRule(api.group, api.plural, (*_CREATED, "delete"), api) for api in POD_GROUPS.values()),
     PolicyRule("kueue.x-k8s.io", "localqueues", ("get",), OptionalApi.LOCAL_QUEUE),
-    PolicyRule("kueue.x-k8s.io", "workloads", ("list",), OptionalApi.WORKLOAD),  # of queued Jobs
+    # of queued Jobs, of resources that MultiKueue sends to another cluster, and of its copies
+    PolicyRule(
+        "kueue.x-k8s.io",
+        "workloads",
+        (*_CREATED, "list", "patch", "delete"),
+        OptionalApi.WORKLOAD,
+    ),
+    PolicyRule("kueue.x-k8s.io", "workloads/status", ("patch",), OptionalApi.WORKLOAD),
 )
 # If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
 CLUSTER_WIDE: tuple[PolicyRule, ...] = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from video2world_operator.api.conditions import Type, is_true
 from video2world_operator.api.status import Status, parse_status
+from video2world_operator.plan.multikueue import is_dispatched
 
 __all__ = ["Key", "Object", "Resource", "Volume"]
 
@@ -48,6 +49,11 @@ class Resource:
         """Whether it has succeeded or failed."""
         conditions = self.status.conditions
         return is_true(conditions, Type.FAILED) or is_true(conditions, Type.SUCCEEDED)
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether another cluster runs it, whose operator writes its status."""
+        return is_dispatched(self.body)
 
     @property
     def volume(self) -> Volume:

@@ -38,6 +38,7 @@ _PLURALS: Mapping[str, str] = {
     "Pod": "pods",
     "PodGroup": "podgroups",
     "Service": "services",
+    "Workload": "workloads",
     KIND: PLURAL,
 }
 KNOWN_RESOURCES = frozenset(_PLURALS.values())
@@ -168,10 +169,10 @@ class ApiClient:
         finally:
             self._observe(call.method, call.path, code, time.monotonic() - started)
 
-    async def get_if_allowed(self, path: str) -> Object | None:
+    async def get_if_allowed(self, path: str, **params: str) -> Object | None:
         """As :meth:`get`; None also if the user may not read it."""
         try:
-            return await self.get(path)
+            return await self.get(path, **params)
         except ApiError as error:
             if error.code != 403:
                 raise

@@ -19,4 +19,5 @@ PODS_ANNOTATION = f"{GROUP}/pods-hash"  # identifies the fields of the spec that
 # GPU seconds that an eviction of the train Job's pods would lose, in steps
 EVICTION_COST_ANNOTATION = f"{GROUP}/eviction-cost-gpu-seconds"
 SAMPLES_ANNOTATION = f"{GROUP}/samples"
+ORIGIN_LABEL = "kueue.x-k8s.io/multikueue-origin"  # of a resource that MultiKueue has copied here
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

@@ -11,6 +11,7 @@ from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import Stage
 from video2world_operator.preflight.check import VOLUME_REMEDY, Check, Verdict, check_capacity
+from video2world_operator.preflight.dispatch import DispatchFacts, who_manages
 from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.preflight.node_fit import (
     check_nodes,
@@ -35,6 +36,9 @@ def check_cluster(plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts) -
         yield Check("API server", Verdict.FAIL, facts.refusal, "fix what it names")
     else:
         yield Check("API server", Verdict.OK, "accepts the resource (dry run)")
+    if facts.dispatch is not None:
+        yield _dispatch(facts.dispatch)
+        return
     yield from check_nodes(plan, estimate, facts)
     yield from _volume(plan, estimate, facts)
     yield from _secrets(plan, facts)
@@ -52,6 +56,18 @@ def _operator(facts: ClusterFacts) -> Check:
         text = "no operator is running"
         return Check("operator", Verdict.FAIL, text, "helm install v2w charts/video2world-operator")
     return Check("operator", Verdict.OK, f"{facts.leader} is the leader")
+
+
+def _dispatch(facts: DispatchFacts) -> Check:
+    """Check whether MultiKueue will send the resource; what it needs is in another cluster."""
+    if nobody := who_manages(facts):
+        return Check("managedBy", Verdict.FAIL, nobody.what, nobody.remedy)
+    text = f"MultiKueue sends it to another cluster from queue {facts.queue}; nodes, volume and "
+    text += "Secrets are checked with that cluster's kubeconfig"
+    if facts.cluster_queue is None or facts.checks is None:
+        text = f"no permission to read the ClusterQueue of {facts.queue} and its admission checks"
+        return Check("managedBy", Verdict.UNKNOWN, text)
+    return Check("managedBy", Verdict.OK, text)
 
 
 def _volume(plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts) -> Iterator[Check]:

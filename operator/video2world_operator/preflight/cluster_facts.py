@@ -16,6 +16,7 @@ from video2world_operator.kube.leader_election import NAME as LEASE
 from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.crd_version import problem_of
+from video2world_operator.preflight.dispatch import read_dispatch
 from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.preflight.queues import why_inactive
 
@@ -67,6 +68,7 @@ async def cluster_facts(
         leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
         definition=await problem_of(cluster),
         refusal=await _refusal(cluster, namespace, manifest),
+        dispatch=await read_dispatch(cluster, manifest, namespace) if spec.dispatched else None,
     )
 
 

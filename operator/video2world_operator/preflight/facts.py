@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from video2world_operator.plan.optional_apis import Capabilities
+from video2world_operator.preflight.dispatch import DispatchFacts
 
 __all__ = [
     "UNKNOWN_GPU",
@@ -94,3 +95,4 @@ class ClusterFacts:
     leader: str | None = None  # holder of the operator's Lease; empty: none
     definition: str = ""  # problem with the CRD
     refusal: str = ""  # why the API server refuses the resource
+    dispatch: DispatchFacts | None = None  # if the resource is MultiKueue's

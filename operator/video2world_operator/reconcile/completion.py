@@ -7,6 +7,7 @@ from datetime import timedelta
 from video2world_operator.api.conditions import Reason, Type, find, finished
 from video2world_operator.api.constants import KIND
 from video2world_operator.api.timestamps import format_time, parse_time
+from video2world_operator.plan.labels import ORIGIN_LABEL
 from video2world_operator.reconcile.actions import Delete
 from video2world_operator.reconcile.draft import Draft
 from video2world_operator.reconcile.teardown import (
@@ -51,5 +52,7 @@ def clean_up(draft: Draft) -> None:
         if spec.cleanup_policy == "All" or not has_ended(draft, job):
             draft.delete_job(job)
     ttl = spec.ttl_seconds_after_finished
+    if ORIGIN_LABEL in draft.resource.metadata.labels:
+        ttl = None  # MultiKueue deletes a copy once it has read the last status
     if ttl is not None and draft.is_due(ended + timedelta(seconds=ttl)):
         draft.actions.append(Delete(KIND, draft.resource.name, draft.uid))

@@ -289,6 +289,20 @@ def test_context_parallel_is_accepted_exactly_when_it_divides(size, nodes, gpus,
             "dataset.agibot.validationEpisodeIDs or validationPercent, or remove it",
         ),
         (
+            {"managedBy": "kueue.x-k8s.io/multikueue"},
+            "spec.scheduling.queueName: MultiKueue sends what waits in a queue; set the "
+            "LocalQueue, or remove managedBy",
+        ),
+        (
+            {
+                "managedBy": "kueue.x-k8s.io/multikueue",
+                "scheduling": {"queueName": "gpus"},
+                "storage": {"retention": "Delete"},
+            },
+            "spec.storage.retention: with Delete the results would be lost",
+        ),
+        ({"managedBy": "kueue"}, "spec.managedBy: 'kueue' is not one of the choices"),
+        (
             {"evaluation": {"samples": 0}, "dataset": {"prepared": {"path": "d"}}},
             "spec.evaluation.samples: 0 is not valid",
         ),
