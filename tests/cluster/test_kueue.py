@@ -30,6 +30,7 @@ def start(version, tmp_path_factory):
             kubeconfig = cluster.write_kubeconfig(grant(cluster, "video2world-system"))
             log = tmp_path_factory.mktemp("operator") / "log"
             flags = ("--own-namespace", "video2world-system", "--lease-seconds", "4")
+            flags += ("--elastic-after-seconds", "4")
             with Operator(kubeconfig, *flags, log=log) as operator:
                 yield kueue, operator
 
@@ -322,3 +323,30 @@ def test_the_previous_version(previous, request):
     eventually(lambda: lost.condition("PreflightPassed").get("status") == "False")
     assert "missing is not in this namespace" in lost.condition("PreflightPassed")["message"]
     assert not operator.crashed, operator.tail()
+
+
+def test_an_elastic_group_takes_the_quota_there_is_and_grows_with_it(kueue):
+    """A smaller Job is admitted; more quota, and the next checkpoint, bring the larger one."""
+    kueue, namespace = kueue
+    queue = kueue.add_queue(namespace, gpus=17)
+    run = trains(kueue, namespace, nodes=4, minNodes=1)
+    small = eventually(
+        lambda: len(pods := run.pods("train", 2)) == 2 and pods, what=lambda: run.status
+    )
+    records = run.status["attempts"]
+    assert [(r["nodes"], r.get("reason")) for r in records] == [(4, "GroupShrunk"), (2, None)]
+    assert run.status["groupSize"]["message"] == "2 of 4 nodes could be had for 4 s"
+    kueue.set_quota(queue, 32)
+    iteration = 0
+
+    def saves_until_it_grows():
+        nonlocal iteration
+        iteration += 10
+        event = {"event": "checkpoint", "stage": "train", "iteration": iteration}
+        text = json.dumps(event | {"path": f"iter_{iteration}.pt"}) + "\n"
+        kueue.cluster.write_pod_log(namespace, small[0]["metadata"]["name"], text)
+        return run.status["groupSize"]["running"] == 4
+
+    eventually(saves_until_it_grows, what=lambda: run.status)
+    eventually(lambda: len(run.pods("train", 3)) == 4, what=lambda: run.status)
+    assert run.status.get("chargedRestarts", 0) == 0
