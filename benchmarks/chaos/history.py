@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from control_plane import Change
-from video2world_operator.api.constants import GROUP, PLURAL
-from video2world_operator.plan.manifests import GPU
+from video2world_operator.api.constants import GPU, GROUP, PLURAL
 from video2world_operator.reconcile.observed_state import Job, Pod, resource_of
 
 __all__ = [

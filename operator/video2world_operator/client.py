@@ -100,8 +100,8 @@ class Video2World:
         Returns None if nothing similar was measured.
         """
         plan = make_plan(self.resource)
-        nodes = cluster_run.preflight(plan, self.manifest, self.namespace).nodes
-        return estimate_time(self.resource, training_gpus(plan, nodes or ()))
+        facts = cluster_run.preflight(plan, self.manifest, self.namespace)
+        return estimate_time(self.resource, training_gpus(plan, facts))
 
     def apply(self) -> Self:
         """Create the resource, or change it to this spec."""

@@ -276,11 +276,24 @@ RELATED = {
         train=[{"env": [{"name": name}]} for name in ("NCCL_DEBUG", "PET_NNODES", "RANK")]
     ),
 }
+CLAIMS = {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "one"}]}
+CLAIMING = st.fixed_dictionaries(
+    {
+        "training": some(device=["CPU", "GPU"]).flatmap(
+            lambda training: st.sampled_from([training, training | CLAIMS])
+        ),
+        "stages": some(
+            train=[CLAIMS, {"resources": {"limits": {"nvidia.com/gpu": 1}}}],
+            captions=[{}, CLAIMS],
+        ),
+    }
+)
 SPECS = st.one_of(
+    CLAIMING,
     *(
         st.fixed_dictionaries({"training": training}, optional=RELATED)
         for training in (some(**TRAINING), some(**TRAINING), some(**TRAINING, **NAMED))
-    )
+    ),
 )
 
 

@@ -45,6 +45,11 @@ AUTOMATIC = {"checkpoint": {"everyIterations": "Auto"}}
 CONDITIONED = {"dataset": WITH_ACTIONS, "training": PER_FRAME}
 
 
+CLAIMS = {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "one"}]}
+ON_GPU = {"device": "GPU"}
+LIMIT = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+
+
 def per_clip(**changes):
     """A spec of the published action-conditioned network, with changes of its sections."""
     training = {"nodes": 1, "gpusPerNode": 8, "conditioning": {"actions": {"variant": "PerClip"}}}
@@ -54,6 +59,52 @@ def per_clip(**changes):
 
 
 CASES = {
+    "claims of the group, once": (
+        {"training": ON_GPU | CLAIMS, "stages": {"latents": CLAIMS, "train": {"env": []}}},
+        {"training": ON_GPU | CLAIMS, "stages": {"train": CLAIMS}},
+        "stages.train.resourceClaims is set together with training.resourceClaims",
+    ),
+    "claims of stages with GPUs": (
+        {"training": ON_GPU, "stages": {"train": CLAIMS, "evaluation": CLAIMS}},
+        {"training": ON_GPU, "stages": {"captions": CLAIMS}},
+        "the stages download, dataset, captions use no GPU",
+    ),
+    "claims on a CPU": (
+        {"training": ON_GPU, "stages": {"inference": CLAIMS}},
+        {"stages": {"inference": CLAIMS}},
+        "the device is CPU; remove them",
+    ),
+    "claims of the group on a CPU": (
+        {"training": ON_GPU | CLAIMS},
+        {"training": CLAIMS | {"device": "CPU"}},
+        "the device is CPU; remove them",
+    ),
+    "claims or a limit": (
+        {"training": ON_GPU | CLAIMS, "stages": {"latents": LIMIT}},
+        {"training": ON_GPU | CLAIMS, "stages": {"train": LIMIT}},
+        "nvidia.com/gpu is set together with resourceClaims",
+    ),
+    "claims or a request": (
+        {"training": ON_GPU, "stages": {"latents": CLAIMS | {"resources": {"limits": {"a": 1}}}}},
+        {
+            "training": ON_GPU,
+            "stages": {"latents": CLAIMS | {"resources": {"requests": {"nvidia.com/gpu": "0"}}}},
+        },
+        "nvidia.com/gpu is set together with resourceClaims",
+    ),
+    "claims have names of their own": (
+        {
+            "training": ON_GPU
+            | {"resourceClaims": [CLAIMS["resourceClaims"][0] | {"name": n} for n in "ab"]}
+        },
+        {"training": ON_GPU | {"resourceClaims": CLAIMS["resourceClaims"] * 2}},
+        "Duplicate value",
+    ),
+    "a claim has a template": (
+        {"training": ON_GPU | {"resourceClaims": [CLAIMS["resourceClaims"][0] | {"request": "a"}]}},
+        {"training": ON_GPU | {"resourceClaims": [{"name": "gpus"}]}},
+        "resourceClaimTemplateName: Required value",
+    ),
     "actions are those of a robot's recordings": (
         {"dataset": {"agibot": None, "lerobot": {"path": "c"}, "actions": ACTIONS}},
         {"dataset": {"agibot": None, "videos": {"path": "c"}, "actions": ACTIONS}},
@@ -651,6 +702,8 @@ CHANGES = {
     "ttlSecondsAfterFinished": 5,
 }
 OF_TRAINING = {
+    "device": "CPU",
+    **CLAIMS,
     "overrides": ["trainer.max_iter=7"],
     "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",
 }
@@ -693,7 +746,7 @@ def test_every_field_is_tried():
 @pytest.fixture(scope="module")
 def begun(cluster):
     """A resource whose work has begun."""
-    validated = {"validation": {"everyIterations": 1}}
+    validated = {"validation": {"everyIterations": 1}, **ON_GPU}
     run = Resource(cluster, "default", "begun").create(**HELD_OUT, training=validated)
     started = {"status": {"startTime": "2026-11-24T12:00:00Z"}}
     cluster.admin.patch(f"{run.path}/begun/status", started)

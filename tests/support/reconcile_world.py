@@ -184,7 +184,17 @@ class World:
         self.now += timedelta(seconds=seconds)
 
 
-def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False, workload=None):
+def causes(
+    world,
+    events=(),
+    claim=None,
+    nodes=None,
+    note="",
+    gpus=8,
+    gone=False,
+    workload=None,
+    spec=None,
+):
     """Return what v2w explain finds; ``events`` are matched to existing objects by name."""
     metadata = world.body["metadata"]
     uids = {one.name: one.uid for one in (*world.jobs.values(), *world.pods.values())}
@@ -192,8 +202,9 @@ def causes(world, events=(), claim=None, nodes=None, note="", gpus=8, gone=False
         about = reported["involvedObject"]
         about.setdefault("uid", uids.get(about["name"], f"uid-of-{about['name']}"))
     jobs = list(world.jobs.values())
+    spec = world.body["spec"] | (spec or {})
     objects = ClusterObjects(
-        metadata, world.body["spec"], claim, events, nodes, gpus, jobs=jobs, workload=workload
+        metadata, spec, claim, events, nodes, gpus, jobs=jobs, workload=workload
     )
     status = parse_status(world.status)
     seen = Snapshot("run", status, list(world.pods.values()), note=note, gone=gone)

@@ -185,6 +185,12 @@ class Cluster:
             raise ValueError("this cluster was started without nodes=...: no scheduler, no kwok")
         self.admin.post("/api/v1/nodes", fake_nodes.node(name, gpus, labels or {}))
 
+    def publish_devices(self, node: str, count: int, driver: str = "gpu.nvidia.com") -> None:
+        """Publish this many GPUs of a node, in place of those published before."""
+        path = "/apis/resource.k8s.io/v1/resourceslices"
+        body = fake_nodes.devices(node, count, driver)
+        self.admin.patch(f"{path}/{body['metadata']['name']}?fieldManager=dra", body, "apply")
+
     def lose_node(self, name: str) -> None:
         """Stop the node's fake kubelet: NotReady after some 30 s; its pods no longer end."""
         path = f"/api/v1/nodes/{name}"

@@ -72,6 +72,27 @@ def node(name: str, gpus: int, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def devices(node: str, count: int, driver: str) -> dict[str, Any]:
+    """Return the ResourceSlice that NVIDIA's DRA driver publishes for a node with H100s."""
+    attributes = {
+        "type": {"string": "gpu"},
+        "productName": {"string": "NVIDIA H100 80GB HBM3"},
+        "cudaComputeCapability": {"version": "9.0.0"},
+    }
+    device = {"attributes": attributes, "capacity": {"memory": {"value": "81559Mi"}}}
+    return {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceSlice",
+        "metadata": {"name": f"{node}-{driver}"},
+        "spec": {
+            "driver": driver,
+            "nodeName": node,
+            "pool": {"name": node, "generation": 1, "resourceSliceCount": 1},
+            "devices": [{"name": f"gpu-{index}", **device} for index in range(count)],
+        },
+    }
+
+
 def pod_log(namespace: str, name: str, path: Path) -> dict[str, Any]:
     """Return KWOK's object that serves a file as the log of a pod's containers."""
     return {

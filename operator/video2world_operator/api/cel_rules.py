@@ -11,6 +11,7 @@ from video2world_common.attention_pattern import DENSE_WEIGHTS, SPARSE_WEIGHTS
 from video2world_common.experiments import PREFIX
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.cel_action_rules import action_rules, actions_rules
+from video2world_operator.api.cel_claim_rules import claim_rules
 from video2world_operator.api.cel_expressions import (
     LAST_PHASE,
     NAME,
@@ -234,6 +235,7 @@ def spec_rules() -> list[CELRule]:
             plain,
             f"{nodes} / k * {processes} % {parallel} == 0",
         ),
+        *claim_rules(),
         *phases_rules(),
         rule(
             f"!({sparse}) || ({sized} && self.model.size == 'Tiny') || "

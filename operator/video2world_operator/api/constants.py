@@ -6,6 +6,7 @@ __all__ = [
     "API_VERSION",
     "CAPTIONS_MISSING",
     "CAPTIONS_PREPARED",
+    "GPU",
     "GROUP",
     "KIND",
     "MAX_NAME",
@@ -16,6 +17,7 @@ __all__ = [
     "RESERVED_ENV",
     "RESULTS_DELETED",
     "STAGES",
+    "STAGES_WITHOUT_GPU",
     "UNKNOWN_ITERATION",
     "VERSION",
 ]
@@ -33,6 +35,8 @@ STAGES = (
     "inference",
     "evaluation",
 )
+STAGES_WITHOUT_GPU = ("download", "dataset", "captions")
+GPU = "nvidia.com/gpu"  # as limits name it, which NVIDIA's device plugin serves
 MAX_PROMPTS = 100_000  # characters of all prompts together, which an annotation of the pod holds
 MAX_NAME = 40  # leaves room for "-embeddings", "-train-<attempt>-<index>" within 63 characters
 CAPTIONS_MISSING = (

@@ -214,7 +214,8 @@ def _inlined(raw: Schema, definitions: Schema) -> Schema:
 
 def _array(node: Schema, raw: Schema, definitions: Schema, path: str) -> None:
     node["items"] = _structural(raw["items"], definitions, path)
-    key = "name" if path.endswith(".env") else _MAP_LISTS.get(path)
+    named = path.endswith((".env", ".resourceClaims"))
+    key = "name" if named else _MAP_LISTS.get(path)
     if key:
         node |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
         if path.endswith(".env"):

@@ -26,6 +26,7 @@ CHANGEABLE: Mapping[str, str] = {  # by path below spec
     "training.iterations": "At once: the attempt ends, and the next one resumes from the last "
     "checkpoint and trains to the new length.",
     "training.checkpoint": NEXT,
+    "training.resourceClaims": NEXT,
     "training.hangTimeoutSeconds": NEXT,
     "training.stopWhenDiverged": NEXT,
     "training.validation": NEXT,

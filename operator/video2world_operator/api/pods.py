@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from video2world_operator.api.device_claims import ResourceClaims
 from video2world_operator.api.fields import (
     ApiModel,
     Count,
@@ -156,6 +157,12 @@ class StagePatch(ApiModel):
 
     resources: ResourcesSpec | None = Field(
         default=None, description="Resources of each pod, merged over the stage's defaults."
+    )
+    resource_claims: ResourceClaims = Field(
+        default=[],
+        description="ResourceClaimTemplates of Dynamic Resource Allocation that each pod gets its "
+        "GPUs from, instead of by a limit of nvidia.com/gpu; for the stage train, "
+        "training.resourceClaims does the same. Defaults to the limit.",
     )
     node_selector: dict[str, Annotated[str, StringConstraints(max_length=63)]] = Field(
         default={}, max_length=32, description="Node labels that are required."

@@ -14,6 +14,7 @@ from video2world_common import per_clip_actions
 from video2world_common.model_sizes import SIZES
 from video2world_operator.api.constants import MULTIKUEUE
 from video2world_operator.api.dataset_spec import DatasetSpec
+from video2world_operator.api.device_claims import ResourceClaimSpec
 from video2world_operator.api.evaluation_spec import EvaluationSpec
 from video2world_operator.api.fields import ApiModel, with_example
 from video2world_operator.api.inference_spec import InferenceSpec
@@ -175,6 +176,11 @@ class Spec(ApiModel):
     def processes_per_node(self) -> int:
         """Processes that torchrun starts on each node."""
         return self.training.gpus_per_node or SIZES[self.model.size].processes_per_node
+
+    def resource_claims(self, stage: str) -> list[ResourceClaimSpec]:
+        """Return the claims that a pod of ``stage`` gets its GPUs from; empty: a limit."""
+        own: list[ResourceClaimSpec] = getattr(self.stages, stage).resource_claims
+        return (self.training.resource_claims if stage == "train" else []) or own
 
     @property
     def context_parallel(self) -> int:

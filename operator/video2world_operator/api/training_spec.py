@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from video2world_operator.api.device_claims import ResourceClaims
 from video2world_operator.api.fields import ApiModel, FolderName, Override, Text, with_example
 
 __all__ = ["CheckpointSpec", "PhaseSpec", "TrainingSpec"]
@@ -182,6 +183,12 @@ class TrainingSpec(ApiModel):
         le=16,
         description="Processes per node, with one GPU each (or none if the device is CPU); "
         "defaults to 8, for Tiny to 1.",
+    )
+    resource_claims: ResourceClaims = Field(
+        default=[],
+        description="ResourceClaimTemplates of Dynamic Resource Allocation that each pod of the "
+        "training group gets its GPUs from, gpusPerNode in all, instead of by a limit of "
+        "nvidia.com/gpu; defaults to the limit.",
     )
     device: Literal["Auto", "CPU", "GPU"] = Field(
         default="Auto",

@@ -23,6 +23,7 @@ from video2world_operator.api.constants import (
     STAGES,
 )
 from video2world_operator.api.dataset_validation import dataset_problems
+from video2world_operator.api.device_claims import claim_problems
 from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.experiments import expand
 from video2world_operator.api.inference_validation import evaluation_problems, inference_problems
@@ -231,6 +232,7 @@ def _contradictions(resource: Video2WorldPostTrain) -> Iterator[Problem]:
     yield from action_problems(spec)
     yield from inference_problems(spec)
     yield from evaluation_problems(spec)
+    yield from claim_problems(spec)
     yield from _paths(resource)
     yield from _environment(spec)
 

@@ -66,7 +66,7 @@ def _cluster(
     facts = cluster_facts(plan, load_manifest(args.file), args.namespace)
     try:
         found = list(check_cluster(plan, estimated, facts))
-        gpus = training_gpus(plan, facts.nodes or ())
+        gpus = training_gpus(plan, facts)
     except ValueError as error:  # the user's pod template is free-form
         raise UsageError(f"{args.file}: podTemplate: {error}") from None
     found += checks.check_images(plan, registry.pullable(checks.images_of(plan)))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from video2world_operator.api.constants import GPU
 from video2world_operator.cli.snapshot import ClusterObjects, KubeObject
-from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.stage import container_of
-from video2world_operator.reconcile.known_errors import BUSY_GPUS, explain_error, remedy_facts
+from video2world_operator.reconcile.known_errors import (
+    BUSY_DEVICES,
+    BUSY_GPUS,
+    explain_error,
+    remedy_facts,
+)
 from video2world_operator.reconcile.observed_state import Pod
 
 __all__ = ["Cause", "Remedies"]
@@ -56,6 +61,8 @@ class Remedies:
 
 def _gpu_shortage(stage: str, objects: ClusterObjects) -> tuple[str, str]:
     """Tell GPUs that are in use from GPUs that the cluster does not have; what, and the remedy."""
+    if _claims_devices(stage, objects.spec):
+        return BUSY_DEVICES.what.format(stage=stage), BUSY_DEVICES.remedy
     counts = [_gpus_of(node) for node in objects.nodes or ()]
     wanted = objects.gpus_per_node if stage == "train" else 1
     if objects.nodes is not None and not any(counts):
@@ -70,6 +77,13 @@ def _gpu_shortage(stage: str, objects: ClusterObjects) -> tuple[str, str]:
             "(in a new resource: they cannot be changed later)",
         )
     return BUSY_GPUS.what.format(stage=stage), BUSY_GPUS.remedy
+
+
+def _claims_devices(stage: str, spec: KubeObject) -> bool:
+    """Return whether the stage's pods claim devices instead of requesting GPUs."""
+    own = (spec.get("stages") or {}).get(container_of(stage)) or {}
+    group = spec.get("training") or {} if stage == "train" else {}
+    return bool(own.get("resourceClaims") or group.get("resourceClaims"))
 
 
 def _gpus_of(node: KubeObject) -> int:

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from video2world_operator.local.state import RunRefused
     from video2world_operator.terminal import Display
 
-    plan = load_plan(args)
+    plan = _local(load_plan(args))
     if args.dry_run:
         _dry_run(plan, args.volume.resolve())
         return 0
@@ -34,6 +34,19 @@ def run(args: argparse.Namespace) -> int:
     if code == EXIT_FAILURE:
         display.say(f"{DOCTOR.format(name=plan.name)} (add --volume {args.volume})")
     return code
+
+
+def _local(plan: Plan) -> Plan:
+    """Return the plan without claims for devices, which only a cluster allocates."""
+    from video2world_operator.api.device_claims import without_claims
+    from video2world_operator.plan.plan import make_plan
+
+    spec = plan.resource.spec
+    if not any(spec.resource_claims(stage.kind) for stage in plan.stages):
+        return plan
+    print("resourceClaims are for a cluster: this run uses the GPUs of this machine")
+    resource = plan.resource.model_copy(update={"spec": without_claims(spec)})
+    return make_plan(resource, plan.namespace)
 
 
 def _dry_run(plan: Plan, volume: Path) -> None:

@@ -28,14 +28,19 @@ ACCOUNT = "video2world-operator"
 
 @dataclass(frozen=True)
 class PolicyRule:
-    """Verbs on a resource of an API group; with an ``api``, required only where that is served."""
+    """Verbs on a resource of an API group; with an ``api``, required only where that is served.
+
+    Those ``for_checks`` are never required: the checks before a run do without them.
+    """
 
     group: str
     resource: str
     verbs: tuple[str, ...]
     api: OptionalApi | None = None
+    for_checks: bool = False
 
 
+_TEMPLATE = OptionalApi.RESOURCE_CLAIM_TEMPLATE
 _CREATED = ("create", "get")  # read if an object of the name exists already
 # In every namespace that the operator watches.
 NAMESPACED: tuple[PolicyRule, ...] = (
@@ -59,12 +64,17 @@ NAMESPACED: tuple[PolicyRule, ...] = (
         OptionalApi.WORKLOAD,
     ),
     PolicyRule("kueue.x-k8s.io", "workloads/status", ("patch",), OptionalApi.WORKLOAD),
+    PolicyRule(_TEMPLATE.group, _TEMPLATE.plural, ("get",), _TEMPLATE, for_checks=True),
 )
 # If it watches all namespaces, by a ClusterRole: no Role can grant it, and it is not required.
 CLUSTER_WIDE: tuple[PolicyRule, ...] = (
     PolicyRule("", "nodes", ("list",)),
     # the quota of elastic groups
     PolicyRule(OptionalApi.LOCAL_QUEUE.group, "clusterqueues", ("get",), OptionalApi.LOCAL_QUEUE),
+    *(
+        PolicyRule(api.group, api.plural, ("list",), api)
+        for api in (OptionalApi.DEVICE_CLASS, OptionalApi.RESOURCE_SLICE)
+    ),
 )
 # In its own namespace, for the Lease of the leader election.
 OWN_NAMESPACE: tuple[PolicyRule, ...] = (
@@ -90,7 +100,8 @@ async def missing_rights(
     watched: Sequence[str | None] = namespaces or (None,)
     questions: list[tuple[str | None, str, PolicyRule]] = []
     for rule in NAMESPACED:
-        if rule.api is not None and rule.api not in capabilities.versions:
+        absent = rule.api is not None and rule.api not in capabilities.versions
+        if rule.for_checks or absent:
             continue
         for namespace in watched:
             questions += [(namespace, verb, rule) for verb in rule.verbs]

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from video2world_operator.plan.manifests import GPU
+from video2world_operator.api.constants import GPU
 
 __all__ = ["gpu_shares", "visible_gpus"]
 

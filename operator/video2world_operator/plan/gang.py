@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from video2world_operator.api.conditions import Reason
+from video2world_operator.api.constants import GPU
 from video2world_operator.api.resource import Video2WorldPostTrain
-from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 from video2world_operator.plan.stage import Manifest
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from video2world_common.exit_codes import EXIT_USER_ERROR
-from video2world_operator.api.constants import API_VERSION, KIND
+from video2world_operator.api.constants import API_VERSION, GPU, KIND, STAGES_WITHOUT_GPU
 from video2world_operator.api.errors import InvalidResource, Problem
 from video2world_operator.api.pods import StagePatch
 from video2world_operator.api.quantity import quantity
@@ -28,9 +28,9 @@ from video2world_operator.plan.stage import SAMPLING, Manifest, Stage, digest, r
 
 __all__ = [
     "CONFIG_DIR",
-    "GPU",
     "VOLUME_DIR",
     "claim_manifests",
+    "gpus_per_pod",
     "group_manifests",
     "owned",
     "pods_hash",
@@ -38,12 +38,10 @@ __all__ = [
 ]
 
 VOLUME_DIR, CONFIG_DIR = "/data", "/etc/video2world"
-GPU = "nvidia.com/gpu"
 USER = 1000
 _SIGKILL, _SIGTERM = 137, 143  # exit codes of a container that was stopped
 _UNLIMITED = 2**31 - 1  # as a backoffLimit
 LOST_NODE_SECONDS = 30  # tolerated unreachability of a node; the default of Kubernetes is 300
-_NETWORK = ("download", "dataset", "captions")  # stages without a GPU, which use the network
 _REQUESTS: Mapping[str, tuple[int, int]] = {  # CPUs and GiB of memory per pod (train: per GPU)
     "download": (2, 4),
     "dataset": (4, 8),
@@ -107,8 +105,9 @@ def claim_manifests(resource: Video2WorldPostTrain, namespace: str) -> tuple[Man
     return (_object("v1", "PersistentVolumeClaim", name, namespace, _labels(resource), spec=spec),)
 
 
-def _gpus(resource: Video2WorldPostTrain, stage: str) -> int:
-    if resource.spec.device == "CPU" or stage in _NETWORK:
+def gpus_per_pod(resource: Video2WorldPostTrain, stage: str) -> int:
+    """Return how many GPUs a pod of the stage uses."""
+    if resource.spec.device == "CPU" or stage in STAGES_WITHOUT_GPU:
         return 0
     if stage in ("inference", "evaluation"):
         return resource.spec.inference.gpus
@@ -184,7 +183,7 @@ def _job(
     rules = [{"action": "FailJob", "onExitCodes": codes}, on_disruption]
     spec = {"podFailurePolicy": {"rules": rules}, "template": template, **settings}
     queue = resource.spec.scheduling.queue_name
-    if queue and (stage.name == "train" or _gpus(resource, stage.kind)):
+    if queue and (stage.name == "train" or gpus_per_pod(resource, stage.kind)):
         labels[QUEUE_LABEL] = queue  # on the Job, not its pods
         spec |= _evictable(spec, stage)
     name = f"{resource.name}-{stage.name}-{attempt}"
@@ -209,6 +208,9 @@ def pods_hash(resource: Video2WorldPostTrain, stage: Stage) -> str:
     if stage.kind in ("inference", "evaluation"):
         divided = spec.inference.model_dump(include={"gpus", "offload"}, exclude_defaults=True)
         dumped += [divided] if divided else []
+    if stage.kind == "train":
+        claims = spec.training.model_dump(include={"resource_claims"}, exclude_defaults=True)
+        dumped += [claims] if claims else []
     return digest(dumped)
 
 
@@ -270,7 +272,7 @@ def group_manifests(
         "V2W_RUN_HASH": run_hash(stage.argv, [resource.dataset_dir]),
         "V2W_ATTEMPT": str(attempt),
         "V2W_METRICS_PORT": str(port + 2),  # of rank 0, and so of pod 0
-        **(_INTERCONNECT[spec.training.interconnect] if _gpus(resource, "train") else {}),
+        **(_INTERCONNECT[spec.training.interconnect] if gpus_per_pod(resource, "train") else {}),
     }
     settings = {
         "completionMode": "Indexed",
@@ -384,7 +386,11 @@ def _pod(resource: Video2WorldPostTrain, step: Stage, env: Mapping[str, str]) ->
         pod["volumes"].append({"name": "config", "downwardAPI": {"items": items}})
         mount = {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True}
         container["volumeMounts"].append(mount)
-    optional = {
+    optional: dict[str, Any] = {
+        "resourceClaims": [
+            one.model_dump(by_alias=True, exclude={"request"})
+            for one in spec.resource_claims(stage)
+        ],
         "nodeSelector": patch.node_selector,
         "tolerations": patch.tolerations,
         "affinity": patch.affinity,
@@ -424,7 +430,7 @@ def _fetches(resource: Video2WorldPostTrain, stage: str) -> bool:
 
 
 def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
-    gpus = _gpus(resource, stage)
+    gpus = gpus_per_pod(resource, stage)
     cpus, memory = _REQUESTS[stage]
     if stage == "train":
         cpus, memory = cpus * max(gpus, 1), memory * max(gpus, 1)
@@ -436,7 +442,8 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
     requests: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
     if resource.spec.tiny:  # two of its pods and the operator fit on a machine with two cores
         requests = {"cpu": "500m", "memory": "2Gi"}
-    limits: dict[str, Any] = {GPU: str(gpus)} if gpus else {}
+    claims = resource.spec.resource_claims(stage)
+    limits: dict[str, Any] = {GPU: str(gpus)} if gpus and not claims else {}
     patch: StagePatch = getattr(resource.spec.stages, stage)
     if patch.resources:
         requests |= {name: str(value) for name, value in patch.resources.requests.items()}
@@ -447,7 +454,13 @@ def _resources(resource: Video2WorldPostTrain, stage: str) -> dict[str, Any]:
         if limits.get(GPU) == "0":
             limits.pop(GPU)
             requests.pop(GPU, None)
-    return {"requests": requests} | ({"limits": limits} if limits else {})
+    resources: dict[str, Any] = {"requests": requests} | ({"limits": limits} if limits else {})
+    if claims:
+        named = (
+            claim.model_dump(include={"name", "request"}, exclude_none=True) for claim in claims
+        )
+        resources["claims"] = list(named)
+    return resources
 
 
 def _whole_cpus(text: str) -> int:

@@ -15,6 +15,8 @@ _MERGE_KEYS = {
     "volumes": "name",
     "env": "name",
     "volumeMounts": "mountPath",
+    "resourceClaims": "name",
+    "claims": "name",  # of a container's resources
     "imagePullSecrets": "name",  # pragma: allowlist secret
 }
 

@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 __all__ = ["Capabilities", "OptionalApi"]
 
+_DEVICES = ("v1", "v1beta2", "v1beta1")  # of Dynamic Resource Allocation
+
 
 class OptionalApi(Enum):
     """A kind of an API group, with the tested versions, best first.
@@ -22,6 +24,9 @@ class OptionalApi(Enum):
     COSCHEDULING_POD_GROUP = ("scheduling.x-k8s.io", "PodGroup", ("v1alpha1",))
     LOCAL_QUEUE = ("kueue.x-k8s.io", "LocalQueue", ("v1beta2", "v1beta1"))
     WORKLOAD = ("kueue.x-k8s.io", "Workload", ("v1beta2", "v1beta1"))
+    RESOURCE_CLAIM_TEMPLATE = ("resource.k8s.io", "ResourceClaimTemplate", _DEVICES)
+    DEVICE_CLASS = ("resource.k8s.io", "DeviceClass", _DEVICES)
+    RESOURCE_SLICE = ("resource.k8s.io", "ResourceSlice", _DEVICES)
 
     def __init__(self, group: str, kind: str, known: tuple[str, ...]) -> None:
         self.group, self.kind, self.known = group, kind, known

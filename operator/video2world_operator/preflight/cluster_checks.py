@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
+from video2world_operator.api.constants import GPU
 from video2world_operator.api.quantity import quantity
 from video2world_operator.plan import gang
-from video2world_operator.plan.manifests import GPU
 from video2world_operator.plan.plan import Plan
 from video2world_operator.plan.stage import Stage
 from video2world_operator.preflight.check import VOLUME_REMEDY, Check, Verdict, check_capacity
+from video2world_operator.preflight.claim_checks import check_claims
+from video2world_operator.preflight.devices import requests_of
 from video2world_operator.preflight.dispatch import DispatchFacts, who_manages
-from video2world_operator.preflight.facts import ClusterFacts
+from video2world_operator.preflight.facts import ClusterFacts, DeviceFacts
 from video2world_operator.preflight.node_fit import (
     check_nodes,
     container_resources,
@@ -39,6 +41,7 @@ def check_cluster(plan: Plan, estimate: ResourceEstimate, facts: ClusterFacts) -
     if facts.dispatch is not None:
         yield _dispatch(facts.dispatch)
         return
+    yield from check_claims(plan, facts)
     yield from check_nodes(plan, estimate, facts)
     yield from _volume(plan, estimate, facts)
     yield from _secrets(plan, facts)
@@ -140,9 +143,10 @@ def _quotas(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
         return
     most: Counter[str] = Counter()
     for stage in plan.stages:
-        most |= _quota_usage(stage)
+        most |= _quota_usage(plan, stage, facts)
     if (sampler := sampler_stage(plan)) is not None:
-        most |= _quota_usage(plan.stage("train")) + _quota_usage(sampler)
+        together = [_quota_usage(plan, one, facts) for one in (plan.stage("train"), sampler)]
+        most |= together[0] + together[1]
     tight = False
     for quota in facts.quotas:
         hard = (quota.get("status") or {}).get("hard") or quota["spec"].get("hard") or {}
@@ -159,7 +163,7 @@ def _quotas(plan: Plan, facts: ClusterFacts) -> Iterator[Check]:
         yield Check("quota", Verdict.OK, "sufficient")
 
 
-def _quota_usage(stage: Stage) -> Counter[str]:
+def _quota_usage(plan: Plan, stage: Stage, facts: ClusterFacts) -> Counter[str]:
     """Return what all pods of a stage together use, by the names in quotas."""
     count = parallel_pods(stage)
     asked = container_resources(stage)
@@ -168,6 +172,11 @@ def _quota_usage(stage: Stage) -> Counter[str]:
         for name, value in asked.get(part, {}).items():
             amounts[f"{part}.{name}"] = quantity(value) * count  # type: ignore[assignment]
     amounts.setdefault(f"requests.{GPU}", amounts[f"limits.{GPU}"])
+    claims = plan.resource.spec.resource_claims(stage.kind)
+    amounts["count/resourceclaims.resource.k8s.io"] = len(claims) * count
+    for request in requests_of(claims, facts.devices or DeviceFacts()):
+        for way in request.alternatives[:1]:
+            amounts[f"{way.device_class}.deviceclass.resource.k8s.io/devices"] += way.count * count
     return amounts
 
 

@@ -16,6 +16,11 @@ from video2world_operator.kube.leader_election import NAME as LEASE
 from video2world_operator.plan.optional_apis import OptionalApi
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.crd_version import problem_of
+from video2world_operator.preflight.device_facts import (
+    device_facts,
+    list_slices,
+    template_names,
+)
 from video2world_operator.preflight.dispatch import read_dispatch
 from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.preflight.queues import why_inactive
@@ -50,6 +55,10 @@ async def cluster_facts(
     ):
         listed = await _items(cluster, path)
         queues = None if listed is None else {_name(q): why_inactive(q) for q in listed}
+    devices = None
+    if templates := template_names(spec):
+        slices = await list_slices(cluster, capabilities)
+        devices = await device_facts(cluster, capabilities, namespace, templates, slices)
     return ClusterFacts(
         namespace=namespace,
         nodes=await _items(cluster, "/api/v1/nodes"),
@@ -65,6 +74,7 @@ async def cluster_facts(
         ),
         queues=queues,
         capabilities=capabilities,
+        devices=devices,
         leader=_leader(await _items(cluster, "/apis/coordination.k8s.io/v1/leases")),
         definition=await problem_of(cluster),
         refusal=await _refusal(cluster, namespace, manifest),

@@ -59,8 +59,8 @@ class ClusterRoom:
         return min(known, default=None)
 
     async def _on_nodes(self, key: Key, plan: Plan) -> int | None:
-        if not self.may_list:
-            return None
+        if not self.may_list or plan.resource.spec.resource_claims("train"):
+            return None  # pods do not say which devices they hold
         async with self._listing:
             if time.monotonic() >= self._next:
                 with contextlib.suppress(ApiError, OSError):

@@ -15,6 +15,7 @@ __all__ = [
     "Access",
     "AgiBotFacts",
     "ClusterFacts",
+    "DeviceFacts",
     "Gpu",
     "LeRobotFacts",
     "Machine",
@@ -79,6 +80,21 @@ class LeRobotFacts:
 
 
 @dataclass(frozen=True)
+class DeviceFacts:
+    """What a cluster has for Dynamic Resource Allocation; None where permission is lacking.
+
+    ``served`` is whether the cluster serves resource.k8s.io. ``classes`` are DeviceClasses and
+    ``templates`` the ResourceClaimTemplates of a plan, by name; a missing template is None.
+    """
+
+    served: bool = True
+    slices: Sequence[Object] | None = None
+    classes: Mapping[str, Object] | None = None
+    templates: Mapping[str, Object | None] = field(default_factory=dict)
+    unreadable: frozenset[str] = frozenset()  # templates without permission to read
+
+
+@dataclass(frozen=True)
 class ClusterFacts:
     """Observed facts of a cluster; None where the user lacks permission."""
 
@@ -92,6 +108,7 @@ class ClusterFacts:
     priority_classes: Sequence[str] | None = None
     queues: Mapping[str, str] | None = None  # why each admits nothing; empty: it does
     capabilities: Capabilities = field(default_factory=Capabilities)
+    devices: DeviceFacts | None = None  # None: the plan claims none
     leader: str | None = None  # holder of the operator's Lease; empty: none
     definition: str = ""  # problem with the CRD
     refusal: str = ""  # why the API server refuses the resource

@@ -20,7 +20,15 @@ from video2world_operator.preflight.check import (
     check_gpus,
     check_sample_memory,
 )
-from video2world_operator.preflight.facts import UNKNOWN_GPU, ClusterFacts, Gpu, Object
+from video2world_operator.preflight.claim_checks import check_claims
+from video2world_operator.preflight.devices import DEVICES, PublishedDevices, publish
+from video2world_operator.preflight.facts import (
+    UNKNOWN_GPU,
+    ClusterFacts,
+    DeviceFacts,
+    Gpu,
+    Object,
+)
 from video2world_operator.preflight.requirements import ResourceEstimate
 from video2world_operator.reconcile.group_size import largest
 
@@ -39,14 +47,20 @@ _GPU_LABELS = ("nvidia.com/gpu.product", "nvidia.com/gpu.memory", "nvidia.com/gp
 
 
 def before_training(
-    plan: Plan, estimate: ResourceEstimate, nodes: Sequence[Object] | None, size: str
+    plan: Plan,
+    estimate: ResourceEstimate,
+    nodes: Sequence[Object] | None,
+    size: str,
+    devices: DeviceFacts | None = None,
 ) -> Iterator[Check]:
     """Run the checks that the operator has the rights for; ``size`` is that of the PVC."""
+    facts = ClusterFacts(plan.namespace, nodes=nodes, devices=devices)
     if size:
         yield check_capacity("volume size", estimate.disk, quantity(size), "", VOLUME_REMEDY)
+    yield from check_claims(plan, facts)
     if nodes is not None:
         names = ("train", "inference") if plan.resource.spec.inference.gpus > 1 else ("train",)
-        yield from check_nodes(plan, estimate, ClusterFacts(plan.namespace, nodes=nodes), names)
+        yield from check_nodes(plan, estimate, facts, names)
 
 
 def check_nodes(
@@ -57,12 +71,13 @@ def check_nodes(
         text = "no permission to list nodes"
         yield Check("nodes", Verdict.UNKNOWN, text, "kubectl auth can-i list nodes")
         return
+    devices = publish(plan, facts)
     for stage in (one for one in plan.stages if one.name in names):
         name, wanted = f"nodes for {stage.name}", parallel_pods(stage)
-        requested = _requested(stage)
+        requested = _requested(stage, devices)
         kinds = [
             (node, count, _misfit(stage, requested, node))
-            for node, count in _distinct_nodes(facts.nodes, stage)
+            for node, count in _distinct_nodes(devices.nodes, stage)
         ]
         fitting = [(node, count) for node, count, misfit in kinds if not misfit]
         room = sum(count * _capacity(requested, node) for node, count in fitting)
@@ -83,17 +98,17 @@ def check_nodes(
             remedy = f"change spec.{section} or spec.stages.{stage.name}, or add nodes"
             yield Check(name, Verdict.FAIL, text + (f" ({reasons})" if reasons else ""), remedy)
         elif stage.name == "train":
-            yield Check(
-                name,
-                Verdict.OK,
-                f"there is room for {wanted} pods and more"
-                if room > wanted
-                else f"there is room for just {wanted} pods",
-            )
+            text = f"there is room for just {wanted} pods"
+            if room > wanted:
+                text = f"there is room for {wanted} pods and more"
+            claimed = plan.resource.spec.resource_claims(stage.kind)
+            if claimed and not devices.amounts.get(stage.kind):
+                text += ", apart from the devices that they claim"
+            yield Check(name, Verdict.OK, text)
             if plan.resource.spec.device == "GPU":
                 yield from check_gpus(plan, estimate, [_gpu(node) for node, _ in fitting])
             if (sampler := sampler_stage(plan)) is not None:
-                yield _check_samplers(stage, sampler, facts.nodes)
+                yield _check_samplers(stage, sampler, devices)
         elif stage.name == "inference":
             yield from _check_inference(plan, estimate, wanted, [_gpu(node) for node, _ in fitting])
 
@@ -111,11 +126,14 @@ def _check_inference(
     yield from check_sample_memory(plan, estimate, gpus)
 
 
-def training_gpus(plan: Plan, nodes: Sequence[Object]) -> list[Gpu]:
-    """Return a GPU of each kind of node that could hold a training pod, from the nodes' labels."""
-    stage = plan.stage("train")
-    requested = _requested(stage)
-    kinds = [node for node, _ in _distinct_nodes(nodes, stage)]
+def training_gpus(plan: Plan, facts: ClusterFacts) -> list[Gpu]:
+    """Return a GPU of each kind of node that could hold a training pod.
+
+    What is known of it comes from the node's labels or, if it is claimed, from its ResourceSlices.
+    """
+    stage, devices = plan.stage("train"), publish(plan, facts)
+    requested = _requested(stage, devices)
+    kinds = [node for node, _ in _distinct_nodes(devices.nodes, stage)]
     return [_gpu(node) for node in kinds if not _misfit(stage, requested, node)]
 
 
@@ -145,10 +163,10 @@ def _distinct_nodes(nodes: Sequence[Object], *stages: Stage) -> list[tuple[Objec
     return [(first[kind], count) for kind, count in counts.items()]
 
 
-def _check_samplers(train: Stage, sampler: Stage, nodes: Sequence[Object]) -> Check:
+def _check_samplers(train: Stage, sampler: Stage, devices: PublishedDevices) -> Check:
     """Check that the sampler's pods fit while all pods of the training group run."""
-    requested, sampler_requested = _requested(train), _requested(sampler)
-    kinds = _distinct_nodes(nodes, train, sampler)
+    requested, sampler_requested = _requested(train, devices), _requested(sampler, devices)
+    kinds = _distinct_nodes(devices.nodes, train, sampler)
     rooms = [
         0 if _misfit(train, requested, node) else _capacity(requested, node) for node, _ in kinds
     ]
@@ -267,7 +285,8 @@ def _misfit(stage: Stage, requested: Mapping[str, float], node: Object) -> str:
     room = (node.get("status") or {}).get("allocatable") or {}
     for name, amount in requested.items():
         if quantity(room.get(name, "0")) < amount:
-            return f"with too little {name} ({room.get(name, 0)})"
+            little = "few" if name.endswith(DEVICES) else "little"
+            return f"with too {little} {name} ({room.get(name, 0)})"
     return ""
 
 
@@ -280,11 +299,12 @@ def _tolerates(toleration: Object, taint: Object) -> bool:
     return [toleration.get(n, "") for n in names] == [taint.get(n, "") for n in names]
 
 
-def _requested(stage: Stage) -> dict[str, float]:
-    """Return what one pod of the stage requests, by resource name."""
+def _requested(stage: Stage, devices: PublishedDevices | None = None) -> dict[str, float]:
+    """Return what one pod of the stage requests, by resource name; devices are such a name too."""
     requested = container_resources(stage)
     named = {**requested.get("limits", {}), **requested.get("requests", {})}
-    return {name: quantity(value) for name, value in named.items()}
+    amounts = {name: quantity(value) for name, value in named.items()}
+    return {**amounts, **(devices.amounts.get(stage.kind, {}) if devices else {})}
 
 
 def container_resources(stage: Stage) -> Mapping[str, Mapping[str, str]]:

@@ -19,6 +19,12 @@ from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.optional_apis import Capabilities
 from video2world_operator.plan.plan import Plan
 from video2world_operator.preflight.check import Verdict
+from video2world_operator.preflight.device_facts import (
+    device_facts,
+    list_slices,
+    template_names,
+)
+from video2world_operator.preflight.facts import DeviceFacts
 from video2world_operator.preflight.node_fit import before_training
 from video2world_operator.preflight.queues import queue_problem
 from video2world_operator.preflight.requirements import estimate
@@ -26,7 +32,7 @@ from video2world_operator.reconcile.observed_state import Claim
 
 __all__ = ["NodePreflight"]
 
-MAX_AGE = 60.0  # seconds after which nodes are listed again
+MAX_AGE = 60.0  # seconds after which nodes and devices are listed again
 
 
 class NodePreflight:
@@ -38,8 +44,11 @@ class NodePreflight:
         self._nodes: Sequence[Mapping[str, Any]] | None = None
         self._listed_at = float("-inf")
         self._listing = asyncio.Lock()
-        # by resource: its generation, whether in the last stage before training; and the failures
-        self._known: dict[tuple[str, str], tuple[tuple[int, bool], list[str]]] = {}
+        self._slices: Sequence[Mapping[str, Any]] | None = None
+        self._slices_listed_at = float("-inf")
+        self._listing_slices = asyncio.Lock()
+        # by resource: its generation, whether in the last stage before training; when, and failures
+        self._known: dict[tuple[str, str], tuple[tuple[int, bool], float, list[str]]] = {}
 
     async def failures(
         self,
@@ -55,14 +64,17 @@ class NodePreflight:
             return None
         moment = body["metadata"]["generation"], states.get("latents", "Pending") != "Pending"
         known = self._known.get(key)
-        if known is None or known[0] != moment:
-            spec = plan.resource.spec
+        spec, age = plan.resource.spec, time.monotonic() - (known[1] if known else 0)
+        # a claim's template may be created right after the resource
+        again = bool(known and known[2] and age > MAX_AGE and template_names(spec))
+        if known is None or known[0] != moment or again:
             size = "" if spec.storage.claim_name else spec.volume_size
             if claim is not None and claim.found:
                 size = claim.size
-            failed = await self._queue_problems(plan, capabilities) + await self.check(plan, size)
-            known = self._known[key] = moment, failed
-        return known[1]
+            failed = await self._queue_problems(plan, capabilities)
+            failed += await self.check(plan, size, capabilities)
+            known = self._known[key] = moment, time.monotonic(), failed
+        return known[2]
 
     def forget(self, key: tuple[str, str]) -> None:
         """Drop the results of a resource that is gone."""
@@ -75,10 +87,15 @@ class NodePreflight:
                 problem = await queue_problem(self._cluster, capabilities, plan.namespace, queue)
         return [f"queue: {problem}"] if problem else []
 
-    async def check(self, plan: Plan, claim_size: str) -> list[str]:
+    async def check(
+        self, plan: Plan, claim_size: str, capabilities: Capabilities | None = None
+    ) -> list[str]:
         """Return the failed checks of ``plan``, each with its remedy."""
         nodes = await self._recent_nodes() if self.may_list_nodes else None
-        checks = before_training(plan, estimate(plan.resource), nodes, claim_size)
+        devices = None
+        if names := template_names(plan.resource.spec):
+            devices = await self._claimed(plan.namespace, names, capabilities or Capabilities())
+        checks = before_training(plan, estimate(plan.resource), nodes, claim_size, devices)
         try:
             failed = [check for check in checks if check.verdict is Verdict.FAIL]
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
@@ -93,6 +110,21 @@ class NodePreflight:
                     self._listed_at = time.monotonic()
                     await self._list()
         return self._nodes
+
+    async def _claimed(
+        self, namespace: str, templates: Sequence[str], capabilities: Capabilities
+    ) -> DeviceFacts | None:
+        """Return what there is for claims by ``templates``; ResourceSlices as of a minute ago."""
+        try:
+            async with self._listing_slices:
+                if time.monotonic() - self._slices_listed_at > MAX_AGE:
+                    self._slices = await list_slices(self._cluster, capabilities)
+                    self._slices_listed_at = time.monotonic()
+            return await device_facts(
+                self._cluster, capabilities, namespace, templates, self._slices
+            )
+        except (ApiError, OSError):  # not worth delaying a reconciliation
+            return None
 
     async def _list(self) -> None:
         same: dict[str, Mapping[str, Any]] = {}
@@ -111,7 +143,10 @@ def _trimmed(node: Mapping[str, Any], same: dict[str, Mapping[str, Any]]) -> Map
     kept = {key: spec[key] for key in ("taints", "unschedulable") if key in spec}
     room = {"allocatable": status.get("allocatable") or {}}
     return {
-        "metadata": {"labels": node["metadata"].get("labels") or {}},
+        "metadata": {
+            "name": node["metadata"].get("name", ""),
+            "labels": node["metadata"].get("labels") or {},
+        },
         "spec": same.setdefault(repr(kept), kept),
         "status": same.setdefault(repr(room), room),
     }

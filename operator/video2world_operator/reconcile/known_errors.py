@@ -11,6 +11,7 @@ from video2world_operator.api.conditions import Reason
 __all__ = [
     "AGAIN_CLUSTER",
     "AGAIN_LOCAL",
+    "BUSY_DEVICES",
     "BUSY_GPUS",
     "BY_REASON",
     "KNOWN_ERRORS",
@@ -52,6 +53,12 @@ BUSY_GPUS = KnownError(
     "Not enough GPUs are free for stage {stage}.",
     "Wait until other runs end (this one then starts by itself), add nodes, or suspend another "
     "run: kubectl get v2w -A",
+)
+BUSY_DEVICES = KnownError(
+    "",
+    "Not enough devices are free for the claims of stage {stage}.",
+    "Wait until other runs end (this one then starts by itself), add nodes, or claim fewer; `v2w "
+    "preflight -f FILE --cluster` counts the devices",
 )
 
 # The first match counts: specific patterns come before general ones.
@@ -344,6 +351,23 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"minCount \((?P<wanted>\d+)\) cannot be satisfied: (?P<room>\d+) scheduled",
         "The {wanted} training pods start together or not at all, and only {room} of them fit.",
         "{gpu_remedy}",
+    ),
+    KnownError(
+        r"""resource claim template "(?P<template>[^"]+)": [^\n]*not found""",
+        "There is no ResourceClaimTemplate {template} in namespace {namespace}.",
+        "Create it, and the pod starts by itself; or correct resourceClaims in spec.training or "
+        "spec.stages.{stage}",
+    ),
+    KnownError(
+        r"device class (?P<device>\S+) does not exist",
+        "There is no DeviceClass {device}, which the claims of stage {stage} ask for.",
+        "Install the DRA driver that provides it, and the pod starts by itself; or correct the "
+        "ResourceClaimTemplate (kubectl get deviceclasses lists them), " + AGAIN,
+    ),
+    KnownError(
+        r"cannot allocate all claims",
+        BUSY_DEVICES.what,
+        BUSY_DEVICES.remedy,
     ),
     KnownError(
         r"[Ii]nsufficient nvidia\.com/gpu|Insufficient GPUs",

@@ -178,6 +178,20 @@ def test_the_unschedulable_pod_of_a_gang_is_the_cause(world):
     assert "Not enough GPUs are free" in cause.what
 
 
+@pytest.mark.parametrize("where", [("training",), ("stages", "train")])
+def test_a_gang_that_claims_devices_is_not_told_to_add_a_device_plugin(world, where):
+    blocked(world, unschedulable="minCount (4) cannot be satisfied: 3 scheduled, 0 remaining")
+    (cause,) = causes(world, nodes=[node(0)])
+    assert "device plugin" in cause.remedy
+    spec = {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "eight"}]}
+    for part in reversed(where):
+        spec = {part: spec}
+    (cause,) = causes(world, nodes=[node(0)], spec=spec)
+    assert "only 3 of them fit" in cause.what
+    assert "claim fewer" in cause.remedy
+    assert "device plugin" not in cause.remedy
+
+
 # A stage that fails: what its worker printed last.
 ENDS = {
     "licence": (

@@ -224,7 +224,8 @@ def test_environment_and_paths_are_mapped_to_this_machine(setup):
     assert envs[0]["HOME"].startswith(str(volume))
 
 
-def test_pods_of_a_job_have_gpus_of_their_own(setup, tmp_path, monkeypatch):
+@pytest.mark.parametrize("claims", [[], [{"name": "gpus", "resourceClaimTemplateName": "one"}]])
+def test_pods_of_a_job_have_gpus_of_their_own(setup, tmp_path, monkeypatch, claims):
     write, volume = setup
     smi = tmp_path / "bin/nvidia-smi"
     smi.parent.mkdir()
@@ -232,8 +233,10 @@ def test_pods_of_a_job_have_gpus_of_their_own(setup, tmp_path, monkeypatch):
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    code, out = run(write(device="GPU"), volume)
+    code, out = run(write(device="GPU", resourceClaims=claims), volume)
     assert code == 0, out
+    said_so = "resourceClaims are for a cluster: this run uses the GPUs of this machine" in out
+    assert said_so == bool(claims)
     names = ("train-0", "train-1", "latents-0")
     envs = [json.loads((volume / f"env-{name}.json").read_text()) for name in names]
     # the latents stage starts a process for every GPU that it finds

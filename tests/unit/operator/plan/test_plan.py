@@ -462,6 +462,62 @@ def test_gpus_are_held_by_the_stages_that_use_them():
     assert all(env(s)["CUDA_VISIBLE_DEVICES"] == "" for s in plan().stages)
 
 
+CLAIM = {"name": "gpus", "resourceClaimTemplateName": "eight"}
+
+
+def test_claims_replace_the_limit_of_gpus():
+    claims = [CLAIM, {"name": "nic", "resourceClaimTemplateName": "one-nic", "request": "port"}]
+    made = plan(
+        model={"size": "2B"},
+        training={"resourceClaims": claims, "interconnect": "RoCE"},
+        stages={"latents": {"resourceClaims": [CLAIM]}},
+        scheduling={"queueName": "team"},
+    )
+    train, latents, embeddings = (pod(made.stage(n)) for n in ("train", "latents", "embeddings"))
+    assert train["resourceClaims"] == [
+        CLAIM,
+        {"name": "nic", "resourceClaimTemplateName": "one-nic"},
+    ]
+    assert train["containers"][0]["resources"] == {
+        "requests": {"cpu": "64", "memory": "768Gi"},
+        "claims": [{"name": "gpus"}, {"name": "nic", "request": "port"}],
+    }
+    assert (env(made.stage("train"))["PET_NPROC_PER_NODE"]) == "8"
+    assert env(made.stage("train"))["NCCL_NET"] == "IB"
+    assert latents["resourceClaims"] == [CLAIM]
+    assert "limits" not in latents["containers"][0]["resources"]
+    assert embeddings["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    queued = [s.name for s in made.stages if "kueue" in str(s.job["metadata"]["labels"])]
+    assert queued == ["embeddings", "latents", "train", "inference"]
+
+
+def test_claims_change_pods_but_no_result():
+    def annotations(stage="train", **spec):
+        return plan(model={"size": "2B"}, **spec).stage(stage).job["metadata"]["annotations"]
+
+    before, after = annotations(), annotations(training={"resourceClaims": [CLAIM]})
+    assert before["video2world.dev/inputs-hash"] == after["video2world.dev/inputs-hash"]
+    assert before["video2world.dev/pods-hash"] != after["video2world.dev/pods-hash"]
+    assert annotations("latents") == annotations("latents", training={"resourceClaims": [CLAIM]})
+    assert annotations() == annotations(training={"resourceClaims": []})
+
+
+def test_a_pod_template_adds_claims_to_those_of_the_spec():
+    channel = {"name": "channel", "resourceClaimTemplateName": "imex"}
+    patch = {
+        "resourceClaims": [channel],
+        "containers": [{"name": "train", "resources": {"claims": [{"name": "channel"}]}}],
+    }
+    stages = {"train": {"podTemplate": {"spec": patch}}}
+    claims = {"resourceClaims": [CLAIM]}
+    made = pod(plan(model={"size": "2B"}, training=claims, stages=stages).stage("train"))
+    assert made["resourceClaims"] == [CLAIM, channel]
+    assert made["containers"][0]["resources"]["claims"] == [{"name": "gpus"}, {"name": "channel"}]
+    limited = pod(plan(model={"size": "2B"}, stages=stages).stage("train"))
+    assert limited["resourceClaims"] == [channel]
+    assert limited["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+
+
 def test_a_stage_can_give_up_its_gpu():
     made = plan(
         model={"size": "2B"},

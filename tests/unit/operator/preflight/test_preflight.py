@@ -826,10 +826,15 @@ def test_times_are_for_the_gpus_that_can_train():
     made = make_plan(resource(training={"gpusPerNode": 8}))
     a100, h100 = KIND | {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}, KIND
     nodes = [node(8, labels=h100), node(8, labels=h100), node(4, labels=a100)]
-    assert {gpu.name for gpu in training_gpus(made, nodes)} == {"H100"}
+    assert {gpu.name for gpu in training_gpus(made, ClusterFacts("ns", nodes=nodes))} == {"H100"}
     nodes.append(node(8, labels=a100))
-    assert {gpu.name for gpu in training_gpus(made, nodes)} == {"H100", "NVIDIA-A100-SXM4-80GB"}
-    assert training_gpus(made, [node(8)])[0].name == "a GPU of unknown model"
+    assert {gpu.name for gpu in training_gpus(made, ClusterFacts("ns", nodes=nodes))} == {
+        "H100",
+        "NVIDIA-A100-SXM4-80GB",
+    }
+    assert (
+        training_gpus(made, ClusterFacts("ns", nodes=[node(8)]))[0].name == "a GPU of unknown model"
+    )
 
 
 def test_a_taint_that_is_tolerated():

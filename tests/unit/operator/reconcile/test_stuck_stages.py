@@ -200,6 +200,19 @@ REFUSALS = {
         "no service account ns/x",
         "serviceAccountName",
     ),
+    'FailedResourceClaimCreation: PodResourceClaim gpus: resource claim template "eight": '
+    'resourceclaimtemplate.resource.k8s.io "eight" not found': (
+        "no ResourceClaimTemplate eight in namespace",
+        "or correct resourceClaims",
+    ),
+    "request gpus: device class gpu.nvidia.com does not exist": (
+        "no DeviceClass gpu.nvidia.com",
+        "Install the DRA driver",
+    ),
+    "0/4 nodes are available: 4 cannot allocate all claims. still not schedulable": (
+        "Not enough devices are free for the claims of stage train",
+        "counts the devices",
+    ),
     'pods "a" is forbidden: pod rejected: RuntimeClass "kata" not found': (
         "no runtime class kata",
         "runtimeClassName",
