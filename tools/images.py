@@ -1,6 +1,7 @@
 """Build the container images with buildah, from Debian packages and PyPI only (``make images``).
 
-The base image is built with debootstrap unless ``--base`` names one. A missing buildah or
+The base image is built with debootstrap unless ``--base`` names one (``pinned``: that of the
+Dockerfiles). A missing buildah or
 debootstrap is installed from Debian. The images get their public names, so that the chart and the
 samples find them where they are imported; nothing is pushed.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 
+import build_leftovers
 import sbom
 from control_plane.node import PAUSE
 
@@ -27,6 +30,7 @@ BILLS = ROOT / "build" / "sbom"  # CycloneDX bill of materials of each image
 REGISTRY = "ghcr.io/video2world"
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 BASE = f"localhost/video2world/base:{SUITE}"
+COMPONENTS = ("operator", "preprocess", "trainer")
 VARIANTS = ("portable", "ampere", "hopper", "blackwell")  # the trainer's attention kernels
 # Folders of the base image that containers do not need.
 _UNNEEDED = (
@@ -48,39 +52,59 @@ def version() -> str:
 
 def names() -> dict[str, str]:
     """Return the images' full names by component; ``pause`` is for nodes only."""
-    ours = {one: f"{REGISTRY}/{one}:{version()}" for one in ("operator", "preprocess", "trainer")}
+    ours = {one: f"{REGISTRY}/{one}:{version()}" for one in COMPONENTS}
     return ours | {"pause": PAUSE}
 
 
-def build(base: str = "", variant: str = "portable", builder: str = "") -> None:
-    """Build all images.
+def build(base: str = "", variant: str = "portable", builder: str = "", only: str = "") -> None:
+    """Build all images, or one and what it is built on.
 
     Args:
-        base: base image with Python 3.11 or newer; default: built here.
+        base: base image with Python 3.11 or newer; default: built here; ``pinned``: that of the
+            Dockerfiles.
         variant: the trainer's attention kernels, one of ``VARIANTS``.
         builder: image with the same Python and, for kernels without a wheel, CUDA's compiler;
             default: the base.
+        only: one of ``COMPONENTS``; default: all of them, and the image that nodes need.
 
     Raises:
         SystemExit: a step failed; its output has been printed.
     """
     install("buildah")
-    base = base or _debian_base()
+    base = pinned_base() if base == "pinned" else base
+    with build_leftovers.exclusive_build((BASE, base, builder, *names().values())):
+        _build_all(base or _debian_base(), variant, builder, only)
+
+
+def _build_all(base: str, variant: str, builder: str, only: str) -> None:
     images = names()
     before = _identity(images["preprocess"])
-    _build("operator", images["operator"], BASE=base)
-    _build("preprocess", images["preprocess"], BASE=base)
-    arguments = {"BASE": images["preprocess"], "BUILDER": builder or base, "VARIANT": variant}
-    _build("trainer", images["trainer"], **arguments)
+    if only in ("", "operator"):
+        _build("operator", images["operator"], BASE=base)
+    if only != "operator":
+        _build("preprocess", images["preprocess"], BASE=base)
+    if only in ("", "trainer"):
+        arguments = {"BASE": images["preprocess"], "BUILDER": builder or base, "VARIANT": variant}
+        _build("trainer", images["trainer"], **arguments)
     if before and before != _identity(images["preprocess"]):
         # frees several GB without a name; also drops the cache of the small stages
         subprocess.run(["buildah", "rmi", "--prune"], capture_output=True, check=False)
-    for component in ("operator", "preprocess", "trainer"):
+    for component in (only,) if only else COMPONENTS:
         sbom.write(images[component], BILLS / f"{component}.cdx.json", commit_time())
     print(f"bills of materials in {BILLS.relative_to(ROOT)}", flush=True)
+    if only:
+        return
     with tempfile.TemporaryDirectory() as context:
         (Path(context) / "Dockerfile").write_text(f'FROM {base}\nCMD ["sleep", "infinity"]\n')
         _run("buildah", "build", "--layers", "--quiet", "--tag", PAUSE, context)
+
+
+def pinned_base() -> str:
+    """Return the base image of the Dockerfiles, which names its digest."""
+    text = (ROOT / "images" / "operator" / "Dockerfile").read_text()
+    found = re.search(r"^ARG BASE=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
 
 
 def _identity(name: str) -> str:
@@ -200,7 +224,10 @@ def _run(*command: str) -> None:
 def main() -> int:
     """Build the images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--base", default="", help="image with Python 3.11+; default: Debian's")
+    parser.add_argument(
+        "--base", default="", help="image with Python 3.11+, or `pinned`; default: Debian's"
+    )
+    parser.add_argument("--only", choices=COMPONENTS, default="", help="one image only")
     parser.add_argument(
         "--variant",
         choices=VARIANTS,
@@ -211,7 +238,7 @@ def main() -> int:
         "--builder", default="", help="image with nvcc, for kernels without wheels on PyPI"
     )
     given = parser.parse_args()
-    build(given.base, given.variant, given.builder)
+    build(given.base, given.variant, given.builder, given.only)
     return 0
 
 

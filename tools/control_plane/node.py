@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from . import binaries, sandbox
+from . import binaries, registry_blobs, sandbox
 from .api import ApiError
 from .cluster import BASE, Cluster
 
@@ -151,6 +151,21 @@ class NodeCluster(Cluster):
             if done.returncode:
                 raise RuntimeError(f"buildah push {image}: {done.stderr.strip()}")
             self.ctr("images", "pull", f"--hosts-dir={hosts}", image)
+        self._drop_old_images()
+
+    def _drop_old_images(self) -> None:
+        """Remove what only earlier builds of the images had: tens of GB after some days."""
+        # also by digest and by id, as which the kubelet's pulls are recorded
+        rows = [line.split() for line in self.ctr("images", "list").splitlines()[1:]]
+        current = {digest for name, _, digest, *_ in rows if name in self._images}
+        for name, _, digest, *_ in rows:
+            if digest not in current:
+                self.ctr("images", "remove", "--sync", name)
+        registry_blobs.prune(
+            self._base / "cache" / "registry",
+            f"http://{_REGISTRY}",
+            [image.partition("/")[2] for image in self._images],
+        )
 
     # Kubernetes
 
