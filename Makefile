@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV     := .venv/bin/uv
 UV_VERSION := 0.9
 BIN    := .venv/bin
+EXTRAS ?= operator,trainer,dev
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 # if it were set, every process of every stage would compile torch's sources again
@@ -11,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 export NO_MKDOCS_2_WARNING := 1  # about a successor of its theme
 
-.PHONY: help setup demo demo-actions cluster tools test volcano images e2e node torture chaos bench-operator bench-upgrade lint dist docs format generate constraints clean
+.PHONY: help setup demo demo-actions cluster tools test volcano images e2e node torture chaos bench-operator bench-upgrade lint dist release-check publish-image publish-index publish-chart release-verify github-release release-test docs format generate constraints clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +24,7 @@ setup: .venv/ready ## Create .venv with everything the other targets need (they 
 	  { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=$(UV_VERSION)'
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[operator,trainer,dev]'
+	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: .venv/ready ## Post-train a tiny model on generated robot video, and show its output
@@ -45,9 +46,9 @@ volcano: .venv/ready ## Test training groups under a real Volcano (builds it onc
 	PYTHONPATH=tools $(BIN)/python -m control_plane build volcano-scheduler volcano-controller-manager
 	$(BIN)/python -m pytest tests/cluster/test_volcano.py
 
-images: .venv/ready ## Build the container images with buildah (VARIANT=hopper BASE=... BUILDER=...)
+images: .venv/ready ## Build the container images with buildah (ONLY=... VARIANT=hopper BASE=... BUILDER=...)
 	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \
-	  $(if $(BUILDER),--builder $(BUILDER))
+	  $(if $(BUILDER),--builder $(BUILDER)) $(if $(ONLY),--only $(ONLY))
 
 e2e: .venv/ready ## Run the tests on a temporary real node: kubelet, containerd, our images (root)
 	PYTHONPATH=tools $(BIN)/python tools/e2e.py $(if $(RECORD),--record $(RECORD)) $(PYTEST)
@@ -80,8 +81,31 @@ lint: .venv/ready ## Check style, types, layers, generated files, known vulnerab
 	$(BIN)/mkdocs build --site-dir build/lint-site
 	$(BIN)/python tools/audit.py
 
-dist: .venv/ready ## Build a release of the commit in dist/ (IMAGES=1: with the built images)
-	$(BIN)/python tools/dist.py $(if $(IMAGES),--images)
+dist: .venv/ready ## Build a release of the commit in dist/ (IMAGES=1: with the built images; KREW=1)
+	$(BIN)/python tools/dist.py $(if $(IMAGES),--images) $(if $(KREW),--krew)
+
+RELEASE = $(BIN)/python tools/release.py $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(KEY),--key $(KEY))
+
+release-check: .venv/ready ## Check that the files agree with the tag of a release (TAG=v0.1.0)
+	$(RELEASE) check --tag $(TAG)
+
+publish-image: .venv/ready ## Push, sign and attest an image (IMAGE=trainer VARIANT=hopper REGISTRY=... KEY=...)
+	$(RELEASE) image --image $(IMAGE) $(if $(VARIANT),--variant $(VARIANT))
+
+publish-index: .venv/ready ## Join the architectures of the operator image (REGISTRY=... KEY=...)
+	$(RELEASE) index
+
+publish-chart: .venv/ready ## Push, sign and attest the chart of dist/ (REGISTRY=... KEY=...)
+	$(RELEASE) chart
+
+release-verify: .venv/ready ## Pull by digest and verify what was published from here (REGISTRY=... KEY=...)
+	$(RELEASE) verify
+
+github-release: .venv/ready ## Create the release on GitHub from dist/ (TAG=v0.1.0; needs gh and GH_TOKEN)
+	$(RELEASE) github --tag $(TAG)
+
+release-test: .venv/ready ## Publish to a registry on this machine, verify and install from it (root)
+	$(BIN)/python -m pytest tests/release --timeout=1800 $(PYTEST)
 
 docs: .venv/ready ## Build the documentation site into build/site
 	$(BIN)/mkdocs build

@@ -1,7 +1,8 @@
 """Build a release in ``dist/``, reproducibly from the committed files (``make dist``).
 
 Source archive, wheel, chart, bills of materials and SHA256SUMS; with ``--images`` also the
-container images in buildah's store as OCI archives.
+container images in buildah's store as OCI archives; with ``--krew`` also ``kubectl v2w`` for krew,
+whose packages are downloaded from PyPI.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import images
+import kubectl_plugin
 import sbom
 
 ROOT = images.ROOT
 CHART = "charts/video2world-operator"
 
 
-def build(target: Path, *, with_images: bool = False) -> None:
+def build(target: Path, *, with_images: bool = False, with_krew: bool = False) -> None:
     """Build the release of the checked-out commit in ``target``, which is emptied first.
 
     Raises:
@@ -51,6 +53,8 @@ def build(target: Path, *, with_images: bool = False) -> None:
             datetime.fromtimestamp(moment, UTC),
         )
         (target / f"video2world-{version}.cdx.json").write_text(pinned, encoding="utf-8")
+        if with_krew:
+            _krew(source, target, version, moment)
     if with_images:
         _images(target, version)
     sums = "".join(f"{_digest(path)}  {path.name}\n" for path in sorted(target.iterdir()))
@@ -131,6 +135,21 @@ def _pack(target: Path, files: Iterable[tuple[str, bytes, bool]], moment: int) -
             tar.addfile(entry, io.BytesIO(content))
 
 
+def _krew(source: Path, target: Path, version: str, moment: int) -> None:
+    """Pack the kubectl plugin and write its manifest."""
+    (wheel,) = target.glob("*.whl")
+    archives = kubectl_plugin.pack(
+        wheel, source, target, version, lambda path, files: _pack(path, files, moment)
+    )
+    text = kubectl_plugin.manifest(archives, version, repository())
+    (target / "v2w.yaml").write_text(text, encoding="utf-8")
+
+
+def repository() -> str:
+    """Return owner and name of the GitHub repository that publishes the release."""
+    return os.environ.get("GITHUB_REPOSITORY", "video2world/video2world-operator")
+
+
 def _images(target: Path, version: str) -> None:
     """Export every image with its bill of materials; a missing image is an error."""
     for component, name in images.names().items():
@@ -158,9 +177,10 @@ def main() -> int:
     """Build the release and list its files."""
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     flags.add_argument("--images", action="store_true", help="include the container images")
+    flags.add_argument("--krew", action="store_true", help="include kubectl v2w for krew")
     flags.add_argument("--target", type=Path, default=ROOT / "dist", help="folder (dist)")
     given = flags.parse_args()
-    build(given.target, with_images=given.images)
+    build(given.target, with_images=given.images, with_krew=given.krew)
     for path in sorted(given.target.iterdir()):
         print(f"{path.stat().st_size:>12,}  {path.name}")
     return 0

@@ -118,6 +118,8 @@ def _volcano(command: str) -> Tool:
     return Tool(f"volcano-{command}", "volcano", f"{package}/cmd/{command}", package, files=files)
 
 
+_ACTIONLINT = "github.com/rhysd/actionlint"
+_COSIGN = "github.com/sigstore/cosign/v3"
 _CRANE = "github.com/google/go-containerregistry"
 _PROMETHEUS = "github.com/prometheus/prometheus"
 ALL = {
@@ -141,11 +143,15 @@ ALL = {
         _kueue("kueue_previous"),
         _volcano("scheduler"),
         _volcano("controller-manager"),
+        Tool("actionlint", "actionlint", f"{_ACTIONLINT}/cmd/actionlint", _ACTIONLINT),
+        Tool("cosign", "cosign", f"{_COSIGN}/cmd/cosign", _COSIGN),
+        Tool("krew", "krew", "sigs.k8s.io/krew/cmd/krew", "sigs.k8s.io/krew"),
     )
 }
 NODE = ("kubelet", "kube-proxy", "coredns", "crane")  # for a real node only
 VOLCANO = ("volcano-scheduler", "volcano-controller-manager")  # `make volcano` builds them
-WITHOUT_NODE = tuple(name for name in ALL if name not in (*NODE, *VOLCANO))
+RELEASE = ("cosign", "krew")  # `make release-test` builds them
+WITHOUT_NODE = tuple(name for name in ALL if name not in (*NODE, *VOLCANO, *RELEASE))
 
 
 def cache() -> Path:
