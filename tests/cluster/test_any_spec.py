@@ -137,12 +137,20 @@ CHECKS = [
 TAME = {"model": {"size": "Tiny"}, "dataset": {"prepared": {"path": "datasets/mine"}}}
 
 
+_CONTRADICTING = {
+    "contextParallelSize",
+    "experiment",
+    "minNodes",
+    "overrides",
+    "stopWhen",
+    "validation",
+}
+
+
 def tamed(spec):
     """Return ``spec`` with the most common mistakes fixed, so that more specs are valid."""
     training = {
-        name: value
-        for name, value in spec["training"].items()
-        if name not in ("contextParallelSize", "experiment", "overrides", "validation", "stopWhen")
+        name: value for name, value in spec["training"].items() if name not in _CONTRADICTING
     }
     return spec | TAME | {"training": training | {"iterations": 5}}
 
@@ -168,6 +176,7 @@ def some(**fields):
 TRAINING = {
     "iterations": [5],
     "nodes": [1, 2, 3],
+    "minNodes": [1, 2, 4],
     "gpusPerNode": [1, 2, 8],
     "contextParallelSize": [1, 2, 3, 8],
     "device": ["Auto", "CPU", "GPU"],
