@@ -115,11 +115,11 @@ format: .venv/ready ## Format the sources
 	$(BIN)/ruff format .
 
 generate: .venv/ready ## Generate CRD, RBAC manifests and docs/reference from the code
+	$(BIN)/python tools/train_settings.py  # first: the CRD reads what it writes
 	$(BIN)/python -m video2world_operator.codegen.crd
 	$(BIN)/python -m video2world_operator.codegen.rbac
 	$(BIN)/python -m benchmarks.measured_times
 	$(BIN)/python -m video2world_operator.codegen.reference
-	$(BIN)/python tools/train_settings.py
 
 constraints: .venv/ready ## Update constraints.txt to the newest versions that resolve
 	{ sed -n '/^#/p' constraints.txt; \

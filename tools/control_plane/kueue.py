@@ -23,7 +23,7 @@ VERSIONS = {"newest": "kueue", "previous": "kueue-previous"}
 API = "kueue.x-k8s.io/v1beta2"
 NAMESPACE = "kueue-system"
 _SERVICE = "kueue-webhook-service"  # Kueue names its webhook configurations by it
-_SECRET = "kueue-webhook-server-cert"
+_SECRET = "kueue-webhook-server-cert"  # pragma: allowlist secret
 _GROUPS = ("batch", "kueue.x-k8s.io")  # whose objects the configured webhooks see
 _CONFIGURATION: dict[str, Any] = {
     "apiVersion": "config.kueue.x-k8s.io/v1beta2",
