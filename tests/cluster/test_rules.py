@@ -59,6 +59,16 @@ def per_clip(**changes):
 
 
 CASES = {
+    "fewer nodes than all": (
+        {"training": {"nodes": 4, "minNodes": 2}},
+        {"training": {"nodes": 4, "minNodes": 5}},
+        "training.minNodes is more than training.nodes",
+    ),
+    "node counts that keep the global batch": (
+        {"training": {"nodes": 6, "minNodes": 3}},
+        {"training": {"nodes": 6, "minNodes": 4}},
+        "no smaller node count divides training.nodes",
+    ),
     "claims of the group, once": (
         {"training": ON_GPU | CLAIMS, "stages": {"latents": CLAIMS, "train": {"env": []}}},
         {"training": ON_GPU | CLAIMS, "stages": {"train": CLAIMS}},
@@ -703,6 +713,7 @@ CHANGES = {
 }
 OF_TRAINING = {
     "device": "CPU",
+    "minNodes": 1,
     **CLAIMS,
     "overrides": ["trainer.max_iter=7"],
     "experiment": "predict2_video2world_training_2b_agibot_head_center_fisheye_color",

@@ -104,12 +104,14 @@ def test_the_stage_follows_inference_and_its_answer_is_shown():
 
     # another choice of windows is evaluated again, and none without the stage
     world.body["spec"]["evaluation"] = {"samples": 5}
+    world.body["metadata"]["generation"] += 1
     world.settle()
     assert world.status["stage"] == "evaluation"
     assert "evaluation" not in world.status
     world.round(events=[Evaluated("evaluation", **ANSWER)])
     assert world.status["evaluation"] == ANSWER
     del world.body["spec"]["evaluation"]
+    world.body["metadata"]["generation"] += 1
     world.settle()
     assert "evaluation" not in world.status
 
@@ -170,6 +172,7 @@ def test_a_condition_says_whether_actions_are_followed(actions):
 
     # a new evaluation starts without an answer, and one without actions has none
     world.body["spec"]["evaluation"] = {"samples": 5}
+    world.body["metadata"]["generation"] += 1
     world.settle()
     assert "ActionsFollowed" not in conditions(world)
     world.round(events=[parse(event())])
