@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -184,12 +183,18 @@ class Upgrade:
 
 
 def _kept(status: dict[str, Any]) -> State:
+    """Return what of a status says that something was done again.
+
+    GPU seconds go on being counted, and a version may divide an attempt's time otherwise; its
+    number stays.
+    """
     stages = {
         one["name"]: (one["state"], one.get("attempt"), one.get("completionTime"))
         for one in status["stages"]
     }
-    kept = ("phase", "restarts", "chargedRestarts", "nextAttemptTime", "startTime", "attempts")
-    return {"stages": stages} | {key: copy.deepcopy(status.get(key)) for key in kept}
+    attempts = sorted({one["number"] for one in status.get("attempts", ())})
+    kept = ("phase", "restarts", "chargedRestarts", "nextAttemptTime", "startTime")
+    return {"stages": stages, "attempts": attempts} | {key: status.get(key) for key in kept}
 
 
 def upgrade(release: Release, count: int, folder: Path, *, settle: float = 10) -> dict[str, Any]:
