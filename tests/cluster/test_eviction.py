@@ -7,7 +7,8 @@ import pytest
 
 from operators import Operator, Resource, connection, eventually, grant
 from video2world_common.checkpoint_interval import seconds_between_failures
-from video2world_operator.kube.client import ApiClient
+from video2world_operator.kube import client
+from video2world_operator.kube.client import ApiClient, path_of
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.plan.labels import EVICTION_COST_ANNOTATION, HASH_ANNOTATION
 
@@ -48,7 +49,8 @@ def annotate(run, account, uid, value):
     async def call():
         async with ApiClient(connection(account)) as api:
             values = {EVICTION_COST_ANNOTATION: value}
-            await api.annotate("batch/v1", "Job", run.namespace, "run-train-1", uid, values)
+            path = path_of("batch/v1", "Job", run.namespace, "run-train-1")
+            await client.annotate(api, path, uid, values)
 
     asyncio.run(call())
 

@@ -19,8 +19,9 @@ from video2world_operator.cli.dispatched import dispatch_causes
 from video2world_operator.cli.remedies import Cause, Remedies
 from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.preflight.dispatch import DispatchFacts
-from video2world_operator.reconcile.known_errors import BY_REASON, LOGS
+from video2world_operator.reconcile.known_errors import LOGS
 from video2world_operator.reconcile.observed_state import KubeEvent
+from video2world_operator.reconcile.reason_remedies import BY_REASON
 from video2world_operator.reconcile.stuck_stages import BOUND, reports
 
 __all__ = ["Cause", "explain"]

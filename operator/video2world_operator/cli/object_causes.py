@@ -9,8 +9,8 @@ from video2world_common.progress_events import duration
 from video2world_operator.api.conditions import Reason
 from video2world_operator.cli.remedies import Cause, Remedies
 from video2world_operator.cli.snapshot import KubeObject
-from video2world_operator.reconcile.known_errors import BY_REASON
 from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
+from video2world_operator.reconcile.reason_remedies import BY_REASON
 from video2world_operator.reconcile.stuck_stages import Finding, judge, reports
 
 __all__ = [

@@ -27,6 +27,7 @@ from video2world_operator.controller.metrics import Metrics, ResourceMetrics
 from video2world_operator.kube.workqueue import WorkQueue
 from video2world_operator.reconcile import known_errors
 from video2world_operator.reconcile.failures import REASONS
+from video2world_operator.reconcile.reason_remedies import BY_REASON
 
 __all__ = ["ENVIRONMENT", "FOLDER", "Variable", "main", "pages"]
 
@@ -230,7 +231,7 @@ def _messages() -> str:
     text += table(("type", "true when"), ((f"`{t}`", t.meaning) for t in Type))
     text += "\n## Reasons\n\nWords in capitals are placeholders.\n\n"
     rows = (
-        (f"`{reason}`", _named(reason.template), _named(known_errors.BY_REASON.get(reason, "")))
+        (f"`{reason}`", _named(reason.template), _named(BY_REASON.get(reason, "")))
         for reason in Reason
     )
     text += table(("reason", "message", "remedy"), rows)

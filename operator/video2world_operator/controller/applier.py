@@ -12,7 +12,7 @@ from video2world_operator.api.constants import API_VERSION, KIND
 from video2world_operator.controller.event_recorder import EventRecorder
 from video2world_operator.controller.key_state import UNSEEN, KeyState
 from video2world_operator.controller.resource import Key, Object, Resource
-from video2world_operator.kube.client import ApiClient, path_of
+from video2world_operator.kube.client import ApiClient, annotate, path_of
 from video2world_operator.kube.errors import ApiError
 from video2world_operator.reconcile.actions import Action, Annotate, Apply, Delete
 from video2world_operator.reconcile.observed_state import Job
@@ -84,14 +84,8 @@ class Applier:
     async def _annotate(self, namespace: str, action: Annotate) -> None:
         """Set annotations; the next reconciliation tries again what the API server refuses."""
         try:
-            await self._api.annotate(
-                _VERSIONS[action.kind],
-                action.kind,
-                namespace,
-                action.name,
-                action.uid,
-                action.annotations,
-            )
+            path = path_of(_VERSIONS[action.kind], action.kind, namespace, action.name)
+            await annotate(self._api, path, action.uid, action.annotations)
         except ApiError as error:
             log.debug("%s %s/%s is not annotated: %s", action.kind, namespace, action.name, error)
 

@@ -25,7 +25,7 @@ from video2world_operator.kube.rate_limiter import TokenBucket
 from video2world_operator.kube.server_clock import ServerClock
 from video2world_operator.kube.session import Session
 
-__all__ = ["KNOWN_RESOURCES", "PAGE", "SMALL_PAGE", "ApiClient", "Object", "path_of"]
+__all__ = ["KNOWN_RESOURCES", "PAGE", "SMALL_PAGE", "ApiClient", "Object", "annotate", "path_of"]
 
 _FIELD_MANAGER = {"fieldManager": "video2world-operator"}
 Object = dict[str, Any]
@@ -269,30 +269,6 @@ class ApiClient:
         )
         return written
 
-    async def annotate(
-        self,
-        version: str,
-        kind: str,
-        namespace: str,
-        name: str,
-        uid: str,
-        annotations: Mapping[str, str],
-    ) -> None:
-        """Set annotations of the object with this UID; the others stay.
-
-        Raises:
-            ApiError: it does not exist (404; 409 or 422: another object has the name), or may not
-                be changed.
-        """
-        await self.request(
-            "PATCH",
-            path_of(version, kind, namespace, name),
-            params=_FIELD_MANAGER,
-            body={"metadata": {"uid": uid, "annotations": dict(annotations)}},
-            content_type="application/merge-patch+json",
-            fenced=True,
-        )
-
     async def delete(
         self,
         version: str,
@@ -346,6 +322,27 @@ class ApiClient:
             if answer.status >= 300:
                 raise await _refusal(answer)
             yield answer.content
+
+
+async def annotate(
+    api: ApiClient,
+    path: str,
+    uid: str,
+    annotations: Mapping[str, str],
+) -> None:
+    """Set annotations of the object at ``path`` with this UID; the others stay.
+
+    Raises:
+        ApiError: it does not exist (404; 409: another object has the name), or may not be changed.
+    """
+    await api.request(
+        "PATCH",
+        path,
+        params=_FIELD_MANAGER,
+        body={"metadata": {"uid": uid, "annotations": dict(annotations)}},
+        content_type="application/merge-patch+json",
+        fenced=True,
+    )
 
 
 async def _events(stream: aiohttp.StreamReader) -> AsyncIterator[Object]:

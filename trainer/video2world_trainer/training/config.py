@@ -28,6 +28,7 @@ from video2world_trainer.training.loss import (
     TEXT_DROPOUT,
     NoiseDistribution,
 )
+from video2world_trainer.training.lr_schedule import LinearSchedule
 from video2world_trainer.training.validation_config import ValidationConfig
 
 __all__ = [
@@ -242,6 +243,13 @@ class TrainConfig(BatchConfig, CheckpointConfig, ActionConfig, ValidationConfig)
         "scheduler.f_min", 0.0, "factor at the end (the guide's commit: 0.4, for 14B 0.1)", low=0
     )
     f_start: float = _setting("scheduler.f_start", 1e-6, "factor at the first iteration", low=0)
+
+    @property
+    def schedule(self) -> LinearSchedule:
+        """The schedule of the learning rate."""
+        return LinearSchedule(
+            self.warm_up_steps, self.cycle_length, self.f_max, self.f_min, self.f_start
+        )
 
     @property
     def job_folder(self) -> Path:

@@ -25,7 +25,6 @@ from video2world_trainer.training.divergence import REMEDY, Divergence
 from video2world_trainer.training.ema import Ema
 from video2world_trainer.training.global_batch import GlobalBatch
 from video2world_trainer.training.loss import training_loss
-from video2world_trainer.training.lr_schedule import LinearSchedule
 from video2world_trainer.training.metrics_logger import MetricsLogger
 from video2world_trainer.training.network import build_network
 from video2world_trainer.training.network_setup import NetworkSetup
@@ -96,9 +95,6 @@ class Trainer:
             mean=world.average,
             reduce=(lambda _: None) if fsdp_averages else world.average_gradients,
         )
-        self._schedule = LinearSchedule(
-            config.warm_up_steps, config.cycle_length, config.f_max, config.f_min, config.f_start
-        )
         self.progress = Progress()
         self.divergence = Divergence()
         self.checkpointer = Checkpointer(config, self.mesh, self.net, self.optimizer, ema, actions)
@@ -113,7 +109,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
-        return self.config.learning_rate * self._schedule.factor(self.progress.iteration)
+        return self.config.learning_rate * self.config.schedule.factor(self.progress.iteration)
 
     @property
     def finished(self) -> bool:

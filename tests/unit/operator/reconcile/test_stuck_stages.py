@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from reconcile_world import NOW, World, causes, resource
 from video2world_operator.reconcile.actions import Apply, Delete
-from video2world_operator.reconcile.known_errors import BY_REASON, explain_error, remedy_facts
+from video2world_operator.reconcile.known_errors import explain_error, remedy_facts
 from video2world_operator.reconcile.observed_state import Job, KubeEvent, Pod
+from video2world_operator.reconcile.reason_remedies import BY_REASON
 from video2world_operator.reconcile.stuck_stages import BOUND, find_orphan, judge, message, reports
 
 AGO = NOW - timedelta(seconds=BOUND + 1)
