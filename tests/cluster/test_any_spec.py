@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from control_plane import ApiError
 from operators import Resource
 from video2world_operator.api import cel_rules
+from video2world_operator.api.constants import MULTIKUEUE
 from video2world_operator.api.errors import InvalidResource
 from video2world_operator.api.experiments import SHORT_NAMES
 from video2world_operator.api.spec import Spec
@@ -297,8 +298,16 @@ CLAIMING = st.fixed_dictionaries(
         ),
     }
 )
+DISPATCHED = st.fixed_dictionaries(
+    {"managedBy": st.just(MULTIKUEUE), "training": some(nodes=[1])},
+    optional={
+        "scheduling": some(queueName=["team"]),
+        "storage": some(retention=["Keep", "Delete"]),
+    },
+)
 SPECS = st.one_of(
     CLAIMING,
+    DISPATCHED,
     *(
         st.fixed_dictionaries({"training": training}, optional=RELATED)
         for training in (some(**TRAINING), some(**TRAINING), some(**TRAINING, **NAMED))

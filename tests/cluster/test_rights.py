@@ -20,6 +20,7 @@ from video2world_operator.controller.rbac import (
     policy_rules,
 )
 from video2world_operator.kube.client import ApiClient
+from video2world_operator.plan.labels import EVICTION_COST_ANNOTATION
 from video2world_operator.plan.optional_apis import Capabilities, OptionalApi
 
 STAGES = ["download", "dataset", "embeddings", "latents", "train", "inference"]
@@ -150,7 +151,18 @@ def test_roles_alone_are_enough_and_no_verb_is_unused(gpu_cluster, gpu_namespace
             run.finish(stage)
         for path in of_training:
             goes(path)
-        gpu_cluster.finish_pod(namespace, run.running("train")[0], 1)
+        lead = run.running("train")[0]
+        # that of a minute would take a minute; the operator corrects it
+        cost = {"metadata": {"annotations": {EVICTION_COST_ANNOTATION: "3600"}}}
+        job = f"/apis/batch/v1/{served}/jobs/run-train-1"
+        gpu_cluster.admin.patch(job, cost)
+        eventually(
+            lambda: (
+                gpu_cluster.admin.get(job)["metadata"]["annotations"][EVICTION_COST_ANNOTATION]
+                == "0"
+            )
+        )
+        gpu_cluster.finish_pod(namespace, lead, 1)
         run.finish("train", 2)
         run.finish("inference")
         eventually(lambda: not exists(gpu_cluster.admin, f"{run.path}/run"))
