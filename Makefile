@@ -44,7 +44,7 @@ test: .venv/ready ## Run all tests
 
 volcano: .venv/ready ## Test training groups under a real Volcano (builds it once: 4 minutes)
 	PYTHONPATH=tools $(BIN)/python -m control_plane build volcano-scheduler volcano-controller-manager
-	$(BIN)/python -m pytest tests/cluster/test_volcano.py
+	VOLCANO=1 $(BIN)/python -m pytest tests/cluster/test_volcano.py
 
 images: .venv/ready ## Build the container images with buildah (ONLY=... VARIANT=hopper BASE=... BUILDER=...)
 	$(BIN)/python tools/images.py $(if $(BASE),--base $(BASE)) $(if $(VARIANT),--variant $(VARIANT)) \

@@ -171,11 +171,6 @@ def find(*names: str) -> dict[str, Path]:
     return {name: ready(ALL[name]) for name in names}
 
 
-def have(*names: str) -> bool:
-    """Return whether the binaries are there and need not be built."""
-    return all(_present(ALL[name]) for name in names)
-
-
 def ready(tool: Tool) -> Path:
     """Return one tool's binary, built if necessary, from any folder of Go modules."""
     return _present(tool) or _build(tool)
