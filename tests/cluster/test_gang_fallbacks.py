@@ -168,7 +168,7 @@ def test_preflight_lists_the_queues_in_the_version_that_is_served(cluster, names
                 "metadata": {"name": "team"},
             },
         )
-        assert asyncio.run(queues()) == ["team"]
+        assert asyncio.run(queues()) == {"team": ""}
     finally:
         remove(cluster, kueue)
 

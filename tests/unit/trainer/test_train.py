@@ -540,7 +540,10 @@ def test_a_killed_rank_ends_the_run_and_the_last_checkpoint_is_kept(volume):
     latest = read_latest(volume / JOB)
     assert latest >= 2
     assert folder.find_damage(latest) is None
-    code, out = run(volume, f"trainer.max_iter={latest + 1}")  # by one rank
+    alone = (volume, f"trainer.max_iter={latest + 1}")  # by one rank
+    code, out = run(*alone)
+    assert (code, "set trainer.grad_accum_iter=2" in out) == (2, True), out
+    code, out = run(*alone, "trainer.grad_accum_iter=2")
     assert code == 0, out
     assert f"resuming from iteration {latest}" in out
     assert not list((volume / JOB).rglob(".partial-*"))
