@@ -322,6 +322,9 @@ class FailureStatus(_StatusModel):
         "without GPUs), times their number.",
     )
     attempt: int = Field(default=0, ge=0, description="Last attempt that is included.")
+    lost_attempt: int = Field(
+        default=0, ge=0, description="Last attempt that was counted as a loss; 0 if there is none."
+    )
     expected_seconds: float = Field(
         default=0, ge=0, description="Expected seconds between two failures of this run."
     )

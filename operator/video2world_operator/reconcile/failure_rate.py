@@ -47,7 +47,9 @@ def expect(status: Status, spec: Spec) -> None:
         if attempt.end_time is None or attempt.number <= failures.attempt:
             continue
         failures.attempt = attempt.number
-        failures.count += _lost_iterations(attempt, saved)
+        if _lost_iterations(attempt, saved):
+            failures.count += 1
+            failures.lost_attempt = attempt.number
         failures.device_seconds += round(_held(attempt, (attempt.nodes or spec.nodes) * each), 1)
     failures.expected_seconds = round(
         seconds_between_failures(devices, failures.count, failures.device_seconds)
@@ -71,11 +73,12 @@ def correct(status: Status, iteration: int) -> None:
     corrected (:func:`gpu_time.correct_start`).
     """
     failures, attempts = status.failures, status.attempts[-2:]
-    if failures is None or len(attempts) < 2 or attempts[0].number != failures.attempt:
+    if failures is None or len(attempts) < 2 or attempts[0].number != failures.lost_attempt:
         return
-    last, resumed = attempts
-    if last.reason in _ANNOUNCED and resumed.start_iteration < last.end_iteration <= iteration:
-        failures.count -= _lost_iterations(last, resumed.start_iteration)
+    last = attempts[0]
+    if last.reason in _ANNOUNCED and last.end_iteration <= iteration:
+        failures.count -= 1
+        failures.lost_attempt = 0
 
 
 def _lost_iterations(attempt: AttemptStatus, saved: int) -> bool:

@@ -68,6 +68,7 @@ def test_a_crash_counts_and_its_time_is_observed():
         "count": 1,
         "deviceSeconds": GPUS * 2 * HOUR,
         "attempt": 1,
+        "lostAttempt": 1,
         "expectedSeconds": round(expected),
     }
     assert env(world) == str(round(expected))
@@ -96,6 +97,10 @@ def test_an_eviction_that_saved_has_lost_nothing(how, saved, count):
     end(world, pods[0])
     assert world.status["failures"]["count"] == count
     assert world.status["failures"]["attempt"] == 1
+    world.start_pods()
+    for _ in range(2):  # what was not counted is not taken back
+        world.round(events=[Resumed("train", saved)])
+        assert world.status["failures"]["count"] == count
 
 
 def test_a_checkpoint_reported_by_the_next_attempt_only():
