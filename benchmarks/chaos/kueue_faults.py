@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from control_plane.kueue import Kueue
 
@@ -15,6 +16,7 @@ from .target import Target, retry
 
 __all__ = ["FAULTS", "restore"]
 
+V = TypeVar("V")
 _manager = threading.Lock()  # one fault of the manager at a time
 
 
@@ -34,22 +36,22 @@ def _kill_manager(target: Target, fault: Fault, rng: random.Random) -> str:
 
 
 def _hold_queue(target: Target, fault: Fault, rng: random.Random) -> str:
-    kueue = _kueue(target)
-    kueue.set_stop_policy(target.queue, fault.options["policy"])
-    try:
-        time.sleep(fault.seconds)
-    finally:
-        retry(partial(kueue.set_stop_policy, target.queue, "None"), 120)
-    return "done"
+    change = partial(_kueue(target).set_stop_policy, target.queue)
+    return _change_meanwhile(fault, change, fault.options["policy"], "None")
 
 
 def _shrink_quota(target: Target, fault: Fault, rng: random.Random) -> str:
-    kueue = _kueue(target)
-    kueue.set_quota(target.queue, fault.options["gpus"])
+    change = partial(_kueue(target).set_quota, target.queue)
+    return _change_meanwhile(fault, change, fault.options["gpus"], QUEUE_GPUS)
+
+
+def _change_meanwhile(fault: Fault, change: Callable[[V], None], value: V, usual: V) -> str:
+    """Set a value for the duration of the fault, then the usual one again."""
+    change(value)
     try:
         time.sleep(fault.seconds)
     finally:
-        retry(partial(kueue.set_quota, target.queue, QUEUE_GPUS), 120)
+        retry(partial(change, usual), 120)  # the API server may be down meanwhile
     return "done"
 
 

@@ -11,8 +11,6 @@ import json
 import os
 import platform
 import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import yaml
 
 import images
 from control_plane import Cluster, binaries
-from control_plane.processes import free_port
+from local_registry import registry_on
 
 ROOT = images.ROOT
 VERSION = images.version()
@@ -34,22 +32,8 @@ CHART = "charts/video2world-operator"
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory) -> Iterator[str]:
     """An empty registry; its path for our repositories."""
-    address, blobs = f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("blobs")
-    command = [binaries.find("crane")["crane"], "registry", "serve", f"--disk={blobs}"]
-    process = subprocess.Popen([*command, f"--address={address}"], stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{address}/v2/")
-                break
-            except OSError:
-                assert time.monotonic() < until
-                time.sleep(0.1)
+    with registry_on(tmp_path_factory.mktemp("blobs")) as address:
         yield f"{address}/video2world"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")
