@@ -76,7 +76,7 @@ def v2w(gpu_cluster, gpu_namespace, operator, monkeypatch, capsys):
     """Calls v2w as the administrator; what it printed."""
     config = gpu_cluster.write_kubeconfig(gpu_cluster.admin, gpu_namespace)
     monkeypatch.setenv("KUBECONFIG", os.fspath(config))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no server listens there
 
     def call(*arguments, code=0):
         assert main(arguments) == code

@@ -36,7 +36,7 @@ def run(gpu_cluster, gpu_namespace, account, tmp_path):
 
 
 def expected(run, attempt):
-    """The seconds between failures that an attempt's trainer is told to expect."""
+    """The seconds between failures that the trainer of an attempt expects."""
     jobs = {job["metadata"]["name"]: job for job in run.children("jobs")}
     container = jobs[f"run-train-{attempt}"]["spec"]["template"]["spec"]["containers"][0]
     values = {one["name"]: one.get("value") for one in container["env"]}

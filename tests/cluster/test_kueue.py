@@ -293,7 +293,7 @@ def test_a_flavor_that_fits_no_node_is_named(kueue, tmp_path, monkeypatch, capsy
 
 
 def test_kueue_may_be_killed(kueue, tmp_path, monkeypatch, capsys):
-    """No Job can be created meanwhile, and what runs goes on."""
+    """No Job can be created meanwhile, and running pods continue."""
     kueue, namespace = kueue
     kueue.add_queue(namespace, gpus=34)
     first = trains(kueue, namespace)

@@ -246,7 +246,7 @@ def test_suspending_deletes_the_copy_and_resuming_sends_it_again(run, worker, v2
     eventually(lambda: not exists(worker.cluster.admin, f"{copy.path}/run"), 60)
 
 
-def test_a_resource_managed_by_nobody_is_named(run, manager, v2w, tmp_path):
+def test_a_resource_that_no_controller_manages_is_named(run, manager, v2w, tmp_path):
     run.create(managedBy=MULTIKUEUE, scheduling={"queueName": "none"})
     eventually(lambda: workload_of(run))
     assert "no LocalQueue none" in v2w("explain", "run")
@@ -254,7 +254,7 @@ def test_a_resource_managed_by_nobody_is_named(run, manager, v2w, tmp_path):
     body = Resource.body("local", managedBy=MULTIKUEUE, scheduling={"queueName": "local"})
     manager.cluster.admin.post(run.path, body)
     said = v2w("explain", "local")
-    assert "managed by nobody" in said
+    assert "No controller manages this resource" in said
     assert "no admission check of MultiKueue" in said
     file = tmp_path / "local.yaml"
     file.write_text(yaml.safe_dump(body))

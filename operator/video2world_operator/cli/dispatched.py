@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from video2world_operator.cli.remedies import Cause
-from video2world_operator.preflight.dispatch import DispatchFacts, who_manages
+from video2world_operator.preflight.dispatch import DispatchFacts, why_unmanaged
 
 __all__ = ["dispatch_causes", "dispatch_note"]
 
@@ -14,8 +14,8 @@ def dispatch_note(facts: DispatchFacts, suspended: bool) -> str:
     """Return one line about it for `v2w status`."""
     if suspended:
         return "(suspended: it runs in no cluster; what is shown is its last state)"
-    if nobody := who_manages(facts):
-        return f"(managed by nobody: {nobody.what})"
+    if unmanaged := why_unmanaged(facts):
+        return f"(managed by no controller: {unmanaged.what})"
     if facts.cluster:
         return f"({'ran' if facts.finished else 'runs'} in cluster {facts.cluster})"
     if facts.waits:
@@ -25,9 +25,9 @@ def dispatch_note(facts: DispatchFacts, suspended: bool) -> str:
 
 def dispatch_causes(facts: DispatchFacts) -> Iterator[Cause]:
     """Explain why a resource that is not suspended runs in no cluster."""
-    if nobody := who_manages(facts):
-        remedy = f"{nobody.remedy[:1].upper()}{nobody.remedy[1:]}"
-        yield Cause(f"This resource is managed by nobody: {nobody.what}.", remedy)
+    if unmanaged := why_unmanaged(facts):
+        remedy = f"{unmanaged.remedy[:1].upper()}{unmanaged.remedy[1:]}"
+        yield Cause(f"No controller manages this resource: {unmanaged.what}.", remedy)
     elif facts.waits and facts.workload is not None:
         about = facts.workload["metadata"]
         yield Cause(

@@ -70,7 +70,7 @@ spec:
       everyIterations: {every:<8}# what a restart repeats at most
     # nodes: 2                 # pods of the training group
     # gpusPerNode: 8
-    # validation:              # the loss on held-out clips, as training goes on
+    # validation:              # the loss on held-out clips, during training
     #   everyIterations: 500
 {evaluation}\
   # credentials:               # of a private or gated repository, on a cluster:

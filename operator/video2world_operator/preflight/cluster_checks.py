@@ -13,7 +13,7 @@ from video2world_operator.plan.stage import Stage
 from video2world_operator.preflight.check import VOLUME_REMEDY, Check, Verdict, check_capacity
 from video2world_operator.preflight.claim_checks import check_claims
 from video2world_operator.preflight.devices import requests_of
-from video2world_operator.preflight.dispatch import DispatchFacts, who_manages
+from video2world_operator.preflight.dispatch import DispatchFacts, why_unmanaged
 from video2world_operator.preflight.facts import ClusterFacts, DeviceFacts
 from video2world_operator.preflight.node_fit import (
     check_nodes,
@@ -63,8 +63,8 @@ def _operator(facts: ClusterFacts) -> Check:
 
 def _dispatch(facts: DispatchFacts) -> Check:
     """Check whether MultiKueue will send the resource; what it needs is in another cluster."""
-    if nobody := who_manages(facts):
-        return Check("managedBy", Verdict.FAIL, nobody.what, nobody.remedy)
+    if unmanaged := why_unmanaged(facts):
+        return Check("managedBy", Verdict.FAIL, unmanaged.what, unmanaged.remedy)
     text = f"MultiKueue sends it to another cluster from queue {facts.queue}; nodes, volume and "
     text += "Secrets are checked with that cluster's kubeconfig"
     if facts.cluster_queue is None or facts.checks is None:

@@ -1,4 +1,4 @@
-"""Find out whether anyone manages a resource that MultiKueue is to send to another cluster."""
+"""Find out whether a controller manages a resource that MultiKueue sends to another cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from video2world_operator.plan.labels import RESOURCE_LABEL
 from video2world_operator.plan.multikueue import own_workloads
 from video2world_operator.plan.optional_apis import OptionalApi
 
-__all__ = ["DispatchFacts", "Nobody", "read_dispatch", "who_manages"]
+__all__ = ["DispatchFacts", "Unmanaged", "read_dispatch", "why_unmanaged"]
 
 Object = Mapping[str, Any]
 ADAPTER = f"{KIND}.{VERSION}.{GROUP}"  # its name in Kueue's configuration
@@ -77,22 +77,22 @@ class DispatchFacts:
 
 
 @dataclass(frozen=True)
-class Nobody:
-    """Why no one manages a resource, and what to do about it."""
+class Unmanaged:
+    """Why no controller manages a resource, and what to do about it."""
 
     what: str
     remedy: str
 
 
-def who_manages(facts: DispatchFacts) -> Nobody | None:
-    """Return why no one manages a resource of MultiKueue; None if that cannot be said."""
+def why_unmanaged(facts: DispatchFacts) -> Unmanaged | None:
+    """Return why no controller manages a resource of MultiKueue; None if one may."""
     if not facts.served:
-        return Nobody(
+        return Unmanaged(
             f"spec.managedBy is {MULTIKUEUE}, but this cluster serves no Kueue",
             f"install Kueue and {_SETUP}, or create the resource without managedBy",
         )
     if facts.local_queue is None:
-        return Nobody(
+        return Unmanaged(
             f"there is no LocalQueue {facts.queue} in this namespace, or you may not see it",
             "create it, or name another one in spec.scheduling.queueName while suspended",
         )
@@ -106,7 +106,7 @@ def who_manages(facts: DispatchFacts) -> Nobody | None:
         if check["spec"].get("controllerName") == MULTIKUEUE and check["metadata"]["name"] in used
     ]
     if facts.checks is not None and not sending:
-        return Nobody(
+        return Unmanaged(
             f"ClusterQueue {name} has no admission check of MultiKueue: it would admit the "
             "resource in this cluster, where nothing runs it",
             f"add an AdmissionCheck with controllerName {MULTIKUEUE} to it, or name the queue of "
@@ -116,12 +116,12 @@ def who_manages(facts: DispatchFacts) -> Nobody | None:
         for one in (check.get("status") or {}).get("conditions") or ():
             if one["type"] == "Active" and one["status"] == "False":
                 about = check["metadata"]["name"]
-                return Nobody(
+                return Unmanaged(
                     f"AdmissionCheck {about} is not active: {one.get('message', '')}",
                     f"kubectl describe admissioncheck {about}, and its MultiKueueClusters",
                 )
     if rejection := facts.rejection:
-        return Nobody(f"Kueue does not send it: {rejection}", f"{_SETUP}, and create it anew")
+        return Unmanaged(f"Kueue does not send it: {rejection}", f"{_SETUP}, and create it anew")
     return None
 
 

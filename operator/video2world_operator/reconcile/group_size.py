@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 __all__ = ["Facts", "Memory", "Verdict", "decide", "largest", "size_at_start"]
 
-UNKNOWN_ROOM = 8  # times longer until a group grows into room that nobody could count
+UNKNOWN_ROOM = 8  # times longer until a group grows into room that could not be counted
 MAX_DOUBLINGS = 6
 
 

@@ -16,7 +16,7 @@ from video2world_operator.cli.snapshot import ClusterObjects, Snapshot
 from video2world_operator.plan.plan import make_plan
 from video2world_operator.preflight.check import Verdict
 from video2world_operator.preflight.cluster_checks import check_cluster
-from video2world_operator.preflight.dispatch import DispatchFacts, who_manages
+from video2world_operator.preflight.dispatch import DispatchFacts, why_unmanaged
 from video2world_operator.preflight.facts import ClusterFacts
 from video2world_operator.preflight.requirements import estimate
 
@@ -44,7 +44,7 @@ def waiting(state="Pending", message="", **status):
     return {"metadata": about, "spec": {}, "status": {"admissionChecks": [check], **status}}
 
 
-NOBODY = {
+UNMANAGED = {
     "no Kueue": (DispatchFacts("gpus"), "this cluster serves no Kueue"),
     "no queue": (replace(READY, local_queue=None), "no LocalQueue gpus"),
     "no check": (replace(READY, cluster_queue=cluster_queue({})), "no admission check"),
@@ -60,16 +60,16 @@ NOBODY = {
 }
 
 
-@pytest.mark.parametrize("name", NOBODY)
-def test_a_resource_that_nobody_manages_is_named(name):
-    facts, expected = NOBODY[name]
-    nobody = who_manages(facts)
-    assert nobody is not None
-    assert expected in nobody.what
+@pytest.mark.parametrize("name", UNMANAGED)
+def test_a_resource_that_no_controller_manages_is_named(name):
+    facts, expected = UNMANAGED[name]
+    unmanaged = why_unmanaged(facts)
+    assert unmanaged is not None
+    assert expected in unmanaged.what
     objects = ClusterObjects(CREATED, dispatch=facts)
     cause, *_ = explain(Snapshot("run", parse_status(None)), objects, NOW)
     assert expected in cause.what
-    assert "managed by nobody" in cause.what
+    assert "No controller manages" in cause.what
     assert cause.remedy
     assert expected in dispatch_note(facts, suspended=False)
 
@@ -84,7 +84,7 @@ def test_a_resource_that_nobody_manages_is_named(name):
     ],
 )
 def test_what_may_not_be_read_is_no_problem(facts):
-    assert who_manages(facts) is None
+    assert why_unmanaged(facts) is None
 
 
 def test_a_resource_that_waits_is_explained_by_kueue():

@@ -81,7 +81,7 @@ SHRUNK = Memory(changed=ago(5000))
         # each growth that failed doubles the wait
         ({"saved_at": ago(1)}, {"failed_growths": 1}, 2),
         ({"saved_at": ago(1)}, {"failed_growths": 1, "room_since": ago(1300)}, 4),
-        # what nobody can count is tried rarely
+        # what cannot be counted is tried rarely
         ({"saved_at": ago(1), "room": None}, {}, 2),
         ({"saved_at": ago(1), "room": None}, {"room_since": ago(4900)}, 4),
         ({"saved_at": ago(1), "room": None, "nodes": 1}, {"room_since": ago(4900)}, 2),
